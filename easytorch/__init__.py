@@ -1,0 +1,13 @@
+"""easytorch: a Keras-style fit for any torch.nn.Module."""
+
+from easytorch import callbacks, data
+from easytorch.files import FileError
+from easytorch.logs import Mean
+from easytorch.metrics import Metric
+from easytorch.model import Model
+from easytorch.results import History, Scores
+from easytorch.strategy import Strategy
+
+__version__ = "0.1.0"
+
+__all__ = ["FileError", "History", "Mean", "Metric", "Model", "Scores", "Strategy", "__version__", "callbacks", "data"]

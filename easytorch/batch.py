@@ -1,0 +1,156 @@
+"""What a batch is: its inputs, targets and weights, its size, and how a module is called with it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from easytorch.tree import describe, leaves, map_leaves
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+WEIGHT_KEY = "sample_weight"
+
+
+class Batch(NamedTuple):
+    """The three parts of a batch; what is missing is None."""
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+
+
+def unpack(batch: Any, signature: Signature | None = None) -> Batch:
+    """Split ``batch`` into inputs, targets and sample weights.
+
+    Args:
+        batch: ``x``, ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``; or a dict, whose entries named like arguments
+            of the module are the inputs, and whose entry ``labels`` (``label``, ``targets``, ``target``, ``y``) is
+            the target.
+        signature: The arguments of the module that takes the inputs; only dicts need it.
+    """
+    if isinstance(batch, (tuple, list)):
+        if 1 <= len(batch) <= 3:
+            return Batch(*batch)
+        raise ValueError(
+            f"A batch has one to three parts, x, (x, y) or (x, y, sample_weight); this one has {len(batch)}: "
+            f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict."
+        )
+    if isinstance(batch, Mapping):
+        return _unpack_dict(batch, signature or Signature((), any_keyword=True))
+    return Batch(batch)
+
+
+def _unpack_dict(batch: Mapping[str, Any], signature: Signature) -> Batch:
+    label = next((key for key in LABEL_KEYS if key in batch), None)
+    inputs: Any = {key: value for key, value in batch.items() if key in signature.names}
+    if label is None and inputs:
+        others = [key for key in batch if key not in inputs and key != WEIGHT_KEY]
+        label = others[0] if len(others) == 1 else None
+    if not inputs:
+        inputs = {key: value for key, value in batch.items() if key not in (label, WEIGHT_KEY)}
+        if (
+            len(inputs) == 1 and not signature.any_keyword
+        ):  # {"image": x, "label": y} for a module that takes one tensor
+            (inputs,) = inputs.values()
+    return Batch(inputs, batch[label] if label is not None else None, batch.get(WEIGHT_KEY))
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples in ``batch``: the first dimension of its targets, else of its inputs.
+
+    A batch object of another library may tell by an attribute ``batch_size`` or ``num_graphs``.
+    """
+    for name in ("batch_size", "num_graphs"):
+        if isinstance(getattr(batch, name, None), int):
+            return int(getattr(batch, name))
+    targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if isinstance(batch, Mapping):
+        targets = next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    for part in (targets, batch):
+        sizes = {len(leaf) for leaf in leaves(part) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0}
+        if len(sizes) == 1:
+            return sizes.pop()
+        if sizes:
+            raise ValueError(
+                f"The parts of this batch have different first dimensions, {sorted(sizes)}: {describe(batch)}. "
+                "Give every part one row for each sample."
+            )
+    raise ValueError(f"Cannot tell how many samples are in this batch: {describe(batch)}. Pass tensors or arrays.")
+
+
+def placer(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any]:
+    """Return the function that brings a batch to ``device`` and its floats to ``dtype`` (None: as they are).
+
+    Arrays become tensors, anything that is neither array nor tensor stays what it is. From pinned memory the copy
+    does not wait.
+    """
+
+    def place(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):
+            leaf = from_numpy(leaf)
+        if not isinstance(leaf, Tensor):
+            return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+        wanted = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
+        if leaf.device == device and leaf.dtype == wanted:
+            return leaf
+        return leaf.to(device, wanted, non_blocking=True)
+
+    return lambda batch: map_leaves(place, batch)
+
+
+def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """Turn ``array`` into a tensor that shares its memory where NumPy allows it.
+
+    Raises:
+        TypeError: If it holds text or other objects.
+    """
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"Expected numbers, received an array of {_kind(array)} with shape {list(array.shape)}. Turn text into "
+            "numbers first, for example labels by sklearn.preprocessing.LabelEncoder, columns by pandas.get_dummies."
+        )
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch computes little with unsigned integers
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(np.ascontiguousarray(array) if array.ndim else array)
+
+
+def _kind(array: np.ndarray[Any, Any]) -> str:
+    return "text" if array.dtype.kind in "US" or (array.size and isinstance(array.flat[0], str)) else str(array.dtype)
+
+
+class Signature(NamedTuple):
+    """The arguments that a module's ``forward`` takes."""
+
+    names: tuple[str, ...]
+    positional: float = 1
+    any_keyword: bool = False
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Signature:
+        """Read the signature of ``module.forward``."""
+        parameters = inspect.signature(module.forward).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        star = any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        positional = float("inf") if star else sum(p.kind != p.KEYWORD_ONLY for p in named)
+        return cls(tuple(p.name for p in named), positional, any(p.kind == p.VAR_KEYWORD for p in parameters))
+
+    def call(self, function: Callable[..., Any], x: Any) -> Any:
+        """Call ``function``, the module or its compiled twin, with whatever ``x`` is.
+
+        A tensor is the only argument; a tuple or list is spread over as many arguments as it has parts, if the module
+        takes that many; a dict whose keys are arguments is passed by name. Otherwise the module gets ``x`` itself.
+        """
+        if isinstance(x, Tensor):
+            return function(x)
+        if isinstance(x, Mapping) and (self.any_keyword or set(x) <= set(self.names)):
+            return function(**x)
+        if isinstance(x, (tuple, list)) and not hasattr(x, "_fields") and len(x) <= self.positional:
+            return function(*x)
+        return function(x)

@@ -1,0 +1,145 @@
+"""What can be told while a model trains, and the list that tells it only to those who listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from easytorch.tree import describe
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+
+class Callback:
+    """Watches a model while it trains; override the hooks you need.
+
+    Epochs and batches are counted from 0. ``logs`` are values by name: in ``on_epoch_end`` a plain dict, which is kept in
+    the history with whatever is added to it; in batch hooks a mapping that is computed when it is read, so only who reads
+    it waits for the device. A "batch" is one update: with gradient accumulation it is a window of batches.
+
+    To steer, set ``self.model.stop_training = True``: training ends after the update that runs.
+
+    Attributes:
+        model: The model that trains.
+        params: ``epochs``, ``steps`` (None where unknown) and ``verbose``.
+    """
+
+    model: Model
+    params: dict[str, Any]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Run before the first epoch of a fit."""
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Run after the last epoch of a fit, however it came to an end."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Run before an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Run after an epoch and its validation."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Run before an update."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Run after an update."""
+
+    def on_before_optimizer_step(self) -> None:
+        """Run when all gradients of an update are there, before they are clipped and used."""
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Run before an evaluation, within fit too."""
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Run after an evaluation."""
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Run before a batch of an evaluation."""
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Run after a batch of an evaluation."""
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        """Run before a prediction."""
+
+    def on_predict_end(self, logs: Any = None) -> None:
+        """Run after a prediction."""
+
+    def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Run before a batch of a prediction."""
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Run after a batch of a prediction; ``logs["outputs"]`` are the module's outputs."""
+
+    def on_exception(self, error: BaseException) -> None:
+        """Run when training fails; the error is raised again afterwards."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a restart needs, tensors and plain values only; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+
+
+class LambdaCallback(Callback):
+    """A callback from functions.
+
+    Args:
+        hooks: Functions by the name of the hook, with the hook's arguments: ``on_epoch_end=lambda epoch, logs: ...``.
+
+    Raises:
+        ValueError: If there is no such hook.
+    """
+
+    def __init__(self, **hooks: Callable[..., Any] | None) -> None:
+        for name, function in hooks.items():
+            if name not in HOOKS:
+                from easytorch.lookup import nearest, quoted
+
+                raise ValueError(f"There is no hook {name!r}.{nearest(name, HOOKS)} Hooks are {quoted(HOOKS)}.")
+            if function is not None:
+                setattr(self, name, function)
+
+
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+class CallbackList(Callback):
+    """Tells every callback, in order; a hook that nobody overrides costs one call of an empty function."""
+
+    def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
+        self.callbacks, self.params = [_checked(callback) for callback in callbacks], params
+        for callback in self.callbacks:
+            callback.model, callback.params = model, params
+        for hook in HOOKS:
+            listeners = [getattr(callback, hook) for callback in self.callbacks if _overrides(callback, hook)]
+            if listeners:
+                setattr(self, hook, listeners[0] if len(listeners) == 1 else _all(listeners))
+
+
+def _all(listeners: list[Callable[..., Any]]) -> Callable[..., None]:
+    def tell(*args: Any) -> None:
+        for listener in listeners:
+            listener(*args)
+
+    return tell
+
+
+def _overrides(callback: Callback, hook: str) -> bool:
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def _checked(callback: Any) -> Callback:
+    if isinstance(callback, Callback):
+        return callback
+    if isinstance(callback, type):
+        raise TypeError(
+            f"Expected a callback, received the class {callback.__name__}. Make an object of it: {callback.__name__}()."
+        )
+    raise TypeError(
+        f"Expected a callback, received {callback!r} ({describe(callback)}). Pass objects of easytorch.callbacks, of your own "
+        "subclass of easytorch.callbacks.Callback, or a LambdaCallback."
+    )

@@ -1,0 +1,321 @@
+"""Seeing it run: a live bar in a terminal, one plain line for each epoch elsewhere, a table in a notebook."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from easytorch.callbacks.callback import Callback
+from easytorch.lookup import nearest
+
+VERBOSE = (0, 1, 2, "auto")
+
+
+def displays(verbose: int | str) -> list[Callback]:
+    """Return the callbacks that show what ``verbose`` asks for.
+
+    Args:
+        verbose: 0 shows nothing. 1 and ``"auto"`` show a live bar in a terminal, a table in a notebook, and one plain line
+            for each epoch everywhere else. 2 shows the plain lines everywhere.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if verbose not in VERBOSE:
+        raise ValueError(
+            f"Unknown verbose {verbose!r}.{nearest(verbose, VERBOSE)} Pass 0 (nothing), 1 or 'auto' (a live bar in a terminal, "
+            "lines elsewhere), or 2 (one line for each epoch)."
+        )
+    if verbose == 0:
+        return []
+    if verbose == 2:
+        return [Lines()]
+    if _in_notebook():
+        return [Table()]
+    return [Bar()] if _in_terminal() else [Lines()]
+
+
+def _in_terminal() -> bool:
+    from rich.console import Console
+
+    console = Console()
+    return console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def number(name: str, value: float) -> str:
+    """Return ``value`` as people like to read it: four decimals, scientific where those would hide it."""
+    if name == "lr" or name.startswith("lr_"):
+        return f"{value:.4g}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"
+
+
+def values(logs: Mapping[str, float]) -> str:
+    """Return ``loss 0.2134  accuracy 0.9371``."""
+    return "  ".join(f"{name} {number(name, value)}" for name, value in logs.items())
+
+
+def duration(seconds: float) -> str:
+    """Return ``1:02:05``, ``2:05``, ``12 s``, ``1.3 s`` or ``45 ms``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Lines(Callback):
+    """One plain line for each epoch, without a single control character."""
+
+    def __init__(self) -> None:
+        self.fitting = False
+        self.step = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Note that evaluations belong to epochs from now on."""
+        self.fitting = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Start the clock."""
+        self.began = time.perf_counter()
+        self.title = f"Epoch {epoch + 1}/{self.params['epochs']}"
+        self.step = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Count the update."""
+        self.step = batch + 1
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write the epoch's line."""
+        seconds = time.perf_counter() - self.began
+        steps = f"{self.step} step" + "s" * (self.step != 1)
+        self.write(f"{self.title}  {steps}  {duration(seconds)}  {values(logs or {})}")
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Note that the fit is over."""
+        self.fitting = False
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Start the clock, outside of a fit."""
+        if not self.fitting:
+            self.began = time.perf_counter()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Write the evaluation's line, outside of a fit."""
+        if not self.fitting:
+            seconds = time.perf_counter() - self.began
+            self.write(f"Evaluated on {self.params['data']}  {duration(seconds)}  {values(logs or {})}")
+
+    def write(self, line: str) -> None:
+        """Write one line."""
+        print(line, flush=True)
+
+
+class Live(Lines):
+    """What the bar and the table share: they redraw at most ten times a second, and spend little time on it."""
+
+    INTERVAL = 0.1  # seconds between two looks at the logs
+    SHARE = 30  # how many times longer than a redraw the pause after it is, at least
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Draw the empty bar."""
+        super().on_epoch_begin(epoch)
+        self.begin(self.title, self.params["steps"])
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Redraw, if it is time."""
+        self.step = batch + 1
+        if time.perf_counter() >= self.due:
+            self._draw(batch + 1, logs)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Draw the bar of the validation or evaluation."""
+        super().on_test_begin(logs)
+        self.begin(f"{self.title} validation" if self.fitting else "Evaluating", self.params["test_steps"])
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Redraw, if it is time."""
+        if time.perf_counter() >= self.due:
+            self._draw(batch + 1, logs)
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        """Draw the bar of the prediction."""
+        self.begin("Predicting", self.params["test_steps"])
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Redraw, if it is time."""
+        if time.perf_counter() >= self.due:
+            self._draw(batch + 1, {})
+
+    def on_predict_end(self, logs: Any = None) -> None:
+        """Take the bar away."""
+        self.end()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Take the bar away and, outside of a fit, leave a line."""
+        self.end()
+        super().on_test_end(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Take the bar away and leave the epoch's line."""
+        self.end()
+        super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Take the bar away, should an epoch have been interrupted."""
+        self.end()
+        super().on_train_end(logs)
+
+    def on_exception(self, error: BaseException) -> None:
+        """Take the bar away, so that the error stands alone."""
+        self.end()
+
+    def _draw(self, step: int, logs: Any) -> None:
+        began = time.perf_counter()
+        self.draw(step, dict(logs.items()))
+        ended = time.perf_counter()
+        self.due = ended + max(self.INTERVAL, self.SHARE * (ended - began))
+
+    def begin(self, title: str, total: int | None) -> None:
+        """Begin a pass of ``total`` steps, None where nobody knows."""
+        raise NotImplementedError
+
+    def draw(self, step: int, logs: dict[str, float]) -> None:
+        """Show that ``step`` steps are done."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """End the pass; nothing of it stays on the screen."""
+        raise NotImplementedError
+
+
+class Bar(Live):
+    """A live bar by rich: title, bar, step, speed, remaining time, values; one line stays for each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+
+        self.console = Console(highlight=False)
+        self.progress: Any = None
+
+    def begin(self, title: str, total: int | None) -> None:
+        """Begin a pass of ``total`` steps."""
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        self.end()
+        width = self.console.width
+        columns: list[Any] = [TextColumn("{task.description}", table_column=Column(no_wrap=True))]
+        if width >= 60:
+            columns.append(BarColumn(20 if width >= 100 else 10))
+        columns.append(TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)))
+        if width >= 90:
+            columns.append(TextColumn("[dim]{task.fields[speed]}", table_column=Column(no_wrap=True)))
+        columns.append(
+            TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+        )
+        # No refreshing thread: it would be copied into the loader's workers, and the loop redraws often enough.
+        self.progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False, expand=True)
+        self.total, self.clock = total, time.perf_counter()
+        shown = f"0/{total}" if total else "0"
+        self.task = self.progress.add_task(title, total=total, done=shown, speed="", values="")
+        self.progress.start()
+        self.due = time.perf_counter() + self.INTERVAL
+
+    def draw(self, step: int, logs: dict[str, float]) -> None:
+        """Show that ``step`` steps are done."""
+        seconds = time.perf_counter() - self.clock
+        pace = step / seconds
+        speed = f"{pace:,.0f}/s" if pace >= 10 else f"{pace:.2g}/s"
+        if self.total and step < self.total:
+            speed += f"  {duration((self.total - step) / pace)} left"
+        done = f"{step}/{self.total}" if self.total else str(step)
+        self.progress.update(self.task, completed=step, done=done, speed=speed, values=values(logs))
+        self.progress.refresh()
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def write(self, line: str) -> None:
+        """Write one line, the title in colour where the terminal has any."""
+        from rich.text import Text
+
+        text = Text(line)
+        title = line.split("  ")[0]
+        text.stylize("bold", 0, len(title))
+        self.console.print(text, soft_wrap=True)
+
+
+class Table(Live):
+    """An HTML table in a notebook, a row for each epoch, the last one live."""
+
+    INTERVAL = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, str]] = []
+        self.handle: Any = None
+
+    def begin(self, title: str, total: int | None) -> None:
+        """Begin a pass of ``total`` steps."""
+        self.heading, self.total = title, total
+        self.due = time.perf_counter() + self.INTERVAL
+
+    def draw(self, step: int, logs: dict[str, float]) -> None:
+        """Show that ``step`` steps are done."""
+        done = f"{step}/{self.total}" if self.total else str(step)
+        live = {"": f"{self.heading}, step {done}"} | {name: number(name, value) for name, value in logs.items()}
+        self._show([*self.rows, live])
+
+    def end(self) -> None:
+        """Show the finished rows alone."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start a new table."""
+        super().on_train_begin(logs)
+        self.rows, self.handle = [], None
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the epoch's row."""
+        seconds = duration(time.perf_counter() - self.began)
+        self.rows.append(
+            {"": self.title, "time": seconds} | {name: number(name, v) for name, v in (logs or {}).items()}
+        )
+        self._show(self.rows)
+
+    def _show(self, rows: list[dict[str, str]]) -> None:
+        from IPython.display import HTML, display
+
+        page = HTML(table_html(rows))
+        if self.handle is None:
+            self.handle = display(page, display_id=True)
+        else:
+            self.handle.update(page)
+
+
+def table_html(rows: list[dict[str, str]]) -> str:
+    """Return ``rows`` as an HTML table with a column for every name."""
+    from html import escape
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(row.get(name, ''))}</td>" for name in names) + "</tr>" for row in rows
+    )
+    return f'<table class="easytorch"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

@@ -1,0 +1,210 @@
+"""Errors of torch, told again in the user's words: which layer, which batch, which target, and what to do.
+
+Nothing here runs as long as nothing fails. What went wrong is read off the frames of the traceback, where the layer, its
+input, the outputs and the targets still are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easytorch.batch import Signature
+from easytorch.lookup import quoted
+from easytorch.losses import Loss, class_trouble
+from easytorch.metrics import Metrics
+from easytorch.strategy import Strategy
+from easytorch.tree import describe
+
+
+@contextlib.contextmanager
+def explained(module: nn.Module) -> Iterator[None]:
+    """Raise what fails inside again, with an explanation where there is one; the original error stays its cause."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        better = diagnose(error, module)
+        if better is None:
+            raise
+        raise better from error
+
+
+def diagnose(error: Exception, module: nn.Module) -> Exception | None:
+    """Return an error that explains ``error``, None if it needs no explanation or nobody knows one."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    frames = _frames(error)
+    for frame in reversed(frames):  # the innermost frame that we can say something about
+        local, name = frame.f_locals, frame.f_code.co_name
+        owner = local.get("self")
+        if isinstance(owner, Loss) and name in ("__call__", "_unreduced"):
+            return (
+                None
+                if frame is frames[-1] or _is_ours(frames[-1])
+                else _of_loss(error, owner, local["y_pred"], local["y"])
+            )
+        if isinstance(owner, Metrics) and name == "update" and "metric" in local:
+            return _of_metric(error, local)
+        if isinstance(owner, Strategy) and name == "backward":
+            return _of_backward(error, local["loss"])
+        if isinstance(owner, Signature) and name == "call" and isinstance(error, TypeError) and frame is frames[-1]:
+            return _of_call(error, module, owner, local["x"])
+        if isinstance(owner, nn.Module) and name in ("forward", "_conv_forward", "forward_impl"):
+            return _of_layer(error, owner, module, local) if _is_torch(owner) else None
+    return None
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    frames = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    return frames
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("easytorch.")
+
+
+def _is_torch(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("torch.nn")
+
+
+# Layers
+
+
+def _of_layer(error: Exception, layer: nn.Module, module: nn.Module, local: dict[str, Any]) -> Exception | None:
+    x = next((value for value in local.values() if isinstance(value, Tensor)), None)
+    if x is None:
+        return None
+    names = {id(part): name for name, part in module.named_modules()}
+    where = names.get(id(layer)) or "itself"
+    title = f"Layer {where!r}, {layer}, cannot take its input, {describe(x)}"
+    parameter = next(layer.parameters(), None)
+    if isinstance(layer, nn.Embedding):
+        return _of_embedding(error, layer, x, title)
+    if parameter is not None and parameter.device != x.device:
+        return RuntimeError(
+            f"{title}: the layer is on {parameter.device}, the input on {x.device}. Make tensors inside forward() on the "
+            "device of its input: torch.zeros(n, device=x.device)."
+        )
+    if parameter is not None and x.dtype != parameter.dtype and not x.is_floating_point():
+        return TypeError(
+            f"{title}: it computes with {_name(parameter.dtype)}. Pass floats, for example x.float() "
+            "(and images divided by 255, as torchvision's ToTensor does)."
+        )
+    cure = _size_cure(layer, x)
+    return ValueError(f"{title}. {cure}") if cure else ValueError(f"{title}: {error}")
+
+
+def _of_embedding(error: Exception, layer: nn.Embedding, x: Tensor, title: str) -> Exception:
+    if x.is_floating_point():
+        return TypeError(f"{title}: it looks up rows by whole numbers. Pass x.long().")
+    low, high = int(x.min()), int(x.max())
+    return IndexError(
+        f"{title}: it has rows 0 to {layer.num_embeddings - 1}, but the input has numbers from {low} to {high}. "
+        f"Use num_embeddings={high + 1} or renumber the input."
+        if low < 0 or high >= layer.num_embeddings
+        else f"{title}: {error}"
+    )
+
+
+def _size_cure(layer: nn.Module, x: Tensor) -> str | None:
+    shape = list(x.shape)
+    if isinstance(layer, nn.Linear) and shape and shape[-1] != layer.in_features:
+        flat = x[0].numel() if x.ndim > 2 else None
+        hint = " or put nn.Flatten() before it" if flat == layer.in_features else ""
+        return f"It expects {layer.in_features} features, received {shape[-1]}. Use in_features={shape[-1]}{hint}."
+    if isinstance(layer, nn.RNNBase) and shape and shape[-1] != layer.input_size:
+        return f"It expects {layer.input_size} features, received {shape[-1]}. Use input_size={shape[-1]}."
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        dimensions = len(layer.kernel_size) + 2
+        if x.ndim not in (dimensions, dimensions - 1) or (x.ndim == dimensions - 1 and shape[0] != layer.in_channels):
+            missing = x.ndim == dimensions - 1
+            return f"It expects {dimensions} dimensions, (batch, channels, ...), received {x.ndim}." + (
+                " Add the channel: x.unsqueeze(1)." if missing else ""
+            )
+        if x.ndim == dimensions and shape[1] != layer.in_channels:
+            last = " Are the channels last? Use x.movedim(-1, 1)." if shape[-1] == layer.in_channels else ""
+            return f"It expects {layer.in_channels} channels, received {shape[1]}. Use in_channels={shape[1]}.{last}"
+        if any(size < kernel for size, kernel in zip(shape[2:], layer.kernel_size, strict=False)):
+            return f"Its kernel {list(layer.kernel_size)} is larger than what is left, {shape[2:]}. Use fewer or smaller layers before it."
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if x.ndim > 1 and shape[1] != layer.num_features:
+            return f"It expects {layer.num_features} channels, received {shape[1]}. Use num_features={shape[1]}."
+        if layer.training and x.numel() == shape[1]:
+            return "BatchNorm cannot train on a batch of one sample. Use another batch_size, or drop_last=True in the DataLoader."
+    return None
+
+
+# Calls, losses, metrics, gradients
+
+
+def _of_call(error: Exception, module: nn.Module, signature: Signature, x: Any) -> Exception:
+    takes = quoted(signature.names) if signature.names else "nothing"
+    return TypeError(
+        f"{type(module).__name__}.forward takes {takes}, but the inputs of the batch are {describe(x)} ({error}). "
+        "Batches are (x, y); x is one tensor, a tuple with one tensor for each argument, or a dict named like the arguments."
+    )
+
+
+def _of_loss(error: Exception, loss: Loss, y_pred: Any, y: Any) -> Exception:
+    if y is None:
+        return ValueError(
+            f"The loss, {loss!r}, needs targets, but the batch has none. Pass fit(x, y), or batches (x, y); for a module that "
+            "learns its own input, fit(x, x)."
+        )
+    if not isinstance(y_pred, Tensor):
+        return TypeError(
+            f"The loss, {loss!r}, takes one tensor, but the module returned {describe(y_pred)}. Name a loss for each output, "
+            "loss=[...] or loss={...}, or pass a function f(y_pred, y) that takes them all."
+        )
+    if not isinstance(y, Tensor):
+        return TypeError(f"The loss, {loss!r}, takes targets as one tensor, but they are {describe(y)}. Pass numbers.")
+    if loss.family in (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss):
+        told = class_trouble(y_pred, y, loss.ignored)
+        if told:
+            return told
+    if loss.family is nn.BCELoss and (float(y_pred.min()) < 0 or float(y_pred.max()) > 1):
+        return ValueError(
+            f"The loss, {loss!r}, takes probabilities, but the module's outputs go from {float(y_pred.min()):.3g} to "
+            f"{float(y_pred.max()):.3g}. Use loss='bce_with_logits', or end the module with nn.Sigmoid()."
+        )
+    return ValueError(
+        f"The loss, {loss!r}, cannot compare the module's output, {describe(y_pred)}, with the targets, {describe(y)}: {error}"
+    )
+
+
+def _of_metric(error: Exception, local: dict[str, Any]) -> Exception:
+    y_pred, y = local.get("y_pred"), local.get("y")
+    return ValueError(
+        f"The metric {local['metric'].name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
+        f"{type(error).__name__}: {error}. Take it out of compile(metrics=...), or choose one that fits these shapes."
+    )
+
+
+def _of_backward(error: Exception, loss: Any) -> Exception | None:
+    if not isinstance(loss, Tensor):
+        return TypeError(
+            f"The loss is {describe(loss)}, not a tensor. Let the loss, or train_step, return a scalar tensor."
+        )
+    if loss.ndim:
+        return ValueError(
+            f"The loss is {describe(loss)}, not one number. Let the loss, or train_step, return a mean over the batch, loss.mean()."
+        )
+    if not loss.requires_grad:
+        return ValueError(
+            "The loss has no gradient: nothing in it depends on a parameter that is trained. Are all parameters frozen, or does "
+            "forward() or the loss use .detach(), .item(), torch.no_grad() or argmax?"
+        )
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

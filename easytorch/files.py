@@ -1,0 +1,332 @@
+"""Files that are whole or absent, checked when they are read, and free of code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import pickle
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from easytorch.lookup import nearest
+
+FORMAT = "easytorch"
+VERSION = 1
+
+
+class FileError(ValueError):
+    """A file that is not what it should be: its name, what is wrong with it, and what to do."""
+
+
+def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+    """Write ``content``, of tensors and plain values, so that at no moment is there half a file at ``path``.
+
+    It is written to a temporary file in the same folder, synced, and renamed; then the folder is synced. Whatever goes
+    wrong, the file that was there before stays as it is.
+
+    Raises:
+        OSError: If it cannot be written; the message names the file, the reason and what to do.
+    """
+    return _replace(Path(path), lambda file: torch.save(dict(content), file))
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:
+    """Write ``tensors`` in the safetensors format, as safely as ``write``."""
+    save = _safetensors().save
+    # The format knows neither shared nor strided memory; names that share a tensor are written once each.
+    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    return _replace(Path(path), lambda file: file.write(data))
+
+
+def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
+    """Return what is in ``path``: written by ``write`` or by ``torch.save``, or a ``.safetensors`` file.
+
+    The archive's checksums are verified first, which torch does not do, and nothing in the file is run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileError: If it is not such a file, is damaged, or holds something else than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.exists():
+        beside = [other.name for other in path.parent.glob("*") if other.is_file()] if path.parent.exists() else []
+        raise FileNotFoundError(f"There is no file {str(path)!r}.{nearest(path.name, beside)}")
+    if path.is_dir():
+        raise FileError(f"{str(path)!r} is a folder. Name the file in it.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, device)
+    _verify_archive(path)
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FileError(
+            f"{str(path)!r} holds Python objects, which could run code when they are loaded, so it is not read. "
+            "If you trust it, read it with torch.load(..., weights_only=False) and pass the state dict to net.load_state_dict()."
+        ) from error
+    except Exception as error:  # torch.load raises ten kinds of exceptions on damaged files
+        raise FileError(
+            f"{str(path)!r} cannot be read: {type(error).__name__}: {error}. Take an older copy."
+        ) from error
+
+
+def is_model(content: Any) -> bool:
+    """Whether ``content`` was written by ``Model.save``."""
+    return isinstance(content, Mapping) and content.get("format") == FORMAT
+
+
+def read_model(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return what ``Model.save`` wrote to ``path``; see ``read``.
+
+    Raises:
+        FileError: Also if it was written by something else, or by a later version of this library.
+    """
+    content = read(path, device)
+    if not is_model(content):
+        tensors = isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
+        what = "It holds weights alone: use load_weights()." if tensors else "Name a file that Model.save() wrote."
+        raise FileError(f"{str(path)!r} is not a saved model. {what}")
+    if content["version"] > VERSION:
+        raise FileError(
+            f"{str(path)!r} has version {content['version']} of the format; this easytorch reads up to {VERSION}: "
+            "pip install --upgrade easytorch-fit"
+        )
+    return dict(content)
+
+
+def check_optimizer(
+    content: dict[str, Any], optimizer: torch.optim.Optimizer | None, path: str | os.PathLike[str]
+) -> None:
+    """Leave the optimizer's state out of ``content``, with a warning, where ``optimizer`` is of another kind."""
+    state = content.get("optimizer")
+    if not state or optimizer is None:
+        return
+    groups = [len(group["params"]) for group in state["param_groups"]]
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    if groups != own or set(state["param_groups"][0]) != set(optimizer.state_dict()["param_groups"][0]):
+        content["optimizer"] = None
+        warnings.warn(
+            f"The optimizer's state in {str(path)!r} is of another optimizer than {type(optimizer).__name__} of these "
+            "parameters, so it starts anew; all else is restored.",
+            stacklevel=3,
+        )
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` if it is numbers, text, None, and lists and dicts of these; else None."""
+
+    def is_plain(part: Any) -> bool:
+        if isinstance(part, Mapping):
+            return all(isinstance(key, (str, int)) and is_plain(inner) for key, inner in part.items())
+        if isinstance(part, (list, tuple)):
+            return all(map(is_plain, part))
+        return part is None or type(part) in (bool, int, float, str)
+
+    return value if is_plain(value) else None
+
+
+def bare(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state dict with the names that the user's own module has, wrappers' prefixes stripped."""
+
+    def strip(name: str) -> str:
+        parts = [part for part in name.split(".") if part != "_orig_mod"]  # left by torch.compile
+        while parts[0] == "module" and wrapped:  # left by DataParallel
+            del parts[0]
+        return ".".join(parts)
+
+    wrapped = all(name.split(".")[0] in ("module", "_orig_mod") for name in names)
+    stripped = {name: strip(name) for name in names}
+    return (
+        {short: names[name] for name, short in stripped.items()}
+        if len(set(stripped.values())) == len(names)
+        else dict(names)
+    )
+
+
+def fit_names(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the tensors ``found`` in a file under the names that the module wants.
+
+    Raises:
+        FileError: If a name is missing or too much, or a shape differs, with a table of what does not match.
+    """
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise FileError(
+            f"{str(path)!r} holds no weights: it is {type(found).__name__}, not a state dict of names and tensors."
+        )
+    candidates = [dict(found), bare(found)]
+    tensors = next((names for names in candidates if set(names) == set(wanted)), candidates[-1])
+    rows = []
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted]
+    for name in missing:
+        rows.append(("missing in the file", name, _shape(wanted[name]), nearest(name, unexpected).strip()))
+    for name in unexpected:
+        rows.append(("not in the module", name, _shape(tensors[name]), nearest(name, missing).strip()))
+    for name in wanted:
+        if name in tensors and isinstance(wanted[name], Tensor) and _shape(tensors[name]) != _shape(wanted[name]):
+            rows.append(
+                ("another shape", name, f"{_shape(tensors[name])} in the file", f"{_shape(wanted[name])} in the module")
+            )
+    if rows:
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        shown = [
+            "  " + "  ".join(part.ljust(width) for part, width in zip(row, [*widths, 0], strict=True)).rstrip()
+            for row in rows[:20]
+        ]
+        more = [f"  ... and {len(rows) - 20} more"] if len(rows) > 20 else []
+        raise FileError(
+            f"{str(path)!r} belongs to another module: {len(rows)} of {len(set(wanted) | set(tensors))} names do not match.\n"
+            + "\n".join([*shown, *more])
+            + "\nBuild the module with the layers and sizes that were saved. Nothing was changed."
+        )
+    return tensors
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _replace(path: Path, fill: Callable[[IO[bytes]], Any]) -> Path:
+    """Fill a temporary file beside ``path`` and put it in the place of ``path`` when it is whole and on the disk."""
+    temporary: str | None = None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {str(path.parent)!r}")
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as raw:
+            file = _Honest(raw)
+            try:
+                fill(file)  # type: ignore[arg-type]
+            except RuntimeError:
+                if file.error:  # torch.save reports a full disk as a wrong position in the archive
+                    raise file.error from None
+                raise
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    return path
+
+
+class _Honest(io.RawIOBase):
+    """A file that remembers why a write failed, since torch.save forgets it."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw = raw
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write ``data`` and keep the error, if there is one."""
+        try:
+            return self.raw.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def flush(self) -> None:
+        """Hand what was written to the system."""
+        if not self.raw.closed:
+            self.raw.flush()
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    reason = error.strerror or str(error)
+    cure = "Choose another place."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = shutil.disk_usage(path.parent).free
+        cure = f"{free:,} bytes are free there. Make room, or choose another place."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        cure = "Choose a folder that you may write to."
+    elif error.errno == errno.ENOENT:
+        cure = "Make the folder first, or choose another place."
+    kept = " The file that was there is unchanged." if path.is_file() else ""
+    return type(error)(error.errno, f"Cannot write {str(path)!r}: {reason}. {cure}{kept}")
+
+
+def _mode(path: Path) -> int:
+    """Return the permissions of the file that is replaced, or those that a new file gets here."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _verify_archive(path: Path) -> None:
+    size = path.stat().st_size
+    if not size:
+        raise FileError(f"{str(path)!r} is empty: it was cut off. Take an older copy.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if (
+                any(member.compress_type != zipfile.ZIP_STORED for member in members)
+                or sum(m.file_size for m in members) > size
+            ):
+                raise FileError(f"{str(path)!r} is packed in a way that torch never writes, so it is not read.")
+            damaged = archive.testzip()
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        UnicodeDecodeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        if isinstance(error, FileError):
+            raise
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+        what = "is cut off or damaged" if zipped else "is not a model: it is no archive of torch.save"
+        raise FileError(f"{str(path)!r} {what} ({error}). Take an older copy, or save it again.") from error
+    if damaged is not None:
+        raise FileError(f"{str(path)!r} is damaged: the checksum of {damaged!r} does not match. Take an older copy.")
+
+
+def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    load = _safetensors().load_file
+    try:
+        tensors: dict[str, Tensor] = load(path, device=str(device))
+    except Exception as error:  # the library's own exception type is not public
+        raise FileError(f"{str(path)!r} is not a whole safetensors file: {error}. Take an older copy.") from error
+    return tensors
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("Files that end in .safetensors need safetensors: pip install safetensors") from error
+    return safetensors.torch

@@ -1,0 +1,433 @@
+"""Losses by name, weighted by sample where weights are given, and of several outputs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easytorch.lookup import find, nearest, quoted, snake_case
+from easytorch.tree import describe
+
+NAMES: dict[str, type[nn.Module]] = {
+    snake_case(name.removesuffix("Loss")): getattr(nn, name)
+    for name in dir(nn)
+    if name.endswith("Loss") and name != "LinearCrossEntropyLoss"  # a layer and its loss in one
+}
+ALIASES: dict[str, type[nn.Module]] = {
+    "ce": nn.CrossEntropyLoss,
+    "crossentropy": nn.CrossEntropyLoss,
+    "categorical_crossentropy": nn.CrossEntropyLoss,
+    "sparse_categorical_crossentropy": nn.CrossEntropyLoss,
+    "binary_crossentropy": nn.BCELoss,
+    "binary_cross_entropy": nn.BCELoss,
+    "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
+    "mae": nn.L1Loss,
+    "mean_absolute_error": nn.L1Loss,
+    "mean_squared_error": nn.MSELoss,
+    "negative_log_likelihood": nn.NLLLoss,
+}
+TABLE = NAMES | ALIASES
+
+# What turns a module's output into probabilities, and whether classes exclude each other.
+ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor]]] = {
+    nn.CrossEntropyLoss: ("multiclass", functools.partial(torch.softmax, dim=1)),
+    nn.NLLLoss: ("multiclass", torch.exp),
+    nn.MultiMarginLoss: ("multiclass", functools.partial(torch.softmax, dim=1)),
+    nn.BCEWithLogitsLoss: ("binary", torch.sigmoid),
+    nn.MultiLabelSoftMarginLoss: ("binary", torch.sigmoid),
+    nn.BCELoss: ("binary", lambda y_pred: y_pred),
+}
+NO_ACTIVATION: tuple[None, None] = (None, None)
+FUNCTIONS: dict[Any, type[nn.Module]] = {
+    nn.functional.cross_entropy: nn.CrossEntropyLoss,
+    nn.functional.nll_loss: nn.NLLLoss,
+    nn.functional.multi_margin_loss: nn.MultiMarginLoss,
+    nn.functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    nn.functional.multilabel_soft_margin_loss: nn.MultiLabelSoftMarginLoss,
+    nn.functional.binary_cross_entropy: nn.BCELoss,
+}
+ELEMENTWISE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+)
+
+# Losses of torch that take something else than (y_pred, y); y_pred is then a tuple of the module's outputs.
+SPREAD: dict[type[nn.Module], Callable[[nn.Module, Any, Any], Tensor]] = {
+    nn.CosineEmbeddingLoss: lambda loss, y_pred, y: loss(*y_pred, y),
+    nn.MarginRankingLoss: lambda loss, y_pred, y: loss(*y_pred, y),
+    nn.TripletMarginLoss: lambda loss, y_pred, y: loss(*y_pred),
+    nn.TripletMarginWithDistanceLoss: lambda loss, y_pred, y: loss(*y_pred),
+    nn.GaussianNLLLoss: lambda loss, y_pred, y: loss(y_pred[0], y, y_pred[1]),
+    nn.CTCLoss: lambda loss, y_pred, y: loss(y_pred[0], y[0], y_pred[1], y[1]),
+}
+
+
+class Criterion:
+    """What the loop needs of a loss, be it one, several or the module's own.
+
+    Attributes:
+        kind: ``"multiclass"``, ``"binary"`` or None, where the loss does not tell.
+        family: The torch loss that it is, else ``type(None)``.
+    """
+
+    kind: str | None = None
+    family: type[Any] = type(None)
+
+    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
+        """Return the scalar to optimize."""
+        return self.terms(y_pred, y, sample_weight)["loss"]
+
+    def term_names(self) -> list[str]:
+        """Return the names of the terms beside ``"loss"``."""
+        return []
+
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar}`` and whatever else is worth a column in the logs."""
+        return {"loss": self(y_pred, y, sample_weight)}
+
+    def expect(self, targets: Tensor | None) -> None:
+        """Be ready for new data, whose ``targets`` are known as a whole or not; they are checked in the first batch."""
+
+    def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
+        """Return the predictions and targets that a metric measures, of one ``output`` where there are several."""
+        return y_pred, y
+
+    def shares(self, sizes: Sequence[int]) -> list[float]:
+        """Return what each batch of a window weighs, so that the window counts as one batch of all its samples."""
+        total = sum(sizes)
+        return [size / total for size in sizes]
+
+    def probabilities(self, y_pred: Any) -> Any:
+        """Return the probabilities that the module's outputs stand for."""
+        raise ValueError(
+            f"The loss, {self!r}, does not tell how outputs become probabilities. Call predict() and apply your own "
+            "activation, or compile with 'cross_entropy', 'nll', 'bce' or 'bce_with_logits'."
+        )
+
+    def classes(self, y_pred: Any) -> Any:
+        """Return the most probable class of each sample, or 0 and 1 for each independent label."""
+        probabilities = self.probabilities(y_pred)
+        return probabilities.argmax(1) if self.kind == "multiclass" else (probabilities > 0.5).long()
+
+
+def resolve(loss: Any, weights: Any = None) -> Criterion:
+    """Return the criterion for what the user passed to ``compile``.
+
+    Args:
+        loss: A name, a ``torch.nn`` loss, any ``f(y_pred, y)``, None when the module makes its own loss, or a list or
+            dict of these, one for each output.
+        weights: For several outputs, the weight of each: a list or dict like ``loss``; 1 for what is missing.
+
+    Raises:
+        ValueError: If a name is unknown, or weights do not fit the losses.
+        TypeError: If it is none of these.
+    """
+    if isinstance(loss, (list, tuple, Mapping)):
+        return SeveralLosses(loss, weights)
+    if weights is not None:
+        raise ValueError(
+            f"loss_weights={weights!r} are for several outputs, but there is one loss, {loss!r}. Pass a list or dict of "
+            "losses, or leave loss_weights out."
+        )
+    if loss is None:
+        return OwnLoss()
+    return Loss(loss)
+
+
+class Loss(Criterion):
+    """One loss of one output.
+
+    Without weights it is the very call the user would have written. With weights each sample's own loss is
+    multiplied by its weight and averaged over the number of samples, as Keras does.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self.function = loss
+        if isinstance(loss, str):
+            self.function = find("loss", loss, TABLE, otherwise="a torch.nn loss, or a function f(y_pred, y)")()
+        elif isinstance(loss, type) and issubclass(loss, nn.Module):
+            raise TypeError(
+                f"Expected a loss, received the class {loss.__name__}. Make an object of it: {loss.__name__}()."
+            )
+        elif not callable(loss):
+            raise TypeError(
+                f"Expected a loss, received {loss!r}. Pass a name such as 'cross_entropy' or 'mse', a torch.nn loss, or "
+                "a function f(y_pred, y)."
+            )
+        self.family = self._family()
+        self.activation: Callable[[Tensor], Tensor] | None
+        self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
+        self.ignored: int = getattr(self.function, "ignore_index", -100)
+        self._unchecked = True
+        self._range: tuple[int, int] | None = None
+        self._call = functools.partial(SPREAD[self.family], self.function) if self.family in SPREAD else self.function
+
+    def _family(self) -> type[Any]:
+        base = self.function.func if isinstance(self.function, functools.partial) else self.function
+        if isinstance(base, nn.Module):
+            return next((cls for cls in type(base).__mro__ if cls in NAMES.values()), type(base))
+        try:
+            return FUNCTIONS.get(base, type(None))
+        except TypeError:  # a callable object that cannot be hashed
+            return type(None)
+
+    def expect(self, targets: Tensor | None) -> None:
+        """Note the range of all labels, so that the first batch tells whether every one has an output."""
+        self._unchecked = True
+        whole = targets is not None and targets.dtype == torch.int64 and self.kind == "multiclass"
+        self._range = class_range(targets, self.ignored) if targets is not None and whole else None
+
+    @property
+    def summed(self) -> bool:
+        """Whether the loss adds its samples up instead of averaging them."""
+        return getattr(self.function, "reduction", None) == "sum"
+
+    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        Args:
+            y_pred: What the module returned.
+            y: The targets.
+            sample_weight: None, or one weight for each sample, or for each value of the unreduced loss.
+        """
+        if self._unchecked:
+            self._check_first(y_pred, y)
+        if self.family in ELEMENTWISE and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
+            self._check_shapes(y_pred, y)
+        if sample_weight is not None:
+            return self._weighted(y_pred, y, sample_weight)
+        value: Tensor = self._call(y_pred, y)
+        if value.ndim and len(value) == _rows(y_pred):  # one value for each sample, as Keras' losses return
+            return value.mean()
+        return value
+
+    def shares(self, sizes: Sequence[int]) -> list[float]:
+        """Return each batch's part of all samples; a loss that sums takes every batch whole."""
+        return [1.0] * len(sizes) if self.summed else super().shares(sizes)
+
+    def probabilities(self, y_pred: Any) -> Any:
+        """Apply softmax, exp or sigmoid, whichever the loss implies."""
+        return self.activation(y_pred) if self.activation else super().probabilities(y_pred)
+
+    def __repr__(self) -> str:
+        return repr(self.function) if isinstance(self.function, nn.Module) else name_of(self.function)
+
+    def _check_first(self, y_pred: Any, y: Any) -> None:
+        self._unchecked = False
+        if self.kind != "multiclass" or not isinstance(y, Tensor) or not isinstance(y_pred, Tensor) or y_pred.ndim < 2:
+            return
+        trouble = range_trouble(*self._range, y_pred.shape[1]) if self._range else None
+        if y.device.type != "cpu":  # there a wrong label ends the process; on a CPU torch raises, and explain tells why
+            trouble = trouble or class_trouble(y_pred, y, self.ignored)
+        if trouble:
+            raise trouble
+
+    def _check_shapes(self, y_pred: Tensor, y: Tensor) -> None:
+        if not y.is_floating_point():
+            raise TypeError(f"The targets are {describe(y)}, but the loss, {self!r}, takes floats. Use y.float().")
+        # Torch broadcasts (N, 1) against (N,) to (N, N) and only warns: the network then learns nothing.
+        if y_pred.shape != y.shape:
+            flat = y_pred.ndim == y.ndim + 1 and y_pred.shape[-1] == 1
+            cure = "Use y.unsqueeze(1) for the targets" if flat else "Give both the same shape"
+            if y_pred.ndim + 1 == y.ndim and y.shape[-1] == 1:
+                cure = "Use y.squeeze(1) for the targets"
+            raise ValueError(
+                f"The module's output has the shape {list(y_pred.shape)} but the targets have {list(y.shape)}. "
+                f"{cure}, or end the module so that its output has the targets' shape."
+            )
+
+    def _weighted(self, y_pred: Any, y: Any, sample_weight: Tensor) -> Tensor:
+        values = self._unreduced(y_pred, y)
+        if values.shape != sample_weight.shape and sample_weight.ndim <= 2 and sample_weight.numel() == len(values):
+            values = values.flatten(1).mean(1) if values.ndim > 1 else values
+            sample_weight = sample_weight.flatten()
+        if values.shape != sample_weight.shape:
+            raise ValueError(
+                f"The sample weights have the shape {list(sample_weight.shape)}, but the loss of each sample has "
+                f"{list(values.shape)}. Pass one weight for each sample."
+            )
+        values = values * sample_weight
+        return values.sum() if self.summed else values.mean()
+
+    def _unreduced(self, y_pred: Any, y: Any) -> Tensor:
+        if isinstance(self.function, nn.Module) and hasattr(self.function, "reduction"):
+            twin: Any = copy.copy(self.function)
+            twin.reduction = "none"
+            values: Tensor = SPREAD[self.family](twin, y_pred, y) if self.family in SPREAD else twin(y_pred, y)
+        elif _takes_reduction(self.function):
+            values = self.function(y_pred, y, reduction="none")
+        else:
+            values = self._call(y_pred, y)
+        if values.ndim == 0:
+            raise ValueError(
+                f"Weights need the loss of each sample, but {name_of(self.function)!r} returns one number for the whole "
+                "batch. Let it return one value for each sample, or leave the weights out."
+            )
+        return values
+
+
+class SeveralLosses(Criterion):
+    """A weighted sum of losses, one for each output of the module, each logged as ``<output>_loss``.
+
+    Lists belong to tuples or lists of outputs, named ``output_1``, ``output_2``, ...; dicts belong to dicts of outputs.
+    """
+
+    def __init__(self, losses: Sequence[Any] | Mapping[str, Any], weights: Any = None) -> None:
+        self.by_name = isinstance(losses, Mapping)
+        named = losses if isinstance(losses, Mapping) else {f"output_{i + 1}": loss for i, loss in enumerate(losses)}
+        self.losses = {name: Loss(loss) for name, loss in named.items() if loss is not None}
+        self.names = list(named)
+        self.weights = dict.fromkeys(self.names, 1.0) | self._named_weights(weights)
+
+    def _named_weights(self, weights: Any) -> dict[str, float]:
+        if isinstance(weights, Mapping):
+            unknown = [name for name in weights if name not in self.names]
+            if unknown:
+                raise ValueError(
+                    f"loss_weights name the output {unknown[0]!r}, which has no loss.{nearest(unknown[0], self.names)} "
+                    f"Pass weights for {quoted(self.names)}."
+                )
+            return {name: float(weight) for name, weight in weights.items()}
+        if weights is not None and len(weights) != len(self.names):
+            raise ValueError(f"There are {len(self.names)} losses, but {len(weights)} loss_weights. Pass one for each.")
+        return dict(zip(self.names, map(float, weights or ()), strict=False))
+
+    def term_names(self) -> list[str]:
+        """Return ``<output>_loss`` of every output."""
+        return [f"{name}_loss" for name in self.losses]
+
+    def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
+        """Return predictions and targets of ``output``, or all of both for a metric that was given for no output."""
+        if output is None:
+            return y_pred, y
+        return self.parts(y_pred, "outputs")[output], self.parts(y, "targets")[output]
+
+    def parts(self, tree: Any, what: str) -> dict[str, Any]:
+        """Return the part of each output in ``tree``, which is the outputs, the targets or the weights."""
+        if tree is None or isinstance(tree, Tensor):  # weights that hold for all outputs
+            return dict.fromkeys(self.names, tree)
+        fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == len(self.names)
+        if isinstance(tree, Mapping) != self.by_name or not fits:
+            raise ValueError(
+                f"The losses are for {quoted(self.names)}, but the {what} are {describe(tree)}. Pass losses, outputs "
+                "and targets all as dicts with the same keys, or all as lists or tuples of the same length."
+            )
+        return dict(tree) if isinstance(tree, Mapping) else dict(zip(self.names, tree, strict=True))
+
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
+        """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""
+        outputs, targets = self.parts(y_pred, "outputs"), self.parts(y, "targets")
+        weights = self.parts(sample_weight, "sample weights")
+        terms = {
+            f"{name}_loss": loss(outputs[name], targets[name], weights[name]) for name, loss in self.losses.items()
+        }
+        total = sum(self.weights[name] * terms[f"{name}_loss"] for name in self.losses)
+        return {"loss": total, **terms}  # type: ignore[dict-item]
+
+    def probabilities(self, y_pred: Any) -> Any:
+        """Return the probabilities of every output, in the outputs' own structure."""
+        return self._each(y_pred, lambda loss, part: loss.probabilities(part))
+
+    def classes(self, y_pred: Any) -> Any:
+        """Return the classes of every output, in the outputs' own structure."""
+        return self._each(y_pred, lambda loss, part: loss.classes(part))
+
+    def _each(self, y_pred: Any, function: Callable[[Loss, Any], Any]) -> Any:
+        outputs = self.parts(y_pred, "outputs")
+        done = {name: function(loss, outputs[name]) for name, loss in self.losses.items()}
+        return done if self.by_name else tuple(done.values())
+
+    def __repr__(self) -> str:
+        return repr(self.losses)
+
+
+class OwnLoss(Criterion):
+    """The loss that the module makes itself: its output is the loss, or carries it as ``loss``."""
+
+    def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
+        """Return the loss among the module's outputs."""
+        loss = y_pred.get("loss") if isinstance(y_pred, Mapping) else getattr(y_pred, "loss", y_pred)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise ValueError(
+                f"No loss was named in compile(), and the module's output carries none: it is {describe(y_pred)}. "
+                "Call compile(..., loss='cross_entropy'), or let the module return a scalar or a dict with 'loss'."
+            )
+        if sample_weight is not None:
+            raise ValueError(
+                "The module makes its own loss, so weights cannot be applied. Leave them out, or name a loss."
+            )
+        return loss
+
+    def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
+        """Return the predictions beside the loss, called ``logits`` in the field, and the targets."""
+        logits = y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
+        return y_pred if logits is None else logits, y
+
+    def __repr__(self) -> str:
+        return "the module's own loss"
+
+
+def class_trouble(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
+    """Return what is wrong with ``y`` as the classes of ``y_pred``, if anything is."""
+    if y_pred.ndim < 2:
+        return ValueError(
+            f"The loss expects one output for each class, [N, classes]; the module returned {describe(y_pred)}."
+        )
+    if y.shape == y_pred.shape and not y.is_floating_point():
+        return TypeError(
+            f"The targets are {describe(y)}, one column for each class. Pass class numbers, y.argmax(1), or y.float()."
+        )
+    if y.ndim == y_pred.ndim and y.shape[1] == 1:
+        return ValueError(
+            f"The targets are {describe(y)}, but the loss takes class numbers of shape {list(y[:, 0].shape)}. Use y.squeeze(1)."
+        )
+    if y.dtype != torch.int64 and y.shape != y_pred.shape:
+        return TypeError(f"The targets are {describe(y)}, but the loss takes class numbers as int64. Use y.long().")
+    found = None if y.is_floating_point() else class_range(y, ignored)
+    return range_trouble(*found, y_pred.shape[1]) if found else None
+
+
+def class_range(y: Tensor, ignored: int) -> tuple[int, int] | None:
+    """Return the lowest and the highest label in ``y``, None where there is none."""
+    y = y[y != ignored]
+    return (int(y.min()), int(y.max())) if y.numel() else None
+
+
+def range_trouble(low: int, high: int, classes: int) -> Exception | None:
+    """Return an error if labels from ``low`` to ``high`` are not classes 0 to ``classes`` - 1."""
+    if low >= 0 and high < classes:
+        return None
+    shift = "Labels that start at 1 become right by y - 1. " if low == 1 and high == classes else ""
+    return ValueError(
+        f"The labels go from {low} to {high}, but the module has {classes} outputs, for classes 0 to {classes - 1}. {shift}"
+        f"Give the last layer {max(high + 1, classes)} outputs, or renumber the labels."
+    )
+
+
+def name_of(function: Any) -> str:
+    """Return the name a user would recognize ``function`` by."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _takes_reduction(function: Any) -> bool:
+    try:
+        return "reduction" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built-in functions tell nothing about themselves
+        return False
+
+
+def _rows(y_pred: Any) -> int | None:
+    return len(y_pred) if isinstance(y_pred, Tensor) and y_pred.ndim else None

@@ -1,0 +1,505 @@
+"""The loop, and the face it shows: put a module into a ``Model``, then ``compile``, ``fit``, ``evaluate``, ``predict``.
+
+Read the loop from ``fit`` downwards; each method is one line of the one above it, and each may be overridden:
+
+    fit          epochs: train, validate, tell the callbacks
+    train_epoch  one pass over the data, one update for each window of batches
+    update       one optimizer update from the batches of a window
+    train_step   one batch: from data to {"loss": ..., and whatever else is to be logged}
+
+    evaluate -> test_epoch -> test_step          predict -> predict_step
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from easytorch import data, losses, modes, optimizers
+from easytorch.batch import Batch, Signature, unpack
+from easytorch.batch import batch_size as size_of
+from easytorch.callbacks.callback import Callback, CallbackList
+from easytorch.callbacks.progress import displays
+from easytorch.callbacks.schedules import LRScheduler
+from easytorch.explain import explained
+from easytorch.logs import read
+from easytorch.metrics import Metrics
+from easytorch.metrics import resolve as resolve_metrics
+from easytorch.results import History, Scores
+from easytorch.saving import Saving
+from easytorch.state import TrainState, random_states_kept
+from easytorch.strategy import Strategy, pick_device
+from easytorch.summary import summarize
+from easytorch.tree import concatenate, map_leaves, to_numpy
+
+
+class Model(Saving):
+    """A module and all it takes to train it.
+
+    Args:
+        module: Any ``torch.nn.Module``; it is brought to the device and otherwise stays yours.
+        device: ``"auto"`` (the accelerator, else the CPU), or a device by name or object.
+
+    Attributes:
+        module: Your module.
+        optimizer, loss, metrics: What ``compile`` made of its arguments.
+        strategy: Where and in which precision steps run.
+        state: ``epoch`` and ``step`` (updates) so far.
+        stop_training: Set it True, in a callback, to end ``fit`` after the update that runs.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+        >>> model = Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
+    """
+
+    def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"Model takes a torch.nn.Module, received {module!r}. Is it a class that must be called first?"
+            )
+        self.module = module
+        self.signature = Signature.of(module)
+        self.device = pick_device(device)
+        self.strategy = Strategy(self.device)
+        self.strategy.prepare(module)
+        self.state = TrainState()
+        self.stop_training = False
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.loss: losses.Criterion = losses.OwnLoss()
+        self.metrics = Metrics([], self.loss)
+        self.schedules: list[LRScheduler] = []
+        self.callbacks = CallbackList([], self, {})
+        self._history = History()
+        self._compiled: dict[str, Any] | None = None
+        self._last_fit: dict[str, Any] = {}
+        self._example: Any = None
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        loss: Any = None,
+        metrics: Any = (),
+        *,
+        lr: float | None = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = (),
+        scheduler: Any = None,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+        gradient_accumulation_steps: int = 1,
+        precision: str = "fp32",
+        jit_compile: bool = False,
+    ) -> Model:
+        """Choose how to train, and return the model. The weights stay as they are.
+
+        Args:
+            optimizer: A name, with torch's defaults (``"adam"``); a ``torch.optim`` object; or a function that makes one
+                from parameters. None for a model that is only evaluated.
+            loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``; a list or dict of
+                these, one for each output; None when the module, or ``train_step``, makes it.
+            metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output where the
+                losses are.
+            lr: The learning rate; None is the optimizer's default.
+            loss_weights: The weight of each output's loss.
+            weighted_metrics: Metrics that take sample and class weights into account.
+            scheduler: A ``torch.optim.lr_scheduler`` or a function that makes one from the optimizer, stepped after each
+                update or epoch as its class demands; ``easytorch.callbacks.LRScheduler`` says which.
+            clip_grad_norm: The largest norm of all gradients together.
+            clip_grad_value: The largest value of a single gradient.
+            gradient_accumulation_steps: Batches in one update, which then counts as one large batch.
+            precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+            jit_compile: Run the module through ``torch.compile``.
+
+        Raises:
+            ValueError: If a name is unknown, with the nearest that is; nothing has changed then.
+            TypeError: If an argument is of a kind that cannot be used.
+        """
+        recipe = {
+            key: value
+            for key, value in locals().items()
+            if key not in ("self", "scheduler", "precision", "jit_compile")
+        }
+        if gradient_accumulation_steps < 1:
+            raise ValueError(
+                f"gradient_accumulation_steps must be at least 1, received {gradient_accumulation_steps!r}."
+            )
+        criterion = losses.resolve(loss, loss_weights)
+        measures = resolve_metrics(metrics, criterion, weighted_metrics)
+        strategy = Strategy(self.device, precision, jit_compile)
+        made = optimizers.resolve(optimizer, self.module, lr)
+        schedules = [LRScheduler.of(scheduler, made)] if scheduler is not None else []
+
+        self.loss, self.metrics, self.strategy, self.optimizer, self.schedules = (
+            criterion,
+            measures,
+            strategy,
+            made,
+            schedules,
+        )
+        self.strategy.prepare(self.module)
+        self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self._compiled = recipe
+        return self
+
+    # The loop
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        epochs: int = 1,
+        batch_size: int | None = None,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        validation_freq: int | Collection[int] = 1,
+        validation_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        shuffle: bool | None = None,
+        initial_epoch: int | None = None,
+        callbacks: Iterable[Callback] = (),
+        verbose: int | str = "auto",
+    ) -> History:
+        """Train, and return the history, which goes on over several fits.
+
+        Args:
+            x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)``
+                in one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches.
+            y: The targets, where ``x`` does not bring them; a whole number here means ``epochs``: ``fit(loader, 5)``.
+            epochs: How many more epochs to train; with ``initial_epoch`` the number of the last one, as in Keras.
+            batch_size: Samples in a batch, 32 by default; not for data that comes in batches.
+            validation_data: Measured after epochs; anything that ``x`` may be.
+            validation_split: Or the share of the training data to use for that: always the same samples, every class
+                with its share.
+            validation_freq: Validate every so many epochs, or after exactly these, counted from 1.
+            validation_steps: Validate on so many batches; None is all.
+            steps_per_epoch: Updates in an epoch; None is one pass over the data.
+            class_weight: ``{class: weight}``, one weight for each class, or ``"balanced"``.
+            sample_weight: A weight for each sample. A sample's loss is multiplied by its weights and averaged over the
+                number of samples.
+            shuffle: Draw the samples in random order; by default yes, where nothing gave them an order.
+            initial_epoch: The epoch, from 0, to start at; by default where the model is.
+            callbacks: Objects that are told what happens; see ``easytorch.callbacks``.
+            verbose: 0 nothing; 1 or ``"auto"`` a live bar in a terminal, lines elsewhere; 2 one line for each epoch.
+
+        Raises:
+            RuntimeError: If the model has no optimizer yet.
+            ValueError, TypeError: If an argument or the data does not fit, told before anything has changed.
+        """
+        optimizer = self._trained_by("fit")
+        if isinstance(y, int):
+            y, epochs = None, y
+        feed, validation = data.fit_data(
+            x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
+            self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs,
+        )  # fmt: skip
+        first, last = self.state.planned(epochs, initial_epoch)
+        validated = data.validated_epochs(validation_freq if validation is not None else ())
+        self.history.params = params = {"epochs": last, "steps": len(feed) or None, "verbose": verbose}
+        listeners = [*self.schedules, *callbacks, *displays(verbose)]
+
+        with self._training(CallbackList(listeners, self, params), feed, validation):
+            for epoch in feed.epochs(first, last):
+                self.state.begin_epoch(epoch)
+                self.callbacks.on_epoch_begin(epoch, {})
+                logs = self.train_epoch(feed)
+                if validated(epoch):
+                    scores = self.test_epoch(validation, validation_steps)
+                    logs |= {f"val_{name}": value for name, value in scores.items()}
+                logs["lr"] = optimizer.param_groups[0]["lr"]
+                self.state.end_epoch()
+                self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs))
+                if self.stop_training:
+                    break
+        return self.history
+
+    def train_epoch(self, feed: Iterable[list[Any]]) -> dict[str, float]:
+        """Pass once over the training data, and return the means over all its samples."""
+        self.metrics.reset()
+        for window in feed:
+            batch = self.state.epoch_step
+            self.callbacks.on_train_batch_begin(batch, {})
+            self.update(window)
+            self.state.advance()
+            self.callbacks.on_train_batch_end(batch, self.metrics.logs)
+            if self.stop_training:
+                break
+        return dict(self.metrics.logs.items())
+
+    def update(self, window: list[Any]) -> None:
+        """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
+        assert self.optimizer is not None
+        sizes = [size_of(batch) for batch in window]
+        for i, (batch, size, share) in enumerate(zip(window, sizes, self.loss.shares(sizes), strict=True)):
+            with self.strategy.accumulating(sync=i == len(window) - 1):
+                outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
+                self.strategy.backward(outputs["loss"], share)
+            self.metrics.record(outputs, size)
+        self.strategy.unscale(self.optimizer)
+        self.callbacks.on_before_optimizer_step()
+        self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)
+        self.strategy.step(self.optimizer)
+        self.optimizer.zero_grad()
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        """Return the loss of ``batch``, to be optimized, as ``"loss"``; whatever else is in the dict is logged."""
+        x, y, sample_weight = self.unpack(batch)
+        y_pred = self(x)
+        self.metrics.update(y_pred, y, sample_weight)
+        return self.loss.terms(y_pred, y, sample_weight)  # {"loss": ...}, and of several outputs each one's own
+
+    def test_epoch(self, loader: Iterable[Any], steps: int | None = None) -> dict[str, float]:
+        """Pass once over ``loader`` in eval mode, and return the means over all its samples."""
+        self.callbacks.params["test_steps"] = steps or data.length(loader)
+        self.callbacks.on_test_begin({})
+        with self._measuring():
+            for i, batch in enumerate(itertools.islice(loader, steps)):
+                self.callbacks.on_test_batch_begin(i, {})
+                self.metrics.record(self.strategy.run(self.test_step, batch), size_of(batch))
+                self.callbacks.on_test_batch_end(i, self.metrics.logs)
+            scores = read(self.metrics.compute())
+        if not scores:
+            raise ValueError("The data is empty: there was not one batch in it. Was the generator read before?")
+        self.callbacks.on_test_end(scores)
+        return scores
+
+    def test_step(self, batch: Any) -> dict[str, Any]:
+        """Return the loss of ``batch`` as ``"loss"``; whatever else is in the dict is logged."""
+        return Model.train_step(self, batch)
+
+    def predict_step(self, batch: Any) -> Any:
+        """Return the module's outputs for ``batch``, of which only the inputs are used."""
+        return self(self.unpack(batch).x)
+
+    def __call__(self, x: Any) -> Any:
+        """Call the module, compiled or not, with ``x``: one tensor, a tuple of arguments, or a dict of them."""
+        return self.signature.call(self.strategy.forward, x)
+
+    def unpack(self, batch: Any) -> Batch:
+        """Split a batch into inputs, targets and sample weights; what is missing is None."""
+        return unpack(batch, self.signature)
+
+    # Measuring and predicting
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Iterable[Callback] = (),
+        verbose: int | str = "auto",
+    ) -> Scores:
+        """Return the loss and the metrics, in eval mode; ``loss, accuracy = model.evaluate(...)``.
+
+        Args:
+            x: Anything that ``fit`` takes; None is the validation data of the last fit, else its training data.
+            y: The targets, where ``x`` does not bring them.
+            batch_size: Samples in a batch, 32 by default.
+            sample_weight: A weight for each sample.
+            steps: Measure on so many batches; None is all.
+            callbacks: Objects that are told what happens.
+            verbose: As in ``fit``.
+        """
+        self._compiled_by("evaluate")
+        if x is None:
+            name, loader = self._fitted_data()
+        else:
+            name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
+        self.loss.expect(data.targets_of(getattr(loader, "dataset", None)))
+        listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose, "data": name})
+        with self._listening(listeners), explained(self.module):
+            return Scores(self.test_epoch(loader, steps), self, name)
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        callbacks: Iterable[Callback] = (),
+        verbose: int | str = "auto",
+    ) -> Any:
+        """Return the module's outputs as NumPy arrays, in eval mode, in the structure and the order of the module's own.
+
+        Args:
+            x: Inputs: anything that ``fit`` takes; targets are not used.
+            batch_size: Samples in a batch, 32 by default.
+            steps: Predict so many batches; None is all.
+            callbacks: Objects that are told what happens.
+            verbose: 0 nothing; otherwise a live bar, in a terminal.
+        """
+        return self._predict(x, lambda y_pred: y_pred, batch_size, steps, callbacks, verbose)
+
+    def predict_proba(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
+        """Return probabilities: the outputs after the softmax, exp or sigmoid that the loss implies."""
+        return self._predict(x, self.loss.probabilities, batch_size, None, (), verbose)
+
+    def predict_classes(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
+        """Return the most probable class of each sample; 0 or 1 for each label of a binary loss."""
+        return self._predict(x, self.loss.classes, batch_size, None, (), verbose)
+
+    def _predict(
+        self,
+        x: Any,
+        finish: Callable[[Any], Any],
+        batch_size: int | None,
+        steps: int | None,
+        callbacks: Any,
+        verbose: Any,
+    ) -> Any:
+        loader = data.in_order(data.as_loader(x, batch_size=batch_size))
+        listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose})
+        with self._listening(listeners), explained(self.module), modes.evaluating(self.module), torch.no_grad():
+            self.callbacks.params["test_steps"] = steps or data.length(loader)
+            self.callbacks.on_predict_begin({})
+            parts = []
+            for i, batch in enumerate(itertools.islice(loader, steps)):
+                self.callbacks.on_predict_batch_begin(i, {})
+                outputs = finish(self.strategy.run(self.predict_step, batch))
+                parts.append(map_leaves(to_numpy, outputs))
+                self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
+            self.callbacks.on_predict_end({})
+        return concatenate(parts)
+
+    # One batch at a time
+
+    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
+        """Update the weights once, by the whole of ``x`` and ``y``, and return the scores of this batch."""
+        self._trained_by("train_on_batch")
+        batch = data.one_batch(x, y, sample_weight)
+        self.metrics.reset()
+        with self._training(CallbackList([], self, {})):
+            self.update([batch])
+            self.state.step += 1
+        return Scores(read(self.metrics.compute()), self, "this batch")
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
+        """Return the scores of one batch, in eval mode."""
+        self._compiled_by("test_on_batch")
+        with explained(self.module):
+            return Scores(self.test_epoch([data.one_batch(x, y, sample_weight)]), self, "this batch")
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Return the outputs for one batch as NumPy arrays, in eval mode."""
+        return self._predict([data.one_batch(x)], lambda y_pred: y_pred, None, None, (), 0)
+
+    # Looking at it, keeping it
+
+    @property
+    def history(self) -> History:
+        """The numbers of every epoch, over all fits."""
+        return self._history.of(self)
+
+    def summary(self, x: Any = None, **options: Any) -> Any:
+        """Print the table of layers, by torchinfo, and return its statistics.
+
+        Args:
+            x: Inputs, for the shapes; by default those of the last fit. Without any the table has no shapes.
+            options: Passed on to ``torchinfo.summary``.
+        """
+        batch = self._example if x is None else data.one_batch(x)
+        x = None if batch is None else self.unpack(self.strategy.place(batch)).x
+        table = summarize(self.module, x, self.device, **options)
+        print(table)
+        return table
+
+    def mode_of(self, name: str) -> str:
+        """Return ``"min"`` or ``"max"``, whichever is better for a value in the logs."""
+        mode = self.metrics.mode(name.removeprefix("val_"))
+        if mode is None:
+            raise ValueError(
+                f"Nobody knows whether {name!r} is better when it is high or low. Pass mode='min' or mode='max'."
+            )
+        return mode
+
+    def log_names(self) -> list[str] | None:
+        """Return the names that the logs of the fit that runs will have; None where a step of your own decides."""
+        if type(self).train_step is not Model.train_step or type(self).update is not Model.update:
+            return None
+        names = ["loss", *self.loss.term_names(), *self.metrics.names]
+        return [*names, *(f"val_{name}" for name in names if self._last_fit["validation"] is not None), "lr"]
+
+    # Around the loop
+
+    @contextlib.contextmanager
+    def _training(self, callbacks: CallbackList, feed: Any = None, validation: Any = None) -> Iterator[None]:
+        """Train inside: modes put back, callbacks told of the end, and nothing changed if the first step fails."""
+        optimizer, begin = self._trained_by("fit"), self.state.step
+        self._last_fit = {"validation": validation, "training": getattr(feed, "loader", None)}
+        self.loss.expect(data.targets_of(getattr(getattr(feed, "loader", None), "dataset", None)))
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        self.stop_training = False
+        optimizer.zero_grad()
+        with self._listening(callbacks), explained(self.module), modes.training(self.module):
+            try:
+                callbacks.on_train_begin({})
+                self._try_out(validation)
+                yield
+                self._example = getattr(feed, "example", self._example)
+            except BaseException as error:
+                if self.state.step == begin:
+                    self.module.load_state_dict(buffers, strict=False)
+                optimizer.zero_grad()
+                callbacks.on_exception(error)
+                raise
+            callbacks.on_train_end(self._history.rows[-1] if self._history.rows else {})
+
+    def _try_out(self, loader: Any) -> None:
+        """Take one step on the validation data, so that what is wrong with it is told before training, not after."""
+        batch = data.first_batch(loader)
+        if batch is not None:
+            with self._measuring(), random_states_kept():
+                self.strategy.run(self.test_step, batch)
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
+        outer, self.metrics = self.metrics, self.metrics.fresh()
+        try:
+            with modes.evaluating(self.module), torch.no_grad():
+                yield
+        finally:
+            self.metrics = outer
+
+    @contextlib.contextmanager
+    def _listening(self, callbacks: CallbackList) -> Iterator[None]:
+        outer, self.callbacks = self.callbacks, callbacks
+        try:
+            yield
+        finally:
+            self.callbacks = outer
+
+    def _compiled_by(self, verb: str) -> None:
+        if self._compiled is None:
+            raise RuntimeError(
+                f"Call compile(optimizer, loss) before {verb}(): model.compile('adam', 'cross_entropy')."
+            )
+
+    def _trained_by(self, verb: str) -> torch.optim.Optimizer:
+        self._compiled_by(verb)
+        if self.optimizer is None:
+            raise RuntimeError(
+                f"{verb}() needs an optimizer, but compile() was given none: model.compile('adam', ...)."
+            )
+        return self.optimizer
+
+    def _fitted_data(self) -> tuple[str, Any]:
+        for name in ("validation", "training"):
+            if self._last_fit.get(name) is not None:
+                return f"the {name} data of the last fit", self._last_fit[name]
+        raise ValueError(
+            "evaluate() was given no data, and there was no fit whose data it could use. Pass evaluate(x, y)."
+        )

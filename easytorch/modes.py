@@ -1,0 +1,35 @@
+"""Train and eval mode, remembered for each submodule and put back as they were."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def training(module: nn.Module) -> Iterator[None]:
+    """Train ``module`` inside; a module in train mode keeps those parts that the user froze by ``part.eval()``."""
+    with _remembered(module):
+        if not module.training:  # as found after evaluating by hand: nothing in it was frozen on purpose
+            module.train()
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluate ``module`` inside."""
+    with _remembered(module):
+        module.eval()
+        yield
+
+
+@contextlib.contextmanager
+def _remembered(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -1,0 +1,112 @@
+"""Optimizers by name, with torch's own defaults, the fast implementation where there is one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from easytorch.lookup import find
+
+TABLE: dict[str, type[torch.optim.Optimizer]] = {
+    name.lower(): optimizer
+    for name, optimizer in vars(torch.optim).items()
+    if isinstance(optimizer, type)
+    and issubclass(optimizer, torch.optim.Optimizer)
+    and optimizer is not torch.optim.Optimizer
+    and name != "LBFGS"  # needs a closure: override Model.update
+}
+
+
+def resolve(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch.optim.Optimizer | None:
+    """Return the optimizer for what the user passed to ``compile``.
+
+    Args:
+        optimizer: A name, a ``torch.optim`` instance, anything that makes one from parameters (a class, a
+            ``functools.partial``, a function), or None for a model that is not trained.
+        module: The module whose parameters it is to train.
+        lr: The learning rate; None keeps the optimizer's own.
+
+    Raises:
+        ValueError: If the name is unknown or the module has nothing to train.
+        TypeError: If it is none of these.
+    """
+    if optimizer is None:
+        return None
+    if not callable(optimizer) and not isinstance(optimizer, (str, torch.optim.Optimizer)):
+        raise TypeError(
+            f"Expected an optimizer, received {optimizer!r}. Pass a name such as 'adam', a torch.optim.Optimizer, or a "
+            "function that makes one from parameters."
+        )
+    parameters = _trainable(module)
+    if isinstance(optimizer, str):
+        cls = find(
+            "optimizer",
+            optimizer,
+            TABLE,
+            otherwise="a torch.optim.Optimizer, or a function that makes one from parameters",
+        )
+        return cls(parameters, **({} if lr is None else {"lr": lr}), **_fast(cls, parameters))  # type: ignore[arg-type]
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return _with_lr(_check_owned(optimizer, module), lr)
+    made = _make(optimizer, parameters, lr)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"{optimizer!r} was to make an optimizer from parameters, but it returned {made!r}.")
+    return made
+
+
+def _make(factory: Callable[..., Any], parameters: list[nn.Parameter], lr: float | None) -> Any:
+    return factory(parameters) if lr is None else factory(parameters, lr=lr)
+
+
+def _with_lr(optimizer: torch.optim.Optimizer, lr: float | None) -> torch.optim.Optimizer:
+    if lr is not None:
+        raise ValueError(
+            f"lr={lr} was given with an optimizer that is already made. Set it there: "
+            f"torch.optim.{type(optimizer).__name__}(net.parameters(), lr={lr})."
+        )
+    return optimizer
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    parameters = list(module.parameters())
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+        raise ValueError(
+            "The module has lazy layers, whose parameters have no shape yet. Run one batch through it before "
+            "compile(), for example net(x[:2]), or call compile() after predict()."
+        )
+    if not parameters:
+        raise ValueError(
+            f"The module has no parameters, so there is nothing to train: {type(module).__name__}. Assign its layers in "
+            "__init__ (layers kept in a plain list are not found; use nn.ModuleList), or compile with optimizer=None."
+        )
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError(
+            "Every parameter of the module is frozen (requires_grad=False), so there is nothing to train. Unfreeze "
+            "those to train before compile(), or compile with optimizer=None."
+        )
+    return parameters
+
+
+def _check_owned(optimizer: torch.optim.Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    own = {id(p) for p in module.parameters()}
+    foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
+    if foreign:
+        raise ValueError(
+            f"{foreign} of the optimizer's parameters do not belong to the module, so training would not change it. "
+            "Make the optimizer from the parameters of the module that was given to Model()."
+        )
+    return optimizer
+
+
+def _fast(cls: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> dict[str, bool]:
+    """Return ``fused`` or ``foreach`` where torch has them for these parameters; they differ in the last bits only."""
+    known = inspect.signature(cls).parameters
+    plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in parameters)
+    devices = {p.device.type for p in parameters}
+    if plain and "fused" in known and devices <= {"cpu", "cuda", "mps", "xpu"}:
+        return {"fused": True}
+    return {"foreach": True} if plain and "foreach" in known and devices != {"cpu"} else {}

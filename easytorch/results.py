@@ -1,0 +1,228 @@
+"""What ``fit`` and ``evaluate`` return: numbers a Keras user expects, and the model's verbs to go on with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easytorch.lookup import nearest, quoted
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+
+class Chain:
+    """Passes the model's verbs on, so that ``model.fit(...).evaluate().save()`` can be said in one breath."""
+
+    model: Model
+
+    def fit(self, *args: Any, **kwargs: Any) -> History:
+        """Train on; see ``Model.fit``."""
+        return self.model.fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Scores:
+        """Measure; see ``Model.evaluate``."""
+        return self.model.evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the module's outputs; see ``Model.predict``."""
+        return self.model.predict(*args, **kwargs)
+
+    def predict_proba(self, *args: Any, **kwargs: Any) -> Any:
+        """Return probabilities; see ``Model.predict_proba``."""
+        return self.model.predict_proba(*args, **kwargs)
+
+    def predict_classes(self, *args: Any, **kwargs: Any) -> Any:
+        """Return classes; see ``Model.predict_classes``."""
+        return self.model.predict_classes(*args, **kwargs)
+
+    def save(self, *args: Any, **kwargs: Any) -> Path:
+        """Write everything to a file; see ``Model.save``."""
+        return self.model.save(*args, **kwargs)
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> Path:
+        """Write the weights to a file; see ``Model.save_weights``."""
+        return self.model.save_weights(*args, **kwargs)
+
+    def summary(self, *args: Any, **kwargs: Any) -> Any:
+        """Show the table of layers; see ``Model.summary``."""
+        return self.model.summary(*args, **kwargs)
+
+
+class History(Chain, Mapping[str, list[float]]):
+    """The numbers of every epoch, over all fits of a model.
+
+    ``history["loss"]`` is a list with one value for each epoch in which it was measured; ``history.history`` is all of
+    them as a plain dict, as in Keras.
+
+    Attributes:
+        rows: One dict for each epoch. Callbacks get the very dict, so what they add to it is kept.
+        epoch: The number of each epoch, from 0.
+        params: ``epochs``, ``steps`` and ``verbose`` of the last fit.
+        interrupted: Whether the last fit was stopped by Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.epoch: list[int] = []
+        self.params: dict[str, Any] = {}
+        self.interrupted = False
+
+    def of(self, model: Model) -> History:
+        """Return a view of this history that knows its model; the model itself keeps one that does not."""
+        view = copy.copy(self)
+        view.model = model
+        return view
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """All values as a dict of lists, in the order in which they first appeared."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return {name: [row[name] for row in self.rows if name in row] for name in names}
+
+    def __getitem__(self, name: str) -> list[float]:
+        values = self.history
+        if name not in values:
+            raise KeyError(f"No {name!r} in the history.{nearest(name, values)} It holds {quoted(values)}.")
+        return values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.history)
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def append(self, epoch: int, logs: dict[str, float]) -> dict[str, float]:
+        """Keep ``logs`` as the row of ``epoch``, and return it."""
+        self.rows.append(logs)
+        self.epoch.append(epoch)
+        return logs
+
+    def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:
+        """Return the row, with its ``epoch`` from 0, in which ``monitor`` was best; NaN is never the best.
+
+        Args:
+            monitor: The value to compare.
+            mode: ``"min"``, ``"max"``, or ``"auto"`` to go by the metric.
+        """
+        values = self[monitor]
+        if mode == "auto":
+            mode = self.model.mode_of(monitor)
+        rows = [
+            (row[monitor], {"epoch": epoch, **row})
+            for epoch, row in zip(self.epoch, self.rows, strict=True)
+            if monitor in row
+        ]
+        finite = [(value, row) for value, row in rows if value == value]
+        if not finite:
+            raise ValueError(f"{monitor!r} was never a number: {values}.")
+        return (min if mode == "min" else max)(finite, key=lambda pair: pair[0])[1]
+
+    def to_frame(self) -> Any:
+        """Return a pandas frame, one row for each epoch."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("History.to_frame() needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self.rows, index=pandas.Index(self.epoch, name="epoch"))
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw every value over the epochs, training and validation in one panel.
+
+        Args:
+            path: Where to write the figure; None writes nothing.
+
+        Returns:
+            The matplotlib figure. No window is opened.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("History.plot() needs matplotlib: pip install matplotlib") from error
+        names = [name for name in self.history if not name.startswith("val_") and name != "lr"]
+        figure = Figure(figsize=(4.5 * max(len(names), 1), 3.2), layout="constrained")
+        for i, name in enumerate(names):
+            axes = figure.add_subplot(1, len(names), i + 1)
+            for key, label in ((name, "training"), (f"val_{name}", "validation")):
+                points = [(epoch + 1, row[key]) for epoch, row in zip(self.epoch, self.rows, strict=True) if key in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), marker=".", label=label)
+            axes.set_xlabel("epoch")
+            axes.set_title(name)
+            axes.legend()
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all rows."""
+        return {"rows": [dict(row) for row in self.rows], "epoch": list(self.epoch)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.rows, self.epoch = [dict(row) for row in state["rows"]], list(state["epoch"])
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return "History(nothing yet)"
+        last = ", ".join(f"{name}={value:.4g}" for name, value in self.rows[-1].items())
+        return f"History({len(self.rows)} epochs; the last: {last})"
+
+
+class Scores(Chain):
+    """The numbers of one evaluation: ``loss, accuracy = scores``, ``scores["accuracy"]``, ``scores.accuracy``.
+
+    Attributes:
+        data: What was measured on, in words.
+    """
+
+    def __init__(self, values: dict[str, float], model: Model, data: str = "the given data") -> None:
+        self._values = values
+        self.model = model
+        self.data = data
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._values.values())
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, key: str | int) -> float:
+        if isinstance(key, int):
+            return list(self._values.values())[key]
+        if key not in self._values:
+            raise KeyError(
+                f"No {key!r} among the scores.{nearest(key, self._values)} There are {quoted(self._values)}."
+            )
+        return self._values[key]
+
+    def __getattr__(self, name: str) -> float:
+        values = self.__dict__.get("_values", {})
+        if name in values:
+            return float(values[name])
+        raise AttributeError(f"No {name!r} among the scores.{nearest(name, values)} There are {quoted(values)}.")
+
+    def __float__(self) -> float:
+        return next(iter(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec) if len(self) == 1 else format(str(self), spec)
+
+    def keys(self) -> list[str]:
+        """Return the names, the loss first."""
+        return list(self._values)
+
+    def items(self) -> list[tuple[str, float]]:
+        """Return names and values."""
+        return list(self._values.items())
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, (Scores, list, tuple)) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.4g}" for name, value in self.items())
+        return f"Scores({values}; on {self.data})"

@@ -1,0 +1,88 @@
+"""How a model is kept in a file and taken back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from easytorch import files
+from easytorch.results import History
+from easytorch.state import TrainState
+from easytorch.strategy import Strategy
+
+
+class Saving:
+    """The part of ``Model`` that writes and reads files."""
+
+    module: nn.Module
+    device: torch.device
+    optimizer: torch.optim.Optimizer | None
+    strategy: Strategy
+    state: TrainState
+    _history: History
+    _compiled: dict[str, Any] | None  # what compile() was given
+
+    def compile(self, *args: Any, **kwargs: Any) -> Self:
+        """Choose how to train; see ``Model.compile``."""
+        raise NotImplementedError(f"{type(self).__name__} must define compile()")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return parts | {"module": files.bare(self.module.state_dict()), "compiled": files.plain(self._compiled)}
+
+    def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
+        """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
+
+        ``torch.load(path, weights_only=True)["module"]`` is the module's state dict. The file is whole or absent.
+
+        Raises:
+            OSError: If it cannot be written; a file that was there is unchanged then.
+        """
+        return files.write(path, {"format": files.FORMAT, "version": files.VERSION, **self.state_dict()})
+
+    def load(self, path: str | os.PathLike[str]) -> Self:
+        """Take everything back from a file that ``save`` wrote, and return the model.
+
+        A model that is not compiled yet is compiled as the saved one was, if that was by names alone.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            FileError: If it is not such a file, is damaged, or belongs to another module; nothing has changed then.
+        """
+        content = files.read_model(path, self.device)
+        weights = files.fit_names(content["module"], self.module.state_dict(), path)
+        if self._compiled is None and content["compiled"]:
+            self.compile(**content["compiled"])
+        files.check_optimizer(content, self.optimizer, path)
+        self.module.load_state_dict(weights)
+        for name, part in self._parts().items():
+            if content.get(name):
+                part.load_state_dict(content[name])
+        return self
+
+    def save_weights(self, path: str | os.PathLike[str]) -> Path:
+        """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
+        write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
+        return write(path, files.bare(self.module.state_dict()))
+
+    def load_weights(self, path: str | os.PathLike[str]) -> Self:
+        """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            FileError: If it holds no weights, is damaged, or belongs to another module; nothing has changed then.
+        """
+        found = files.read(path, self.device)
+        weights = found["module"] if files.is_model(found) else found
+        self.module.load_state_dict(files.fit_names(weights, self.module.state_dict(), path))
+        return self
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"optimizer": self.optimizer, "strategy": self.strategy, "state": self.state, "history": self._history}
+        return {name: part for name, part in parts.items() if part is not None}

@@ -1,0 +1,105 @@
+"""What must survive a restart, beyond the parts that know their own state: where training is, and the random states."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Where training is.
+
+    Attributes:
+        epoch: Epochs finished, over all fits; also the number, from 0, of the epoch that runs.
+        step: Updates made, over all fits.
+        epoch_step: Updates made in the epoch that runs.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    epoch_step: int = 0
+
+    def planned(self, epochs: int, initial_epoch: int | None) -> tuple[int, int]:
+        """Return the first epoch to train and the one to stop before; see ``Model.fit``."""
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(f"epochs must be a whole number of at least 1, received {epochs!r}.")
+        if initial_epoch is None:
+            return self.epoch, self.epoch + epochs
+        if not 0 <= initial_epoch < epochs:
+            raise ValueError(
+                f"With initial_epoch={initial_epoch}, epochs is the number of the last one, so it must be larger; received {epochs}."
+            )
+        return initial_epoch, epochs
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Stand at the begin of ``epoch``."""
+        self.epoch, self.epoch_step = epoch, 0
+
+    def advance(self) -> None:
+        """Count one update."""
+        self.step += 1
+        self.epoch_step += 1
+
+    def end_epoch(self) -> None:
+        """Count the epoch as finished."""
+        self.epoch += 1
+        self.epoch_step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return all counts."""
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Stand where ``state`` says."""
+        self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of the generators of Python, NumPy, torch and each accelerator, as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.accelerator.is_available():
+        kind = torch.get_device_module()
+        states["accelerators"] = [kind.get_rng_state(i) for i in range(torch.accelerator.device_count())]
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put every generator back to where ``random_states`` found it."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if torch.accelerator.is_available():
+        kind = torch.get_device_module()
+        for i, state in enumerate(states.get("accelerators", [])[: torch.accelerator.device_count()]):
+            kind.set_rng_state(state.cpu(), i)
+
+
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Put every generator back in the end, so that what happens inside leaves no trace."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)

@@ -1,0 +1,171 @@
+"""Where and in which precision a step runs: everything the loop would have to ask about its place."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easytorch.batch import placer
+from easytorch.lookup import find, nearest
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """Return the device for what the user passed to ``Model``; ``"auto"`` is the accelerator, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["cpu"] + ([accelerator.type] if accelerator else [])
+    if isinstance(device, str) and device.strip().lower() == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        wanted = torch.device(device.strip().lower() if isinstance(device, str) else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"Unknown device {device!r}.{nearest(device, ['auto', *here, 'cuda', 'mps', 'xpu'])} Pass 'auto', "
+            f"a torch.device, or one of what this machine has: {', '.join(map(repr, here))}."
+        ) from error
+    if wanted.type not in (*here, "meta"):
+        raise ValueError(
+            f"There is no device {device!r} on this machine, or this torch was not built for it. Pass 'auto', or one of "
+            f"{', '.join(map(repr, here))}."
+        )
+    if wanted.type != "cpu" and (wanted.index or 0) >= torch.accelerator.device_count():
+        raise ValueError(
+            f"There is no device {device!r}: this machine has {torch.accelerator.device_count()} of its kind, counted from 0."
+        )
+    return wanted
+
+
+class Strategy:
+    """Runs the steps of one process on one device.
+
+    The loop calls it and asks nothing: what a place or a precision does not need, it does not do.
+
+    Args:
+        device: Where the module and the batches live.
+        precision: ``"fp32"``: as the module is. ``"bf16"`` and ``"fp16"``: the forward under ``torch.autocast``,
+            ``"fp16"`` with the loss scaled by ``torch.amp.GradScaler``.
+        jit_compile: Call the module through ``torch.compile``. Without a working compiler the model runs uncompiled, with
+            one warning.
+
+    Raises:
+        ValueError: If the precision is unknown, or not to be had on the device.
+    """
+
+    def __init__(self, device: torch.device, precision: str = "fp32", jit_compile: bool = False) -> None:
+        self.device = device
+        self.precision = precision
+        dtype = find("precision", precision, PRECISIONS)
+        _check_precision(device, dtype)
+        autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+        self.autocast: contextlib.AbstractContextManager[Any] = autocast
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.jit_compile = jit_compile and _can_compile(device)
+        self._place: Callable[[Any], Any] = placer(device, None)
+        self._forward: Callable[..., Any] | None = None
+
+    def prepare(self, module: nn.Module) -> None:
+        """Bring ``module`` to the device and get ready for its calls."""
+        module.to(self.device)
+        dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+        self._place = placer(self.device, dtypes.pop() if len(dtypes) == 1 else None)
+        self._forward = torch.compile(module) if self.jit_compile else module
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The module, or its compiled twin."""
+        assert self._forward is not None
+        return self._forward
+
+    def place(self, batch: Any) -> Any:
+        """Bring a batch to the device, its floats to the module's dtype."""
+        return self._place(batch)
+
+    def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)`` with the batch on the device and the forward in the chosen precision."""
+        batch = self._place(batch)
+        with self.autocast:
+            return step(batch)
+
+    def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
+        """Hold gradients back from other processes until ``sync``; there are none here."""
+        return _NOTHING
+
+    def backward(self, loss: Tensor, share: float = 1.0) -> None:
+        """Add the gradients of ``loss`` times ``share``, scaled if the precision needs it."""
+        if share != 1.0:
+            loss = loss * share
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Bring the gradients back to their true size."""
+        self.scaler.unscale_(optimizer)
+
+    def clip(self, module: nn.Module, norm: float | None, value: float | None) -> None:
+        """Limit each gradient to ``value`` and the norm of all of them to ``norm``, where these are given."""
+        if value is not None:
+            nn.utils.clip_grad_value_(module.parameters(), value)
+        if norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), norm)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the parameters, unless a scaled gradient overflowed."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loss scale, empty where nothing is scaled."""
+        return {"scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the loss scale of ``state``."""
+        if state.get("scaler"):
+            self.scaler.load_state_dict(dict(state["scaler"]))
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def _check_precision(device: torch.device, dtype: torch.dtype | None) -> None:
+    if device.type != "cpu":
+        return
+    if dtype == torch.float16:
+        raise ValueError(
+            "precision='fp16' is 10 to 14 times slower than 'fp32' on a CPU, so it is refused there. Use 'bf16' or 'fp32'."
+        )
+    if dtype == torch.bfloat16 and not _cpu_has_bf16():
+        raise ValueError(
+            "precision='bf16' needs bfloat16 instructions, which this processor does not have: it would be slower than "
+            "'fp32'. Use 'fp32'."
+        )
+
+
+def _cpu_has_bf16() -> bool:
+    if "AVX" not in torch.backends.cpu.get_cpu_capability():
+        return True  # torch tells it of x86 only; other processors are taken at their word
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Try to compile something tiny, so that a missing compiler is found out before the first step."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(2, device=device))
+    except Exception as error:  # inductor raises whatever its tools raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(
+            f"jit_compile=True needs a working compiler, and torch.compile found none ({reason}). The model runs "
+            "uncompiled, with the same results. Install a C++ compiler (g++) to speed it up.",
+            stacklevel=2,
+        )
+        return False
+    return True
