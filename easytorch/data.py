@@ -33,6 +33,8 @@ ACCEPTED = (
     "function that returns one, or a list of batches"
 )
 
+NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
+
 
 class ArrayDataset(Dataset[Any]):
     """Rows of tensors in any nesting, fetched a whole batch at a time.
@@ -145,7 +147,7 @@ def as_loader(
     if isinstance(x, DataLoader):
         return x if sample_weight is None else _with_sample_weight(x, sample_weight)
     _refuse(x, sample_weight=sample_weight)
-    if isinstance(x, Mapping) or isinstance(x, (str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
+    if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
         raise TypeError(f"Cannot train on {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
     if isinstance(x, Sequence) and not len(x):
         raise ValueError("The data is empty: a list without batches.")
@@ -524,7 +526,7 @@ class Feed:
             yield window
         self.exhausted = count < self.steps if self.steps else self.once
         if not count:
-            raise ValueError("The data is empty: there was not one batch in it. Was the generator read before?")
+            raise ValueError(NO_BATCH)
 
     def _pass(self) -> Iterator[list[Any]]:
         batches = iter(self.loader) if self.weigh is None else map(self.weigh, self.loader)

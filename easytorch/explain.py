@@ -134,7 +134,9 @@ def _size_cure(layer: nn.Module, x: Tensor) -> str | None:
             last = " Are the channels last? Use x.movedim(-1, 1)." if shape[-1] == layer.in_channels else ""
             return f"It expects {layer.in_channels} channels, received {shape[1]}. Use in_channels={shape[1]}.{last}"
         if any(size < kernel for size, kernel in zip(shape[2:], layer.kernel_size, strict=False)):
-            return f"Its kernel {list(layer.kernel_size)} is larger than what is left, {shape[2:]}. Use fewer or smaller layers before it."
+            return (
+                f"Its kernel {list(layer.kernel_size)} is larger than what is left, {shape[2:]}. Shrink less before it."
+            )
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         if x.ndim > 1 and shape[1] != layer.num_features:
             return f"It expects {layer.num_features} channels, received {shape[1]}. Use num_features={shape[1]}."
@@ -196,7 +198,7 @@ def _of_backward(error: Exception, loss: Any) -> Exception | None:
         )
     if loss.ndim:
         return ValueError(
-            f"The loss is {describe(loss)}, not one number. Let the loss, or train_step, return a mean over the batch, loss.mean()."
+            f"The loss is {describe(loss)}, not one number. Let the loss, or train_step, return a mean: loss.mean()."
         )
     if not loss.requires_grad:
         return ValueError(

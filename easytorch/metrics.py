@@ -267,12 +267,18 @@ class Metrics:
         twins = [(metric.fresh(), output, weighted) for metric, output, weighted in self._metrics]
         return Metrics(twins, self._criterion)
 
-    def mode(self, name: str) -> str | None:
-        """Return ``"min"`` or ``"max"``, whichever is better for ``name``, None where nobody knows."""
+    def mode(self, name: str) -> str:
+        """Return ``"min"`` or ``"max"``, whichever is better for a value in the logs.
+
+        Raises:
+            ValueError: If nobody knows.
+        """
+        bare = name.removeprefix("val_")
         known = dict(zip(self.names, (metric.mode for metric, *_ in self._metrics), strict=True))
-        if name in known:
-            return known[name]
-        return "min" if name == "loss" or name.endswith("_loss") else None
+        mode = known.get(bare) or ("min" if bare == "loss" or bare.endswith("_loss") else None)
+        if mode is None:
+            raise ValueError(f"Nobody knows whether {name!r} is better high or low. Pass mode='min' or mode='max'.")
+        return mode
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a restart in the middle of a pass needs."""

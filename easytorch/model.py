@@ -12,19 +12,15 @@ Read the loop from ``fit`` downwards; each method is one line of the one above i
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from easytorch import data, losses, modes, optimizers
-from easytorch.batch import Batch, Signature, unpack
-from easytorch.batch import batch_size as size_of
+from easytorch import data, losses, modes, optimizers, session
+from easytorch.batch import Batch, Signature, batch_size, unpack
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
@@ -34,7 +30,7 @@ from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
-from easytorch.state import TrainState, random_states_kept
+from easytorch.state import TrainState
 from easytorch.strategy import Strategy, pick_device
 from easytorch.summary import summarize
 from easytorch.tree import concatenate, map_leaves, to_numpy
@@ -78,8 +74,7 @@ class Model(Saving):
         self.callbacks = CallbackList([], self, {})
         self._history = History()
         self._compiled: dict[str, Any] | None = None
-        self._last_fit: dict[str, Any] = {}
-        self._example: Any = None
+        self.last_fit: dict[str, Any] = {}
 
     def compile(
         self,
@@ -136,13 +131,8 @@ class Model(Saving):
         made = optimizers.resolve(optimizer, self.module, lr)
         schedules = [LRScheduler.of(scheduler, made)] if scheduler is not None else []
 
-        self.loss, self.metrics, self.strategy, self.optimizer, self.schedules = (
-            criterion,
-            measures,
-            strategy,
-            made,
-            schedules,
-        )
+        self.loss, self.metrics, self.optimizer, self.schedules = criterion, measures, made, schedules
+        self.strategy = strategy
         self.strategy.prepare(self.module)
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self.gradient_accumulation_steps = gradient_accumulation_steps
@@ -196,7 +186,7 @@ class Model(Saving):
             RuntimeError: If the model has no optimizer yet.
             ValueError, TypeError: If an argument or the data does not fit, told before anything has changed.
         """
-        optimizer = self._trained_by("fit")
+        optimizer = self.need_optimizer("fit")
         if isinstance(y, int):
             y, epochs = None, y
         feed, validation = data.fit_data(
@@ -205,10 +195,10 @@ class Model(Saving):
         )  # fmt: skip
         first, last = self.state.planned(epochs, initial_epoch)
         validated = data.validated_epochs(validation_freq if validation is not None else ())
-        self.history.params = params = {"epochs": last, "steps": len(feed) or None, "verbose": verbose}
+        self._history.params = params = {"epochs": last, "steps": len(feed) or None, "verbose": verbose}
         listeners = [*self.schedules, *callbacks, *displays(verbose)]
 
-        with self._training(CallbackList(listeners, self, params), feed, validation):
+        with session.training(self, CallbackList(listeners, self, params), feed, validation):
             for epoch in feed.epochs(first, last):
                 self.state.begin_epoch(epoch)
                 self.callbacks.on_epoch_begin(epoch, {})
@@ -239,7 +229,7 @@ class Model(Saving):
     def update(self, window: list[Any]) -> None:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
         assert self.optimizer is not None
-        sizes = [size_of(batch) for batch in window]
+        sizes = [self.batch_size(batch) for batch in window]
         for i, (batch, size, share) in enumerate(zip(window, sizes, self.loss.shares(sizes), strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):
                 outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
@@ -262,20 +252,20 @@ class Model(Saving):
         """Pass once over ``loader`` in eval mode, and return the means over all its samples."""
         self.callbacks.params["test_steps"] = steps or data.length(loader)
         self.callbacks.on_test_begin({})
-        with self._measuring():
+        with session.measuring(self):
             for i, batch in enumerate(itertools.islice(loader, steps)):
                 self.callbacks.on_test_batch_begin(i, {})
-                self.metrics.record(self.strategy.run(self.test_step, batch), size_of(batch))
+                self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
             scores = read(self.metrics.compute())
         if not scores:
-            raise ValueError("The data is empty: there was not one batch in it. Was the generator read before?")
+            raise ValueError(data.NO_BATCH)
         self.callbacks.on_test_end(scores)
         return scores
 
     def test_step(self, batch: Any) -> dict[str, Any]:
-        """Return the loss of ``batch`` as ``"loss"``; whatever else is in the dict is logged."""
-        return Model.train_step(self, batch)
+        """Return the loss of ``batch`` and what else is to be logged: the same as in training, unless you override it."""
+        return self.train_step(batch)
 
     def predict_step(self, batch: Any) -> Any:
         """Return the module's outputs for ``batch``, of which only the inputs are used."""
@@ -288,6 +278,10 @@ class Model(Saving):
     def unpack(self, batch: Any) -> Batch:
         """Split a batch into inputs, targets and sample weights; what is missing is None."""
         return unpack(batch, self.signature)
+
+    def batch_size(self, batch: Any) -> int:
+        """Return the number of samples in ``batch``, by which its loss is weighted."""
+        return batch_size(batch)
 
     # Measuring and predicting
 
@@ -313,14 +307,14 @@ class Model(Saving):
             callbacks: Objects that are told what happens.
             verbose: As in ``fit``.
         """
-        self._compiled_by("evaluate")
+        self.need_compiled("evaluate")
         if x is None:
             name, loader = self._fitted_data()
         else:
             name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
         self.loss.expect(data.targets_of(getattr(loader, "dataset", None)))
         listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose, "data": name})
-        with self._listening(listeners), explained(self.module):
+        with session.listening(self, listeners), explained(self.module):
             return Scores(self.test_epoch(loader, steps), self, name)
 
     def predict(
@@ -362,7 +356,7 @@ class Model(Saving):
     ) -> Any:
         loader = data.in_order(data.as_loader(x, batch_size=batch_size))
         listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose})
-        with self._listening(listeners), explained(self.module), modes.evaluating(self.module), torch.no_grad():
+        with session.listening(self, listeners), explained(self.module), modes.evaluating(self.module), torch.no_grad():
             self.callbacks.params["test_steps"] = steps or data.length(loader)
             self.callbacks.on_predict_begin({})
             parts = []
@@ -372,23 +366,25 @@ class Model(Saving):
                 parts.append(map_leaves(to_numpy, outputs))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
             self.callbacks.on_predict_end({})
+        if not parts:
+            raise ValueError(data.NO_BATCH)
         return concatenate(parts)
 
     # One batch at a time
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Update the weights once, by the whole of ``x`` and ``y``, and return the scores of this batch."""
-        self._trained_by("train_on_batch")
+        self.need_optimizer("train_on_batch")
         batch = data.one_batch(x, y, sample_weight)
         self.metrics.reset()
-        with self._training(CallbackList([], self, {})):
+        with session.training(self, CallbackList([], self, {})):
             self.update([batch])
             self.state.step += 1
         return Scores(read(self.metrics.compute()), self, "this batch")
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Return the scores of one batch, in eval mode."""
-        self._compiled_by("test_on_batch")
+        self.need_compiled("test_on_batch")
         with explained(self.module):
             return Scores(self.test_epoch([data.one_batch(x, y, sample_weight)]), self, "this batch")
 
@@ -410,86 +406,29 @@ class Model(Saving):
             x: Inputs, for the shapes; by default those of the last fit. Without any the table has no shapes.
             options: Passed on to ``torchinfo.summary``.
         """
-        batch = self._example if x is None else data.one_batch(x)
+        batch = self.last_fit.get("example") if x is None else data.one_batch(x)
         x = None if batch is None else self.unpack(self.strategy.place(batch)).x
         table = summarize(self.module, x, self.device, **options)
         print(table)
         return table
-
-    def mode_of(self, name: str) -> str:
-        """Return ``"min"`` or ``"max"``, whichever is better for a value in the logs."""
-        mode = self.metrics.mode(name.removeprefix("val_"))
-        if mode is None:
-            raise ValueError(
-                f"Nobody knows whether {name!r} is better when it is high or low. Pass mode='min' or mode='max'."
-            )
-        return mode
 
     def log_names(self) -> list[str] | None:
         """Return the names that the logs of the fit that runs will have; None where a step of your own decides."""
         if type(self).train_step is not Model.train_step or type(self).update is not Model.update:
             return None
         names = ["loss", *self.loss.term_names(), *self.metrics.names]
-        return [*names, *(f"val_{name}" for name in names if self._last_fit["validation"] is not None), "lr"]
+        return [*names, *(f"val_{name}" for name in names if self.last_fit["validation"] is not None), "lr"]
 
-    # Around the loop
-
-    @contextlib.contextmanager
-    def _training(self, callbacks: CallbackList, feed: Any = None, validation: Any = None) -> Iterator[None]:
-        """Train inside: modes put back, callbacks told of the end, and nothing changed if the first step fails."""
-        optimizer, begin = self._trained_by("fit"), self.state.step
-        self._last_fit = {"validation": validation, "training": getattr(feed, "loader", None)}
-        self.loss.expect(data.targets_of(getattr(getattr(feed, "loader", None), "dataset", None)))
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        self.stop_training = False
-        optimizer.zero_grad()
-        with self._listening(callbacks), explained(self.module), modes.training(self.module):
-            try:
-                callbacks.on_train_begin({})
-                self._try_out(validation)
-                yield
-                self._example = getattr(feed, "example", self._example)
-            except BaseException as error:
-                if self.state.step == begin:
-                    self.module.load_state_dict(buffers, strict=False)
-                optimizer.zero_grad()
-                callbacks.on_exception(error)
-                raise
-            callbacks.on_train_end(self._history.rows[-1] if self._history.rows else {})
-
-    def _try_out(self, loader: Any) -> None:
-        """Take one step on the validation data, so that what is wrong with it is told before training, not after."""
-        batch = data.first_batch(loader)
-        if batch is not None:
-            with self._measuring(), random_states_kept():
-                self.strategy.run(self.test_step, batch)
-
-    @contextlib.contextmanager
-    def _measuring(self) -> Iterator[None]:
-        """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
-        outer, self.metrics = self.metrics, self.metrics.fresh()
-        try:
-            with modes.evaluating(self.module), torch.no_grad():
-                yield
-        finally:
-            self.metrics = outer
-
-    @contextlib.contextmanager
-    def _listening(self, callbacks: CallbackList) -> Iterator[None]:
-        outer, self.callbacks = self.callbacks, callbacks
-        try:
-            yield
-        finally:
-            self.callbacks = outer
-
-    def _compiled_by(self, verb: str) -> None:
+    def need_compiled(self, verb: str) -> None:
+        """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""
         if self._compiled is None:
             raise RuntimeError(
                 f"Call compile(optimizer, loss) before {verb}(): model.compile('adam', 'cross_entropy')."
             )
 
-    def _trained_by(self, verb: str) -> torch.optim.Optimizer:
-        self._compiled_by(verb)
+    def need_optimizer(self, verb: str) -> torch.optim.Optimizer:
+        """Return the optimizer, or raise a ``RuntimeError`` if there is none for ``verb``."""
+        self.need_compiled(verb)
         if self.optimizer is None:
             raise RuntimeError(
                 f"{verb}() needs an optimizer, but compile() was given none: model.compile('adam', ...)."
@@ -498,8 +437,8 @@ class Model(Saving):
 
     def _fitted_data(self) -> tuple[str, Any]:
         for name in ("validation", "training"):
-            if self._last_fit.get(name) is not None:
-                return f"the {name} data of the last fit", self._last_fit[name]
+            if self.last_fit.get(name) is not None:
+                return f"the {name} data of the last fit", self.last_fit[name]
         raise ValueError(
             "evaluate() was given no data, and there was no fit whose data it could use. Pass evaluate(x, y)."
         )

@@ -109,7 +109,7 @@ class History(Chain, Mapping[str, list[float]]):
         """
         values = self[monitor]
         if mode == "auto":
-            mode = self.model.mode_of(monitor)
+            mode = self.model.metrics.mode(monitor)
         rows = [
             (row[monitor], {"epoch": epoch, **row})
             for epoch, row in zip(self.epoch, self.rows, strict=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from typing_extensions import Self
 
 from easytorch import files
 from easytorch.results import History
 from easytorch.state import TrainState
 from easytorch.strategy import Strategy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Saving:

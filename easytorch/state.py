@@ -34,7 +34,7 @@ class TrainState:
             return self.epoch, self.epoch + epochs
         if not 0 <= initial_epoch < epochs:
             raise ValueError(
-                f"With initial_epoch={initial_epoch}, epochs is the number of the last one, so it must be larger; received {epochs}."
+                f"With initial_epoch={initial_epoch}, epochs is the last one's number and must be larger; received {epochs}."
             )
         return initial_epoch, epochs
 

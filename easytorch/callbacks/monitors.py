@@ -44,7 +44,7 @@ class Monitor(Callback):
                 f"{type(self).__name__} monitors {self.monitor!r}, which will not be in the logs."
                 f"{nearest(self.monitor, names)}{cure} There will be {quoted(names)}."
             )
-        self.direction = self.mode if self.mode != "auto" else self.model.mode_of(self.monitor)
+        self.direction = self.mode if self.mode != "auto" else self.model.metrics.mode(self.monitor)
         self.reset()
 
     def reset(self) -> None:

@@ -53,7 +53,8 @@ class LRScheduler(Callback):
         if not _is_scheduler(self.scheduler):
             if not callable(self.scheduler):
                 raise TypeError(
-                    f"Expected a torch.optim.lr_scheduler or a function that makes one from the optimizer, received {self.scheduler!r}."
+                    f"Expected a torch.optim.lr_scheduler, or a function that makes one from the optimizer; received "
+                    f"{self.scheduler!r}."
                 )
             self.scheduler = self.scheduler(optimizer)
         if self.scheduler.optimizer is not optimizer:

@@ -1,0 +1,80 @@
+"""Promise 1, gradient accumulation: a window of batches is one batch of all their samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from easytorch import Model
+from tests.loops import blobs, furthest, mlp, twins
+
+
+def fitted(net, batch_size, steps, loss="cross_entropy", **options):
+    x, y = blobs(10)
+    loader = DataLoader(TensorDataset(x, y), batch_size)
+    model = Model(net, device="cpu").compile(
+        lambda p: torch.optim.SGD(p, lr=1.0), loss, gradient_accumulation_steps=steps, metrics=["accuracy"], **options
+    )
+    return model.fit(loader, 2, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_grad_norm": 0.1}, {"clip_grad_value": 0.01}], ids=["plain", "norm", "value"]
+)
+def test_short_last_batch_weighs_its_samples(options):
+    whole, parts = twins(mlp())
+    a, b = fitted(whole, 10, 1, **options), fitted(parts, 4, 3, **options)  # 4 + 4 + 2 samples are one batch of 10
+    assert furthest(whole, parts) < 1e-6
+    assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+    assert a["accuracy"] == b["accuracy"]
+
+
+def test_a_short_last_window_is_an_update_of_its_own():
+    whole, parts = twins(mlp())
+    x, y = blobs(10)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=1.0)
+    for rows in (slice(0, 8), slice(8, 10)):  # windows of two batches: 4 + 4, then 2
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(whole(x[rows]), y[rows]).backward()
+        optimizer.step()
+    model = Model(parts, device="cpu").compile(
+        lambda p: torch.optim.SGD(p, lr=1.0), "cross_entropy", gradient_accumulation_steps=2
+    )
+    model.fit(DataLoader(TensorDataset(x, y), 4), verbose=0)
+    assert furthest(whole, parts) < 1e-6
+    assert model.state.step == 2
+
+
+def test_a_loss_that_sums_takes_every_batch_whole():
+    whole, parts = twins(mlp())
+    fitted(whole, 10, 1, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
+    fitted(parts, 4, 3, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
+    assert furthest(whole, parts) < 1e-6
+
+
+def test_weights_count_in_accumulated_batches():
+    whole, parts = twins(mlp())
+    x, y = blobs(10)
+    weights = torch.linspace(0.1, 2.0, 10)
+    for net, batch_size, steps in ((whole, 10, 1), (parts, 4, 3)):
+        model = Model(net, device="cpu").compile(
+            lambda p: torch.optim.SGD(p, lr=1.0), "cross_entropy", gradient_accumulation_steps=steps
+        )
+        model.fit(x, y, sample_weight=weights, batch_size=batch_size, shuffle=False, epochs=2, verbose=0)
+    assert furthest(whole, parts) < 1e-6
+
+
+def test_callbacks_are_told_of_updates_not_of_batches():
+    from easytorch.callbacks import LambdaCallback
+
+    x, y = blobs(10)
+    seen = []
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", gradient_accumulation_steps=2)
+    model.fit(
+        DataLoader(TensorDataset(x, y), 4),
+        verbose=0,
+        callbacks=[LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))],
+    )
+    assert seen == [0, 1]
