@@ -48,7 +48,7 @@ class ArrayDataset(Dataset[Any]):
     """
 
     def __init__(self, tree: Any) -> None:
-        self.tree = map_leaves(as_tensor, tree)
+        self.tree = as_tensors(tree)
         sizes = {len(leaf) for leaf in leaves(self.tree) if isinstance(leaf, Tensor)}
         if len(sizes) > 1:
             raise ValueError(
@@ -71,6 +71,17 @@ class ArrayDataset(Dataset[Any]):
 def as_batch(rows: Any) -> Any:
     """Return ``rows``: what an ``ArrayDataset`` fetches is a batch already."""
     return rows
+
+
+def as_tensors(tree: Any) -> Any:
+    """Turn every array, frame and list of numbers in ``tree`` into a tensor."""
+    if isinstance(tree, list) and tree and all(isinstance(leaf, (int, float, str)) for leaf in leaves(tree)):
+        return as_tensor(tree)
+    if isinstance(tree, Mapping):
+        return {key: as_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
+        return type(tree)(as_tensors(value) for value in tree)
+    return map_leaves(as_tensor, tree)
 
 
 def as_tensor(leaf: Any) -> Any:
@@ -598,7 +609,7 @@ def validated_epochs(frequency: Any) -> Callable[[int], bool]:
 def one_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
     if y is None and sample_weight is None:
-        return map_leaves(lambda leaf: leaf if isinstance(leaf, (str, bytes)) else as_tensor(leaf), x)
+        return as_tensors(x)
     return ArrayDataset((x, y) if sample_weight is None else (x, y, sample_weight)).tree
 
 

@@ -1,0 +1,355 @@
+"""One fit for every kind of data: each kind trains a model to the very weights that a plain loader gives."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+import easytorch
+from easytorch import Model
+from easytorch.data import split, targets_of
+from tests.loops import blobs, furthest, mlp, same_weights, twins
+
+X, Y = blobs(50)
+BATCHES = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 50, 8)]
+
+
+class Rows(Dataset):
+    """A dataset that nobody can look into."""
+
+    def __init__(self, *columns):
+        self.columns = columns or (X, Y)
+
+    def __len__(self):
+        return len(self.columns[0])
+
+    def __getitem__(self, index):
+        return tuple(column[index] for column in self.columns)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
+
+
+class Unsized:
+    """A loader without a length."""
+
+    def __iter__(self):
+        return iter(BATCHES)
+
+
+def compiled(net):
+    return Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1), "cross_entropy")
+
+
+@pytest.fixture(scope="module")
+def start():
+    torch.manual_seed(0)
+    return mlp()
+
+
+@pytest.fixture(scope="module")
+def reference(start):
+    _, net = twins(start)
+    compiled(net).fit(DataLoader(TensorDataset(X, Y), 8), 2, verbose=0)
+    return net
+
+
+def frame():
+    return pd.DataFrame(X.numpy().astype("float64"), columns=[f"column {i}" for i in range(8)])
+
+
+ARRAYS = {"batch_size": 8, "shuffle": False}
+KINDS = {
+    "17 DataLoader": (lambda: (DataLoader(TensorDataset(X, Y), 8),), {}),
+    "18 Dataset": (lambda: (Rows(),), ARRAYS),
+    "18 IterableDataset": (lambda: (Stream(),), {"batch_size": 8}),
+    "18 Subset": (lambda: (Subset(Rows(), range(50)),), ARRAYS),
+    "19 tensors": (lambda: (X, Y), ARRAYS),
+    "19 tensors in a tuple": (lambda: ((X, Y),), ARRAYS),
+    "20 NumPy": (lambda: (X.numpy(), Y.numpy()), ARRAYS),
+    "20 NumPy of doubles and short integers": (lambda: (X.numpy().astype("float64"), Y.numpy()), ARRAYS),
+    "20 lists of numbers": (lambda: (X.tolist(), Y.tolist()), ARRAYS),
+    "21 frame and series": (lambda: (frame(), pd.Series(Y.numpy())), ARRAYS),
+    "26 generator function": (lambda: (lambda: iter(BATCHES),), {}),
+    "27 loader without a length": (lambda: (Unsized(),), {}),
+    "27 DataLoader without a length": (lambda: (DataLoader(Stream(), 8),), {}),
+    "28 list of batches": (lambda: (BATCHES,), {}),
+    "28 list of NumPy batches": (lambda: ([(x.numpy(), y.numpy()) for x, y in BATCHES],), {}),
+    "32 doubles in a loader": (lambda: (DataLoader(TensorDataset(X.double(), Y), 8),), {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_data_trains_like_a_plain_loader(kind, start, reference):
+    make, options = KINDS[kind]
+    _, net = twins(start)
+    compiled(net).fit(*make(), epochs=2, verbose=0, **options)
+    assert same_weights(net, reference) if "doubles" not in kind else furthest(net, reference) < 1e-6
+
+
+def test_26_a_generator_is_read_once_and_training_says_where_it_stopped(start):
+    _, once = twins(start)
+    compiled(once).fit(BATCHES, 1, verbose=0)
+    model = compiled(twins(start)[1])
+    with pytest.warns(UserWarning, match=r"ran out in epoch 1 of 3.*Pass the function"):
+        history = model.fit(iter(BATCHES), 3, verbose=0)
+    assert history.epoch == [0]
+    assert same_weights(model.module, once)
+
+
+def test_26_a_generator_without_end_is_cut_into_epochs(start, reference):
+    def forever():
+        while True:
+            yield from BATCHES
+
+    _, net = twins(start)
+    history = compiled(net).fit(forever(), epochs=2, steps_per_epoch=7, verbose=0)
+    assert same_weights(net, reference)
+    assert len(history["loss"]) == 2
+
+
+def test_steps_per_epoch_goes_on_where_the_last_epoch_stopped(start, reference):
+    _, net = twins(start)
+    history = compiled(net).fit(DataLoader(TensorDataset(X, Y), 8), epochs=7, steps_per_epoch=2, verbose=0)
+    assert same_weights(net, reference)  # 7 epochs of 2 updates are 2 passes over 7 batches
+    assert len(history["loss"]) == 7
+
+
+class Sum(nn.Module):
+    """Takes two inputs by name or by position."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, left, right):
+        return self.net(torch.cat([left, right], dim=1))
+
+
+class WholeDict(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs):
+        return self.net(torch.cat([inputs["left"], inputs["right"]], dim=1))
+
+
+LEFT, RIGHT = X[:, :3], X[:, 3:]
+SEVERAL = {
+    "22 dict of arrays": (Sum, lambda: ({"left": LEFT.numpy(), "right": RIGHT.numpy()}, Y), ARRAYS),
+    "22 dict of arrays for a module that takes the dict": (WholeDict, lambda: ({"left": LEFT, "right": RIGHT}, Y), ARRAYS),
+    "23 list of arrays": (Sum, lambda: ([LEFT, RIGHT], Y), ARRAYS),
+    "23 tuple of arrays": (Sum, lambda: ((LEFT, RIGHT), Y), ARRAYS),
+    "23 tuples in batches": (Sum, lambda: ([((x[:, :3], x[:, 3:]), y) for x, y in BATCHES],), {}),
+    "24 batches that are dicts": (Sum, lambda: ([{"left": x[:, :3], "right": x[:, 3:], "y": y} for x, y in BATCHES],), {}),
+    "24 dicts whose target has another name": (
+        Sum,
+        lambda: ([{"right": x[:, 3:], "left": x[:, :3], "kind": y} for x, y in BATCHES],),
+        {},
+    ),
+    "24 a dict of all rows": (Sum, lambda: ({"left": LEFT, "right": RIGHT, "labels": Y},), ARRAYS),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_inputs_reach_the_arguments_of_forward(kind, start, reference):
+    module, make, options = SEVERAL[kind]
+    _, net = twins(start)
+    compiled(module(net)).fit(*make(), epochs=2, verbose=0, **options)
+    assert same_weights(net, reference)
+
+
+def test_24_one_unnamed_input_beside_the_label_is_the_input(start, reference):
+    _, net = twins(start)
+    compiled(net).fit([{"image": x, "label": y} for x, y in BATCHES], 2, verbose=0)
+    assert same_weights(net, reference)
+
+
+def test_29_a_hugging_face_dataset_trains_as_it_is(start, reference):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library's own imports
+        datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+        rows = datasets.Dataset.from_dict({"features": X.tolist(), "label": Y.tolist()})
+    _, net = twins(start)
+    compiled(net).fit(rows, epochs=2, verbose=0, **ARRAYS)
+    assert furthest(net, reference) < 1e-6
+    assert torch.equal(targets_of(rows), Y)
+
+
+class MakesItsOwnLoss(nn.Module):
+    """As the models of Hugging Face do: labels among the arguments, the loss among the outputs."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, features, labels=None):
+        logits = self.net(features)
+        output = {"logits": logits}
+        return output if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), **output}
+
+
+def test_a_module_may_make_its_own_loss(start, reference):
+    _, net = twins(start)
+    model = Model(MakesItsOwnLoss(net), device="cpu")
+    model.compile(lambda p: torch.optim.SGD(p, lr=0.1), metrics=["multiclass_accuracy"])
+    history = model.fit({"features": X, "labels": Y}, epochs=2, verbose=0, **ARRAYS)
+    assert same_weights(net, reference)
+    assert history["multiclass_accuracy"][-1] > 0.3
+    assert model.predict({"features": X}, verbose=0)["logits"].shape == (50, 3)
+
+
+# Weights, peers.md rows 43 and 44: the same for every kind of data
+
+WEIGHTS = torch.linspace(0.0, 2.0, 50)
+CLASS_WEIGHT = {0: 1.0, 1: 3.0}
+
+
+def weighted_by_hand(net, weights):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2):
+        for i in range(0, 50, 8):
+            rows = slice(i, i + 8)
+            losses = nn.functional.cross_entropy(net(X[rows]), Y[rows], reduction="none")
+            optimizer.zero_grad()
+            (losses * weights[rows]).mean().backward()  # multiplied by the weight, averaged over the count
+            optimizer.step()
+    return net
+
+
+def class_weights():
+    return torch.tensor([1.0, 3.0, 1.0])[Y]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(X, Y), (Rows(),), (DataLoader(Rows(), 8),), (DataLoader(TensorDataset(X, Y), 8, num_workers=1),)],
+    ids=["arrays", "dataset", "loader", "workers"],
+)
+def test_sample_weights_work_for(data, start):
+    options = {} if isinstance(data[0], DataLoader) else ARRAYS
+    by_hand, net = weighted_by_hand(twins(start)[1], WEIGHTS), twins(start)[1]
+    compiled(net).fit(*data, epochs=2, sample_weight=WEIGHTS.numpy(), verbose=0, **options)
+    assert furthest(net, by_hand) < 1e-6
+
+
+def test_25_triplets_carry_sample_weights(start):
+    by_hand, net = weighted_by_hand(twins(start)[1], WEIGHTS), twins(start)[1]
+    compiled(net).fit([(X[i : i + 8], Y[i : i + 8], WEIGHTS[i : i + 8]) for i in range(0, 50, 8)], 2, verbose=0)
+    assert furthest(net, by_hand) < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.functional.cross_entropy, nn.CrossEntropyLoss()], ids=str)
+@pytest.mark.parametrize("data", [(X, Y), (DataLoader(Rows(), 8),), (BATCHES,)], ids=["arrays", "loader", "batches"])
+def test_class_weights_work_for(data, loss, start):
+    options = ARRAYS if len(data) == 2 else {}
+    by_hand, net = weighted_by_hand(twins(start)[1], class_weights()), twins(start)[1]
+    model = Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1), loss)
+    model.fit(*data, epochs=2, class_weight=CLASS_WEIGHT, verbose=0, **options)
+    assert furthest(net, by_hand) < 1e-6
+
+
+@pytest.mark.parametrize("data", [(X, Y), (Rows(),), (DataLoader(Rows(), 8),)], ids=["arrays", "dataset", "loader"])
+def test_balanced_weights_count_the_classes(data, start):
+    counts = torch.bincount(Y)
+    weights = (50 / (3 * counts))[Y]
+    by_hand, net = weighted_by_hand(twins(start)[1], weights), twins(start)[1]
+    options = {} if isinstance(data[0], DataLoader) else ARRAYS
+    compiled(net).fit(*data, epochs=2, class_weight="balanced", verbose=0, **options)
+    assert furthest(net, by_hand) < 1e-6
+
+
+def test_class_and_sample_weights_multiply(start):
+    by_hand, net = weighted_by_hand(twins(start)[1], WEIGHTS * class_weights()), twins(start)[1]
+    compiled(net).fit(X, Y, epochs=2, class_weight=CLASS_WEIGHT, sample_weight=WEIGHTS, verbose=0, **ARRAYS)
+    assert furthest(net, by_hand) < 1e-6
+
+
+def test_metrics_take_no_weights_unless_asked():
+    model = Model(mlp(), device="cpu").compile(None, "cross_entropy", ["accuracy"], weighted_metrics=["accuracy"])
+    scores = model.evaluate(X, Y, sample_weight=WEIGHTS, verbose=0)
+    hits = (model.module(X).argmax(1) == Y).double()
+    assert scores["accuracy"] == pytest.approx(float(hits.mean()))
+    assert scores["weighted_accuracy"] == pytest.approx(float((hits * WEIGHTS).sum() / WEIGHTS.sum()))
+
+
+# Splits, rows 36 and 37
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(X, Y), (TensorDataset(X, Y),), (DataLoader(TensorDataset(X, Y), 8, shuffle=True),), (DataLoader(Rows(), 8),)],
+    ids=["arrays", "dataset", "shuffled loader", "loader in order"],
+)
+def test_validation_split_works_for(data):
+    seen = []
+    model = compiled(mlp())
+    callback = easytorch.callbacks.LambdaCallback(on_test_begin=lambda logs: seen.append(dict(model.callbacks.params)))
+    history = model.fit(*data, epochs=1, validation_split=0.2, callbacks=[callback], verbose=0)
+    assert "val_loss" in history
+    assert seen[0]["test_steps"] * model.state.step > 0
+
+
+def test_a_split_gives_each_class_its_share_and_is_the_same_every_time():
+    y = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
+    torch.manual_seed(1)
+    train, test = split(torch.randn(100, 2), y, fraction=0.2)
+    torch.manual_seed(2)
+    _, again = split(torch.randn(100, 2), y, fraction=0.2)
+    assert torch.bincount(targets_of(test)).tolist() == [16, 3, 1]
+    assert len(train) == 80
+    assert test.indices == again.indices
+    assert not set(train.indices) & set(test.indices)
+
+
+def test_a_split_touches_no_random_generator():
+    before = torch.get_rng_state()
+    split(X, Y, fraction=0.3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loader_with_a_sampler_of_its_own_is_not_split():
+    sampler = torch.utils.data.WeightedRandomSampler([1.0] * 50, 50)
+    with pytest.raises(ValueError, match=r"sampler.*easytorch\.data\.split"):
+        compiled(mlp()).fit(DataLoader(Rows(), 8, sampler=sampler), validation_split=0.2, verbose=0)
+
+
+# Several outputs
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, named):
+        super().__init__()
+        self.kind, self.size, self.named = nn.Linear(8, 3), nn.Linear(8, 1), named
+
+    def forward(self, x):
+        kind, size = self.kind(x), self.size(x)
+        return {"kind": kind, "size": size} if self.named else (kind, size)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_each_output_has_its_loss_weight_and_metrics(named):
+    size = X[:, :1] * 2
+    names = ("kind", "size") if named else ("output_1", "output_2")
+
+    def pack(kind, size):
+        return {"kind": kind, "size": size} if named else [kind, size]
+
+    model = Model(TwoHeads(named), device="cpu").compile(
+        "sgd", pack("cross_entropy", "mse"), metrics=pack(["accuracy"], ["mae"]), loss_weights=pack(1.0, 0.5)
+    )
+    targets = pack(Y, size) if named else (Y, size)
+    model.fit(X, targets, epochs=1, verbose=0)
+    scores = model.evaluate(X, targets, verbose=0)
+    assert scores.keys() == ["loss", f"{names[0]}_loss", f"{names[1]}_loss", f"{names[0]}_accuracy", f"{names[1]}_mae"]
+    assert scores["loss"] == pytest.approx(scores[f"{names[0]}_loss"] + 0.5 * scores[f"{names[1]}_loss"], rel=1e-5)
+    assert len(model.predict(X, verbose=0)) == 2
