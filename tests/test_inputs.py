@@ -146,11 +146,19 @@ class WholeDict(nn.Module):
 LEFT, RIGHT = X[:, :3], X[:, 3:]
 SEVERAL = {
     "22 dict of arrays": (Sum, lambda: ({"left": LEFT.numpy(), "right": RIGHT.numpy()}, Y), ARRAYS),
-    "22 dict of arrays for a module that takes the dict": (WholeDict, lambda: ({"left": LEFT, "right": RIGHT}, Y), ARRAYS),
+    "22 dict of arrays for a module that takes the dict": (
+        WholeDict,
+        lambda: ({"left": LEFT, "right": RIGHT}, Y),
+        ARRAYS,
+    ),
     "23 list of arrays": (Sum, lambda: ([LEFT, RIGHT], Y), ARRAYS),
     "23 tuple of arrays": (Sum, lambda: ((LEFT, RIGHT), Y), ARRAYS),
     "23 tuples in batches": (Sum, lambda: ([((x[:, :3], x[:, 3:]), y) for x, y in BATCHES],), {}),
-    "24 batches that are dicts": (Sum, lambda: ([{"left": x[:, :3], "right": x[:, 3:], "y": y} for x, y in BATCHES],), {}),
+    "24 batches that are dicts": (
+        Sum,
+        lambda: ([{"left": x[:, :3], "right": x[:, 3:], "y": y} for x, y in BATCHES],),
+        {},
+    ),
     "24 dicts whose target has another name": (
         Sum,
         lambda: ([{"right": x[:, 3:], "left": x[:, :3], "kind": y} for x, y in BATCHES],),

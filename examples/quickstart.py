@@ -1,0 +1,37 @@
+"""Learn to read handwritten digits, keep the model, take it back: the whole of easytorch in one page, without a network.
+
+python examples/quickstart.py
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+import easytorch
+
+torch.manual_seed(0)
+images, labels = load_digits(return_X_y=True)  # 1,797 real digits, 8 x 8 pixels of 0 to 16
+x, x_test, y, y_test = train_test_split(images / 16, labels, test_size=0.2, random_state=0, stratify=labels)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
+
+
+model = easytorch.Model(network()).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003)
+model.fit(x, y, epochs=25, validation_split=0.1)
+loss, accuracy = model.evaluate(x_test, y_test)
+print(f"Test accuracy {accuracy:.4f}")
+
+with TemporaryDirectory() as folder:
+    path = model.save(Path(folder) / "digits.pt")
+    again = easytorch.Model(network()).load(path)  # compiled as it was saved
+    same = again.evaluate(x_test, y_test, verbose=0)
+    print(f"Saved, loaded, and measured again: {same.accuracy:.4f}")
+    assert list(same) == [loss, accuracy]
+
+print("The first ten:", model.predict_classes(x_test[:10], verbose=0), "are", y_test[:10])
