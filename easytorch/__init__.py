@@ -1,6 +1,7 @@
 """easytorch: a Keras-style fit for any torch.nn.Module."""
 
 from easytorch import callbacks, data
+from easytorch.feed import ResumeError
 from easytorch.files import FileError
 from easytorch.logs import Mean
 from easytorch.metrics import Metric
@@ -10,4 +11,16 @@ from easytorch.strategy import Strategy
 
 __version__ = "0.1.0"
 
-__all__ = ["FileError", "History", "Mean", "Metric", "Model", "Scores", "Strategy", "__version__", "callbacks", "data"]
+__all__ = [
+    "FileError",
+    "History",
+    "Mean",
+    "Metric",
+    "Model",
+    "ResumeError",
+    "Scores",
+    "Strategy",
+    "__version__",
+    "callbacks",
+    "data",
+]

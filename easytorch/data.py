@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import hashlib
+import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,17 +24,16 @@ from torch.utils.data import (
 )
 
 from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, from_numpy, unpack
+from easytorch.feed import Feed, signal_proof
 from easytorch.state import random_states_kept
 from easytorch.tree import describe, leaves, map_leaves
 
-__all__ = ["ArrayDataset", "Feed", "as_loader", "split", "targets_of"]
+__all__ = ["ArrayDataset", "as_loader", "seeded", "split", "targets_of"]
 
 ACCEPTED = (
     "a DataLoader, a Dataset, tensors, NumPy arrays or pandas frames (x, y), dicts or tuples of these, a generator, a "
     "function that returns one, or a list of batches"
 )
-
-NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
 
 
 class ArrayDataset(Dataset[Any]):
@@ -218,12 +218,58 @@ def _refuse(source: Any, **arguments: Any) -> None:
             raise ValueError(f"{name} cannot be given with a {type(source).__name__}. {cure}: leave {name} out.")
 
 
-def length(loader: Any) -> int | None:
-    """Return the number of batches in ``loader``, None where it cannot be known."""
-    try:
-        return len(loader)
-    except TypeError:  # a loader over an IterableDataset has a __len__ that raises
-        return None
+def seeded(dataset: Any, seed: int = 0) -> Dataset[Any]:
+    """Return ``dataset`` with random numbers that belong to its samples, not to the moment.
+
+    Augmentation inside a loader's workers draws from generators that nothing can restore. Wrapped so, a sample draws the
+    same numbers whoever loads it, whenever: from ``seed``, the epoch and its index. So a run resumes exactly in the middle
+    of an epoch, with any number of workers.
+
+    Args:
+        dataset: Any map-style dataset.
+        seed: Another seed draws other numbers.
+    """
+    return _Seeded(dataset, seed)
+
+
+class _Seeded(Dataset[Any]):
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.epoch = torch.zeros((), dtype=torch.int64)
+        self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            digest = hashlib.sha256(repr((self.seed, int(self.epoch), index)).encode()).digest()
+            random.seed(digest)
+            np.random.seed(int.from_bytes(digest[:4], "little"))
+            torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            return self.dataset[index]
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+            torch.set_rng_state(kept[2])
+
+    def __getattr__(self, name: str) -> Any:  # targets, classes, ...
+        if name in ("dataset", "__getitems__"):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def draws_nothing(dataset: Any) -> bool:
+    """Whether loading the same sample of ``dataset`` twice surely gives the same values."""
+    if isinstance(dataset, ConcatDataset):
+        return all(map(draws_nothing, dataset.datasets))
+    if isinstance(dataset, (Subset, _Weighted)):
+        return draws_nothing(dataset.dataset)
+    return isinstance(dataset, (ArrayDataset, TensorDataset, _Seeded))
 
 
 def first_batch(loader: Any) -> Any:
@@ -477,83 +523,7 @@ def _balanced(name: str, loader: Any) -> Tensor:
     return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0)
 
 
-# Feeding the loop
-
-
-class Feed:
-    """The training data as windows of batches, one window for each update, epoch after epoch.
-
-    Args:
-        loader: The batches.
-        window: Batches in a window; the last window of a pass may be shorter.
-        steps: Windows in an epoch. None: an epoch is one pass over the data. Otherwise the data goes on where the last
-            epoch stopped, and starts again when it ends.
-        weigh: Applied to each batch.
-    """
-
-    def __init__(
-        self,
-        loader: Iterable[Any],
-        window: int = 1,
-        steps: int | None = None,
-        weigh: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self.loader, self.window, self.steps, self.weigh = loader, window, steps, weigh
-        self.once = iter(loader) is loader if isinstance(loader, Iterator) else False
-        self.exhausted = False
-        self.example: Any = None
-        self._stream = self._endless() if steps else None
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, received {steps!r}.")
-        if length(loader) == 0:
-            raise ValueError(
-                "The data is empty: there is not one batch. With drop_last=True, is batch_size larger than the data?"
-            )
-
-    def __len__(self) -> int:
-        """Return the number of windows in an epoch; 0 where it is unknown."""
-        if self.steps:
-            return self.steps
-        return -(-(length(self.loader) or 0) // self.window)
-
-    def epochs(self, first: int, last: int) -> Iterator[int]:
-        """Yield the numbers of the epochs from ``first`` up to ``last``, as long as there is data."""
-        for epoch in range(first, last):
-            yield epoch
-            if self.exhausted and epoch + 1 < last:
-                warnings.warn(
-                    f"The data ran out in epoch {epoch + 1} of {last}, so training stops there: a generator can be read only "
-                    "once. Pass the function that makes it (not its result), a list of batches or a DataLoader.",
-                    stacklevel=3,
-                )
-                return
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        """Yield the windows of one epoch."""
-        count = 0
-        for window in itertools.islice(self._stream, self.steps) if self._stream else self._pass():
-            self.example = self.example if count else window[0]
-            count += 1
-            yield window
-        self.exhausted = count < self.steps if self.steps else self.once
-        if not count:
-            raise ValueError(NO_BATCH)
-
-    def _pass(self) -> Iterator[list[Any]]:
-        batches = iter(self.loader) if self.weigh is None else map(self.weigh, self.loader)
-        if self.window == 1:
-            for batch in batches:
-                yield [batch]
-        while window := list(itertools.islice(batches, self.window)):
-            yield window
-
-    def _endless(self) -> Iterator[list[Any]]:
-        while True:
-            window = None
-            for window in self._pass():
-                yield window
-            if window is None or self.once:
-                return
+# What fit and evaluate ask for
 
 
 def fit_data(
@@ -588,7 +558,7 @@ def fit_data(
             raise ValueError("validation_split needs data with a length and an index. Pass validation_data instead.")
         loader, validation = _split_loader(loader, validation_split, seed=0, stratify=True)
     weigh = None if class_weight is None else ClassWeight(class_weight, loader)
-    return Feed(loader, window, steps, weigh), validation
+    return Feed(loader, window, steps, weigh), signal_proof(validation)
 
 
 def validated_epochs(frequency: Any) -> Callable[[int], bool]:

@@ -79,6 +79,57 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
         ) from error
 
 
+def step_path(folder: str | os.PathLike[str], step: int) -> Path:
+    """Return the name of the checkpoint of ``step`` in ``folder``; the step, not the time, tells which is the newest."""
+    return Path(folder) / f"step-{step:010}.pt"
+
+
+def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the checkpoints in ``folder``, the newest first."""
+    return sorted(Path(folder).glob("step-" + "[0-9]" * 10 + ".pt"), reverse=True)
+
+
+def newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
+    """Return path and content of the newest whole checkpoint in ``folder``, with a warning if a newer one is broken.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        FileError: If none is whole.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(
+            f"There is no checkpoint in {str(folder)!r}: no file named like {step_path(folder, 123).name!r}."
+        )
+    broken: list[FileError] = []
+    for path in found:
+        try:
+            content = read_model(path, device)
+        except FileError as error:
+            broken.append(error)
+            continue
+        if broken:
+            warnings.warn(f"{broken[0]} Passed over, for the older {path.name!r}.", stacklevel=3)
+        return path, content
+    raise FileError(
+        f"None of the {len(found)} checkpoints in {str(folder)!r} is whole. The newest: {broken[0]}"
+    ) from broken[0]
+
+
+def keep_newest(folder: str | os.PathLike[str], count: int) -> None:
+    """Delete all but the ``count`` newest checkpoints in ``folder``."""
+    for path in checkpoints(folder)[count:]:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Delete what a killed process left half written in ``folder``."""
+    for path in Path(folder).glob(".step-*.pt.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
 def is_model(content: Any) -> bool:
     """Whether ``content`` was written by ``Model.save``."""
     return isinstance(content, Mapping) and content.get("format") == FORMAT
@@ -104,9 +155,19 @@ def read_model(path: str | os.PathLike[str], device: torch.device | str = "cpu")
 
 
 def check_optimizer(
-    content: dict[str, Any], optimizer: torch.optim.Optimizer | None, path: str | os.PathLike[str]
+    content: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None,
+    path: str | os.PathLike[str],
+    refuse: type[Exception] | None = None,
 ) -> None:
-    """Leave the optimizer's state out of ``content``, with a warning, where ``optimizer`` is of another kind."""
+    """Leave the optimizer's state out of ``content``, with a warning, where ``optimizer`` is of another kind.
+
+    Args:
+        content: What was read from ``path``.
+        optimizer: The one that is to have the state.
+        path: For the message.
+        refuse: Raise this instead of warning.
+    """
     state = content.get("optimizer")
     if not state or optimizer is None:
         return
@@ -114,6 +175,11 @@ def check_optimizer(
     own = [len(group["params"]) for group in optimizer.param_groups]
     if groups != own or set(state["param_groups"][0]) != set(optimizer.state_dict()["param_groups"][0]):
         content["optimizer"] = None
+        if refuse is not None:
+            raise refuse(
+                f"The run in {str(path)!r} has another optimizer than {type(optimizer).__name__} of these parameters. Compile as "
+                "it was compiled, or begin anew in another folder."
+            )
         warnings.warn(
             f"The optimizer's state in {str(path)!r} is of another optimizer than {type(optimizer).__name__} of these "
             "parameters, so it starts anew; all else is restored.",

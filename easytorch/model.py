@@ -13,6 +13,7 @@ Read the loop from ``fit`` downwards; each method is one line of the one above i
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -22,9 +23,11 @@ from torch import nn
 from easytorch import data, losses, modes, optimizers, session
 from easytorch.batch import Batch, Signature, batch_size, unpack
 from easytorch.callbacks.callback import Callback, CallbackList
+from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.explain import explained
+from easytorch.feed import NO_BATCH, Feed, length
 from easytorch.logs import read
 from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
@@ -74,6 +77,7 @@ class Model(Saving):
         self.callbacks = CallbackList([], self, {})
         self._history = History()
         self._compiled: dict[str, Any] | None = None
+        self.feed: Feed | None = None  # the training data, while fit runs
         self.last_fit: dict[str, Any] = {}
 
     def compile(
@@ -158,6 +162,8 @@ class Model(Saving):
         shuffle: bool | None = None,
         initial_epoch: int | None = None,
         callbacks: Iterable[Callback] = (),
+        resume: str | os.PathLike[str] | None = None,
+        on_interrupt: str = "return",
         verbose: int | str = "auto",
     ) -> History:
         """Train, and return the history, which goes on over several fits.
@@ -180,6 +186,9 @@ class Model(Saving):
             shuffle: Draw the samples in random order; by default yes, where nothing gave them an order.
             initial_epoch: The epoch, from 0, to start at; by default where the model is.
             callbacks: Objects that are told what happens; see ``easytorch.callbacks``.
+            resume: A folder in which the run is kept: go on exactly there if it has been stopped, else begin. Or a file
+                to go on from.
+            on_interrupt: Ctrl-C ends training after the update that runs; then ``"return"`` the history, or ``"raise"``.
             verbose: 0 nothing; 1 or ``"auto"`` a live bar in a terminal, lines elsewhere; 2 one line for each epoch.
 
         Raises:
@@ -193,14 +202,13 @@ class Model(Saving):
             x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
             self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs,
         )  # fmt: skip
-        first, last = self.state.planned(epochs, initial_epoch)
         validated = data.validated_epochs(validation_freq if validation is not None else ())
-        self._history.params = params = {"epochs": last, "steps": len(feed) or None, "verbose": verbose}
-        listeners = [*self.schedules, *callbacks, *displays(verbose)]
+        listeners = [*self.schedules, *callbacks, *BackupAndRestore.at(resume), *displays(verbose)]
+        self.state.begin_fit(epochs, initial_epoch)
+        self.history.params = params = {"epochs": self.state.last, "steps": len(feed) or None, "verbose": verbose}
 
-        with session.training(self, CallbackList(listeners, self, params), feed, validation):
-            for epoch in feed.epochs(first, last):
-                self.state.begin_epoch(epoch)
+        with session.fitting(self, listeners, params, feed, validation, on_interrupt):
+            for epoch in feed.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
                 logs = self.train_epoch(feed)
                 if validated(epoch):
@@ -208,6 +216,7 @@ class Model(Saving):
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 logs["lr"] = optimizer.param_groups[0]["lr"]
                 self.state.end_epoch()
+                self.metrics.reset()
                 self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs))
                 if self.stop_training:
                     break
@@ -215,8 +224,7 @@ class Model(Saving):
 
     def train_epoch(self, feed: Iterable[list[Any]]) -> dict[str, float]:
         """Pass once over the training data, and return the means over all its samples."""
-        self.metrics.reset()
-        for window in feed:
+        for window in feed:  # of a resumed epoch, the rest
             batch = self.state.epoch_step
             self.callbacks.on_train_batch_begin(batch, {})
             self.update(window)
@@ -250,7 +258,7 @@ class Model(Saving):
 
     def test_epoch(self, loader: Iterable[Any], steps: int | None = None) -> dict[str, float]:
         """Pass once over ``loader`` in eval mode, and return the means over all its samples."""
-        self.callbacks.params["test_steps"] = steps or data.length(loader)
+        self.callbacks.params["test_steps"] = steps or length(loader)
         self.callbacks.on_test_begin({})
         with session.measuring(self):
             for i, batch in enumerate(itertools.islice(loader, steps)):
@@ -259,7 +267,7 @@ class Model(Saving):
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
             scores = read(self.metrics.compute())
         if not scores:
-            raise ValueError(data.NO_BATCH)
+            raise ValueError(NO_BATCH)
         self.callbacks.on_test_end(scores)
         return scores
 
@@ -357,7 +365,7 @@ class Model(Saving):
         loader = data.in_order(data.as_loader(x, batch_size=batch_size))
         listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose})
         with session.listening(self, listeners), explained(self.module), modes.evaluating(self.module), torch.no_grad():
-            self.callbacks.params["test_steps"] = steps or data.length(loader)
+            self.callbacks.params["test_steps"] = steps or length(loader)
             self.callbacks.on_predict_begin({})
             parts = []
             for i, batch in enumerate(itertools.islice(loader, steps)):
@@ -367,7 +375,7 @@ class Model(Saving):
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
             self.callbacks.on_predict_end({})
         if not parts:
-            raise ValueError(data.NO_BATCH)
+            raise ValueError(NO_BATCH)
         return concatenate(parts)
 
     # One batch at a time

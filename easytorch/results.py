@@ -60,15 +60,30 @@ class History(Chain, Mapping[str, list[float]]):
     Attributes:
         rows: One dict for each epoch. Callbacks get the very dict, so what they add to it is kept.
         epoch: The number of each epoch, from 0.
-        params: ``epochs``, ``steps`` and ``verbose`` of the last fit.
-        interrupted: Whether the last fit was stopped by Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.epoch: list[int] = []
-        self.params: dict[str, Any] = {}
-        self.interrupted = False
+        self._fit: dict[str, Any] = {"params": {}, "interrupted": False}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Of the last fit: ``epochs``, ``steps`` and ``verbose``."""
+        return dict(self._fit["params"])
+
+    @params.setter
+    def params(self, params: dict[str, Any]) -> None:
+        self._fit["params"] = params
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last fit was stopped by Ctrl-C."""
+        return bool(self._fit["interrupted"])
+
+    @interrupted.setter
+    def interrupted(self, interrupted: bool) -> None:
+        self._fit["interrupted"] = interrupted
 
     def of(self, model: Model) -> History:
         """Return a view of this history that knows its model; the model itself keeps one that does not."""
@@ -162,7 +177,7 @@ class History(Chain, Mapping[str, list[float]]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
-        self.rows, self.epoch = [dict(row) for row in state["rows"]], list(state["epoch"])
+        self.rows[:], self.epoch[:] = [dict(row) for row in state["rows"]], list(state["epoch"])
 
     def __repr__(self) -> str:
         if not self.rows:

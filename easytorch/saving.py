@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,11 @@ import torch
 from torch import nn
 
 from easytorch import files
+from easytorch.callbacks.callback import CallbackList
+from easytorch.feed import Feed, ResumeError
+from easytorch.metrics import Metrics
 from easytorch.results import History
-from easytorch.state import TrainState
+from easytorch.state import TrainState, changes, environment
 from easytorch.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -26,6 +31,9 @@ class Saving:
     optimizer: torch.optim.Optimizer | None
     strategy: Strategy
     state: TrainState
+    metrics: Metrics
+    callbacks: CallbackList
+    feed: Feed | None
     _history: History
     _compiled: dict[str, Any] | None  # what compile() was given
 
@@ -49,7 +57,7 @@ class Saving:
         return files.write(path, {"format": files.FORMAT, "version": files.VERSION, **self.state_dict()})
 
     def load(self, path: str | os.PathLike[str]) -> Self:
-        """Take everything back from a file that ``save`` wrote, and return the model.
+        """Take everything back from a file that ``save`` wrote, or the newest whole one of a folder; return the model.
 
         A model that is not compiled yet is compiled as the saved one was, if that was by names alone.
 
@@ -57,7 +65,10 @@ class Saving:
             FileNotFoundError: If there is no such file.
             FileError: If it is not such a file, is damaged, or belongs to another module; nothing has changed then.
         """
-        content = files.read_model(path, self.device)
+        if Path(path).is_dir():
+            path, content = files.newest(path, self.device)
+        else:
+            content = files.read_model(path, self.device)
         weights = files.fit_names(content["module"], self.module.state_dict(), path)
         if self._compiled is None and content["compiled"]:
             self.compile(**content["compiled"])
@@ -84,6 +95,53 @@ class Saving:
         weights = found["module"] if files.is_model(found) else found
         self.module.load_state_dict(files.fit_names(weights, self.module.state_dict(), path))
         return self
+
+    def training_state(self) -> dict[str, Any]:
+        """Return everything that a run needs to go on exactly here; only while ``fit`` runs."""
+        assert self.feed is not None
+        return self.state_dict() | {
+            "format": files.FORMAT,
+            "version": files.VERSION,
+            "metrics": self.metrics.state_dict(),
+            "callbacks": [[type(one).__name__, one.state_dict()] for one in self.callbacks.callbacks],
+            "feed": self.feed.state_dict(self.state.epoch_step),
+            "environment": environment(self.device, self.strategy.precision, self.strategy.jit_compile),
+        }
+
+    def load_training_state(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+        """Go on exactly where ``training_state`` was taken; only while ``fit`` begins.
+
+        Raises:
+            ResumeError: If the data, the callbacks or the optimizer are not those of the run.
+            FileError: If the file belongs to another module.
+        """
+        assert self.feed is not None
+        if "feed" not in content:
+            raise ResumeError(
+                f"{str(path)!r} was written by save(), which keeps no place in the data. Use load() and fit()."
+            )
+        planned = self.state.last - self.state.first
+        weights = files.fit_names(content["module"], self.module.state_dict(), path)
+        mine = [type(one).__name__ for one in self.callbacks.callbacks if one.state_dict()]
+        saved = [name for name, state in content["callbacks"] if state]
+        if mine != saved:
+            raise ResumeError(
+                f"The run in {str(path)!r} had the callbacks {saved}, which have a state; now they are {mine}. "
+                "Pass the same ones in the same order, or begin anew in another folder."
+            )
+        files.check_optimizer(dict(content), self.optimizer, path, ResumeError)
+        for line in changes(
+            content["environment"], environment(self.device, self.strategy.precision, self.strategy.jit_compile)
+        ):
+            warnings.warn(f"{line}: the run goes on, but not with the same bits.", stacklevel=2)
+        self.feed.load_state_dict(content["feed"])
+        self.module.load_state_dict(weights)
+        for name, part in (self._parts() | {"metrics": self.metrics}).items():
+            part.load_state_dict(content[name])
+        self.state.last = self.state.first + planned
+        listening = [one for one in self.callbacks.callbacks if one.state_dict()]
+        for one, state in zip(listening, (state for _, state in content["callbacks"] if state), strict=True):
+            one.load_state_dict(state)
 
     def _parts(self) -> dict[str, Any]:
         parts = {"optimizer": self.optimizer, "strategy": self.strategy, "state": self.state, "history": self._history}

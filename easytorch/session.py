@@ -1,44 +1,78 @@
-"""What surrounds the loop: callbacks told, modes put back, errors explained, and nothing lost if the first step fails."""
+"""What surrounds the loop: callbacks told, modes put back, errors explained, interruptions taken as a normal ending."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from easytorch import data, modes
-from easytorch.callbacks.callback import CallbackList
+from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.explain import explained
 from easytorch.state import random_states_kept
 
 if TYPE_CHECKING:
+    from easytorch.feed import Feed
     from easytorch.model import Model
 
 
+class Interruption(BaseException):
+    """Leaves the loop after an update, because somebody asked for it from outside."""
+
+
 @contextlib.contextmanager
-def training(model: Model, callbacks: CallbackList, feed: Any = None, validation: Any = None) -> Iterator[None]:
-    """Train inside; if the very first update fails, the model is what it was before."""
+def fitting(
+    model: Model, callbacks: list[Callback], params: dict[str, Any], feed: Feed, validation: Any, on_interrupt: str
+) -> Iterator[None]:
+    """Run the epochs of ``fit`` inside, and end them in order, however they end."""
+    interrupts = Interrupts()
+    listeners = CallbackList([*callbacks, interrupts], model, params)
+    model.last_fit = {"validation": validation, "training": feed.loader}
+    model.feed, model.history.interrupted = feed, False
+    model.loss.expect(data.targets_of(getattr(feed.loader, "dataset", None)))
+    with training(model, listeners), interrupts:
+        error: BaseException | None = None
+        try:
+            model.metrics.reset()
+            listeners.on_train_begin({})
+            listeners.on_restore()
+            _try_out(model, validation)
+            yield
+        except Interruption:
+            model.history.interrupted = True
+            listeners.on_interrupt()
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            model.last_fit["example"], model.feed = feed.example, None
+            feed.close()
+            rows = model.history.rows
+            listeners.finish(error, rows[-1] if rows else {})
+    interrupts.settle(on_interrupt)
+
+
+@contextlib.contextmanager
+def training(model: Model, callbacks: CallbackList) -> Iterator[None]:
+    """Update weights inside; if the very first update fails, the model is what it was before."""
     optimizer, begin = model.need_optimizer("fit"), model.state.step
-    model.last_fit = {"validation": validation, "training": getattr(feed, "loader", None)}
-    model.loss.expect(data.targets_of(getattr(model.last_fit["training"], "dataset", None)))
     buffers = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
     model.stop_training = False
     optimizer.zero_grad()
     with listening(model, callbacks), explained(model.module), modes.training(model.module):
         try:
-            callbacks.on_train_begin({})
-            _try_out(model, validation)
             yield
-        except BaseException as error:
+        except BaseException:
             if model.state.step == begin:
                 model.module.load_state_dict(buffers, strict=False)
             optimizer.zero_grad()
-            callbacks.on_exception(error)
             raise
-        model.last_fit["example"] = getattr(feed, "example", None)
-        callbacks.on_train_end(model.history.rows[-1] if model.history.rows else {})
 
 
 @contextlib.contextmanager
@@ -68,3 +102,57 @@ def _try_out(model: Model, loader: Any) -> None:
     if batch is not None:
         with measuring(model), random_states_kept():
             model.strategy.run(model.test_step, batch)
+
+
+class Interrupts(Callback):
+    """Turns Ctrl-C and SIGTERM into an ending after the update that runs; a second one stops at once.
+
+    Handlers that somebody else installed stay. Only the main thread can have handlers; elsewhere this does nothing.
+    """
+
+    priority = 30  # told last: an interruption comes after whatever the others do with the update
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                if signal.getsignal(number) == usual:
+                    self._previous[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        self.caught = number
+        if number == signal.SIGINT:
+            print("\nStopping after this update; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+
+    def _leave(self) -> None:
+        if self.caught is not None:
+            raise Interruption
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Leave, if somebody asked for it."""
+        self._leave()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Leave, if somebody asked for it."""
+        self._leave()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Leave, if somebody asked for it."""
+        self._leave()
+
+    def settle(self, on_interrupt: str) -> None:
+        """End the process after SIGTERM, with the usual status; raise after Ctrl-C, if that is wanted."""
+        if self.caught == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        if self.caught == signal.SIGINT and on_interrupt == "raise":
+            raise KeyboardInterrupt

@@ -20,27 +20,27 @@ class TrainState:
         epoch: Epochs finished, over all fits; also the number, from 0, of the epoch that runs.
         step: Updates made, over all fits.
         epoch_step: Updates made in the epoch that runs.
+        first: The epoch at which the last fit began.
+        last: The epoch before which it ends.
     """
 
     epoch: int = 0
     step: int = 0
     epoch_step: int = 0
+    first: int = 0
+    last: int = 0
 
-    def planned(self, epochs: int, initial_epoch: int | None) -> tuple[int, int]:
-        """Return the first epoch to train and the one to stop before; see ``Model.fit``."""
+    def begin_fit(self, epochs: int, initial_epoch: int | None) -> None:
+        """Plan the epochs of a fit; see ``Model.fit``."""
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ValueError(f"epochs must be a whole number of at least 1, received {epochs!r}.")
-        if initial_epoch is None:
-            return self.epoch, self.epoch + epochs
-        if not 0 <= initial_epoch < epochs:
+        if initial_epoch is not None and not 0 <= initial_epoch < epochs:
             raise ValueError(
                 f"With initial_epoch={initial_epoch}, epochs is the last one's number and must be larger; received {epochs}."
             )
-        return initial_epoch, epochs
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Stand at the begin of ``epoch``."""
-        self.epoch, self.epoch_step = epoch, 0
+        self.first = self.epoch if initial_epoch is None else initial_epoch
+        self.last = self.first + epochs if initial_epoch is None else epochs
+        self.epoch, self.epoch_step = self.first, 0
 
     def advance(self) -> None:
         """Count one update."""
@@ -58,7 +58,8 @@ class TrainState:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Stand where ``state`` says."""
-        self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def random_states() -> dict[str, Any]:
@@ -103,3 +104,21 @@ def random_states_kept() -> Iterator[None]:
         yield
     finally:
         set_random_states(states)
+
+
+def environment(device: torch.device, precision: str, jit_compile: bool) -> dict[str, Any]:
+    """Return what, beside the state, decides about the last bits of every number."""
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": precision,
+        "jit_compile": jit_compile,
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for each difference between two environments."""
+    return [
+        f"{name} was {before.get(name)}, now it is {value}" for name, value in now.items() if before.get(name) != value
+    ]

@@ -1,7 +1,27 @@
 """Callbacks: objects that are told what happens while a model trains."""
 
+from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.callback import Callback, CallbackList, LambdaCallback
+from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
+from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.monitors import EarlyStopping, Monitor
-from easytorch.callbacks.schedules import LRScheduler
+from easytorch.callbacks.schedules import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 
-__all__ = ["Callback", "CallbackList", "EarlyStopping", "LRScheduler", "LambdaCallback", "Monitor"]
+__all__ = [
+    "Averaging",
+    "BackupAndRestore",
+    "CSVLogger",
+    "Callback",
+    "CallbackList",
+    "EMA",
+    "EarlyStopping",
+    "LRScheduler",
+    "LambdaCallback",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
+    "Monitor",
+    "ReduceLROnPlateau",
+    "SWA",
+    "Schedule",
+    "TensorBoard",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,14 @@ class Callback:
 
     model: Model
     params: dict[str, Any]
+    priority = 0  # those with more are told later
+    expendable = False  # whether training goes on without it when it fails
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Run before the first epoch of a fit."""
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Run after the last epoch of a fit, however it came to an end."""
+        """Run after the last epoch of a fit, however it came to an end: also after an interruption or an error."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Run before an epoch."""
@@ -73,8 +76,14 @@ class Callback:
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
         """Run after a batch of a prediction; ``logs["outputs"]`` are the module's outputs."""
 
+    def on_restore(self) -> None:
+        """Run after every ``on_train_begin``: the moment to take a state back."""
+
+    def on_interrupt(self) -> None:
+        """Run when Ctrl-C or SIGTERM stops training, after the update that ran, before ``on_train_end``."""
+
     def on_exception(self, error: BaseException) -> None:
-        """Run when training fails; the error is raised again afterwards."""
+        """Run when training fails, before ``on_train_end``; the error is raised again afterwards."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a restart needs, tensors and plain values only; nothing by default."""
@@ -111,13 +120,53 @@ class CallbackList(Callback):
     """Tells every callback, in order; a hook that nobody overrides costs one call of an empty function."""
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
-        self.callbacks, self.params = [_checked(callback) for callback in callbacks], params
+        self.callbacks, self.params = sorted(map(_checked, callbacks), key=lambda callback: callback.priority), params
         for callback in self.callbacks:
             callback.model, callback.params = model, params
         for hook in HOOKS:
-            listeners = [getattr(callback, hook) for callback in self.callbacks if _overrides(callback, hook)]
+            listeners = [_listener(callback, hook) for callback in self.callbacks if _overrides(callback, hook)]
             if listeners:
                 setattr(self, hook, listeners[0] if len(listeners) == 1 else _all(listeners))
+
+    def finish(self, error: BaseException | None, logs: Any) -> None:
+        """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback, whatever else fails.
+
+        An error of their own is raised when all have run; beside ``error`` it becomes a warning.
+        """
+        failures = []
+        for callback in self.callbacks:
+            for hook, argument in (("on_exception", error), ("on_train_end", logs)):
+                if argument is None or not _overrides(callback, hook):
+                    continue
+                try:
+                    _listener(callback, hook)(argument)
+                except Exception as failure:
+                    failures.append(failure)
+                    if error is not None:
+                        _warn(f"{type(callback).__name__}.{hook} failed too: {type(failure).__name__}: {failure}")
+        if failures and error is None:
+            raise failures[0]
+
+
+def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(callback, hook)
+    if not callback.expendable:
+        return method
+
+    def tell(*args: Any) -> None:
+        if not vars(callback).get("broken"):
+            try:
+                method(*args)
+            except Exception as error:
+                vars(callback)["broken"] = True
+                name = type(callback).__name__
+                _warn(f"{name} failed and is switched off; training goes on. {type(error).__name__}: {error}")
+
+    return tell
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 def _all(listeners: list[Callable[..., Any]]) -> Callable[..., None]:

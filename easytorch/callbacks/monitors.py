@@ -142,12 +142,9 @@ class EarlyStopping(Monitor):
             print(f"Epoch {self.stopped_epoch + 1}: {self.monitor} has not been better for {self.wait} epochs; stopped")
         if self.best_weights is not None:
             self.model.module.load_state_dict(self.best_weights)
+            self.best_weights = None
             if self.verbose and self.best_epoch is not None:
                 print(f"Restored the weights of epoch {self.best_epoch + 1}")
-
-    def on_exception(self, error: BaseException) -> None:
-        """Put the best weights back, whatever went wrong."""
-        self.on_train_end()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its weights and the count of epochs since."""

@@ -75,6 +75,9 @@ def duration(seconds: float) -> str:
 class Lines(Callback):
     """One plain line for each epoch, without a single control character."""
 
+    priority = 20
+    expendable = True
+
     def __init__(self) -> None:
         self.fitting = False
         self.step = 0
@@ -177,10 +180,6 @@ class Live(Lines):
         """Take the bar away, should an epoch have been interrupted."""
         self.end()
         super().on_train_end(logs)
-
-    def on_exception(self, error: BaseException) -> None:
-        """Take the bar away, so that the error stands alone."""
-        self.end()
 
     def _draw(self, step: int, logs: Any) -> None:
         began = time.perf_counter()

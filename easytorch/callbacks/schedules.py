@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.optim import lr_scheduler
 
 from easytorch.callbacks.callback import Callback
+from easytorch.callbacks.monitors import Monitor
+from easytorch.lookup import find
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
 
 PER_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 PER_EPOCH = (
@@ -42,6 +48,8 @@ class LRScheduler(Callback):
     @classmethod
     def of(cls, scheduler: Any, optimizer: torch.optim.Optimizer | None) -> LRScheduler:
         """Return the callback for what the user passed to ``compile``, ready for ``optimizer``."""
+        if isinstance(scheduler, str):
+            scheduler = Schedule(scheduler)
         callback = scheduler if isinstance(scheduler, LRScheduler) else cls(scheduler)
         callback.bind(optimizer)
         return callback
@@ -94,6 +102,190 @@ class LRScheduler(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
         self.scheduler.load_state_dict(dict(state["scheduler"]))
+
+
+class Schedule(LRScheduler):
+    """A schedule over all updates of a fit, by name; its length is known when ``fit`` begins.
+
+    Args:
+        name: ``"warmup_cosine"`` rises in a line to the optimizer's learning rate and falls along half a cosine to 0;
+            ``"cosine"`` only falls; ``"one_cycle"`` is ``torch.optim.lr_scheduler.OneCycleLR`` up to that rate.
+        warmup: The share of all updates in which ``"warmup_cosine"`` rises.
+    """
+
+    NAMES: ClassVar[dict[str, str]] = {"warmup_cosine": "warmup_cosine", "cosine": "cosine", "one_cycle": "one_cycle"}
+
+    def __init__(self, name: str, warmup: float = 0.05) -> None:
+        self.name = find(
+            "scheduler", name, self.NAMES, otherwise="a torch.optim.lr_scheduler or a function that makes one"
+        )
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is a share of all updates between 0 and 1, received {warmup!r}.")
+        super().__init__(None, "update")
+        self.warmup = 0.0 if self.name == "cosine" else warmup
+        self.rates: list[float] = []
+
+    def bind(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Note the optimizer and its learning rates, the highest of the schedule."""
+        if optimizer is None:
+            raise ValueError("A scheduler needs an optimizer: pass one to compile().")
+        self.optimizer, self.rates = optimizer, [float(group["lr"]) for group in optimizer.param_groups]
+        optimizer.register_step_post_hook(self._note_update)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Make the schedule for this fit."""
+        if not self.params["steps"]:
+            raise ValueError(
+                f"scheduler={self.name!r} must know how long training is, but this data has no length. Pass steps_per_epoch."
+            )
+        total = self.params["steps"] * (self.model.state.last - self.model.state.first)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = group["initial_lr"] = rate
+        if self.name == "one_cycle":
+            self.scheduler = lr_scheduler.OneCycleLR(self.optimizer, max_lr=self.rates, total_steps=total + 1)
+            return
+        rise = round(self.warmup * total)
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return float((step + 1) / (rise + 1))
+            return float(0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))))
+
+        self.scheduler = lr_scheduler.LambdaLR(self.optimizer, factor)
+
+
+class LearningRateScheduler(Callback):
+    """Sets the learning rate before each epoch.
+
+    Args:
+        schedule: ``schedule(epoch, lr)`` or ``schedule(epoch)`` returns the learning rate; epochs count from 0.
+        verbose: 1 prints it.
+    """
+
+    def __init__(self, schedule: Callable[..., float], verbose: int = 0) -> None:
+        if not callable(schedule):
+            raise TypeError(f"Expected a function schedule(epoch, lr), received {schedule!r}.")
+        self.schedule, self.verbose = schedule, verbose
+        self.applied: int | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start anew."""
+        self.applied = None
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set the learning rate, once for each epoch: one that is resumed has it already."""
+        if epoch == self.applied:
+            return
+        self.applied = epoch
+        lr = float(self.model.need_optimizer("fit").param_groups[0]["lr"])
+        _set_lr(self.model, self.schedule(*((epoch, lr) if _takes_two(self.schedule) else (epoch,))))
+        if self.verbose:
+            print(f"Epoch {epoch + 1}: learning rate {_lr(self.model):.4g}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which epoch has its learning rate."""
+        return {"applied": self.applied}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.applied = state["applied"]
+
+
+class ReduceLROnPlateau(Monitor):
+    """Lowers the learning rate when a value has stopped getting better.
+
+    Args:
+        monitor: The value to watch.
+        factor: What the learning rate is multiplied by, below 1.
+        patience: Epochs without a better value after which it is lowered.
+        verbose: 1 says when it is.
+        mode: ``"min"``, ``"max"`` or ``"auto"``, which asks the metric.
+        min_delta: What counts as better must be better by more than this.
+        cooldown: Epochs after a lowering in which nothing is counted.
+        min_lr: It goes no lower.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        verbose: int = 0,
+        mode: str = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ) -> None:
+        super().__init__(monitor, mode, min_delta)
+        if not factor < 1:
+            raise ValueError(f"factor must be below 1, or the learning rate would not fall; received {factor!r}.")
+        self.factor, self.patience, self.verbose, self.cooldown, self.min_lr = (
+            factor,
+            patience,
+            verbose,
+            cooldown,
+            min_lr,
+        )
+        self.wait = self.cooling = 0
+
+    def reset(self) -> None:
+        """Start anew."""
+        super().reset()
+        self.wait = self.cooling = 0
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Count the epochs without a better value."""
+        value = self.value(logs or {})
+        if value is None:
+            return
+        if self.cooling > 0:
+            self.cooling -= 1
+            self.wait = 0
+        if self.improved(value):
+            self.best, self.wait = value, 0
+            return
+        if self.cooling > 0:
+            return
+        self.wait += 1
+        old = _lr(self.model)
+        if self.wait >= self.patience and old > self.min_lr:
+            _set_lr(self.model, *(max(group["lr"] * self.factor, self.min_lr) for group in self._groups()))
+            self.cooling, self.wait = self.cooldown, 0
+            if self.verbose:
+                print(f"Epoch {epoch + 1}: {self.monitor} has not been better; learning rate {_lr(self.model):.4g}")
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.model.need_optimizer("fit").param_groups
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and the counts."""
+        return super().state_dict() | {"wait": self.wait, "cooling": self.cooling}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        super().load_state_dict(state)
+        self.wait, self.cooling = state["wait"], state["cooling"]
+
+
+def _lr(model: Model) -> float:
+    return float(model.need_optimizer("fit").param_groups[0]["lr"])
+
+
+def _set_lr(model: Model, *rates: float) -> None:
+    groups = model.need_optimizer("fit").param_groups
+    for group, rate in zip(groups, rates if len(rates) == len(groups) else rates[:1] * len(groups), strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = float(rate)
+
+
+def _takes_two(schedule: Callable[..., float]) -> bool:
+    try:
+        inspect.signature(schedule).bind(0, 0.1)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_scheduler(scheduler: Any) -> bool:

@@ -1,0 +1,169 @@
+"""Callbacks that average weights over training, on ``torch.optim.swa_utils``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from easytorch.callbacks.callback import Callback
+
+
+class Averaging(Callback):
+    """Keeps an average of the weights, evaluates with it, and trains on with the weights of training.
+
+    Args:
+        keep_average: Leave the average in the module when training ends, instead of the weights of training.
+
+    Attributes:
+        average: The ``AveragedModel``; its ``module`` is like yours, with the averaged weights.
+    """
+
+    average: AveragedModel
+
+    def __init__(self, keep_average: bool = False) -> None:
+        self.keep_average = keep_average
+        self._swapped = False
+
+    def make(self) -> AveragedModel:
+        """Return a new average of the module, which has seen nothing."""
+        raise NotImplementedError(f"{type(self).__name__} must define make()")
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begin a new average; a second fit goes on with that of the first."""
+        if "average" not in vars(self):
+            self.average = self.make()
+        self._swapped = False
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Put the average into the module."""
+        if self._averaged() and not self._swapped:
+            self._swap()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Put the weights of training back."""
+        if self._swapped:
+            self._swap()
+
+    def on_interrupt(self) -> None:
+        """Put the weights of training back, should an evaluation have been interrupted."""
+        self.on_test_end()
+
+    def on_exception(self, error: BaseException) -> None:
+        """Put the weights of training back, should an evaluation have failed."""
+        self.on_test_end()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Leave the average in the module, if that is wanted."""
+        self.on_test_end()
+        if self.keep_average and self._averaged():
+            self._swap()
+            self._swapped = False
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the average inside, for ``evaluate``, ``predict`` or ``save``, and the weights of training afterwards."""
+        self.on_test_begin()
+        try:
+            yield
+        finally:
+            self.on_test_end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
+        return {"average": self.average.state_dict()} if "average" in vars(self) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.average.load_state_dict(state["average"])
+
+    def _averaged(self) -> bool:
+        return "average" in vars(self) and bool(self.average.n_averaged)
+
+    def _swap(self) -> None:
+        """Exchange the values in place: the optimizer holds on to the very tensors of the module."""
+        with torch.no_grad():
+            for own, averaged in zip(_values(self.model.module), _values(self.average.module), strict=True):
+                kept = own.clone()
+                own.copy_(averaged)
+                averaged.copy_(kept)
+        self._swapped = not self._swapped
+
+
+class EMA(Averaging):
+    """An exponential moving average of the weights, updated after every update of the optimizer.
+
+    Args:
+        decay: What stays of the average in each update; 0.999 looks back over about 1,000 updates.
+        keep_average: Leave the average in the module when training ends.
+    """
+
+    def __init__(self, decay: float = 0.999, keep_average: bool = False) -> None:
+        super().__init__(keep_average)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must be between 0 and 1, received {decay!r}.")
+        self.decay = decay
+
+    def make(self) -> AveragedModel:
+        """Return a new average."""
+        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        return _counted_here(AveragedModel(self.model.module, multi_avg_fn=average, use_buffers=True))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Take the new weights into the average."""
+        self.average.update_parameters(self.model.module)
+
+
+class SWA(Averaging):
+    """Stochastic weight averaging: the plain mean of the weights at the end of the last epochs.
+
+    After training the statistics of BatchNorm are measured again for the average, as
+    [the paper](https://arxiv.org/abs/1803.05407) asks.
+
+    Args:
+        start_epoch: The first epoch, from 0, that counts; or, as a float, the share of all epochs that comes before.
+        keep_average: Leave the average in the module when training ends.
+    """
+
+    def __init__(self, start_epoch: int | float = 0.75, keep_average: bool = False) -> None:
+        super().__init__(keep_average)
+        self.start_epoch = start_epoch
+
+    def make(self) -> AveragedModel:
+        """Return a new average."""
+        return _counted_here(AveragedModel(self.model.module, use_buffers=True))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Take the weights into the average."""
+        state = self.model.state
+        planned = state.last - state.first
+        start = (
+            state.first + int(self.start_epoch * planned) if isinstance(self.start_epoch, float) else self.start_epoch
+        )
+        if epoch >= start:
+            self.average.update_parameters(self.model.module)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Measure the statistics of BatchNorm for the average."""
+        self.on_test_end()
+        if self._averaged() and any(
+            isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in self.average.modules()
+        ):
+            loader = self.model.last_fit["training"]
+            inputs = (self.model.unpack(self.model.strategy.place(batch)).x for batch in loader)
+            update_bn((x for x in inputs if isinstance(x, Tensor)), self.average.module)
+        super().on_train_end(logs)
+
+
+def _counted_here(average: AveragedModel) -> AveragedModel:
+    """Count on the host: torch asks for the count in every update, and would wait for the device."""
+    average.n_averaged = average.n_averaged.cpu()
+    return average
+
+
+def _values(module: torch.nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -1,0 +1,263 @@
+"""Callbacks that keep a run in files: to go on exactly where it stopped, and to have the best of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easytorch import files
+from easytorch.callbacks.callback import Callback
+from easytorch.callbacks.monitors import Monitor
+from easytorch.state import random_states
+
+
+class BackupAndRestore(Callback):
+    """Keeps a run in a folder, and goes on exactly where it stopped; ``fit(resume=folder)`` is the short of it.
+
+    Kept are the weights, the optimizer, schedules, the loss scale, the totals of the metrics, every callback's state, the
+    history, all random states and the place in the data. The same program continues with the very numbers that an
+    undisturbed run would have had.
+
+    Args:
+        backup_dir: The folder, made if it is not there; or, to go on from it alone, a file.
+        save_freq: ``"epoch"``, or a number of updates, counted over all epochs.
+        minutes: Keep it also when so many minutes have passed since the last time; None does not.
+        keep: How many of the newest files to keep.
+        delete_checkpoint: Delete the files when training has come to its planned end.
+    """
+
+    priority = 10  # told after all whose state it keeps
+
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike[str],
+        save_freq: str | int = "epoch",
+        *,
+        minutes: float | None = 10.0,
+        keep: int = 2,
+        delete_checkpoint: bool = True,
+    ) -> None:
+        if save_freq != "epoch" and not (type(save_freq) is int and save_freq >= 1):
+            raise ValueError(f"save_freq must be 'epoch' or a number of updates, received {save_freq!r}.")
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, received {keep!r}.")
+        self.folder = Path(backup_dir)
+        self.save_freq, self.minutes, self.keep, self.delete_checkpoint = save_freq, minutes, keep, delete_checkpoint
+        self.source = self.folder
+        self._random_before_test: dict[str, Any] | None = None
+        self._failed: OSError | None = None
+
+    @classmethod
+    def at(cls, resume: str | os.PathLike[str] | None) -> list[BackupAndRestore]:
+        """Return the callbacks for what the user passed as ``fit(resume=...)``."""
+        return [] if resume is None else [cls(resume, delete_checkpoint=False)]
+
+    def on_restore(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        self._saved = time.monotonic()
+        if self.source.is_file():
+            self.model.load_training_state(files.read_model(self.source, self.model.device), self.source)
+            self.folder = self.source.parent
+            return
+        if self.source.suffix == ".pt":
+            raise FileNotFoundError(
+                f"There is no file {str(self.source)!r} to resume from. Name a folder to begin a run in it."
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(error.errno, f"Cannot keep the run in {str(self.folder)!r}: {error.strerror}.") from error
+        files.sweep(self.folder)
+        if files.checkpoints(self.folder):
+            path, content = files.newest(self.folder, self.model.device)
+            self.model.load_training_state(content, path)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Keep the run, if it is time."""
+        due = self.save_freq != "epoch" and self.model.state.step % int(self.save_freq) == 0
+        if due or (self.minutes is not None and time.monotonic() - self._saved >= 60 * self.minutes):
+            self.save()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Keep the run."""
+        if self.save_freq == "epoch":
+            self.save()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Note the random states: an interrupted validation is done again from its begin."""
+        self._random_before_test = random_states()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Note that validation was not interrupted."""
+        self._random_before_test = None
+
+    def on_interrupt(self) -> None:
+        """Keep the run where it was interrupted."""
+        self.save(final=True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Delete the files of a run that came to its end, if that is wanted; say if the last one could not be written."""
+        ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
+        if ended and self.delete_checkpoint:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif self._failed is not None:
+            raise self._failed
+
+    def save(self, final: bool = False) -> None:
+        """Write a checkpoint; a failure is a warning until the last one."""
+        content = self.model.training_state()
+        if self._random_before_test is not None:
+            content["feed"]["random"] = self._random_before_test
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write(files.step_path(self.folder, self.model.state.step), content)
+        except OSError as error:
+            if final:
+                raise
+            self._failed = error
+            warnings.warn(f"{error} Training goes on; the next checkpoint is tried again.", stacklevel=2)
+            return
+        self._failed, self._saved = None, time.monotonic()
+        files.keep_newest(self.folder, self.keep)
+
+
+class ModelCheckpoint(Monitor):
+    """Writes the model to a file after epochs, or every so often.
+
+    Args:
+        filepath: The file's name. ``{epoch}`` and ``{batch}`` count from 1; every value of the logs can stand in it too:
+            ``"runs/{epoch:02d}-{val_loss:.3f}.pt"``.
+        monitor: The value that tells which is the best.
+        verbose: 1 says what is written.
+        save_best_only: Write only what is better than all before.
+        save_weights_only: Write the module's state dict alone (``save_weights``), not the whole model (``save``).
+        mode: ``"min"``, ``"max"`` or ``"auto"``, which asks the metric.
+        save_freq: ``"epoch"``; a number of updates, counted over all epochs; or ``"3 epochs"`` and ``"10 minutes"``.
+        initial_value_threshold: A value that the first file has to beat, with ``save_best_only``.
+        keep: Keep the last so many files that this object wrote, and delete the others; None keeps all.
+        keep_best: Keep the best so many too. A file is deleted only after the next one is whole.
+
+    Attributes:
+        best_path: The file with the best value.
+    """
+
+    priority = 5  # after those that change the weights or the logs
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: str | int = "epoch",
+        initial_value_threshold: float | None = None,
+        *,
+        keep: int | None = None,
+        keep_best: int | None = None,
+    ) -> None:
+        super().__init__(monitor, mode)
+        self.filepath, self.verbose = os.fspath(filepath), verbose
+        self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
+        self.every, self.unit = _frequency(save_freq)
+        self.initial_value_threshold, self.keep, self.keep_best = initial_value_threshold, keep, keep_best
+        self.best_path: str | None = None
+        self.written: list[list[Any]] = []  # path and value of each file that is there
+        self._judged = save_best_only or keep_best is not None
+        self._saved = time.monotonic()
+        if self._judged and self.unit in ("updates", "minutes"):
+            raise ValueError(
+                "The best is known after an epoch, so save_best_only and keep_best need save_freq in epochs."
+            )
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check the name to monitor, if it is needed; the best of an earlier fit stays."""
+        if self._judged:
+            known = self.best if self.best_path is not None else None
+            super().on_train_begin(logs)
+            threshold = self.initial_value_threshold if known is None else known
+            self.best = self.best if threshold is None else threshold
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Write, if it is time."""
+        counted = self.unit == "updates" and self.model.state.step % self.every == 0
+        if counted or (self.unit == "minutes" and time.monotonic() - self._saved >= 60 * self.every):
+            self._write(self.model.state.epoch, batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write, if it is time and good enough."""
+        if self.unit != "epochs" or (epoch + 1) % self.every:
+            return
+        value = self.value(logs or {}) if self._judged else None
+        if self._judged and value is None:
+            return
+        better = value is not None and self.improved(value)
+        if better and value is not None:
+            self.best = value
+        if better or not self.save_best_only:
+            self._write(epoch, None, logs, value, better)
+
+    def _write(
+        self, epoch: int, batch: int | None, logs: Any, value: float | None = None, better: bool = False
+    ) -> None:
+        names = (
+            dict(logs.items() if logs else {}) | {"epoch": epoch + 1} | ({} if batch is None else {"batch": batch + 1})
+        )
+        try:
+            path = self.filepath.format(**names)
+        except KeyError as error:
+            raise ValueError(
+                f"filepath={self.filepath!r} names {error}, which is not in the logs: {sorted(names)}."
+            ) from error
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        (self.model.save_weights if self.save_weights_only else self.model.save)(path)
+        self._saved = time.monotonic()
+        self.best_path = path if better else self.best_path
+        self.written = [entry for entry in self.written if entry[0] != path] + [[path, value]]
+        if self.verbose:
+            print(f"Epoch {epoch + 1}: saved {path}" + (f" ({self.monitor} {value:.4f})" if value is not None else ""))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self.keep is None and self.keep_best is None:
+            return
+        last = self.written[-self.keep :] if self.keep else self.written[-1:]
+        finite = [entry for entry in self.written if entry[1] is not None and entry[1] == entry[1]]
+        ranked = sorted(finite, key=lambda entry: entry[1], reverse=self.direction == "max")
+        kept = {path for path, _ in [*last, *ranked[: self.keep_best or 0]]} | (
+            {self.best_path} if self.best_path else set()
+        )
+        for path, _ in self.written:
+            if path not in kept:
+                Path(path).unlink(missing_ok=True)
+        self.written = [entry for entry in self.written if entry[0] in kept]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and the files that are there."""
+        return super().state_dict() | {"best_path": self.best_path, "written": [list(entry) for entry in self.written]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        super().load_state_dict(state)
+        self.best_path, self.written = state["best_path"], [list(entry) for entry in state["written"]]
+
+
+def _frequency(save_freq: str | int) -> tuple[float, str]:
+    if type(save_freq) is int and save_freq >= 1:
+        return save_freq, "updates"
+    words = save_freq.split() if isinstance(save_freq, str) else []
+    if words == ["epoch"]:
+        return 1, "epochs"
+    units = {"epochs": "epochs", "minutes": "minutes", "updates": "updates"}
+    if len(words) == 2 and words[1] in units and words[0].replace(".", "", 1).isdigit() and float(words[0]) > 0:
+        return (float(words[0]) if words[1] == "minutes" else int(words[0])), units[words[1]]
+    raise ValueError(
+        f"save_freq must be 'epoch', a number of updates, '3 epochs' or '10 minutes'; received {save_freq!r}."
+    )

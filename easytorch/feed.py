@@ -1,0 +1,369 @@
+"""The training data as the loop eats it: windows of batches, and the place in them, so that a run can go on anywhere.
+
+What makes a place exact: the random states when the pass over the data began, so that the sampler draws the same order
+again; the number of batches that were used since, which the sampler skips without loading them; and the random states of
+now, put back at the moment when the next batch is drawn.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import itertools
+import random
+import signal
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from easytorch.state import TrainState, random_states, set_random_states
+
+NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
+
+
+class ResumeError(ValueError):
+    """A run that cannot go on exactly where it stopped: why, and what to do."""
+
+
+def length(loader: Any) -> int | None:
+    """Return the number of batches in ``loader``, None where it cannot be known."""
+    try:
+        return len(loader)
+    except TypeError:  # a loader over an IterableDataset has a __len__ that raises
+        return None
+
+
+class Feed:
+    """The training data as windows of batches, one window for each update, epoch after epoch.
+
+    Args:
+        loader: The batches.
+        window: Batches in a window; the last window of a pass may be shorter.
+        steps: Windows in an epoch. None: an epoch is one pass over the data. Otherwise the data goes on where the last
+            epoch stopped, and starts again when it ends.
+        weigh: Applied to each batch.
+    """
+
+    def __init__(
+        self, loader: Any, window: int = 1, steps: int | None = None, weigh: Callable[[Any], Any] | None = None
+    ) -> None:
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps_per_epoch must be at least 1, received {steps!r}.")
+        if length(loader) == 0:
+            raise ValueError(
+                "The data is empty: there is not one batch. With drop_last=True, is batch_size larger than it?"
+            )
+        self.loader, self.window, self.steps, self.weigh = loader, window, steps, weigh
+        self.once = isinstance(loader, Iterator)
+        self.example: Any = None
+        self.exhausted = False
+        self.passes = 0  # passes over the data begun
+        self.used = 0  # batches that the loop took in this pass
+        self._begin: dict[str, Any] = {}  # the random states when this pass began
+        self._resume: Mapping[str, Any] | None = None
+        self._done = 0  # windows of the epoch that runs, made before it was resumed
+        self._loader_state: Any = None
+        self._now: dict[str, Any] = {}
+        self._order: Order | None = None
+        self._reader = self._watched(loader)
+        self._stream = self._endless() if steps else None
+
+    def __len__(self) -> int:
+        """Return the number of windows in an epoch; 0 where it is unknown."""
+        return self.steps or -(-(length(self.loader) or 0) // self.window)
+
+    def epochs(self, state: TrainState) -> Iterator[int]:
+        """Yield the number of each epoch that ``state`` still wants, as long as there is data."""
+        while state.epoch < state.last:
+            yield state.epoch
+            if self.exhausted and state.epoch < state.last:
+                warnings.warn(
+                    f"The data ran out in epoch {state.epoch} of {state.last}, so training stops there: a generator can be "
+                    "read only once. Pass the function that makes it (not its result), a list of batches or a DataLoader.",
+                    stacklevel=3,
+                )
+                return
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield the windows of one epoch; of a resumed one, the rest."""
+        count, self._done = self._done, 0
+        windows = self._pass() if self._stream is None else itertools.islice(self._stream, (self.steps or 0) - count)
+        for window in windows:
+            self.example = window[0] if self.example is None else self.example
+            count += 1
+            yield window
+        self.exhausted = count < self.steps if self.steps else self.once
+        if not count:
+            raise ValueError(NO_BATCH)
+
+    def close(self) -> None:
+        """Let go of the loader's workers."""
+        self._reader = self._stream = None
+
+    def _pass(self) -> Iterator[list[Any]]:
+        """Yield the windows of one pass over the data, or the rest of the pass in which the run stopped."""
+        skip = self._start_pass()
+        batches = self._batches(skip)
+        batches = batches if self.weigh is None else map(self.weigh, batches)
+        while window := list(itertools.islice(batches, self.window)):
+            self.used += len(window)
+            yield window
+
+    def _endless(self) -> Iterator[list[Any]]:
+        while True:
+            window = None
+            for window in self._pass():
+                yield window
+            if self.once or (window is None and not self.used):
+                return
+
+    def _start_pass(self) -> int:
+        """Note the random states at the begin of a pass, or put back those of the pass to resume; return what to skip."""
+        resume, self._resume = self._resume, None
+        if resume is None:
+            self.passes += 1
+            self._begin = {"random": random_states(), "generators": _generator_states(self.loader)}
+            self.used = 0
+        else:
+            self.passes, self.used, self._begin = resume["passes"], resume["used"], dict(resume["begin"])
+            set_random_states(self._begin["random"])
+            _set_generator_states(self.loader, self._begin["generators"])
+        for part in _parts(self.loader):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self.passes - 1)
+        if self._order is not None:
+            self._order.start(resume)
+        elif resume is not None:
+            self._now = resume["random"]
+        return self.used if resume is not None else 0
+
+    def _batches(self, skip: int) -> Iterator[Any]:
+        if self._order is not None or not skip:
+            yield from self._reader
+            return
+        if self._loader_state is not None:
+            self._reader.load_state_dict(self._loader_state)
+            batches = iter(self._reader)
+        else:
+            warnings.warn(
+                f"{type(self.loader).__name__} has no sampler that could skip, so the {skip} batches that were used before "
+                "are read again and thrown away.",
+                stacklevel=2,
+            )
+            batches = iter(self._reader)
+            if len(list(itertools.islice(batches, skip))) < skip:
+                raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
+        set_random_states(self._now)
+        yield from batches
+
+    def _watched(self, loader: Any) -> Any:
+        """Return a twin of ``loader`` whose order can be resumed."""
+        if not isinstance(loader, DataLoader):
+            return loader
+        twin = signal_proof(loader)
+        if not isinstance(loader.dataset, IterableDataset) and not hasattr(loader, "load_state_dict"):
+            kind = "sampler" if loader.batch_sampler is None else "batch_sampler"
+            self._order = Order(getattr(loader, kind))
+            vars(twin)[kind] = self._order  # DataLoader guards it against a change of mind; the order does not change
+        return twin
+
+    def state_dict(self, epoch_step: int) -> dict[str, Any]:
+        """Return the place in the data, and the random states.
+
+        Args:
+            epoch_step: Updates made in the epoch that runs; 0 between two epochs.
+        """
+        between = epoch_step == 0 and not self.steps
+        own = getattr(self._reader, "state_dict", None)
+        return {
+            "passes": self.passes,
+            "used": 0 if between else self.used,
+            "epoch_step": epoch_step,
+            "begin": {} if between else self._begin,
+            "random": random_states(),
+            "generators": _generator_states(self.loader),
+            "order": self._order.mark(self.used) if self._order is not None and not between else None,
+            "loader": own() if own is not None and not between else None,
+            "size": self._size(),
+            "window": self.window,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``: the next window is the one after the last that was used.
+
+        Raises:
+            ResumeError: If the data has another length, or is put together otherwise.
+        """
+        for name, now in (("size", self._size()), ("window", self.window)):
+            if state[name] != now:
+                what = {"size": "samples or batches", "window": "batches in an update"}[name]
+                raise ResumeError(
+                    f"The run that is to be resumed had {state[name]} {what}; now there are {now}. Pass the same data and "
+                    "settings, or begin anew in another folder."
+                )
+        self.passes = state["passes"]
+        self._done = state["epoch_step"]
+        if state["used"]:
+            self._resume, self._loader_state = state, state["loader"]
+            self._warn_of_workers()
+        else:
+            set_random_states(state["random"])
+            _set_generator_states(self.loader, state["generators"])
+
+    def _size(self) -> list[int | None]:
+        dataset = getattr(self.loader, "dataset", None)
+        return [length(dataset) if dataset is not None else None, length(self.loader)]
+
+    def _warn_of_workers(self) -> None:
+        from easytorch.data import draws_nothing
+
+        if getattr(self.loader, "num_workers", 0) and not draws_nothing(self.loader.dataset):
+            warnings.warn(
+                "The samples are loaded by workers, whose random numbers cannot be restored in the middle of an epoch. If the "
+                "dataset draws any (augmentation), the rest of this epoch is not that of an undisturbed run. Wrap it in "
+                "easytorch.data.seeded(dataset) to make it exact.",
+                stacklevel=2,
+            )
+
+
+class Order(Iterable[Any]):
+    """Stands in for a loader's sampler: knows the order that it gave, and can begin after what was used."""
+
+    MEMORY = 4096  # batches that a loader's workers may be ahead of the loop
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+        self.resume: Mapping[str, Any] | None = None
+        self.start(None)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "sampler":
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+    def start(self, resume: Mapping[str, Any] | None) -> None:
+        """Be ready for a pass; ``resume`` is where to take it up."""
+        self.resume, self.drawn = resume, 0
+        self.marks = collections.deque([0], maxlen=self.MEMORY)
+
+    def mark(self, used: int) -> int:
+        """Return the checksum of the first ``used`` batches of the order."""
+        return self.marks[used - self.drawn - 1]
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._drawn()
+        resume, self.resume = self.resume, None
+        if resume is not None:
+            for _ in itertools.islice(batches, resume["used"]):
+                pass
+            if self.drawn < resume["used"] or self.mark(resume["used"]) != resume["order"]:
+                raise ResumeError(
+                    "The data comes in another order than in the run that is to be resumed, so it cannot go on in the middle of "
+                    f"the epoch. Does {type(self.sampler).__name__} draw while it runs, or from a generator of its own that "
+                    "was made elsewhere? Seed it in the program, or give it set_epoch()."
+                )
+            set_random_states(resume["random"])  # nothing is drawn between here and the loading of the next batch
+        yield from batches
+
+    def _drawn(self) -> Iterator[Any]:
+        for indices in self.sampler:
+            self.drawn += 1
+            self.marks.append(_digest(indices, self.marks[-1]))
+            yield indices
+
+
+def _digest(indices: Any, before: int) -> int:
+    if type(indices) is list and type(indices[0]) is int:
+        return hash((before, *indices))  # a microsecond; hashes of whole numbers are the same in every process
+    return zlib.crc32(repr(indices).encode(), before & 0xFFFFFFFF)
+
+
+def signal_proof(loader: Any) -> Any:
+    """Return a twin of a ``DataLoader`` whose workers outlive the signals meant for the process that trains."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    twin = copy.copy(loader)
+    vars(twin)["_iterator"] = None
+    if loader.num_workers:
+        twin.worker_init_fn = _Deaf(loader.worker_init_fn)
+    return twin
+
+
+class _Deaf:
+    """Starts a worker that does not die of the signals meant for the process that trains."""
+
+    def __init__(self, init: Callable[[int], None] | None) -> None:
+        self.init = init
+
+    def __call__(self, worker: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if self.init is not None:
+            self.init(worker)
+
+
+def _parts(loader: Any) -> list[Any]:
+    """Return what of ``loader`` may draw random numbers."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    inner = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
+    found = [loader, getattr(loader, "dataset", None), batch_sampler, inner]
+    return [part for part in found if part is not None]
+
+
+def _generators(loader: Any) -> list[Any]:
+    found: list[Any] = []
+    for part in _parts(loader):
+        for value in getattr(part, "__dict__", {}).values():
+            if isinstance(value, (torch.Generator, random.Random, np.random.Generator)) and all(
+                value is not one for one in found
+            ):
+                found.append(value)
+    return found
+
+
+def _generator_states(loader: Any) -> list[Any]:
+    states: list[Any] = []
+    for generator in _generators(loader):
+        if isinstance(generator, torch.Generator):
+            states.append(generator.get_state())
+        elif isinstance(generator, random.Random):
+            version, internal, gauss = generator.getstate()
+            states.append([version, list(internal), gauss])
+        else:
+            states.append(_as_text(generator.bit_generator.state))
+    return states
+
+
+def _set_generator_states(loader: Any, states: Iterable[Any]) -> None:
+    for generator, state in zip(_generators(loader), states, strict=True):
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state.cpu())
+        elif isinstance(generator, random.Random):
+            generator.setstate((state[0], tuple(state[1]), state[2]))
+        else:
+            generator.bit_generator.state = _from_text(state)
+
+
+def _as_text(state: Any) -> Any:
+    """NumPy's generators have integers of 128 bits, which files of tensors and plain values cannot hold."""
+    if isinstance(state, Mapping):
+        return {key: _as_text(value) for key, value in state.items()}
+    if isinstance(state, np.ndarray):
+        return [_as_text(value) for value in state.tolist()]
+    return f"int {state}" if isinstance(state, int) and not isinstance(state, bool) else state
+
+
+def _from_text(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {key: _from_text(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return np.asarray([_from_text(value) for value in state])
+    return int(state[4:]) if isinstance(state, str) and state.startswith("int ") else state

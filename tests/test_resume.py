@@ -1,0 +1,349 @@
+"""Promise 3: kill it anywhere, the same command continues, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
+
+from easytorch import FileError, Model, ResumeError, files
+from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping
+from easytorch.data import seeded
+from easytorch.state import random_states, random_states_kept
+from tests.loops import blobs, mlp, same_weights
+
+X, Y = blobs(50)
+EPOCHS = 2
+
+
+class PulledPlug(BaseException):
+    """Ends a fit as a pulled plug ends a process: what is not in the files is gone."""
+
+
+class PullPlug(Callback):
+    priority = 25  # after the checkpoint of the update
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.model.state.step == self.step:
+            raise PulledPlug
+
+
+class Noisy(Dataset):
+    """Augments at random, from the generator of whoever loads it."""
+
+    loaded = 0
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        Noisy.loaded += 1
+        noise = 0.1 * torch.randn(8) + 0.1 * random.random() + 0.1 * float(np.random.rand())
+        return X[index] + noise, Y[index]
+
+
+class OwnOrder:
+    """A sampler as people write them: it draws all of its order when it begins."""
+
+    def __init__(self):
+        self.rng = random.Random(4)
+
+    def __len__(self):
+        return 50
+
+    def __iter__(self):
+        order = list(range(50))
+        self.rng.shuffle(order)
+        return iter(order)
+
+
+class OwnBatches:
+    def __len__(self):
+        return 7
+
+    def __iter__(self):
+        order = torch.randperm(50).tolist()
+        return iter([order[i : i + 8] for i in range(0, 50, 8)])
+
+
+ROWS = TensorDataset(X, Y)
+LOADERS = {
+    "shuffled": lambda: DataLoader(ROWS, 8, shuffle=True),
+    "in order": lambda: DataLoader(ROWS, 8),
+    "own generator": lambda: DataLoader(ROWS, 8, shuffle=True, generator=torch.Generator().manual_seed(9)),
+    "generator of the sampler": lambda: DataLoader(
+        ROWS, 8, sampler=RandomSampler(ROWS, generator=torch.Generator().manual_seed(9))
+    ),
+    "own sampler": lambda: DataLoader(ROWS, 8, sampler=OwnOrder()),
+    "own batch sampler": lambda: DataLoader(ROWS, batch_sampler=OwnBatches()),
+    "weighted sampler": lambda: DataLoader(ROWS, 8, sampler=WeightedRandomSampler(torch.linspace(0.1, 1, 50), 50)),
+    "random augmentation": lambda: DataLoader(Noisy(), 8, shuffle=True),
+    "two workers": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2),
+    "two workers, own generator": lambda: DataLoader(
+        ROWS, 8, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(9)
+    ),
+    "two workers, seeded augmentation": lambda: DataLoader(seeded(Noisy()), 8, shuffle=True, num_workers=2),
+}
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def program(folder, make_loader, plug=None, accumulate=1, epochs=EPOCHS, **fit):
+    """Run the user's program from its first line: it knows nothing of earlier runs but the folder."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    model = Model(Dropping(), device="cpu").compile(
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        "cross_entropy",
+        metrics=["accuracy"],
+        gradient_accumulation_steps=accumulate,
+        scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=40),
+    )
+    ema = EMA(0.9)
+    callbacks = [ema, EarlyStopping(patience=5), BackupAndRestore(folder, save_freq=1, delete_checkpoint=False)]
+    if plug is not None:
+        callbacks.append(PullPlug(plug))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(make_loader(), epochs, callbacks=callbacks, validation_data=(X[:20], Y[:20]), verbose=0, **fit)
+    return model, ema, [str(warning.message) for warning in caught]
+
+
+def stopped_and_continued(folder, make_loader, plug, **options):
+    with pytest.raises(PulledPlug):
+        program(folder, make_loader, plug, **options)
+    return program(folder, make_loader, **options)
+
+
+def assert_same_run(one, other):
+    (first, first_ema, _), (second, second_ema, _) = one, other
+    assert same_weights(first.module, second.module)
+    assert same_weights(first_ema.average, second_ema.average)
+    assert first.history.history == second.history.history
+    assert first.history.epoch == second.history.epoch
+    assert first.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
+
+
+STEPS = range(1, 7 * EPOCHS + 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" not in kind])
+def test_stopped_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", LOADERS[kind])
+    for step in STEPS:
+        continued = stopped_and_continued(tmp_path / str(step), LOADERS[kind], step)
+        assert_same_run(undisturbed, continued)
+        assert continued[2] == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" in kind])
+def test_stopped_with_workers_the_run_ends_as_if_undisturbed(kind, tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", LOADERS[kind])
+    for step in (1, 4, 7, 12):  # an epoch has 7 updates; starting workers takes time
+        assert_same_run(undisturbed, stopped_and_continued(tmp_path / str(step), LOADERS[kind], step))
+
+
+def test_stopped_in_accumulation_the_run_ends_as_if_undisturbed(tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], accumulate=3)
+    for step in range(1, 3 * EPOCHS + 1):
+        assert_same_run(
+            undisturbed, stopped_and_continued(tmp_path / str(step), LOADERS["shuffled"], step, accumulate=3)
+        )
+
+
+def test_a_stream_cut_into_epochs_goes_on_across_passes(tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], epochs=4, steps_per_epoch=5)
+    for step in range(1, 21):
+        continued = stopped_and_continued(tmp_path / str(step), LOADERS["shuffled"], step, epochs=4, steps_per_epoch=5)
+        assert_same_run(undisturbed, continued)
+
+
+def test_several_stops_are_as_good_as_one(tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"])
+    for step in (2, 3, 7, 9, 14):
+        with pytest.raises(PulledPlug):
+            program(tmp_path / "again", LOADERS["shuffled"], step)
+    assert_same_run(undisturbed, program(tmp_path / "again", LOADERS["shuffled"]))
+
+
+def test_skipping_does_not_load_what_it_skips(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["random augmentation"], 5)
+    Noisy.loaded = 0
+    program(tmp_path, LOADERS["random augmentation"])
+    assert Noisy.loaded == 2 * 50 - 5 * 8
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 50, 8)], lambda: iter_batches],
+    ids=["list", "function"],
+)
+def test_data_without_a_sampler_is_replayed_and_says_so(make, tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", make)
+    continued = stopped_and_continued(tmp_path / "stopped", make, 10)
+    assert_same_run(undisturbed, continued)
+    assert any("3 batches that were used before are read again" in message for message in continued[2])
+
+
+def iter_batches():
+    return iter([(X[i : i + 8], Y[i : i + 8]) for i in range(0, 50, 8)])
+
+
+def test_a_stateful_loader_is_resumed_by_its_own_state(tmp_path):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+
+    def make():
+        return stateful.StatefulDataLoader(ROWS, 8, shuffle=True)
+
+    undisturbed = program(tmp_path / "undisturbed", make)
+    for step in (1, 4, 7, 12):
+        assert_same_run(undisturbed, stopped_and_continued(tmp_path / str(step), make, step))
+
+
+def test_more_epochs_go_on_from_a_finished_run(tmp_path):
+    undisturbed = program(tmp_path / "four", LOADERS["shuffled"], epochs=4)
+    program(tmp_path / "two", LOADERS["shuffled"], epochs=2)
+    assert_same_run(undisturbed, program(tmp_path / "two", LOADERS["shuffled"], epochs=4))
+
+
+def test_the_same_command_after_the_end_trains_no_more(tmp_path):
+    finished = program(tmp_path, LOADERS["shuffled"])
+    again = program(tmp_path, LOADERS["shuffled"])
+    assert_same_run(finished, again)
+    assert again[0].state.step == 14
+
+
+def test_fit_resume_keeps_the_run_in_a_folder_and_goes_on_from_a_file(tmp_path):
+    def run(resume, epochs=3, plug=None):
+        torch.manual_seed(0)
+        model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
+        callbacks = [PullPlug(plug)] if plug else []
+        model.fit(LOADERS["shuffled"](), epochs, resume=resume, callbacks=callbacks, verbose=0)
+        return model
+
+    undisturbed = run(None)
+    with pytest.raises(PulledPlug):
+        run(tmp_path / "run", plug=16)
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert files == ["step-0000000007.pt", "step-0000000014.pt"]
+    assert same_weights(run(tmp_path / "run").module, undisturbed.module)
+    assert same_weights(run(tmp_path / "run" / "step-0000000014.pt").module, undisturbed.module)
+
+
+# What cannot be exact is said
+
+
+class DrawsWhileItRuns(OwnOrder):
+    def __iter__(self):
+        return (int(torch.randint(50, ())) for _ in range(50))
+
+
+def test_a_sampler_that_draws_while_it_runs_is_an_error(tmp_path):
+    with pytest.raises(ResumeError, match=r"another order.*draw while it runs"):
+        stopped_and_continued(tmp_path, lambda: DataLoader(ROWS, 8, sampler=DrawsWhileItRuns()), 4)
+
+
+def test_other_data_is_an_error(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    with pytest.raises(ResumeError, match=r"had \[50, 7\].*now there are \[40, 5\].*Pass the same data"):
+        program(tmp_path, lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True))
+
+
+def test_another_module_is_an_error(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
+    with pytest.raises(FileError, match="belongs to another module"):
+        model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
+
+
+def test_other_callbacks_are_an_error(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
+    with pytest.raises(ResumeError, match=r"had the callbacks .*EMA"):
+        model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
+
+
+def test_another_number_of_threads_is_a_warning(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        _, _, messages = program(tmp_path, LOADERS["shuffled"])
+    finally:
+        torch.set_num_threads(threads)
+    assert any(f"threads was {threads}, now it is {threads + 1}" in message for message in messages)
+
+
+def test_augmentation_by_workers_is_a_warning_unless_seeded(tmp_path):
+    _, _, messages = stopped_and_continued(tmp_path, lambda: DataLoader(Noisy(), 8, num_workers=1), 3)
+    assert any("easytorch.data.seeded" in message for message in messages)
+
+
+# Every part matters: without it the run would not end the same, so the tests above would see it missing
+
+PARTS = {
+    "weights": lambda content: content["module"].update(program_start()),
+    "optimizer": lambda content: content["optimizer"]["state"].clear(),
+    "random states": lambda content: content["feed"].update(random=random_of_another_seed()),
+    "order of the data": lambda content: content["feed"]["begin"].update(random=random_of_another_seed()),
+    "place in the data": lambda content: content["feed"].update(used=0, order=None),
+    "totals of the metrics": lambda content: content["metrics"].update(terms={}),
+    "history": lambda content: content["history"].update(rows=[], epoch=[]),
+    "step": lambda content: content["state"].update(epoch=0),
+    "schedule": lambda content: callback_state(content, "LRScheduler")["scheduler"].update(last_epoch=0),
+    "average": lambda content: callback_state(content, "EMA")["average"].update(n_averaged=torch.tensor(0)),
+    "early stopping": lambda content: callback_state(content, "EarlyStopping").update(wait=4, best=-1.0),
+}
+
+
+def program_start():
+    torch.manual_seed(0)
+    return Dropping().state_dict()
+
+
+def random_of_another_seed():
+    with random_states_kept():
+        torch.manual_seed(99)
+        return random_states()
+
+
+def callback_state(content, name):
+    return next(state for one, state in content["callbacks"] if one == name)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_leaving_out_one_part_would_not_go_unnoticed(part, tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"])
+    with pytest.raises(PulledPlug):
+        program(tmp_path / "stopped", LOADERS["shuffled"], 10)
+    path, content = files.newest(tmp_path / "stopped")
+    PARTS[part](content)
+    files.write(path, content)
+    try:
+        continued = program(tmp_path / "stopped", LOADERS["shuffled"])
+    except ResumeError:
+        return
+    with pytest.raises(AssertionError):
+        assert_same_run(undisturbed, continued)
