@@ -131,15 +131,14 @@ class Feed:
             self.used = 0
         else:
             self.passes, self.used, self._begin = resume["passes"], resume["used"], dict(resume["begin"])
+            self._now = random_states()
             set_random_states(self._begin["random"])
             _set_generator_states(self.loader, self._begin["generators"])
         for part in _parts(self.loader):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self.passes - 1)
         if self._order is not None:
-            self._order.start(resume)
-        elif resume is not None:
-            self._now = resume["random"]
+            self._order.start(resume, self._now)
         return self.used if resume is not None else 0
 
     def _batches(self, skip: int) -> Iterator[Any]:
@@ -208,11 +207,11 @@ class Feed:
                 )
         self.passes = state["passes"]
         self._done = state["epoch_step"]
+        set_random_states(state["random"])
         if state["used"]:
             self._resume, self._loader_state = state, state["loader"]
             self._warn_of_workers()
         else:
-            set_random_states(state["random"])
             _set_generator_states(self.loader, state["generators"])
 
     def _size(self) -> list[int | None]:
@@ -239,7 +238,7 @@ class Order(Iterable[Any]):
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
         self.resume: Mapping[str, Any] | None = None
-        self.start(None)
+        self.start(None, {})
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -249,9 +248,9 @@ class Order(Iterable[Any]):
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
-    def start(self, resume: Mapping[str, Any] | None) -> None:
-        """Be ready for a pass; ``resume`` is where to take it up."""
-        self.resume, self.drawn = resume, 0
+    def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+        """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
+        self.resume, self.now, self.drawn = resume, now, 0
         self.marks = collections.deque([0], maxlen=self.MEMORY)
 
     def mark(self, used: int) -> int:
@@ -270,7 +269,7 @@ class Order(Iterable[Any]):
                     f"the epoch. Does {type(self.sampler).__name__} draw while it runs, or from a generator of its own that "
                     "was made elsewhere? Seed it in the program, or give it set_epoch()."
                 )
-            set_random_states(resume["random"])  # nothing is drawn between here and the loading of the next batch
+            set_random_states(self.now)  # nothing is drawn between here and the loading of the next batch
         yield from batches
 
     def _drawn(self) -> Iterator[Any]:

@@ -335,14 +335,14 @@ def callback_state(content, name):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_leaving_out_one_part_would_not_go_unnoticed(part, tmp_path):
-    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"])
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], epochs=3)
     with pytest.raises(PulledPlug):
-        program(tmp_path / "stopped", LOADERS["shuffled"], 10)
+        program(tmp_path / "stopped", LOADERS["shuffled"], 10, epochs=3)
     path, content = files.newest(tmp_path / "stopped")
     PARTS[part](content)
     files.write(path, content)
     try:
-        continued = program(tmp_path / "stopped", LOADERS["shuffled"])
+        continued = program(tmp_path / "stopped", LOADERS["shuffled"], epochs=3)
     except ResumeError:
         return
     with pytest.raises(AssertionError):
