@@ -1,0 +1,171 @@
+"""The documentation is true: its programs run, its links lead somewhere, what it quotes of the code is the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+PROSE = [path for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES] if path.exists()]
+
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=indent)(?P=fence) *$", re.M | re.S
+)
+
+
+class Block(NamedTuple):
+    """A fenced block: what follows the fence, its text without the common indent, and its first line's number."""
+
+    info: str
+    text: str
+    line: int
+
+
+def blocks(text: str) -> Iterator[Block]:
+    for match in FENCE.finditer(text):
+        indent = len(match["indent"])
+        lines = [line[indent:] for line in match["body"].splitlines()]
+        yield Block(match["info"].strip(), "\n".join(lines), text.count("\n", 0, match.start("body")) + 1)
+
+
+def programs(path: Path) -> list[Block]:
+    return [
+        block
+        for block in blocks(path.read_text(encoding="utf-8"))
+        if block.info.split()[:1] == ["python"] and 'title="sketch"' not in block.info
+    ]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=name_of)
+def test_every_program_of_a_page_runs(path, tmp_path, monkeypatch):
+    if importlib.util.find_spec("matplotlib"):
+        importlib.import_module("matplotlib").use("Agg")
+    page = types.ModuleType("page")  # dataclasses and pickles look their module up
+    monkeypatch.setitem(sys.modules, "page", page)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for block in programs(path):
+        source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+        exec(compile(source, name_of(path), "exec"), page.__dict__)
+
+
+def test_few_programs_are_only_sketches():
+    sketches = [f"{name_of(path)}:{b.line}" for path in PROSE for b in blocks(path.read_text()) if "sketch" in b.info]
+    assert len(sketches) <= 4, sketches
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name_of)
+def test_quotations_of_the_code_are_the_code(path):
+    for block in blocks(path.read_text(encoding="utf-8")):
+        title = re.search(r'title="(easytorch/[\w/]+\.py)"', block.info)
+        if title and not block.text.startswith("--8<--"):
+            code = [line.strip() for line in (ROOT / title[1]).read_text(encoding="utf-8").splitlines()]
+            quoted = [line.strip() for line in block.text.strip().splitlines()]
+            found = any(code[i : i + len(quoted)] == quoted for i in range(len(code)))
+            assert found, f"{name_of(path)}:{block.line} quotes what is no longer in {title[1]}:\n{block.text}"
+
+
+# Links
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("(", " ").replace("]", " "), FENCE.sub("", text))
+
+
+def anchors(path: Path) -> set[str]:
+    """Return what may follow ``#`` in a link to ``path``: its headings, and the objects that it documents."""
+    text = path.read_text(encoding="utf-8")
+    found = set(re.findall(r"^::: ([\w.]+)", text, re.M))
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M):
+        words = re.sub(r"[^\w\s-]", "", heading.lower()).strip()
+        found.add(re.sub(r"[-\s]+", "-", words))
+    return found
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name_of)
+def test_every_internal_link_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        page = (path.parent / file).resolve() if file else path
+        assert page.exists(), f"{name_of(path)} links to {target!r}, which is not there"
+        if anchor and page.suffix == ".md":
+            known = anchors(page)
+            member = any(anchor.startswith(f"{name}.") for name in known)
+            assert anchor in known or member, (
+                f"{name_of(path)} links to {target!r}; {name_of(page)} has {sorted(known)}"
+            )
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
+    yaml = pytest.importorskip("yaml")
+
+    class Loader(yaml.SafeLoader):
+        """Reads the tags of mkdocs as plain values."""
+
+    Loader.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
+    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
+
+    def entries(part):
+        if isinstance(part, str):
+            return [part]
+        return [page for inner in (part.values() if isinstance(part, dict) else part) for page in entries(inner)]
+
+    listed = entries(navigation)
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
+
+
+# The reference and the picture of the house
+
+
+def test_every_public_name_is_in_the_reference():
+    documented = {
+        name for path in ROOT.glob("docs/api/*.md") for name in re.findall(r"^::: ([\w.]+)", path.read_text(), re.M)
+    }
+    modules = {"easytorch": {"__version__", "callbacks", "data"}, "easytorch.callbacks": set(), "easytorch.data": set()}
+    public = {
+        f"{name}.{entry}"
+        for name, besides in modules.items()
+        for entry in set(importlib.import_module(name).__all__) - besides
+    }
+    assert documented == public
+
+
+def imported(path: Path) -> set[str]:
+    """Return the files of the package that ``path`` imports when it is imported."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "easytorch":
+            full = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            files = [ROOT / f"{name.replace('.', '/')}.py" for name in full]
+            found |= {name_of(file).removeprefix("easytorch/") for file in files if file.exists()}
+    return found
+
+
+def test_the_picture_of_the_house_is_true():
+    text = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", text, re.M)
+    places = [(int(floor), file) for floor, cell in rows for file in re.findall(r"`([\w/]+\.py)`", cell)]
+    order = [file for _, file in places]
+    there = {name_of(path).removeprefix("easytorch/") for path in ROOT.glob("easytorch/**/*.py")}
+    assert there - {"callbacks/__init__.py"} == set(order)
+    assert [floor for floor, _ in places] == sorted(floor for floor, _ in places)
+    for file in order[:-1]:
+        above = imported(ROOT / "easytorch" / file) - set(order[: order.index(file)])
+        assert not above, f"docs/design.md has {file} below {sorted(above)}, which it imports"
