@@ -23,7 +23,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, from_numpy, unpack
+from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, from_numpy, unpack
 from easytorch.feed import Feed, signal_proof
 from easytorch.state import random_states_kept
 from easytorch.tree import describe, leaves, map_leaves
@@ -146,13 +146,13 @@ def as_loader(
     if _is_arrays(x, y):
         tree = x if y is None and sample_weight is None else (x, y) if sample_weight is None else (x, y, sample_weight)
         dataset = _not_empty(ArrayDataset(tree))
-        return DataLoader(dataset, size, shuffle=bool(shuffle), collate_fn=as_batch)
+        return DataLoader(dataset, size, shuffle=bool(shuffle), collate_fn=as_batch, generator=_quiet(shuffle))
     _refuse(x, y=y)
     if isinstance(x, IterableDataset):
         _refuse(x, sample_weight=sample_weight)
         return DataLoader(x, size)
     if not isinstance(x, DataLoader) and _is_map_style(x):
-        x = DataLoader(_not_empty(x), size, shuffle=bool(shuffle))
+        x = DataLoader(_not_empty(x), size, shuffle=bool(shuffle), generator=_quiet(shuffle))
     else:
         _refuse(x, batch_size=batch_size, shuffle=shuffle)
     if isinstance(x, DataLoader):
@@ -163,6 +163,11 @@ def as_loader(
     if isinstance(x, Sequence) and not len(x):
         raise ValueError("The data is empty: a list without batches.")
     return _Replayed(x) if callable(x) and not isinstance(x, Iterable) else x
+
+
+def _quiet(shuffle: bool | None) -> torch.Generator | None:
+    """A loader draws a number whenever it begins; one without an order to draw need not change anybody else's numbers."""
+    return None if shuffle else torch.Generator()
 
 
 class _Replayed(Iterable[Any]):
@@ -179,7 +184,7 @@ def _is_arrays(x: Any, y: Any) -> bool:
     if isinstance(x, Mapping):
         return all(_is_array(leaf) for leaf in leaves(x))
     if isinstance(x, (list, tuple)):  # without targets a list holds batches
-        return y is not None or (isinstance(x, tuple) and len(x) > 0 and all(map(_is_array, x)))
+        return y is not None or (isinstance(x, tuple) and len(x) > 0 and all(map(_is_array, leaves(x))))
     return _is_array(x)
 
 
@@ -371,7 +376,7 @@ def _split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify:
     drop_last, generator = loader.drop_last, getattr(sampler, "generator", None) or loader.generator
     return (
         DataLoader(first, shuffle=random, drop_last=drop_last, generator=generator, **settings),
-        DataLoader(second, **settings),
+        DataLoader(second, generator=_quiet(False), **settings),
     )
 
 
@@ -581,6 +586,12 @@ def one_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     if y is None and sample_weight is None:
         return as_tensors(x)
     return ArrayDataset((x, y) if sample_weight is None else (x, y, sample_weight)).tree
+
+
+def inputs(x: Any, signature: Signature) -> Any:
+    """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
+    several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
+    return (x,) if several and all(map(_is_array, leaves(x))) else x
 
 
 def in_order(loader: Any) -> Any:

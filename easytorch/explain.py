@@ -52,8 +52,8 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
             return _of_metric(error, local)
         if isinstance(owner, Strategy) and name == "backward":
             return _of_backward(error, local["loss"])
-        if isinstance(owner, Signature) and name == "call" and isinstance(error, TypeError) and frame is frames[-1]:
-            return _of_call(error, module, owner, local["x"])
+        if isinstance(owner, Signature) and name == "call" and isinstance(error, TypeError):
+            return _of_call(error, module, owner, local["x"]) if "argument" in str(error) else None
         if isinstance(owner, nn.Module) and name in ("forward", "_conv_forward", "forward_impl"):
             return _of_layer(error, owner, module, local) if _is_torch(owner) else None
     return None
@@ -84,8 +84,8 @@ def _of_layer(error: Exception, layer: nn.Module, module: nn.Module, local: dict
     if x is None:
         return None
     names = {id(part): name for name, part in module.named_modules()}
-    where = names.get(id(layer)) or "itself"
-    title = f"Layer {where!r}, {layer}, cannot take its input, {describe(x)}"
+    where = f"Layer {names[id(layer)]!r}" if names.get(id(layer)) else "The module"
+    title = f"{where}, {layer}, cannot take its input, {describe(x)}"
     parameter = next(layer.parameters(), None)
     if isinstance(layer, nn.Embedding):
         return _of_embedding(error, layer, x, title)

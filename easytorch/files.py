@@ -10,7 +10,6 @@ import pickle
 import shutil
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -18,14 +17,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from easytorch import verify
 from easytorch.lookup import nearest
+from easytorch.verify import FileError
 
 FORMAT = "easytorch"
 VERSION = 1
-
-
-class FileError(ValueError):
-    """A file that is not what it should be: its name, what is wrong with it, and what to do."""
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
@@ -41,10 +38,11 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:
-    """Write ``tensors`` in the safetensors format, as safely as ``write``."""
+    """Write ``tensors`` in the safetensors format, as safely as ``write``, with a checksum, which the format has not."""
     save = _safetensors().save
     # The format knows neither shared nor strided memory; names that share a tensor are written once each.
-    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = save(plain, metadata={verify.CHECKSUM: verify.digest(save(plain))})
     return _replace(Path(path), lambda file: file.write(data))
 
 
@@ -65,7 +63,7 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
         raise FileError(f"{str(path)!r} is a folder. Name the file in it.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, device)
-    _verify_archive(path)
+    verify.archive(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -349,45 +347,17 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _verify_archive(path: Path) -> None:
-    size = path.stat().st_size
-    if not size:
-        raise FileError(f"{str(path)!r} is empty: it was cut off. Take an older copy.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if (
-                any(member.compress_type != zipfile.ZIP_STORED for member in members)
-                or sum(m.file_size for m in members) > size
-            ):
-                raise FileError(f"{str(path)!r} is packed in a way that torch never writes, so it is not read.")
-            damaged = archive.testzip()
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        UnicodeDecodeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        if isinstance(error, FileError):
-            raise
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"
-        what = "is cut off or damaged" if zipped else "is not a model: it is no archive of torch.save"
-        raise FileError(f"{str(path)!r} {what} ({error}). Take an older copy, or save it again.") from error
-    if damaged is not None:
-        raise FileError(f"{str(path)!r} is damaged: the checksum of {damaged!r} does not match. Take an older copy.")
-
-
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    load = _safetensors().load_file
+    load = _safetensors().load
+    data = path.read_bytes()
     try:
-        tensors: dict[str, Tensor] = load(path, device=str(device))
+        tensors: dict[str, Tensor] = load(data)
+        checksum = verify.checksum(data)
     except Exception as error:  # the library's own exception type is not public
         raise FileError(f"{str(path)!r} is not a whole safetensors file: {error}. Take an older copy.") from error
-    return tensors
+    if checksum is not None and checksum != verify.digest(data):
+        raise FileError(f"{str(path)!r} is damaged: its checksum does not match. Take an older copy.")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _safetensors() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from easytorch.lookup import find, nearest, quoted, snake_case
 from easytorch.tree import describe
 
+LAYERS = ("AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")  # a layer and its loss in one
 NAMES: dict[str, type[nn.Module]] = {
     snake_case(name.removesuffix("Loss")): getattr(nn, name)
     for name in dir(nn)
-    if name.endswith("Loss") and name != "LinearCrossEntropyLoss"  # a layer and its loss in one
+    if name.endswith("Loss") and name not in LAYERS
 }
 ALIASES: dict[str, type[nn.Module]] = {
     "ce": nn.CrossEntropyLoss,
@@ -32,7 +34,52 @@ ALIASES: dict[str, type[nn.Module]] = {
     "mean_squared_error": nn.MSELoss,
     "negative_log_likelihood": nn.NLLLoss,
 }
-TABLE = NAMES | ALIASES
+
+
+def mean_absolute_percentage_error(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return ``100 * |y - y_pred| / |y|`` of each value, as Keras defines it."""
+    return 100 * ((y - y_pred) / y.abs().clamp(min=1e-7)).abs()
+
+
+def mean_squared_logarithmic_error(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return ``(log(y + 1) - log(y_pred + 1)) ** 2`` of each value, as Keras defines it."""
+    return (y.clamp(min=1e-7).log1p() - y_pred.clamp(min=1e-7).log1p()).square()
+
+
+def log_cosh(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return ``log(cosh(y_pred - y))`` of each value, in a form that does not overflow."""
+    x = y_pred - y
+    return x + nn.functional.softplus(-2.0 * x) - math.log(2.0)
+
+
+def poisson(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return ``y_pred - y * log(y_pred)`` of each value, as Keras defines it."""
+    return y_pred - y * (y_pred + 1e-7).log()
+
+
+def kl_divergence(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return ``sum(y * log(y / y_pred))`` of each sample, of probabilities, as Keras defines it."""
+    y_pred, y = y_pred.clamp(1e-7, 1), y.clamp(1e-7, 1)
+    return (y * (y / y_pred).log()).sum(-1)
+
+
+def hinge(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return ``max(1 - y * y_pred, 0)`` of each value, for targets -1 and 1, as Keras defines it."""
+    return (1 - y * y_pred).clamp(min=0)
+
+
+KERAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # which torch has not, or defines otherwise
+    "hinge": hinge,
+    "kl_divergence": kl_divergence,
+    "kld": kl_divergence,
+    "log_cosh": log_cosh,
+    "mape": mean_absolute_percentage_error,
+    "mean_absolute_percentage_error": mean_absolute_percentage_error,
+    "mean_squared_logarithmic_error": mean_squared_logarithmic_error,
+    "msle": mean_squared_logarithmic_error,
+    "poisson": poisson,
+}
+TABLE: dict[str, Any] = dict(sorted((NAMES | ALIASES | KERAS).items()))
 
 # What turns a module's output into probabilities, and whether classes exclude each other.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -155,7 +202,9 @@ class Loss(Criterion):
     def __init__(self, loss: Any) -> None:
         self.function = loss
         if isinstance(loss, str):
-            self.function = find("loss", loss, TABLE, otherwise="a torch.nn loss, or a function f(y_pred, y)")()
+            typed = loss.strip().removesuffix("Loss").removesuffix("_loss")
+            found = find("loss", typed, TABLE, otherwise="a torch.nn loss, or a function f(y_pred, y)")
+            self.function = found() if isinstance(found, type) else found
         elif isinstance(loss, type) and issubclass(loss, nn.Module):
             raise TypeError(
                 f"Expected a loss, received the class {loss.__name__}. Make an object of it: {loss.__name__}()."
@@ -208,7 +257,9 @@ class Loss(Criterion):
         if sample_weight is not None:
             return self._weighted(y_pred, y, sample_weight)
         value: Tensor = self._call(y_pred, y)
-        if value.ndim and len(value) == _rows(y_pred):  # one value for each sample, as Keras' losses return
+        if (
+            value.ndim and len(value) == _rows(y_pred) and (value.ndim == 1 or self.function in KERAS.values())
+        ):  # one value for each sample, as Keras' losses return
             return value.mean()
         return value
 
@@ -287,7 +338,7 @@ class SeveralLosses(Criterion):
         self.by_name = isinstance(losses, Mapping)
         named = losses if isinstance(losses, Mapping) else {f"output_{i + 1}": loss for i, loss in enumerate(losses)}
         self.losses = {name: Loss(loss) for name, loss in named.items() if loss is not None}
-        self.names = list(named)
+        self.names, self.count = list(self.losses), len(named)  # an output without a loss needs no target in a dict
         self.weights = dict.fromkeys(self.names, 1.0) | self._named_weights(weights)
 
     def _named_weights(self, weights: Any) -> dict[str, float]:
@@ -299,9 +350,9 @@ class SeveralLosses(Criterion):
                     f"Pass weights for {quoted(self.names)}."
                 )
             return {name: float(weight) for name, weight in weights.items()}
-        if weights is not None and len(weights) != len(self.names):
-            raise ValueError(f"There are {len(self.names)} losses, but {len(weights)} loss_weights. Pass one for each.")
-        return dict(zip(self.names, map(float, weights or ()), strict=False))
+        if weights is not None and len(weights) != self.count:
+            raise ValueError(f"There are {self.count} outputs, but {len(weights)} loss_weights. Pass one for each.")
+        return {f"output_{i + 1}": float(weight) for i, weight in enumerate(weights or ())}
 
     def term_names(self) -> list[str]:
         """Return ``<output>_loss`` of every output."""
@@ -317,13 +368,15 @@ class SeveralLosses(Criterion):
         """Return the part of each output in ``tree``, which is the outputs, the targets or the weights."""
         if tree is None or isinstance(tree, Tensor):  # weights that hold for all outputs
             return dict.fromkeys(self.names, tree)
-        fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == len(self.names)
+        fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == self.count
         if isinstance(tree, Mapping) != self.by_name or not fits:
             raise ValueError(
                 f"The losses are for {quoted(self.names)}, but the {what} are {describe(tree)}. Pass losses, outputs "
                 "and targets all as dicts with the same keys, or all as lists or tuples of the same length."
             )
-        return dict(tree) if isinstance(tree, Mapping) else dict(zip(self.names, tree, strict=True))
+        if isinstance(tree, Mapping):
+            return dict(tree)
+        return {f"output_{i + 1}": part for i, part in enumerate(tree)}
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""

@@ -21,7 +21,7 @@ class Metric:
 
     A metric has a ``name`` for the logs and a ``mode``, ``"max"`` or ``"min"``, whichever is better (None: unknown).
 
-    Example:
+    Examples:
         >>> class Bias(Metric):
         ...     name, mode = "bias", None
         ...     def reset(self):
@@ -277,7 +277,10 @@ class Metrics:
         known = dict(zip(self.names, (metric.mode for metric, *_ in self._metrics), strict=True))
         mode = known.get(bare) or ("min" if bare == "loss" or bare.endswith("_loss") else None)
         if mode is None:
-            raise ValueError(f"Nobody knows whether {name!r} is better high or low. Pass mode='min' or mode='max'.")
+            raise ValueError(
+                f"Nobody knows whether {name!r} is better high or low.{nearest(bare, ['loss', *self.names])} Pass mode='min' or "
+                "mode='max'."
+            )
         return mode
 
     def state_dict(self) -> dict[str, Any]:

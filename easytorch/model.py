@@ -48,12 +48,12 @@ class Model(Saving):
 
     Attributes:
         module: Your module.
-        optimizer, loss, metrics: What ``compile`` made of its arguments.
+        optimizer: What ``compile`` made of its argument, as ``loss`` and ``metrics``.
         strategy: Where and in which precision steps run.
         state: ``epoch`` and ``step`` (updates) so far.
         stop_training: Set it True, in a callback, to end ``fit`` after the update that runs.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
         >>> model = Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
     """
@@ -362,7 +362,7 @@ class Model(Saving):
         callbacks: Any,
         verbose: Any,
     ) -> Any:
-        loader = data.in_order(data.as_loader(x, batch_size=batch_size))
+        loader = data.in_order(data.as_loader(data.inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose})
         with session.listening(self, listeners), explained(self.module), modes.evaluating(self.module), torch.no_grad():
             self.callbacks.params["test_steps"] = steps or length(loader)

@@ -13,6 +13,7 @@ from torch import nn
 
 from easytorch import files
 from easytorch.callbacks.callback import CallbackList
+from easytorch.callbacks.schedules import LRScheduler
 from easytorch.feed import Feed, ResumeError
 from easytorch.metrics import Metrics
 from easytorch.results import History
@@ -34,6 +35,7 @@ class Saving:
     metrics: Metrics
     callbacks: CallbackList
     feed: Feed | None
+    schedules: list[LRScheduler]
     _history: History
     _compiled: dict[str, Any] | None  # what compile() was given
 
@@ -44,6 +46,7 @@ class Saving:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
+        parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
         return parts | {"module": files.bare(self.module.state_dict()), "compiled": files.plain(self._compiled)}
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
@@ -77,6 +80,8 @@ class Saving:
         for name, part in self._parts().items():
             if content.get(name):
                 part.load_state_dict(content[name])
+        for schedule, state in zip(self.schedules, content.get("schedules", ()), strict=False):
+            schedule.load_state_dict(state)
         return self
 
     def save_weights(self, path: str | os.PathLike[str]) -> Path:

@@ -79,7 +79,7 @@ class EarlyStopping(Monitor):
         patience: Epochs in a row without a better value after which training stops.
         verbose: 1 says when it stops.
         mode: ``"min"``, ``"max"`` or ``"auto"``, which asks the metric.
-        baseline: A value that the first epochs have to beat.
+        baseline: Patience starts again only at values that are also better than this.
         restore_best_weights: Put the weights of the best epoch back when training ends, however it ends: by patience, at
             the last epoch, by Ctrl-C or by an error.
         start_from_epoch: Epochs, from 0, before this one are not looked at.

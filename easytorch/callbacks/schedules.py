@@ -44,6 +44,12 @@ class LRScheduler(Callback):
         if step_every not in (None, "update", "epoch"):
             raise ValueError(f"step_every must be 'update' or 'epoch', received {step_every!r}.")
         self._updated = False
+        self._bound: torch.optim.Optimizer | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Take hold of the optimizer, where ``compile`` did not do it."""
+        if self._bound is not self.model.optimizer:
+            self.bind(self.model.optimizer)
 
     @classmethod
     def of(cls, scheduler: Any, optimizer: torch.optim.Optimizer | None) -> LRScheduler:
@@ -72,8 +78,12 @@ class LRScheduler(Callback):
             )
         if self.step_every is None:
             self.step_every = _step_every(self.scheduler)
+        self._watch(optimizer)
+
+    def _watch(self, optimizer: torch.optim.Optimizer) -> None:
         # With loss scaling an update may be skipped; a scheduler that counts updates must not count those.
         optimizer.register_step_post_hook(self._note_update)
+        self._bound = optimizer
 
     def _note_update(self, *_: Any) -> None:
         self._updated = True
@@ -96,12 +106,13 @@ class LRScheduler(Callback):
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state."""
-        return {"scheduler": self.scheduler.state_dict()}
+        """Return the scheduler's state, none where it is made only when training begins."""
+        return {"scheduler": self.scheduler.state_dict()} if _is_scheduler(self.scheduler) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
-        self.scheduler.load_state_dict(dict(state["scheduler"]))
+        if state and _is_scheduler(self.scheduler):
+            self.scheduler.load_state_dict(dict(state["scheduler"]))
 
 
 class Schedule(LRScheduler):
@@ -129,20 +140,22 @@ class Schedule(LRScheduler):
         """Note the optimizer and its learning rates, the highest of the schedule."""
         if optimizer is None:
             raise ValueError("A scheduler needs an optimizer: pass one to compile().")
-        self.optimizer, self.rates = optimizer, [float(group["lr"]) for group in optimizer.param_groups]
-        optimizer.register_step_post_hook(self._note_update)
+        self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._watch(optimizer)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Make the schedule for this fit."""
+        super().on_train_begin(logs)
+        optimizer = self.model.need_optimizer("fit")
         if not self.params["steps"]:
             raise ValueError(
                 f"scheduler={self.name!r} must know how long training is, but this data has no length. Pass steps_per_epoch."
             )
         total = self.params["steps"] * (self.model.state.last - self.model.state.first)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = group["initial_lr"] = rate
         if self.name == "one_cycle":
-            self.scheduler = lr_scheduler.OneCycleLR(self.optimizer, max_lr=self.rates, total_steps=total + 1)
+            self.scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=self.rates, total_steps=total + 1)
             return
         rise = round(self.warmup * total)
 
@@ -151,7 +164,7 @@ class Schedule(LRScheduler):
                 return float((step + 1) / (rise + 1))
             return float(0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))))
 
-        self.scheduler = lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.scheduler = lr_scheduler.LambdaLR(optimizer, factor)
 
 
 class LearningRateScheduler(Callback):
