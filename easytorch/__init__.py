@@ -2,12 +2,12 @@
 
 from easytorch import callbacks, data
 from easytorch.feed import ResumeError
-from easytorch.files import FileError
 from easytorch.logs import Mean
 from easytorch.metrics import Metric
 from easytorch.model import Model
 from easytorch.results import History, Scores
 from easytorch.strategy import Strategy
+from easytorch.verify import FileError
 
 __version__ = "0.1.0"
 
