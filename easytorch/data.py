@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,8 @@ from torch.utils.data import (
 )
 
 from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, from_numpy, unpack
-from easytorch.feed import Feed, signal_proof
+from easytorch.feed import Feed, length, signal_proof
+from easytorch.notice import warn
 from easytorch.state import random_states_kept
 from easytorch.tree import describe, leaves, map_leaves
 
@@ -278,7 +278,10 @@ def draws_nothing(dataset: Any) -> bool:
 
 
 def first_batch(loader: Any) -> Any:
-    """Return the first rows of a ``DataLoader`` as a batch, without a trace in any random state; None of other data."""
+    """Return the first batch of data that can be read again, without a trace in any random state; else None."""
+    if isinstance(loader, (Sequence, _Replayed)):
+        with random_states_kept():
+            return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
     with random_states_kept():
@@ -378,6 +381,14 @@ def _split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify:
         DataLoader(first, shuffle=random, drop_last=drop_last, generator=generator, **settings),
         DataLoader(second, generator=_quiet(False), **settings),
     )
+
+
+def all_targets(loader: Any) -> Any:
+    """Return all targets behind ``loader``, of several outputs in their structure; None where they are not at hand."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, ArrayDataset):
+        return unpack(dataset.tree).y
+    return targets_of(dataset)
 
 
 def targets_of(dataset: Any) -> Tensor | None:
@@ -562,6 +573,12 @@ def fit_data(
         if not isinstance(loader, DataLoader):
             raise ValueError("validation_split needs data with a length and an index. Pass validation_data instead.")
         loader, validation = _split_loader(loader, validation_split, seed=0, stratify=True)
+    if validation_steps is not None and validation_steps < 1:
+        raise ValueError(f"validation_steps must be at least 1, received {validation_steps!r}.")
+    if validation is not None and length(validation) == 0:
+        raise ValueError(
+            "The validation data is empty: there is not one batch. With drop_last=True, is it smaller than one?"
+        )
     weigh = None if class_weight is None else ClassWeight(class_weight, loader)
     return Feed(loader, window, steps, weigh), signal_proof(validation)
 
@@ -597,9 +614,8 @@ def inputs(x: Any, signature: Signature) -> Any:
 def in_order(loader: Any) -> Any:
     """Return ``loader``, with a warning if it draws its samples in random order: outputs would not match the samples."""
     if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
-        warnings.warn(
+        warn(
             "This DataLoader shuffles, so the outputs come in another order than its dataset's samples. Pass a DataLoader "
-            "with shuffle=False, or the dataset itself.",
-            stacklevel=4,
+            "with shuffle=False, or the dataset itself."
         )
     return loader

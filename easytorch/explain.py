@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from easytorch.batch import Signature
 from easytorch.lookup import quoted
-from easytorch.losses import Loss, class_trouble
+from easytorch.losses import Criterion, Loss, class_trouble
 from easytorch.metrics import Metrics
 from easytorch.strategy import Strategy
 from easytorch.tree import describe
@@ -39,23 +39,24 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
     if isinstance(error, torch.OutOfMemoryError):
         return None
     frames = _frames(error)
+    layers = set(module.modules())
     for frame in reversed(frames):  # the innermost frame that we can say something about
         local, name = frame.f_locals, frame.f_code.co_name
         owner = local.get("self")
         if isinstance(owner, Loss) and name in ("__call__", "_unreduced"):
-            return (
-                None
-                if frame is frames[-1] or _is_ours(frames[-1])
-                else _of_loss(error, owner, local["y_pred"], local["y"])
-            )
+            return None if _is_ours(frames[-1]) else _of_loss(error, owner, local["y_pred"], local["y"])
         if isinstance(owner, Metrics) and name == "update" and "metric" in local:
-            return _of_metric(error, local)
+            return _of_metric(error, owner.criterion, local)
         if isinstance(owner, Strategy) and name == "backward":
             return _of_backward(error, local["loss"])
         if isinstance(owner, Signature) and name == "call" and isinstance(error, TypeError):
             return _of_call(error, module, owner, local["x"]) if "argument" in str(error) else None
-        if isinstance(owner, nn.Module) and name in ("forward", "_conv_forward", "forward_impl"):
-            return _of_layer(error, owner, module, local) if _is_torch(owner) else None
+        if isinstance(error, KeyError) and name == "update" and "outputs" in local:
+            return _of_step(local["outputs"])
+        if isinstance(owner, nn.Module) and owner in layers and name in ("forward", "_conv_forward"):
+            x = next((value for value in local.values() if isinstance(value, Tensor)), None)
+            if x is not None:  # else the whole module was called with something else than a tensor
+                return _of_layer(error, owner, module, x) if _is_torch(owner) else None
     return None
 
 
@@ -79,10 +80,7 @@ def _is_torch(layer: nn.Module) -> bool:
 # Layers
 
 
-def _of_layer(error: Exception, layer: nn.Module, module: nn.Module, local: dict[str, Any]) -> Exception | None:
-    x = next((value for value in local.values() if isinstance(value, Tensor)), None)
-    if x is None:
-        return None
+def _of_layer(error: Exception, layer: nn.Module, module: nn.Module, x: Tensor) -> Exception | None:
     names = {id(part): name for name, part in module.named_modules()}
     where = f"Layer {names[id(layer)]!r}" if names.get(id(layer)) else "The module"
     title = f"{where}, {layer}, cannot take its input, {describe(x)}"
@@ -157,6 +155,13 @@ def _of_call(error: Exception, module: nn.Module, signature: Signature, x: Any) 
 
 
 def _of_loss(error: Exception, loss: Loss, y_pred: Any, y: Any) -> Exception:
+    return _of_targets(loss, y_pred, y) or ValueError(
+        f"The loss, {loss!r}, cannot compare the module's output, {describe(y_pred)}, with the targets, {describe(y)}: {error}"
+    )
+
+
+def _of_targets(loss: Loss, y_pred: Any, y: Any) -> Exception | None:
+    """Return what is wrong with outputs and targets for ``loss``, if anything is known to be."""
     if y is None:
         return ValueError(
             f"The loss, {loss!r}, needs targets, but the batch has none. Pass fit(x, y), or batches (x, y); for a module that "
@@ -170,24 +175,30 @@ def _of_loss(error: Exception, loss: Loss, y_pred: Any, y: Any) -> Exception:
     if not isinstance(y, Tensor):
         return TypeError(f"The loss, {loss!r}, takes targets as one tensor, but they are {describe(y)}. Pass numbers.")
     if loss.family in (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss):
-        told = class_trouble(y_pred, y, loss.ignored)
-        if told:
-            return told
-    if loss.family is nn.BCELoss and (float(y_pred.min()) < 0 or float(y_pred.max()) > 1):
+        return class_trouble(y_pred, y, loss.ignored)
+    low, high = (float(y_pred.detach().min()), float(y_pred.detach().max())) if y_pred.numel() else (0.0, 1.0)
+    if loss.family is nn.BCELoss and (low < 0 or high > 1):
         return ValueError(
-            f"The loss, {loss!r}, takes probabilities, but the module's outputs go from {float(y_pred.min()):.3g} to "
-            f"{float(y_pred.max()):.3g}. Use loss='bce_with_logits', or end the module with nn.Sigmoid()."
+            f"The loss, {loss!r}, takes probabilities, but the module's outputs go from {low:.3g} to {high:.3g}. "
+            "Use loss='bce_with_logits', or end the module with nn.Sigmoid()."
         )
-    return ValueError(
-        f"The loss, {loss!r}, cannot compare the module's output, {describe(y_pred)}, with the targets, {describe(y)}: {error}"
-    )
+    return None
 
 
-def _of_metric(error: Exception, local: dict[str, Any]) -> Exception:
-    y_pred, y = local.get("y_pred"), local.get("y")
+def _of_metric(error: Exception, criterion: Criterion, local: dict[str, Any]) -> Exception:
+    y_pred, y = local["part"], local["target"]
+    if isinstance(criterion, Loss) and (told := _of_targets(criterion, y_pred, y)):
+        return told
     return ValueError(
         f"The metric {local['metric'].name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
         f"{type(error).__name__}: {error}. Take it out of compile(metrics=...), or choose one that fits these shapes."
+    )
+
+
+def _of_step(outputs: Any) -> Exception:
+    return TypeError(
+        f"train_step returned {describe(outputs)}, which has no 'loss'. Let it return {{'loss': loss}}, a scalar tensor to be "
+        "optimized; whatever else is in the dict is logged."
     )
 
 

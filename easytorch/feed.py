@@ -12,7 +12,6 @@ import copy
 import itertools
 import random
 import signal
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from easytorch.notice import warn
 from easytorch.state import TrainState, random_states, set_random_states
 
 NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
@@ -82,10 +82,9 @@ class Feed:
         while state.epoch < state.last:
             yield state.epoch
             if self.exhausted and state.epoch < state.last:
-                warnings.warn(
+                warn(
                     f"The data ran out in epoch {state.epoch} of {state.last}, so training stops there: a generator can be "
-                    "read only once. Pass the function that makes it (not its result), a list of batches or a DataLoader.",
-                    stacklevel=3,
+                    "read only once. Pass the function that makes it (not its result), a list of batches or a DataLoader."
                 )
                 return
 
@@ -149,10 +148,9 @@ class Feed:
             self._reader.load_state_dict(self._loader_state)
             batches = iter(self._reader)
         else:
-            warnings.warn(
+            warn(
                 f"{type(self.loader).__name__} has no sampler that could skip, so the {skip} batches that were used before "
-                "are read again and thrown away.",
-                stacklevel=2,
+                "are read again and thrown away."
             )
             batches = iter(self._reader)
             if len(list(itertools.islice(batches, skip))) < skip:
@@ -222,11 +220,10 @@ class Feed:
         from easytorch.data import draws_nothing
 
         if getattr(self.loader, "num_workers", 0) and not draws_nothing(self.loader.dataset):
-            warnings.warn(
+            warn(
                 "The samples are loaded by workers, whose random numbers cannot be restored in the middle of an epoch. If the "
                 "dataset draws any (augmentation), the rest of this epoch is not that of an undisturbed run. Wrap it in "
-                "easytorch.data.seeded(dataset) to make it exact.",
-                stacklevel=2,
+                "easytorch.data.seeded(dataset) to make it exact."
             )
 
 

@@ -9,16 +9,16 @@ import os
 import pickle
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from easytorch import verify
 from easytorch.lookup import nearest
+from easytorch.notice import warn
 from easytorch.verify import FileError
 
 FORMAT = "easytorch"
@@ -107,7 +107,7 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -
             broken.append(error)
             continue
         if broken:
-            warnings.warn(f"{broken[0]} Passed over, for the older {path.name!r}.", stacklevel=3)
+            warn(f"{broken[0]} Passed over, for the older {path.name!r}.")
         return path, content
     raise FileError(
         f"None of the {len(found)} checkpoints in {str(folder)!r} is whole. The newest: {broken[0]}"
@@ -144,6 +144,10 @@ def read_model(path: str | os.PathLike[str], device: torch.device | str = "cpu")
         tensors = isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
         what = "It holds weights alone: use load_weights()." if tensors else "Name a file that Model.save() wrote."
         raise FileError(f"{str(path)!r} is not a saved model. {what}")
+    if not isinstance(content.get("version"), int) or not isinstance(content.get("module"), Mapping):
+        raise FileError(
+            f"{str(path)!r} is not a whole model: its version or its module is missing. Take an older copy."
+        )
     if content["version"] > VERSION:
         raise FileError(
             f"{str(path)!r} has version {content['version']} of the format; this easytorch reads up to {VERSION}: "
@@ -178,10 +182,9 @@ def check_optimizer(
                 f"The run in {str(path)!r} has another optimizer than {type(optimizer).__name__} of these parameters. Compile as "
                 "it was compiled, or begin anew in another folder."
             )
-        warnings.warn(
+        warn(
             f"The optimizer's state in {str(path)!r} is of another optimizer than {type(optimizer).__name__} of these "
-            "parameters, so it starts anew; all else is restored.",
-            stacklevel=3,
+            "parameters, so it starts anew; all else is restored."
         )
 
 
@@ -198,36 +201,35 @@ def plain(value: Any) -> Any:
     return value if is_plain(value) else None
 
 
-def bare(names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state dict with the names that the user's own module has, wrappers' prefixes stripped."""
+def bare(module: nn.Module) -> dict[str, Any]:
+    """Return the module's state dict under its own names, without those of wrappers (DataParallel, torch.compile) in it."""
+    wraps = set()
+    for name, part in module.named_modules():
+        for child in ("module", "_orig_mod"):
+            if isinstance(part, WRAPPERS[child]) and hasattr(part, child):
+                wraps.add(f"{name}.{child}".lstrip("."))
 
-    def strip(name: str) -> str:
-        parts = [part for part in name.split(".") if part != "_orig_mod"]  # left by torch.compile
-        while parts[0] == "module" and wrapped:  # left by DataParallel
-            del parts[0]
-        return ".".join(parts)
+    def own(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(part for i, part in enumerate(parts) if ".".join(parts[: i + 1]) not in wraps)
 
-    wrapped = all(name.split(".")[0] in ("module", "_orig_mod") for name in names)
-    stripped = {name: strip(name) for name in names}
-    return (
-        {short: names[name] for name, short in stripped.items()}
-        if len(set(stripped.values())) == len(names)
-        else dict(names)
-    )
+    return {own(name): value for name, value in module.state_dict().items()}
 
 
-def fit_names(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the tensors ``found`` in a file under the names that the module wants.
+def fit_names(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the tensors ``found`` in a file under the names of ``module``, wrappers stripped on either side.
 
     Raises:
         FileError: If a name is missing or too much, or a shape differs, with a table of what does not match.
     """
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise FileError(
-            f"{str(path)!r} holds no weights: it is {type(found).__name__}, not a state dict of names and tensors."
-        )
-    candidates = [dict(found), bare(found)]
-    tensors = next((names for names in candidates if set(names) == set(wanted)), candidates[-1])
+        what = type(found).__name__
+        raise FileError(f"{str(path)!r} holds no weights: it is {what}, not a state dict of names and tensors.")
+    wanted, tensors = module.state_dict(), dict(found)
+    if set(wanted) != set(tensors):
+        short, names = {_short(name): value for name, value in tensors.items()}, {_short(name): name for name in wanted}
+        if len(short) == len(tensors) and len(names) == len(wanted):
+            tensors = {names.get(name, name): value for name, value in short.items()}
     rows = []
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
@@ -237,31 +239,53 @@ def fit_names(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str | o
         rows.append(("not in the module", name, _shape(tensors[name]), nearest(name, missing).strip()))
     for name in wanted:
         if name in tensors and isinstance(wanted[name], Tensor) and _shape(tensors[name]) != _shape(wanted[name]):
-            rows.append(
-                ("another shape", name, f"{_shape(tensors[name])} in the file", f"{_shape(wanted[name])} in the module")
-            )
+            there, here = _shape(tensors[name]), _shape(wanted[name])
+            rows.append(("another shape", name, f"{there} in the file", f"{here} in the module"))
     if rows:
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        shown = [
-            "  " + "  ".join(part.ljust(width) for part, width in zip(row, [*widths, 0], strict=True)).rstrip()
-            for row in rows[:20]
-        ]
-        more = [f"  ... and {len(rows) - 20} more"] if len(rows) > 20 else []
         raise FileError(
             f"{str(path)!r} belongs to another module: {len(rows)} of {len(set(wanted) | set(tensors))} names do not match.\n"
-            + "\n".join([*shown, *more])
+            + _table(rows)
             + "\nBuild the module with the layers and sizes that were saved. Nothing was changed."
         )
     return tensors
+
+
+WRAPPERS: dict[str, tuple[type, ...]] = {
+    "module": (nn.DataParallel, nn.parallel.DistributedDataParallel),
+    "_orig_mod": (nn.Module,),  # nothing but torch.compile's wrapper has such a child
+}
+
+
+def _short(name: str) -> str:
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while parts[0] == "module" and len(parts) > 1:
+        del parts[0]
+    return ".".join(parts)
+
+
+def _table(rows: list[tuple[str, str, str, str]], most: int = 20) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
+    lines = ["  ".join(part.ljust(width) for part, width in zip(row, widths, strict=True)) for row in rows[:most]]
+    more = [f"... and {len(rows) - most} more"] if len(rows) > most else []
+    return "\n".join("  " + line.rstrip() for line in [*lines, *more])
 
 
 def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
+def weights_in(content: Any) -> Any:
+    """Return the state dict in what a file holds: the whole, or what people call it in a larger dict."""
+    if not isinstance(content, Mapping):
+        return content
+    keys = ("module",) if is_model(content) else ("state_dict", "model_state_dict", "model")
+    return next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
+
+
 def _replace(path: Path, fill: Callable[[IO[bytes]], Any]) -> Path:
     """Fill a temporary file beside ``path`` and put it in the place of ``path`` when it is whole and on the disk."""
     temporary: str | None = None
+    path = path.resolve() if path.is_symlink() else path  # a link stays, what it points to is replaced
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")

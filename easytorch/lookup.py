@@ -25,7 +25,7 @@ def nearest(name: Any, names: Iterable[Any]) -> str:
     return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 
-def find(kind: str, name: str, table: Mapping[str, T], *, otherwise: str = "") -> T:
+def find(kind: str, name: Any, table: Mapping[str, T], *, otherwise: str = "") -> T:
     """Return ``table[name]``, whatever the case and the hyphens, or raise a ``ValueError`` that names the nearest.
 
     Args:
@@ -34,6 +34,10 @@ def find(kind: str, name: str, table: Mapping[str, T], *, otherwise: str = "") -
         table: Every name there is.
         otherwise: What else the user might pass, for the message.
     """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"Unknown {kind} {name!r}. Pass one of {quoted(table)}" + (f", {otherwise}." if otherwise else ".")
+        )
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     for candidate in (key, snake_case(name.strip()), key.replace("_", "")):
         if candidate in table:

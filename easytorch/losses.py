@@ -98,6 +98,11 @@ FUNCTIONS: dict[Any, type[nn.Module]] = {
     nn.functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
     nn.functional.multilabel_soft_margin_loss: nn.MultiLabelSoftMarginLoss,
     nn.functional.binary_cross_entropy: nn.BCELoss,
+    nn.functional.mse_loss: nn.MSELoss,
+    nn.functional.l1_loss: nn.L1Loss,
+    nn.functional.smooth_l1_loss: nn.SmoothL1Loss,
+    nn.functional.huber_loss: nn.HuberLoss,
+    nn.functional.poisson_nll_loss: nn.PoissonNLLLoss,
 }
 ELEMENTWISE = (
     nn.MSELoss,
@@ -143,7 +148,7 @@ class Criterion:
         """Return ``{"loss": scalar}`` and whatever else is worth a column in the logs."""
         return {"loss": self(y_pred, y, sample_weight)}
 
-    def expect(self, targets: Tensor | None) -> None:
+    def expect(self, targets: Any) -> None:
         """Be ready for new data, whose ``targets`` are known as a whole or not; they are checked in the first batch."""
 
     def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
@@ -231,11 +236,11 @@ class Loss(Criterion):
         except TypeError:  # a callable object that cannot be hashed
             return type(None)
 
-    def expect(self, targets: Tensor | None) -> None:
+    def expect(self, targets: Any) -> None:
         """Note the range of all labels, so that the first batch tells whether every one has an output."""
         self._unchecked = True
-        whole = targets is not None and targets.dtype == torch.int64 and self.kind == "multiclass"
-        self._range = class_range(targets, self.ignored) if targets is not None and whole else None
+        labels = isinstance(targets, Tensor) and targets.dtype == torch.int64 and self.kind == "multiclass"
+        self._range = class_range(targets, self.ignored) if labels else None
 
     @property
     def summed(self) -> bool:
@@ -256,12 +261,19 @@ class Loss(Criterion):
             self._check_shapes(y_pred, y)
         if sample_weight is not None:
             return self._weighted(y_pred, y, sample_weight)
-        value: Tensor = self._call(y_pred, y)
-        if (
-            value.ndim and len(value) == _rows(y_pred) and (value.ndim == 1 or self.function in KERAS.values())
-        ):  # one value for each sample, as Keras' losses return
-            return value.mean()
+        value = self._call(y_pred, y)
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"The loss, {self!r}, returned {describe(value)}, not a tensor. Let it return a scalar tensor, without "
+                ".item() or float()."
+            )
+        if value.ndim and self._per_sample(value, y_pred):
+            value = value.mean()
         return value
+
+    def _per_sample(self, value: Tensor, y_pred: Any) -> bool:
+        """Whether the loss returned one value for each sample, as Keras' losses do."""
+        return len(value) == _rows(y_pred) and (value.ndim == 1 or self.function in KERAS.values())
 
     def shares(self, sizes: Sequence[int]) -> list[float]:
         """Return each batch's part of all samples; a loss that sums takes every batch whole."""
@@ -357,6 +369,14 @@ class SeveralLosses(Criterion):
     def term_names(self) -> list[str]:
         """Return ``<output>_loss`` of every output."""
         return [f"{name}_loss" for name in self.losses]
+
+    def expect(self, targets: Any) -> None:
+        """Let each loss be ready for its own targets."""
+        parts = targets if isinstance(targets, Mapping) else {}
+        if isinstance(targets, (list, tuple)):
+            parts = {f"output_{i + 1}": part for i, part in enumerate(targets)}
+        for name, loss in self.losses.items():
+            loss.expect(parts.get(name))
 
     def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return predictions and targets of ``output``, or all of both for a metric that was given for no output."""
@@ -461,10 +481,13 @@ def range_trouble(low: int, high: int, classes: int) -> Exception | None:
     """Return an error if labels from ``low`` to ``high`` are not classes 0 to ``classes`` - 1."""
     if low >= 0 and high < classes:
         return None
-    shift = "Labels that start at 1 become right by y - 1. " if low == 1 and high == classes else ""
+    cure = f"Give the last layer {high + 1} outputs, or renumber the labels."
+    if low == 1 and high == classes:
+        cure = "Labels that start at 1 become right by y - 1."
+    elif low < 0:
+        cure = "Classes count from 0: renumber the labels; those that do not count are left out by nn.CrossEntropyLoss(ignore_index=...)."
     return ValueError(
-        f"The labels go from {low} to {high}, but the module has {classes} outputs, for classes 0 to {classes - 1}. {shift}"
-        f"Give the last layer {max(high + 1, classes)} outputs, or renumber the labels."
+        f"The labels go from {low} to {high}, but the module has {classes} outputs, for classes 0 to {classes - 1}. {cure}"
     )
 
 

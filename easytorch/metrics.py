@@ -177,7 +177,7 @@ class NamedTorchMetric(TorchMetric):
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch, of probabilities where the loss tells how to get them."""
-        if self.criterion.kind is not None:
+        if self.criterion.kind is not None and "classification" in self.path:
             y_pred = self.criterion.probabilities(y_pred)
             y = (y.argmax(1) if y.is_floating_point() and self.criterion.kind == "multiclass" else y).long()
         if y_pred.ndim > 1 and y_pred.shape[-1] == 1:
@@ -203,6 +203,8 @@ class NamedTorchMetric(TorchMetric):
             super().load_state_dict(state)
 
     def _choose(self, y_pred: Tensor) -> None:
+        if "classification" not in self.path:
+            return
         if self.criterion.kind == "multiclass":
             self.path, self.arguments = self.path.replace("Binary", "Multiclass"), {"num_classes": y_pred.shape[1]}
         elif self.criterion.kind == "binary" and y_pred.ndim > 1:
@@ -229,7 +231,7 @@ class Metrics:
 
     def __init__(self, metrics: Sequence[tuple[Metric, str | None, bool]], criterion: Criterion) -> None:
         self._metrics = list(metrics)
-        self._criterion = criterion
+        self.criterion = criterion
         self._terms: dict[str, Mean] = {}
         self.names = _unique(
             [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
@@ -241,7 +243,7 @@ class Metrics:
         if self._metrics:
             with torch.no_grad():
                 for metric, output, weighted in self._metrics:
-                    part, target = self._criterion.part(y_pred, y, output)
+                    part, target = self.criterion.part(y_pred, y, output)
                     metric.update(part, target, sample_weight if weighted else None)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
@@ -254,7 +256,21 @@ class Metrics:
     def compute(self) -> dict[str, Scalar]:
         """Return every value so far, as scalars that may still be on the device."""
         values = {name: mean.compute() for name, mean in self._terms.items()}
-        return values | {name: metric.compute() for name, (metric, *_) in zip(self.names, self._metrics, strict=True)}
+        for name, (metric, *_) in zip(self.names, self._metrics, strict=True):
+            values[name] = self._value(name, metric)
+        return values
+
+    @staticmethod
+    def _value(name: str, metric: Metric) -> Scalar:
+        try:
+            value = metric.compute()
+        except Exception as error:
+            raise ValueError(f"The metric {name!r} failed in compute(): {type(error).__name__}: {error}") from error
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(
+                f"The metric {name!r} is {describe(value)}, not one number. Let compute() return a scalar."
+            )
+        return value
 
     def reset(self) -> None:
         """Forget everything measured so far."""
@@ -265,7 +281,7 @@ class Metrics:
     def fresh(self) -> Metrics:
         """Return a copy that has measured nothing, for another pass at the same time."""
         twins = [(metric.fresh(), output, weighted) for metric, output, weighted in self._metrics]
-        return Metrics(twins, self._criterion)
+        return Metrics(twins, self.criterion)
 
     def mode(self, name: str) -> str:
         """Return ``"min"`` or ``"max"``, whichever is better for a value in the logs.

@@ -22,7 +22,7 @@ from torch import nn
 
 from easytorch import data, losses, modes, optimizers, session
 from easytorch.batch import Batch, Signature, batch_size, unpack
-from easytorch.callbacks.callback import Callback, CallbackList
+from easytorch.callbacks.callback import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
@@ -34,7 +34,7 @@ from easytorch.metrics import resolve as resolve_metrics
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState
-from easytorch.strategy import Strategy, pick_device
+from easytorch.strategy import Strategy, check_numbers, pick_device
 from easytorch.summary import summarize
 from easytorch.tree import concatenate, map_leaves, to_numpy
 
@@ -125,10 +125,7 @@ class Model(Saving):
             for key, value in locals().items()
             if key not in ("self", "scheduler", "precision", "jit_compile")
         }
-        if gradient_accumulation_steps < 1:
-            raise ValueError(
-                f"gradient_accumulation_steps must be at least 1, received {gradient_accumulation_steps!r}."
-            )
+        check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         criterion = losses.resolve(loss, loss_weights)
         measures = resolve_metrics(metrics, criterion, weighted_metrics)
         strategy = Strategy(self.device, precision, jit_compile)
@@ -203,11 +200,10 @@ class Model(Saving):
             self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs,
         )  # fmt: skip
         validated = data.validated_epochs(validation_freq if validation is not None else ())
-        listeners = [*self.schedules, *callbacks, *BackupAndRestore.at(resume), *displays(verbose)]
-        self.state.begin_fit(epochs, initial_epoch)
-        self.history.params = params = {"epochs": self.state.last, "steps": len(feed) or None, "verbose": verbose}
+        listeners = [*self.schedules, *listed(callbacks), *BackupAndRestore.at(resume), *displays(verbose)]
+        state = self.state.planned(epochs, initial_epoch)
 
-        with session.fitting(self, listeners, params, feed, validation, on_interrupt):
+        with session.fitting(self, listeners, state, feed, validation, verbose, on_interrupt):
             for epoch in feed.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
                 logs = self.train_epoch(feed)
@@ -320,8 +316,8 @@ class Model(Saving):
             name, loader = self._fitted_data()
         else:
             name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
-        self.loss.expect(data.targets_of(getattr(loader, "dataset", None)))
-        listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose, "data": name})
+        self.loss.expect(data.all_targets(loader))
+        listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose, "data": name})
         with session.listening(self, listeners), explained(self.module):
             return Scores(self.test_epoch(loader, steps), self, name)
 
@@ -363,7 +359,7 @@ class Model(Saving):
         verbose: Any,
     ) -> Any:
         loader = data.in_order(data.as_loader(data.inputs(x, self.signature), batch_size=batch_size))
-        listeners = CallbackList([*callbacks, *displays(verbose)], self, {"verbose": verbose})
+        listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
         with session.listening(self, listeners), explained(self.module), modes.evaluating(self.module), torch.no_grad():
             self.callbacks.params["test_steps"] = steps or length(loader)
             self.callbacks.on_predict_begin({})
@@ -425,7 +421,7 @@ class Model(Saving):
         if type(self).train_step is not Model.train_step or type(self).update is not Model.update:
             return None
         names = ["loss", *self.loss.term_names(), *self.metrics.names]
-        return [*names, *(f"val_{name}" for name in names if self.last_fit["validation"] is not None), "lr"]
+        return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), "lr"]
 
     def need_compiled(self, verb: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""

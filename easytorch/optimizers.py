@@ -34,6 +34,8 @@ def resolve(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch
         ValueError: If the name is unknown or the module has nothing to train.
         TypeError: If it is none of these.
     """
+    if lr is not None and (isinstance(lr, (bool, str)) or not lr >= 0):
+        raise ValueError(f"lr must be a number of at least 0, received {lr!r}.")
     if optimizer is None:
         return None
     if not callable(optimizer) and not isinstance(optimizer, (str, torch.optim.Optimizer)):

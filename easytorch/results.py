@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easytorch.lookup import nearest, quoted
+from easytorch.lookup import find, nearest, quoted
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -122,7 +122,7 @@ class History(Chain, Mapping[str, list[float]]):
             monitor: The value to compare.
             mode: ``"min"``, ``"max"``, or ``"auto"`` to go by the metric.
         """
-        values = self[monitor]
+        values, mode = self[monitor], find("mode", mode, {"auto": "auto", "min": "min", "max": "max"})
         if mode == "auto":
             mode = self.model.metrics.mode(monitor)
         rows = [
@@ -223,7 +223,9 @@ class Scores(Chain):
         return next(iter(self))
 
     def __format__(self, spec: str) -> str:
-        return format(float(self), spec) if len(self) == 1 else format(str(self), spec)
+        if len(self) == 1:
+            return format(float(self), spec)
+        return ", ".join(f"{name} {value:{spec}}" for name, value in self.items()) if spec else str(self)
 
     def keys(self) -> list[str]:
         """Return the names, the loss first."""

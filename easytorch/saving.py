@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from easytorch.callbacks.callback import CallbackList
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.feed import Feed, ResumeError
 from easytorch.metrics import Metrics
+from easytorch.notice import warn
 from easytorch.results import History
 from easytorch.state import TrainState, changes, environment
 from easytorch.strategy import Strategy
@@ -47,7 +47,7 @@ class Saving:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
-        return parts | {"module": files.bare(self.module.state_dict()), "compiled": files.plain(self._compiled)}
+        return parts | {"module": files.bare(self.module), "compiled": files.plain(self._compiled)}
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
         """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
@@ -72,8 +72,8 @@ class Saving:
             path, content = files.newest(path, self.device)
         else:
             content = files.read_model(path, self.device)
-        weights = files.fit_names(content["module"], self.module.state_dict(), path)
-        if self._compiled is None and content["compiled"]:
+        weights = files.fit_names(content["module"], self.module, path)
+        if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"])
         files.check_optimizer(content, self.optimizer, path)
         self.module.load_state_dict(weights)
@@ -87,7 +87,7 @@ class Saving:
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
         write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-        return write(path, files.bare(self.module.state_dict()))
+        return write(path, files.bare(self.module))
 
     def load_weights(self, path: str | os.PathLike[str]) -> Self:
         """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
@@ -96,9 +96,8 @@ class Saving:
             FileNotFoundError: If there is no such file.
             FileError: If it holds no weights, is damaged, or belongs to another module; nothing has changed then.
         """
-        found = files.read(path, self.device)
-        weights = found["module"] if files.is_model(found) else found
-        self.module.load_state_dict(files.fit_names(weights, self.module.state_dict(), path))
+        weights = files.weights_in(files.read(path, self.device))
+        self.module.load_state_dict(files.fit_names(weights, self.module, path))
         return self
 
     def training_state(self) -> dict[str, Any]:
@@ -126,7 +125,7 @@ class Saving:
                 f"{str(path)!r} was written by save(), which keeps no place in the data. Use load() and fit()."
             )
         planned = self.state.last - self.state.first
-        weights = files.fit_names(content["module"], self.module.state_dict(), path)
+        weights = files.fit_names(content["module"], self.module, path)
         mine = [type(one).__name__ for one in self.callbacks.callbacks if one.state_dict()]
         saved = [name for name, state in content["callbacks"] if state]
         if mine != saved:
@@ -138,7 +137,7 @@ class Saving:
         for line in changes(
             content["environment"], environment(self.device, self.strategy.precision, self.strategy.jit_compile)
         ):
-            warnings.warn(f"{line}: the run goes on, but not with the same bits.", stacklevel=2)
+            warn(f"{line}: the run goes on, but not with the same bits.")
         self.feed.load_state_dict(content["feed"])
         self.module.load_state_dict(weights)
         for name, part in (self._parts() | {"metrics": self.metrics}).items():

@@ -15,7 +15,8 @@ import torch
 from easytorch import data, modes
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.explain import explained
-from easytorch.state import random_states_kept
+from easytorch.lookup import find
+from easytorch.state import TrainState, random_states_kept
 
 if TYPE_CHECKING:
     from easytorch.feed import Feed
@@ -28,21 +29,29 @@ class Interruption(BaseException):
 
 @contextlib.contextmanager
 def fitting(
-    model: Model, callbacks: list[Callback], params: dict[str, Any], feed: Feed, validation: Any, on_interrupt: str
+    model: Model,
+    callbacks: list[Callback],
+    state: TrainState,
+    feed: Feed,
+    validation: Any,
+    verbose: Any,
+    on_interrupt: str,
 ) -> Iterator[None]:
-    """Run the epochs of ``fit`` inside, and end them in order, however they end."""
-    interrupts = Interrupts()
-    listeners = CallbackList([*callbacks, interrupts], model, params)
-    model.last_fit = {"validation": validation, "training": feed.loader}
-    model.feed, model.history.interrupted = feed, False
-    model.loss.expect(data.targets_of(getattr(feed.loader, "dataset", None)))
-    with training(model, listeners), interrupts:
+    """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
+    find("on_interrupt", on_interrupt, {"return": None, "raise": None})
+    interrupts, begin = Interrupts(), state.step
+    params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
+    listeners = CallbackList([*callbacks, interrupts], model, params | {"validated": validation is not None})
+    model.history.params, model.history.interrupted = params, False
+    model.feed = feed
+    with training(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
             model.metrics.reset()
             listeners.on_train_begin({})
             listeners.on_restore()
             _try_out(model, validation)
+            model.loss.expect(data.all_targets(feed.loader))
             yield
         except Interruption:
             model.history.interrupted = True
@@ -51,7 +60,9 @@ def fitting(
             error = caught
             raise
         finally:
-            model.last_fit["example"], model.feed = feed.example, None
+            if model.state.step > begin:
+                model.last_fit = {"validation": validation, "training": feed.loader, "example": feed.example}
+            model.feed = None
             feed.close()
             rows = model.history.rows
             listeners.finish(error, rows[-1] if rows else {})
@@ -59,10 +70,12 @@ def fitting(
 
 
 @contextlib.contextmanager
-def training(model: Model, callbacks: CallbackList) -> Iterator[None]:
-    """Update weights inside; if the very first update fails, the model is what it was before."""
-    optimizer, begin = model.need_optimizer("fit"), model.state.step
-    buffers = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
+def training(model: Model, callbacks: CallbackList, state: TrainState | None = None) -> Iterator[None]:
+    """Update weights inside, from ``state`` on; if the very first update fails, the model is what it was before."""
+    optimizer, before = model.need_optimizer("fit"), model.state
+    model.state = state or before
+    begin = model.state.step
+    buffers = [(buffer, buffer.clone()) for buffer in model.module.buffers()]
     model.stop_training = False
     optimizer.zero_grad()
     with listening(model, callbacks), explained(model.module), modes.training(model.module):
@@ -70,7 +83,10 @@ def training(model: Model, callbacks: CallbackList) -> Iterator[None]:
             yield
         except BaseException:
             if model.state.step == begin:
-                model.module.load_state_dict(buffers, strict=False)
+                model.state = before
+                with torch.no_grad():
+                    for buffer, value in buffers:
+                        buffer.copy_(value)
             optimizer.zero_grad()
             raise
 
@@ -99,6 +115,7 @@ def listening(model: Model, callbacks: CallbackList) -> Iterator[None]:
 def _try_out(model: Model, loader: Any) -> None:
     """Take one step on the validation data, so that what is wrong with it is told before training, not after."""
     batch = data.first_batch(loader)
+    model.loss.expect(data.all_targets(loader))
     if batch is not None:
         with measuring(model), random_states_kept():
             model.strategy.run(model.test_step, batch)

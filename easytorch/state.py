@@ -30,17 +30,16 @@ class TrainState:
     first: int = 0
     last: int = 0
 
-    def begin_fit(self, epochs: int, initial_epoch: int | None) -> None:
-        """Plan the epochs of a fit; see ``Model.fit``."""
+    def planned(self, epochs: int, initial_epoch: int | None) -> TrainState:
+        """Return where a fit of so many epochs begins; see ``Model.fit``."""
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ValueError(f"epochs must be a whole number of at least 1, received {epochs!r}.")
         if initial_epoch is not None and not 0 <= initial_epoch < epochs:
             raise ValueError(
                 f"With initial_epoch={initial_epoch}, epochs is the last one's number and must be larger; received {epochs}."
             )
-        self.first = self.epoch if initial_epoch is None else initial_epoch
-        self.last = self.first + epochs if initial_epoch is None else epochs
-        self.epoch, self.epoch_step = self.first, 0
+        first = self.epoch if initial_epoch is None else initial_epoch
+        return TrainState(first, self.step, 0, first, first + epochs if initial_epoch is None else epochs)
 
     def advance(self) -> None:
         """Count one update."""

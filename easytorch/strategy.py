@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from easytorch.batch import placer
 from easytorch.lookup import find, nearest
+from easytorch.notice import warn
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,7 +30,7 @@ def pick_device(device: str | torch.device) -> torch.device:
         wanted = torch.device(device.strip().lower() if isinstance(device, str) else device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"Unknown device {device!r}.{nearest(device, ['auto', *here, 'cuda', 'mps', 'xpu'])} Pass 'auto', "
+            f"Unknown device {device!r}.{_nearest_device(device, here)} Pass 'auto', "
             f"a torch.device, or one of what this machine has: {', '.join(map(repr, here))}."
         ) from error
     if wanted.type not in (*here, "meta"):
@@ -43,6 +43,16 @@ def pick_device(device: str | torch.device) -> torch.device:
             f"There is no device {device!r}: this machine has {torch.accelerator.device_count()} of its kind, counted from 0."
         )
     return wanted
+
+
+def check_numbers(gradient_accumulation_steps: Any, **limits: Any) -> None:
+    """Raise a ``ValueError`` for a number of batches below 1, or a limit that is not above 0."""
+    steps = gradient_accumulation_steps
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"gradient_accumulation_steps must be a whole number of at least 1, received {steps!r}.")
+    for name, limit in limits.items():
+        if limit is not None and (isinstance(limit, (str, bool)) or not limit > 0):
+            raise ValueError(f"{name} must be a number above 0, or None, received {limit!r}.")
 
 
 class Strategy:
@@ -132,6 +142,12 @@ class Strategy:
             self.scaler.load_state_dict(dict(state["scaler"]))
 
 
+def _nearest_device(device: Any, here: list[str]) -> str:
+    if str(device).strip().lower() == "gpu":
+        return " Did you mean 'auto'?"
+    return nearest(device, ["auto", *here, "cuda", "mps", "xpu"])
+
+
 _NOTHING = contextlib.nullcontext()
 
 
@@ -162,10 +178,9 @@ def _can_compile(device: torch.device) -> bool:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(2, device=device))
     except Exception as error:  # inductor raises whatever its tools raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(
+        warn(
             f"jit_compile=True needs a working compiler, and torch.compile found none ({reason}). The model runs "
-            "uncompiled, with the same results. Install a C++ compiler (g++) to speed it up.",
-            stacklevel=2,
+            "uncompiled, with the same results. Install a C++ compiler (g++) to speed it up."
         )
         return False
     return True

@@ -30,7 +30,8 @@ def archive(path: Path) -> None:
         with zipfile.ZipFile(path) as zipped:
             members = zipped.infolist()
             names = [member.filename for member in members]
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            # A member that is marked as a folder is skipped by torch, and by zipfile's check.
+            stored = all(one.compress_type == zipfile.ZIP_STORED and not one.external_attr & 0x10 for one in members)
             if not stored or sum(member.file_size for member in members) > size or len(set(names)) < len(names):
                 raise FileError(f"{str(path)!r} is packed in a way that torch never writes, so it is not read.")
             damaged = zipped.testzip()
@@ -49,7 +50,11 @@ def archive(path: Path) -> None:
             raise
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        what = "is cut off or damaged" if is_zip else "is not a model: it is no archive of torch.save"
+        what = (
+            "is cut off or damaged"
+            if is_zip
+            else "is not a model: it is no archive as torch.save has written since 1.6"
+        )
         raise FileError(f"{str(path)!r} {what} ({error}). Take an older copy, or save it again.") from error
     if damaged is not None:
         raise FileError(f"{str(path)!r} is damaged: the checksum of {damaged!r} does not match. Take an older copy.")

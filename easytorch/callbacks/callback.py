@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from easytorch.notice import warn
 from easytorch.tree import describe
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class CallbackList(Callback):
                 except Exception as failure:
                     failures.append(failure)
                     if error is not None:
-                        _warn(f"{type(callback).__name__}.{hook} failed too: {type(failure).__name__}: {failure}")
+                        warn(f"{type(callback).__name__}.{hook} failed too: {type(failure).__name__}: {failure}")
         if failures and error is None:
             raise failures[0]
 
@@ -160,13 +160,9 @@ def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
             except Exception as error:
                 vars(callback)["broken"] = True
                 name = type(callback).__name__
-                _warn(f"{name} failed and is switched off; training goes on. {type(error).__name__}: {error}")
+                warn(f"{name} failed and is switched off; training goes on. {type(error).__name__}: {error}")
 
     return tell
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
 
 
 def _all(listeners: list[Callable[..., Any]]) -> Callable[..., None]:
@@ -179,6 +175,17 @@ def _all(listeners: list[Callable[..., Any]]) -> Callable[..., None]:
 
 def _overrides(callback: Callback, hook: str) -> bool:
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def listed(callbacks: Any) -> list[Any]:
+    """Return the callbacks that the user passed as a list.
+
+    Raises:
+        TypeError: If it is one callback, or nothing that can be a list of them.
+    """
+    if isinstance(callbacks, Iterable):
+        return list(callbacks)
+    raise TypeError(f"callbacks is a list of callbacks, received {type(callbacks).__name__}. Pass callbacks=[...].")
 
 
 def _checked(callback: Any) -> Callback:

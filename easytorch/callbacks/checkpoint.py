@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from easytorch import files
 from easytorch.callbacks.callback import Callback
 from easytorch.callbacks.monitors import Monitor
+from easytorch.notice import warn
 from easytorch.state import random_states
 
 
@@ -120,7 +120,7 @@ class BackupAndRestore(Callback):
             if final:
                 raise
             self._failed = error
-            warnings.warn(f"{error} Training goes on; the next checkpoint is tried again.", stacklevel=2)
+            warn(f"{error} Training goes on; the next checkpoint is tried again.")
             return
         self._failed, self._saved = None, time.monotonic()
         files.keep_newest(self.folder, self.keep)

@@ -41,7 +41,7 @@ def _in_terminal() -> bool:
     from rich.console import Console
 
     console = Console()
-    return console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
+    return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
 
 
 def _in_notebook() -> bool:
@@ -63,10 +63,12 @@ def values(logs: Mapping[str, float]) -> str:
 
 def duration(seconds: float) -> str:
     """Return ``1:02:05``, ``2:05``, ``12 s``, ``1.3 s`` or ``45 ms``."""
-    if seconds < 1:
+    if round(seconds * 1000) < 1000:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -217,14 +219,18 @@ class Bar(Live):
 
         self.end()
         width = self.console.width
-        columns: list[Any] = [TextColumn("{task.description}", table_column=Column(no_wrap=True))]
+        columns: list[Any] = [TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))]
         if width >= 60:
             columns.append(BarColumn(20 if width >= 100 else 10))
-        columns.append(TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)))
+        columns.append(TextColumn("{task.fields[done]}", markup=False, table_column=Column(no_wrap=True)))
         if width >= 90:
-            columns.append(TextColumn("[dim]{task.fields[speed]}", table_column=Column(no_wrap=True)))
+            columns.append(
+                TextColumn("{task.fields[speed]}", style="dim", markup=False, table_column=Column(no_wrap=True))
+            )
         columns.append(
-            TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+            TextColumn(
+                "{task.fields[values]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            )
         )
         # No refreshing thread: it would be copied into the loader's workers, and the loop redraws often enough.
         self.progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False, expand=True)

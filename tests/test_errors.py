@@ -1,0 +1,1117 @@
+"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import os
+import pickle
+import re
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import torchmetrics
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from easytorch import FileError, Metric, Model
+from easytorch.callbacks import EarlyStopping, LambdaCallback
+from tests.loops import blob_loader, blobs, mlp, same_weights
+
+X, Y = blobs()
+LATE = Y.clone()
+LATE[-1] = 3  # not a class of mlp(), and not in the first batch
+BINARY = (Y == 0).float()
+
+
+class ByHand(Dataset):
+    """Samples whose targets can only be read one by one."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, left, right):
+        return self.head(left + right)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Count(Metric):
+    name = "count"
+
+    def reset(self):
+        self.n = 0
+
+    def update(self, y_pred, y, sample_weight=None):
+        self.n += len(y)
+
+    def compute(self):
+        return float(self.n)
+
+
+def compiled(net=None, loss="cross_entropy", **options):
+    return Model(mlp() if net is None else net, device="cpu").compile("sgd", loss, **options)
+
+
+def fit(model, *data, **options):
+    return model.fit(*data, **({"verbose": 0} | options))
+
+
+def spoken(loss):
+    return getattr(loss, "__name__", str(loss))
+
+
+def refused(run, *parts, kind=(ValueError, TypeError)):
+    """Check that ``run`` raises an error whose message has every one of ``parts``, and return the message."""
+    with pytest.raises(kind) as caught:
+        run()
+    message = str(caught.value)
+    for part in parts:
+        assert re.search(part, message), f"{part!r} is not in: {message}"
+    return message
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("run", "unknown", "near", "instead"),
+    [
+        (lambda: Model(mlp()).compile("adamm", "mse"), "Unknown optimizer 'adamm'", "adam", r"torch\.optim\.Optimizer"),
+        (lambda: compiled(loss="cross_entropi"), "Unknown loss 'cross_entropi'", "cross_entropy", r"f\(y_pred, y\)"),
+        (lambda: compiled(metrics=["acuracy"]), "Unknown metric 'acuracy'", "accuracy", r"f\(y_pred, y\)"),
+        (lambda: fit(compiled(), X, Y, verbose="atuo"), "Unknown verbose 'atuo'", "auto", "0 .*1 .*2 "),
+        (lambda: compiled().evaluate(X, Y, verbose="atuo"), "Unknown verbose 'atuo'", "auto", "0 .*1 .*2 "),
+        (lambda: compiled().predict(X, verbose="atuo"), "Unknown verbose 'atuo'", "auto", "0 .*1 .*2 "),
+        (lambda: Model(mlp(), device="cpuu"), "Unknown device 'cpuu'", "cpu", "Pass 'auto'"),
+        (lambda: compiled(precision="bf61"), "Unknown precision 'bf61'", "bf16", "'fp32', 'bf16', 'fp16'"),
+        (lambda: LambdaCallback(on_epoch_ends=print), "no hook 'on_epoch_ends'", "on_epoch_end", "on_train_begin"),
+        (lambda: EarlyStopping(mode="maxx"), "Unknown mode 'maxx'", "max", "'min'"),
+    ],
+    ids=[
+        "optimizer",
+        "loss",
+        "metric",
+        "verbose in fit",
+        "verbose in evaluate",
+        "verbose in predict",
+        "device",
+        "precision",
+        "hook",
+        "mode",
+    ],
+)
+def test_an_unknown_name_is_told_with_the_nearest_and_what_else_may_be_passed(run, unknown, near, instead):
+    refused(run, unknown, f"Did you mean '{near}'", instead, kind=ValueError)
+
+
+@pytest.mark.parametrize("verbose", [3, -1, "loud", None])
+def test_an_unknown_verbose_is_told_with_what_there_is(verbose):
+    refused(lambda: fit(compiled(), X, Y, verbose=verbose), "Unknown verbose", "'auto'", kind=ValueError)
+
+
+def test_a_precision_that_is_no_name_is_told_with_the_names():
+    refused(lambda: compiled(precision=16), "precision", "16", "'fp32', 'bf16', 'fp16'")
+
+
+def test_a_device_that_this_machine_lacks_is_told_with_those_it_has():
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    absent = next(name for name in ("xpu", "mps") if here is None or here.type != name)
+    refused(lambda: Model(mlp(), device=absent), f"no device '{absent}'", "'auto'", "'cpu'", kind=ValueError)
+
+
+def test_early_stopping_on_an_unknown_value_is_told_with_the_nearest():
+    early = EarlyStopping("val_los")
+    message = refused(
+        lambda: fit(compiled(), X, Y, validation_split=0.2, callbacks=[early]), "'val_los'", kind=ValueError
+    )
+    assert "Did you mean 'val_loss'?" in message
+    assert "'loss', 'val_loss', 'lr'" in message
+
+
+def test_early_stopping_on_validation_without_validation_data_says_what_to_pass():
+    refused(lambda: fit(compiled(), X, Y, callbacks=[EarlyStopping()]), "'val_loss'", "validation_data", "'loss'")
+
+
+def test_early_stopping_on_a_value_of_unknown_direction_asks_for_the_mode():
+    model = compiled(metrics=[Count()])
+    refused(lambda: fit(model, X, Y, callbacks=[EarlyStopping("count")]), "'count'", "mode='min' or mode='max'")
+
+
+def test_the_best_of_an_unknown_value_is_told_with_the_nearest():
+    history = fit(compiled(), X, Y)
+    refused(lambda: history.best("los"), "'los'", "Did you mean 'loss'", "'lr'", kind=KeyError)
+
+
+def test_an_unknown_score_is_told_with_the_nearest():
+    scores = compiled(metrics=["accuracy"]).evaluate(X, Y, verbose=0)
+    refused(lambda: scores["acuracy"], "'acuracy'", "Did you mean 'accuracy'", kind=KeyError)
+    refused(lambda: scores.acuracy, "'acuracy'", "Did you mean 'accuracy'", kind=AttributeError)
+
+
+# The order of calls
+
+
+@pytest.mark.parametrize(
+    ("verb", "call"),
+    [
+        ("fit", lambda model: model.fit(X, Y)),
+        ("evaluate", lambda model: model.evaluate(X, Y)),
+        ("train_on_batch", lambda model: model.train_on_batch(X, Y)),
+        ("test_on_batch", lambda model: model.test_on_batch(X, Y)),
+    ],
+)
+def test_training_and_measuring_before_compile_say_the_call_that_is_missing(verb, call):
+    refused(lambda: call(Model(mlp())), rf"before {verb}\(\)", r"compile\('adam'", kind=RuntimeError)
+
+
+def test_fit_without_an_optimizer_says_the_call_that_is_missing():
+    model = Model(mlp()).compile(None, "cross_entropy")
+    refused(lambda: model.fit(X, Y), "optimizer", r"compile\('adam'", kind=RuntimeError)
+
+
+def test_evaluate_without_data_before_fit_asks_for_data():
+    refused(lambda: compiled().evaluate(), "no data", r"evaluate\(x, y\)", kind=ValueError)
+
+
+# Data
+
+
+@pytest.mark.parametrize("metrics", [(), ["accuracy"]], ids=["no metric", "accuracy"])
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(), functional.cross_entropy])
+def test_missing_targets_are_asked_for(loss, metrics):
+    refused(lambda: fit(compiled(loss=loss, metrics=metrics), X), "targets", r"fit\(x, y\)", kind=ValueError)
+
+
+def test_missing_targets_of_a_regression_are_asked_for():
+    refused(lambda: fit(compiled(loss="mse", metrics=["mae"]), X), "targets", r"fit\(x, y\)", kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(X, Y[:40]), (X.numpy(), Y.numpy()[:40]), ((X, X[:40]), Y), ({"a": X, "b": X[:40]}, Y), (X, Y.tolist()[:40])],
+    ids=["tensors", "arrays", "tuple of inputs", "dict of inputs", "list of labels"],
+)
+def test_parts_of_other_lengths_are_told_with_both_lengths(data):
+    refused(lambda: fit(compiled(), *data), "40 and 50", r"\[40", r"\[50", "one row for each sample", kind=ValueError)
+
+
+def test_sample_weights_of_another_length_are_told_with_both_lengths():
+    refused(lambda: fit(compiled(), X, Y, sample_weight=torch.ones(40)), "40", "50", kind=ValueError)
+    refused(lambda: fit(compiled(), blob_loader(), sample_weight=torch.ones(40)), "40", "50", kind=ValueError)
+
+
+def no_batches():
+    yield from ()
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ((X[:0], Y[:0]), "length 0"),
+        ((TensorDataset(X[:0], Y[:0]),), "length 0"),
+        (([],), "list"),
+        ((no_batches,), "generator"),
+        ((blob_loader(5, 8, drop_last=True),), "drop_last"),
+        ((blob_loader(0, 8),), "empty"),
+    ],
+    ids=["arrays", "dataset", "list", "generator function", "drop_last", "loader"],
+)
+def test_empty_data_is_refused(data, hint):
+    refused(lambda: fit(compiled(), *data), "data is empty", hint, kind=ValueError)
+
+
+def test_a_generator_that_was_read_before_is_refused():
+    batches = iter([(X, Y)])
+    list(batches)
+    refused(lambda: fit(compiled(), batches), "data is empty", "read before", kind=ValueError)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_empty_data_is_refused_when_measuring(verb):
+    refused(lambda: getattr(compiled(), verb)(no_batches, verbose=0), "data is empty", kind=ValueError)
+
+
+@pytest.mark.parametrize("thing", ["train.csv", None, 5.0, print.__name__.encode()], ids=str)
+def test_what_is_no_data_is_refused_with_what_is(thing):
+    refused(lambda: fit(compiled(), thing), "DataLoader", "tensors", type(thing).__name__, kind=TypeError)
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"] * 25, np.array(["cat", "dog"] * 25)], ids=["list", "array"])
+def test_text_labels_are_refused_with_the_tool_that_encodes_them(labels):
+    refused(lambda: fit(compiled(), X, labels), "Expected numbers", "text", "LabelEncoder", kind=TypeError)
+
+
+def test_text_columns_of_a_frame_are_named():
+    frame = pandas.DataFrame({"height": [1.0, 2.0], "town": ["Rome", "Oslo"]})
+    refused(lambda: fit(compiled(), frame, [0, 1]), "'town'", "not numbers", "get_dummies", kind=TypeError)
+
+
+def test_a_series_of_text_is_refused():
+    refused(lambda: fit(compiled(), X, pandas.Series(["cat", "dog"] * 25)), "Expected numbers", "text", kind=TypeError)
+
+
+def test_a_batch_of_four_parts_is_told_what_a_batch_is():
+    refused(lambda: fit(compiled(), [(X, Y, Y, Y)]), "one to three parts", "has 4", r"\(\(x1, x2\), y\)")
+
+
+@pytest.mark.parametrize(
+    "argument", [{"y": Y}, {"batch_size": 8}, {"shuffle": True}], ids=lambda given: next(iter(given))
+)
+def test_an_argument_that_means_nothing_for_a_loader_is_refused(argument):
+    name = next(iter(argument))
+    refused(lambda: fit(compiled(), blob_loader(), **argument), name, "DataLoader", f"leave {name} out")
+
+
+@pytest.mark.parametrize("argument", [{"batch_size": 8}, {"shuffle": True}], ids=lambda given: next(iter(given)))
+def test_an_argument_that_means_nothing_for_a_list_of_batches_is_refused(argument):
+    name = next(iter(argument))
+    refused(lambda: fit(compiled(), [(X, Y)], **argument), name, "list", f"leave {name} out")
+
+
+@pytest.mark.parametrize("argument", [{"batch_size": 0}, {"batch_size": 2.5}, {"epochs": 0}, {"epochs": "3"}], ids=str)
+def test_a_count_that_is_none_is_told(argument):
+    name, value = next(iter(argument.items()))
+    refused(lambda: fit(compiled(), X, Y, **argument), f"{name} must be a whole number", re.escape(repr(value)))
+
+
+def test_a_last_epoch_before_the_initial_one_is_refused():
+    refused(lambda: fit(compiled(), X, Y, epochs=2, initial_epoch=2), "initial_epoch=2", "larger", "2")
+
+
+# Validation data, found out before the first update
+
+
+BAD_VALIDATION = {
+    "features": ((X[:, :5], Y), ("Linear", "8", "5")),
+    "features in a list of batches": ([(X[:, :5], Y)], ("Linear", "8", "5")),
+    "features from a function": ((lambda: iter([(X[:, :5], Y)])), ("Linear", "8", "5")),
+    "a label in the first batch": ((X, Y + 1), ("labels", "3")),
+    "a label in a later batch": ((X, LATE), ("labels", "0 to 3", "3 outputs")),
+    "labels of text": ((X, ["cat"] * 50), ("Expected numbers", "text")),
+    "lengths": ((X, Y[:40]), ("40 and 50",)),
+    "nothing in it": ((X[:0], Y[:0]), ("data is empty",)),
+    "nothing in it after drop_last": (blob_loader(5, 8, drop_last=True), ("data is empty",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALIDATION)
+def test_bad_validation_data_is_found_before_the_first_update(case):
+    validation, parts = BAD_VALIDATION[case]
+    model = compiled()
+    refused(lambda: fit(model, X, Y, epochs=2, batch_size=8, validation_data=validation), *parts)
+    assert model.state.step == 0
+
+
+def test_a_validation_generator_that_is_needed_twice_is_refused():
+    model = compiled()
+    batches = (batch for batch in [(X, Y)])
+    refused(lambda: fit(model, X, Y, epochs=2, validation_data=batches), "generator", "only once", "function")
+    assert model.state.step == 0
+
+
+# Labels and losses
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts"),
+    [
+        (LATE, ("0 to 3", "3 outputs", "classes 0 to 2", "4 outputs")),
+        (Y + 1, ("1 to 3", "3 outputs", "y - 1")),
+        (Y - 1, ("-1 to 1", "3 outputs", "renumber")),
+    ],
+    ids=["one too many", "from one", "negative"],
+)
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda y: (X, y),
+        lambda y: (X.numpy(), y.numpy()),
+        lambda y: (TensorDataset(X, y),),
+        lambda y: (DataLoader(TensorDataset(X, y), 8),),
+        lambda y: ([(X, y)],),
+        lambda y: (ByHand(X, y),),
+    ],
+    ids=["tensors", "arrays", "TensorDataset", "DataLoader", "list of batches", "own Dataset"],
+)
+def test_labels_out_of_range_are_told_with_their_range_and_the_classes(data, labels, parts):
+    model = compiled(metrics=["accuracy"])
+    options = {"batch_size": 64} if isinstance(data(Y)[0], ByHand) else {}  # nobody can know its later labels
+    refused(lambda: fit(model, *data(labels), **options), *parts, kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), functional.cross_entropy, "nll"], ids=["object", "function", "nll"]
+)
+def test_labels_out_of_range_are_told_whatever_the_loss_was_given_as(loss):
+    refused(lambda: fit(compiled(loss=loss), X, LATE), "0 to 3", "3 outputs", kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: ((X, LATE), {"batch_size": 8}),
+        lambda: ((TensorDataset(X, LATE),), {"batch_size": 8}),
+        lambda: ((DataLoader(TensorDataset(X, LATE), 8),), {}),
+    ],
+    ids=["tensors", "TensorDataset", "DataLoader"],
+)
+def test_a_wrong_label_of_a_later_batch_is_found_before_the_first_update(data):
+    model = compiled()
+    arguments, options = data()
+    refused(lambda: fit(model, *arguments, **({"shuffle": False} if options else {}), **options), "0 to 3", "3 outputs")
+    assert model.state.step == 0
+
+
+def test_a_wrong_label_of_a_later_batch_is_found_in_each_of_several_targets():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return {"left": self.left(x), "right": self.right(x)}
+
+    model = compiled(Several(), {"left": "cross_entropy", "right": "cross_entropy"})
+    refused(lambda: fit(model, X, {"left": Y, "right": LATE}, batch_size=8, shuffle=False), "0 to 3", "3 outputs")
+    assert model.state.step == 0
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "test_on_batch", "train_on_batch"])
+def test_labels_out_of_range_are_told_by_every_verb(verb):
+    options = {"verbose": 0} if verb == "evaluate" else {}
+    refused(lambda: getattr(compiled(), verb)(X, LATE, **options), "0 to 3", "3 outputs")
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts"),
+    [
+        (Y.float(), (r"float32 \[", "int64", r"y\.long\(\)")),
+        (Y.int(), (r"int32 \[", "int64", r"y\.long\(\)")),
+        (functional.one_hot(Y), (r"int64 \[\d+, 3\]", "one column for each class", r"argmax\(1\)")),
+        (Y.unsqueeze(1), (r"int64 \[\d+, 1\]", "class numbers", r"squeeze\(1\)")),
+    ],
+    ids=["floats", "int32", "one-hot integers", "a column"],
+)
+@pytest.mark.parametrize("metrics", [(), ["accuracy"]], ids=["no metric", "accuracy"])
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", nn.CrossEntropyLoss(), functional.cross_entropy], ids=["name", "object", "function"]
+)
+def test_labels_that_cross_entropy_cannot_take_are_told_with_the_conversion(loss, metrics, labels, parts):
+    refused(lambda: fit(compiled(loss=loss, metrics=metrics), X, labels), *parts)
+
+
+def test_int32_labels_of_an_array_are_told_with_the_conversion():
+    refused(lambda: fit(compiled(), X.numpy(), Y.numpy().astype("int32")), "int32", r"y\.long\(\)")
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", nn.HuberLoss(), functional.mse_loss], ids=spoken)
+def test_whole_numbers_for_a_loss_on_floats_are_told_with_the_conversion(loss):
+    refused(
+        lambda: fit(compiled(mlp(8, 1), loss), X, Y.unsqueeze(1)),
+        r"int64 \[\d+, 1\]",
+        "floats",
+        r"y\.float\(\)",
+        kind=TypeError,
+    )
+
+
+@pytest.mark.parametrize("metrics", [(), ["mae"]], ids=["no metric", "mae"])
+@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=spoken)
+def test_a_column_of_outputs_against_flat_targets_is_refused(loss, metrics):
+    refused(
+        lambda: fit(compiled(mlp(8, 1), loss, metrics=metrics), X, BINARY),
+        r"\[32, 1\]",
+        r"\[32\]",
+        r"y\.unsqueeze\(1\)",
+        kind=ValueError,
+    )
+
+
+@pytest.mark.parametrize("metrics", [(), ["mae"]], ids=["no metric", "mae"])
+@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=spoken)
+def test_flat_outputs_against_a_column_of_targets_are_refused(loss, metrics):
+    net = nn.Sequential(mlp(8, 1), nn.Flatten(0))
+    refused(
+        lambda: fit(compiled(net, loss, metrics=metrics), X, BINARY.unsqueeze(1)),
+        r"\[32\]",
+        r"\[32, 1\]",
+        r"y\.squeeze\(1\)",
+        kind=ValueError,
+    )
+
+
+def test_outputs_that_are_no_probabilities_are_told_with_the_loss_on_logits():
+    refused(
+        lambda: fit(compiled(mlp(8, 1), "bce"), X, BINARY.unsqueeze(1)),
+        "probabilities",
+        "bce_with_logits",
+        "Sigmoid",
+        kind=ValueError,
+    )
+
+
+def test_several_outputs_for_one_loss_are_told_with_the_way_to_name_more():
+    refused(lambda: fit(compiled(nn.LSTM(8, 3)), X, Y), "CrossEntropyLoss", r"float32 \[", "each output", "loss=")
+
+
+def test_targets_in_a_dict_for_one_loss_are_told():
+    refused(lambda: fit(compiled(), X, {"digit": Y}), "CrossEntropyLoss", "targets", r"'digit': int64")
+
+
+@pytest.mark.parametrize(
+    ("loss", "parts"),
+    [
+        (lambda y_pred, y: functional.cross_entropy(y_pred, y).item(), ("float", "not a tensor", "scalar")),
+        (lambda y_pred, y: None, ("nothing", "not a tensor", "scalar")),
+        (lambda y_pred, y: y_pred.mean(0), (r"float32 \[3\]", "not one number", r"mean\(\)")),
+        (lambda y_pred, y: functional.cross_entropy(y_pred, y).detach(), ("no gradient", "detach")),
+        (lambda y_pred, y: (y_pred.argmax(1) != y).float().mean(), ("no gradient", "argmax")),
+    ],
+    ids=["a number", "nothing", "a vector", "detached", "argmax"],
+)
+def test_a_loss_that_cannot_be_optimized_says_why(loss, parts):
+    refused(lambda: fit(compiled(loss=loss), X, Y), *parts)
+
+
+def test_a_step_that_returns_no_loss_says_what_to_return():
+    class Silent(Model):
+        def train_step(self, batch):
+            return {"accuracy": 1.0}
+
+    model = Silent(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    refused(lambda: fit(model, X, Y), "train_step", "'loss'", kind=(ValueError, TypeError, KeyError))
+
+
+def test_a_module_without_a_loss_of_its_own_is_told_to_name_one():
+    refused(lambda: fit(compiled(loss=None), X, Y), "No loss", r"float32 \[32, 3\]", "loss='cross_entropy'")
+
+
+# Modules
+
+
+@pytest.mark.parametrize(
+    ("net", "parts"),
+    [
+        (nn.Flatten(), ("no parameters", "Flatten", r"nn\.ModuleList", "optimizer=None")),
+        (mlp().requires_grad_(False), ("frozen", "requires_grad=False", "Unfreeze")),
+        (nn.Sequential(nn.LazyLinear(3)), ("lazy", "no shape yet", r"net\(x")),
+    ],
+    ids=["without parameters", "all frozen", "lazy"],
+)
+def test_a_module_that_cannot_be_trained_says_why(net, parts):
+    refused(lambda: compiled(net), *parts, kind=ValueError)
+
+
+def test_a_module_that_was_frozen_after_compile_says_so():
+    model = compiled()
+    model.module.requires_grad_(False)
+    refused(lambda: fit(model, X, Y), "no gradient", "frozen", kind=ValueError)
+
+
+IMAGES = torch.randn(10, 1, 8, 8)
+
+
+def convolutional(channels):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+
+
+def embedding():
+    return nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "parts"),
+    [
+        (lambda: mlp(9), X, ("'0'", "Linear", "9 features", "received 8", "in_features=8")),
+        (lambda: mlp(64), IMAGES, ("'0'", "Linear", "64 features", "received 8", r"nn\.Flatten")),
+        (lambda: convolutional(3), IMAGES, ("'0'", "Conv2d", "3 channels", "received 1", "in_channels=1")),
+        (lambda: convolutional(3), IMAGES.expand(-1, 3, -1, -1).movedim(1, -1), ("'0'", "Conv2d", "channels last")),
+        (lambda: convolutional(1), IMAGES.squeeze(1), ("'0'", "Conv2d", "4 dimensions", "received 3", "unsqueeze")),
+        (Recurrent, torch.randn(10, 5, 3), ("'lstm'", "LSTM", "4 features", "received 3", "input_size=3")),
+        (embedding, torch.full((10, 2), 8), ("'0'", "Embedding", "0 to 4", "to 8", "num_embeddings=9")),
+        (embedding, torch.randn(10, 2), ("'0'", "Embedding", "float32", "whole numbers", r"x\.long\(\)")),
+        (mlp, X.mul(9).byte(), ("'0'", "Linear", "uint8", "float32", r"x\.float\(\)")),
+        (mlp, X.mul(9).long(), ("'0'", "Linear", "int64", "float32", r"x\.float\(\)")),
+        (lambda: convolutional(1), IMAGES.byte(), ("'0'", "Conv2d", "uint8", r"x\.float\(\)")),
+    ],
+    ids=[
+        "Linear",
+        "Linear on an image",
+        "Conv2d channels",
+        "Conv2d channels last",
+        "Conv2d without a channel",
+        "LSTM",
+        "Embedding out of range",
+        "Embedding of floats",
+        "Linear of uint8",
+        "Linear of int64",
+        "Conv2d of uint8",
+    ],
+)
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_a_layer_that_does_not_fit_its_input_is_named(verb, net, x, parts):
+    run = {
+        "fit": lambda: fit(compiled(net(), metrics=["accuracy"]), x, Y[: len(x)]),
+        "predict": lambda: compiled(net()).predict(x, verbose=0),
+    }
+    refused(run[verb], *parts, kind=(ValueError, TypeError, IndexError))
+
+
+def test_an_inner_layer_is_named_by_its_path():
+    net = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(5, 3)))
+    refused(lambda: fit(compiled(net), X, Y), r"'1\.2'", "Linear", "5 features", "received 6")
+
+
+def test_a_batch_of_one_sample_for_batchnorm_says_what_to_do():
+    net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    refused(lambda: fit(compiled(net), X[:9], Y[:9], batch_size=8), "'1'", "BatchNorm", "one sample", "drop_last")
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "parts"),
+    [
+        (TwoInputs, X, ("TwoInputs", "'left', 'right'", r"float32 \[")),
+        (TwoInputs, (X, X, X), ("TwoInputs", "'left', 'right'", r"float32 \[")),
+        (TwoInputs, {"left": X, "write": X}, ("TwoInputs", "'left', 'right'", "'write'")),
+        (mlp, (X, X), ("Sequential", "'input'", r"\(float32 \[")),
+        (mlp, {"a": X, "b": X}, ("Sequential", "'input'", "'a': float32")),
+    ],
+    ids=["one of two", "three of two", "other names", "two of one", "a dict for one"],
+)
+def test_a_batch_that_forward_does_not_take_is_told_with_its_arguments(net, x, parts):
+    refused(lambda: fit(compiled(net()), x, Y), *parts, kind=TypeError)
+
+
+# Metrics and callbacks
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        (torchmetrics.classification.MulticlassAccuracy(num_classes=2), "multiclass_accuracy"),
+        (lambda y_pred, y: y_pred[:, 7].mean(), "<lambda>"),
+        (lambda y_pred, y: {"a": 1}, "<lambda>"),
+        ("r2", "r2"),
+    ],
+    ids=["torchmetrics", "function", "a dict", "a regression metric of classes"],
+)
+def test_a_metric_that_fails_is_named_with_what_it_was_given(metric, name):
+    refused(
+        lambda: fit(compiled(metrics=[metric]), X, Y),
+        f"metric '{name}'",
+        r"float32 \[32, 3\]",
+        r"int64 \[32\]",
+        "metrics=",
+    )
+
+
+def test_a_metric_that_fails_at_the_end_of_an_epoch_is_named():
+    class Broken(Count):
+        name = "broken"
+
+        def compute(self):
+            raise RuntimeError("a tensor of the wrong size")
+
+    refused(lambda: fit(compiled(metrics=[Broken()]), X, Y), "metric 'broken'", "a tensor of the wrong size")
+
+
+def test_a_metric_that_is_no_number_is_named():
+    class Confused(Count):
+        name = "confused"
+
+        def compute(self):
+            return torch.zeros(2, 2)
+
+    refused(lambda: fit(compiled(metrics=[Confused()]), X, Y), "metric 'confused'", "number")
+
+
+def test_accuracy_of_a_loss_that_does_not_tell_asks_for_the_kind():
+    refused(lambda: compiled(loss="mse", metrics=["accuracy"]), "'accuracy'", "MSELoss", "'binary_accuracy'")
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (lambda: Model(nn.Linear), "Linear"),
+        (lambda: compiled(loss=nn.CrossEntropyLoss), "CrossEntropyLoss"),
+        (lambda: compiled(metrics=[Count]), "Count"),
+        (lambda: compiled(metrics=[torchmetrics.classification.MulticlassAccuracy]), "MulticlassAccuracy"),
+        (lambda: fit(compiled(), X, Y, callbacks=[EarlyStopping]), "EarlyStopping"),
+    ],
+    ids=["module", "loss", "metric", "torchmetrics", "callback"],
+)
+def test_a_class_in_the_place_of_an_object_is_told_to_be_called(run, name):
+    refused(run, "class", name, r"\(\)|called", kind=TypeError)
+
+
+@pytest.mark.parametrize(
+    ("run", "parts"),
+    [
+        (lambda: Model(mlp()).compile(5, "mse"), ("optimizer", "5", "'adam'")),
+        (lambda: compiled(loss=5), ("loss", "5", "'cross_entropy'")),
+        (lambda: compiled(metrics=[5]), ("metric", "5", "'accuracy'")),
+        (lambda: fit(compiled(), X, Y, callbacks=[5]), ("callback", "5", "LambdaCallback")),
+        (lambda: fit(compiled(), X, Y, callbacks=EarlyStopping("loss")), ("callbacks", "list", "EarlyStopping")),
+    ],
+    ids=["optimizer", "loss", "metric", "callback", "callbacks without a list"],
+)
+def test_a_thing_of_another_kind_is_told_what_may_be_passed(run, parts):
+    refused(run, *parts, kind=TypeError)
+
+
+def test_an_optimizer_of_another_module_is_refused():
+    other = torch.optim.SGD(mlp().parameters())
+    refused(lambda: Model(mlp()).compile(other, "mse"), "4 of the optimizer's parameters", "do not belong", "Model")
+
+
+def test_a_compile_that_fails_changes_nothing():
+    model = compiled(metrics=["accuracy"])
+    before = dict(vars(model))
+    refused(lambda: model.compile("adam", "mse", metrics=["acuracy"]), "acuracy")
+    refused(lambda: model.compile("adam", "mse", precision="fp61"), "fp61")
+    refused(lambda: model.compile("adamm", "mse"), "adamm")
+    assert vars(model) == before
+
+
+# Bad input loses nothing
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+class Counting(Normed):
+    """Counts its calls in a buffer that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def everything(model):
+    """Return all that a fit may change, copied."""
+    return copy.deepcopy(
+        {
+            "weights": model.module.state_dict(),
+            "buffers": dict(model.module.named_buffers()),
+            "optimizer": model.optimizer.state_dict(),
+            "gradients": {name: p.grad for name, p in model.module.named_parameters()},
+            "modes": {name: part.training for name, part in model.module.named_modules()},
+            "history": model.history.history,
+            "epochs": model.history.epoch,
+            "state": model.state.state_dict(),
+        }
+    )
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def worn(net=None, **options):
+    """Return a model that has been trained for an epoch."""
+    model = Model(Normed() if net is None else net, device="cpu")
+    model.compile(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "cross_entropy", metrics=["accuracy"], **options)
+    fit(model, blob_loader())
+    return model
+
+
+BAD_INPUT = {
+    "labels out of range": lambda: ((X, Y + 1), {}),
+    "a late label out of range": lambda: ((X, LATE), {"batch_size": 8, "shuffle": False}),
+    "labels out of range in a list": lambda: (([(X, Y + 1)],), {}),
+    "labels out of range in a Dataset": lambda: ((ByHand(X, Y + 1),), {}),
+    "float labels": lambda: ((X, Y.float()), {}),
+    "a column of labels": lambda: ((X, Y.unsqueeze(1)), {}),
+    "no labels": lambda: ((X,), {}),
+    "text labels": lambda: ((X, ["cat"] * 50), {}),
+    "too few labels": lambda: ((X, Y[:9]), {}),
+    "other features": lambda: ((X[:, :5], Y), {}),
+    "whole numbers": lambda: ((X.long(), Y), {}),
+    "nothing": lambda: ((X[:0], Y[:0]), {}),
+    "an empty generator": lambda: ((no_batches,), {}),
+    "four parts": lambda: (([(X, Y, Y, Y)],), {}),
+    "two inputs": lambda: (((X, X), Y), {}),
+    "a batch of one": lambda: ((X[:1], Y[:1]), {}),
+    "bad validation features": lambda: ((X, Y), {"validation_data": (X[:, :5], Y)}),
+    "bad validation labels": lambda: ((X, Y), {"validation_data": (X, Y + 1)}),
+    "a bad validation label in a later batch": lambda: ((X, Y), {"validation_data": (X, LATE), "batch_size": 8}),
+    "bad validation in a list": lambda: ((X, Y), {"validation_data": [(X[:, :5], Y)]}),
+    "an unknown monitor": lambda: ((X, Y), {"callbacks": [EarlyStopping("los")]}),
+    "a callback's class": lambda: ((X, Y), {"callbacks": [EarlyStopping]}),
+    "an unknown verbose": lambda: ((X, Y), {"verbose": "atuo"}),
+    "a wrong validation_freq": lambda: ((X, Y), {"validation_data": (X, Y), "validation_freq": 0}),
+    "sample weights of another length": lambda: ((X, Y), {"sample_weight": torch.ones(9)}),
+    "an unknown class_weight": lambda: ((X, Y), {"class_weight": "ballanced"}),
+    "a wrong initial_epoch": lambda: ((X, Y), {"initial_epoch": 7}),
+    "bad labels from an initial_epoch": lambda: ((X, Y + 1), {"epochs": 9, "initial_epoch": 5}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_loses_nothing(case):
+    model = worn()
+    before = everything(model)
+    data, options = BAD_INPUT[case]()
+    refused(lambda: fit(model, *data, **options))
+    after = everything(model)
+    assert [part for part in before if not equal(before[part], after[part])] == []
+
+
+def test_bad_input_loses_no_buffer_that_is_not_saved():
+    model = worn(Counting())
+    before = everything(model)
+    refused(lambda: fit(model, ByHand(X, Y + 1)))
+    assert equal(everything(model)["buffers"], before["buffers"])
+
+
+def test_bad_input_in_the_middle_of_a_window_loses_nothing():
+    model = worn(gradient_accumulation_steps=2)
+    before = everything(model)
+    refused(lambda: fit(model, [(X, Y), (X, Y + 1)]))
+    after = everything(model)
+    assert [part for part in before if not equal(before[part], after[part])] == []
+
+
+def test_a_bad_batch_for_train_on_batch_loses_nothing():
+    model = worn()
+    before = everything(model)
+    refused(lambda: model.train_on_batch(X, Y + 1))
+    after = everything(model)
+    assert [part for part in before if not equal(before[part], after[part])] == []
+
+
+def test_after_bad_input_the_model_trains_on_as_if_nothing_had_happened():
+    torch.manual_seed(5)
+    undisturbed = worn()
+    torch.manual_seed(5)
+    disturbed = worn()
+    refused(lambda: fit(disturbed, X, Y + 1))
+    for model in (undisturbed, disturbed):
+        torch.manual_seed(3)
+        fit(model, X, Y, epochs=2)
+    assert same_weights(undisturbed.module, disturbed.module)
+
+
+def test_bad_input_does_not_take_the_place_of_the_data_of_the_last_fit():
+    model = worn()
+    scores = model.evaluate(verbose=0)
+    refused(lambda: fit(model, X[:20], Y[:20] + 1))
+    assert model.evaluate(verbose=0) == scores
+
+
+# Files
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = compiled()
+    fit(model, X, Y)
+    return model, model.save(tmp_path / "good.pt")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    path = tmp_path / "nowhere" / "model.pt"
+    refused(lambda: compiled().save(path), str(path), "no folder", "Make the folder", kind=FileNotFoundError)
+
+
+def test_a_folder_in_the_place_of_the_file_is_told(tmp_path):
+    refused(lambda: compiled().save(tmp_path), str(tmp_path), "is a folder", "another place", kind=IsADirectoryError)
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("text")
+    path = tmp_path / "file" / "model.pt"
+    refused(lambda: compiled().save(path), re.escape(str(path)), "Cannot write", kind=OSError)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "cure"),
+    [
+        (errno.ENOSPC, "No space left", "bytes are free"),
+        (errno.EROFS, "Read-only", "may write to"),
+        (errno.EACCES, "Permission denied", "may write to"),
+        (errno.EIO, "put error|Input/output", "another place"),
+    ],
+    ids=["full", "read-only", "forbidden", "broken"],
+)
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_disk_that_refuses_is_told_with_the_reason(tmp_path, monkeypatch, function, number, reason, cure):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, function, refuse)
+    path = tmp_path / "model.pt"
+    refused(lambda: compiled().save(path), f"Cannot write '{path}'", reason, cure, kind=OSError)
+
+
+@pytest.mark.parametrize("verb", ["load", "load_weights"])
+def test_a_missing_file_is_named_with_the_nearest(saved, verb):
+    model, path = saved
+    refused(
+        lambda: getattr(model, verb)(path.with_name("goood.pt")),
+        "goood.pt",
+        "Did you mean 'good.pt'",
+        kind=FileNotFoundError,
+    )
+
+
+def not_models(folder):
+    """Return files that are no model, by what is said about them."""
+    files = {}
+    for name, data in {
+        "text": b"PyTorch model\n" * 99,
+        "PK text": b"PK, said the postman\n" * 99,
+        "zeros": bytes(9999),
+    }.items():
+        files[name] = folder / f"{name}.pt"
+        files[name].write_bytes(data)
+    files["pickle"] = folder / "pickle.pt"
+    files["pickle"].write_bytes(pickle.dumps({"weight": [1.0]}))
+    for name, content in {
+        "a list": [1, 2],
+        "a tensor": torch.ones(3),
+        "a number": 3,
+        "a model without parts": {"format": "easytorch", "version": 1},
+        "a model without a version": {"format": "easytorch", "module": {}},
+    }.items():
+        files[name] = folder / f"{name}.pt"
+        torch.save(content, files[name])
+    return files
+
+
+@pytest.mark.parametrize("verb", ["load", "load_weights"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text",
+        "PK text",
+        "zeros",
+        "pickle",
+        "a list",
+        "a tensor",
+        "a number",
+        "a model without parts",
+        "a model without a version",
+    ],
+)
+def test_a_file_that_is_not_a_model_is_named(tmp_path, kind, verb):
+    path = not_models(tmp_path)[kind]
+    model = compiled()
+    before = everything(model)
+    refused(lambda: getattr(model, verb)(path), re.escape(repr(str(path))), kind=FileError)
+    assert equal(everything(model), before)
+
+
+def test_an_empty_file_is_told_to_be_empty(tmp_path):
+    path = tmp_path / "model.pt"
+    path.touch()
+    refused(lambda: compiled().load(path), "model.pt", "empty", "older copy", kind=FileError)
+
+
+def test_a_folder_without_checkpoints_is_told(tmp_path):
+    refused(lambda: compiled().load(tmp_path), str(tmp_path), "no checkpoint", "step-", kind=FileNotFoundError)
+
+
+def test_weights_alone_are_no_saved_model(tmp_path):
+    path = compiled().save_weights(tmp_path / "weights.pt")
+    refused(lambda: compiled().load(path), "weights.pt", r"load_weights\(\)", kind=FileError)
+
+
+def test_a_file_of_a_later_version_asks_for_an_upgrade(saved):
+    model, path = saved
+    torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+    refused(lambda: model.load(path), "99", "pip install --upgrade", kind=FileError)
+
+
+@pytest.mark.parametrize("verb", ["load", "load_weights"])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999, 1])
+def test_a_file_that_was_cut_off_is_refused_and_changes_nothing(saved, share, verb):
+    model, path = saved
+    data, before = path.read_bytes(), everything(model)
+    path.write_bytes(data[: min(int(len(data) * share), len(data) - 1)])
+    refused(lambda: getattr(model, verb)(path), "good.pt", "cut off|damaged", "older copy|again", kind=FileError)
+    assert equal(everything(model), before)
+
+
+@pytest.mark.parametrize("change", [0x01, 0x80, 0xFF])
+def test_a_flipped_byte_is_never_silently_wrong(saved, change):
+    model, path = saved
+    data, before = path.read_bytes(), everything(model)
+    refusals = 0
+    for position in range(change % 7, len(data), 17):
+        damaged = bytearray(data)
+        damaged[position] ^= change
+        path.write_bytes(damaged)
+        try:
+            model.load(path)
+        except FileError as error:
+            assert "good.pt" in str(error)  # noqa: PT017
+            refusals += 1
+        assert equal(everything(model), before), position
+    assert refusals > 50
+
+
+def test_a_flipped_byte_in_the_directory_of_the_archive_is_never_silently_wrong(saved):
+    model, path = saved
+    data, before, wrong = path.read_bytes(), everything(model), []
+    for position in range(data.index(b"PK\x01\x02"), len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10  # in the attributes it makes a folder of a file, which torch then does not read
+        path.write_bytes(damaged)
+        with contextlib.suppress(FileError):
+            model.load(path)
+        if not equal(everything(model), before):
+            wrong.append(position)
+            path.write_bytes(data)
+            model.load(path)
+    assert wrong == []
+
+
+def test_a_flipped_byte_in_safetensors_is_never_silently_wrong(tmp_path):
+    model = compiled()
+    path = model.save_weights(tmp_path / "good.safetensors")
+    data, before = path.read_bytes(), everything(model)
+    for position in range(0, len(data), 7):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            model.load_weights(path)
+        except FileError as error:
+            assert "good.safetensors" in str(error)  # noqa: PT017
+        assert equal(everything(model), before), position
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_safetensors_that_were_cut_off_are_refused(tmp_path, share):
+    path = compiled().save_weights(tmp_path / "good.safetensors")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    refused(lambda: compiled().load_weights(path), "good.safetensors", "older copy", kind=FileError)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("verb", ["load", "load_weights"])
+def test_a_file_with_objects_is_refused_and_runs_no_code(tmp_path, verb):
+    torch.save({"weight": torch.ones(1), "bomb": Bomb(tmp_path / "exploded")}, tmp_path / "model.pt")
+    refused(
+        lambda: getattr(compiled(), verb)(tmp_path / "model.pt"),
+        "model.pt",
+        "could run code",
+        "weights_only",
+        kind=FileError,
+    )
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_whole_pickled_module_is_refused_with_the_way_to_read_it(tmp_path):
+    torch.save(mlp(), tmp_path / "net.pt")
+    refused(lambda: compiled().load_weights(tmp_path / "net.pt"), "net.pt", "load_state_dict", kind=FileError)
+
+
+class Named(nn.Module):
+    def __init__(self, first="first", size=16):
+        super().__init__()
+        setattr(self, first, nn.Linear(8, size))
+        self.last = nn.Linear(size, 3)
+
+    def forward(self, x):
+        return self.last(next(self.children())(x))
+
+
+@pytest.mark.parametrize("verb", ["load", "load_weights"])
+def test_a_file_of_another_module_is_told_in_a_table_with_the_nearest_names(tmp_path, verb):
+    path = compiled(Named("frist")).save(tmp_path / "model.pt")
+    model = compiled(Named("first"))
+    before = everything(model)
+    message = refused(lambda: getattr(model, verb)(path), "model.pt", "another module", kind=FileError)
+    lines = message.splitlines()
+    assert any(
+        re.match(r"\s+missing in the file +first\.weight +\[16, 8\] +Did you mean 'frist\.weight'\?", s) for s in lines
+    )
+    assert any(
+        re.match(r"\s+not in the module +frist\.weight +\[16, 8\] +Did you mean 'first\.weight'\?", s) for s in lines
+    )
+    assert not any("last" in line for line in lines)
+    assert equal(everything(model), before)
+
+
+def test_other_sizes_are_told_from_both_sides(tmp_path):
+    path = compiled(Named(size=4)).save(tmp_path / "model.pt")
+    model = compiled(Named(size=16))
+    message = refused(lambda: model.load(path), "another module", kind=FileError)
+    row = next(line for line in message.splitlines() if "first.weight" in line)
+    assert re.search(r"another shape +first\.weight +\[4, 8\] in the file +\[16, 8\] in the module", row)
+
+
+def test_a_table_of_hundreds_of_names_is_kept_short(tmp_path):
+    path = compiled(mlp()).save(tmp_path / "model.pt")
+    deep = nn.Sequential(*(nn.Linear(3, 3) for _ in range(200)))
+    message = refused(lambda: compiled(deep).load(path), "another module", "more", kind=FileError)
+    assert len(message.splitlines()) < 30
+
+
+PREFIXES = {
+    "module.": lambda name: f"module.{name}",
+    "_orig_mod.": lambda name: f"_orig_mod.{name}",
+    "module._orig_mod.": lambda name: f"module._orig_mod.{name}",
+    "_orig_mod.module.": lambda name: f"_orig_mod.module.{name}",
+    "an inner _orig_mod.": lambda name: name.replace(".", "._orig_mod.", 1),
+    "module. and an inner _orig_mod.": lambda name: "module." + name.replace(".", "._orig_mod.", 1),
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_the_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
+    source, target = mlp(), mlp()
+    torch.save({PREFIXES[prefix](name): value for name, value in source.state_dict().items()}, tmp_path / "weights.pt")
+    compiled(target).load_weights(tmp_path / "weights.pt")
+    assert same_weights(source, target)

@@ -1,0 +1,436 @@
+"""Promise 3, the part of files: whole or absent, readable by torch alone, and training goes on from them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import resource
+import stat
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from easytorch import Model
+from tests.loops import blob_loader, blobs, mlp, same_weights
+
+
+class Tied(nn.Module):
+    """An encoder and a decoder that share their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(8, 8, bias=False)
+        self.decoder = nn.Linear(8, 8, bias=False)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+class Wrapped(nn.Module):
+    """A user's own module whose only part is called ``module``."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def normed():
+    return nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def compiled(net=None, optimizer="adam", loss="cross_entropy", **options):
+    return Model(normed() if net is None else net, device="cpu").compile(optimizer, loss, **options)
+
+
+# Round trips
+
+
+def test_a_loaded_model_gives_the_same_scores(tmp_path):
+    model = compiled(metrics=["accuracy"])
+    model.fit(blob_loader(), 2, verbose=0)
+    path = model.save(tmp_path / "model.pt")
+    other = compiled(metrics=["accuracy"]).load(path)
+    assert other.evaluate(blob_loader(), verbose=0) == model.evaluate(blob_loader(), verbose=0)
+
+
+@pytest.mark.parametrize("optimizer", [momentum, "adam", "rmsprop"], ids=["momentum", "adam", "rmsprop"])
+def test_two_epochs_a_file_and_two_more_are_four_epochs(tmp_path, optimizer):
+    torch.manual_seed(5)
+    whole = compiled(optimizer=optimizer)
+    torch.manual_seed(5)
+    half = compiled(optimizer=optimizer)
+    whole.fit(blob_loader(), 4, verbose=0)
+    half.fit(blob_loader(), 2, verbose=0)
+    half.save(tmp_path / "model.pt")
+    torch.manual_seed(99)
+    rest = compiled(optimizer=optimizer).load(tmp_path / "model.pt")
+    rest.fit(blob_loader(), 2, verbose=0)
+    assert same_weights(rest.module, whole.module)
+
+
+def test_the_learning_rate_of_a_scheduler_goes_on_after_loading(tmp_path):
+    halving = {"scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)}
+    whole, half, rest = compiled(**halving), compiled(**halving), compiled(**halving)
+    whole.fit(blob_loader(), 6, verbose=0)
+    half.fit(blob_loader(), 3, verbose=0)
+    rest.load(half.save(tmp_path / "model.pt")).fit(blob_loader(), 3, verbose=0)
+    assert rest.history["lr"] == whole.history["lr"]
+
+
+def test_the_history_goes_on_after_loading(tmp_path):
+    model = compiled()
+    model.fit(blob_loader(), 2, verbose=0)
+    losses = model.history["loss"]
+    model.save(tmp_path / "model.pt")
+    other = compiled().load(tmp_path / "model.pt")
+    other.fit(blob_loader(), 1, verbose=0)
+    assert other.history.epoch == [0, 1, 2]
+    assert other.history["loss"][:2] == losses
+    assert other.state.step == 3 * 7
+
+
+def test_save_returns_the_path_and_load_the_model(tmp_path):
+    model = compiled()
+    path = model.save(str(tmp_path / "model.pt"))
+    assert path == tmp_path / "model.pt"
+    assert model.load(str(path)) is model
+
+
+def test_save_without_a_name_writes_model_pt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compiled().save()
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_file_is_read_by_torch_alone_into_the_bare_module(tmp_path):
+    model = compiled()
+    model.fit(blob_loader(), verbose=0)
+    path = model.save(tmp_path / "model.pt")
+    net = normed()
+    net.load_state_dict(torch.load(path, weights_only=True)["module"])
+    assert same_weights(net, model.module)
+
+
+def test_a_file_carries_the_version_of_its_format(tmp_path):
+    content = torch.load(compiled().save(tmp_path / "model.pt"), weights_only=True)
+    assert (content["format"], content["version"]) == ("easytorch", 1)
+
+
+def test_a_module_whose_part_is_called_module_keeps_its_names(tmp_path):
+    model = compiled(Wrapped())
+    path = model.save(tmp_path / "model.pt")
+    assert list(torch.load(path, weights_only=True)["module"]) == ["module.weight", "module.bias"]
+
+
+@pytest.mark.parametrize("kind", ["model.pt", "weights.pt", "weights.safetensors"])
+def test_a_module_whose_part_is_called_module_is_loaded_again(tmp_path, kind):
+    model, other = compiled(Wrapped()), compiled(Wrapped())
+    (model.save if kind == "model.pt" else model.save_weights)(tmp_path / kind)
+    (other.load if kind == "model.pt" else other.load_weights)(tmp_path / kind)
+    assert same_weights(other.module, model.module)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "torch.compile"])
+def test_a_wrapped_module_is_saved_under_bare_names(tmp_path, wrap):
+    net = normed()
+    path = compiled(wrap(net)).save(tmp_path / "model.pt")
+    assert list(torch.load(path, weights_only=True)["module"]) == list(net.state_dict())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "torch.compile"])
+def test_a_wrapped_module_takes_back_what_it_saved(tmp_path, wrap):
+    model, other = compiled(wrap(normed())), compiled(wrap(normed()))
+    other.load(model.save(tmp_path / "model.pt"))
+    assert same_weights(other.module, model.module)
+
+
+# Weights alone
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("net", [normed, Tied], ids=["batchnorm", "tied"])
+def test_weights_alone_make_a_round_trip(tmp_path, net, name):
+    model, other = compiled(net()), compiled(net())
+    path = model.save_weights(tmp_path / name)
+    assert not same_weights(other.module, model.module)
+    assert other.load_weights(path) is other
+    assert same_weights(other.module, model.module)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_tied_weights_stay_tied(tmp_path, name):
+    model = compiled(Tied())
+    model.load_weights(model.save_weights(tmp_path / name))
+    assert model.module.decoder.weight is model.module.encoder.weight
+
+
+def test_saved_weights_are_a_plain_state_dict(tmp_path):
+    model, net = compiled(), normed()
+    net.load_state_dict(torch.load(model.save_weights(tmp_path / "weights.pt"), weights_only=True))
+    assert same_weights(net, model.module)
+
+
+def test_saved_safetensors_are_read_by_safetensors_alone(tmp_path):
+    from safetensors.torch import load_file
+
+    model, net = compiled(), normed()
+    net.load_state_dict(load_file(model.save_weights(tmp_path / "weights.safetensors")))
+    assert same_weights(net, model.module)
+
+
+def test_strided_weights_are_saved_as_safetensors(tmp_path):
+    net = nn.Linear(8, 3, bias=False)
+    net.weight = nn.Parameter(torch.randn(8, 3).t())
+    other = compiled(nn.Linear(8, 3, bias=False))
+    other.load_weights(compiled(net).save_weights(tmp_path / "weights.safetensors"))
+    assert same_weights(other.module, net)
+
+
+def test_a_state_dict_saved_by_torch_is_loaded(tmp_path):
+    net = normed()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    assert same_weights(compiled().load_weights(tmp_path / "net.pth").module, net)
+
+
+def test_weights_are_taken_out_of_a_whole_model(tmp_path):
+    model = compiled()
+    path = model.save(tmp_path / "model.pt")
+    assert same_weights(Model(normed(), device="cpu").load_weights(path).module, model.module)
+
+
+def test_loading_weights_keeps_the_optimizer_and_the_history(tmp_path):
+    model = compiled(optimizer=momentum)
+    path = model.save_weights(tmp_path / "weights.pt")
+    model.fit(blob_loader(), verbose=0)
+    moments, losses = model.optimizer.state_dict()["state"], model.history["loss"]
+    model.load_weights(path)
+    assert model.optimizer.state_dict()["state"].keys() == moments.keys() != set()
+    assert model.history["loss"] == losses
+
+
+# What compile was given
+
+
+def test_a_model_compiled_by_names_needs_no_compile_after_loading(tmp_path):
+    model = compiled(
+        optimizer="adamw", lr=0.02, metrics=["accuracy"], clip_grad_norm=1.0, gradient_accumulation_steps=2
+    )
+    model.fit(blob_loader(), verbose=0)
+    path = model.save(tmp_path / "model.pt")
+    other = Model(normed(), device="cpu").load(path)
+    assert type(other.optimizer) is torch.optim.AdamW
+    assert other.optimizer.param_groups[0]["lr"] == 0.02
+    assert (other.clip_grad_norm, other.gradient_accumulation_steps) == (1.0, 2)
+    assert other.evaluate(blob_loader(), verbose=0).keys() == ["loss", "accuracy"]
+
+
+def test_a_model_compiled_by_names_trains_on_after_loading_as_if_never_saved(tmp_path):
+    model = compiled(optimizer="adam", lr=0.02)
+    model.fit(blob_loader(), verbose=0)
+    path = model.save(tmp_path / "model.pt")
+    other = Model(normed(), device="cpu").load(path)
+    for each in (model, other):
+        each.fit(blob_loader(), 2, verbose=0)
+    assert same_weights(other.module, model.module)
+
+
+@pytest.mark.parametrize(
+    "custom",
+    [{"optimizer": momentum}, {"loss": nn.CrossEntropyLoss()}, {"metrics": [lambda y_pred, y: y_pred.mean()]}],
+    ids=["optimizer", "loss", "metric"],
+)
+def test_a_model_compiled_with_objects_asks_for_compile_after_loading(tmp_path, custom):
+    path = compiled(**custom).save(tmp_path / "model.pt")
+    other = Model(normed(), device="cpu").load(path)
+    with pytest.raises(RuntimeError, match="compile"):
+        other.fit(blob_loader())
+
+
+def test_a_compiled_model_keeps_its_own_compile_when_it_loads(tmp_path):
+    path = compiled(optimizer="adam", lr=0.02).save(tmp_path / "model.pt")
+    other = compiled(optimizer="adam", metrics=["accuracy"]).load(path)
+    assert other.metrics.names == ["accuracy"]
+
+
+def test_the_state_of_another_optimizer_is_left_out_with_a_warning(tmp_path):
+    model = compiled(optimizer="adam")
+    model.fit(blob_loader(), verbose=0)
+    other = compiled(optimizer=momentum)
+    with pytest.warns(UserWarning, match="another optimizer than SGD"):
+        other.load(model.save(tmp_path / "model.pt"))
+    assert same_weights(other.module, model.module)
+    assert other.history["loss"] == model.history["loss"]
+    other.fit(blob_loader(), verbose=0)
+
+
+# Whole or absent
+
+
+@pytest.fixture
+def large():
+    """Return a model of 200 kB."""
+    return Model(nn.Linear(200, 256), device="cpu").compile("sgd", "mse")
+
+
+@pytest.fixture
+def full_disk():
+    """Let every file end at 64 kB, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def saves(model, path):
+    return model.save(path) if path.stem == "model" else model.save_weights(path)
+
+
+NAMES = ["model.pt", "weights.pt", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_full_in_the_middle_is_told_and_leaves_nothing(tmp_path, large, full_disk, name):
+    with pytest.raises(OSError, match=rf"Cannot write '{tmp_path / name}': File too large.* bytes are free"):
+        saves(large, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_full_in_the_middle_leaves_the_old_file(tmp_path, large, full_disk, name):
+    path = saves(compiled(), tmp_path / name)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="The file that was there is unchanged"):
+        saves(large, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_write_that_fails_at_any_point_leaves_the_old_file_alone(tmp_path, monkeypatch, name, function):
+    def refuse(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = saves(compiled(), tmp_path / name)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, refuse)
+        with pytest.raises(OSError, match="Cannot write"):
+            saves(compiled(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    path = compiled().save(tmp_path / "model.pt")
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compiled().save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_saved_leaves_the_old_file_alone(tmp_path):
+    class Odd(nn.Linear):
+        def get_extra_state(self):
+            return lambda: None  # cannot be pickled
+
+        def set_extra_state(self, state):
+            pass
+
+    path = compiled().save(tmp_path / "model.pt")
+    before = path.read_bytes()
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        compiled(Odd(8, 3)).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_data_is_on_the_disk_before_the_file_gets_its_name(tmp_path, monkeypatch, name):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("folder" if is_folder(fd) else "file"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    saves(compiled(), tmp_path / name)
+    assert events == ["file", "rename", "folder"]
+
+
+def is_folder(descriptor):
+    return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_overwritten_by_the_new_one(tmp_path, name):
+    saves(compiled(), tmp_path / name)
+    model, other = compiled(), compiled()
+    path = saves(model, tmp_path / name)
+    other.load_weights(path)
+    assert same_weights(other.module, model.module)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)], ids=oct)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path, name, mask, mode):
+    before = os.umask(mask)
+    try:
+        path = saves(compiled(), tmp_path / name)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_an_overwritten_file_keeps_its_permissions(tmp_path):
+    path = compiled().save(tmp_path / "model.pt")
+    path.chmod(0o640)
+    compiled().save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_file_behind_a_link_is_overwritten_and_the_link_stays(tmp_path):
+    target = tmp_path / "run-1.pt"
+    target.touch()
+    link = tmp_path / "model.pt"
+    link.symlink_to(target)
+    compiled().save(link)
+    assert link.is_symlink()
+    Model(normed(), device="cpu").load(target)
+
+
+def test_saving_changes_nothing_in_the_model(tmp_path):
+    torch.manual_seed(5)
+    plain = compiled(optimizer=momentum)
+    torch.manual_seed(5)
+    saved = compiled(optimizer=momentum)
+    x, y = blobs()
+    for model in (plain, saved):
+        torch.manual_seed(3)
+        for _ in range(2):
+            model.fit(DataLoader(TensorDataset(x, y), 8, shuffle=True), verbose=0)
+            if model is saved:
+                model.save(tmp_path / "model.pt")
+    assert same_weights(saved.module, plain.module)
+
+
+def test_an_uncompiled_model_is_saved_and_loaded(tmp_path):
+    model = Model(mlp(), device="cpu")
+    path = model.save(tmp_path / "model.pt")
+    assert same_weights(Model(mlp(), device="cpu").load(path).module, model.module)
