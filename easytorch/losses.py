@@ -485,7 +485,7 @@ def range_trouble(low: int, high: int, classes: int) -> Exception | None:
     if low == 1 and high == classes:
         cure = "Labels that start at 1 become right by y - 1."
     elif low < 0:
-        cure = "Classes count from 0: renumber the labels; those that do not count are left out by nn.CrossEntropyLoss(ignore_index=...)."
+        cure = "Classes count from 0: renumber the labels, or leave some out by nn.CrossEntropyLoss(ignore_index=...)."
     return ValueError(
         f"The labels go from {low} to {high}, but the module has {classes} outputs, for classes 0 to {classes - 1}. {cure}"
     )
