@@ -61,6 +61,7 @@ class Feed:
         self.loader, self.window, self.steps, self.weigh = loader, window, steps, weigh
         self.once = isinstance(loader, Iterator)
         self.example: Any = None
+        self.taken: list[Any] = []  # the window that the loop has now
         self.exhausted = False
         self.passes = 0  # passes over the data begun
         self.used = 0  # batches that the loop took in this pass
@@ -94,15 +95,23 @@ class Feed:
         windows = self._pass() if self._stream is None else itertools.islice(self._stream, (self.steps or 0) - count)
         for window in windows:
             self.example = window[0] if self.example is None else self.example
+            self.taken = window
             count += 1
             yield window
         self.exhausted = count < self.steps if self.steps else self.once
         if not count:
             raise ValueError(NO_BATCH)
 
+    def indices(self) -> list[Any] | None:
+        """Return the dataset's indices of each batch in the window that the loop has now; None where nobody knows."""
+        if self._order is None:
+            return None
+        return [self._order.batch(self.used - len(self.taken) + i) for i in range(len(self.taken))]
+
     def close(self) -> None:
         """Let go of the loader's workers."""
         self._reader = self._stream = None
+        self.taken = []
 
     def _pass(self) -> Iterator[list[Any]]:
         """Yield the windows of one pass over the data, or the rest of the pass in which the run stopped."""
@@ -165,7 +174,8 @@ class Feed:
         twin = signal_proof(loader)
         if not isinstance(loader.dataset, IterableDataset) and not hasattr(loader, "load_state_dict"):
             kind = "sampler" if loader.batch_sampler is None else "batch_sampler"
-            self._order = Order(getattr(loader, kind))
+            ahead = loader.num_workers * (loader.prefetch_factor or 0)
+            self._order = Order(getattr(loader, kind), memory=ahead + self.window + 1)
             vars(twin)[kind] = self._order  # DataLoader guards it against a change of mind; the order does not change
         return twin
 
@@ -228,12 +238,15 @@ class Feed:
 
 
 class Order(Iterable[Any]):
-    """Stands in for a loader's sampler: knows the order that it gave, and can begin after what was used."""
+    """Stands in for a loader's sampler: knows the order that it gave, and can begin after what was used.
 
-    MEMORY = 4096  # batches that a loader's workers may be ahead of the loop
+    Args:
+        sampler: What it stands in for.
+        memory: How many batches the loader may be ahead of the loop, whose window included.
+    """
 
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
+    def __init__(self, sampler: Any, memory: int) -> None:
+        self.sampler, self.memory = sampler, memory
         self.resume: Mapping[str, Any] | None = None
         self.start(None, {})
 
@@ -241,14 +254,19 @@ class Order(Iterable[Any]):
         return len(self.sampler)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "sampler":
+        if name in ("sampler", "memory"):
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
     def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
         """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
         self.resume, self.now, self.drawn = resume, now, 0
-        self.marks = collections.deque([0], maxlen=self.MEMORY)
+        self.marks = collections.deque([0], maxlen=self.memory + 1)  # checksums of the order up to each batch
+        self.batches: collections.deque[Any] = collections.deque(maxlen=self.memory)
+
+    def batch(self, number: int) -> Any:
+        """Return the indices of a batch, counted from the begin of the pass."""
+        return self.batches[number - self.drawn]
 
     def mark(self, used: int) -> int:
         """Return the checksum of the first ``used`` batches of the order."""
@@ -272,6 +290,7 @@ class Order(Iterable[Any]):
     def _drawn(self) -> Iterator[Any]:
         for indices in self.sampler:
             self.drawn += 1
+            self.batches.append(indices)
             self.marks.append(_digest(indices, self.marks[-1]))
             yield indices
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -233,6 +234,7 @@ class Metrics:
         self._metrics = list(metrics)
         self.criterion = criterion
         self._terms: dict[str, Mean] = {}
+        self._recent: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=64)
         self.names = _unique(
             [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
         )
@@ -248,10 +250,16 @@ class Metrics:
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
-        for name, value in terms.items():
+        values = {name: value.detach() if isinstance(value, Tensor) else value for name, value in terms.items()}
+        self._recent.append(values)
+        for name, value in values.items():
             if name not in self._terms:
                 self._terms[name] = Mean()
-            self._terms[name].add(value.detach() if isinstance(value, Tensor) else value, size)
+            self._terms[name].add(value, size)
+
+    def recent(self, count: int) -> list[Mapping[str, Any]]:
+        """Return what the last ``count`` steps returned, at most 64."""
+        return list(self._recent)[-count:]
 
     def compute(self) -> dict[str, Scalar]:
         """Return every value so far, as scalars that may still be on the device."""

@@ -5,6 +5,7 @@ from easytorch.callbacks.callback import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.monitors import EarlyStopping, Monitor
+from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.schedules import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "SWA",
     "Schedule",
     "TensorBoard",
+    "TerminateOnNaN",
 ]
