@@ -3,7 +3,7 @@
 from easytorch import callbacks, data
 from easytorch.feed import ResumeError
 from easytorch.logs import Mean
-from easytorch.metrics import Metric
+from easytorch.metric import Metric
 from easytorch.model import Model
 from easytorch.results import History, Scores
 from easytorch.strategy import Strategy

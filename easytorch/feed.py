@@ -47,10 +47,16 @@ class Feed:
         steps: Windows in an epoch. None: an epoch is one pass over the data. Otherwise the data goes on where the last
             epoch stopped, and starts again when it ends.
         weigh: Applied to each batch.
+        unsure: Whether loading may draw random numbers that nothing can restore.
     """
 
     def __init__(
-        self, loader: Any, window: int = 1, steps: int | None = None, weigh: Callable[[Any], Any] | None = None
+        self,
+        loader: Any,
+        window: int = 1,
+        steps: int | None = None,
+        weigh: Callable[[Any], Any] | None = None,
+        unsure: bool = False,
     ) -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps_per_epoch must be at least 1, received {steps!r}.")
@@ -58,7 +64,7 @@ class Feed:
             raise ValueError(
                 "The data is empty: there is not one batch. With drop_last=True, is batch_size larger than it?"
             )
-        self.loader, self.window, self.steps, self.weigh = loader, window, steps, weigh
+        self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
         self.once = isinstance(loader, Iterator)
         self.example: Any = None
         self.taken: list[Any] = []  # the window that the loop has now
@@ -218,23 +224,18 @@ class Feed:
         set_random_states(state["random"])
         if state["used"]:
             self._resume, self._loader_state = state, state["loader"]
-            self._warn_of_workers()
+            if self.unsure:
+                warn(
+                    "The samples are loaded by workers, whose random numbers cannot be restored in the middle of an epoch. If "
+                    "the dataset draws any (augmentation), the rest of this epoch is not that of an undisturbed run. Wrap it in "
+                    "easytorch.data.seeded(dataset) to make it exact."
+                )
         else:
             _set_generator_states(self.loader, state["generators"])
 
     def _size(self) -> list[int | None]:
         dataset = getattr(self.loader, "dataset", None)
         return [length(dataset) if dataset is not None else None, length(self.loader)]
-
-    def _warn_of_workers(self) -> None:
-        from easytorch.data import draws_nothing
-
-        if getattr(self.loader, "num_workers", 0) and not draws_nothing(self.loader.dataset):
-            warn(
-                "The samples are loaded by workers, whose random numbers cannot be restored in the middle of an epoch. If the "
-                "dataset draws any (augmentation), the rest of this epoch is not that of an undisturbed run. Wrap it in "
-                "easytorch.data.seeded(dataset) to make it exact."
-            )
 
 
 class Order(Iterable[Any]):

@@ -19,11 +19,16 @@ x, x_test, y, y_test = train_test_split(images / 16, labels, test_size=0.2, rand
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),  # 64 pixels become an image of one channel
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Dropout(0.3), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
 
 
-model = easytorch.Model(network()).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003)
-model.fit(x, y, epochs=25, validation_split=0.1)
+model = easytorch.Model(network()).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.002)
+model.fit(x, y, epochs=15, validation_split=0.1)
 loss, accuracy = model.evaluate(x_test, y_test)
 print(f"Test accuracy {accuracy:.4f}")
 

@@ -62,7 +62,7 @@ if args.plot:
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.imshow(image.squeeze(), cmap="gray_r")
+    left.imshow(image.squeeze().numpy(), cmap="gray_r")
     left.axis("off")
     right.barh(range(10), probabilities)
     right.set(xlim=(0, 1.1), yticks=range(10), title="Class probability")

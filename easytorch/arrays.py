@@ -1,0 +1,123 @@
+"""Tensors, arrays, frames and numbers as one dataset, fetched a whole batch at a time; and telling them from other data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from easytorch.batch import from_numpy
+from easytorch.tree import describe, leaves, map_leaves
+
+
+class ArrayDataset(Dataset[Any]):
+    """Rows of tensors in any nesting, fetched a whole batch at a time.
+
+    Args:
+        tree: Tensors, arrays or frames of equal length, in dicts, lists and tuples.
+
+    Raises:
+        ValueError: If the lengths differ.
+        TypeError: If something in it is not numbers.
+    """
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = as_tensors(tree)
+        sizes = {len(leaf) for leaf in leaves(self.tree) if isinstance(leaf, Tensor)}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"The parts of the data have different lengths, {' and '.join(map(str, sorted(sizes)))}: "
+                f"{describe(self.tree)}. Give every input, target and weight one row for each sample."
+            )
+        self.size = sizes.pop() if sizes else 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        return map_leaves(lambda leaf: None if leaf is None else leaf[index], self.tree)
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:  # torch fetches a batch by it, where it exists
+        rows = torch.as_tensor(indices)
+        return map_leaves(lambda leaf: None if leaf is None else leaf[rows.to(leaf.device)], self.tree)
+
+
+def as_batch(rows: Any) -> Any:
+    """Return ``rows``: what an ``ArrayDataset`` fetches is a batch already."""
+    return rows
+
+
+def as_tensors(tree: Any) -> Any:
+    """Turn every array, frame and list of numbers in ``tree`` into a tensor."""
+    if isinstance(tree, list) and tree and all(isinstance(leaf, (int, float, str)) for leaf in leaves(tree)):
+        return as_tensor(tree)
+    if isinstance(tree, Mapping):
+        return {key: as_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
+        return type(tree)(as_tensors(value) for value in tree)
+    return map_leaves(as_tensor, tree)
+
+
+def as_tensor(leaf: Any) -> Any:
+    """Turn an array, frame, series or list of numbers into a tensor; a frame's columns become floats."""
+    if leaf is None or isinstance(leaf, Tensor):
+        return _rows(leaf)
+    if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy"):
+        return from_numpy(_frame_values(leaf))
+    if hasattr(leaf, "to_numpy"):
+        return _rows(from_numpy(leaf.to_numpy()))
+    if isinstance(leaf, (np.ndarray, Sequence, float, int)) and not isinstance(leaf, str):
+        return _rows(from_numpy(np.asarray(leaf)))
+    raise TypeError(
+        f"Expected numbers, received {leaf!r} of type {type(leaf).__name__}. Pass tensors, arrays or frames."
+    )
+
+
+def _rows(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.ndim == 0:
+        raise ValueError(f"Expected one row for each sample, received the single number {leaf.item()}.")
+    return leaf
+
+
+def _frame_values(frame: Any) -> np.ndarray[Any, Any]:
+    text = [
+        str(name)
+        for name, dtype in zip(frame.columns, frame.dtypes, strict=True)
+        if getattr(dtype, "kind", "O") not in "biuf"
+    ]
+    if text:
+        raise TypeError(
+            f"The columns {', '.join(map(repr, text))} of the frame are not numbers. Drop them, or encode them, for example "
+            "by pandas.get_dummies(frame)."
+        )
+    return np.asarray(frame.to_numpy(dtype="float64", na_value=np.nan))
+
+
+def is_arrays(x: Any, y: Any) -> bool:
+    """Whether ``x``, with the targets ``y`` or without, is all rows at once, in any nesting."""
+    if isinstance(x, Mapping):
+        return all(is_array(leaf) for leaf in leaves(x))
+    if isinstance(x, (list, tuple)):  # without targets a list holds batches
+        return y is not None or (isinstance(x, tuple) and len(x) > 0 and all(map(is_array, leaves(x))))
+    return is_array(x)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether ``leaf`` is a tensor, an array, a frame or a series."""
+    return isinstance(leaf, (Tensor, np.ndarray)) or (hasattr(leaf, "to_numpy") and hasattr(leaf, "__len__"))
+
+
+def is_map_style(x: Any) -> bool:
+    """Whether ``x`` is a dataset, of torch or another library, whose samples are known by an index."""
+    if isinstance(x, Dataset):
+        return True
+    return hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, (list, tuple, Mapping, str, bytes))
+
+
+def quiet_generator(shuffle: bool | None) -> torch.Generator | None:
+    """A loader draws a number whenever it begins; one without an order to draw need not change anybody else's numbers."""
+    return None if shuffle else torch.Generator()

@@ -1,0 +1,194 @@
+"""One metric: the base class, the mean of a function over all samples, and the lean functions behind the common names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from easytorch.logs import Mean, Scalar
+from easytorch.losses import Criterion, name_of
+
+
+class Metric:
+    """What is measured over many batches: subclass it, or pass a function, a name or a torchmetrics object instead.
+
+    A metric has a ``name`` for the logs and a ``mode``, ``"max"`` or ``"min"``, whichever is better (None: unknown).
+
+    Examples:
+        >>> class Bias(Metric):
+        ...     name, mode = "bias", None
+        ...     def reset(self):
+        ...         self.mean = Mean()
+        ...     def update(self, y_pred, y, sample_weight=None):
+        ...         self.mean.add_sum((y_pred - y).sum(), y.numel())
+        ...     def compute(self):
+        ...         return self.mean.compute()
+    """
+
+    name: str = "metric"
+    mode: str | None = None
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything measured so far."""
+        raise NotImplementedError(f"{type(self).__name__} must define reset()")
+
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
+        """Measure one batch; tensors are on the device and should stay there."""
+        raise NotImplementedError(f"{type(self).__name__} must define update(y_pred, y, sample_weight=None)")
+
+    def compute(self) -> Scalar:
+        """Return the value over all batches since the last reset, preferably as a scalar tensor."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute()")
+
+    def fresh(self) -> Metric:
+        """Return a copy that has measured nothing."""
+        twin = copy.deepcopy(self)
+        twin.reset()
+        return twin
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a restart needs: of every attribute that has a ``state_dict``, its state."""
+        return {key: value.state_dict() for key, value in vars(self).items() if hasattr(value, "state_dict")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        for key, value in state.items():
+            getattr(self, key).load_state_dict(value)
+
+
+class MeanMetric(Metric):
+    """The mean of ``function(y_pred, y)`` over all samples.
+
+    Args:
+        function: Returns the mean of the batch, as a scalar; or one value for each sample; or a pair, the sum over
+            those samples that count and their number.
+        name: Its name in the logs; by default the function's.
+        mode: ``"max"``, ``"min"`` or None, whichever is better.
+        finish: What to do with the mean in the end, for example ``torch.sqrt``.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        mode: str | None = None,
+        finish: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.function, self.name, self.mode, self.finish = function, name or name_of(function), mode, finish
+        super().__init__()
+
+    def reset(self) -> None:
+        """Forget everything measured so far."""
+        self.mean = Mean()
+
+    def fresh(self) -> Metric:
+        """Return a copy that has measured nothing."""
+        twin = copy.copy(self)
+        twin.reset()
+        return twin
+
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
+        """Measure one batch."""
+        value = self.function(y_pred, y)
+        if isinstance(value, tuple):
+            self.mean.add_sum(*value)
+        elif not isinstance(value, Tensor):
+            self.mean.add(float(value), _rows(y_pred, y))
+        elif value.ndim == 0:
+            self.mean.add(value, _rows(y_pred, y))
+        elif sample_weight is None:
+            self.mean.add_sum(value.sum(), value.numel())
+        else:
+            weight = _expand(sample_weight, value)
+            self.mean.add_sum((value * weight).sum(), weight.sum())
+
+    def compute(self) -> Scalar:
+        """Return the mean so far."""
+        value = self.mean.compute()
+        return self.finish(value) if self.finish else value
+
+
+class MulticlassHits:
+    """How often the largest output is the target; targets may be class indices or probabilities."""
+
+    def __init__(self, ignored: int | None = None) -> None:
+        self.ignored = ignored
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return a hit or a miss for each target, or the hits and the number of those targets that count."""
+        if y.is_floating_point():
+            y = y.argmax(1)
+        hits = y_pred.argmax(1) == y
+        # -100 is torch's default for tokens or pixels that do not count; the label of a whole sample never is.
+        if self.ignored is not None and (y.ndim > 1 or self.ignored >= 0):
+            counts = y != self.ignored
+            return (hits & counts).sum(), counts.sum()
+        return hits
+
+
+class BinaryHits:
+    """Whether each probability is on the right side of 0.5."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return a hit or a miss for each label."""
+        probabilities = self.criterion.probabilities(y_pred) if self.criterion.kind == "binary" else y_pred
+        return (probabilities > 0.5) == (y > 0.5).reshape(probabilities.shape)
+
+
+class TopHits:
+    """Whether the target is among the ``k`` largest outputs."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return a hit or a miss for each sample."""
+        y = y.argmax(1) if y.is_floating_point() else y
+        return (y_pred.topk(min(self.k, y_pred.shape[1]), dim=1).indices == y.unsqueeze(1)).any(1)
+
+
+def squared_error(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return the squared difference of each value."""
+    return (_alike(y_pred, y) - y).square()
+
+
+def absolute_error(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return the absolute difference of each value."""
+    return (_alike(y_pred, y) - y).abs()
+
+
+ERRORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Any], Any] | None]] = {
+    "mae": (absolute_error, None),
+    "mean_absolute_error": (absolute_error, None),
+    "mse": (squared_error, None),
+    "mean_squared_error": (squared_error, None),
+    "rmse": (squared_error, lambda mean: mean**0.5),
+    "root_mean_squared_error": (squared_error, lambda mean: mean**0.5),
+}
+
+
+def _alike(y_pred: Tensor, y: Tensor) -> Tensor:
+    return y_pred.reshape(y.shape) if y_pred.shape != y.shape and y_pred.numel() == y.numel() else y_pred
+
+
+def _rows(y_pred: Any, y: Any) -> int:
+    rows = y if isinstance(y, Tensor) and y.ndim else y_pred
+    return len(rows) if isinstance(rows, Tensor) and rows.ndim else 1
+
+
+def _expand(sample_weight: Tensor, value: Tensor) -> Tensor:
+    weight = (
+        sample_weight.reshape(len(value), *[1] * (value.ndim - 1))
+        if sample_weight.numel() == len(value)
+        else sample_weight
+    )
+    return weight.expand_as(value)

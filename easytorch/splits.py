@@ -1,0 +1,146 @@
+"""Splitting data in two, every class with its share, and the targets that tell the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+
+from easytorch.arrays import ArrayDataset, is_array, is_map_style, quiet_generator
+from easytorch.batch import LABEL_KEYS, from_numpy, unpack
+
+
+def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True) -> tuple[Any, Any]:
+    """Split data into a larger and a smaller part, the same for the same ``seed``.
+
+    Args:
+        data: A ``Dataset``; a ``DataLoader`` with a plain or shuffled order; or arrays, with ``y``.
+        y: The targets of arrays.
+        fraction: The share of the second part, between 0 and 1.
+        seed: Of the draw; no other random number generator is touched.
+        stratify: Give both parts the same share of each class, where targets are classes and can be read without
+            loading the samples (arrays, a ``TensorDataset``, an attribute ``targets`` or ``labels``).
+
+    Returns:
+        Two datasets; of a ``DataLoader`` two loaders like it, the second in order; of arrays two ``ArrayDataset``.
+
+    Raises:
+        ValueError: If a part would be empty, or the data has no length or an order of its own.
+    """
+    if isinstance(data, DataLoader):
+        return split_loader(data, fraction, seed, stratify)
+    if not is_map_style(data) or is_array(data) or y is not None:
+        data = ArrayDataset(data if y is None else (data, y))
+    if isinstance(data, IterableDataset):
+        raise ValueError("An IterableDataset has no length, so it cannot be split. Pass validation_data instead.")
+    first, second = split_indices(len(data), fraction, seed, targets_of(data) if stratify else None)
+    return Subset(data, first), Subset(data, second)
+
+
+def split_indices(
+    size: int, fraction: float, seed: int = 0, targets: Tensor | None = None
+) -> tuple[list[int], list[int]]:
+    """Return the row numbers of the two parts; see ``split``."""
+    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise ValueError(f"A split needs a fraction between 0 and 1, received {fraction!r}.")
+    count = round(size * fraction)
+    if not 0 < count < size:
+        raise ValueError(
+            f"A split of {size} samples by {fraction} leaves one part empty. Pass more data or another fraction."
+        )
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    if targets is not None and _are_classes(targets):
+        order = order[torch.argsort(targets[order], stable=True)]  # class by class, each in random order
+        # Every (size / count)-th of them goes to the second part, so each class gives its share, up to one sample.
+        positions = ((torch.arange(count, dtype=torch.float64) + 0.5) * size / count).long()
+    else:
+        positions = torch.arange(size - count, size)
+    chosen = torch.zeros(size, dtype=torch.bool)
+    chosen[order[positions]] = True
+    return (~chosen).nonzero().flatten().tolist(), chosen.nonzero().flatten().tolist()
+
+
+def _are_classes(targets: Tensor) -> bool:
+    if targets.ndim != 1:
+        return False
+    return not targets.is_floating_point() or bool(((targets == 0) | (targets == 1)).all())
+
+
+def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: bool) -> tuple[Any, Any]:
+    """Return two loaders like ``loader``; see ``split``."""
+    sampler = loader.sampler
+    random = isinstance(sampler, RandomSampler) and not sampler.replacement
+    if (
+        loader.batch_size is None
+        or isinstance(loader.dataset, IterableDataset)
+        or not (random or type(sampler) is SequentialSampler)
+    ):
+        raise ValueError(
+            "validation_split cannot split this DataLoader: it has a sampler, a batch sampler or an iterable dataset of its "
+            "own, which decides which samples are drawn. Split the dataset with easytorch.data.split and pass validation_data."
+        )
+    first, second = split(loader.dataset, fraction=fraction, seed=seed, stratify=stratify)
+    settings: dict[str, Any] = {
+        name: getattr(loader, name)
+        for name in (
+            "batch_size",
+            "num_workers",
+            "collate_fn",
+            "pin_memory",
+            "timeout",
+            "worker_init_fn",
+            "multiprocessing_context",
+        )
+    }
+    if loader.num_workers:
+        settings |= {"prefetch_factor": loader.prefetch_factor, "persistent_workers": loader.persistent_workers}
+    drop_last, generator = loader.drop_last, getattr(sampler, "generator", None) or loader.generator
+    return (
+        DataLoader(first, shuffle=random, drop_last=drop_last, generator=generator, **settings),
+        DataLoader(second, generator=quiet_generator(False), **settings),
+    )
+
+
+def all_targets(loader: Any) -> Any:
+    """Return all targets behind ``loader``, of several outputs in their structure; None where they are not at hand."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, ArrayDataset):
+        return unpack(dataset.tree).y
+    return targets_of(dataset)
+
+
+def targets_of(dataset: Any) -> Tensor | None:
+    """Return the targets of ``dataset`` where they can be read without loading its samples, else None."""
+    if isinstance(dataset, Subset):
+        targets = targets_of(dataset.dataset)
+        return None if targets is None else targets[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [targets_of(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
+    if isinstance(dataset, ArrayDataset):
+        found = unpack(dataset.tree).y
+    elif isinstance(dataset, TensorDataset):
+        found = dataset.tensors[1] if len(dataset.tensors) > 1 else None
+    elif hasattr(dataset, "with_format"):
+        column = next((key for key in LABEL_KEYS if key in dataset.column_names), None)
+        found = dataset.with_format("numpy")[column][:] if column else None
+    else:
+        found = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
+    if isinstance(found, Tensor):
+        return found.cpu()
+    try:
+        return None if found is None or isinstance(found, Mapping) else from_numpy(np.asarray(found))
+    except (TypeError, ValueError):  # labels that are text or ragged
+        return None

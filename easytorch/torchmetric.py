@@ -1,0 +1,171 @@
+"""Metrics of torchmetrics: objects as they are, and names, made when the first batch tells the task."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from easytorch.logs import Scalar
+from easytorch.lookup import snake_case
+from easytorch.losses import Criterion
+from easytorch.metric import Metric
+from easytorch.tree import describe
+
+
+class TorchMetric(Metric):
+    """A torchmetrics object, measured as it is."""
+
+    def __init__(self, metric: Any) -> None:
+        higher = getattr(metric, "higher_is_better", None)
+        self.metric, self.name = metric, snake_case(type(metric).__name__)
+        self.mode = None if higher is None else ("max" if higher else "min")
+
+    def reset(self) -> None:
+        """Forget everything measured so far."""
+        self.metric.reset()
+
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
+        """Measure one batch."""
+        if isinstance(y, Tensor) and self.metric.device != y.device:
+            self.metric.to(y.device)
+        self.metric.update(y_pred, y)
+
+    def compute(self) -> Scalar:
+        """Return the value over all batches; the mean of it where it is one for each class."""
+        if not self.metric.update_called:  # torchmetrics warns of it; nothing was measured yet
+            return float("nan")
+        value = self.metric.compute()
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"The metric {self.name!r} returns {describe(value)}, which is not one number. Use it outside of fit(), or "
+                "wrap it in a function f(y_pred, y) that returns one."
+            )
+        return value.float().mean() if value.ndim else value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metric's own states."""
+        states = {name: getattr(self.metric, name) for name in self.metric._defaults}
+        return {"states": states, "count": self.metric.update_count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        for name, value in state["states"].items():
+            setattr(self.metric, name, value)
+        self.metric._update_count = state["count"]
+
+
+class NamedTorchMetric(TorchMetric):
+    """A metric of torchmetrics known by its name, made when the first batch tells the number of classes."""
+
+    def __init__(self, name: str, path: str, criterion: Criterion) -> None:
+        self.name, self.path, self.criterion = name, path, criterion
+        self.mode = "min" if path.endswith(("Error", "Distance")) else "max"
+        self.metric: Any = None
+        self.arguments: dict[str, Any] = {}
+        _torchmetrics_module(path)  # a missing package is found out now, not in the first step
+
+    def reset(self) -> None:
+        """Forget everything measured so far."""
+        if self.metric is not None:
+            self.metric.reset()
+
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
+        """Measure one batch, of probabilities where the loss tells how to get them."""
+        if self.criterion.kind is not None and "classification" in self.path:
+            y_pred = self.criterion.probabilities(y_pred)
+            y = (y.argmax(1) if y.is_floating_point() and self.criterion.kind == "multiclass" else y).long()
+        if y_pred.ndim > 1 and y_pred.shape[-1] == 1:
+            y_pred, y = y_pred.squeeze(-1), y.reshape(y_pred.shape[:-1])
+        if self.metric is None:
+            self._choose(y_pred)
+            self._make()
+        super().update(y_pred, y)
+
+    def compute(self) -> Scalar:
+        """Return the value over all batches."""
+        return float("nan") if self.metric is None else super().compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metric's own states, none before the first batch."""
+        return {} if self.metric is None else super().state_dict() | {"path": self.path, "arguments": self.arguments}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        if state:
+            self.path, self.arguments = state["path"], dict(state["arguments"])
+            self._make()
+            super().load_state_dict(state)
+
+    def _choose(self, y_pred: Tensor) -> None:
+        if "classification" not in self.path:
+            return
+        if self.criterion.kind == "multiclass":
+            self.path, self.arguments = self.path.replace("Binary", "Multiclass"), {"num_classes": y_pred.shape[1]}
+        elif self.criterion.kind == "binary" and y_pred.ndim > 1:
+            self.path, self.arguments = self.path.replace("Binary", "Multilabel"), {"num_labels": y_pred.shape[-1]}
+
+    def _make(self) -> None:
+        cls = getattr(_torchmetrics_module(self.path), self.path.rpartition(".")[2], None)
+        if cls is None:
+            raise ValueError(
+                f"The metric {self.name!r} is not defined for these targets: torchmetrics has no {self.path}."
+            )
+        # Checks of the arguments would wait for the device in every step.
+        quick = {"validate_args": False} if "classification" in self.path else {}
+        self.metric = cls(**self.arguments, **quick)
+
+
+# Names of torchmetrics. "Binary" becomes Multiclass or Multilabel when the loss and the first batch tell so.
+_CLASSIFICATION = {
+    "auroc": "AUROC",
+    "auc": "AUROC",
+    "average_precision": "AveragePrecision",
+    "calibration_error": "CalibrationError",
+    "cohen_kappa": "CohenKappa",
+    "exact_match": "ExactMatch",
+    "f1": "F1Score",
+    "f1_score": "F1Score",
+    "hamming_distance": "HammingDistance",
+    "iou": "JaccardIndex",
+    "jaccard_index": "JaccardIndex",
+    "matthews_corrcoef": "MatthewsCorrCoef",
+    "negative_predictive_value": "NegativePredictiveValue",
+    "precision": "Precision",
+    "recall": "Recall",
+    "specificity": "Specificity",
+}
+_REGRESSION = {
+    "concordance_corrcoef": "ConcordanceCorrCoef",
+    "cosine_similarity": "CosineSimilarity",
+    "explained_variance": "ExplainedVariance",
+    "kendall_corrcoef": "KendallRankCorrCoef",
+    "log_cosh_error": "LogCoshError",
+    "mape": "MeanAbsolutePercentageError",
+    "mean_absolute_percentage_error": "MeanAbsolutePercentageError",
+    "mean_squared_log_error": "MeanSquaredLogError",
+    "msle": "MeanSquaredLogError",
+    "pearson_corrcoef": "PearsonCorrCoef",
+    "r2": "R2Score",
+    "r2_score": "R2Score",
+    "relative_squared_error": "RelativeSquaredError",
+    "spearman_corrcoef": "SpearmanCorrCoef",
+    "symmetric_mean_absolute_percentage_error": "SymmetricMeanAbsolutePercentageError",
+}
+TORCHMETRICS = {name: f"torchmetrics.classification.Binary{cls}" for name, cls in _CLASSIFICATION.items()} | {
+    name: f"torchmetrics.regression.{cls}" for name, cls in _REGRESSION.items()
+}
+
+
+def is_torchmetric(metric: Any) -> bool:
+    """Whether ``metric`` is an object of torchmetrics, told without importing it."""
+    return any(cls.__module__.startswith("torchmetrics.") for cls in type(metric).__mro__)
+
+
+def _torchmetrics_module(path: str) -> Any:
+    try:
+        return importlib.import_module(path.rpartition(".")[0])
+    except ImportError as error:
+        raise ImportError(f"{path} is a metric of torchmetrics: pip install torchmetrics") from error

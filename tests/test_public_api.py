@@ -1,0 +1,95 @@
+"""Public is a promise: the names, the arguments and what a Keras user's hands know."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import easytorch
+from easytorch import Model
+
+MODULES = ["easytorch", "easytorch.callbacks", "easytorch.data"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_are_sorted_exist_and_are_described(name):
+    module = importlib.import_module(name)
+    assert module.__all__ == sorted(module.__all__)
+    for public in module.__all__:
+        found = getattr(module, public)
+        assert public == "__version__" or inspect.getdoc(found), public
+
+
+def test_the_version_is_that_of_the_project():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'version = "{easytorch.__version__}"' in text
+
+
+def test_types_are_shipped():
+    assert (Path(easytorch.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        (
+            "compile",
+            "optimizer loss metrics lr loss_weights clip_grad_norm clip_grad_value gradient_accumulation_steps precision",
+        ),
+        (
+            "fit",
+            "x y epochs batch_size validation_data validation_split validation_freq validation_steps steps_per_epoch "
+            "class_weight sample_weight shuffle initial_epoch callbacks resume on_interrupt verbose",
+        ),
+        ("evaluate", "x y batch_size sample_weight steps callbacks verbose"),
+        ("predict", "x batch_size steps callbacks verbose"),
+        ("train_on_batch", "x y sample_weight"),
+        ("test_on_batch", "x y sample_weight"),
+        ("predict_on_batch", "x"),
+        ("save", "path"),
+        ("load", "path"),
+    ],
+)
+def test_a_method_takes_what_it_promises(method, arguments):
+    parameters = inspect.signature(getattr(Model, method)).parameters
+    assert set(arguments.split()) <= set(parameters)
+
+
+def test_every_method_of_the_loop_may_be_overridden():
+    called = []
+
+    class Own(Model):
+        def train_epoch(self, feed):
+            called.append("train_epoch")
+            return super().train_epoch(feed)
+
+        def update(self, window):
+            called.append("update")
+            super().update(window)
+
+        def train_step(self, batch):
+            called.append("train_step")
+            return super().train_step(batch)
+
+        def test_epoch(self, loader, steps=None):
+            called.append("test_epoch")
+            return super().test_epoch(loader, steps)
+
+        def test_step(self, batch):
+            called.append("test_step")
+            return super().test_step(batch)
+
+        def predict_step(self, batch):
+            called.append("predict_step")
+            return super().predict_step(batch)
+
+    from tests.loops import blobs, mlp
+
+    x, y = blobs(8)
+    model = Own(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(x, y, validation_data=(x, y), verbose=0)
+    model.predict(x, verbose=0)
+    assert set(called) == {"train_epoch", "update", "train_step", "test_epoch", "test_step", "predict_step"}
