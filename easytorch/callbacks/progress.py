@@ -264,7 +264,7 @@ class Bar(Live):
         text = Text(line)
         title = line.split("  ")[0]
         text.stylize("bold", 0, len(title))
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text)
 
 
 class Table(Live):
