@@ -104,7 +104,9 @@ class Dropping(nn.Module):
         return self.net(x)
 
 
-def program(folder, make_loader, plug=None, accumulate=1, epochs=EPOCHS, **fit):
+def program(
+    folder, make_loader, plug=None, accumulate=1, epochs=EPOCHS, metrics=("accuracy",), precision="fp32", **fit
+):
     """Run the user's program from its first line: it knows nothing of earlier runs but the folder."""
     torch.manual_seed(0)
     random.seed(0)
@@ -112,8 +114,9 @@ def program(folder, make_loader, plug=None, accumulate=1, epochs=EPOCHS, **fit):
     model = Model(Dropping(), device="cpu").compile(
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         "cross_entropy",
-        metrics=["accuracy"],
+        metrics=list(metrics),
         gradient_accumulation_steps=accumulate,
+        precision=precision,
         scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=40),
     )
     ema = EMA(0.9)
@@ -139,6 +142,7 @@ def assert_same_run(one, other):
     assert first.history.history == second.history.history
     assert first.history.epoch == second.history.epoch
     assert first.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
+    assert first.strategy.state_dict() == second.strategy.state_dict()
 
 
 STEPS = range(1, 7 * EPOCHS + 1)
@@ -173,6 +177,26 @@ def test_a_stream_cut_into_epochs_goes_on_across_passes(tmp_path):
     for step in range(1, 21):
         continued = stopped_and_continued(tmp_path / str(step), LOADERS["shuffled"], step, epochs=4, steps_per_epoch=5)
         assert_same_run(undisturbed, continued)
+
+
+def test_metrics_that_keep_every_prediction_go_on(tmp_path):
+    metrics = ("accuracy", "auroc", "f1")
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], metrics=metrics)
+    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, metrics=metrics))
+
+
+def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("easytorch.strategy._check_precision", lambda device, dtype: None)  # slow on a CPU, but it runs
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], precision="fp16")
+    assert undisturbed[0].strategy.state_dict()["scaler"]["scale"] == 2.0**15  # it overflowed once
+    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, precision="fp16"))
+    with pytest.raises(PulledPlug):
+        program(tmp_path / "mutated", LOADERS["shuffled"], 10, precision="fp16")
+    path, content = files.newest(tmp_path / "mutated")
+    content["strategy"]["scaler"] = {}
+    files.write(path, content)
+    with pytest.raises(AssertionError):
+        assert_same_run(undisturbed, program(tmp_path / "mutated", LOADERS["shuffled"], precision="fp16"))
 
 
 def test_several_stops_are_as_good_as_one(tmp_path):
