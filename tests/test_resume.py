@@ -193,7 +193,7 @@ def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
     with pytest.raises(PulledPlug):
         program(tmp_path / "mutated", LOADERS["shuffled"], 10, precision="fp16")
     path, content = files.newest(tmp_path / "mutated")
-    content["strategy"]["scaler"] = {}
+    content["strategy"]["scaler"]["scale"] = 2.0**10
     files.write(path, content)
     with pytest.raises(AssertionError):
         assert_same_run(undisturbed, program(tmp_path / "mutated", LOADERS["shuffled"], precision="fp16"))
