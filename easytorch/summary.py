@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from easytorch import modes
 from easytorch.batch import Signature
+from easytorch.state import random_states_kept
 from easytorch.tree import map_leaves
 
 
@@ -40,5 +42,6 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
         recorded.update(args=list(args), kwargs=kwargs)
 
     signature.call(record, x)
-    with torch.random.fork_rng():
-        return torchinfo.summary(module, input_data=recorded["args"] or None, **recorded["kwargs"], **options)
+    inputs = recorded["args"] or recorded["kwargs"]  # torchinfo passes a list by position and a dict by name
+    with random_states_kept(), modes.evaluating(module):
+        return torchinfo.summary(module, input_data=inputs, **options)

@@ -1,0 +1,73 @@
+"""The table of layers: torchinfo's, of the sizes that the data has, and without a trace in the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from easytorch import Model
+from tests.loops import blobs, mlp
+
+
+class SharedConvolution(nn.Module):
+    """The network of article 000: one convolution is called five times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        x = F.relu(self.conv2(F.relu(self.conv2(F.max_pool2d(x, 2)))))
+        x = F.relu(self.conv2(F.relu(self.conv2(F.max_pool2d(x, 2)))))
+        return self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1))))
+
+
+def test_a_shared_layer_is_counted_once_and_calculates_as_often_as_it_is_called(capsys):
+    table = Model(SharedConvolution(), device="cpu").summary(torch.zeros(1, 1, 28, 28))
+    assert table.total_params == 42_378
+    assert 47.4e6 < table.total_mult_adds < 47.6e6  # conv2 once at 28 x 28, twice at 14 x 14, twice at 7 x 7
+    assert "42,378" in capsys.readouterr().out
+
+
+def test_the_input_size_is_that_of_the_last_fit(capsys):
+    x, y = blobs()
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(x, y, batch_size=25, verbose=0)
+    model.summary()
+    out = capsys.readouterr().out
+    assert "[25, 8]" in out or "[25, 16]" in out
+    assert "[25, 3]" in out
+
+
+def test_without_data_the_table_has_the_parameters_alone(capsys):
+    assert Model(mlp(), device="cpu").summary().total_params == 195
+    assert "Output Shape" not in capsys.readouterr().out
+
+
+def test_inputs_by_name_are_passed_by_name():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, left, right):
+            return self.net(left + right)
+
+    x, _ = blobs()
+    assert Model(Sum(), device="cpu").summary({"left": x, "right": x}).total_params == 195
+    assert Model(Sum(), device="cpu").summary((x, x)).total_params == 195
+
+
+def test_a_summary_leaves_modes_weights_and_random_states_as_they_are():
+    net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout())
+    net[1].eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    states = torch.get_rng_state()
+    Model(net, device="cpu").summary(blobs()[0])
+    assert net.training
+    assert not net[1].training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), states)
