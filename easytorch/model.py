@@ -410,7 +410,7 @@ class Model(Saving):
             x: Inputs, for the shapes; by default those of the last fit. Without any the table has no shapes.
             options: Passed on to ``torchinfo.summary``.
         """
-        batch = self.last_fit.get("example") if x is None else data.one_batch(x)
+        batch = self.last_fit.get("example") if x is None else data.one_batch(data.inputs(x, self.signature))
         x = None if batch is None else self.unpack(self.strategy.place(batch)).x
         table = summarize(self.module, x, self.device, **options)
         print(table)

@@ -44,4 +44,6 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
     signature.call(record, x)
     inputs = recorded["args"] or recorded["kwargs"]  # torchinfo passes a list by position and a dict by name
     with random_states_kept(), modes.evaluating(module):
-        return torchinfo.summary(module, input_data=inputs, **options)
+        table = torchinfo.summary(module, input_data=inputs, **options)
+    torchinfo.torchinfo._cached_forward_pass.clear()  # it would keep the module alive for ever
+    return table
