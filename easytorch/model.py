@@ -210,7 +210,7 @@ class Model(Saving):
                 if validated(epoch):
                     scores = self.test_epoch(validation, validation_steps)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
-                logs["lr"] = optimizer.param_groups[0]["lr"]
+                logs["lr"] = float(optimizer.param_groups[0]["lr"])
                 self.state.end_epoch()
                 self.metrics.reset()
                 self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs))
@@ -318,7 +318,7 @@ class Model(Saving):
             name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
         self.loss.expect(data.all_targets(loader))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose, "data": name})
-        with session.listening(self, listeners), explained(self.module):
+        with session.watched(self, listeners):
             return Scores(self.test_epoch(loader, steps), self, name)
 
     def predict(
@@ -360,7 +360,7 @@ class Model(Saving):
     ) -> Any:
         loader = data.in_order(data.as_loader(data.inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
-        with session.listening(self, listeners), explained(self.module), modes.evaluating(self.module), torch.no_grad():
+        with session.watched(self, listeners), modes.evaluating(self.module), torch.no_grad():
             self.callbacks.params["test_steps"] = steps or length(loader)
             self.callbacks.on_predict_begin({})
             parts = []
@@ -416,12 +416,17 @@ class Model(Saving):
         print(table)
         return table
 
-    def log_names(self) -> list[str] | None:
-        """Return the names that the logs of the fit that runs will have; None where a step of your own decides."""
-        if type(self).train_step is not Model.train_step or type(self).update is not Model.update:
-            return None
+    def log_names(self) -> list[str]:
+        """Return the names that the logs of the fit that runs will have, those aside that ``may_log_more``."""
         names = ["loss", *self.loss.term_names(), *self.metrics.names]
         return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), "lr"]
+
+    def may_log_more(self) -> bool:
+        """Whether a step, or a callback, of the user's own may add to the logs."""
+        own = [
+            callback for callback in self.callbacks.callbacks if not type(callback).__module__.startswith("easytorch.")
+        ]
+        return type(self).train_step is not Model.train_step or type(self).update is not Model.update or bool(own)
 
     def need_compiled(self, verb: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""

@@ -35,6 +35,7 @@ class Saving:
     metrics: Metrics
     callbacks: CallbackList
     feed: Feed | None
+    stop_training: bool
     schedules: list[LRScheduler]
     _history: History
     _compiled: dict[str, Any] | None  # what compile() was given
@@ -143,9 +144,12 @@ class Saving:
         for name, part in (self._parts() | {"metrics": self.metrics}).items():
             part.load_state_dict(content[name])
         self.state.last = self.state.first + planned
+        self.stop_training = False
         listening = [one for one in self.callbacks.callbacks if one.state_dict()]
         for one, state in zip(listening, (state for _, state in content["callbacks"] if state), strict=True):
             one.load_state_dict(state)
+        if self.stop_training:  # a run that stopped early has come to its end
+            self.state.last = self.state.epoch
 
     def _parts(self) -> dict[str, Any]:
         parts = {"optimizer": self.optimizer, "strategy": self.strategy, "state": self.state, "history": self._history}

@@ -103,6 +103,17 @@ def measuring(model: Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def watched(model: Model, callbacks: CallbackList) -> Iterator[None]:
+    """Evaluate or predict inside; callbacks are told of an error, which is explained."""
+    with listening(model, callbacks), explained(model.module):
+        try:
+            yield
+        except BaseException as error:
+            callbacks.on_exception(error)
+            raise
+
+
+@contextlib.contextmanager
 def listening(model: Model, callbacks: CallbackList) -> Iterator[None]:
     """Tell ``callbacks`` inside, nobody else."""
     outer, model.callbacks = model.callbacks, callbacks

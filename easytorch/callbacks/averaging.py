@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from easytorch.batch import Signature
 from easytorch.callbacks.callback import Callback
+from easytorch.notice import warn
+from easytorch.state import random_states_kept
 
 
 class Averaging(Callback):
@@ -35,8 +38,8 @@ class Averaging(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begin a new average; a second fit goes on with that of the first."""
-        if "average" not in vars(self):
-            self.average = self.make()
+        if "average" not in vars(self) or self._of is not self.model.module:
+            self.average, self._of = self.make(), self.model.module
         self._swapped = False
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -61,8 +64,9 @@ class Averaging(Callback):
         """Leave the average in the module, if that is wanted."""
         self.on_test_end()
         if self.keep_average and self._averaged():
-            self._swap()
-            self._swapped = False
+            with torch.no_grad():
+                for own, averaged in zip(_values(self.model.module), _values(self.average.module), strict=True):
+                    own.copy_(averaged)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -131,6 +135,9 @@ class SWA(Averaging):
 
     def __init__(self, start_epoch: int | float = 0.75, keep_average: bool = False) -> None:
         super().__init__(keep_average)
+        share = isinstance(start_epoch, float) and 0 <= start_epoch < 1
+        if not share and (type(start_epoch) is not int or start_epoch < 0):
+            raise ValueError(f"start_epoch must be an epoch from 0 on, or a share below 1, received {start_epoch!r}.")
         self.start_epoch = start_epoch
 
     def make(self) -> AveragedModel:
@@ -150,13 +157,32 @@ class SWA(Averaging):
     def on_train_end(self, logs: Any = None) -> None:
         """Measure the statistics of BatchNorm for the average."""
         self.on_test_end()
-        if self._averaged() and any(
-            isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in self.average.modules()
-        ):
-            loader = self.model.last_fit["training"]
-            inputs = (self.model.unpack(self.model.strategy.place(batch)).x for batch in loader)
-            update_bn((x for x in inputs if isinstance(x, Tensor)), self.average.module)
+        normed = torch.nn.modules.batchnorm._BatchNorm
+        if self._averaged() and any(isinstance(part, normed) for part in self.average.modules()):
+            self._measure_batch_norm()
         super().on_train_end(logs)
+
+    def _measure_batch_norm(self) -> None:
+        loader = self.model.last_fit["training"]
+        if isinstance(loader, Iterator):
+            warn(
+                "The training data can be read only once, so SWA keeps the mean of BatchNorm's statistics as they are."
+            )
+            return
+        with random_states_kept():  # a second fit draws what it would have drawn
+            inputs = ([self.model.unpack(self.model.strategy.place(batch)).x] for batch in loader)
+            update_bn(inputs, _Called(self.average.module, self.model.signature))
+
+
+class _Called(torch.nn.Module):
+    """The module as ``update_bn`` calls it, with one argument, whatever it is called with."""
+
+    def __init__(self, module: torch.nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.module, self.signature = module, signature
+
+    def forward(self, x: Any) -> Any:
+        return self.signature.call(self.module, x)
 
 
 def _counted_here(average: AveragedModel) -> AveragedModel:

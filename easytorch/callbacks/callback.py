@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from easytorch.notice import warn
@@ -85,6 +86,9 @@ class Callback:
     def on_exception(self, error: BaseException) -> None:
         """Run when training fails, before ``on_train_end``; the error is raised again afterwards."""
 
+    def give_up(self) -> None:
+        """Let go of everything, when an expendable callback has failed."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a restart needs, tensors and plain values only; nothing by default."""
         return {}
@@ -123,10 +127,20 @@ class CallbackList(Callback):
         self.callbacks, self.params = sorted(map(_checked, callbacks), key=lambda callback: callback.priority), params
         for callback in self.callbacks:
             callback.model, callback.params = model, params
+            vars(callback).pop("broken", None)  # one that failed in another fit is tried again
         for hook in HOOKS:
             listeners = [_listener(callback, hook) for callback in self.callbacks if _overrides(callback, hook)]
             if listeners:
                 setattr(self, hook, listeners[0] if len(listeners) == 1 else _all(listeners))
+
+    @contextlib.contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Have the weights in the module that evaluations measure: the average, where a callback keeps one."""
+        with contextlib.ExitStack() as stack:
+            for callback in self.callbacks:
+                if hasattr(callback, "averaged"):
+                    stack.enter_context(callback.averaged())
+            yield
 
     def finish(self, error: BaseException | None, logs: Any) -> None:
         """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback, whatever else fails.
@@ -149,7 +163,7 @@ class CallbackList(Callback):
 
 
 def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(callback, hook)
+    method: Callable[..., Any] = getattr(callback, hook if _overridden(callback, hook) else SHORT[hook])
     if not callback.expendable:
         return method
 
@@ -157,8 +171,9 @@ def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
         if not vars(callback).get("broken"):
             try:
                 method(*args)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # rich ends the process when its pipe is broken
                 vars(callback)["broken"] = True
+                callback.give_up()
                 name = type(callback).__name__
                 warn(f"{name} failed and is switched off; training goes on. {type(error).__name__}: {error}")
 
@@ -173,7 +188,14 @@ def _all(listeners: list[Callable[..., Any]]) -> Callable[..., None]:
     return tell
 
 
+SHORT = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}  # as in Keras
+
+
 def _overrides(callback: Callback, hook: str) -> bool:
+    return _overridden(callback, hook) or (hook in SHORT and hasattr(callback, SHORT[hook]))
+
+
+def _overridden(callback: Callback, hook: str) -> bool:
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
@@ -183,8 +205,8 @@ def listed(callbacks: Any) -> list[Any]:
     Raises:
         TypeError: If it is one callback, or nothing that can be a list of them.
     """
-    if isinstance(callbacks, Iterable):
-        return list(callbacks)
+    if callbacks is None or isinstance(callbacks, Iterable):
+        return list(callbacks or ())
     raise TypeError(f"callbacks is a list of callbacks, received {type(callbacks).__name__}. Pass callbacks=[...].")
 
 

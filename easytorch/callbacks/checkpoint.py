@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+import string
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from easytorch import files
 from easytorch.callbacks.callback import Callback
-from easytorch.callbacks.monitors import Monitor
+from easytorch.callbacks.monitors import Monitor, check_name
 from easytorch.notice import warn
 from easytorch.state import random_states
 
@@ -49,6 +50,7 @@ class BackupAndRestore(Callback):
         self.folder = Path(backup_dir)
         self.save_freq, self.minutes, self.keep, self.delete_checkpoint = save_freq, minutes, keep, delete_checkpoint
         self.source = self.folder
+        self._ended_by_error = False
         self._random_before_test: dict[str, Any] | None = None
         self._failed: OSError | None = None
 
@@ -59,7 +61,7 @@ class BackupAndRestore(Callback):
 
     def on_restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        self._saved = time.monotonic()
+        self._saved, self._failed, self._ended_by_error = time.monotonic(), None, False
         if self.source.is_file():
             self.model.load_training_state(files.read_model(self.source, self.model.device), self.source)
             self.folder = self.source.parent
@@ -100,11 +102,17 @@ class BackupAndRestore(Callback):
         """Keep the run where it was interrupted."""
         self.save(final=True)
 
+    def on_exception(self, error: BaseException) -> None:
+        """Note that the run did not come to its end."""
+        self._ended_by_error = True
+
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the files of a run that came to its end, if that is wanted; say if the last one could not be written."""
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
-        if ended and self.delete_checkpoint:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if ended and self.delete_checkpoint and not self._ended_by_error and not self.model.history.interrupted:
+            files.keep_newest(self.folder, 0)
+            with contextlib.suppress(OSError):  # there is something else in it
+                self.folder.rmdir()
         elif self._failed is not None:
             raise self._failed
 
@@ -140,7 +148,7 @@ class ModelCheckpoint(Monitor):
         save_freq: ``"epoch"``; a number of updates, counted over all epochs; or ``"3 epochs"`` and ``"10 minutes"``.
         initial_value_threshold: A value that the first file has to beat, with ``save_best_only``.
         keep: Keep the last so many files that this object wrote, and delete the others; None keeps all.
-        keep_best: Keep the best so many too. A file is deleted only after the next one is whole.
+        keep_best: Keep the best so many, beside the last. A file is deleted only after the next one is whole.
 
     Attributes:
         best_path: The file with the best value.
@@ -169,6 +177,10 @@ class ModelCheckpoint(Monitor):
         self.initial_value_threshold, self.keep, self.keep_best = initial_value_threshold, keep, keep_best
         self.best_path: str | None = None
         self.written: list[list[Any]] = []  # path and value of each file that is there
+        self._failed: OSError | None = None
+        for name, count in (("keep", keep), ("keep_best", keep_best)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, or None, received {count!r}.")
         self._judged = save_best_only or keep_best is not None
         self._saved = time.monotonic()
         if self._judged and self.unit in ("updates", "minutes"):
@@ -183,7 +195,10 @@ class ModelCheckpoint(Monitor):
             super().on_train_begin(logs)
             threshold = self.initial_value_threshold if known is None else known
             self.best = self.best if threshold is None else threshold
-        self._saved = time.monotonic()
+        self._saved, self._failed = time.monotonic(), None
+        for name in _fields(self.filepath):
+            if name not in ("epoch", "batch"):
+                check_name(name, f"filepath={self.filepath!r} names", self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Write, if it is time."""
@@ -207,23 +222,31 @@ class ModelCheckpoint(Monitor):
     def _write(
         self, epoch: int, batch: int | None, logs: Any, value: float | None = None, better: bool = False
     ) -> None:
-        names = (
-            dict(logs.items() if logs else {}) | {"epoch": epoch + 1} | ({} if batch is None else {"batch": batch + 1})
-        )
-        try:
-            path = self.filepath.format(**names)
-        except KeyError as error:
-            raise ValueError(
-                f"filepath={self.filepath!r} names {error}, which is not in the logs: {sorted(names)}."
-            ) from error
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        (self.model.save_weights if self.save_weights_only else self.model.save)(path)
         self._saved = time.monotonic()
+        names = dict(logs.items() if logs else {}) | {"epoch": epoch + 1}
+        names |= {} if batch is None else {"batch": batch + 1}
+        if any(name not in names for name in _fields(self.filepath)):  # an epoch that was not validated
+            return
+        path = self.filepath.format(**names)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with self.model.callbacks.evaluated_weights() if self._judged else contextlib.nullcontext():
+                (self.model.save_weights if self.save_weights_only else self.model.save)(path)
+        except OSError as error:
+            self._failed = error
+            warn(f"{error} Training goes on; the next file is tried again.")
+            return
+        self._failed = None
         self.best_path = path if better else self.best_path
         self.written = [entry for entry in self.written if entry[0] != path] + [[path, value]]
         if self.verbose:
             print(f"Epoch {epoch + 1}: saved {path}" + (f" ({self.monitor} {value:.4f})" if value is not None else ""))
         self._tidy()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Say if the last file could not be written."""
+        if self._failed is not None:
+            raise self._failed
 
     def _tidy(self) -> None:
         if self.keep is None and self.keep_best is None:
@@ -249,15 +272,24 @@ class ModelCheckpoint(Monitor):
         self.best_path, self.written = state["best_path"], [list(entry) for entry in state["written"]]
 
 
+def _fields(filepath: str) -> list[str]:
+    """Return the names that stand in a file's name."""
+    fields = [field for _, field, _, _ in string.Formatter().parse(filepath) if field is not None]
+    if "" in fields:
+        raise ValueError(f"filepath={filepath!r} has a place without a name. Write {{epoch}}, or {{val_loss:.3f}}.")
+    return fields
+
+
 def _frequency(save_freq: str | int) -> tuple[float, str]:
     if type(save_freq) is int and save_freq >= 1:
         return save_freq, "updates"
     words = save_freq.split() if isinstance(save_freq, str) else []
     if words == ["epoch"]:
         return 1, "epochs"
-    units = {"epochs": "epochs", "minutes": "minutes", "updates": "updates"}
-    if len(words) == 2 and words[1] in units and words[0].replace(".", "", 1).isdigit() and float(words[0]) > 0:
-        return (float(words[0]) if words[1] == "minutes" else int(words[0])), units[words[1]]
+    if len(words) == 2 and words[1] == "minutes" and words[0].replace(".", "", 1).isdigit() and float(words[0]) > 0:
+        return float(words[0]), "minutes"
+    if len(words) == 2 and words[1] in ("epochs", "updates") and words[0].isdigit() and int(words[0]) > 0:
+        return int(words[0]), words[1]
     raise ValueError(
         f"save_freq must be 'epoch', a number of updates, '3 epochs' or '10 minutes'; received {save_freq!r}."
     )

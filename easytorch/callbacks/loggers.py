@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class CSVLogger(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the epoch's line."""
-        row = {"epoch": str(epoch)} | {name: repr(float(value)) for name, value in (logs or {}).items()}
+        row = {"epoch": str(epoch)} | {name: _text(value) for name, value in (logs or {}).items()}
         new = not self.rows or any(name not in self._columns() for name in row)
         self.rows.append(row)
         if new:
@@ -73,6 +74,10 @@ class CSVLogger(Callback):
             return list(csv.DictReader(file, delimiter=self.separator))
 
 
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(float(value))
+
+
 class TensorBoard(Callback):
     """Writes the logs for TensorBoard, with torch's own writer; ``pip install tensorboard``, then ``tensorboard --logdir logs``.
 
@@ -81,20 +86,31 @@ class TensorBoard(Callback):
     Args:
         log_dir: The folder.
         histogram_freq: Every so many epochs write histograms of the parameters; 0 never.
+        write_steps_per_second: Write ``epoch_steps_per_second`` too.
         update_freq: ``"epoch"``; or a number of updates after which the running values are written too, as ``batch_loss``, ...
     """
 
     expendable = True
 
     def __init__(
-        self, log_dir: str | os.PathLike[str] = "logs", histogram_freq: int = 0, update_freq: str | int = "epoch"
+        self,
+        log_dir: str | os.PathLike[str] = "logs",
+        histogram_freq: int = 0,
+        write_steps_per_second: bool = False,
+        update_freq: str | int = "epoch",
     ) -> None:
         self.folder, self.histogram_freq, self.update_freq = Path(log_dir), histogram_freq, update_freq
+        self.write_steps_per_second, self.steps, self.began = write_steps_per_second, 0, 0.0
         self._writers: dict[str, Any] = {}
         _summary_writer()  # a missing package is told now, not when training runs
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Start the clock."""
+        self.began, self.steps = time.perf_counter(), 0
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Write the running values, if it is time."""
+        self.steps += 1
         if self.update_freq != "epoch" and self.model.state.step % int(self.update_freq) == 0:
             for name, value in logs.items():
                 self._writer("train").add_scalar(f"batch_{name}", value, self.model.state.step)
@@ -102,8 +118,13 @@ class TensorBoard(Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the epoch's values."""
         for name, value in (logs or {}).items():
+            if isinstance(value, str):
+                continue
             where = "validation" if name.startswith("val_") else "train"
             self._writer(where).add_scalar(f"epoch_{name.removeprefix('val_')}", value, epoch)
+        if self.write_steps_per_second:
+            pace = self.steps / (time.perf_counter() - self.began)
+            self._writer("train").add_scalar("epoch_steps_per_second", pace, epoch)
         if self.histogram_freq and (epoch + 1) % self.histogram_freq == 0:
             for name, parameter in self.model.module.named_parameters():
                 self._writer("train").add_histogram(name, parameter.detach(), epoch)

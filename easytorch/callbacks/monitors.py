@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from easytorch.callbacks.callback import Callback
 from easytorch.lookup import find, nearest, quoted
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
 
 MODES = {"auto": "auto", "min": "min", "max": "max"}
 
@@ -35,15 +38,7 @@ class Monitor(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the name and find the direction."""
-        names = self.model.log_names()
-        if names is not None and self.monitor not in names:
-            cure = ""
-            if self.monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
-                cure = " Pass validation_data or validation_split to fit() to have it."
-            raise ValueError(
-                f"{type(self).__name__} monitors {self.monitor!r}, which will not be in the logs."
-                f"{nearest(self.monitor, names)}{cure} There will be {quoted(names)}."
-            )
+        check_name(self.monitor, f"{type(self).__name__} monitors", self.model)
         self.direction = self.mode if self.mode != "auto" else self.model.metrics.mode(self.monitor)
         self.reset()
 
@@ -53,6 +48,13 @@ class Monitor(Callback):
 
     def value(self, logs: Mapping[str, float]) -> float | None:
         """Return the monitored value, None in an epoch that did not measure it."""
+        if self.monitor not in logs and (
+            not self.monitor.startswith("val_") or any(key.startswith("val_") for key in logs)
+        ):
+            raise ValueError(
+                f"{type(self).__name__} monitors {self.monitor!r}, which is not in the logs.{nearest(self.monitor, logs)} "
+                f"There are {quoted(logs)}."
+            )
         return logs.get(self.monitor)
 
     def improved(self, value: float) -> bool:
@@ -68,6 +70,21 @@ class Monitor(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
         self.best = state["best"]
+
+
+def check_name(name: str, who: str, model: Model) -> None:
+    """Raise a ``ValueError`` if the logs of the fit that begins will not have ``name``.
+
+    Where a step or a callback of the user's own may log more, only what looks misspelt is refused now.
+    """
+    names = model.log_names()
+    if name in names or (model.may_log_more() and not nearest(name, names, cutoff=0.85)):
+        return
+    cure = ""
+    if name.startswith("val_") and not any(known.startswith("val_") for known in names):
+        cure = " Pass validation_data or validation_split to fit() to have it."
+    told = f"{who} {name!r}, which will not be in the logs.{nearest(name, names)}{cure}"
+    raise ValueError(f"{told} There will be {quoted(names)}.")
 
 
 class EarlyStopping(Monitor):
@@ -125,7 +142,8 @@ class EarlyStopping(Monitor):
         if self.improved(value):
             self.best, self.best_epoch = value, epoch
             if self.restore_best_weights:
-                self.best_weights = _copied(self.model.module.state_dict())
+                with self.model.callbacks.evaluated_weights():
+                    self.best_weights = _copied(self.model.module.state_dict())
             if self.baseline is None or self._beats_baseline(value):
                 self.wait = 0
         if self.wait >= self.patience and self.wait and epoch > 0:
@@ -149,12 +167,14 @@ class EarlyStopping(Monitor):
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its weights and the count of epochs since."""
         own = {"wait": self.wait, "best_epoch": self.best_epoch, "best_weights": self.best_weights}
-        return super().state_dict() | own
+        return super().state_dict() | own | {"stopped_epoch": self.stopped_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
         super().load_state_dict(state)
         self.wait, self.best_epoch, self.best_weights = state["wait"], state["best_epoch"], state["best_weights"]
+        self.stopped_epoch = state["stopped_epoch"]
+        self.model.stop_training = self.stopped_epoch is not None
 
 
 def _copied(weights: Mapping[str, Any]) -> dict[str, Any]:

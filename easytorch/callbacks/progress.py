@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -257,6 +258,11 @@ class Bar(Live):
             self.progress.stop()
             self.progress = None
 
+    def give_up(self) -> None:
+        """Give standard output back, which rich has taken."""
+        with contextlib.suppress(Exception, SystemExit):
+            self.end()
+
     def write(self, line: str) -> None:
         """Write one line, the title in colour where the terminal has any."""
         from rich.text import Text
@@ -264,7 +270,7 @@ class Bar(Live):
         text = Text(line)
         title = line.split("  ")[0]
         text.stylize("bold", 0, len(title))
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
 
 class Table(Live):

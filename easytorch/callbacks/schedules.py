@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from easytorch.callbacks.callback import Callback
-from easytorch.callbacks.monitors import Monitor
+from easytorch.callbacks.monitors import Monitor, check_name
 from easytorch.lookup import find
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class LRScheduler(Callback):
 
     def __init__(self, scheduler: Any, step_every: str | None = None, monitor: str | None = None) -> None:
         self.scheduler, self.step_every, self.monitor = scheduler, step_every, monitor
+        self._factory = None if _is_scheduler(scheduler) else scheduler
         if step_every not in (None, "update", "epoch"):
             raise ValueError(f"step_every must be 'update' or 'epoch', received {step_every!r}.")
         self._updated = False
@@ -50,6 +51,8 @@ class LRScheduler(Callback):
         """Take hold of the optimizer, where ``compile`` did not do it."""
         if self._bound is not self.model.optimizer:
             self.bind(self.model.optimizer)
+        if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
+            check_name(self.monitor, "The scheduler monitors", self.model)
 
     @classmethod
     def of(cls, scheduler: Any, optimizer: torch.optim.Optimizer | None) -> LRScheduler:
@@ -64,13 +67,13 @@ class LRScheduler(Callback):
         """Make the scheduler, where a function was given, and find out when it steps."""
         if optimizer is None:
             raise ValueError("A scheduler needs an optimizer: pass one to compile().")
-        if not _is_scheduler(self.scheduler):
-            if not callable(self.scheduler):
+        if not _is_scheduler(self.scheduler) or self._factory is not None:
+            if not callable(self._factory):
                 raise TypeError(
                     f"Expected a torch.optim.lr_scheduler, or a function that makes one from the optimizer; received "
                     f"{self.scheduler!r}."
                 )
-            self.scheduler = self.scheduler(optimizer)
+            self.scheduler = self._factory(optimizer)
         if self.scheduler.optimizer is not optimizer:
             raise ValueError(
                 "The scheduler belongs to another optimizer than the model's. Pass a function instead: "
@@ -251,13 +254,11 @@ class ReduceLROnPlateau(Monitor):
         value = self.value(logs or {})
         if value is None:
             return
-        if self.cooling > 0:
-            self.cooling -= 1
-            self.wait = 0
+        cooling, self.cooling = self.cooling > 0, max(self.cooling - 1, 0)
         if self.improved(value):
             self.best, self.wait = value, 0
             return
-        if self.cooling > 0:
+        if cooling:  # Keras counts the last epoch of it
             return
         self.wait += 1
         old = _lr(self.model)

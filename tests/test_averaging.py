@@ -1,0 +1,286 @@
+"""Averaged weights: checked against means by hand, and training goes on as if there were none."""
+
+from __future__ import annotations
+
+import copy
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, TensorDataset
+
+from easytorch.callbacks import EMA, SWA, LambdaCallback
+from tests.loops import same_weights
+from tests.scripted import (
+    UPDATES,
+    VALIDATION,
+    Fragile,
+    Weights,
+    X,
+    Y,
+    breaking,
+    close,
+    equal,
+    loss_of,
+    mean_of,
+    new_model,
+    raising,
+    train,
+)
+
+
+def normed():
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+def with_weights(weights, make=lambda: nn.Linear(8, 3)):
+    net = make()
+    net.load_state_dict(weights)
+    return net
+
+
+def ema_of(copies, decay):
+    """Return the moving average of state dicts, by hand."""
+    average = dict(copies[0])
+    for weights in copies[1:]:
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
+    return average
+
+
+def averaged_run(average, epochs=2, make=lambda: nn.Linear(8, 3), **options):
+    """Return the model, and copies of the weights of training after every update."""
+    model, weights = new_model(make), Weights(every="update")
+    train(model, epochs, weights, average, **options)
+    return model, weights.copies
+
+
+# EMA
+
+
+def test_ema_is_the_moving_average_of_the_weights_after_every_update():
+    ema = EMA(0.8)
+    _, copies = averaged_run(ema)
+    assert len(copies) == 2 * UPDATES
+    close(ema.average.module.state_dict(), ema_of(copies, 0.8))
+
+
+def test_ema_of_an_accumulated_window_counts_one_update():
+    ema, model, weights = EMA(0.8), new_model(gradient_accumulation_steps=2), Weights(every="update")
+    train(model, 1, weights, ema)
+    assert int(ema.average.n_averaged) == len(weights.copies) == 2
+    close(ema.average.module.state_dict(), ema_of(weights.copies, 0.8))
+
+
+def test_validation_uses_the_average():
+    ema = EMA(0.8)
+    model, copies = averaged_run(ema)
+    expected = [loss_of(with_weights(ema_of(copies[:n], 0.8))) for n in (UPDATES, 2 * UPDATES)]
+    assert model.history["val_loss"] == pytest.approx(expected, rel=1e-5)
+    assert model.history["val_loss"][-1] != pytest.approx(loss_of(model.module), rel=1e-5)
+
+
+def test_the_average_of_batch_norm_is_of_its_statistics_too():
+    ema = EMA(0.8)
+    _, copies = averaged_run(ema, make=normed)
+    average = ema.average.module.state_dict()
+    for name in ("1.running_mean", "1.running_var"):
+        torch.testing.assert_close(average[name], ema_of(copies, 0.8)[name])
+
+
+@pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
+def test_training_is_bit_for_bit_that_of_a_run_without_an_average(average):
+    plain, averaged, callback = new_model(normed), new_model(normed), average()
+    for model, callbacks in ((plain, []), (averaged, [callback])):
+        torch.manual_seed(1)
+        for _ in range(2):
+            train(model, 2, *callbacks, shuffle=True)
+    assert same_weights(plain.module, averaged.module)
+    assert plain.history["loss"] == averaged.history["loss"]
+    assert plain.history["val_loss"] != averaged.history["val_loss"]
+
+
+def interrupt_in_validation_of(epoch):
+    """Press Ctrl-C in the validation of an epoch, once."""
+
+    def press(*_):
+        if callback.model.state.step == UPDATES * (epoch + 1):
+            signal.raise_signal(signal.SIGINT)
+
+    callback = LambdaCallback(on_test_batch_end=press)
+    return callback
+
+
+@pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
+def test_after_ctrl_c_inside_validation_the_weights_of_training_are_back(average):
+    weights, model = Weights(every="update"), new_model()
+    history = train(model, 3, weights, average(), interrupt_in_validation_of(epoch=1))
+    assert history.interrupted
+    assert equal(model.module.state_dict(), weights.copies[-1])
+
+
+@pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
+def test_a_run_stopped_inside_validation_goes_on_as_if_undisturbed(average, tmp_path):
+    def program(folder, *more):
+        callback, model = average(), new_model(normed)
+        validation = DataLoader(TensorDataset(*VALIDATION), 16, shuffle=True)  # draws from the global generator
+        history = train(model, 3, callback, *more, shuffle=True, validation_data=validation, resume=folder)
+        return model, callback.average.module, history
+
+    undisturbed = program(tmp_path / "undisturbed")
+    assert program(tmp_path / "stopped", interrupt_in_validation_of(epoch=1))[2].interrupted
+    continued = program(tmp_path / "stopped")
+    assert same_weights(undisturbed[0].module, continued[0].module)
+    assert same_weights(undisturbed[1], continued[1])
+    assert undisturbed[2].history == continued[2].history
+
+
+@pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
+@pytest.mark.parametrize("where", ["evaluation", "another callback"])
+def test_after_an_error_inside_validation_the_weights_of_training_are_back(average, where):
+    weights, model = Weights(every="update"), new_model(Fragile)
+    fails = breaking(2, "evaluation") if where == "evaluation" else raising("on_test_batch_end")
+    with pytest.raises(RuntimeError, match=r"broke|failed"):
+        train(model, 3, weights, average(), fails)
+    assert equal(model.module.state_dict(), weights.copies[-1])
+
+
+def test_after_an_error_inside_evaluate_the_weights_of_training_are_back():
+    ema, model = EMA(0.8), new_model(Fragile)
+    train(model, 2, ema)
+    before = copy.deepcopy(model.module.state_dict())
+    model.module.breaks_in = "evaluation"
+    with pytest.raises(RuntimeError, match=r"the module broke"):
+        model.evaluate(X, Y, callbacks=[ema], verbose=0)
+    assert equal(model.module.state_dict(), before)
+
+
+def test_evaluate_with_the_callback_uses_the_average():
+    ema = EMA(0.8)
+    model, copies = averaged_run(ema)
+    scores = model.evaluate(*VALIDATION, callbacks=[ema], verbose=0)
+    assert float(scores) == pytest.approx(loss_of(with_weights(ema_of(copies, 0.8))), rel=1e-5)
+    assert equal(model.module.state_dict(), copies[-1])
+
+
+def test_the_average_is_in_the_module_inside_of_averaged_alone():
+    ema = EMA(0.8)
+    model, copies = averaged_run(ema)
+    with ema.averaged():
+        close(model.module.state_dict(), ema_of(copies, 0.8))
+    assert equal(model.module.state_dict(), copies[-1])
+    with pytest.raises(KeyError), ema.averaged():
+        raise KeyError
+    assert equal(model.module.state_dict(), copies[-1])
+    close(ema.average.module.state_dict(), ema_of(copies, 0.8))
+
+
+@pytest.mark.parametrize("keep_average", [False, True])
+def test_keep_average_leaves_the_average_in_the_module(keep_average):
+    model, copies = averaged_run(EMA(0.8, keep_average=keep_average))
+    close(model.module.state_dict(), ema_of(copies, 0.8) if keep_average else copies[-1])
+
+
+def test_the_callback_still_has_the_average_when_the_module_keeps_it():
+    ema = EMA(0.8, keep_average=True)
+    model, copies = averaged_run(ema)
+    close(ema.average.module.state_dict(), ema_of(copies, 0.8))
+    with ema.averaged():
+        close(model.module.state_dict(), ema_of(copies, 0.8))
+
+
+def test_an_average_goes_on_in_a_second_fit():
+    ema, model, weights = EMA(0.8), new_model(), Weights(every="update")
+    train(model, 1, weights, ema)
+    train(model, 1, weights, ema)
+    close(ema.average.module.state_dict(), ema_of(weights.copies, 0.8))
+
+
+def test_an_average_used_for_another_model_does_not_bring_the_first_ones_weights():
+    ema = EMA(0.8)
+    averaged_run(ema)
+    other, weights = new_model(optimizer=lambda p: torch.optim.SGD(p, lr=0.001)), Weights(every="update")
+    train(other, 1, weights, ema)
+    close(ema.average.module.state_dict(), ema_of(weights.copies, 0.8))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1])
+def test_a_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=r"decay must be between 0 and 1"):
+        EMA(decay)
+
+
+# SWA
+
+
+@pytest.mark.parametrize(("start_epoch", "first"), [(0, 0), (1, 1), (3, 3), (0.5, 2), (0.75, 3), (0.0, 0)])
+def test_swa_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs(start_epoch, first):
+    swa, weights = SWA(start_epoch), Weights()
+    train(new_model(), 4, weights, swa)
+    close(swa.average.module.state_dict(), mean_of(weights.copies[first:]))
+
+
+def test_swa_by_default_takes_the_last_quarter():
+    assert SWA().start_epoch == 0.75
+
+
+@pytest.mark.parametrize("start_epoch", [-1, 1.5, "late"])
+def test_a_start_epoch_that_means_nothing_is_refused(start_epoch):
+    with pytest.raises((TypeError, ValueError), match=r"start_epoch"):
+        SWA(start_epoch)
+
+
+def test_swa_that_has_begun_is_used_by_validation():
+    swa, weights, model = SWA(1), Weights(), new_model()
+    train(model, 4, weights, swa)
+    expected = [weights.copies[0], weights.copies[1], weights.copies[1], mean_of(weights.copies[1:3])]
+    assert model.history["val_loss"] == pytest.approx([loss_of(with_weights(one)) for one in expected], rel=1e-5)
+    assert equal(model.module.state_dict(), weights.copies[-1])
+
+
+def measured_again(weights, make, inputs):
+    net = with_weights(weights, make)
+    update_bn(inputs, net)
+    return net.state_dict()
+
+
+def test_swa_measures_the_statistics_of_batch_norm_again():
+    def make():
+        return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+    swa, weights, model = SWA(1), Weights(), new_model(make)
+    train(model, 3, weights, swa)
+    mean = mean_of([{name: value.float() for name, value in one.items()} for one in weights.copies[1:]])
+    close(swa.average.module.state_dict(), measured_again(mean, make, X.split(16)))
+    assert equal(model.module.state_dict(), weights.copies[-1])
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, a, b):
+        return self.head(self.norm(a + b))
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_swa_measures_batch_norm_of_modules_with_several_inputs(kind):
+    swa, model = SWA(0), new_model(TwoInputs)
+    x = (X, X + 1) if kind == "tuple" else {"a": X, "b": X + 1}
+    model.fit(x, Y, epochs=2, batch_size=48, callbacks=[swa], verbose=0)
+    close({"mean": swa.average.module.norm.running_mean}, {"mean": (2 * X + 1).mean(0)})
+
+
+def test_swa_does_not_wipe_the_statistics_where_the_data_can_be_read_only_once():
+    batches, swa, model = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)], SWA(0), new_model(normed)
+    with pytest.warns(UserWarning, match=r"BatchNorm"):  # it cannot measure again, and has to say so
+        model.fit((batch for batch in batches), epochs=1, callbacks=[swa], verbose=0)
+    assert swa.average.module[1].running_mean.abs().max() > 0
+
+
+def test_swa_may_be_left_in_the_module():
+    weights, model = Weights(), new_model()
+    train(model, 3, weights, SWA(1, keep_average=True))
+    close(model.module.state_dict(), mean_of(weights.copies[1:]))

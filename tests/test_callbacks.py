@@ -1,0 +1,508 @@
+"""The hooks, and the callbacks that watch one value: what a Keras user's hands know, minus Keras' faults."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from easytorch import Model
+from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback
+from tests.scripted import (
+    NAN,
+    UPDATES,
+    Fragile,
+    Scripted,
+    Weights,
+    X,
+    Y,
+    breaking,
+    equal,
+    new_model,
+    raising,
+    train,
+)
+
+HOOKS = [
+    f"on_{what}_{when}"
+    for what in ("train", "epoch", "train_batch", "test", "test_batch", "predict", "predict_batch")
+    for when in ("begin", "end")
+] + ["on_before_optimizer_step", "on_interrupt", "on_exception"]
+
+
+class Recorder(Callback):
+    """Keeps the name and the arguments of every hook that runs."""
+
+    def __init__(self):
+        self.events = []
+
+    def told(self, hook):
+        return [arguments for name, arguments in self.events if name == hook]
+
+
+def _record(hook):
+    def record(self, *arguments):
+        kept = (dict(one.items()) if hasattr(one, "items") else one for one in arguments)
+        self.events.append((hook, list(kept)))
+
+    return record
+
+
+for _hook in HOOKS:
+    setattr(Recorder, _hook, _record(_hook))
+
+
+# The hooks
+
+
+def test_hooks_run_in_the_order_that_keras_has():
+    recorder = Recorder()
+    train(new_model(), 2, recorder, steps_per_epoch=2)
+    seen = [
+        hook.removeprefix("on_") + "".join(f"({one})" for one in arguments if isinstance(one, int))
+        for hook, arguments in recorder.events
+    ]
+    assert seen == [
+        "train_begin",
+        *("epoch_begin(0)",),
+        *("train_batch_begin(0)", "before_optimizer_step", "train_batch_end(0)"),
+        *("train_batch_begin(1)", "before_optimizer_step", "train_batch_end(1)"),
+        *("test_begin", "test_batch_begin(0)", "test_batch_end(0)", "test_end"),
+        *("epoch_end(0)", "epoch_begin(1)"),
+        *("train_batch_begin(0)", "before_optimizer_step", "train_batch_end(0)"),
+        *("train_batch_begin(1)", "before_optimizer_step", "train_batch_end(1)"),
+        *("test_begin", "test_batch_begin(0)", "test_batch_end(0)", "test_end"),
+        *("epoch_end(1)", "train_end"),
+    ]
+
+
+def test_begin_hooks_get_empty_logs():
+    recorder = Recorder()
+    model = new_model()
+    train(model, 1, recorder)
+    model.predict(X, callbacks=[recorder], verbose=0)
+    begins = [arguments[-1] for hook, arguments in recorder.events if hook.endswith("_begin")]
+    assert begins == [{}] * len(begins)
+
+
+def test_logs_of_a_batch_are_the_means_so_far():
+    recorder, model = Recorder(), new_model(optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    losses = [F.cross_entropy(model.module(X[i : i + 16]), Y[i : i + 16]).item() for i in (0, 16, 32)]
+    train(model, 1, recorder)
+    means = [sum(losses[: n + 1]) / (n + 1) for n in range(3)]
+    assert [logs["loss"] for _, logs in recorder.told("on_train_batch_end")] == pytest.approx(means)
+
+
+def test_only_logs_of_epochs_and_of_the_end_have_validation_values():
+    recorder = Recorder()
+    train(new_model(metrics=["accuracy"]), 2, recorder)
+    epoch_logs = [logs for _, logs in recorder.told("on_epoch_end")]
+    assert all(set(logs) == {"loss", "accuracy", "val_loss", "val_accuracy", "lr"} for logs in epoch_logs)
+    assert recorder.told("on_train_end") == [[epoch_logs[-1]]]
+    for hook in ("on_train_batch_end", "on_test_batch_end", "on_test_end"):
+        assert all(set(arguments[-1]) == {"loss", "accuracy"} for arguments in recorder.told(hook)), hook
+
+
+def test_values_of_epoch_logs_are_plain_floats():
+    recorder = Recorder()
+    train(new_model(metrics=["accuracy"]), 1, recorder)
+    assert {type(value) for value in recorder.told("on_epoch_end")[0][1].values()} == {float}
+
+
+def test_the_learning_rate_of_an_epoch_stays_in_the_history_when_it_is_a_tensor():
+    model = new_model(optimizer=lambda p: torch.optim.Adam(p, lr=torch.tensor(0.5)))
+    halve = LambdaCallback(on_epoch_end=lambda epoch, logs: model.optimizer.param_groups[0]["lr"].mul_(0.5))
+    history = train(model, 3, halve)
+    assert history["lr"] == [0.5, 0.25, 0.125]
+    assert {type(value) for value in history["lr"]} == {float}
+
+
+def test_evaluate_and_predict_tell_their_own_hooks():
+    recorder, model = Recorder(), new_model()
+    model.evaluate(X, Y, batch_size=32, callbacks=[recorder], verbose=0)
+    batches = ["on_test_batch_begin", "on_test_batch_end"] * 2
+    assert [hook for hook, _ in recorder.events] == ["on_test_begin", *batches, "on_test_end"]
+    recorder.events.clear()
+    outputs = model.predict(X, batch_size=32, callbacks=[recorder], verbose=0)
+    batches = ["on_predict_batch_begin", "on_predict_batch_end"] * 2
+    assert [hook for hook, _ in recorder.events] == ["on_predict_begin", *batches, "on_predict_end"]
+    shown = [logs["outputs"] for _, logs in recorder.told("on_predict_batch_end")]
+    assert torch.equal(torch.cat(shown), torch.from_numpy(outputs))
+
+
+def test_a_window_of_accumulated_batches_is_one_batch_of_the_hooks():
+    recorder = Recorder()
+    train(new_model(gradient_accumulation_steps=2), 1, recorder)
+    assert [batch for batch, _ in recorder.told("on_train_batch_end")] == [0, 1]
+    assert len(recorder.told("on_before_optimizer_step")) == 2
+
+
+def test_a_callback_knows_its_model_and_the_plan_of_the_fit():
+    callback, model = Callback(), new_model()
+    train(model, 2, callback)
+    assert callback.model is model
+    assert {name: callback.params[name] for name in ("epochs", "steps", "verbose")} == {
+        "epochs": 2,
+        "steps": UPDATES,
+        "verbose": 0,
+    }
+
+
+def test_gradients_are_there_before_the_optimizer_steps_and_not_yet_clipped():
+    norms = []
+
+    class Norms(Callback):
+        def on_before_optimizer_step(self):
+            norms.append(self.model.module.weight.grad.norm().item())
+
+    model = new_model(clip_grad_norm=1e-9)
+    expected = torch.autograd.grad(F.cross_entropy(model.module(X[:16]), Y[:16]), model.module.weight)[0].norm().item()
+    train(model, 1, Norms(), steps_per_epoch=1)
+    assert norms == pytest.approx([expected])
+
+
+def test_callbacks_are_told_in_the_order_of_the_list():
+    order = []
+    callbacks = [LambdaCallback(on_epoch_end=lambda *_, name=name: order.append(name)) for name in "abc"]
+    train(new_model(), 1, *callbacks)
+    assert order == ["a", "b", "c"]
+
+
+def test_what_a_callback_adds_to_the_logs_lands_in_the_history_and_is_seen_by_the_next():
+    seen = []
+    add = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(twice=2.0 * epoch))
+    see = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["twice"]))
+    history = train(new_model(), 3, add, see)
+    assert history.history["twice"] == seen == [0.0, 2.0, 4.0]
+
+
+def test_history_goes_on_over_fits():
+    model, recorder = new_model(), Recorder()
+    train(model, 2)
+    history = train(model, 3, recorder)
+    assert history.epoch == [0, 1, 2, 3, 4]
+    assert len(history["loss"]) == len(history["lr"]) == 5
+    assert [epoch for epoch, _ in recorder.told("on_epoch_end")] == [2, 3, 4]
+
+
+def test_callbacks_may_be_none_as_keras_has_it():
+    assert len(new_model().fit(X, Y, callbacks=None, verbose=0)["loss"]) == 1
+
+
+@pytest.mark.parametrize("hook", ["on_batch_begin", "on_batch_end"])
+def test_the_short_names_of_batch_hooks_are_told_too(hook):
+    batches = []
+    callback = type("Own", (Callback,), {hook: lambda self, batch, logs=None: batches.append(batch)})()
+    train(new_model(), 1, callback)
+    assert batches == [0, 1, 2]
+
+
+def test_a_class_in_place_of_a_callback_is_refused():
+    with pytest.raises(TypeError, match=r"class EarlyStopping\. Make an object of it: EarlyStopping\(\)"):
+        train(new_model(), 1, EarlyStopping)
+
+
+def test_lambda_callback_takes_any_hook_and_none():
+    batches = []
+    train(
+        new_model(), 1, LambdaCallback(on_train_batch_end=lambda batch, logs: batches.append(batch), on_epoch_end=None)
+    )
+    assert batches == [0, 1, 2]
+
+
+def test_lambda_callback_refuses_a_hook_that_is_not_there():
+    with pytest.raises(ValueError, match=r"no hook 'on_epoch_ends'. Did you mean 'on_epoch_end'"):
+        LambdaCallback(on_epoch_ends=print)
+
+
+# Stopping
+
+
+def test_stopped_in_a_batch_hook_the_epoch_ends_after_that_update_and_is_validated():
+    recorder, model = Recorder(), new_model()
+
+    def stop(batch, logs):
+        model.stop_training = batch == 1
+
+    history = train(model, 5, LambdaCallback(on_train_batch_end=stop), recorder)
+    assert [batch for batch, _ in recorder.told("on_train_batch_end")] == [0, 1]
+    assert model.state.step == 2
+    assert len(history["val_loss"]) == len(recorder.told("on_epoch_end")) == len(recorder.told("on_train_end")) == 1
+
+
+def test_stopped_in_an_epoch_hook_no_further_epoch_begins():
+    recorder, model = Recorder(), new_model()
+
+    def stop(epoch, logs):
+        model.stop_training = epoch == 1
+
+    train(model, 5, LambdaCallback(on_epoch_end=stop), recorder)
+    assert [epoch for epoch, _ in recorder.told("on_epoch_begin")] == [0, 1]
+    assert len(recorder.told("on_train_end")) == 1
+
+
+def test_a_fit_after_a_stopped_one_trains_again():
+    model = new_model()
+    train(model, 5, LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True)))
+    assert train(model, 2).epoch == [0, 1, 2]
+
+
+# Ends that nobody planned
+
+
+def interrupt(at):
+    return LambdaCallback(on_train_batch_end=lambda batch, logs: batch == at and signal.raise_signal(signal.SIGINT))
+
+
+def test_ctrl_c_is_a_normal_ending_and_on_train_end_runs():
+    recorder, model = Recorder(), new_model()
+    history = train(model, 2, interrupt(at=1), recorder)
+    assert history.interrupted
+    assert model.state.step == 2
+    assert [hook for hook, _ in recorder.events][-3:] == ["on_train_batch_end", "on_interrupt", "on_train_end"]
+    assert not train(model, 1).interrupted
+
+
+def test_ctrl_c_raises_where_that_is_wanted_after_on_train_end():
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        train(new_model(), 2, interrupt(at=1), recorder, on_interrupt="raise")
+    assert recorder.events[-1][0] == "on_train_end"
+
+
+def test_an_error_closes_every_callback_and_is_raised_as_it_was():
+    before, after, error = Recorder(), Recorder(), ValueError("mine")
+    with pytest.raises(ValueError, match=r"^mine$") as caught:
+        train(new_model(), 2, before, raising("on_epoch_begin", at=1, error=error), after)
+    assert caught.value is error
+    for recorder in (before, after):
+        assert recorder.events[-2] == ("on_exception", [error])
+        assert recorder.events[-1][0] == "on_train_end"
+
+
+def test_an_error_when_training_begins_closes_every_callback():
+    recorder, model = Recorder(), new_model()
+    with pytest.raises(RuntimeError, match=r"on_train_begin failed"):
+        train(model, 1, recorder, raising("on_train_begin"))
+    assert [hook for hook, _ in recorder.events] == ["on_train_begin", "on_exception", "on_train_end"]
+    assert model.state.step == 0
+
+
+def test_an_error_in_the_module_puts_its_mode_back():
+    model = new_model(Fragile)
+    model.module.eval()
+    with pytest.raises(RuntimeError, match=r"the module broke"):
+        train(model, 2, breaking(1, "training"))
+    assert not model.module.training
+
+
+@pytest.mark.parametrize("hook", ["on_exception", "on_train_end"])
+def test_a_second_error_is_a_warning_beside_the_first(hook):
+    recorder = Recorder()
+    fails_twice = raising(hook, error=KeyError("second"))
+    with (
+        pytest.warns(UserWarning, match=rf"LambdaCallback.{hook} failed too: KeyError: 'second'") as warned,
+        pytest.raises(ValueError, match=r"^first$"),
+    ):
+        train(new_model(), 1, raising("on_epoch_end", error=ValueError("first")), fails_twice, recorder)
+    assert len(warned) == 1
+    assert [hook for hook, _ in recorder.events][-2:] == ["on_exception", "on_train_end"]
+
+
+def test_an_error_in_on_train_end_is_raised_when_all_are_closed():
+    recorder = Recorder()
+    with pytest.raises(RuntimeError, match=r"on_train_end failed"):
+        train(new_model(), 1, raising("on_train_end"), recorder)
+    assert recorder.events[-1][0] == "on_train_end"
+
+
+# EarlyStopping
+
+
+def stopped(values, name="val_loss", metrics=("accuracy",), **options):
+    """Return after how many epochs a run with these values ends, and the callback."""
+    stopping, model = EarlyStopping(name, **options), new_model(metrics=list(metrics))
+    return len(train(model, len(values), Scripted(**{name: values}), stopping).epoch), stopping
+
+
+def test_early_stopping_has_the_arguments_and_defaults_of_keras():
+    stopping = EarlyStopping("val_loss", 0, 0, 0, "auto", None, False, 0)
+    default = EarlyStopping()
+    assert {name: vars(default)[name] for name in vars(default)} == vars(stopping)
+
+
+def test_early_stopping_stops_after_patience_epochs_without_a_better_value():
+    epochs, stopping = stopped([3, 2, 2.5, 2, 2.1, 1, 1], patience=3)
+    assert epochs == 5
+    assert (stopping.stopped_epoch, stopping.best_epoch, stopping.best) == (4, 1, 2)
+
+
+def test_a_better_value_gives_early_stopping_its_patience_back():
+    assert stopped([3, 3, 2, 2, 1, 1, 1, 1], patience=2)[0] == 7
+
+
+def test_early_stopping_without_patience_stops_at_the_first_value_that_is_no_better():
+    assert stopped([3, 2, 2, 1])[0] == 3
+
+
+def test_early_stopping_leaves_a_run_alone_that_gets_better():
+    epochs, stopping = stopped([4, 3, 2, 1])
+    assert epochs == 4
+    assert stopping.stopped_epoch is None
+
+
+def test_better_is_better_by_more_than_min_delta():
+    assert stopped([1.0, 0.95, 0.91, 0.5], patience=2, min_delta=0.1)[0] == 3
+    assert stopped([1.0, 0.95, 0.85, 0.5], patience=2, min_delta=0.1)[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "values", "best"),
+    [
+        ("val_loss", "auto", [3, 1, 2], 1),
+        ("val_accuracy", "auto", [0.3, 0.1, 0.2], 0.3),
+        ("val_accuracy", "min", [0.3, 0.1, 0.2], 0.1),
+        ("val_loss", "max", [2, 3, 1], 3),
+    ],
+)
+def test_the_direction_is_the_metrics_or_the_users(name, mode, values, best):
+    assert stopped(values, name, mode=mode, patience=9)[1].best == best
+
+
+def test_an_unknown_mode_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"Unknown mode 'maximum'.*'min', 'max'"):
+        EarlyStopping(mode="maximum")
+
+
+def test_patience_starts_again_only_at_values_better_than_the_baseline():
+    assert stopped([3, 2.5, 2, 1.8], baseline=1.5, patience=3)[0] == 3
+    assert stopped([3, 1.4, 2, 2, 2, 2], baseline=1.5, patience=3)[0] == 5
+
+
+def test_early_stopping_does_not_look_at_epochs_before_start_from_epoch():
+    epochs, stopping = stopped([0, 0, 3, 2, 2.5, 2.6, 2.7], start_from_epoch=2, patience=2)
+    assert epochs == 6
+    assert (stopping.best, stopping.best_epoch) == (2, 3)
+
+
+def test_epochs_that_did_not_measure_the_value_do_not_count():
+    assert stopped([3, None, None, None, 3, 3, 3], patience=2)[0] == 6
+
+
+def test_nan_first_is_not_the_best_for_ever():
+    epochs, stopping = stopped([NAN, 3, 2, 1, 0.5], patience=3)
+    assert epochs == 5
+    assert (stopping.best_epoch, stopping.best) == (4, 0.5)
+
+
+@pytest.mark.parametrize(("name", "best"), [("val_loss", 1), ("val_accuracy", 1)])
+def test_nan_later_is_not_better(name, best):
+    epochs, stopping = stopped([1, NAN, NAN, 1], name, patience=2)
+    assert epochs == 3
+    assert (stopping.best_epoch, stopping.best) == (0, best)
+
+
+WAYS_OUT = {
+    "patience": [],
+    "last epoch": [],
+    "another callback": [LambdaCallback(on_epoch_end=lambda epoch, _: epoch == 3 and stop())],
+    "error in a callback": [raising("on_epoch_begin", at=3)],
+    "error in the module": [breaking(3, "training")],
+    "error in validation": [breaking(3, "evaluation")],
+    "Ctrl-C": [LambdaCallback(on_epoch_begin=lambda epoch, _: epoch == 3 and signal.raise_signal(signal.SIGINT))],
+}
+
+
+def stop():
+    WAYS_OUT["another callback"][0].model.stop_training = True
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_best_weights_are_restored_on_every_way_out(way):
+    values = [3, 1, 2, 2, 2, 2] if way != "last epoch" else [3, 1, 2, 2]
+    stopping = EarlyStopping(patience=2 if way == "patience" else 9, restore_best_weights=True)
+    weights, model = Weights(), new_model(Fragile)
+    run = [Scripted(val_loss=values), weights, stopping, *WAYS_OUT[way]]
+    if "error" in way:
+        with pytest.raises(RuntimeError, match=r"failed|broke"):
+            train(model, len(values), *run)
+    else:
+        train(model, len(values), *run)
+    assert len(weights.copies) == (3 if "error" in way or way == "Ctrl-C" else 4)
+    assert equal(model.module.state_dict(), weights.copies[1])
+    assert not equal(weights.copies[1], weights.copies[-1])
+
+
+def test_best_weights_stay_away_where_nobody_asked_for_them():
+    weights, model = Weights(), new_model()
+    train(model, 4, Scripted(val_loss=[3, 1, 2, 2]), weights, EarlyStopping(patience=2))
+    assert equal(model.module.state_dict(), weights.copies[-1])
+
+
+def test_weights_are_left_alone_where_every_value_was_nan():
+    weights, model = Weights(), new_model()
+    train(model, 3, Scripted(val_loss=[NAN] * 3), weights, EarlyStopping(patience=2, restore_best_weights=True))
+    assert equal(model.module.state_dict(), weights.copies[-1])
+
+
+def test_early_stopping_starts_anew_in_a_second_fit():
+    stopping, weights, model = EarlyStopping(patience=2, restore_best_weights=True), Weights(), new_model()
+    scripted = Scripted(val_loss=[1, 2, 2, 5, 4, 6])
+    assert train(model, 3, scripted, weights, stopping).epoch == [0, 1, 2]
+    assert stopping.stopped_epoch == 2
+    assert train(model, 3, scripted, weights, stopping).epoch == [0, 1, 2, 3, 4, 5]
+    assert (stopping.best, stopping.best_epoch, stopping.stopped_epoch) == (4, 4, None)
+    assert equal(model.module.state_dict(), weights.copies[4])
+
+
+def test_early_stopping_says_when_it_stopped_if_asked(capsys):
+    stopped([1, 2, 2], patience=2, verbose=1, restore_best_weights=True)
+    assert capsys.readouterr().out == (
+        "Epoch 3: val_loss has not been better for 2 epochs; stopped\nRestored the weights of epoch 1\n"
+    )
+
+
+def test_a_monitor_that_will_not_be_there_is_refused_before_the_first_step():
+    model = new_model()
+    with pytest.raises(ValueError, match=r"EarlyStopping monitors 'val_los'.*Did you mean 'val_loss'\?"):
+        train(model, 1, EarlyStopping("val_los"))
+    assert model.state.step == 0
+
+
+def test_a_validation_value_without_validation_data_is_refused_with_the_cure():
+    model = new_model()
+    with pytest.raises(ValueError, match=r"Pass validation_data or validation_split to fit"):
+        train(model, 1, EarlyStopping("val_loss"), validation_data=None)
+    assert model.state.step == 0
+
+
+def spread(y_pred, y):
+    return y_pred.std()
+
+
+def test_an_unknown_direction_is_asked_for_before_the_first_step():
+    model = new_model(metrics=[spread])
+    with pytest.raises(ValueError, match=r"whether 'val_spread' is better high or low.*mode='min'"):
+        train(model, 1, EarlyStopping("val_spread"))
+    assert model.state.step == 0
+    train(model, 1, EarlyStopping("val_spread", mode="min"))
+
+
+class OwnStep(Model):
+    def train_step(self, batch):
+        return super().train_step(batch) | {"extra": torch.zeros(())}
+
+
+def test_a_value_of_a_step_of_ones_own_can_be_monitored():
+    stopping = EarlyStopping("val_extra", mode="min", patience=1)
+    model = OwnStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
+    assert train(model, 3, stopping).epoch == [0, 1]
+
+
+def test_a_monitor_that_never_came_is_not_passed_over_in_silence():
+    """What an own step logs is not known before it ran; after the first epoch it is."""
+    model = OwnStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
+    with pytest.raises((ValueError, UserWarning), match=r"val_extar.*val_extra"):
+        train(model, 3, EarlyStopping("val_extar", mode="min"))

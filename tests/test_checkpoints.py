@@ -1,0 +1,452 @@
+"""Checkpoints: ModelCheckpoint has the best of a run, BackupAndRestore all of it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from easytorch import FileError, Model, files
+from easytorch.callbacks import BackupAndRestore, EarlyStopping, LambdaCallback, ModelCheckpoint
+from tests.loops import same_weights
+from tests.scripted import (
+    NAN,
+    UPDATES,
+    Scripted,
+    Weights,
+    equal,
+    new_model,
+    raising,
+    train,
+)
+
+
+def written(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+# ModelCheckpoint
+
+
+def checkpointed(folder, values, name="{epoch}.pt", monitor="val_loss", model=None, extra=(), **options):
+    """Return the names of the files of a run with these values, and the callback."""
+    model = model or new_model(metrics=["accuracy"])
+    checkpoint = ModelCheckpoint(folder / name, monitor, **options)
+    train(model, len(values), Scripted(**{monitor: values}), *extra, checkpoint)
+    return written(folder), checkpoint
+
+
+def test_a_checkpoint_is_written_after_every_epoch_under_a_name_of_the_logs(tmp_path):
+    names, _ = checkpointed(tmp_path / "new" / "folder", [1.23456, 0.5], "{epoch:02d}-{val_loss:.3f}.pt")
+    assert names == ["01-1.235.pt", "02-0.500.pt"]
+
+
+def test_a_checkpoint_holds_the_model_as_it_was(tmp_path):
+    weights = Weights()
+    checkpointed(tmp_path, [3, 2, 1], extra=[weights])
+    model = new_model().load(tmp_path / "2.pt")
+    assert equal(model.module.state_dict(), weights.copies[1])
+    assert model.state.epoch == 2
+    assert model.history.epoch == [0, 1]
+
+
+def test_the_same_name_is_written_over(tmp_path):
+    assert checkpointed(tmp_path, [3, 2, 1], "last.pt", keep=1)[0] == ["last.pt"]
+    assert new_model().load(tmp_path / "last.pt").state.epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "expected"),
+    [
+        ("epoch", ["1.pt", "2.pt", "3.pt", "4.pt"]),
+        ("2 epochs", ["2.pt", "4.pt"]),
+        ("3 epochs", ["3.pt"]),
+        ("1000 minutes", []),
+    ],
+)
+def test_checkpoints_come_as_often_as_save_freq_says(save_freq, expected, tmp_path):
+    assert checkpointed(tmp_path, [1] * 4, save_freq=save_freq)[0] == expected
+
+
+@pytest.mark.parametrize("save_freq", [2, "2 updates"])
+def test_a_number_in_save_freq_counts_updates_across_epochs(save_freq, tmp_path):
+    assert checkpointed(tmp_path, [1, 1], "{epoch}-{batch}.pt", save_freq=save_freq)[0] == [
+        "1-2.pt",
+        "2-1.pt",
+        "2-3.pt",
+    ]
+
+
+def test_minutes_in_save_freq_are_looked_at_after_every_update(tmp_path):
+    assert checkpointed(tmp_path, [1], "{batch}.pt", save_freq="0.0000001 minutes")[0] == ["1.pt", "2.pt", "3.pt"]
+
+
+@pytest.mark.parametrize("save_freq", [0, -1, False, None, 2.5, "weekly", "0 epochs", "-1 epochs", "1.5 epochs"])
+def test_a_save_freq_that_means_nothing_is_refused(save_freq):
+    with pytest.raises(ValueError, match=r"save_freq must be 'epoch'"):
+        ModelCheckpoint("x.pt", save_freq=save_freq)
+
+
+def test_the_best_cannot_be_asked_for_between_epochs():
+    with pytest.raises(ValueError, match=r"save_freq in epochs"):
+        ModelCheckpoint("x.pt", save_best_only=True, save_freq=5)
+
+
+def test_save_best_only_writes_what_is_better_than_all_before(tmp_path):
+    names, checkpoint = checkpointed(tmp_path, [3, NAN, 2, 2.5, 1], save_best_only=True)
+    assert names == ["1.pt", "3.pt", "5.pt"]
+    assert checkpoint.best_path == str(tmp_path / "5.pt")
+
+
+def test_save_best_only_goes_by_the_direction_of_the_metric(tmp_path):
+    names, _ = checkpointed(tmp_path, [0.5, 0.4, 0.6], monitor="val_accuracy", save_best_only=True)
+    assert names == ["1.pt", "3.pt"]
+
+
+def test_nan_first_is_not_written_as_the_best(tmp_path):
+    assert checkpointed(tmp_path, [NAN, 2, 3], save_best_only=True)[0] == ["2.pt"]
+
+
+def test_the_first_file_has_to_beat_the_threshold(tmp_path):
+    assert checkpointed(tmp_path, [3, 2, 1.9, 1], save_best_only=True, initial_value_threshold=2)[0] == ["3.pt", "4.pt"]
+
+
+def test_the_best_of_a_checkpoint_survives_a_second_fit(tmp_path):
+    model = new_model()
+    checkpoint = ModelCheckpoint(tmp_path / "{epoch}.pt", save_best_only=True)
+    scripted = Scripted(val_loss=[2, 1, 1.5, 0.5])
+    train(model, 2, scripted, checkpoint)
+    train(model, 2, scripted, checkpoint)
+    assert written(tmp_path) == ["1.pt", "2.pt", "4.pt"]
+
+
+def test_save_best_only_needs_its_monitor_before_the_first_step(tmp_path):
+    model = new_model()
+    with pytest.raises(ValueError, match=r"ModelCheckpoint monitors 'val_acuracy'"):
+        train(model, 1, ModelCheckpoint(tmp_path / "x.pt", "val_acuracy", save_best_only=True))
+    assert model.state.step == 0
+
+
+def test_a_checkpoint_that_judges_nothing_needs_no_monitor(tmp_path):
+    train(new_model(), 1, ModelCheckpoint(tmp_path / "x.pt"), validation_data=None)
+    assert written(tmp_path) == ["x.pt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"keep": 2}, ["4.pt", "5.pt"]),
+        ({"keep": 1, "keep_best": 2}, ["1.pt", "3.pt", "5.pt"]),
+        ({"keep": 2, "keep_best": 1}, ["1.pt", "4.pt", "5.pt"]),
+        ({"keep": 1, "save_best_only": True}, ["1.pt"]),
+    ],
+)
+def test_the_last_and_the_best_files_are_kept(options, expected, tmp_path):
+    assert checkpointed(tmp_path, [1, 3, 2, 4, 5], **options)[0] == expected
+
+
+def test_nan_is_not_kept_among_the_best(tmp_path):
+    assert checkpointed(tmp_path, [NAN, 2, 3, 4], keep=1, keep_best=1)[0] == ["2.pt", "4.pt"]
+
+
+@pytest.mark.parametrize("options", [{"keep": 0}, {"keep": -1}, {"keep_best": 0}, {"keep_best": -1}])
+def test_to_keep_less_than_one_file_is_refused(options):
+    with pytest.raises(ValueError, match=r"at least 1"):
+        ModelCheckpoint("x.pt", **options)
+
+
+def test_files_of_somebody_else_are_not_deleted(tmp_path):
+    (tmp_path / "mine.pt").write_text("")
+    assert checkpointed(tmp_path, [1, 2, 3], keep=1)[0] == ["3.pt", "mine.pt"]
+
+
+def test_a_save_comes_before_a_delete(tmp_path):
+    seen = []
+
+    class Watched(Model):
+        def save(self, path="model.pt"):
+            saved = super().save(path)
+            seen.append(written(tmp_path))
+            return saved
+
+    model = Watched(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
+    checkpointed(tmp_path, [1, 2, 3], model=model, keep=1)
+    assert seen == [["1.pt"], ["1.pt", "2.pt"], ["2.pt", "3.pt"]]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_path):
+    (tmp_path / "2.pt").mkdir()
+    with pytest.warns(UserWarning, match=r"Cannot write .*2\.pt"):
+        names, _ = checkpointed(tmp_path, [1, 2, 3], keep=1)
+    assert names == ["2.pt", "3.pt"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_file(tmp_path):
+    (tmp_path / "2.pt").mkdir()
+    with pytest.raises(OSError, match=r"Cannot write .*2\.pt"):
+        checkpointed(tmp_path, [1, 2], keep=1)  # the final one raises
+    assert new_model().load(tmp_path / "1.pt").state.epoch == 1
+
+
+def test_save_weights_only_writes_the_modules_state_dict(tmp_path):
+    weights = Weights()
+    checkpointed(tmp_path, [1], save_weights_only=True, extra=[weights])
+    assert equal(torch.load(tmp_path / "1.pt", weights_only=True), weights.copies[0])
+
+
+def test_a_name_with_an_unknown_value_is_refused_before_the_first_step(tmp_path):
+    model = new_model()
+    with pytest.raises(ValueError, match=r"'val_acc'.*val_loss"):
+        train(model, 1, ModelCheckpoint(tmp_path / "{epoch}-{val_acc:.2f}.pt"))
+    assert model.state.step == 0
+    assert written(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_name_with_a_value_that_an_epoch_did_not_measure_does_not_end_training(tmp_path):
+    model = new_model()
+    train(model, 4, ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.2f}.pt"), validation_freq=2)
+    assert model.state.epoch == 4
+    assert {name.split("-")[0] for name in written(tmp_path)} >= {"2", "4"}
+
+
+def test_a_checkpoint_says_what_it_writes_if_asked(tmp_path, capsys):
+    checkpointed(tmp_path, [1.5], save_best_only=True, verbose=1)
+    assert capsys.readouterr().out == f"Epoch 1: saved {tmp_path / '1.pt'} (val_loss 1.5000)\n"
+
+
+def test_checkpoints_leave_the_training_as_it_is(tmp_path):
+    plain, kept = new_model(), new_model()
+    train(plain, 3)
+    train(kept, 3, ModelCheckpoint(tmp_path / "{epoch}-{batch}.pt", save_freq=1), ModelCheckpoint(tmp_path / "x.pt"))
+    assert equal(plain.module.state_dict(), kept.module.state_dict())
+
+
+# BackupAndRestore
+
+
+def dropping():
+    return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+def steps_in(folder):
+    return [int(path.stem.removeprefix("step-")) for path in reversed(files.checkpoints(folder))]
+
+
+def run(folder, *more, epochs=3, **options):
+    """Run the user's program from its first line; it knows nothing of an earlier run but the folder."""
+    model = new_model(dropping)
+    train(model, epochs, *([BackupAndRestore(folder, **options)] if folder else []), *more, shuffle=True)
+    return model
+
+
+def crashed(folder, at, **options):
+    """Run the program until update ``at`` has ended."""
+    updates = iter(range(1, 99))
+    crash = LambdaCallback(on_train_batch_end=lambda *_: next(updates) == at and pull_the_plug())
+    crash.priority = 25  # after the backup of the update
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, crash, **options)
+
+
+def pull_the_plug():
+    raise KeyboardInterrupt
+
+
+def test_a_stopped_run_goes_on_as_if_undisturbed(tmp_path):
+    undisturbed = run(None)
+    crashed(tmp_path, at=2 * UPDATES + 1)
+    assert steps_in(tmp_path) == [UPDATES, 2 * UPDATES]
+    continued = run(tmp_path)
+    assert same_weights(undisturbed.module, continued.module)
+    assert undisturbed.history.history == continued.history.history
+
+
+def test_a_backup_leaves_the_training_as_it_is(tmp_path):
+    assert same_weights(run(None).module, run(tmp_path, save_freq=1).module)
+
+
+def test_the_backup_is_deleted_when_training_comes_to_its_end(tmp_path):
+    run(tmp_path / "backup")
+    assert not (tmp_path / "backup").exists() or written(tmp_path / "backup") == []
+
+
+def test_the_backup_stays_where_that_is_wanted(tmp_path):
+    run(tmp_path, delete_checkpoint=False)
+    assert steps_in(tmp_path) == [2 * UPDATES, 3 * UPDATES]
+
+
+def test_deleting_the_backup_leaves_other_files_of_the_folder_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    run(tmp_path)
+    assert written(tmp_path) == ["thesis.txt"]
+
+
+def test_going_on_from_a_file_leaves_the_other_files_beside_it_alone(tmp_path):
+    run(tmp_path / "a", delete_checkpoint=False)
+    shutil.copy(files.step_path(tmp_path / "a", UPDATES * 3), tmp_path / "good.pt")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    run(tmp_path / "good.pt")
+    assert {"thesis.txt", "good.pt"} <= set(written(tmp_path))
+
+
+def test_the_backup_stays_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"on_epoch_begin failed"):
+        run(tmp_path, raising("on_epoch_begin", at=2))
+    assert steps_in(tmp_path) == [UPDATES, 2 * UPDATES]
+
+
+def test_the_backup_stays_after_an_error_at_the_end_of_the_last_epoch(tmp_path):
+    with pytest.raises(RuntimeError, match=r"on_epoch_end failed"):
+        run(tmp_path, raising("on_epoch_end", at=2))
+    assert steps_in(tmp_path)
+
+
+def test_the_backup_stays_after_an_error_in_a_run_that_was_to_stop(tmp_path):
+    def stop(batch, logs):
+        callback.model.stop_training = callback.model.state.step == UPDATES + 1
+
+    callback = LambdaCallback(on_train_batch_end=stop)
+    with pytest.raises(RuntimeError, match=r"on_epoch_end failed"):
+        run(tmp_path, callback, raising("on_epoch_end", at=1))
+    assert steps_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"save_freq": 2}, [4, 6]),
+        ({"save_freq": 2, "keep": 1}, [6]),
+        ({"save_freq": 2, "keep": 9}, [2, 4, 6]),
+        ({"save_freq": "epoch", "keep": 9}, [3, 6]),
+        ({"save_freq": "epoch", "minutes": 0.0, "keep": 3}, [5, 6, 7]),
+        ({"save_freq": "epoch", "minutes": None, "keep": 1}, [6]),
+    ],
+)
+def test_backups_come_and_are_kept_as_was_said(options, expected, tmp_path):
+    crashed(tmp_path, at=7, **options)
+    assert steps_in(tmp_path) == expected
+
+
+@pytest.mark.parametrize("save_freq", [False, 0, -1, None, "batch"])
+def test_a_backups_save_freq_that_means_nothing_is_refused(save_freq, tmp_path):
+    with pytest.raises(ValueError, match=r"save_freq must be 'epoch' or a number of updates"):
+        BackupAndRestore(tmp_path, save_freq=save_freq)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_to_keep_less_than_one_backup_is_refused(keep, tmp_path):
+    with pytest.raises(ValueError, match=r"keep must be at least 1"):
+        BackupAndRestore(tmp_path, keep=keep)
+
+
+def test_a_broken_newest_backup_is_passed_over_with_a_warning(tmp_path):
+    undisturbed = run(None)
+    crashed(tmp_path, at=2 * UPDATES + 1)
+    newest = files.step_path(tmp_path, 2 * UPDATES)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=rf"{newest.name}.*Passed over, for the older 'step-0000000003\.pt'"):
+        continued = run(tmp_path)
+    assert same_weights(undisturbed.module, continued.module)
+
+
+def test_a_folder_with_broken_backups_alone_is_an_error_before_the_first_step(tmp_path):
+    crashed(tmp_path, at=2 * UPDATES + 1)
+    for path in files.checkpoints(tmp_path):
+        path.write_bytes(b"PK")
+    with pytest.raises(FileError, match=r"None of the 2 checkpoints .* is whole"):
+        run(tmp_path)
+
+
+def test_what_a_killed_process_left_half_written_is_swept(tmp_path):
+    (tmp_path / ".step-0000000003.pt.x1y2.tmp").write_bytes(b"half")
+    crashed(tmp_path, at=UPDATES + 1)
+    assert written(tmp_path) == ["step-0000000003.pt"]
+
+
+def in_the_way(folder, epochs):
+    """Put a file in the place of the folder in ``epochs``; there is no folder to write to then."""
+
+    def block(epoch, logs):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        folder.unlink(missing_ok=True)
+        if epoch in epochs:
+            folder.write_text("")
+
+    return LambdaCallback(on_epoch_begin=block)
+
+
+def test_a_backup_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_path):
+    folder = tmp_path / "backup"
+    with pytest.warns(UserWarning, match=r"backup.*Training goes on") as warned:
+        model = run(folder, in_the_way(folder, epochs=[1]), delete_checkpoint=False)
+    assert len(warned) == 1
+    assert same_weights(run(None).module, model.module)
+    assert steps_in(folder) == [3 * UPDATES]
+
+
+def test_a_last_backup_that_cannot_be_written_is_an_error_after_training(tmp_path):
+    folder, model = tmp_path / "backup", new_model()
+    backup = BackupAndRestore(folder, delete_checkpoint=False)
+    with pytest.warns(UserWarning, match=r"Training goes on"), pytest.raises(OSError, match=r"backup"):
+        train(model, 2, in_the_way(folder, epochs=[1]), backup)
+    assert model.state.step == 2 * UPDATES
+
+
+def test_a_backup_that_failed_in_one_fit_does_not_fail_the_next(tmp_path):
+    folder, model = tmp_path / "backup", new_model()
+    backup = BackupAndRestore(folder, delete_checkpoint=False, save_freq=100)
+    backup.minutes = 0.0
+    with pytest.warns(UserWarning, match=r"Training goes on"), pytest.raises(OSError, match=r"backup"):
+        train(model, 1, in_the_way(folder, epochs=[0]), backup)
+    folder.unlink()
+    backup.minutes = None
+    train(model, 1, backup)
+
+
+def test_ctrl_c_writes_a_backup_of_the_update_that_ran(tmp_path):
+    interrupt = LambdaCallback(on_train_batch_end=lambda batch, _: batch == 1 and signal.raise_signal(signal.SIGINT))
+    model = run(tmp_path, interrupt)
+    assert model.history.interrupted
+    assert steps_in(tmp_path) == [2]
+    assert same_weights(run(tmp_path).module, run(None).module)
+
+
+def test_a_backup_at_ctrl_c_that_cannot_be_written_is_an_error_after_all_are_closed(tmp_path):
+    closed = []
+    interrupt = LambdaCallback(on_train_batch_end=lambda batch, _: batch == 1 and signal.raise_signal(signal.SIGINT))
+    close = LambdaCallback(on_train_end=closed.append)
+    with pytest.raises(OSError, match=r"backup"):
+        run(tmp_path / "backup", in_the_way(tmp_path / "backup", epochs=[0]), interrupt, close)
+    assert len(closed) == 1
+
+
+def test_a_run_that_stopped_early_trains_no_more_when_it_is_started_again(tmp_path):
+    def program():
+        model = new_model()
+        train(model, 9, Scripted(val_loss=[1, 2, 3, 4, 5, 6, 7, 8, 9]), EarlyStopping(patience=2), resume=tmp_path)
+        return model
+
+    first, second = program(), program()
+    assert first.state.step == second.state.step == 3 * UPDATES
+    assert same_weights(first.module, second.module)
+
+
+def test_the_best_of_a_checkpoint_survives_a_restart(tmp_path):
+    def program(*more):
+        checkpoint = ModelCheckpoint(tmp_path / "best" / "{epoch}.pt", save_best_only=True, keep=1)
+        train(new_model(), 4, Scripted(val_loss=[2, 1, 1.5, 0.5]), checkpoint, *more, resume=tmp_path / "run")
+
+    with pytest.raises(RuntimeError, match=r"on_epoch_begin failed"):
+        program(raising("on_epoch_begin", at=2))
+    with pytest.raises(RuntimeError, match=r"on_epoch_begin failed"):
+        program(raising("on_epoch_begin", at=3))
+    assert written(tmp_path / "best") == ["2.pt"]
+    program()
+    assert written(tmp_path / "best") == ["4.pt"]

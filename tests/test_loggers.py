@@ -1,0 +1,255 @@
+"""Loggers and displays: they write the numbers down, and never stop training."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from easytorch.callbacks import CSVLogger, LambdaCallback, TensorBoard
+from easytorch.callbacks.progress import Bar
+from tests.loops import same_weights
+from tests.scripted import UPDATES, new_model, raising, train
+
+
+def rows(path, separator=","):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter=separator))
+
+
+# CSVLogger
+
+
+def test_the_csv_file_has_the_epoch_from_zero_and_every_value_of_the_logs(tmp_path):
+    path = tmp_path / "new" / "log.csv"
+    history = train(new_model(metrics=["accuracy"]), 3, CSVLogger(path))
+    written = rows(path)
+    assert [row["epoch"] for row in written] == ["0", "1", "2"]
+    assert path.read_text().startswith("epoch,")
+    assert set(written[0]) == {"epoch", *history}
+    for name in history:
+        assert [float(row[name]) for row in written] == history[name]  # not one digit is lost
+
+
+def test_the_csv_file_is_up_to_date_after_every_epoch(tmp_path):
+    lengths = []
+    look = LambdaCallback(on_epoch_end=lambda *_: lengths.append(len(rows(tmp_path / "log.csv"))))
+    train(new_model(), 3, CSVLogger(tmp_path / "log.csv"), look)
+    assert lengths == [1, 2, 3]
+
+
+def test_the_separator_is_the_users(tmp_path):
+    train(new_model(), 1, CSVLogger(tmp_path / "log.csv", separator=";"))
+    assert (tmp_path / "log.csv").read_text().startswith("epoch;")
+    assert float(rows(tmp_path / "log.csv", ";")[0]["loss"]) > 0
+
+
+def test_a_csv_file_that_is_there_is_replaced(tmp_path):
+    for epochs in (3, 2):
+        train(new_model(), epochs, CSVLogger(tmp_path / "log.csv"))
+    assert len(rows(tmp_path / "log.csv")) == 2
+
+
+def test_a_csv_file_is_gone_on_with_where_that_is_wanted(tmp_path):
+    path, model = tmp_path / "log.csv", new_model()
+    train(model, 2, CSVLogger(path))
+    train(model, 2, CSVLogger(path, append=True))
+    assert [row["epoch"] for row in rows(path)] == ["0", "1", "2", "3"]
+    assert [float(row["loss"]) for row in rows(path)] == model.history["loss"]
+
+
+def test_a_value_that_an_epoch_did_not_measure_is_na(tmp_path):
+    train(new_model(), 4, CSVLogger(tmp_path / "log.csv"), validation_freq=2)
+    assert [row["val_loss"] == "NA" for row in rows(tmp_path / "log.csv")] == [True, False, True, False]
+
+
+def test_a_value_that_appears_later_gets_its_column(tmp_path):
+    train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv"))
+    assert [row["late"] for row in rows(tmp_path / "log.csv")] == ["NA", "NA", "7.0"]
+
+
+def late():
+    return LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update({"late": 7.0} if epoch == 2 else {}))
+
+
+def test_a_value_that_appears_later_gets_its_column_in_an_appended_file_too(tmp_path):
+    path = tmp_path / "log.csv"
+    train(new_model(), 1, CSVLogger(path))
+    train(new_model(), 3, late(), CSVLogger(path, append=True))
+    assert [row["late"] for row in rows(path)] == ["NA", "NA", "NA", "7.0"]
+
+
+def test_a_resumed_run_writes_no_line_twice(tmp_path):
+    def program(*more):
+        train(new_model(), 3, CSVLogger(tmp_path / "log.csv"), *more, resume=tmp_path / "run")
+
+    with pytest.raises(RuntimeError, match=r"on_epoch_end failed"):
+        program(raising("on_epoch_end", at=2))
+    program()
+    assert [row["epoch"] for row in rows(tmp_path / "log.csv")] == ["0", "1", "2"]
+
+
+def test_a_csv_file_that_cannot_be_written_is_switched_off_with_one_warning(tmp_path):
+    plain, logged = new_model(), new_model()
+    train(plain, 3)
+    with pytest.warns(UserWarning, match=r"CSVLogger failed and is switched off; training goes on") as warned:
+        train(logged, 3, CSVLogger(tmp_path))  # a folder stands in the place of the file
+    assert len(warned) == 1
+    assert same_weights(plain.module, logged.module)
+
+
+def test_a_logger_that_was_switched_off_is_tried_again_in_the_next_fit(tmp_path):
+    path, model = tmp_path / "log.csv", new_model()
+    path.mkdir()
+    logger = CSVLogger(path)
+    with pytest.warns(UserWarning, match=r"CSVLogger failed and is switched off"):
+        train(model, 1, logger)
+    path.rmdir()
+    train(model, 1, logger)
+    assert [row["epoch"] for row in rows(path)] == ["1"]
+
+
+# TensorBoard
+
+
+def events(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    everything = {"scalars": 0, "histograms": 0}
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def scalars(folder, name):
+    return [(event.step, event.value) for event in events(folder).Scalars(name)]
+
+
+def test_tensorboard_has_training_and_validation_under_the_same_names(tmp_path):
+    pytest.importorskip("tensorboard")
+    history = train(new_model(metrics=["accuracy"]), 2, TensorBoard(tmp_path))
+    for where, prefix in (("train", ""), ("validation", "val_")):
+        for name in ("loss", "accuracy"):
+            expected = list(enumerate(history[prefix + name]))
+            assert scalars(tmp_path / where, f"epoch_{name}") == [pytest.approx(point) for point in expected]
+    assert scalars(tmp_path / "train", "epoch_lr") == [pytest.approx(point) for point in ((0, 0.1), (1, 0.1))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "validation"]
+
+
+def test_tensorboard_writes_running_values_as_often_as_update_freq_says(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(new_model(), 2, TensorBoard(tmp_path, update_freq=2))
+    assert [step for step, _ in scalars(tmp_path / "train", "batch_loss")] == [2, 4, 6]
+
+
+def test_tensorboard_writes_histograms_of_the_parameters_if_asked(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(new_model(), 4, TensorBoard(tmp_path, histogram_freq=2))
+    found = events(tmp_path / "train")
+    assert set(found.Tags()["histograms"]) == {"weight", "bias"}
+    assert [event.step for event in found.Histograms("weight")] == [1, 3]
+
+
+def test_tensorboard_can_be_used_in_a_second_fit(tmp_path):
+    pytest.importorskip("tensorboard")
+    model, board = new_model(), TensorBoard(tmp_path)
+    train(model, 1, board)
+    train(model, 1, board)
+    assert [step for step, _ in scalars(tmp_path / "train", "epoch_loss")] == [0, 1]
+
+
+def test_a_missing_tensorboard_is_told_with_the_pip_line_when_the_callback_is_made(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install tensorboard"):
+        TensorBoard()
+
+
+def test_a_tensorboard_that_fails_is_switched_off_with_one_warning(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match=r"TensorBoard failed and is switched off; training goes on") as warned:
+        history = train(new_model(), 2, TensorBoard(tmp_path / "file"))
+    assert len(warned) == 1
+    assert len(history["loss"]) == 2
+
+
+# Displays
+
+
+class Gone(io.StringIO):
+    """A terminal that is closed after some writes."""
+
+    def __init__(self, error, writes=0):
+        super().__init__()
+        self.error, self.writes = error, writes
+
+    def write(self, text):
+        self.writes -= 1
+        if self.writes < 0:
+            raise self.error
+        return super().write(text)
+
+
+ERRORS = [
+    OSError(errno.EIO, "the terminal is gone"),
+    BrokenPipeError(errno.EPIPE, "nobody reads"),
+    UnicodeEncodeError("ascii", "━", 0, 1, "not here"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_lines_that_cannot_be_written_are_switched_off_with_one_warning(error):
+    model = new_model()
+    with (
+        pytest.warns(UserWarning, match=r"Lines failed and is switched off; training goes on") as warned,
+        contextlib.redirect_stdout(Gone(error)),
+    ):
+        train(model, 3, verbose=2)
+    assert len(warned) == 1
+    assert model.state.step == 3 * UPDATES
+
+
+def bar_on(file):
+    bar = Bar()
+    bar.console, bar.INTERVAL = Console(file=file, force_terminal=True, width=100), 0.0
+    return bar
+
+
+@pytest.mark.parametrize("writes", [0, 5])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_bar_that_cannot_be_drawn_is_switched_off_with_one_warning(error, writes):
+    model = new_model()
+    with pytest.warns(UserWarning, match=r"Bar failed and is switched off; training goes on") as warned:
+        train(model, 5, bar_on(Gone(error, writes)))
+    assert len(warned) == 1
+    assert model.state.step == 5 * UPDATES
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bar_that_was_switched_off_gives_stdout_back(monkeypatch):
+    stdout = sys.stdout
+    monkeypatch.setattr(sys, "stdout", stdout)  # put back after the test
+    lost = []
+    for writes in range(20):
+        train(new_model(), 2, bar_on(Gone(ERRORS[0], writes)))
+        if sys.stdout is not stdout:
+            lost.append(writes)
+        sys.stdout = stdout
+    assert lost == []  # what the user prints from now on does not go through the broken bar
+
+
+def test_a_display_changes_nothing_in_training(capsys):
+    silent, shown = new_model(), new_model()
+    train(silent, 2)
+    train(shown, 2, bar_on(io.StringIO()), verbose=2)
+    assert same_weights(silent.module, shown.module)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_error_of_a_users_own_callback_is_not_swallowed_as_a_loggers_is(tmp_path):
+    with pytest.raises(RuntimeError, match=r"on_epoch_end failed"):
+        train(new_model(), 1, CSVLogger(tmp_path), raising("on_epoch_end"))

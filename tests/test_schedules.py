@@ -1,0 +1,374 @@
+"""Learning rates that change: each checked against its formula."""
+
+from __future__ import annotations
+
+import math
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from easytorch import Model
+from easytorch.callbacks import LambdaCallback, LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
+from tests.scripted import NAN, UPDATES, Rates, Scripted, X, Y, new_model, train
+
+# LRScheduler and compile(scheduler=...)
+
+PER_UPDATE = {
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=20),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, base_lr=0.1, max_lr=0.5, step_size_up=4),
+}
+PER_EPOCH = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, milestones=[1, 3]),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, gamma=0.5),
+}
+
+
+def rates_of(make, steps):
+    """Return the learning rates of a scheduler's steps, by hand."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def rates_in(epochs, *callbacks, **options):
+    """Return the learning rates of every update of a run."""
+    rates = Rates()
+    train(new_model(**options), epochs, rates, *callbacks)
+    return rates.used
+
+
+@pytest.mark.parametrize("name", PER_UPDATE)
+def test_a_scheduler_that_counts_updates_steps_after_each(name):
+    assert rates_in(4, scheduler=PER_UPDATE[name]) == rates_of(PER_UPDATE[name], 4 * UPDATES)
+
+
+@pytest.mark.parametrize("name", PER_EPOCH)
+def test_a_scheduler_that_counts_epochs_steps_after_each(name):
+    expected = [rate for rate in rates_of(PER_EPOCH[name], 4) for _ in range(UPDATES)]
+    assert rates_in(4, scheduler=PER_EPOCH[name]) == expected
+
+
+def test_an_update_is_a_window_of_accumulated_batches():
+    rates = rates_in(2, scheduler=PER_UPDATE["OneCycleLR"], gradient_accumulation_steps=2)
+    assert rates == rates_of(PER_UPDATE["OneCycleLR"], 4)
+
+
+DOUBTFUL = {
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=10),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.5**step),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, total_iters=4),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_a_scheduler_that_may_count_either_is_refused_by_compile(name):
+    with pytest.raises(ValueError, match=rf"{name} may count updates or epochs.*step_every='update'"):
+        new_model(scheduler=DOUBTFUL[name])
+
+
+def test_a_doubtful_scheduler_among_the_callbacks_is_refused_before_the_first_step():
+    model = new_model()
+    with pytest.raises(ValueError, match=r"LambdaLR may count updates or epochs"):
+        train(model, 1, LRScheduler(DOUBTFUL["LambdaLR"]))
+    assert model.state.step == 0
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_step_every_says_what_a_doubtful_scheduler_counts(name):
+    expected = rates_of(DOUBTFUL[name], 2 * UPDATES)
+    assert rates_in(2, scheduler=LRScheduler(DOUBTFUL[name], step_every="update")) == expected
+    per_epoch = [rate for rate in expected[:2] for _ in range(UPDATES)]
+    assert rates_in(2, scheduler=LRScheduler(DOUBTFUL[name], step_every="epoch")) == per_epoch
+
+
+def test_step_every_is_update_or_epoch():
+    with pytest.raises(ValueError, match=r"step_every must be 'update' or 'epoch', received 'batch'"):
+        LRScheduler(DOUBTFUL["LambdaLR"], step_every="batch")
+
+
+@pytest.mark.parametrize("form", ["object", "function", "LRScheduler", "callback"])
+def test_a_scheduler_comes_as_object_function_or_callback(form):
+    make, rates = PER_EPOCH["ExponentialLR"], Rates()
+    net = nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = {"object": lambda: make(optimizer), "function": lambda: make, "LRScheduler": lambda: LRScheduler(make)}
+    given = scheduler[form]() if form in scheduler else None
+    model = Model(net, device="cpu").compile(optimizer, "cross_entropy", scheduler=given)
+    train(model, 2, rates, *([LRScheduler(make)] if form == "callback" else []))
+    assert rates.used == [0.1] * UPDATES + [0.05] * UPDATES
+
+
+def test_a_scheduler_of_another_optimizer_is_refused():
+    other = torch.optim.SGD(nn.Linear(8, 3).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"belongs to another optimizer.*scheduler=lambda optimizer: StepLR"):
+        new_model(scheduler=lr_scheduler.StepLR(other, 1))
+
+
+def test_a_function_in_an_lr_scheduler_makes_a_scheduler_for_every_model():
+    scheduler = LRScheduler(PER_EPOCH["ExponentialLR"])
+    assert rates_in(2, scheduler=scheduler) == rates_in(2, scheduler=scheduler)
+
+
+def test_a_scheduler_that_is_none_is_refused():
+    with pytest.raises(TypeError, match=r"Expected a torch.optim.lr_scheduler"):
+        new_model(scheduler=0.5)
+
+
+def test_a_scheduler_goes_on_in_a_second_fit():
+    model, rates = new_model(scheduler=PER_UPDATE["OneCycleLR"]), Rates()
+    train(model, 1, rates)
+    train(model, 1, rates)
+    assert rates.used == rates_of(PER_UPDATE["OneCycleLR"], 2 * UPDATES)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "expected"),
+    [
+        (None, {"val_loss": [1, 2, 2, 0.5]}, [0.1, 0.1, 0.05, 0.025]),
+        ("loss", {"loss": [1, 2, 0.5, 0.5]}, [0.1, 0.1, 0.05, 0.05]),
+    ],
+)
+def test_torchs_plateau_looks_at_the_monitor_after_each_epoch(monitor, values, expected):
+    plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0), monitor=monitor)
+    model = new_model()
+    assert train(model, 4, Scripted(**values), plateau)["lr"] == expected
+
+
+def test_torchs_plateau_takes_the_loss_where_nothing_is_validated():
+    plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0))
+    history = train(new_model(), 3, Scripted(loss=[1, 2, 3]), plateau, validation_data=None)
+    assert history["lr"] == [0.1, 0.1, 0.05]
+
+
+def test_torchs_plateau_is_told_of_a_monitor_that_will_not_be_there_before_the_first_step():
+    plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o), monitor="val_acuracy")
+    model = new_model(metrics=["accuracy"], scheduler=plateau)
+    with pytest.raises(ValueError, match=r"'val_acuracy'.*Did you mean 'val_accuracy'"):
+        train(model, 1)
+    assert model.state.step == 0
+
+
+def test_the_learning_rate_is_in_the_logs_without_being_asked_for():
+    assert train(new_model(), 2)["lr"] == [0.1, 0.1]
+    assert train(new_model(scheduler=PER_EPOCH["ExponentialLR"]), 3)["lr"] == [0.1, 0.05, 0.025]
+
+
+# Schedules by name
+
+
+def warmup_cosine(step, total, share):
+    rise = round(share * total)
+    return (step + 1) / (rise + 1) if step < rise else (1 + math.cos(math.pi * (step - rise) / (total - rise))) / 2
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "share"),
+    [
+        ("warmup_cosine", 0.05),
+        ("cosine", 0.0),
+        (Schedule("warmup_cosine", warmup=0.25), 0.25),
+        (Schedule("warmup_cosine", warmup=0.0), 0.0),
+    ],
+    ids=["warmup_cosine", "cosine", "a quarter of warm-up", "no warm-up"],
+)
+def test_the_named_cosines_follow_their_formula_and_end_at_zero(scheduler, share):
+    model, rates, total = new_model(scheduler=scheduler), Rates(), 8 * UPDATES
+    train(model, 8, rates)
+    assert rates.used == pytest.approx([0.1 * warmup_cosine(step, total, share) for step in range(total)])
+    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_named_one_cycle_is_torchs_up_to_the_optimizers_rate_and_ends_at_about_zero():
+    model, rates, total = new_model(scheduler="one_cycle"), Rates(), 4 * UPDATES
+    train(model, 4, rates)
+    expected = rates_of(lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=total + 1), total)
+    assert rates.used == pytest.approx(expected)
+    assert max(rates.used) == pytest.approx(0.1, rel=0.05)
+    assert model.optimizer.param_groups[0]["lr"] < 1e-5
+
+
+def test_a_named_schedule_begins_again_in_a_second_fit():
+    model, first, second = new_model(scheduler="warmup_cosine"), Rates(), Rates()
+    train(model, 2, first)
+    train(model, 2, second)
+    assert first.used == second.used
+
+
+def test_a_named_schedule_may_stand_among_the_callbacks():
+    assert rates_in(2, Schedule("cosine")) == rates_in(2, scheduler="cosine")
+
+
+def test_a_named_schedule_keeps_the_ratio_of_parameter_groups():
+    def groups(parameters):
+        weight, bias = parameters
+        return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.01}], lr=0.1)
+
+    model, ratios = new_model(optimizer=groups, scheduler="warmup_cosine"), []
+    ratio = LambdaCallback(
+        on_before_optimizer_step=lambda: ratios.append(
+            model.optimizer.param_groups[1]["lr"] / model.optimizer.param_groups[0]["lr"]
+        )
+    )
+    train(model, 2, ratio)
+    assert ratios == pytest.approx([0.1] * 2 * UPDATES)
+
+
+def endless():
+    while True:
+        yield X[:16], Y[:16]
+
+
+def test_a_named_schedule_needs_to_know_how_long_training_is():
+    model = new_model(scheduler="cosine")
+    with pytest.raises(ValueError, match=r"no length.*steps_per_epoch"):
+        model.fit(endless(), epochs=2, verbose=0)
+    assert model.state.step == 0
+    model.fit(endless(), epochs=2, steps_per_epoch=4, verbose=0)
+    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_an_unknown_schedule_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"Unknown scheduler 'warmup_cosin'\. Did you mean 'warmup_cosine'\?"):
+        new_model(scheduler="warmup_cosin")
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, 5])
+def test_a_warm_up_that_is_no_share_is_refused(warmup):
+    with pytest.raises(ValueError, match=r"warmup is a share"):
+        Schedule("warmup_cosine", warmup=warmup)
+
+
+# LearningRateScheduler
+
+
+def test_a_schedule_of_epoch_and_rate_sets_the_rate_of_each_epoch():
+    seen = []
+
+    def halve(epoch, lr):
+        seen.append((epoch, lr))
+        return lr * 0.5
+
+    rates = rates_in(3, LearningRateScheduler(halve))
+    assert rates == [rate for rate in (0.05, 0.025, 0.0125) for _ in range(UPDATES)]
+    assert seen == [(0, 0.1), (1, 0.05), (2, 0.025)]
+
+
+def test_a_schedule_may_be_of_the_epoch_alone():
+    history = train(new_model(), 3, LearningRateScheduler(lambda epoch: 0.5 / (epoch + 1)))
+    assert history["lr"] == pytest.approx([0.5, 0.25, 0.5 / 3])
+
+
+def test_a_schedule_goes_on_with_the_epochs_of_the_model_in_a_second_fit():
+    model, scheduler = new_model(), LearningRateScheduler(lambda epoch: 0.1 - 0.01 * epoch)
+    train(model, 2, scheduler)
+    assert train(model, 2, scheduler)["lr"] == pytest.approx([0.1, 0.09, 0.08, 0.07])
+
+
+def test_a_schedule_sets_the_rate_of_an_epoch_that_is_resumed_only_once(tmp_path):
+    def program(*more):
+        halve, model = LearningRateScheduler(lambda epoch, lr: lr * 0.5), new_model()
+        return train(model, 3, halve, *more, resume=tmp_path)
+
+    interrupt = LambdaCallback(on_train_batch_end=lambda batch, _: batch == 1 and signal.raise_signal(signal.SIGINT))
+    assert program(interrupt).interrupted
+    assert program()["lr"] == [0.05, 0.025, 0.0125]
+
+
+def test_a_schedule_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match=r"schedule\(epoch, lr\), received 0.5"):
+        LearningRateScheduler(0.5)
+
+
+def test_a_schedule_says_the_rate_if_asked(capsys):
+    train(new_model(), 1, LearningRateScheduler(lambda epoch: 0.25, verbose=1))
+    assert capsys.readouterr().out == "Epoch 1: learning rate 0.25\n"
+
+
+# ReduceLROnPlateau
+
+
+def plateau(values, name="val_loss", **options):
+    """Return the learning rate of each epoch, and that after the last."""
+    model = new_model(metrics=["accuracy"])
+    train(model, len(values), Scripted(**{name: values}), ReduceLROnPlateau(name, **options))
+    return [*model.history["lr"], model.optimizer.param_groups[0]["lr"]]
+
+
+def test_plateau_has_the_arguments_and_defaults_of_keras():
+    assert vars(ReduceLROnPlateau()) == vars(ReduceLROnPlateau("val_loss", 0.1, 10, 0, "auto", 1e-4, 0, 0.0))
+
+
+def test_plateau_lowers_the_rate_after_patience_epochs_without_a_better_value():
+    expected = [0.1, 0.1, 0.1, 0.05, 0.05, 0.025]
+    assert plateau([1, 1, 1, 1, 1], factor=0.5, patience=2) == pytest.approx(expected)
+
+
+def test_a_better_value_gives_plateau_its_patience_back():
+    assert plateau([3, 3, 2, 2, 1, 1], factor=0.5, patience=2) == pytest.approx([0.1] * 7)
+
+
+def test_nothing_is_counted_in_the_epochs_of_cooldown():
+    """Keras counts the last of them, which makes its cooldown=1 do nothing."""
+    assert plateau([1] * 5, factor=0.5, patience=1, cooldown=1) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+
+
+def test_the_rate_is_left_alone_in_cooldown():
+    assert plateau([1] * 4, factor=0.5, patience=1, cooldown=3) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.05])
+
+
+def test_the_rate_goes_no_lower_than_min_lr():
+    assert plateau([1] * 4, patience=1, min_lr=0.03) == pytest.approx([0.1, 0.1, 0.03, 0.03, 0.03])
+
+
+def test_plateau_takes_a_step_below_min_delta_for_no_better():
+    assert plateau([1, 0.95, 0.91], factor=0.5, patience=2, min_delta=0.1)[-1] == pytest.approx(0.05)
+    assert plateau([1, 0.95, 0.85], factor=0.5, patience=2, min_delta=0.1)[-1] == pytest.approx(0.1)
+    assert plateau([1, 1 - 5e-5], factor=0.5, patience=1)[-1] == pytest.approx(0.05)
+
+
+def test_plateau_goes_by_the_direction_of_the_metric():
+    assert plateau([0.1, 0.2, 0.3], "val_accuracy", factor=0.5, patience=1)[-1] == pytest.approx(0.1)
+    assert plateau([0.3, 0.2, 0.1], "val_accuracy", factor=0.5, patience=1)[-1] == pytest.approx(0.025)
+
+
+def test_plateau_does_not_take_nan_first_for_the_best():
+    assert plateau([NAN, 3, 2, 1], factor=0.5, patience=2)[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, NAN])
+def test_a_factor_that_would_not_lower_is_refused(factor):
+    with pytest.raises(ValueError, match=r"factor must be below 1"):
+        ReduceLROnPlateau(factor=factor)
+
+
+def test_plateau_starts_anew_in_a_second_fit():
+    model, scripted, callback = new_model(), Scripted(val_loss=[1, 1, 9, 9, 9]), ReduceLROnPlateau(patience=2)
+    train(model, 2, scripted, callback)
+    train(model, 2, scripted, callback)
+    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    assert callback.best == 9
+
+
+def test_plateau_lowers_every_parameter_group():
+    def groups(parameters):
+        weight, bias = parameters
+        return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.01}], lr=0.1)
+
+    model = new_model(optimizer=groups)
+    train(model, 2, Scripted(val_loss=[1, 1]), ReduceLROnPlateau(factor=0.5, patience=1))
+    assert [group["lr"] for group in model.optimizer.param_groups] == pytest.approx([0.05, 0.005])
+
+
+def test_plateau_refuses_a_monitor_that_will_not_be_there_before_the_first_step():
+    model = new_model()
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors 'val_loss'.*validation_data"):
+        train(model, 1, ReduceLROnPlateau(), validation_data=None)
+    assert model.state.step == 0
