@@ -1,4 +1,4 @@
-"""Whatever the user passed, as batches: recognizing it, splitting it, weighing it, feeding it to the loop."""
+"""Whatever the user passed, as batches: recognizing it, and handing it to the loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from easytorch.feed import Feed, length, signal_proof
 from easytorch.notice import warn
 from easytorch.splits import all_targets, split, split_loader, targets_of
 from easytorch.state import random_states_kept
-from easytorch.tree import leaves
 from easytorch.weights import ClassWeight, Weighted, with_sample_weight
 
 __all__ = ["ArrayDataset", "all_targets", "as_loader", "seeded", "split", "targets_of"]
@@ -115,6 +114,8 @@ def seeded(dataset: Any, seed: int = 0) -> Dataset[Any]:
     Augmentation inside a loader's workers draws from generators that nothing can restore. Wrapped so, a sample draws the
     same numbers whoever loads it, whenever: from ``seed``, the epoch and its index. So a run resumes exactly in the middle
     of an epoch, with any number of workers.
+
+    Python's, NumPy's and torch's global generators are seeded so, not generators of the dataset's own.
 
     Args:
         dataset: Any map-style dataset.
@@ -243,7 +244,7 @@ def one_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
 def inputs(x: Any, signature: Signature) -> Any:
     """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
     several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
-    return (x,) if several and all(map(is_array, leaves(x))) else x
+    return (x,) if several and all(map(is_array, x)) else x
 
 
 def in_order(loader: Any) -> Any:

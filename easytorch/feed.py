@@ -69,7 +69,8 @@ class Feed:
         self.example: Any = None
         self.taken: list[Any] = []  # the window that the loop has now
         self.exhausted = False
-        self.passes = 0  # passes over the data begun
+        self.passes = 0  # passes over the data begun, in this fit
+        self.earlier = 0  # epochs before this fit, for samplers and datasets that count them
         self.used = 0  # batches that the loop took in this pass
         self._begin: dict[str, Any] = {}  # the random states when this pass began
         self._resume: Mapping[str, Any] | None = None
@@ -139,18 +140,22 @@ class Feed:
     def _start_pass(self) -> int:
         """Note the random states at the begin of a pass, or put back those of the pass to resume; return what to skip."""
         resume, self._resume = self._resume, None
+        order = _generators(*_order_parts(self.loader))
         if resume is None:
             self.passes += 1
-            self._begin = {"random": random_states(), "generators": _generator_states(self.loader)}
+            self._begin = {"random": random_states(), "generators": _states(order)}
             self.used = 0
         else:
             self.passes, self.used, self._begin = resume["passes"], resume["used"], dict(resume["begin"])
             self._now = random_states()
             set_random_states(self._begin["random"])
-            _set_generator_states(self.loader, self._begin["generators"])
-        for part in _parts(self.loader):
+            _set_states(order, self._begin["generators"])
+        if getattr(self._reader, "persistent_workers", False) and self._reader._iterator is None and self.passes > 1:
+            # Workers that live on draw no new seed; those of a resumed run, which start now, must not either.
+            self._reader.generator = torch.Generator()
+        for part in [*_order_parts(self.loader), *_data_parts(self.loader)]:
             if hasattr(part, "set_epoch"):
-                part.set_epoch(self.passes - 1)
+                part.set_epoch(self.earlier + self.passes - 1)
         if self._order is not None:
             self._order.start(resume, self._now)
         return self.used if resume is not None else 0
@@ -199,7 +204,8 @@ class Feed:
             "epoch_step": epoch_step,
             "begin": {} if between else self._begin,
             "random": random_states(),
-            "generators": _generator_states(self.loader),
+            "generators": _states(_generators(*_order_parts(self.loader))),
+            "data_generators": _states(_generators(*_data_parts(self.loader))),
             "order": self._order.mark(self.used) if self._order is not None and not between else None,
             "loader": own() if own is not None and not between else None,
             "size": self._size(),
@@ -212,11 +218,21 @@ class Feed:
         Raises:
             ResumeError: If the data has another length, or is put together otherwise.
         """
-        for name, now in (("size", self._size()), ("window", self.window)):
-            if state[name] != now:
-                what = {"size": "samples or batches", "window": "batches in an update"}[name]
+        order, of_data = _generators(*_order_parts(self.loader)), _generators(*_data_parts(self.loader))
+        for name, now in (
+            ("size", self._size()),
+            ("window", self.window),
+            ("generators", order),
+            ("data_generators", of_data),
+        ):
+            what = {"size": "samples, batches and batch size", "window": "batches in an update"}.get(
+                name, "random generators"
+            )
+            counted = "generators" in name
+            before, now = (len(state[name]), len(now)) if counted else (state[name], now)
+            if before != now:
                 raise ResumeError(
-                    f"The run that is to be resumed had {state[name]} {what}; now there are {now}. Pass the same data and "
+                    f"The run that is to be resumed had {before} {what}; now there are {now}. Pass the same data and "
                     "settings, or begin anew in another folder."
                 )
         self.passes = state["passes"]
@@ -225,17 +241,27 @@ class Feed:
         if state["used"]:
             self._resume, self._loader_state = state, state["loader"]
             if self.unsure:
-                warn(
-                    "The samples are loaded by workers, whose random numbers cannot be restored in the middle of an epoch. If "
-                    "the dataset draws any (augmentation), the rest of this epoch is not that of an undisturbed run. Wrap it in "
-                    "easytorch.data.seeded(dataset) to make it exact."
-                )
+                self._warn_of_workers()
         else:
-            _set_generator_states(self.loader, state["generators"])
+            _set_states(order, state["generators"])
+        _set_states(of_data, state["data_generators"])
+        if self.unsure and getattr(self.loader, "persistent_workers", False) and not state["used"]:
+            self._warn_of_workers()
 
     def _size(self) -> list[int | None]:
         dataset = getattr(self.loader, "dataset", None)
-        return [length(dataset) if dataset is not None else None, length(self.loader)]
+        return [
+            None if dataset is None else length(dataset),
+            length(self.loader),
+            getattr(self.loader, "batch_size", None),
+        ]
+
+    @staticmethod
+    def _warn_of_workers() -> None:
+        warn(
+            "The samples are loaded by workers, whose random numbers cannot be restored. If the dataset draws any (augmentation), "
+            "the run is not that of an undisturbed one from here on. Wrap it in easytorch.data.seeded(dataset) to make it exact."
+        )
 
 
 class Order(Iterable[Any]):
@@ -326,17 +352,30 @@ class _Deaf:
             self.init(worker)
 
 
-def _parts(loader: Any) -> list[Any]:
-    """Return what of ``loader`` may draw random numbers."""
+def _order_parts(loader: Any) -> list[Any]:
+    """Return what of ``loader`` may draw random numbers for the order: a resumed pass draws them again."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     inner = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
-    found = [loader, getattr(loader, "dataset", None), batch_sampler, inner]
-    return [part for part in found if part is not None]
+    return [part for part in (loader, batch_sampler, inner) if part is not None]
 
 
-def _generators(loader: Any) -> list[Any]:
+def _data_parts(loader: Any) -> list[Any]:
+    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms."""
+    parts, waiting = [], [getattr(loader, "dataset", None)]
+    while waiting:
+        part = waiting.pop()
+        if part is None or any(part is one for one in parts) or isinstance(part, torch.Tensor):
+            continue
+        parts.append(part)
+        inside = vars(part) if hasattr(part, "__dict__") else {}
+        waiting += [inside.get(name) for name in ("dataset", "transform", "target_transform", "transforms")]
+        waiting += inside.get("datasets") or []
+    return parts
+
+
+def _generators(*parts: Any) -> list[Any]:
     found: list[Any] = []
-    for part in _parts(loader):
+    for part in parts:
         for value in getattr(part, "__dict__", {}).values():
             if isinstance(value, (torch.Generator, random.Random, np.random.Generator)) and all(
                 value is not one for one in found
@@ -345,9 +384,9 @@ def _generators(loader: Any) -> list[Any]:
     return found
 
 
-def _generator_states(loader: Any) -> list[Any]:
+def _states(generators: list[Any]) -> list[Any]:
     states: list[Any] = []
-    for generator in _generators(loader):
+    for generator in generators:
         if isinstance(generator, torch.Generator):
             states.append(generator.get_state())
         elif isinstance(generator, random.Random):
@@ -358,8 +397,8 @@ def _generator_states(loader: Any) -> list[Any]:
     return states
 
 
-def _set_generator_states(loader: Any, states: Iterable[Any]) -> None:
-    for generator, state in zip(_generators(loader), states, strict=True):
+def _set_states(generators: list[Any], states: Iterable[Any]) -> None:
+    for generator, state in zip(generators, states, strict=True):
         if isinstance(generator, torch.Generator):
             generator.set_state(state.cpu())
         elif isinstance(generator, random.Random):

@@ -175,7 +175,8 @@ def check_optimizer(
         return
     groups = [len(group["params"]) for group in state["param_groups"]]
     own = [len(group["params"]) for group in optimizer.param_groups]
-    if groups != own or set(state["param_groups"][0]) != set(optimizer.state_dict()["param_groups"][0]):
+    kind = type(optimizer).__name__
+    if groups != own or content.get("optimizer_kind", kind) != kind:
         content["optimizer"] = None
         if refuse is not None:
             raise refuse(
@@ -342,7 +343,9 @@ class _Honest(io.RawIOBase):
 def _explained(error: OSError, path: Path) -> OSError:
     reason = error.strerror or str(error)
     cure = "Choose another place."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno == errno.EFBIG:
+        cure = "The system limits the size of files here (ulimit -f): raise the limit, or choose another place."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free
         cure = f"{free:,} bytes are free there. Make room, or choose another place."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -97,7 +97,7 @@ class Metrics:
         mode = known.get(bare) or ("min" if bare == "loss" or bare.endswith("_loss") else None)
         if mode is None:
             raise ValueError(
-                f"Nobody knows whether {name!r} is better high or low.{nearest(bare, ['loss', *self.names])} Pass mode='min' or "
+                f"Nobody knows whether {name!r} is better high or low.{nearest(bare, {'loss', *self.names} - {bare})} Pass mode='min' or "
                 "mode='max'."
             )
         return mode
@@ -105,6 +105,7 @@ class Metrics:
     def state_dict(self) -> dict[str, Any]:
         """Return what a restart in the middle of a pass needs."""
         return {
+            "names": self.names,
             "terms": {name: mean.state_dict() for name, mean in self._terms.items()},
             "metrics": [metric.state_dict() for metric, *_ in self._metrics],
         }

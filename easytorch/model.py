@@ -108,8 +108,9 @@ class Model(Saving):
             lr: The learning rate; None is the optimizer's default.
             loss_weights: The weight of each output's loss.
             weighted_metrics: Metrics that take sample and class weights into account.
-            scheduler: A ``torch.optim.lr_scheduler`` or a function that makes one from the optimizer, stepped after each
-                update or epoch as its class demands; ``easytorch.callbacks.LRScheduler`` says which.
+            scheduler: ``"warmup_cosine"``, ``"cosine"`` or ``"one_cycle"``; a ``torch.optim.lr_scheduler`` or a function
+                that makes one from the optimizer, stepped per update or epoch as its class demands; or a
+                ``callbacks.LRScheduler``, which says so.
             clip_grad_norm: The largest norm of all gradients together.
             clip_grad_value: The largest value of a single gradient.
             gradient_accumulation_steps: Batches in one update, which then counts as one large batch.

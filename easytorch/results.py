@@ -78,7 +78,7 @@ class History(Chain, Mapping[str, list[float]]):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the last fit was stopped by Ctrl-C."""
+        """Whether the last fit was stopped by Ctrl-C or SIGTERM."""
         return bool(self._fit["interrupted"])
 
     @interrupted.setter

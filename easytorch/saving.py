@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from easytorch import files
-from easytorch.callbacks.callback import CallbackList
+from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.feed import Feed, ResumeError
 from easytorch.metrics import Metrics
@@ -47,6 +47,7 @@ class Saving:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
+        parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
         return parts | {"module": files.bare(self.module), "compiled": files.plain(self._compiled)}
 
@@ -108,7 +109,7 @@ class Saving:
             "format": files.FORMAT,
             "version": files.VERSION,
             "metrics": self.metrics.state_dict(),
-            "callbacks": [[type(one).__name__, one.state_dict()] for one in self.callbacks.callbacks],
+            "callbacks": [[type(one).__name__, one.state_dict()] for one in self._stateful()],
             "feed": self.feed.state_dict(self.state.epoch_step),
             "environment": environment(self.device, self.strategy.precision, self.strategy.jit_compile),
         }
@@ -117,7 +118,7 @@ class Saving:
         """Go on exactly where ``training_state`` was taken; only while ``fit`` begins.
 
         Raises:
-            ResumeError: If the data, the callbacks or the optimizer are not those of the run.
+            ResumeError: If the data, the callbacks, the metrics or the optimizer are not those of the run.
             FileError: If the file belongs to another module.
         """
         assert self.feed is not None
@@ -127,29 +128,40 @@ class Saving:
             )
         planned = self.state.last - self.state.first
         weights = files.fit_names(content["module"], self.module, path)
-        mine = [type(one).__name__ for one in self.callbacks.callbacks if one.state_dict()]
-        saved = [name for name, state in content["callbacks"] if state]
-        if mine != saved:
-            raise ResumeError(
-                f"The run in {str(path)!r} had the callbacks {saved}, which have a state; now they are {mine}. "
-                "Pass the same ones in the same order, or begin anew in another folder."
-            )
+        for what, before, now in (
+            (
+                "callbacks with a state",
+                [name for name, _ in content["callbacks"]],
+                [type(one).__name__ for one in self._stateful()],
+            ),
+            ("metrics", content["metrics"]["names"], self.metrics.names),
+        ):
+            if before != now:
+                raise ResumeError(
+                    f"The run in {str(path)!r} had the {what} {before}; now they are {now}. Pass the same ones in the same order, "
+                    "or begin anew in another folder."
+                )
         files.check_optimizer(dict(content), self.optimizer, path, ResumeError)
         for line in changes(
             content["environment"], environment(self.device, self.strategy.precision, self.strategy.jit_compile)
         ):
             warn(f"{line}: the run goes on, but not with the same bits.")
+        recipe = files.plain(self._compiled)
+        for line in changes(content["compiled"] or recipe or {}, recipe or content["compiled"] or {}):
+            warn(f"{line}: the run goes on with what it had.")
         self.feed.load_state_dict(content["feed"])
         self.module.load_state_dict(weights)
         for name, part in (self._parts() | {"metrics": self.metrics}).items():
             part.load_state_dict(content[name])
         self.state.last = self.state.first + planned
         self.stop_training = False
-        listening = [one for one in self.callbacks.callbacks if one.state_dict()]
-        for one, state in zip(listening, (state for _, state in content["callbacks"] if state), strict=True):
+        for one, (_, state) in zip(self._stateful(), content["callbacks"], strict=True):
             one.load_state_dict(state)
         if self.stop_training:  # a run that stopped early has come to its end
             self.state.last = self.state.epoch
+
+    def _stateful(self) -> list[Callback]:
+        return [one for one in self.callbacks.callbacks if type(one).state_dict is not Callback.state_dict]
 
     def _parts(self) -> dict[str, Any]:
         parts = {"optimizer": self.optimizer, "strategy": self.strategy, "state": self.state, "history": self._history}

@@ -43,7 +43,7 @@ def fitting(
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
     listeners = CallbackList([*callbacks, interrupts], model, params | {"validated": validation is not None})
     model.history.params, model.history.interrupted = params, False
-    model.feed = feed
+    model.feed, feed.earlier = feed, state.first
     with training(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:

@@ -27,6 +27,7 @@ class Averaging(Callback):
     """
 
     average: AveragedModel
+    _of: torch.nn.Module  # whose average it is
 
     def __init__(self, keep_average: bool = False) -> None:
         self.keep_average = keep_average

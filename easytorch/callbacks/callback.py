@@ -124,6 +124,7 @@ class CallbackList(Callback):
     """Tells every callback, in order; a hook that nobody overrides costs one call of an empty function."""
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
+        self.damaged = False  # whether training ended by numbers that are none, so that nothing of it is to be kept
         self.callbacks, self.params = sorted(map(_checked, callbacks), key=lambda callback: callback.priority), params
         for callback in self.callbacks:
             callback.model, callback.params = model, params

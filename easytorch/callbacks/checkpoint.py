@@ -13,6 +13,7 @@ from typing import Any
 from easytorch import files
 from easytorch.callbacks.callback import Callback
 from easytorch.callbacks.monitors import Monitor, check_name
+from easytorch.feed import ResumeError
 from easytorch.notice import warn
 from easytorch.state import random_states
 
@@ -25,11 +26,11 @@ class BackupAndRestore(Callback):
     undisturbed run would have had.
 
     Args:
-        backup_dir: The folder, made if it is not there; or, to go on from it alone, a file.
+        backup_dir: The folder, made if it is not there; or, to go on from it, the newest file in one.
         save_freq: ``"epoch"``, or a number of updates, counted over all epochs.
         minutes: Keep it also when so many minutes have passed since the last time; None does not.
         keep: How many of the newest files to keep.
-        delete_checkpoint: Delete the files when training has come to its planned end.
+        delete_checkpoint: Delete these files, and the folder if it is empty then, when training has come to its end.
     """
 
     priority = 10  # told after all whose state it keeps
@@ -63,8 +64,19 @@ class BackupAndRestore(Callback):
         """Go on from the newest whole checkpoint, if there is one."""
         self._saved, self._failed, self._ended_by_error = time.monotonic(), None, False
         if self.source.is_file():
-            self.model.load_training_state(files.read_model(self.source, self.model.device), self.source)
+            content = files.read_model(self.source, self.model.device)
             self.folder = self.source.parent
+            newer = [
+                path.name
+                for path in files.checkpoints(self.folder)
+                if path > files.step_path(self.folder, content["state"]["step"])
+            ]
+            if newer:
+                raise ResumeError(
+                    f"Beside {str(self.source)!r} there are newer checkpoints, {newer[0]!r} the newest, which this run would delete "
+                    "as it goes on. Copy the file into a folder of its own, and name that folder."
+                )
+            self._resume(content, self.source)
             return
         if self.source.suffix == ".pt":
             raise FileNotFoundError(
@@ -77,7 +89,16 @@ class BackupAndRestore(Callback):
         files.sweep(self.folder)
         if files.checkpoints(self.folder):
             path, content = files.newest(self.folder, self.model.device)
-            self.model.load_training_state(content, path)
+            self._resume(content, path)
+
+    def _resume(self, content: dict[str, Any], path: Path) -> None:
+        self.model.load_training_state(content, path)
+        state = self.model.state
+        left = (
+            f"goes on in epoch {state.epoch + 1} of {state.last}" if state.epoch < state.last else "has come to its end"
+        )
+        if self.params["verbose"] != 0:
+            print(f"The run in {str(path)!r}, stopped after update {state.step}, {left}", flush=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Keep the run, if it is time."""
@@ -109,7 +130,8 @@ class BackupAndRestore(Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the files of a run that came to its end, if that is wanted; say if the last one could not be written."""
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
-        if ended and self.delete_checkpoint and not self._ended_by_error and not self.model.history.interrupted:
+        failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.damaged
+        if ended and self.delete_checkpoint and not failed:
             files.keep_newest(self.folder, 0)
             with contextlib.suppress(OSError):  # there is something else in it
                 self.folder.rmdir()
@@ -118,6 +140,8 @@ class BackupAndRestore(Callback):
 
     def save(self, final: bool = False) -> None:
         """Write a checkpoint; a failure is a warning until the last one."""
+        if self.model.callbacks.damaged:  # the last whole one is from before the damage
+            return
         content = self.model.training_state()
         if self._random_before_test is not None:
             content["feed"]["random"] = self._random_before_test

@@ -102,6 +102,7 @@ class TensorBoard(Callback):
         self.folder, self.histogram_freq, self.update_freq = Path(log_dir), histogram_freq, update_freq
         self.write_steps_per_second, self.steps, self.began = write_steps_per_second, 0, 0.0
         self._writers: dict[str, Any] = {}
+        self.epochs = 0
         _summary_writer()  # a missing package is told now, not when training runs
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -117,6 +118,7 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the epoch's values."""
+        self.epochs = epoch + 1
         for name, value in (logs or {}).items():
             if isinstance(value, str):
                 continue
@@ -137,9 +139,18 @@ class TensorBoard(Callback):
             writer.close()
         self._writers = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of epochs written: what a resumed run will write again is taken back."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.epochs = state["epochs"]
+
     def _writer(self, where: str) -> Any:
         if where not in self._writers:
-            self._writers[where] = _summary_writer()(str(self.folder / where))
+            purge = self.epochs if self.epochs and self.update_freq == "epoch" else None
+            self._writers[where] = _summary_writer()(str(self.folder / where), purge_step=purge)
         return self._writers[where]
 
 

@@ -104,7 +104,7 @@ class TerminateOnNaN(Callback):
             }
             self.report += f"\n  Written to {files.write(Path(self.path), content)}, to reproduce it."
         self.model.need_optimizer("fit").zero_grad()  # without gradients the optimizer does nothing
-        self.model.stop_training = True
+        self.model.stop_training = self.model.callbacks.damaged = True
         if self.raise_error:
             raise FloatingPointError(self.report)
         warn(self.report)
