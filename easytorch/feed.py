@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch.notice import warn
 from easytorch.state import TrainState, random_states, set_random_states
+from easytorch.tree import map_leaves
 
 NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
 
@@ -101,7 +102,10 @@ class Feed:
         count, self._done = self._done, 0
         windows = self._pass() if self._stream is None else itertools.islice(self._stream, (self.steps or 0) - count)
         for window in windows:
-            self.example = window[0] if self.example is None else self.example
+            if self.example is None:  # copied: a worker's memory would be shared as long as the example is kept
+                self.example = map_leaves(
+                    lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, window[0]
+                )
             self.taken = window
             count += 1
             yield window
@@ -219,17 +223,12 @@ class Feed:
             ResumeError: If the data has another length, or is put together otherwise.
         """
         order, of_data = _generators(*_order_parts(self.loader)), _generators(*_data_parts(self.loader))
-        for name, now in (
-            ("size", self._size()),
-            ("window", self.window),
-            ("generators", order),
-            ("data_generators", of_data),
+        for what, before, now in (
+            ("samples, batches and batch size", state["size"], self._size()),
+            ("batches in an update", state["window"], self.window),
+            ("random generators for the order", len(state["generators"]), len(order)),
+            ("random generators in the dataset", len(state["data_generators"]), len(of_data)),
         ):
-            what = {"size": "samples, batches and batch size", "window": "batches in an update"}.get(
-                name, "random generators"
-            )
-            counted = "generators" in name
-            before, now = (len(state[name]), len(now)) if counted else (state[name], now)
             if before != now:
                 raise ResumeError(
                     f"The run that is to be resumed had {before} {what}; now there are {now}. Pass the same data and "
@@ -259,8 +258,9 @@ class Feed:
     @staticmethod
     def _warn_of_workers() -> None:
         warn(
-            "The samples are loaded by workers, whose random numbers cannot be restored. If the dataset draws any (augmentation), "
-            "the run is not that of an undisturbed one from here on. Wrap it in easytorch.data.seeded(dataset) to make it exact."
+            "The samples are loaded by workers, whose random numbers cannot be restored. If the dataset draws any "
+            "(augmentation), the run is not that of an undisturbed one from here on. Wrap it in "
+            "easytorch.data.seeded(dataset) to make it exact."
         )
 
 
@@ -361,7 +361,8 @@ def _order_parts(loader: Any) -> list[Any]:
 
 def _data_parts(loader: Any) -> list[Any]:
     """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms."""
-    parts, waiting = [], [getattr(loader, "dataset", None)]
+    parts: list[Any] = []
+    waiting = [getattr(loader, "dataset", None)]
     while waiting:
         part = waiting.pop()
         if part is None or any(part is one for one in parts) or isinstance(part, torch.Tensor):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from easytorch import verify
 from easytorch.lookup import nearest
 from easytorch.notice import warn
+from easytorch.tree import leaves
 from easytorch.verify import FileError
 
 FORMAT = "easytorch"
@@ -34,7 +37,8 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     Raises:
         OSError: If it cannot be written; the message names the file, the reason and what to do.
     """
-    return _replace(Path(path), lambda file: torch.save(dict(content), file))
+    whole = verify.plain(dict(content), "the content")
+    return _replace(Path(path), lambda file: torch.save(whole, file), _size(whole))
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:
@@ -43,7 +47,7 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
     # The format knows neither shared nor strided memory; names that share a tensor are written once each.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = save(plain, metadata={verify.CHECKSUM: verify.digest(save(plain))})
-    return _replace(Path(path), lambda file: file.write(data))
+    return _replace(Path(path), lambda file: file.write(data), len(data))
 
 
 def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
@@ -65,12 +69,14 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
         return _read_safetensors(path, device)
     verify.archive(path)
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return verify.content(torch.load(path, map_location=device, weights_only=True), path)
     except pickle.UnpicklingError as error:
         raise FileError(
             f"{str(path)!r} holds Python objects, which could run code when they are loaded, so it is not read. "
             "If you trust it, read it with torch.load(..., weights_only=False) and pass the state dict to net.load_state_dict()."
         ) from error
+    except FileError:
+        raise
     except Exception as error:  # torch.load raises ten kinds of exceptions on damaged files
         raise FileError(
             f"{str(path)!r} cannot be read: {type(error).__name__}: {error}. Take an older copy."
@@ -112,6 +118,13 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -
     raise FileError(
         f"None of the {len(found)} checkpoints in {str(folder)!r} is whole. The newest: {broken[0]}"
     ) from broken[0]
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename checkpoints that a run does not go on from, so that they are neither deleted nor taken for its newest."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(path.with_name(f"{path.name}.aside"))
 
 
 def keep_newest(folder: str | os.PathLike[str], count: int) -> None:
@@ -173,20 +186,53 @@ def check_optimizer(
     state = content.get("optimizer")
     if not state or optimizer is None:
         return
-    groups = [len(group["params"]) for group in state["param_groups"]]
-    own = [len(group["params"]) for group in optimizer.param_groups]
-    kind = type(optimizer).__name__
-    if groups != own or content.get("optimizer_kind", kind) != kind:
-        content["optimizer"] = None
-        if refuse is not None:
-            raise refuse(
-                f"The run in {str(path)!r} has another optimizer than {type(optimizer).__name__} of these parameters. Compile as "
-                "it was compiled, or begin anew in another folder."
-            )
-        warn(
-            f"The optimizer's state in {str(path)!r} is of another optimizer than {type(optimizer).__name__} of these "
-            "parameters, so it starts anew; all else is restored."
+    if _fits_optimizer(content, optimizer):
+        return
+    content["optimizer"] = None
+    told = f"The optimizer's state in {str(path)!r} is not that of {type(optimizer).__name__} with these parameters"
+    if refuse is not None:
+        raise refuse(f"{told}. Compile as it was compiled, or begin anew in another folder.")
+    warn(f"{told}, so it starts anew; all else is restored.")
+
+
+def _fits_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
+    """Whether every state in ``content`` belongs to a parameter of its shape: a fused optimizer writes without asking."""
+    try:
+        groups, states = content["optimizer"]["param_groups"], content["optimizer"]["state"]
+        if content.get("optimizer_kind", type(optimizer).__name__) != type(optimizer).__name__:
+            return False
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+            return False
+        if any(not set(group) >= set(optimizer.defaults) for group in groups):
+            return False
+        parameters = dict(
+            pair
+            for group, own in zip(groups, optimizer.param_groups, strict=True)
+            for pair in zip(group["params"], own["params"], strict=True)
         )
+        loose = isinstance(optimizer, torch.optim.Adafactor)  # keeps the means of rows and columns alone
+        return all(
+            not isinstance(value, Tensor) or value.ndim == 0 or value.shape == parameters[number].shape or loose
+            for number, values in states.items()
+            for value in values.values()
+        )
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def refused(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever content of another kind raises inside into an error that names the file."""
+    try:
+        yield
+    except (FileError, OSError):
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
+        if type(error).__name__ == "ResumeError":
+            raise
+        raise FileError(
+            f"{str(path)!r} is not a whole model: {type(error).__name__}: {error}. Take an older copy."
+        ) from error
 
 
 def plain(value: Any) -> Any:
@@ -234,12 +280,14 @@ def fit_names(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> di
     rows = []
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
-    for name in missing:
-        rows.append(("missing in the file", name, _shape(wanted[name]), nearest(name, unexpected).strip()))
-    for name in unexpected:
-        rows.append(("not in the module", name, _shape(tensors[name]), nearest(name, missing).strip()))
+    for what, some, others, shapes in (
+        ("missing in the file", missing, unexpected[:ROWS], wanted),
+        ("not in the module", unexpected, missing[:ROWS], tensors),
+    ):
+        hints = {name: nearest(name[:200], others).strip() for name in some[:ROWS]}
+        rows += [(what, name[:200], _shape(shapes[name]), hints.get(name, "")) for name in some]
     for name in wanted:
-        if name in tensors and isinstance(wanted[name], Tensor) and _shape(tensors[name]) != _shape(wanted[name]):
+        if name in tensors and isinstance(wanted[name], Tensor) and not _same_kind(tensors[name], wanted[name]):
             there, here = _shape(tensors[name]), _shape(wanted[name])
             rows.append(("another shape", name, f"{there} in the file", f"{here} in the module"))
     if rows:
@@ -264,8 +312,15 @@ def _short(name: str) -> str:
     return ".".join(parts)
 
 
-def _table(rows: list[tuple[str, str, str, str]], most: int = 20) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
+def _same_kind(found: Any, wanted: Tensor) -> bool:
+    return isinstance(found, Tensor) and found.shape == wanted.shape and found.layout == wanted.layout
+
+
+ROWS = 20
+
+
+def _table(rows: list[tuple[str, str, str, str]], most: int = ROWS) -> str:
+    widths = [max(len(row[i]) for row in rows[:most]) for i in range(3)] + [0]
     lines = ["  ".join(part.ljust(width) for part, width in zip(row, widths, strict=True)) for row in rows[:most]]
     more = [f"... and {len(rows) - most} more"] if len(rows) > most else []
     return "\n".join("  " + line.rstrip() for line in [*lines, *more])
@@ -283,15 +338,19 @@ def weights_in(content: Any) -> Any:
     return next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
 
 
-def _replace(path: Path, fill: Callable[[IO[bytes]], Any]) -> Path:
+def _replace(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
     """Fill a temporary file beside ``path`` and put it in the place of ``path`` when it is whole and on the disk."""
     temporary: str | None = None
+    replaced = False
     path = path.resolve() if path.is_symlink() else path  # a link stays, what it points to is replaced
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"there is no folder {str(path.parent)!r}")
+        _sweep_old(path)
+        if shutil.disk_usage(path.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(descriptor, "wb") as raw:
             file = _Honest(raw)
@@ -305,12 +364,13 @@ def _replace(path: Path, fill: Callable[[IO[bytes]], Any]) -> Path:
             os.fsync(raw.fileno())
         os.chmod(temporary, _mode(path))
         os.replace(temporary, path)
+        replaced = True
         _sync_folder(path.parent)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise _explained(error, path, needed, replaced) from error
     finally:
         if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # it is gone, or the disk takes nothing any more: the first error counts
                 os.unlink(temporary)
     return path
 
@@ -340,20 +400,37 @@ class _Honest(io.RawIOBase):
             self.raw.flush()
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def _explained(error: OSError, path: Path, needed: int, replaced: bool) -> OSError:
     reason = error.strerror or str(error)
+    if replaced:
+        told = "The file is whole, but it is not sure that it outlives a power cut."
+        return type(error)(error.errno, f"Cannot sync the folder of {str(path)!r}: {reason}. {told}")
     cure = "Choose another place."
     if error.errno == errno.EFBIG:
-        cure = "The system limits the size of files here (ulimit -f): raise the limit, or choose another place."
+        cure = f"About {needed:,} bytes are needed, and the system limits the size of files here (ulimit -f). Raise the limit."
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free
-        cure = f"{free:,} bytes are free there. Make room, or choose another place."
+        cure = f"About {needed:,} bytes are needed, {free:,} bytes are free there. Make room, or choose another place."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         cure = "Choose a folder that you may write to."
     elif error.errno == errno.ENOENT:
         cure = "Make the folder first, or choose another place."
     kept = " The file that was there is unchanged." if path.is_file() else ""
     return type(error)(error.errno, f"Cannot write {str(path)!r}: {reason}. {cure}{kept}")
+
+
+def _size(content: Any) -> int:
+    """Return about how many bytes ``content`` takes in a file."""
+    tensors = {leaf.untyped_storage().data_ptr(): leaf for leaf in leaves(content) if isinstance(leaf, Tensor)}
+    return sum(one.untyped_storage().nbytes() + 512 for one in tensors.values()) + 4096
+
+
+def _sweep_old(path: Path, seconds: float = 3600) -> None:
+    """Delete what a process that was killed an hour ago or earlier left half written for ``path``."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > seconds:
+                stale.unlink()
 
 
 def _mode(path: Path) -> int:

@@ -96,9 +96,9 @@ class Metrics:
         known = dict(zip(self.names, (metric.mode for metric, *_ in self._metrics), strict=True))
         mode = known.get(bare) or ("min" if bare == "loss" or bare.endswith("_loss") else None)
         if mode is None:
+            hint = nearest(bare, {"loss", *self.names} - {bare})
             raise ValueError(
-                f"Nobody knows whether {name!r} is better high or low.{nearest(bare, {'loss', *self.names} - {bare})} Pass mode='min' or "
-                "mode='max'."
+                f"Nobody knows whether {name!r} is better high or low.{hint} Pass mode='min' or mode='max'."
             )
         return mode
 

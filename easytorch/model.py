@@ -60,9 +60,7 @@ class Model(Saving):
 
     def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"Model takes a torch.nn.Module, received {module!r}. Is it a class that must be called first?"
-            )
+            raise TypeError(f"Model takes a torch.nn.Module, received {module!r}. Is it a class to be called first?")
         self.module = module
         self.signature = Signature.of(module)
         self.device = pick_device(device)
@@ -121,11 +119,8 @@ class Model(Saving):
             ValueError: If a name is unknown, with the nearest that is; nothing has changed then.
             TypeError: If an argument is of a kind that cannot be used.
         """
-        recipe = {
-            key: value
-            for key, value in locals().items()
-            if key not in ("self", "scheduler", "precision", "jit_compile")
-        }
+        elsewhere = ("self", "scheduler", "precision", "jit_compile")
+        recipe = {key: value for key, value in locals().items() if key not in (*elsewhere, "elsewhere")}
         check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         criterion = losses.resolve(loss, loss_weights)
         measures = resolve_metrics(metrics, criterion, weighted_metrics)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from easytorch.lookup import find, nearest, quoted
 
@@ -172,12 +175,25 @@ class History(Chain, Mapping[str, list[float]]):
         return figure
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows."""
-        return {"rows": [dict(row) for row in self.rows], "epoch": list(self.epoch)}
+        """Return all rows, a tensor for each name."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        columns = {name: [float(row.get(name, math.nan)) for row in self.rows] for name in names}
+        measured = {name: [name in row for row in self.rows] for name in names}
+        return {
+            "epoch": torch.tensor(self.epoch, dtype=torch.int64),
+            "columns": {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()},
+            "measured": {name: torch.tensor(values) for name, values in measured.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
-        self.rows[:], self.epoch[:] = [dict(row) for row in state["rows"]], list(state["epoch"])
+        epochs = [int(epoch) for epoch in state["epoch"].tolist()]
+        rows: list[dict[str, float]] = [{} for _ in epochs]
+        for name, values in state["columns"].items():
+            for row, value, measured in zip(rows, values.tolist(), state["measured"][name].tolist(), strict=True):
+                if measured:
+                    row[str(name)] = float(value)
+        self.rows[:], self.epoch[:] = rows, epochs
 
     def __repr__(self) -> str:
         if not self.rows:

@@ -74,17 +74,35 @@ class Saving:
             path, content = files.newest(path, self.device)
         else:
             content = files.read_model(path, self.device)
+        before = dict(vars(self))
+        try:
+            with files.refused(path):
+                self._take(content, path)
+        except BaseException:
+            vars(self).update(before)
+            raise
+        return self
+
+    def _take(self, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+        """Take over ``content``, or raise before anything has changed but attributes."""
         weights = files.fit_names(content["module"], self.module, path)
         if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"])
         files.check_optimizer(content, self.optimizer, path)
+        TrainState().load_state_dict(content["state"])
+        History().load_state_dict(content["history"])
+        self.strategy.check_state(content["strategy"])
+        schedules = list(zip(self.schedules, content["schedules"], strict=False))
+        for schedule, state in schedules:
+            schedule.check_state(state)
+        if self.optimizer is not None and content.get("optimizer"):
+            self.optimizer.load_state_dict(content["optimizer"])
         self.module.load_state_dict(weights)
         for name, part in self._parts().items():
-            if content.get(name):
+            if name != "optimizer":
                 part.load_state_dict(content[name])
-        for schedule, state in zip(self.schedules, content.get("schedules", ()), strict=False):
+        for schedule, state in schedules:
             schedule.load_state_dict(state)
-        return self
 
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
@@ -121,6 +139,10 @@ class Saving:
             ResumeError: If the data, the callbacks, the metrics or the optimizer are not those of the run.
             FileError: If the file belongs to another module.
         """
+        with files.refused(path):
+            self._take_up(content, path)
+
+    def _take_up(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         assert self.feed is not None
         if "feed" not in content:
             raise ResumeError(
@@ -138,8 +160,8 @@ class Saving:
         ):
             if before != now:
                 raise ResumeError(
-                    f"The run in {str(path)!r} had the {what} {before}; now they are {now}. Pass the same ones in the same order, "
-                    "or begin anew in another folder."
+                    f"The run in {str(path)!r} had the {what} {before}; now they are {now}. Pass the same ones in the same "
+                    "order, or begin anew in another folder."
                 )
         files.check_optimizer(dict(content), self.optimizer, path, ResumeError)
         for line in changes(
@@ -149,6 +171,7 @@ class Saving:
         recipe = files.plain(self._compiled)
         for line in changes(content["compiled"] or recipe or {}, recipe or content["compiled"] or {}):
             warn(f"{line}: the run goes on with what it had.")
+        self.strategy.check_state(content["strategy"])
         self.feed.load_state_dict(content["feed"])
         self.module.load_state_dict(weights)
         for name, part in (self._parts() | {"metrics": self.metrics}).items():

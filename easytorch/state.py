@@ -57,6 +57,9 @@ class TrainState:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Stand where ``state`` says."""
+        fields = {field.name for field in dataclasses.fields(self)}
+        if set(state) != fields or any(type(value) is not int or value < 0 for value in state.values()):
+            raise ValueError(f"the state of training must be the counts {sorted(fields)}, received {dict(state)}")
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -66,7 +69,7 @@ def random_states() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     states: dict[str, Any] = {
-        "python": [version, list(internal), gauss],
+        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
         "numpy": [
             name,
             torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -85,7 +88,7 @@ def random_states() -> dict[str, Any]:
 def set_random_states(states: Mapping[str, Any]) -> None:
     """Put every generator back to where ``random_states`` found it."""
     version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"].cpu())

@@ -136,6 +136,14 @@ class Strategy:
         """Return the loss scale, empty where nothing is scaled."""
         return {"scaler": self.scaler.state_dict()}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise an error if ``state`` is none that this strategy can go on from."""
+        scale = state["scaler"]
+        if any(not isinstance(value, (int, float)) for value in scale.values()):
+            raise ValueError("the loss scale is not made of numbers")
+        if self.scaler.is_enabled() and scale and set(scale) != set(self.scaler.state_dict()):
+            raise ValueError("the loss scale has other parts")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the loss scale of ``state``."""
         if state.get("scaler"):

@@ -11,9 +11,12 @@ import json
 import pickletools
 import struct
 import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -28,15 +31,11 @@ def archive(path: Path) -> None:
         raise FileError(f"{str(path)!r} is empty: it was cut off. Take an older copy.")
     try:
         with zipfile.ZipFile(path) as zipped:
-            members = zipped.infolist()
-            names = [member.filename for member in members]
-            # A member that is marked as a folder is skipped by torch, and by zipfile's check.
-            stored = all(one.compress_type == zipfile.ZIP_STORED and not one.external_attr & 0x10 for one in members)
-            if not stored or sum(member.file_size for member in members) > size or len(set(names)) < len(names):
-                raise FileError(f"{str(path)!r} is packed in a way that torch never writes, so it is not read.")
+            _verify_layout(path, zipped, size)
             damaged = zipped.testzip()
-            pickles = [name for name in names if name.endswith("data.pkl")]
-            instructions = zipped.read(pickles[0]) if damaged is None and len(pickles) == 1 else b""
+            instructions = b"" if damaged else zipped.read(_instructions(zipped))
+    except FileError:
+        raise
     except (
         zipfile.BadZipFile,
         EOFError,
@@ -46,8 +45,6 @@ def archive(path: Path) -> None:
         RuntimeError,
         struct.error,
     ) as error:
-        if isinstance(error, FileError):
-            raise
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
         what = (
@@ -58,56 +55,70 @@ def archive(path: Path) -> None:
         raise FileError(f"{str(path)!r} {what} ({error}). Take an older copy, or save it again.") from error
     if damaged is not None:
         raise FileError(f"{str(path)!r} is damaged: the checksum of {damaged!r} does not match. Take an older copy.")
-    _verify_pickle(path, instructions, most=200_000 + 100 * len(names))
+    _verify_instructions(path, instructions, len(zipped.infolist()))
+
+
+def _instructions(zipped: zipfile.ZipFile) -> str:
+    return zipped.infolist()[0].filename.split("/")[0] + "/data.pkl"
+
+
+def _verify_layout(path: Path, zipped: zipfile.ZipFile, size: int) -> None:
+    """Raise an error unless every reader must see the same members in this archive."""
+    members = zipped.infolist()
+    names = [member.filename for member in members]
+    root = names[0].split("/")[0] + "/" if names else ""
+    # A member that is marked as a folder is skipped by torch, and by zipfile's check.
+    stored = all(one.compress_type == zipfile.ZIP_STORED and not one.external_attr & 0x10 for one in members)
+    bounded = sum(member.file_size for member in members) <= size
+    unique = len({name.casefold() for name in names}) == len(names)  # torch's reader ignores case
+    rooted = all(name.startswith(root) for name in names) and f"{root}data.pkl" in names
+    if not (stored and bounded and unique and rooted and _is_plain_zip(path, size)):
+        raise FileError(f"{str(path)!r} is packed in a way that torch never writes, so it is not read.")
+
+
+def _is_plain_zip(path: Path, size: int) -> bool:
+    """Whether the directory lies right before the end record, which is the end of the file, and nothing before the start."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+        file.seek(max(size - 22 - 20 - 56, 0))
+        tail = file.read()
+    if begin != b"PK\3\4" or tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
+        return False
+    length, offset = struct.unpack("<LL", tail[-10:-2])
+    end = size - 22
+    if tail[-42:-38] == b"PK\6\7":  # of large files there is a second end record, right before its locator
+        end -= 20 + 56
+        if struct.unpack("<Q", tail[-34:-26])[0] != end or tail[:4] != b"PK\6\6":
+            return False
+        length, offset = struct.unpack("<QQ", tail[40:56])
+    return bool(offset + length == end)
 
 
 # All that a file of tensors and plain values needs. torch.load(weights_only=True) allows more, for example bytearray(n),
 # by which a file of a few bytes asks for gigabytes.
-ALLOWED = {
-    "collections OrderedDict",
-    "_codecs encode",
-    "torch Size",
-    "torch device",
-    "torch.storage UntypedStorage",
-    *(
-        f"torch._utils _rebuild_{kind}"
-        for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
-    ),
-    *(
-        f"torch {name}"
-        for name, value in vars(torch).items()
-        if isinstance(value, torch.dtype) or name.endswith("Storage")
-    ),
+REBUILD = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
+ALLOWED = {"collections OrderedDict", "torch device", "torch.storage UntypedStorage"}
+ALLOWED |= {f"torch._utils _rebuild_{kind}" for kind in REBUILD}
+ALLOWED |= {
+    f"torch {name}" for name, one in vars(torch).items() if isinstance(one, torch.dtype) or name.endswith("Storage")
 }
-CONTAINERS = {
-    "MARK",
-    "EMPTY_LIST",
-    "EMPTY_DICT",
-    "EMPTY_TUPLE",
-    "TUPLE1",
-    "TUPLE2",
-    "TUPLE3",
-    "LIST",
-    "DICT",
-    "EMPTY_SET",
-}
+OTHERS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 
 
-def _verify_pickle(path: Path, instructions: bytes, most: int) -> None:
+def _verify_instructions(path: Path, instructions: bytes, members: int) -> None:
     """Raise an error if the archive's instructions name anything but tensors, or build more than a model would."""
-    containers = 0
+    left = {"steps": 1_000_000 + 400 * members, "calls": 100 + 20 * members}
     try:
         for opcode, argument, _ in pickletools.genops(instructions):
-            containers += opcode.name in CONTAINERS
-            if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4") or (
-                opcode.name == "GLOBAL" and argument not in ALLOWED
-            ):
+            left["steps"] -= 1
+            left["calls"] -= opcode.name == "REDUCE"
+            if opcode.name in OTHERS or (opcode.name == "GLOBAL" and argument not in ALLOWED):
                 raise FileError(
                     f"{str(path)!r} holds Python objects ({argument or opcode.name}), which could run code when they are loaded, "
                     "so it is not read. If you trust it, read it with torch.load(..., weights_only=False) and pass the state "
                     "dict to net.load_state_dict()."
                 )
-            if containers > most:
+            if min(left.values()) < 0:
                 raise FileError(f"{str(path)!r} holds more lists and dicts than a model has, so it is not read.")
     except FileError:
         raise
@@ -115,6 +126,56 @@ def _verify_pickle(path: Path, instructions: bytes, most: int) -> None:
         raise FileError(
             f"{str(path)!r} is no archive of torch.save: its instructions cannot be read ({error})."
         ) from error
+
+
+def content(tree: Any, path: Path, where: str = "the file") -> Any:
+    """Return what was read, in plain dicts, lists and tuples; raise an error if a tensor is larger than its memory."""
+    if isinstance(tree, torch.Tensor):
+        if tree.layout == torch.strided and tree.numel() * tree.element_size() > tree.untyped_storage().nbytes():
+            raise FileError(f"{str(path)!r} is not whole: {where} asks for more memory than it holds.")
+        return tree
+    if isinstance(tree, dict):
+        return {key: content(value, path, f"{where}[{str(key)[:80]!r}]") for key, value in dict.items(tree)}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(content(value, path, where) for value in tree)
+    return tree
+
+
+def plain(tree: Any, where: str = "content") -> Any:
+    """Return ``tree`` as a file can hold it: tensors, numbers, text, None, dicts, lists and tuples.
+
+    NumPy's numbers become Python's, its arrays tensors.
+
+    Raises:
+        TypeError: If something else is in it, with its place.
+    """
+    if isinstance(tree, np.generic):
+        tree = tree.item()
+    if isinstance(tree, np.ndarray) and tree.dtype.kind in "biuf":
+        return torch.from_numpy(tree.copy())
+    if isinstance(tree, torch.Tensor) and tree.layout == torch.strided:
+        return tree
+    if tree is None or type(tree) in (bool, float, str, torch.dtype, torch.device):
+        return tree
+    if type(tree) is int and abs(tree) < 2**63:
+        return tree
+    if isinstance(tree, Mapping) and type(tree) in (dict, OrderedDict):
+        return {_key(key, where): plain(value, f"{where}[{key!r}]") for key, value in tree.items()}
+    if type(tree) in (list, tuple, torch.Size):
+        parts = [plain(value, f"{where}[{i}]") for i, value in enumerate(tree)]
+        return parts if type(tree) is list else tuple(parts)
+    raise TypeError(
+        f"{where} is {type(tree).__name__}, {str(tree)[:60]!r}, which a file of tensors and plain values cannot hold. Let "
+        "state_dict() return tensors, numbers, text, and dicts and lists of these."
+    )
+
+
+def _key(key: Any, where: str) -> Any:
+    if type(key) in (str, bool) or (type(key) is int and abs(key) < 2**63):
+        return key
+    raise TypeError(
+        f"{where} has the key {key!r} of type {type(key).__name__}; keys in a file are text or whole numbers."
+    )
 
 
 CHECKSUM = "easytorch.sha256"
@@ -136,5 +197,8 @@ def digest(data: bytes) -> str:
 
 def checksum(data: bytes) -> str | None:
     """Return the checksum that stands in the header, None where another library wrote the file."""
-    found: str | None = _header(data)[0].get("__metadata__", {}).get(CHECKSUM)
+    metadata = _header(data)[0].get("__metadata__", {})
+    if len(metadata) == 1 and CHECKSUM not in metadata and all(len(value) == 64 for value in metadata.values()):
+        raise ValueError("the name of its checksum is damaged")
+    found: str | None = metadata.get(CHECKSUM)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import resource
 import stat
 
@@ -267,7 +266,7 @@ def test_the_state_of_another_optimizer_is_left_out_with_a_warning(tmp_path):
     model = compiled(optimizer="adam")
     model.fit(blob_loader(), verbose=0)
     other = compiled(optimizer=momentum)
-    with pytest.warns(UserWarning, match="another optimizer than SGD"):
+    with pytest.warns(UserWarning, match="not that of SGD"):
         other.load(model.save(tmp_path / "model.pt"))
     assert same_weights(other.module, model.module)
     assert other.history["loss"] == model.history["loss"]
@@ -301,7 +300,7 @@ NAMES = ["model.pt", "weights.pt", "weights.safetensors"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_disk_that_is_full_in_the_middle_is_told_and_leaves_nothing(tmp_path, large, full_disk, name):
-    with pytest.raises(OSError, match=rf"Cannot write '{tmp_path / name}': File too large.* bytes are free"):
+    with pytest.raises(OSError, match=rf"Cannot write '{tmp_path / name}': File too large.* bytes are needed"):
         saves(large, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -356,7 +355,7 @@ def test_what_cannot_be_saved_leaves_the_old_file_alone(tmp_path):
 
     path = compiled().save(tmp_path / "model.pt")
     before = path.read_bytes()
-    with pytest.raises((AttributeError, pickle.PicklingError)):
+    with pytest.raises(TypeError, match=r"_extra_state.*cannot hold"):
         compiled(Odd(8, 3)).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

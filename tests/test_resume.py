@@ -288,7 +288,7 @@ def test_a_sampler_that_draws_while_it_runs_is_an_error(tmp_path):
 def test_other_data_is_an_error(tmp_path):
     with pytest.raises(PulledPlug):
         program(tmp_path, LOADERS["shuffled"], 4)
-    with pytest.raises(ResumeError, match=r"had \[50, 7\].*now there are \[40, 5\].*Pass the same data"):
+    with pytest.raises(ResumeError, match=r"had \[50, 7, 8\].*now there are \[40, 5, 8\].*Pass the same data"):
         program(tmp_path, lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True))
 
 
@@ -334,7 +334,7 @@ PARTS = {
     "order of the data": lambda content: content["feed"]["begin"].update(random=random_of_another_seed()),
     "place in the data": lambda content: content["feed"].update(used=0, order=None),
     "totals of the metrics": lambda content: content["metrics"].update(terms={}),
-    "history": lambda content: content["history"].update(rows=[], epoch=[]),
+    "history": lambda content: content["history"].update(epoch=torch.tensor([]), columns={}, measured={}),
     "step": lambda content: content["state"].update(epoch=0),
     "schedule": lambda content: callback_state(content, "LRScheduler")["scheduler"].update(last_epoch=0),
     "average": lambda content: callback_state(content, "EMA")["average"].update(n_averaged=torch.tensor(0)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import string
 import time
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from typing import Any
 from easytorch import files
 from easytorch.callbacks.callback import Callback
 from easytorch.callbacks.monitors import Monitor, check_name
-from easytorch.feed import ResumeError
 from easytorch.notice import warn
 from easytorch.state import random_states
 
@@ -26,7 +26,8 @@ class BackupAndRestore(Callback):
     undisturbed run would have had.
 
     Args:
-        backup_dir: The folder, made if it is not there; or, to go on from it, the newest file in one.
+        backup_dir: The folder, made if it is not there; or a file in one, to go on from there: newer ones beside it are then
+            renamed to ``.aside``.
         save_freq: ``"epoch"``, or a number of updates, counted over all epochs.
         minutes: Keep it also when so many minutes have passed since the last time; None does not.
         keep: How many of the newest files to keep.
@@ -66,16 +67,7 @@ class BackupAndRestore(Callback):
         if self.source.is_file():
             content = files.read_model(self.source, self.model.device)
             self.folder = self.source.parent
-            newer = [
-                path.name
-                for path in files.checkpoints(self.folder)
-                if path > files.step_path(self.folder, content["state"]["step"])
-            ]
-            if newer:
-                raise ResumeError(
-                    f"Beside {str(self.source)!r} there are newer checkpoints, {newer[0]!r} the newest, which this run would delete "
-                    "as it goes on. Copy the file into a folder of its own, and name that folder."
-                )
+            self._leave_newer(self.source)
             self._resume(content, self.source)
             return
         if self.source.suffix == ".pt":
@@ -89,7 +81,12 @@ class BackupAndRestore(Callback):
         files.sweep(self.folder)
         if files.checkpoints(self.folder):
             path, content = files.newest(self.folder, self.model.device)
+            self._leave_newer(path)
             self._resume(content, path)
+
+    def _leave_newer(self, source: Path) -> None:
+        """Set those checkpoints aside that are newer than the one to go on from: broken ones, or of a way not taken."""
+        files.set_aside(path for path in files.checkpoints(self.folder) if path.name > source.name)
 
     def _resume(self, content: dict[str, Any], path: Path) -> None:
         self.model.load_training_state(content, path)
@@ -293,7 +290,10 @@ class ModelCheckpoint(Monitor):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
         super().load_state_dict(state)
-        self.best_path, self.written = state["best_path"], [list(entry) for entry in state["written"]]
+        pattern = re.compile("".join(_as_pattern(*part[:2]) for part in string.Formatter().parse(self.filepath)))
+        # Only files of the very kind that this object writes: a checkpoint must not name others to be deleted.
+        self.written = [[path, value] for path, value in state["written"] if pattern.fullmatch(path)]
+        self.best_path = state["best_path"] if state["best_path"] in [path for path, _ in self.written] else None
 
 
 def _fields(filepath: str) -> list[str]:
@@ -302,6 +302,10 @@ def _fields(filepath: str) -> list[str]:
     if "" in fields:
         raise ValueError(f"filepath={filepath!r} has a place without a name. Write {{epoch}}, or {{val_loss:.3f}}.")
     return fields
+
+
+def _as_pattern(literal: str, field: str | None) -> str:
+    return re.escape(literal) + ("" if field is None else r"[^/\\\0]*")
 
 
 def _frequency(save_freq: str | int) -> tuple[float, str]:

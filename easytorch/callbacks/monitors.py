@@ -48,9 +48,8 @@ class Monitor(Callback):
 
     def value(self, logs: Mapping[str, float]) -> float | None:
         """Return the monitored value, None in an epoch that did not measure it."""
-        if self.monitor not in logs and (
-            not self.monitor.startswith("val_") or any(key.startswith("val_") for key in logs)
-        ):
+        known = self.monitor in logs or self.monitor in self.model.log_names()
+        if not known and (not self.monitor.startswith("val_") or any(name.startswith("val_") for name in logs)):
             raise ValueError(
                 f"{type(self).__name__} monitors {self.monitor!r}, which is not in the logs.{nearest(self.monitor, logs)} "
                 f"There are {quoted(logs)}."

@@ -108,12 +108,18 @@ class LRScheduler(Callback):
         else:
             self.scheduler.step()
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise an error if ``state`` is none that the scheduler can go on from."""
+        if state and _is_scheduler(self.scheduler) and not set(state["scheduler"]) <= set(vars(self.scheduler)):
+            raise ValueError("the scheduler's state has other parts than the scheduler")
+
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state, none where it is made only when training begins."""
         return {"scheduler": self.scheduler.state_dict()} if _is_scheduler(self.scheduler) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
+        self.check_state(state)
         if state and _is_scheduler(self.scheduler):
             self.scheduler.load_state_dict(dict(state["scheduler"]))
 
