@@ -128,17 +128,36 @@ def _verify_instructions(path: Path, instructions: bytes, members: int) -> None:
         ) from error
 
 
-def content(tree: Any, path: Path, where: str = "the file") -> Any:
-    """Return what was read, in plain dicts, lists and tuples; raise an error if a tensor is larger than its memory."""
-    if isinstance(tree, torch.Tensor):
-        if tree.layout == torch.strided and tree.numel() * tree.element_size() > tree.untyped_storage().nbytes():
-            raise FileError(f"{str(path)!r} is not whole: {where} asks for more memory than it holds.")
-        return tree
-    if isinstance(tree, dict):
-        return {key: content(value, path, f"{where}[{str(key)[:80]!r}]") for key, value in dict.items(tree)}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(content(value, path, where) for value in tree)
-    return tree
+def content(tree: Any, path: Path) -> Any:
+    """Return what was read, in plain dicts, lists and tuples.
+
+    Raises:
+        FileError: If a tensor is larger than its memory, or lists and dicts are nested deeper than a model's.
+    """
+    done: dict[
+        int, Any
+    ] = {}  # a list that stands in many places is walked once: a small file can name one a million times
+
+    def walk(tree: Any, depth: int) -> Any:
+        if isinstance(tree, torch.Tensor):
+            if tree.layout == torch.strided and tree.numel() * tree.element_size() > tree.untyped_storage().nbytes():
+                raise FileError(f"{str(path)!r} is not whole: a tensor in it asks for more memory than it holds.")
+            return tree
+        if not isinstance(tree, (dict, list, tuple)):
+            return tree
+        if depth > DEPTH:
+            raise FileError(f"{str(path)!r} is nested deeper than a model, so it is not read.")
+        if id(tree) not in done:
+            if isinstance(tree, dict):
+                done[id(tree)] = {key: walk(value, depth + 1) for key, value in dict.items(tree)}
+            else:
+                done[id(tree)] = type(tree)(walk(value, depth + 1) for value in tree)
+        return done[id(tree)]
+
+    return walk(tree, 0)
+
+
+DEPTH = 50
 
 
 def plain(tree: Any, where: str = "content") -> Any:
