@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from easytorch import FileError, Model, ResumeError, files
-from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping
+from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
 from easytorch.data import seeded
 from easytorch.state import random_states, random_states_kept
 from tests.loops import blobs, mlp, same_weights
@@ -49,6 +49,26 @@ class Noisy(Dataset):
         Noisy.loaded += 1
         noise = 0.1 * torch.randn(8) + 0.1 * random.random() + 0.1 * float(np.random.rand())
         return X[index] + noise, Y[index]
+
+
+class OwnNoise(Noisy):
+    """Augments from generators of its own, one of them inside a transform."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(3)
+        self.transform = Shift()
+
+    def __getitem__(self, index):
+        x = X[index] + 0.1 * torch.randn(8, generator=self.generator)
+        return self.transform(x), Y[index]
+
+
+class Shift:
+    def __init__(self):
+        self.rng = np.random.default_rng(3)
+
+    def __call__(self, x):
+        return x + 0.1 * float(self.rng.random())
 
 
 class OwnOrder:
@@ -87,6 +107,8 @@ LOADERS = {
     "own batch sampler": lambda: DataLoader(ROWS, batch_sampler=OwnBatches()),
     "weighted sampler": lambda: DataLoader(ROWS, 8, sampler=WeightedRandomSampler(torch.linspace(0.1, 1, 50), 50)),
     "random augmentation": lambda: DataLoader(Noisy(), 8, shuffle=True),
+    "augmentation by generators of the dataset": lambda: DataLoader(OwnNoise(), 8, shuffle=True),
+    "two workers that live on": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2, persistent_workers=True),
     "two workers": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2),
     "two workers, own generator": lambda: DataLoader(
         ROWS, 8, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(9)
@@ -246,6 +268,21 @@ def test_more_epochs_go_on_from_a_finished_run(tmp_path):
     undisturbed = program(tmp_path / "four", LOADERS["shuffled"], epochs=4)
     program(tmp_path / "two", LOADERS["shuffled"], epochs=2)
     assert_same_run(undisturbed, program(tmp_path / "two", LOADERS["shuffled"], epochs=4))
+
+
+def test_augmentation_is_another_in_every_epoch_and_the_same_for_any_number_of_workers():
+    def drawn(workers):
+        seen = []
+        data = torch.utils.data.Subset(seeded(Noisy()), range(16))  # a split, say: it hides what is inside
+        model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+        keep = LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(model.feed.taken[0][0].clone()))
+        for _ in range(2):  # two fits of two epochs
+            model.fit(DataLoader(data, 16, num_workers=workers), 2, callbacks=[keep], verbose=0)
+        return seen
+
+    alone, helped = drawn(0), drawn(2)
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+    assert all(not torch.equal(alone[i], alone[j]) for i in range(4) for j in range(i))
 
 
 def test_the_same_command_after_the_end_trains_no_more(tmp_path):

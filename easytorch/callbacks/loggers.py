@@ -103,6 +103,7 @@ class TensorBoard(Callback):
         self.write_steps_per_second, self.steps, self.began = write_steps_per_second, 0, 0.0
         self._writers: dict[str, Any] = {}
         self.epochs = 0
+        self._purge: int | None = None  # where a resumed run begins to write again
         _summary_writer()  # a missing package is told now, not when training runs
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -137,7 +138,7 @@ class TensorBoard(Callback):
         """Close the files."""
         for writer in self._writers.values():
             writer.close()
-        self._writers = {}
+        self._writers, self._purge = {}, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of epochs written: what a resumed run will write again is taken back."""
@@ -146,11 +147,11 @@ class TensorBoard(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
         self.epochs = state["epochs"]
+        self._purge = self.epochs if self.update_freq == "epoch" else None
 
     def _writer(self, where: str) -> Any:
         if where not in self._writers:
-            purge = self.epochs if self.epochs and self.update_freq == "epoch" else None
-            self._writers[where] = _summary_writer()(str(self.folder / where), purge_step=purge)
+            self._writers[where] = _summary_writer()(str(self.folder / where), purge_step=self._purge)
         return self._writers[where]
 
 
