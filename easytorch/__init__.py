@@ -1,10 +1,10 @@
 """easytorch: a Keras-style fit for any torch.nn.Module."""
 
 from easytorch import callbacks, data
-from easytorch.feed import ResumeError
 from easytorch.logs import Mean
 from easytorch.metric import Metric
 from easytorch.model import Model
+from easytorch.order import ResumeError
 from easytorch.results import History, Scores
 from easytorch.strategy import Strategy
 from easytorch.verify import FileError

@@ -7,28 +7,23 @@ now, put back at the moment when the next batch is drawn.
 
 from __future__ import annotations
 
-import collections
 import copy
 import itertools
-import random
 import signal
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from easytorch.generators import data_parts, generators_of, order_parts, set_states, states_of
 from easytorch.notice import warn
+from easytorch.order import Order, ResumeError
+from easytorch.slices import Slices, sliced
 from easytorch.state import TrainState, random_states, set_random_states
 from easytorch.tree import map_leaves
 
 NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
-
-
-class ResumeError(ValueError):
-    """A run that cannot go on exactly where it stopped: why, and what to do."""
 
 
 def length(loader: Any) -> int | None:
@@ -78,7 +73,7 @@ class Feed:
         self._done = 0  # windows of the epoch that runs, made before it was resumed
         self._loader_state: Any = None
         self._now: dict[str, Any] = {}
-        self._order: Order | None = None
+        self._order: Order | Slices | None = None
         self._reader = self._watched(loader)
         self._stream = self._endless() if steps else None
 
@@ -144,20 +139,20 @@ class Feed:
     def _start_pass(self) -> int:
         """Note the random states at the begin of a pass, or put back those of the pass to resume; return what to skip."""
         resume, self._resume = self._resume, None
-        order = _generators(*_order_parts(self.loader))
+        order = generators_of(*order_parts(self.loader))
         if resume is None:
             self.passes += 1
-            self._begin = {"random": random_states(), "generators": _states(order)}
+            self._begin = {"random": random_states(), "generators": states_of(order)}
             self.used = 0
         else:
             self.passes, self.used, self._begin = resume["passes"], resume["used"], dict(resume["begin"])
             self._now = random_states()
             set_random_states(self._begin["random"])
-            _set_states(order, self._begin["generators"])
+            set_states(order, self._begin["generators"])
         if getattr(self._reader, "persistent_workers", False) and self._reader._iterator is None and self.passes > 1:
             # Workers that live on draw no new seed; those of a resumed run, which start now, must not either.
             self._reader.generator = torch.Generator()
-        for part in [*_order_parts(self.loader), *_data_parts(self.loader)]:
+        for part in [*order_parts(self.loader), *data_parts(self.loader)]:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self.earlier + self.passes - 1)
         if self._order is not None:
@@ -186,7 +181,10 @@ class Feed:
         """Return a twin of ``loader`` whose order can be resumed."""
         if not isinstance(loader, DataLoader):
             return loader
-        twin = signal_proof(loader)
+        twin = sliced(signal_proof(loader))
+        if isinstance(twin, Slices):
+            self._order = twin
+            return twin
         if not isinstance(loader.dataset, IterableDataset) and not hasattr(loader, "load_state_dict"):
             kind = "sampler" if loader.batch_sampler is None else "batch_sampler"
             ahead = loader.num_workers * (loader.prefetch_factor or 0)
@@ -208,8 +206,8 @@ class Feed:
             "epoch_step": epoch_step,
             "begin": {} if between else self._begin,
             "random": random_states(),
-            "generators": _states(_generators(*_order_parts(self.loader))),
-            "data_generators": _states(_generators(*_data_parts(self.loader))),
+            "generators": states_of(generators_of(*order_parts(self.loader))),
+            "data_generators": states_of(generators_of(*data_parts(self.loader))),
             "order": self._order.mark(self.used) if self._order is not None and not between else None,
             "loader": own() if own is not None and not between else None,
             "size": self._size(),
@@ -222,7 +220,7 @@ class Feed:
         Raises:
             ResumeError: If the data has another length, or is put together otherwise.
         """
-        order, of_data = _generators(*_order_parts(self.loader)), _generators(*_data_parts(self.loader))
+        order, of_data = generators_of(*order_parts(self.loader)), generators_of(*data_parts(self.loader))
         for what, before, now in (
             ("samples, batches and batch size", state["size"], self._size()),
             ("batches in an update", state["window"], self.window),
@@ -242,8 +240,8 @@ class Feed:
             if self.unsure:
                 self._warn_of_workers()
         else:
-            _set_states(order, state["generators"])
-        _set_states(of_data, state["data_generators"])
+            set_states(order, state["generators"])
+        set_states(of_data, state["data_generators"])
         if self.unsure and getattr(self.loader, "persistent_workers", False) and not state["used"]:
             self._warn_of_workers()
 
@@ -262,70 +260,6 @@ class Feed:
             "(augmentation), the run is not that of an undisturbed one from here on. Wrap it in "
             "easytorch.data.seeded(dataset) to make it exact."
         )
-
-
-class Order(Iterable[Any]):
-    """Stands in for a loader's sampler: knows the order that it gave, and can begin after what was used.
-
-    Args:
-        sampler: What it stands in for.
-        memory: How many batches the loader may be ahead of the loop, whose window included.
-    """
-
-    def __init__(self, sampler: Any, memory: int) -> None:
-        self.sampler, self.memory = sampler, memory
-        self.resume: Mapping[str, Any] | None = None
-        self.start(None, {})
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("sampler", "memory"):
-            raise AttributeError(name)
-        return getattr(self.sampler, name)
-
-    def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-        """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
-        self.resume, self.now, self.drawn = resume, now, 0
-        self.marks = collections.deque([0], maxlen=self.memory + 1)  # checksums of the order up to each batch
-        self.batches: collections.deque[Any] = collections.deque(maxlen=self.memory)
-
-    def batch(self, number: int) -> Any:
-        """Return the indices of a batch, counted from the begin of the pass."""
-        return self.batches[number - self.drawn]
-
-    def mark(self, used: int) -> int:
-        """Return the checksum of the first ``used`` batches of the order."""
-        return self.marks[used - self.drawn - 1]
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = self._drawn()
-        resume, self.resume = self.resume, None
-        if resume is not None:
-            for _ in itertools.islice(batches, resume["used"]):
-                pass
-            if self.drawn < resume["used"] or self.mark(resume["used"]) != resume["order"]:
-                raise ResumeError(
-                    "The data comes in another order than in the run that is to be resumed, so it cannot go on in the middle of "
-                    f"the epoch. Does {type(self.sampler).__name__} draw while it runs, or from a generator of its own that "
-                    "was made elsewhere? Seed it in the program, or give it set_epoch()."
-                )
-            set_random_states(self.now)  # nothing is drawn between here and the loading of the next batch
-        yield from batches
-
-    def _drawn(self) -> Iterator[Any]:
-        for indices in self.sampler:
-            self.drawn += 1
-            self.batches.append(indices)
-            self.marks.append(_digest(indices, self.marks[-1]))
-            yield indices
-
-
-def _digest(indices: Any, before: int) -> int:
-    if type(indices) is list and type(indices[0]) is int:
-        return hash((before, *indices))  # a microsecond; hashes of whole numbers are the same in every process
-    return zlib.crc32(repr(indices).encode(), before & 0xFFFFFFFF)
 
 
 def signal_proof(loader: Any) -> Any:
@@ -350,76 +284,3 @@ class _Deaf:
             signal.signal(number, signal.SIG_IGN)
         if self.init is not None:
             self.init(worker)
-
-
-def _order_parts(loader: Any) -> list[Any]:
-    """Return what of ``loader`` may draw random numbers for the order: a resumed pass draws them again."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    inner = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
-    return [part for part in (loader, batch_sampler, inner) if part is not None]
-
-
-def _data_parts(loader: Any) -> list[Any]:
-    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms."""
-    parts: list[Any] = []
-    waiting = [getattr(loader, "dataset", None)]
-    while waiting:
-        part = waiting.pop()
-        if part is None or any(part is one for one in parts) or isinstance(part, torch.Tensor):
-            continue
-        parts.append(part)
-        inside = vars(part) if hasattr(part, "__dict__") else {}
-        waiting += [inside.get(name) for name in ("dataset", "transform", "target_transform", "transforms")]
-        waiting += inside.get("datasets") or []
-    return parts
-
-
-def _generators(*parts: Any) -> list[Any]:
-    found: list[Any] = []
-    for part in parts:
-        for value in getattr(part, "__dict__", {}).values():
-            if isinstance(value, (torch.Generator, random.Random, np.random.Generator)) and all(
-                value is not one for one in found
-            ):
-                found.append(value)
-    return found
-
-
-def _states(generators: list[Any]) -> list[Any]:
-    states: list[Any] = []
-    for generator in generators:
-        if isinstance(generator, torch.Generator):
-            states.append(generator.get_state())
-        elif isinstance(generator, random.Random):
-            version, internal, gauss = generator.getstate()
-            states.append([version, list(internal), gauss])
-        else:
-            states.append(_as_text(generator.bit_generator.state))
-    return states
-
-
-def _set_states(generators: list[Any], states: Iterable[Any]) -> None:
-    for generator, state in zip(generators, states, strict=True):
-        if isinstance(generator, torch.Generator):
-            generator.set_state(state.cpu())
-        elif isinstance(generator, random.Random):
-            generator.setstate((state[0], tuple(state[1]), state[2]))
-        else:
-            generator.bit_generator.state = _from_text(state)
-
-
-def _as_text(state: Any) -> Any:
-    """NumPy's generators have integers of 128 bits, which files of tensors and plain values cannot hold."""
-    if isinstance(state, Mapping):
-        return {key: _as_text(value) for key, value in state.items()}
-    if isinstance(state, np.ndarray):
-        return [_as_text(value) for value in state.tolist()]
-    return f"int {state}" if isinstance(state, int) and not isinstance(state, bool) else state
-
-
-def _from_text(state: Any) -> Any:
-    if isinstance(state, Mapping):
-        return {key: _from_text(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return np.asarray([_from_text(value) for value in state])
-    return int(state[4:]) if isinstance(state, str) and state.startswith("int ") else state

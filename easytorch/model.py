@@ -33,6 +33,7 @@ from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
+from easytorch.slices import sliced
 from easytorch.state import TrainState
 from easytorch.strategy import Strategy, check_numbers, pick_device
 from easytorch.summary import summarize
@@ -253,7 +254,7 @@ class Model(Saving):
         self.callbacks.params["test_steps"] = steps or length(loader)
         self.callbacks.on_test_begin({})
         with session.measuring(self):
-            for i, batch in enumerate(itertools.islice(loader, steps)):
+            for i, batch in enumerate(itertools.islice(sliced(loader), steps)):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
@@ -360,7 +361,7 @@ class Model(Saving):
             self.callbacks.params["test_steps"] = steps or length(loader)
             self.callbacks.on_predict_begin({})
             parts = []
-            for i, batch in enumerate(itertools.islice(loader, steps)):
+            for i, batch in enumerate(itertools.islice(sliced(loader), steps)):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
                 parts.append(map_leaves(to_numpy, outputs))

@@ -13,9 +13,10 @@ from torch import nn
 from easytorch import files
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.schedules import LRScheduler
-from easytorch.feed import Feed, ResumeError
+from easytorch.feed import Feed
 from easytorch.metrics import Metrics
 from easytorch.notice import warn
+from easytorch.order import ResumeError
 from easytorch.results import History
 from easytorch.state import TrainState, changes, environment
 from easytorch.strategy import Strategy

@@ -11,11 +11,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "easytorch"
 FLOORS = [
-    ["logs", "lookup", "modes", "notice", "state", "tree", "verify"],
-    ["batch", "callbacks.callback", "feed", "files", "losses", "optimizers", "results"],
+    ["generators", "logs", "lookup", "modes", "notice", "state", "tree", "verify"],
+    ["batch", "callbacks.callback", "files", "losses", "optimizers", "order", "results"],
     ["arrays", "callbacks.averaging", "callbacks.loggers", "callbacks.monitors", "callbacks.nan", "callbacks.progress"],
-    ["callbacks.checkpoint", "callbacks.schedules", "metric", "splits", "strategy", "summary"],
-    ["callbacks", "torchmetric", "weights"],
+    ["callbacks.checkpoint", "callbacks.schedules", "metric", "slices", "splits", "strategy", "summary"],
+    ["callbacks", "feed", "torchmetric", "weights"],
     ["metrics"],
     ["data", "explain", "saving"],
     ["session"],

@@ -1,0 +1,86 @@
+"""The random generators that a loader, its sampler or its dataset have of their own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def order_parts(loader: Any) -> list[Any]:
+    """Return what of ``loader`` may draw random numbers for the order: a resumed pass draws them again."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    inner = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
+    return [part for part in (loader, batch_sampler, inner) if part is not None]
+
+
+def data_parts(loader: Any) -> list[Any]:
+    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms."""
+    parts: list[Any] = []
+    waiting = [getattr(loader, "dataset", None)]
+    while waiting:
+        part = waiting.pop()
+        if part is None or any(part is one for one in parts) or isinstance(part, torch.Tensor):
+            continue
+        parts.append(part)
+        inside = vars(part) if hasattr(part, "__dict__") else {}
+        waiting += [inside.get(name) for name in ("dataset", "transform", "target_transform", "transforms")]
+        waiting += inside.get("datasets") or []
+    return parts
+
+
+def generators_of(*parts: Any) -> list[Any]:
+    """Return the random generators among the attributes of ``parts``, each once."""
+    found: list[Any] = []
+    for part in parts:
+        for value in getattr(part, "__dict__", {}).values():
+            if isinstance(value, (torch.Generator, random.Random, np.random.Generator)) and all(
+                value is not one for one in found
+            ):
+                found.append(value)
+    return found
+
+
+def states_of(generators: list[Any]) -> list[Any]:
+    """Return the state of each generator, as tensors and plain values."""
+    states: list[Any] = []
+    for generator in generators:
+        if isinstance(generator, torch.Generator):
+            states.append(generator.get_state())
+        elif isinstance(generator, random.Random):
+            version, internal, gauss = generator.getstate()
+            states.append([version, list(internal), gauss])
+        else:
+            states.append(_as_text(generator.bit_generator.state))
+    return states
+
+
+def set_states(generators: list[Any], states: Iterable[Any]) -> None:
+    """Put each generator back to its state."""
+    for generator, state in zip(generators, states, strict=True):
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state.cpu())
+        elif isinstance(generator, random.Random):
+            generator.setstate((state[0], tuple(state[1]), state[2]))
+        else:
+            generator.bit_generator.state = _from_text(state)
+
+
+def _as_text(state: Any) -> Any:
+    """NumPy's generators have integers of 128 bits, which files of tensors and plain values cannot hold."""
+    if isinstance(state, Mapping):
+        return {key: _as_text(value) for key, value in state.items()}
+    if isinstance(state, np.ndarray):
+        return [_as_text(value) for value in state.tolist()]
+    return f"int {state}" if isinstance(state, int) and not isinstance(state, bool) else state
+
+
+def _from_text(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {key: _from_text(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return np.asarray([_from_text(value) for value in state])
+    return int(state[4:]) if isinstance(state, str) and state.startswith("int ") else state

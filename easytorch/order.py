@@ -1,0 +1,84 @@
+"""The order in which a sampler gives the data: remembered, compared, and taken up in the middle."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from easytorch.state import set_random_states
+
+
+class ResumeError(ValueError):
+    """A run that cannot go on exactly where it stopped: why, and what to do."""
+
+
+def other_order(sampler: Any) -> ResumeError:
+    """Return the error for a sampler that does not give the order of the run that is to be resumed."""
+    return ResumeError(
+        "The data comes in another order than in the run that is to be resumed, so it cannot go on in the middle of the epoch. "
+        f"Does {type(sampler).__name__} draw while it runs, or from a generator of its own that was made elsewhere? Seed it in "
+        "the program, or give it set_epoch()."
+    )
+
+
+class Order(Iterable[Any]):
+    """Stands in for a loader's sampler: knows the order that it gave, and can begin after what was used.
+
+    Args:
+        sampler: What it stands in for.
+        memory: How many batches the loader may be ahead of the loop, whose window included.
+    """
+
+    def __init__(self, sampler: Any, memory: int) -> None:
+        self.sampler, self.memory = sampler, memory
+        self.resume: Mapping[str, Any] | None = None
+        self.start(None, {})
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("sampler", "memory"):
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+    def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+        """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
+        self.resume, self.now, self.drawn = resume, now, 0
+        self.marks = collections.deque([0], maxlen=self.memory + 1)  # checksums of the order up to each batch
+        self.batches: collections.deque[Any] = collections.deque(maxlen=self.memory)
+
+    def batch(self, number: int) -> Any:
+        """Return the indices of a batch, counted from the begin of the pass."""
+        return self.batches[number - self.drawn]
+
+    def mark(self, used: int) -> int:
+        """Return the checksum of the first ``used`` batches of the order."""
+        return self.marks[used - self.drawn - 1]
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._drawn()
+        resume, self.resume = self.resume, None
+        if resume is not None:
+            for _ in itertools.islice(batches, resume["used"]):
+                pass
+            if self.drawn < resume["used"] or self.mark(resume["used"]) != resume["order"]:
+                raise other_order(self.sampler)
+            set_random_states(self.now)  # nothing is drawn between here and the loading of the next batch
+        yield from batches
+
+    def _drawn(self) -> Iterator[Any]:
+        for indices in self.sampler:
+            self.drawn += 1
+            self.batches.append(indices)
+            self.marks.append(_digest(indices, self.marks[-1]))
+            yield indices
+
+
+def _digest(indices: Any, before: int) -> int:
+    if type(indices) is list and type(indices[0]) is int:
+        return hash((before, *indices))  # a microsecond; hashes of whole numbers are the same in every process
+    return zlib.crc32(repr(indices).encode(), before & 0xFFFFFFFF)

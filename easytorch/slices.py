@@ -1,0 +1,110 @@
+"""Rows that are in memory, sliced a batch at a time.
+
+A ``DataLoader`` over a ``TensorDataset`` fetches sample by sample and puts the samples together again, which takes many times as
+long as taking the rows of a batch at once. The samples, their order and every random number that is drawn are the same here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from easytorch.arrays import ArrayDataset, as_batch
+from easytorch.order import other_order
+from easytorch.state import set_random_states
+from easytorch.tree import map_leaves
+
+# They draw all of their order when they begin; a sampler of the user's own may draw while it runs.
+KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def sliced(loader: Any) -> Any:
+    """Return the batches of ``loader`` as ``Slices``, if all of its samples are in memory; else ``loader`` itself."""
+    plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
+    if not plain or type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in KNOWN:
+        return loader
+    found = _in_memory(loader.dataset)
+    if found is None or loader.collate_fn is not found[2]:
+        return loader
+    return Slices(loader, found[0], found[1])
+
+
+def _in_memory(dataset: Any) -> tuple[Any, Tensor | None, Any] | None:
+    """Return the tensors of ``dataset``, which of their rows it has (None: all), and how its samples are collated."""
+    if type(dataset) is ArrayDataset:
+        return dataset.tree, None, as_batch
+    if type(dataset) is TensorDataset:
+        return list(dataset.tensors), None, default_collate  # which makes a list of a sample's tuple
+    if type(dataset) is Subset and (below := _in_memory(dataset.dataset)) is not None:
+        tree, rows, collate = below
+        own = torch.as_tensor(dataset.indices)
+        return tree, own if rows is None else rows[own], collate
+    return None
+
+
+class Slices:
+    """The batches of a ``DataLoader``, and the order they come in.
+
+    Args:
+        loader: What they would have come from.
+        tree: Tensors in any nesting.
+        rows: Which of their rows the dataset has; None is all.
+    """
+
+    def __init__(self, loader: DataLoader[Any], tree: Any, rows: Tensor | None) -> None:
+        self.loader, self.tree, self.rows = loader, tree, rows
+        self.size: int = loader.batch_sampler.batch_size  # type: ignore[union-attr]
+        self.in_order = type(loader.sampler) is SequentialSampler
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.resume: Mapping[str, Any] | None = None
+        self.now: Mapping[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+        """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
+        self.resume, self.now = resume, now
+
+    def mark(self, used: int) -> int:
+        """Return the checksum of the first ``used`` batches of the order."""
+        return zlib.crc32(self.order[: used * self.size].numpy().tobytes())
+
+    def batch(self, number: int) -> list[int]:
+        """Return the indices of a batch, counted from the begin of the pass."""
+        return [int(index) for index in self.order[number * self.size : (number + 1) * self.size]]
+
+    def __iter__(self) -> Iterator[Any]:
+        # A loader draws a seed for its workers when it begins, even if it has none.
+        torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
+        self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
+        resume, self.resume = self.resume, None
+        used = 0
+        if resume is not None:
+            used = resume["used"]
+            if self.mark(used) != resume["order"]:
+                raise other_order(self.loader.sampler)
+            set_random_states(self.now)
+        for begin in range(used * self.size, len(self) * self.size, self.size):
+            yield self._take(begin, min(begin + self.size, len(self.order)))
+
+    def _take(self, begin: int, end: int) -> Any:
+        if self.in_order and self.rows is None:  # copied: what a module does to its input stays there
+            return map_leaves(lambda leaf: None if leaf is None else leaf[begin:end].clone(), self.tree)
+        rows = self.order[begin:end] if self.rows is None else self.rows[self.order[begin:end]]
+        return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, rows.to(leaf.device)), self.tree)
