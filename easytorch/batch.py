@@ -65,6 +65,8 @@ def batch_size(batch: Any) -> int:
 
     A batch object of another library may tell by an attribute ``batch_size`` or ``num_graphs``.
     """
+    if type(batch) in (tuple, list) and len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].ndim:
+        return len(batch[1])
     for name in ("batch_size", "num_graphs"):
         if isinstance(getattr(batch, name, None), int):
             return int(getattr(batch, name))

@@ -18,6 +18,8 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """
     if isinstance(tree, Tensor):  # by far the most frequent case
         return function(tree)
+    if type(tree) in (tuple, list):  # then this: asking whether something is a Mapping takes long
+        return type(tree)([map_leaves(function, value) for value in tree])
     if isinstance(tree, Mapping):
         return _like(tree, {key: map_leaves(function, value) for key, value in tree.items()})
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
