@@ -111,6 +111,12 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     Raises:
         TypeError: If it holds text or other objects.
     """
+    if (
+        array.dtype.kind == "O"
+        and array.size
+        and all(isinstance(value, (int, float, np.number)) for value in array.flat)
+    ):
+        array = array.astype(np.float64)  # numbers in a frame with columns of several kinds
     if array.dtype.kind not in "biufc":
         raise TypeError(
             f"Expected numbers, received an array of {_kind(array)} with shape {list(array.shape)}. Turn text into "

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
 from easytorch.arrays import ArrayDataset, as_batch, as_tensors, is_array, is_arrays, is_map_style, quiet_generator
-from easytorch.batch import Signature
+from easytorch.batch import Signature, batch_size
 from easytorch.feed import Feed, length, signal_proof
 from easytorch.notice import warn
 from easytorch.splits import all_targets, split, split_loader, targets_of
 from easytorch.state import random_states_kept
+from easytorch.tree import describe, leaves
 from easytorch.weights import ClassWeight, Weighted, with_sample_weight
 
 __all__ = ["ArrayDataset", "all_targets", "as_loader", "seeded", "split", "targets_of"]
@@ -46,6 +48,8 @@ def as_loader(
     if isinstance(x, tuple) and y is None and len(x) in (2, 3) and not hasattr(x, "_fields"):
         x, y, *rest = x
         sample_weight = rest[0] if rest and sample_weight is None else sample_weight
+    if x is None or isinstance(x, type):
+        raise TypeError(f"Cannot train on {'NoneType' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
     if hasattr(x, "with_format"):  # Hugging Face datasets give lists of Python numbers unless asked for tensors
         x = x.with_format("torch")
     size = 32 if batch_size is None else batch_size
@@ -196,6 +200,8 @@ def fit_data(
         shuffle = True
     loader = as_loader(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
     validation = None
+    if validation_data is not None and validation_split:
+        raise ValueError("validation_data and validation_split were both given. Pass one of them.")
     if validation_data is not None:
         own_size = batch_size if is_indexed(validation_data) or isinstance(validation_data, IterableDataset) else None
         validation = as_loader(validation_data, batch_size=own_size)
@@ -245,6 +251,22 @@ def inputs(x: Any, signature: Signature) -> Any:
     """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
     several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
     return (x,) if several and all(map(is_array, x)) else x
+
+
+def one_row_each(outputs: Any, batch: Any) -> Any:
+    """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
+    shapes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves(outputs) if isinstance(leaf, Tensor)}
+    try:
+        size = batch_size(batch)
+    except ValueError:  # a batch of another library
+        return outputs
+    single = isinstance(outputs, Tensor)
+    if not shapes - {size} - (set() if single else {0}):  # beside others a single number may stand, such as a loss
+        return outputs
+    raise ValueError(
+        f"predict() joins outputs that have one row for each sample, but for a batch of {size} the module returned "
+        f"{describe(outputs)}. Override predict_step to return what has a row for each, or mend a squeeze() in forward()."
+    )
 
 
 def in_order(loader: Any) -> Any:

@@ -7,7 +7,7 @@ input, the outputs and the targets still are.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -51,8 +51,9 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
             return _of_backward(error, local["loss"])
         if isinstance(owner, Signature) and name == "call" and isinstance(error, TypeError):
             return _of_call(error, module, owner, local["x"]) if "argument" in str(error) else None
-        if isinstance(error, KeyError) and name == "update" and "outputs" in local:
-            return _of_step(local["outputs"])
+        if name == "update" and frame is frames[-1] and "outputs" in local:
+            outputs = local["outputs"]
+            return None if isinstance(outputs, Mapping) and "loss" in outputs else _of_step(outputs)
         if isinstance(owner, nn.Module) and owner in layers and name in ("forward", "_conv_forward"):
             x = next((value for value in local.values() if isinstance(value, Tensor)), None)
             if x is not None:  # else the whole module was called with something else than a tensor
@@ -115,6 +116,8 @@ def _of_embedding(error: Exception, layer: nn.Embedding, x: Tensor, title: str) 
 
 def _size_cure(layer: nn.Module, x: Tensor) -> str | None:
     shape = list(x.shape)
+    if isinstance(layer, nn.Linear) and len(shape) == 1:
+        return "A batch is missing around it: pass x[None] for a single sample."
     if isinstance(layer, nn.Linear) and shape and shape[-1] != layer.in_features:
         flat = x[0].numel() if x.ndim > 2 else None
         hint = " or put nn.Flatten() before it" if flat == layer.in_features else ""
@@ -210,6 +213,11 @@ def _of_backward(error: Exception, loss: Any) -> Exception | None:
     if loss.ndim:
         return ValueError(
             f"The loss is {describe(loss)}, not one number. Let the loss, or train_step, return a mean: loss.mean()."
+        )
+    if "second time" in str(error):
+        return RuntimeError(
+            "The gradients of this loss were computed already. A step returns the loss, and the model does the rest: leave "
+            "backward(), optimizer.step() and zero_grad() out of train_step, or override update()."
         )
     if not loss.requires_grad:
         return ValueError(

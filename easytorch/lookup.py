@@ -21,7 +21,10 @@ def snake_case(name: str) -> str:
 def nearest(name: Any, names: Iterable[Any], cutoff: float = 0.6) -> str:
     """Return `` Did you mean 'adam'?`` or nothing, to be put into an error message."""
     known = {str(known).lower(): known for known in names}
-    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=cutoff)
+    close = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=cutoff)
+    close.sort(
+        key=lambda other: sorted(other) != sorted(str(name).lower())
+    )  # first what has the very letters: adma, adam
     return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 

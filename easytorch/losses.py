@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch.lookup import find, nearest, quoted, snake_case
+from easytorch.notice import warn
 from easytorch.tree import describe
 
 LAYERS = ("AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")  # a layer and its loss in one
@@ -155,8 +156,13 @@ class Criterion:
         """Return the predictions and targets that a metric measures, of one ``output`` where there are several."""
         return y_pred, y
 
-    def shares(self, sizes: Sequence[int]) -> list[float]:
-        """Return what each batch of a window weighs, so that the window counts as one batch of all its samples."""
+    def shares(self, sizes: Sequence[int], targets: Sequence[Any]) -> list[Any]:
+        """Return what each batch of a window weighs, so that the window counts as one batch of all its samples.
+
+        Args:
+            sizes: The number of samples of each batch.
+            targets: The targets of each batch.
+        """
         total = sum(sizes)
         return [size / total for size in sizes]
 
@@ -224,7 +230,7 @@ class Loss(Criterion):
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
         self.ignored: int = getattr(self.function, "ignore_index", -100)
         self._unchecked = True
-        self._range: tuple[int, int] | None = None
+        self._range: tuple[Any, Any] | None = None
         self._call = functools.partial(SPREAD[self.family], self.function) if self.family in SPREAD else self.function
 
     def _family(self) -> type[Any]:
@@ -239,8 +245,12 @@ class Loss(Criterion):
     def expect(self, targets: Any) -> None:
         """Note the range of all labels, so that the first batch tells whether every one has an output."""
         self._unchecked = True
-        labels = isinstance(targets, Tensor) and targets.dtype == torch.int64 and self.kind == "multiclass"
-        self._range = class_range(targets, self.ignored) if labels else None
+        self._range = None
+        if isinstance(targets, Tensor) and targets.numel():
+            if targets.dtype == torch.int64 and self.kind == "multiclass":
+                self._range = class_range(targets, self.ignored)
+            elif self.kind == "binary":
+                self._range = (float(targets.min()), float(targets.max()))
 
     @property
     def summed(self) -> bool:
@@ -275,9 +285,27 @@ class Loss(Criterion):
         """Whether the loss returned one value for each sample, as Keras' losses do."""
         return len(value) == _rows(y_pred) and (value.ndim == 1 or self.function in KERAS.values())
 
-    def shares(self, sizes: Sequence[int]) -> list[float]:
-        """Return each batch's part of all samples; a loss that sums takes every batch whole."""
-        return [1.0] * len(sizes) if self.summed else super().shares(sizes)
+    def shares(self, sizes: Sequence[int], targets: Sequence[Any]) -> list[Any]:
+        """Return each batch's part of what the loss divides by; a loss that sums takes every batch whole."""
+        if self.summed or len(sizes) == 1:
+            return [1.0] * len(sizes)
+        counts = [self._count(y) for y in targets]
+        if any(count is None for count in counts):
+            return super().shares(sizes, targets)
+        total = sum(counts)
+        return [count / total for count in counts]
+
+    def _count(self, y: Any) -> Any:
+        """Return what the mean of cross-entropy divides by, where that is not the number of samples, else None."""
+        weight = getattr(self.function, "weight", None)
+        counted = (
+            self.family in (nn.CrossEntropyLoss, nn.NLLLoss) and isinstance(y, Tensor) and not y.is_floating_point()
+        )
+        if not counted or (weight is None and y.ndim == 1 and self.ignored < 0):
+            return None
+        valid = y[y != self.ignored]
+        count = weight.to(y.device)[valid].sum() if weight is not None else torch.tensor(float(valid.numel()))
+        return float(count) if y.device.type == "cpu" else count
 
     def probabilities(self, y_pred: Any) -> Any:
         """Apply softmax, exp or sigmoid, whichever the loss implies."""
@@ -288,13 +316,41 @@ class Loss(Criterion):
 
     def _check_first(self, y_pred: Any, y: Any) -> None:
         self._unchecked = False
+        if self.kind == "binary" and isinstance(y, Tensor) and y.is_floating_point() and y.numel():
+            low, high = self._range or (float(y.min()), float(y.max()))
+            if low < 0 or high > 1:
+                raise ValueError(
+                    f"The targets go from {low:g} to {high:g}, but the loss, {self!r}, takes probabilities, 0 and 1 for two "
+                    "classes. Turn labels -1 and 1 into (y + 1) / 2, labels 1 and 2 into y - 1."
+                )
+        if self.family is type(None) and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
+            self._warn_of_broadcasting(y_pred, y)
         if self.kind != "multiclass" or not isinstance(y, Tensor) or not isinstance(y_pred, Tensor) or y_pred.ndim < 2:
             return
+        if y.ndim == 1 and y_pred.ndim > 2 and not y.is_floating_point():
+            raise ValueError(
+                f"The module's output has the shape {list(y_pred.shape)}, but for one label each the loss takes [N, classes]. "
+                "Is an nn.Flatten() missing before the last layer?"
+            )
         trouble = range_trouble(*self._range, y_pred.shape[1]) if self._range else None
         if y.device.type != "cpu":  # there a wrong label ends the process; on a CPU torch raises, and explain tells why
             trouble = trouble or class_trouble(y_pred, y, self.ignored)
         if trouble:
             raise trouble
+        if self.family is nn.CrossEntropyLoss and y_pred.ndim == 2 and _are_probabilities(y_pred.detach()):
+            warn(
+                "The module's outputs are probabilities already, but cross-entropy applies a softmax itself: the network learns "
+                "slowly then, and badly. Leave the softmax out of the module; predict_proba() applies it."
+            )
+
+    @staticmethod
+    def _warn_of_broadcasting(y_pred: Tensor, y: Tensor) -> None:
+        if abs(y_pred.ndim - y.ndim) == 1 and y_pred.numel() == y.numel() > 1:
+            both = list((y_pred.detach() - y).shape)
+            warn(
+                f"The module's output has the shape {list(y_pred.shape)}, the targets {list(y.shape)}. Where the loss subtracts "
+                f"them, torch makes {both} of it, and the network learns nothing. Give both the same shape."
+            )
 
     def _check_shapes(self, y_pred: Tensor, y: Tensor) -> None:
         if not y.is_floating_point():
@@ -489,6 +545,10 @@ def range_trouble(low: int, high: int, classes: int) -> Exception | None:
     return ValueError(
         f"The labels go from {low} to {high}, but the module has {classes} outputs, for classes 0 to {classes - 1}. {cure}"
     )
+
+
+def _are_probabilities(y_pred: Tensor) -> bool:
+    return len(y_pred) > 1 and bool((y_pred >= 0).all()) and bool(((y_pred.sum(1) - 1).abs() < 1e-4).all())
 
 
 def name_of(function: Any) -> str:

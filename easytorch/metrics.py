@@ -45,7 +45,7 @@ class Metrics:
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
-        values = {name: value.detach() if isinstance(value, Tensor) else value for name, value in terms.items()}
+        values = {name: _scalar(name, value) for name, value in terms.items()}
         self._recent.append(values)
         for name, value in values.items():
             if name not in self._terms:
@@ -223,6 +223,15 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
         f"Unknown metric {typed!r}.{nearest(name, [*lean, *TORCHMETRICS])} Pass one of {quoted([*lean, *TORCHMETRICS])}, a "
         "function f(y_pred, y), an easytorch.Metric or a torchmetrics object."
     )
+
+
+def _scalar(name: str, value: Any) -> Scalar:
+    if isinstance(value, Tensor):
+        return value.detach() if value.ndim == 0 else value.detach().float().mean()  # one value for each sample
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"A step returned {describe(value)} as {name!r}, which is no number to be logged.") from None
 
 
 def _unique(names: list[str]) -> list[str]:

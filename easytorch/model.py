@@ -13,6 +13,7 @@ Read the loop from ``fit`` downwards; each method is one line of the one above i
 from __future__ import annotations
 
 import itertools
+import numbers
 import os
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -128,10 +129,9 @@ class Model(Saving):
         strategy = Strategy(self.device, precision, jit_compile)
         made = optimizers.resolve(optimizer, self.module, lr)
         schedules = [LRScheduler.of(scheduler, made)] if scheduler is not None else []
-
-        self.loss, self.metrics, self.optimizer, self.schedules = criterion, measures, made, schedules
-        self.strategy = strategy
-        self.strategy.prepare(self.module)
+        strategy.prepare(self.module)
+        self.loss, self.metrics, self.strategy = criterion, measures, strategy
+        self.optimizer, self.schedules = made, schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self._compiled = recipe
@@ -190,8 +190,8 @@ class Model(Saving):
             ValueError, TypeError: If an argument or the data does not fit, told before anything has changed.
         """
         optimizer = self.need_optimizer("fit")
-        if isinstance(y, int):
-            y, epochs = None, y
+        if isinstance(y, numbers.Integral):
+            y, epochs = None, int(y)
         feed, validation = data.fit_data(
             x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
             self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs,
@@ -199,7 +199,6 @@ class Model(Saving):
         validated = data.validated_epochs(validation_freq if validation is not None else ())
         listeners = [*self.schedules, *listed(callbacks), *BackupAndRestore.at(resume), *displays(verbose)]
         state = self.state.planned(epochs, initial_epoch)
-
         with session.fitting(self, listeners, state, feed, validation, verbose, on_interrupt):
             for epoch in feed.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
@@ -231,7 +230,8 @@ class Model(Saving):
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
         assert self.optimizer is not None
         sizes = [self.batch_size(batch) for batch in window]
-        for i, (batch, size, share) in enumerate(zip(window, sizes, self.loss.shares(sizes), strict=True)):
+        shares = self.loss.shares(sizes, [self.unpack(batch).y for batch in window])
+        for i, (batch, size, share) in enumerate(zip(window, sizes, shares, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):
                 outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
                 self.strategy.backward(outputs["loss"], share)
@@ -364,7 +364,7 @@ class Model(Saving):
             for i, batch in enumerate(itertools.islice(sliced(loader), steps)):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
-                parts.append(map_leaves(to_numpy, outputs))
+                parts.append(map_leaves(to_numpy, data.one_row_each(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
             self.callbacks.on_predict_end({})
         if not parts:

@@ -14,6 +14,7 @@ from easytorch import files
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.feed import Feed
+from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
 from easytorch.notice import warn
 from easytorch.order import ResumeError
@@ -33,6 +34,7 @@ class Saving:
     optimizer: torch.optim.Optimizer | None
     strategy: Strategy
     state: TrainState
+    loss: Criterion
     metrics: Metrics
     callbacks: CallbackList
     feed: Feed | None
@@ -44,6 +46,10 @@ class Saving:
     def compile(self, *args: Any, **kwargs: Any) -> Self:
         """Choose how to train; see ``Model.compile``."""
         raise NotImplementedError(f"{type(self).__name__} must define compile()")
+
+    def __repr__(self) -> str:
+        how = "not compiled" if self._compiled is None else f"{type(self.optimizer).__name__} on {self.loss!r}"
+        return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {how}, {self.state.epoch} epochs)"
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""

@@ -128,8 +128,11 @@ def _try_out(model: Model, loader: Any) -> None:
     batch = data.first_batch(loader)
     model.loss.expect(data.all_targets(loader))
     if batch is not None:
-        with measuring(model), random_states_kept():
-            model.strategy.run(model.test_step, batch)
+        try:
+            with explained(model.module), measuring(model), random_states_kept():
+                model.strategy.run(model.test_step, batch)
+        except (ValueError, TypeError, IndexError) as error:
+            raise type(error)(f"The validation data does not fit: {error}") from error
 
 
 class Interrupts(Callback):

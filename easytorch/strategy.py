@@ -110,9 +110,9 @@ class Strategy:
         """Hold gradients back from other processes until ``sync``; there are none here."""
         return _NOTHING
 
-    def backward(self, loss: Tensor, share: float = 1.0) -> None:
+    def backward(self, loss: Tensor, share: Any = 1.0) -> None:
         """Add the gradients of ``loss`` times ``share``, scaled if the precision needs it."""
-        if share != 1.0:
+        if isinstance(share, Tensor) or share != 1.0:
             loss = loss * share
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 

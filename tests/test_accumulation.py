@@ -54,6 +54,22 @@ def test_a_loss_that_sums_takes_every_batch_whole():
     assert furthest(whole, parts) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0])),
+        lambda: nn.CrossEntropyLoss(ignore_index=0),
+        lambda: nn.CrossEntropyLoss(ignore_index=1, weight=torch.tensor([0.2, 1.0, 5.0])),
+    ],
+    ids=["class weights", "an ignored class", "both"],
+)
+def test_a_loss_that_divides_by_something_else_than_samples_is_that_of_the_whole(loss):
+    whole, parts = twins(mlp())
+    fitted(whole, 10, 1, loss())
+    fitted(parts, 4, 3, loss())
+    assert furthest(whole, parts) < 1e-6
+
+
 def test_weights_count_in_accumulated_batches():
     whole, parts = twins(mlp())
     x, y = blobs(10)

@@ -1115,3 +1115,61 @@ def test_the_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
     torch.save({PREFIXES[prefix](name): value for name, value in source.state_dict().items()}, tmp_path / "weights.pt")
     compiled(target).load_weights(tmp_path / "weights.pt")
     assert same_weights(source, target)
+
+
+# What only a fresh eye sees
+
+
+def test_probabilities_before_cross_entropy_are_told():
+    net = nn.Sequential(mlp(), nn.Softmax(1))
+    with pytest.warns(UserWarning, match=r"applies a softmax itself.*predict_proba"):
+        fit(compiled(net), X, Y)
+
+
+def test_a_loss_of_ones_own_that_would_broadcast_is_told():
+    net = nn.Linear(8, 1)
+    with pytest.warns(UserWarning, match=r"\[32, 1\], the targets \[32\].*makes \[32, 32\]"):
+        fit(compiled(net, loss=lambda y_pred, y: ((y_pred - y) ** 2).mean()), X, X[:, 0])
+
+
+@pytest.mark.parametrize("labels", [lambda y: y * 2 - 1, lambda y: y + 1], ids=["-1 and 1", "1 and 2"])
+def test_labels_that_are_no_probabilities_are_refused(labels):
+    y = labels((Y > 0).float())[:, None]
+    refused(lambda: fit(compiled(nn.Linear(8, 1), loss="bce_with_logits"), X, y), "targets go from", "0 and 1", "y - 1")
+
+
+@pytest.mark.parametrize(
+    "value", [lambda loss: loss, lambda loss: None, lambda loss: (loss,)], ids=["tensor", "None", "tuple"]
+)
+def test_a_step_that_returns_no_dict_is_told(value):
+    class Own(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            return value(nn.functional.cross_entropy(self(x), y))
+
+    refused(lambda: fit(Own(mlp(), device="cpu").compile("sgd"), X, Y), "train_step returned", "'loss'", kind=TypeError)
+
+
+def test_a_step_that_optimizes_itself_is_told():
+    class Own(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            loss = nn.functional.cross_entropy(self(x), y)
+            loss.backward()
+            return {"loss": loss}
+
+    refused(lambda: fit(Own(mlp(), device="cpu").compile("sgd"), X, Y), "leave backward", "update", kind=RuntimeError)
+
+
+def test_what_is_wrong_with_the_validation_data_is_said_of_it():
+    refused(lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "validation data does not fit", "8 features")
+
+
+def test_outputs_without_a_row_for_each_sample_are_not_joined():
+    model = Model(nn.LSTM(8, 4, batch_first=True), device="cpu")
+    refused(lambda: model.predict(X.reshape(-1, 1, 8), verbose=0), "one row for each sample", "predict_step")
+
+
+def test_a_missing_flatten_is_told():
+    net = nn.Sequential(nn.Unflatten(1, (1, 2, 4)), nn.Conv2d(1, 3, 1), nn.Linear(4, 5))
+    refused(lambda: fit(compiled(net), X, Y), r"\[N, classes\]", "Flatten")

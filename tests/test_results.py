@@ -336,3 +336,16 @@ def test_train_on_batch_leaves_the_data_of_the_last_fit_for_evaluate():
     model.fit(blob_loader(), validation_data=(X[:20], Y[:20]), verbose=0)
     model.train_on_batch(X[:8], Y[:8])
     assert "validation data" in repr(model.evaluate(verbose=0))
+
+
+def test_a_step_may_log_one_value_for_each_sample():
+    class Own(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            y_pred = self(x)
+            return {"loss": torch.nn.functional.cross_entropy(y_pred, y), "hits": (y_pred.argmax(1) == y).float()}
+
+    x, y = blobs()
+    model = Own(mlp(), device="cpu").compile("sgd", lr=0.0)
+    model.fit(x, y, verbose=0)
+    assert model.history["hits"] == pytest.approx([float((model.module(x).argmax(1) == y).float().mean())])

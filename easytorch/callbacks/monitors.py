@@ -32,6 +32,8 @@ class Monitor(Callback):
     """
 
     def __init__(self, monitor: str = "val_loss", mode: str = "auto", min_delta: float = 0.0) -> None:
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor is the name of a value in the logs, such as 'val_loss'; received {monitor!r}.")
         self.monitor, self.mode, self.min_delta = monitor, find("mode", mode, MODES), abs(min_delta)
         self.direction = "min"
         self.best = math.inf
