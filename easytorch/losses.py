@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -156,12 +156,12 @@ class Criterion:
         """Return the predictions and targets that a metric measures, of one ``output`` where there are several."""
         return y_pred, y
 
-    def shares(self, sizes: Sequence[int], targets: Sequence[Any]) -> list[Any]:
+    def shares(self, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
         """Return what each batch of a window weighs, so that the window counts as one batch of all its samples.
 
         Args:
             sizes: The number of samples of each batch.
-            targets: The targets of each batch.
+            targets: The targets of each batch, looked at only where they matter.
         """
         total = sum(sizes)
         return [size / total for size in sizes]
@@ -285,11 +285,16 @@ class Loss(Criterion):
         """Whether the loss returned one value for each sample, as Keras' losses do."""
         return len(value) == _rows(y_pred) and (value.ndim == 1 or self.function in KERAS.values())
 
-    def shares(self, sizes: Sequence[int], targets: Sequence[Any]) -> list[Any]:
+    def shares(self, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
         """Return each batch's part of what the loss divides by; a loss that sums takes every batch whole."""
         if self.summed or len(sizes) == 1:
             return [1.0] * len(sizes)
-        counts = [self._count(y) for y in targets]
+        if self.family not in (nn.CrossEntropyLoss, nn.NLLLoss):
+            return super().shares(sizes, targets)
+        try:
+            counts = [self._count(y) for y in targets]
+        except ValueError:  # batches that only the user's own step can take apart
+            return super().shares(sizes, targets)
         if any(count is None for count in counts):
             return super().shares(sizes, targets)
         total = sum(counts)

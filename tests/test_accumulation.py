@@ -94,3 +94,15 @@ def test_callbacks_are_told_of_updates_not_of_batches():
         callbacks=[LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))],
     )
     assert seen == [0, 1]
+
+
+def test_batches_of_a_step_of_ones_own_may_be_anything():
+    class Own(Model):
+        def train_step(self, batch):
+            x, y, _, _ = batch
+            return {"loss": self.loss(self(x), y)}
+
+    x, y = blobs(10)
+    model = Own(mlp(), device="cpu").compile("sgd", "cross_entropy", gradient_accumulation_steps=2)
+    model.fit([(x[:5], y[:5], "a", "b"), (x[5:], y[5:], "c", "d")], 1, verbose=0)
+    assert model.state.step == 1
