@@ -7,8 +7,11 @@ now, put back at the moment when the next batch is drawn.
 
 from __future__ import annotations
 
+import atexit
 import copy
+import functools
 import itertools
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -71,6 +74,7 @@ class Feed:
         self._begin: dict[str, Any] = {}  # the random states when this pass began
         self._resume: Mapping[str, Any] | None = None
         self._done = 0  # windows of the epoch that runs, made before it was resumed
+        self._iterator: Any = None  # of the pass that runs
         self._loader_state: Any = None
         self._now: dict[str, Any] = {}
         self._order: Order | Slices | None = None
@@ -115,8 +119,11 @@ class Feed:
         return [self._order.batch(self.used - len(self.taken) + i) for i in range(len(self.taken))]
 
     def close(self) -> None:
-        """Let go of the loader's workers."""
-        self._reader = self._stream = None
+        """End the loader's workers now: at the end of the process, whoever holds a traceback would hold them too."""
+        end = getattr(self._iterator, "_shutdown_workers", None)
+        if end is not None:
+            end()
+        self._iterator = self._reader = self._stream = None
         self.taken = []
 
     def _pass(self) -> Iterator[list[Any]]:
@@ -161,17 +168,18 @@ class Feed:
 
     def _batches(self, skip: int) -> Iterator[Any]:
         if self._order is not None or not skip:
-            yield from self._reader
+            self._iterator = iter(self._reader)
+            yield from self._iterator
             return
         if self._loader_state is not None:
             self._reader.load_state_dict(self._loader_state)
-            batches = iter(self._reader)
+            batches = self._iterator = iter(self._reader)
         else:
             warn(
                 f"{type(self.loader).__name__} has no sampler that could skip, so the {skip} batches that were used before "
                 "are read again and thrown away."
             )
-            batches = iter(self._reader)
+            batches = self._iterator = iter(self._reader)
             if len(list(itertools.islice(batches, skip))) < skip:
                 raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
         set_random_states(self._now)
@@ -270,17 +278,29 @@ def signal_proof(loader: Any) -> Any:
     vars(twin)["_iterator"] = None
     if loader.num_workers:
         twin.worker_init_fn = _Deaf(loader.worker_init_fn)
+        _end_workers_at_exit()
     return twin
 
 
 class _Deaf:
-    """Starts a worker that does not die of the signals meant for the process that trains."""
+    """Starts a worker that does not die of the signals meant for the process that trains: no Ctrl-C, not the first SIGTERM."""
 
     def __init__(self, init: Callable[[int], None] | None) -> None:
         self.init = init
 
     def __call__(self, worker: int) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
         if self.init is not None:
             self.init(worker)
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Send every child that is left a SIGTERM before ``multiprocessing`` does: the second ends a worker for sure."""
+
+    def terminate() -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    atexit.register(terminate)
