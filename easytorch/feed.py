@@ -168,18 +168,18 @@ class Feed:
 
     def _batches(self, skip: int) -> Iterator[Any]:
         if self._order is not None or not skip:
-            self._iterator = iter(self._reader)
+            self._iterator = started(self._reader)
             yield from self._iterator
             return
         if self._loader_state is not None:
             self._reader.load_state_dict(self._loader_state)
-            batches = self._iterator = iter(self._reader)
+            batches = self._iterator = started(self._reader)
         else:
             warn(
                 f"{type(self.loader).__name__} has no sampler that could skip, so the {skip} batches that were used before "
                 "are read again and thrown away."
             )
-            batches = self._iterator = iter(self._reader)
+            batches = self._iterator = started(self._reader)
             if len(list(itertools.islice(batches, skip))) < skip:
                 raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
         set_random_states(self._now)
@@ -282,6 +282,20 @@ def signal_proof(loader: Any) -> Any:
     return twin
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def started(loader: Any) -> Iterator[Any]:
+    """Return ``iter(loader)``; signals wait until workers that are to outlive them are ready to."""
+    if not isinstance(getattr(loader, "worker_init_fn", None), _Deaf) or not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which the workers inherit
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Deaf:
     """Starts a worker that does not die of the signals meant for the process that trains: no Ctrl-C, not the first SIGTERM."""
 
@@ -291,6 +305,8 @@ class _Deaf:
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if self.init is not None:
             self.init(worker)
 

@@ -28,7 +28,7 @@ from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.explain import explained
-from easytorch.feed import NO_BATCH, Feed, length
+from easytorch.feed import NO_BATCH, Feed, length, started
 from easytorch.logs import read
 from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
@@ -254,7 +254,7 @@ class Model(Saving):
         self.callbacks.params["test_steps"] = steps or length(loader)
         self.callbacks.on_test_begin({})
         with session.measuring(self):
-            for i, batch in enumerate(itertools.islice(sliced(loader), steps)):
+            for i, batch in enumerate(itertools.islice(started(sliced(loader)), steps)):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
@@ -361,7 +361,7 @@ class Model(Saving):
             self.callbacks.params["test_steps"] = steps or length(loader)
             self.callbacks.on_predict_begin({})
             parts = []
-            for i, batch in enumerate(itertools.islice(sliced(loader), steps)):
+            for i, batch in enumerate(itertools.islice(started(sliced(loader)), steps)):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
                 parts.append(map_leaves(to_numpy, data.one_row_each(outputs, batch)))

@@ -180,9 +180,9 @@ def test_stopped_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" in kind])
-def test_stopped_with_workers_the_run_ends_as_if_undisturbed(kind, tmp_path):
+def test_stopped_with_workers_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS[kind])
-    for step in (1, 4, 7, 12):  # an epoch has 7 updates; starting workers takes time
+    for step in STEPS:
         assert_same_run(undisturbed, stopped_and_continued(tmp_path / str(step), LOADERS[kind], step))
 
 
@@ -260,7 +260,7 @@ def test_a_stateful_loader_is_resumed_by_its_own_state(tmp_path):
         return stateful.StatefulDataLoader(ROWS, 8, shuffle=True)
 
     undisturbed = program(tmp_path / "undisturbed", make)
-    for step in (1, 4, 7, 12):
+    for step in STEPS:
         assert_same_run(undisturbed, stopped_and_continued(tmp_path / str(step), make, step))
 
 
