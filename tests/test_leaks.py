@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 import weakref
 from pathlib import Path
@@ -135,6 +136,10 @@ def main():
                 before = counts()
             scenario(folder)
         after = counts()
+        deadline = time.monotonic() + 10  # the thread that fed a worker may need a moment to see that it is done
+        while after["threads"] > before["threads"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+            after = counts()
     print(json.dumps({"before": before, "after": after}))
 
 
