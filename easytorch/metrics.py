@@ -54,7 +54,7 @@ class Metrics:
 
     def recent(self, count: int) -> list[Mapping[str, Any]]:
         """Return what the last ``count`` steps returned, at most 64."""
-        return list(self._recent)[-count:]
+        return [self._recent[i] for i in range(-min(count, len(self._recent)), 0)]
 
     def compute(self) -> dict[str, Scalar]:
         """Return every value so far, as scalars that may still be on the device."""

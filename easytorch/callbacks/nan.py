@@ -22,7 +22,7 @@ class TerminateOnNaN(Callback):
     """Ends training when a loss is NaN or infinite, before the weights take harm, and says where it came from.
 
     The batch is run once more, with the same random numbers, and the report names the first module whose output is not
-    finite, the term of the loss, and the samples. On a CPU every loss is looked at, for about two microseconds. On an
+    finite, the term of the loss, and the samples. On a CPU every loss is looked at, for a few microseconds. On an
     accelerator it is looked at every 16 updates, so that no update waits for the device; a fused optimizer (every one that is
     made by name, where torch has one) leaves the weights alone in an update whose loss is not finite. With any other optimizer
     every update waits.
@@ -56,16 +56,16 @@ class TerminateOnNaN(Callback):
     def on_before_optimizer_step(self) -> None:
         """Look at the losses of this update, or put them aside to be looked at."""
         assert self.model.feed is not None
-        window, indices = self.model.feed.taken, self.model.feed.indices()
-        losses = [terms["loss"] for terms in self.model.metrics.recent(len(window))]
+        feed = self.model.feed
+        losses = [terms["loss"] for terms in self.model.metrics.recent(len(feed.taken))]
         if not self._held_back:
             if not all(math.isfinite(loss.item()) for loss in losses):
-                self._end(self._random, window, indices)
+                self._end(self._random, feed.taken, feed.indices())
             return
         bad = ~torch.stack(losses).isfinite().all()
         optimizer: Any = self.model.optimizer
         optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # fused kernels update nothing where it is 1
-        self._waiting.append((bad, self._random, window, indices))
+        self._waiting.append((bad, self._random, feed.taken, feed.indices()))
         if len(self._waiting) == self.EVERY:
             self._look()
 
