@@ -408,3 +408,19 @@ def test_leaving_out_one_part_would_not_go_unnoticed(part, tmp_path):
         return
     with pytest.raises(AssertionError):
         assert_same_run(undisturbed, continued)
+
+
+@pytest.mark.parametrize("generator", ["python", "numpy", "torch"])
+def test_the_state_of_every_generator_matters(generator, tmp_path):
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["random augmentation"])
+    with pytest.raises(PulledPlug):
+        program(tmp_path / "stopped", LOADERS["random augmentation"], 10)
+    path, content = files.newest(tmp_path / "stopped")
+    with random_states_kept():
+        torch.manual_seed(99)
+        random.seed(99)
+        np.random.seed(99)
+        content["feed"]["random"][generator] = random_states()[generator]
+    files.write(path, content)
+    with pytest.raises(AssertionError):
+        assert_same_run(undisturbed, program(tmp_path / "stopped", LOADERS["random augmentation"]))
