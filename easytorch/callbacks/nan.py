@@ -22,7 +22,7 @@ class TerminateOnNaN(Callback):
     """Ends training when a loss is NaN or infinite, before the weights take harm, and says where it came from.
 
     The batch is run once more, with the same random numbers, and the report names the first module whose output is not
-    finite, the term of the loss, and the samples. On a CPU every loss is looked at, for a few microseconds. On an
+    finite, the term of the loss, and the samples. On a CPU every loss is looked at, at some tens of microseconds. On an
     accelerator it is looked at every 16 updates, so that no update waits for the device; a fused optimizer (every one that is
     made by name, where torch has one) leaves the weights alone in an update whose loss is not finite. With any other optimizer
     every update waits.
