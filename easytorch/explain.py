@@ -43,7 +43,7 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
     for frame in reversed(frames):  # the innermost frame that we can say something about
         local, name = frame.f_locals, frame.f_code.co_name
         owner = local.get("self")
-        if isinstance(owner, Loss) and name in ("__call__", "_unreduced"):
+        if isinstance(owner, Loss) and name in ("terms", "__call__", "_unreduced"):
             return None if _is_ours(frames[-1]) else _of_loss(error, owner, local["y_pred"], local["y"])
         if isinstance(owner, Metrics) and name == "update" and "metric" in local:
             return _of_metric(error, owner.criterion, local)

@@ -341,10 +341,30 @@ def weights_in(content: Any) -> Any:
 
 
 def _replace(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
-    """Fill a temporary file beside ``path`` and put it in the place of ``path`` when it is whole and on the disk."""
+    with replacing(path, needed) as file:
+        try:
+            fill(file)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            # torch.save reports a full disk, or Ctrl-C, as a wrong position in the archive
+            raise file.error or _interruption(error) or error from None
+    return path.resolve() if path.is_symlink() else path
+
+
+@contextlib.contextmanager
+def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
+    """Give a temporary file beside ``path``, and put it in the place of ``path`` when it is whole and on the disk.
+
+    Args:
+        path: The file to write; a link stays, what it points to is replaced.
+        needed: About how many bytes it takes, to tell of a full disk before anything is written.
+
+    Raises:
+        OSError: If it cannot be written, with the reason and what to do; whatever was at ``path`` is unchanged then.
+    """
     temporary: str | None = None
-    replaced = False
-    path = path.resolve() if path.is_symlink() else path  # a link stays, what it points to is replaced
+    file: Honest | None = None
+    replaced, filled = False, False
+    path = path.resolve() if path.is_symlink() else path
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
@@ -355,13 +375,9 @@ def _replace(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(descriptor, "wb") as raw:
-            file = _Honest(raw)
-            try:
-                fill(file)  # type: ignore[arg-type]
-            except RuntimeError:
-                if file.error:  # torch.save reports a full disk as a wrong position in the archive
-                    raise file.error from None
-                raise
+            file = Honest(raw)
+            yield file
+            filled = True
             raw.flush()
             os.fsync(raw.fileno())
         os.chmod(temporary, _mode(path))
@@ -369,26 +385,27 @@ def _replace(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
         replaced = True
         _sync_folder(path.parent)
     except OSError as error:
+        if file is not None and not filled and file.error is None:
+            raise  # of those who fill it: data that cannot be read, for example
         raise _explained(error, path, needed, replaced) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):  # it is gone, or the disk takes nothing any more: the first error counts
                 os.unlink(temporary)
-    return path
 
 
-class _Honest(io.RawIOBase):
+class Honest(io.RawIOBase):
     """A file that remembers why a write failed, since torch.save forgets it."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.raw = raw
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         """Write ``data`` and keep the error, if there is one."""
         try:
             return self.raw.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
 
@@ -398,8 +415,20 @@ class _Honest(io.RawIOBase):
 
     def flush(self) -> None:
         """Hand what was written to the system."""
-        if not self.raw.closed:
+        if self.raw.closed:
+            return
+        try:
             self.raw.flush()
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _interruption(error: BaseException | None) -> BaseException | None:
+    """Return the Ctrl-C, or the end of the process, during which ``error`` came up."""
+    while error is not None and isinstance(error, Exception):
+        error = error.__context__
+    return error
 
 
 def _explained(error: OSError, path: Path, needed: int, replaced: bool) -> OSError:

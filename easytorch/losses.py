@@ -229,6 +229,8 @@ class Loss(Criterion):
         self.activation: Callable[[Tensor], Tensor] | None
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
         self.ignored: int = getattr(self.function, "ignore_index", -100)
+        # After the first batch nothing can be wrong with these that torch would not tell.
+        self._sure = type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.function.reduction != "none"
         self._unchecked = True
         self._range: tuple[Any, Any] | None = None
         self._call = functools.partial(SPREAD[self.family], self.function) if self.family in SPREAD else self.function
@@ -251,6 +253,12 @@ class Loss(Criterion):
                 self._range = class_range(targets, self.ignored)
             elif self.kind == "binary":
                 self._range = (float(targets.min()), float(targets.max()))
+
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar}``."""
+        if self._sure and not self._unchecked and sample_weight is None:
+            return {"loss": self._call(y_pred, y)}
+        return {"loss": self(y_pred, y, sample_weight)}
 
     @property
     def summed(self) -> bool:
@@ -287,7 +295,7 @@ class Loss(Criterion):
 
     def shares(self, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
         """Return each batch's part of what the loss divides by; a loss that sums takes every batch whole."""
-        if self.summed or len(sizes) == 1:
+        if len(sizes) == 1 or self.summed:
             return [1.0] * len(sizes)
         if self.family not in (nn.CrossEntropyLoss, nn.NLLLoss):
             return super().shares(sizes, targets)

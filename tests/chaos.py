@@ -52,6 +52,7 @@ def child(folder: Path) -> int:
     process = os.fork()
     if process:
         return process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hundreds of "Stopping after this update"
     try:
         files.write(folder / "final.pt", program(folder))
         os._exit(0)

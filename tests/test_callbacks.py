@@ -506,3 +506,18 @@ def test_a_monitor_that_never_came_is_not_passed_over_in_silence():
     model = OwnStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
     with pytest.raises((ValueError, UserWarning), match=r"val_extar.*val_extra"):
         train(model, 3, EarlyStopping("val_extar", mode="min"))
+
+
+def test_a_validation_value_that_nobody_measures_is_told_after_the_first_epoch():
+    """A callback of one's own may bring it, so it is not refused before; but it is not waited for in silence."""
+    model = new_model()
+    with pytest.raises(ValueError, match="EarlyStopping monitors 'val_loss', which is not in the logs"):
+        train(model, 3, Scripted(loss=[1, 1, 1]), EarlyStopping("val_loss"), validation_data=None)
+    assert model.state.epoch == 1
+
+
+def test_a_value_that_a_function_of_ones_own_brings_can_be_monitored():
+    brings = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(val_own=[3, 1, 2, 2][epoch]))
+    stopping = EarlyStopping("val_own", mode="min", patience=2)
+    train(new_model(), 4, brings, stopping, validation_data=None)
+    assert stopping.best == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
+import signal
 import stat
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from easytorch import Model
+from easytorch import Model, files
 from tests.loops import blob_loader, blobs, mlp, same_weights
 
 
@@ -433,3 +435,21 @@ def test_an_uncompiled_model_is_saved_and_loaded(tmp_path):
     model = Model(mlp(), device="cpu")
     path = model.save(tmp_path / "model.pt")
     assert same_weights(Model(mlp(), device="cpu").load(path).module, model.module)
+
+
+@pytest.mark.parametrize("call", range(1, 13))
+def test_ctrl_c_while_a_file_is_written_is_ctrl_c_and_leaves_the_old_file(tmp_path, monkeypatch, call):
+    """torch.save ends in a RuntimeError about a wrong position then."""
+    path = files.write(tmp_path / "a.pt", {"x": torch.zeros(3)})
+    calls, honest = itertools.count(1), files.Honest.write
+
+    def write(self, data):
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return honest(self, data)
+
+    monkeypatch.setattr(files.Honest, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        files.write(path, {f"x{i}": torch.ones(64) for i in range(8)})
+    assert files.read(path)["x"].tolist() == [0, 0, 0]
+    assert list(tmp_path.iterdir()) == [path]

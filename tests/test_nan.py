@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -156,7 +158,8 @@ def test_updates_are_held_back_on_the_device_until_somebody_looks():
     x = X.clone()
     x[8:16] = float("nan")  # the second batch
     callback, weights = AsOnAnAccelerator(), Weights()
-    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    fused = functools.partial(torch.optim.SGD, lr=0.1, fused=True)
+    model = Model(mlp(), device="cpu").compile(fused, "cross_entropy")
     with pytest.warns(UserWarning, match="The inputs are not finite"):
         model.fit(DataLoader(TensorDataset(x, Y), 8), callbacks=[callback, weights], verbose=0)
     assert all(torch.equal(a, b) for a, b in zip(weights.seen[0], weights.seen[1], strict=True))

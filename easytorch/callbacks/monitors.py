@@ -51,7 +51,8 @@ class Monitor(Callback):
     def value(self, logs: Mapping[str, float]) -> float | None:
         """Return the monitored value, None in an epoch that did not measure it."""
         known = self.monitor in logs or self.monitor in self.model.log_names()
-        if not known and (not self.monitor.startswith("val_") or any(name.startswith("val_") for name in logs)):
+        unmeasured = self.model.callbacks.params["validated"] and not any(name.startswith("val_") for name in logs)
+        if not known and not (unmeasured and self.monitor.startswith("val_")):
             raise ValueError(
                 f"{type(self).__name__} monitors {self.monitor!r}, which is not in the logs.{nearest(self.monitor, logs)} "
                 f"There are {quoted(logs)}."

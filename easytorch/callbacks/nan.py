@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class TerminateOnNaN(Callback):
     """Ends training when a loss is NaN or infinite, before the weights take harm, and says where it came from.
 
     The batch is run once more, with the same random numbers, and the report names the first module whose output is not
-    finite, the term of the loss, and the samples. On a CPU every loss is looked at, at some tens of microseconds. On an
+    finite, the term of the loss, and the samples. On a CPU every loss is looked at, which costs about ten microseconds. On an
     accelerator it is looked at every 16 updates, so that no update waits for the device; a fused optimizer (every one that is
     made by name, where torch has one) leaves the weights alone in an update whose loss is not finite. With any other optimizer
     every update waits.
@@ -35,7 +36,7 @@ class TerminateOnNaN(Callback):
         report: What was found, in words; None as long as all is well.
     """
 
-    EVERY = 16  # updates between two looks at an accelerator
+    EVERY = 16  # updates between two looks at an accelerator, or at whether steps draw random numbers
 
     def __init__(self, raise_error: bool = False, path: str | os.PathLike[str] | None = None) -> None:
         self.raise_error, self.path = raise_error, path
@@ -45,27 +46,42 @@ class TerminateOnNaN(Callback):
         """Find out how to look without waiting."""
         self.report = None
         optimizer = self.model.need_optimizer("fit")
-        self._waiting: list[tuple[Tensor, dict[str, Any], list[Any], list[Any] | None]] = []
+        self._waiting: list[tuple[Tensor, list[Tensor], list[Any], list[Any] | None]] = []
         held_back = self.model.device.type != "cpu" and bool(optimizer.defaults.get("fused"))
         self._held_back = held_back and not self.model.strategy.scaler.is_enabled()
+        assert self.model.feed is not None
+        self._feed, self._losses = self.model.feed, self.model.metrics.last_losses(self.model.feed.window)
+        self._generators = [torch.default_generator.get_state]
+        if (device := self.model.device).type != "cpu":
+            self._generators.append(functools.partial(torch.get_device_module(device).get_rng_state, device))
+        self._random: list[Tensor] = []
+        self._draws = False  # whether steps draw random numbers
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Remember the random states, which the replay needs."""
-        self._random = _torch_states(self.model.device)
+        """Remember the random states, which the replay needs where a step draws random numbers."""
+        self._probes = not self._draws and (batch % self.EVERY == 0 or not self._random)
+        if self._draws or self._probes:
+            self._random = [state() for state in self._generators]
 
     def on_before_optimizer_step(self) -> None:
         """Look at the losses of this update, or put them aside to be looked at."""
-        assert self.model.feed is not None
-        feed = self.model.feed
-        losses = [terms["loss"] for terms in self.model.metrics.recent(len(feed.taken))]
-        if not self._held_back:
-            if not all(math.isfinite(loss.item()) for loss in losses):
-                self._end(self._random, feed.taken, feed.indices())
+        if self._probes:
+            self._draws = any(
+                not torch.equal(old, new()) for old, new in zip(self._random, self._generators, strict=True)
+            )
+        if self._held_back:
+            self._put_aside()
             return
-        bad = ~torch.stack(losses).isfinite().all()
+        for loss in self._losses:
+            if not isfinite(loss.item()):
+                self._end(self._random, self._feed.taken, self._feed.indices())
+                return
+
+    def _put_aside(self) -> None:
+        bad = ~torch.stack(list(self._losses)).isfinite().all()
         optimizer: Any = self.model.optimizer
         optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # fused kernels update nothing where it is 1
-        self._waiting.append((bad, self._random, feed.taken, feed.indices()))
+        self._waiting.append((bad, self._random, self._feed.taken, self._feed.indices()))
         if len(self._waiting) == self.EVERY:
             self._look()
 
@@ -89,7 +105,7 @@ class TerminateOnNaN(Callback):
                 self._end(random, window, indices)
                 return
 
-    def _end(self, random: dict[str, Any], window: list[Any], indices: list[Any] | None) -> None:
+    def _end(self, random: list[Tensor], window: list[Any], indices: list[Any] | None) -> None:
         state = self.model.state
         title = f"The loss is not finite in update {state.step + 1} (epoch {state.epoch + 1})"
         self.report = "\n  ".join(
@@ -109,13 +125,13 @@ class TerminateOnNaN(Callback):
             raise FloatingPointError(self.report)
         warn(self.report)
 
-    def _autopsy(self, random: dict[str, Any], window: list[Any], indices: list[Any] | None) -> list[str]:
+    def _autopsy(self, random: list[Tensor], window: list[Any], indices: list[Any] | None) -> list[str]:
         """Run the batches again, with a hook on every module, and return what was found, a line for each."""
         model, found = self.model, _Witness(self.model.module)
         kept, buffers = random_states(), [(buffer, buffer.clone()) for buffer in model.module.buffers()]
         metrics, model.metrics = model.metrics, model.metrics.fresh()
         try:
-            _set_torch_states(model.device, random)
+            _set_random(random, model.device)
             for number, batch in enumerate(window):
                 with found:
                     terms = model.strategy.run(model.train_step, batch)
@@ -205,14 +221,7 @@ def _some(numbers: list[Any], most: int = 10) -> str:
     return ", ".join(map(str, numbers[:most])) + (f", ... ({len(numbers)} in all)" if len(numbers) > most else "")
 
 
-def _torch_states(device: torch.device) -> dict[str, Any]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states["device"] = torch.get_device_module(device).get_rng_state(device)
-    return states
-
-
-def _set_torch_states(device: torch.device, states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "device" in states:
-        torch.get_device_module(device).set_rng_state(states["device"], device)
+def _set_random(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device).set_rng_state(state, device)
