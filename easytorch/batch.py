@@ -14,6 +14,7 @@ from easytorch.tree import describe, leaves, map_leaves
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 WEIGHT_KEY = "sample_weight"
+NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
 
 
 class Batch(NamedTuple):
@@ -66,7 +67,7 @@ def batch_size(batch: Any) -> int:
     A batch object of another library may tell by an attribute ``batch_size`` or ``num_graphs``.
     """
     if type(batch) in (tuple, list) and len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].ndim:
-        return len(batch[1])
+        return batch[1].shape[0]
     for name in ("batch_size", "num_graphs"):
         if isinstance(getattr(batch, name, None), int):
             return int(getattr(batch, name))
@@ -102,7 +103,20 @@ def placer(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], A
             return leaf
         return leaf.to(device, wanted, non_blocking=True)
 
-    return lambda batch: map_leaves(place, batch)
+    def place_batch(batch: Any) -> Any:
+        if type(batch) in (tuple, list):
+            for leaf in batch:
+                if (
+                    type(leaf) is not Tensor
+                    or leaf.device != device
+                    or (leaf.dtype != dtype and leaf.is_floating_point())
+                ):
+                    break
+            else:  # nothing is to be done, as mostly on a CPU
+                return batch
+        return map_leaves(place, batch)
+
+    return place_batch
 
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:

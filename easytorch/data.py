@@ -15,13 +15,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from easytorch.arrays import ArrayDataset, as_batch, as_tensors, is_array, is_arrays, is_map_style, quiet_generator
 from easytorch.batch import Signature, batch_size
 from easytorch.feed import Feed, length, signal_proof
+from easytorch.memory import InMemory, in_memory
 from easytorch.notice import warn
 from easytorch.splits import all_targets, split, split_loader, targets_of
 from easytorch.state import random_states_kept
 from easytorch.tree import describe, leaves
 from easytorch.weights import ClassWeight, Weighted, with_sample_weight
 
-__all__ = ["ArrayDataset", "all_targets", "as_loader", "seeded", "split", "targets_of"]
+__all__ = ["ArrayDataset", "all_targets", "as_loader", "in_memory", "seeded", "split", "targets_of"]
 
 ACCEPTED = (
     "a DataLoader, a Dataset, tensors, NumPy arrays or pandas frames (x, y), dicts or tuples of these, a generator, a "
@@ -165,7 +166,7 @@ def draws_nothing(dataset: Any) -> bool:
         return all(map(draws_nothing, dataset.datasets))
     if isinstance(dataset, (Subset, Weighted)):
         return draws_nothing(dataset.dataset)
-    return isinstance(dataset, (ArrayDataset, TensorDataset, _Seeded))
+    return isinstance(dataset, (ArrayDataset, InMemory, TensorDataset, _Seeded))
 
 
 def first_batch(loader: Any) -> Any:

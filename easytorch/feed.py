@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from easytorch.batch import NO_BATCH
+from easytorch.clock import Clock
 from easytorch.generators import data_parts, generators_of, order_parts, set_states, states_of
 from easytorch.notice import warn
 from easytorch.order import Order, ResumeError
 from easytorch.slices import Slices, sliced
 from easytorch.state import TrainState, random_states, set_random_states
 from easytorch.tree import map_leaves
-
-NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
 
 
 def length(loader: Any) -> int | None:
@@ -68,6 +68,7 @@ class Feed:
         self.example: Any = None
         self.taken: list[Any] = []  # the window that the loop has now
         self.exhausted = False
+        self.clock = Clock()
         self.passes = 0  # passes over the data begun, in this fit
         self.earlier = 0  # epochs before this fit, for samplers and datasets that count them
         self.used = 0  # batches that the loop took in this pass
@@ -98,6 +99,7 @@ class Feed:
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield the windows of one epoch; of a resumed one, the rest."""
+        self.clock.start()
         count, self._done = self._done, 0
         windows = self._pass() if self._stream is None else itertools.islice(self._stream, (self.steps or 0) - count)
         for window in windows:
@@ -107,7 +109,9 @@ class Feed:
                 )
             self.taken = window
             count += 1
+            self.clock.mark("data")
             yield window
+            self.clock.mark("rest")
         self.exhausted = count < self.steps if self.steps else self.once
         if not count:
             raise ValueError(NO_BATCH)
@@ -117,6 +121,28 @@ class Feed:
         if self._order is None:
             return None
         return [self._order.batch(self.used - len(self.taken) + i) for i in range(len(self.taken))]
+
+    def cure(self, device: torch.device) -> str | None:
+        """Say what would shorten the wait for data; None where nothing would."""
+        loader = self.loader
+        if isinstance(self._reader, Slices):
+            return None
+        if not isinstance(loader, DataLoader):
+            return "A Dataset in a DataLoader(num_workers=2) is loaded while the model trains."
+        cures = (
+            []
+            if isinstance(loader.dataset, IterableDataset)
+            else [
+                "If its samples are the same every time and fit in memory, load them once: easytorch.data.in_memory(dataset)."
+            ]
+        )
+        more = 2 * loader.num_workers or 2
+        cures.append(
+            f"{'More' if loader.num_workers else 'Some'} workers load while the model trains: num_workers={more}."
+        )
+        if device.type != "cpu" and not loader.pin_memory:
+            cures.append("Pinned memory is copied without waiting: pin_memory=True.")
+        return " ".join(cures)
 
     def close(self) -> None:
         """End the loader's workers now: at the end of the process, whoever holds a traceback would hold them too."""
@@ -167,10 +193,10 @@ class Feed:
         return self.used if resume is not None else 0
 
     def _batches(self, skip: int) -> Iterator[Any]:
+        batches: Iterator[Any]
         if self._order is not None or not skip:
-            self._iterator = started(self._reader)
-            yield from self._iterator
-            return
+            batches = self._iterator = started(self._reader)
+            return batches
         if self._loader_state is not None:
             self._reader.load_state_dict(self._loader_state)
             batches = self._iterator = started(self._reader)
@@ -183,7 +209,7 @@ class Feed:
             if len(list(itertools.islice(batches, skip))) < skip:
                 raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
         set_random_states(self._now)
-        yield from batches
+        return batches
 
     def _watched(self, loader: Any) -> Any:
         """Return a twin of ``loader`` whose order can be resumed."""

@@ -25,11 +25,15 @@ class Mean:
 
     def add(self, value: Scalar, weight: float) -> None:
         """Count ``value``, the mean of ``weight`` samples."""
-        self._wait(value, weight, weight)
+        self._pending.append((value, weight, weight))
+        if len(self._pending) >= self.PENDING:
+            self._flush()
 
     def add_sum(self, total: Scalar, count: Scalar) -> None:
         """Count ``total``, the sum of ``count`` samples; the count too may be a tensor on the device."""
-        self._wait(total, 1, count)
+        self._pending.append((total, 1, count))
+        if len(self._pending) >= self.PENDING:
+            self._flush()
 
     def compute(self) -> Scalar:
         """Return the mean so far; NaN of nothing."""
@@ -51,11 +55,9 @@ class Mean:
         self._total, self._count = state["total"], state["count"]
         self._pending = [(value, factor, count) for value, factor, count in state["pending"]]
 
-    def _wait(self, value: Scalar, factor: float, count: Scalar) -> None:
-        self._pending.append((value, factor, count))
-        if len(self._pending) == self.PENDING:
-            self._total, self._count = self._sums()
-            self._pending = []
+    def _flush(self) -> None:
+        self._total, self._count = self._sums()
+        self._pending = []
 
     def _sums(self) -> tuple[Scalar, Scalar]:
         total, count = self._total, self._count

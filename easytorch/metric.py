@@ -96,14 +96,18 @@ class MeanMetric(Metric):
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch."""
         value = self.function(y_pred, y)
+        if isinstance(value, Tensor):
+            if value.requires_grad:  # made from the weights
+                value = value.detach()
+            if value.ndim and sample_weight is None:  # by far the most frequent case
+                self.mean.add_sum(value.sum(), value.numel())
+                return
         if isinstance(value, tuple):
             self.mean.add_sum(*value)
         elif not isinstance(value, Tensor):
             self.mean.add(float(value), _rows(y_pred, y))
         elif value.ndim == 0:
             self.mean.add(value, _rows(y_pred, y))
-        elif sample_weight is None:
-            self.mean.add_sum(value.sum(), value.numel())
         else:
             weight = _expand(sample_weight, value)
             self.mean.add_sum((value * weight).sum(), weight.sum())

@@ -6,7 +6,6 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from easytorch.logs import Logs, Mean, Scalar
@@ -14,7 +13,7 @@ from easytorch.lookup import nearest, quoted
 from easytorch.losses import Criterion, SeveralLosses
 from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits
 from easytorch.torchmetric import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
-from easytorch.tree import describe
+from easytorch.tree import describe, map_leaves
 
 
 class Metrics:
@@ -29,7 +28,7 @@ class Metrics:
         self._metrics = list(metrics)
         self.criterion = criterion
         self._terms: dict[str, Mean] = {}
-        self._recent: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=64)
+        self._losses: collections.deque[Any] = collections.deque(maxlen=0)
         self.names = _unique(
             [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
         )
@@ -37,24 +36,27 @@ class Metrics:
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric; nothing waits for the device."""
-        if self._metrics:
-            with torch.no_grad():
-                for metric, output, weighted in self._metrics:
-                    part, target = self.criterion.part(y_pred, y, output)
-                    metric.update(part, target, sample_weight if weighted else None)
+        if not self._metrics:
+            return
+        y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
+        for metric, output, weighted in self._metrics:
+            part, target = self.criterion.part(y_pred, y, output)
+            metric.update(part, target, sample_weight if weighted else None)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
-        values = {name: _scalar(name, value) for name, value in terms.items()}
-        self._recent.append(values)
-        for name, value in values.items():
+        for name, value in terms.items():
             if name not in self._terms:
                 self._terms[name] = Mean()
-            self._terms[name].add(value, size)
+            self._terms[name].add(_scalar(name, value), size)
+        if self._losses.maxlen and "loss" in terms:
+            self._losses.append(_scalar("loss", terms["loss"]))
 
-    def recent(self, count: int) -> list[Mapping[str, Any]]:
-        """Return what the last ``count`` steps returned, at most 64."""
-        return [self._recent[i] for i in range(-min(count, len(self._recent)), 0)]
+    def last_losses(self, count: int) -> collections.deque[Any]:
+        """Return what will hold the losses of the last ``count`` steps that were recorded, from now on."""
+        if self._losses.maxlen != count:
+            self._losses = collections.deque(maxlen=count)
+        return self._losses
 
     def compute(self) -> dict[str, Scalar]:
         """Return every value so far, as scalars that may still be on the device."""
@@ -223,6 +225,10 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
         f"Unknown metric {typed!r}.{nearest(name, [*lean, *TORCHMETRICS])} Pass one of {quoted([*lean, *TORCHMETRICS])}, a "
         "function f(y_pred, y), an easytorch.Metric or a torchmetrics object."
     )
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _scalar(name: str, value: Any) -> Scalar:

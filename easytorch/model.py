@@ -22,23 +22,24 @@ import torch
 from torch import nn
 
 from easytorch import data, losses, modes, optimizers, session
-from easytorch.batch import Batch, Signature, batch_size, unpack
+from easytorch.batch import NO_BATCH, Batch, Signature, batch_size, unpack
 from easytorch.callbacks.callback import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.explain import explained
-from easytorch.feed import NO_BATCH, Feed, length, started
+from easytorch.feed import Feed, length, started
 from easytorch.logs import read
 from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
+from easytorch.outputs import Gathered
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.slices import sliced
 from easytorch.state import TrainState
 from easytorch.strategy import Strategy, check_numbers, pick_device
 from easytorch.summary import summarize
-from easytorch.tree import concatenate, map_leaves, to_numpy
+from easytorch.tree import map_leaves, to_numpy
 
 
 class Model(Saving):
@@ -209,7 +210,7 @@ class Model(Saving):
                 logs["lr"] = float(optimizer.param_groups[0]["lr"])
                 self.state.end_epoch()
                 self.metrics.reset()
-                self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs))
+                self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs, self.strategy.clock))
                 if self.stop_training:
                     break
         return self.history
@@ -324,6 +325,7 @@ class Model(Saving):
         *,
         batch_size: int | None = None,
         steps: int | None = None,
+        to: str | os.PathLike[str] | None = None,
         callbacks: Iterable[Callback] = (),
         verbose: int | str = "auto",
     ) -> Any:
@@ -333,18 +335,20 @@ class Model(Saving):
             x: Inputs: anything that ``fit`` takes; targets are not used.
             batch_size: Samples in a batch, 32 by default.
             steps: Predict so many batches; None is all.
+            to: A ``.npy`` file for outputs that do not fit in memory; what is returned reads from it. Of several outputs
+                each gets a file, ``name.0.npy`` or ``name.key.npy``.
             callbacks: Objects that are told what happens.
             verbose: 0 nothing; otherwise a live bar, in a terminal.
         """
-        return self._predict(x, lambda y_pred: y_pred, batch_size, steps, callbacks, verbose)
+        return self._predict(x, lambda y_pred: y_pred, batch_size, steps, callbacks, verbose, Gathered.to(to))
 
     def predict_proba(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return probabilities: the outputs after the softmax, exp or sigmoid that the loss implies."""
-        return self._predict(x, self.loss.probabilities, batch_size, None, (), verbose)
+        return self._predict(x, self.loss.probabilities, batch_size, None, (), verbose, Gathered())
 
     def predict_classes(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return the most probable class of each sample; 0 or 1 for each label of a binary loss."""
-        return self._predict(x, self.loss.classes, batch_size, None, (), verbose)
+        return self._predict(x, self.loss.classes, batch_size, None, (), verbose, Gathered())
 
     def _predict(
         self,
@@ -354,22 +358,20 @@ class Model(Saving):
         steps: int | None,
         callbacks: Any,
         verbose: Any,
+        gathered: Gathered,
     ) -> Any:
         loader = data.in_order(data.as_loader(data.inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
-        with session.watched(self, listeners), modes.evaluating(self.module), torch.no_grad():
+        with session.watched(self, listeners), modes.evaluating(self.module), torch.no_grad(), gathered:
             self.callbacks.params["test_steps"] = steps or length(loader)
             self.callbacks.on_predict_begin({})
-            parts = []
             for i, batch in enumerate(itertools.islice(started(sliced(loader)), steps)):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
-                parts.append(map_leaves(to_numpy, data.one_row_each(outputs, batch)))
+                gathered.add(map_leaves(to_numpy, data.one_row_each(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
             self.callbacks.on_predict_end({})
-        if not parts:
-            raise ValueError(NO_BATCH)
-        return concatenate(parts)
+        return gathered.result()
 
     # One batch at a time
 
@@ -391,7 +393,7 @@ class Model(Saving):
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
-        return self._predict([data.one_batch(x)], lambda y_pred: y_pred, None, None, (), 0)
+        return self._predict([data.one_batch(x)], lambda y_pred: y_pred, None, None, (), 0, Gathered())
 
     # Looking at it, keeping it
 
@@ -420,10 +422,8 @@ class Model(Saving):
 
     def may_log_more(self) -> bool:
         """Whether a step, or a callback, of the user's own may add to the logs."""
-        own = [
-            callback for callback in self.callbacks.callbacks if not type(callback).__module__.startswith("easytorch.")
-        ]
-        return type(self).train_step is not Model.train_step or type(self).update is not Model.update or bool(own)
+        own_step = type(self).train_step is not Model.train_step or type(self).update is not Model.update
+        return own_step or self.callbacks.has_own()
 
     def need_compiled(self, verb: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""

@@ -109,6 +109,8 @@ def _fast(cls: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) 
     known = inspect.signature(cls).parameters
     plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in parameters)
     devices = {p.device.type for p in parameters}
+    if cls is torch.optim.SGD and devices == {"cpu"}:
+        return {}  # without momentum it is one addition for each tensor, which nothing makes faster
     if plain and "fused" in known and devices <= {"cpu", "cuda", "mps", "xpu"}:
         return {"fused": True}
     return {"foreach": True} if plain and "foreach" in known and devices != {"cpu"} else {}

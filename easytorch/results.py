@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from easytorch.clock import PARTS, Clock, shares
 from easytorch.lookup import find, nearest, quoted
 
 if TYPE_CHECKING:
@@ -63,11 +64,14 @@ class History(Chain, Mapping[str, list[float]]):
     Attributes:
         rows: One dict for each epoch. Callbacks get the very dict, so what they add to it is kept.
         epoch: The number of each epoch, from 0.
+        seconds: How long each epoch took, by part: ``data`` (waiting for batches), ``model`` (forward and backward),
+            ``optimizer``, ``validation`` and ``rest``.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.epoch: list[int] = []
+        self.seconds: list[dict[str, float]] = []
         self._fit: dict[str, Any] = {"params": {}, "interrupted": False}
 
     @property
@@ -112,10 +116,16 @@ class History(Chain, Mapping[str, list[float]]):
     def __len__(self) -> int:
         return len(self.history)
 
-    def append(self, epoch: int, logs: dict[str, float]) -> dict[str, float]:
+    @property
+    def shares(self) -> list[dict[str, float]]:
+        """The seconds of each epoch as shares of all of them."""
+        return [shares(seconds) for seconds in self.seconds]
+
+    def append(self, epoch: int, logs: dict[str, float], clock: Clock) -> dict[str, float]:
         """Keep ``logs`` as the row of ``epoch``, and return it."""
         self.rows.append(logs)
         self.epoch.append(epoch)
+        self.seconds.append(clock.read())
         return logs
 
     def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:
@@ -183,6 +193,9 @@ class History(Chain, Mapping[str, list[float]]):
             "epoch": torch.tensor(self.epoch, dtype=torch.int64),
             "columns": {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()},
             "measured": {name: torch.tensor(values) for name, values in measured.items()},
+            "seconds": {
+                part: torch.tensor([seconds[part] for seconds in self.seconds], dtype=torch.float64) for part in PARTS
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,7 +206,9 @@ class History(Chain, Mapping[str, list[float]]):
             for row, value, measured in zip(rows, values.tolist(), state["measured"][name].tolist(), strict=True):
                 if measured:
                     row[str(name)] = float(value)
+        seconds = {part: state["seconds"][part].tolist() for part in PARTS}
         self.rows[:], self.epoch[:] = rows, epochs
+        self.seconds[:] = [{part: seconds[part][i] for part in PARTS} for i in range(len(epochs))]
 
     def __repr__(self) -> str:
         if not self.rows:

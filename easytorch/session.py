@@ -43,7 +43,7 @@ def fitting(
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
     listeners = CallbackList([*callbacks, interrupts], model, params | {"validated": validation is not None})
     model.history.params, model.history.interrupted = params, False
-    model.feed, feed.earlier = feed, state.first
+    model.feed, feed.earlier, feed.clock = feed, state.first, model.strategy.clock
     with training(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
@@ -95,11 +95,13 @@ def training(model: Model, callbacks: CallbackList, state: TrainState | None = N
 def measuring(model: Model) -> Iterator[None]:
     """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
     outer, model.metrics = model.metrics, model.metrics.fresh()
+    model.strategy.clock.mark("rest")
     try:
         with modes.evaluating(model.module), torch.no_grad():
             yield
     finally:
         model.metrics = outer
+        model.strategy.clock.mark("validation")
 
 
 @contextlib.contextmanager
@@ -171,7 +173,8 @@ class Interrupts(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave, if somebody asked for it."""
-        self._leave()
+        if self.caught is not None:
+            raise Interruption
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave, if somebody asked for it."""

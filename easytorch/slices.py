@@ -25,9 +25,10 @@ from torch.utils.data import (
 )
 
 from easytorch.arrays import ArrayDataset, as_batch
+from easytorch.memory import InMemory
 from easytorch.order import other_order
 from easytorch.state import set_random_states
-from easytorch.tree import map_leaves
+from easytorch.tree import leaves, map_leaves
 
 # They draw all of their order when they begin; a sampler of the user's own may draw while it runs.
 KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -48,6 +49,8 @@ def _in_memory(dataset: Any) -> tuple[Any, Tensor | None, Any] | None:
     """Return the tensors of ``dataset``, which of their rows it has (None: all), and how its samples are collated."""
     if type(dataset) is ArrayDataset:
         return dataset.tree, None, as_batch
+    if type(dataset) is InMemory:
+        return dataset.tree, None, default_collate
     if type(dataset) is TensorDataset:
         return list(dataset.tensors), None, default_collate  # which makes a list of a sample's tuple
     if type(dataset) is Subset and (below := _in_memory(dataset.dataset)) is not None:
@@ -71,6 +74,7 @@ class Slices:
         self.size: int = loader.batch_sampler.batch_size  # type: ignore[union-attr]
         self.in_order = type(loader.sampler) is SequentialSampler
         self.order = torch.empty(0, dtype=torch.int64)
+        self.positions: dict[torch.device, Tensor] = {}  # in the tensors, where they are: nothing to copy in a step
         self.resume: Mapping[str, Any] | None = None
         self.now: Mapping[str, Any] = {}
 
@@ -100,11 +104,13 @@ class Slices:
             if self.mark(used) != resume["order"]:
                 raise other_order(self.loader.sampler)
             set_random_states(self.now)
+        positions = self.order if self.rows is None else self.rows[self.order]
+        self.positions = {leaf.device: positions.to(leaf.device) for leaf in leaves(self.tree) if leaf is not None}
         for begin in range(used * self.size, len(self) * self.size, self.size):
             yield self._take(begin, min(begin + self.size, len(self.order)))
 
     def _take(self, begin: int, end: int) -> Any:
         if self.in_order and self.rows is None:  # copied: what a module does to its input stays there
             return map_leaves(lambda leaf: None if leaf is None else leaf[begin:end].clone(), self.tree)
-        rows = self.order[begin:end] if self.rows is None else self.rows[self.order[begin:end]]
-        return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, rows.to(leaf.device)), self.tree)
+        rows = {device: positions[begin:end] for device, positions in self.positions.items()}
+        return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, rows[leaf.device]), self.tree)

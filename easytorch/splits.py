@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from easytorch.arrays import ArrayDataset, is_array, is_map_style, quiet_generator
 from easytorch.batch import LABEL_KEYS, from_numpy, unpack
+from easytorch.memory import InMemory
 
 
 def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True) -> tuple[Any, Any]:
@@ -129,7 +130,7 @@ def targets_of(dataset: Any) -> Tensor | None:
     if isinstance(dataset, ConcatDataset):
         parts = [targets_of(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
-    if isinstance(dataset, ArrayDataset):
+    if isinstance(dataset, (ArrayDataset, InMemory)):
         found = unpack(dataset.tree).y
     elif isinstance(dataset, TensorDataset):
         found = dataset.tensors[1] if len(dataset.tensors) > 1 else None

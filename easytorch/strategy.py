@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch.batch import placer
+from easytorch.clock import Clock
 from easytorch.lookup import find, nearest
 from easytorch.notice import warn
 
@@ -74,27 +75,25 @@ class Strategy:
     def __init__(self, device: torch.device, precision: str = "fp32", jit_compile: bool = False) -> None:
         self.device = device
         self.precision = precision
+        self.clock = Clock()  # of the epoch that runs
         dtype = find("precision", precision, PRECISIONS)
         _check_precision(device, dtype)
         autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
         self.autocast: contextlib.AbstractContextManager[Any] = autocast
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        # Asked in each step, since even a context or a scaler that does nothing takes its time.
+        self.autocasts, self.scales = dtype is not None, self.scaler.is_enabled()
         self.jit_compile = jit_compile and _can_compile(device)
         self._place: Callable[[Any], Any] = placer(device, None)
-        self._forward: Callable[..., Any] | None = None
+        self.forward: Callable[..., Any] = _unprepared
+        """The module, or its compiled twin."""
 
     def prepare(self, module: nn.Module) -> None:
         """Bring ``module`` to the device and get ready for its calls."""
         module.to(self.device)
         dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
         self._place = placer(self.device, dtypes.pop() if len(dtypes) == 1 else None)
-        self._forward = torch.compile(module) if self.jit_compile else module
-
-    @property
-    def forward(self) -> Callable[..., Any]:
-        """The module, or its compiled twin."""
-        assert self._forward is not None
-        return self._forward
+        self.forward = torch.compile(module) if self.jit_compile else module
 
     def place(self, batch: Any) -> Any:
         """Bring a batch to the device, its floats to the module's dtype."""
@@ -103,6 +102,8 @@ class Strategy:
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)`` with the batch on the device and the forward in the chosen precision."""
         batch = self._place(batch)
+        if not self.autocasts:
+            return step(batch)
         with self.autocast:
             return step(batch)
 
@@ -112,13 +113,17 @@ class Strategy:
 
     def backward(self, loss: Tensor, share: Any = 1.0) -> None:
         """Add the gradients of ``loss`` times ``share``, scaled if the precision needs it."""
-        if isinstance(share, Tensor) or share != 1.0:
+        if type(share) is not float or share != 1.0:
             loss = loss * share
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.scales:
+            loss = self.scaler.scale(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.clock.mark("model")
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients back to their true size."""
-        self.scaler.unscale_(optimizer)
+        if self.scales:
+            self.scaler.unscale_(optimizer)
 
     def clip(self, module: nn.Module, norm: float | None, value: float | None) -> None:
         """Limit each gradient to ``value`` and the norm of all of them to ``norm``, where these are given."""
@@ -129,8 +134,12 @@ class Strategy:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters, unless a scaled gradient overflowed."""
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        if self.scales:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        else:
+            optimizer.step()
+        self.clock.mark("optimizer")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loss scale, empty where nothing is scaled."""
@@ -154,6 +163,10 @@ def _nearest_device(device: Any, here: list[str]) -> str:
     if str(device).strip().lower() == "gpu":
         return " Did you mean 'auto'?"
     return nearest(device, ["auto", *here, "cuda", "mps", "xpu"])
+
+
+def _unprepared(*_: Any) -> Any:
+    raise RuntimeError("The strategy has no module yet: call prepare(module) first.")
 
 
 _NOTHING = contextlib.nullcontext()

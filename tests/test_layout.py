@@ -11,10 +11,28 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "easytorch"
 FLOORS = [
-    ["generators", "logs", "lookup", "modes", "notice", "state", "tree", "verify"],
+    ["clock", "generators", "logs", "lookup", "modes", "notice", "state", "tree", "verify"],
     ["batch", "callbacks.callback", "files", "losses", "optimizers", "order", "results"],
-    ["arrays", "callbacks.averaging", "callbacks.loggers", "callbacks.monitors", "callbacks.nan", "callbacks.progress"],
-    ["callbacks.checkpoint", "callbacks.schedules", "metric", "slices", "splits", "strategy", "summary"],
+    [
+        "arrays",
+        "callbacks.averaging",
+        "callbacks.loggers",
+        "callbacks.monitors",
+        "callbacks.nan",
+        "callbacks.progress",
+        "memory",
+        "outputs",
+    ],
+    [
+        "callbacks.checkpoint",
+        "callbacks.pruning",
+        "callbacks.schedules",
+        "metric",
+        "slices",
+        "splits",
+        "strategy",
+        "summary",
+    ],
     ["callbacks", "feed", "torchmetric", "weights"],
     ["metrics"],
     ["data", "explain", "saving"],
@@ -70,6 +88,7 @@ def test_importing_brings_torch_and_little_else():
     heavy = {
         "torchmetrics",
         "matplotlib",
+        "optuna",
         "pandas",
         "rich",
         "torchinfo",

@@ -45,7 +45,7 @@ def test_types_are_shipped():
             "class_weight sample_weight shuffle initial_epoch callbacks resume on_interrupt verbose",
         ),
         ("evaluate", "x y batch_size sample_weight steps callbacks verbose"),
-        ("predict", "x batch_size steps callbacks verbose"),
+        ("predict", "x batch_size steps to callbacks verbose"),
         ("train_on_batch", "x y sample_weight"),
         ("test_on_batch", "x y sample_weight"),
         ("predict_on_batch", "x"),

@@ -6,6 +6,7 @@ from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.monitors import EarlyStopping, Monitor
 from easytorch.callbacks.nan import TerminateOnNaN
+from easytorch.callbacks.pruning import OptunaPruning
 from easytorch.callbacks.schedules import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LearningRateScheduler",
     "ModelCheckpoint",
     "Monitor",
+    "OptunaPruning",
     "ReduceLROnPlateau",
     "SWA",
     "Schedule",

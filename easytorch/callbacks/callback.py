@@ -143,6 +143,13 @@ class CallbackList(Callback):
                     stack.enter_context(callback.averaged())
             yield
 
+    def has_own(self) -> bool:
+        """Whether there is a callback with code of the user's own."""
+        return any(
+            isinstance(callback, LambdaCallback) or not type(callback).__module__.startswith("easytorch.")
+            for callback in self.callbacks
+        )
+
     def finish(self, error: BaseException | None, logs: Any) -> None:
         """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback, whatever else fails.
 

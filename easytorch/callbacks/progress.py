@@ -62,6 +62,11 @@ def values(logs: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {number(name, value)}" for name, value in logs.items())
 
 
+def parts(shares: Mapping[str, float]) -> str:
+    """Return ``data 12%, model 61%, optimizer 15%, rest 12%``."""
+    return ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+
+
 def duration(seconds: float) -> str:
     """Return ``1:02:05``, ``2:05``, ``12 s``, ``1.3 s`` or ``45 ms``."""
     if round(seconds * 1000) < 1000:
@@ -81,13 +86,15 @@ class Lines(Callback):
     priority = 20
     expendable = True
 
+    WAIT, PATIENCE = 0.3, 1.0  # the share and the seconds of an epoch above which waiting for data is told
+
     def __init__(self) -> None:
-        self.fitting = False
+        self.fitting = self.advised = False
         self.step = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Note that evaluations belong to epochs from now on."""
-        self.fitting = True
+        self.fitting, self.advised = True, False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the clock."""
@@ -103,7 +110,19 @@ class Lines(Callback):
         """Write the epoch's line."""
         seconds = time.perf_counter() - self.began
         steps = f"{self.step} step" + "s" * (self.step != 1)
-        self.write(f"{self.title}  {steps}  {duration(seconds)}  {values(logs or {})}")
+        self.write(
+            f"{self.title}  {steps}  {duration(seconds)}  {values(logs or {})}", parts(self.model.history.shares[-1])
+        )
+        self.advise()
+
+    def advise(self) -> None:
+        """Name the cure, once in a fit, if an epoch has waited long for its data."""
+        data, share = self.model.history.seconds[-1]["data"], self.model.history.shares[-1]["data"]
+        if self.advised or share <= self.WAIT or data <= self.PATIENCE or self.model.feed is None:
+            return
+        if cure := self.model.feed.cure(self.model.device):
+            self.advised = True
+            self.write(f"Waiting for data took {share:.0%} of this epoch. {cure}")
 
     def on_train_end(self, logs: Any = None) -> None:
         """Note that the fit is over."""
@@ -120,9 +139,9 @@ class Lines(Callback):
             seconds = time.perf_counter() - self.began
             self.write(f"Evaluated on {self.params['data']}  {duration(seconds)}  {values(logs or {})}")
 
-    def write(self, line: str) -> None:
-        """Write one line."""
-        print(line, flush=True)
+    def write(self, line: str, note: str = "") -> None:
+        """Write one line, a note behind it."""
+        print(f"{line}  ({note})" if note else line, flush=True)
 
 
 class Live(Lines):
@@ -263,13 +282,15 @@ class Bar(Live):
         with contextlib.suppress(Exception, SystemExit):
             self.end()
 
-    def write(self, line: str) -> None:
-        """Write one line, the title in colour where the terminal has any."""
+    def write(self, line: str, note: str = "") -> None:
+        """Write one line, the title bold and the note dim where the terminal can."""
         from rich.text import Text
 
         text = Text(line)
-        title = line.split("  ")[0]
-        text.stylize("bold", 0, len(title))
+        title, gap, _ = line.partition("  ")
+        text.stylize("bold", 0, len(title) if gap else 0)
+        if note:
+            text.append(f"  ({note})", "dim")
         self.console.print(text, soft_wrap=True)
 
 

@@ -1,0 +1,128 @@
+"""Where the time goes: told for every epoch, with the cure where the model waits for its data."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from easytorch import Model
+from easytorch.clock import PARTS, Clock, shares
+from easytorch.feed import Feed
+from tests.loops import blobs, mlp
+
+X, Y = blobs(48)
+CPU = torch.device("cpu")
+
+
+class Slow(Dataset):
+    """Takes 30 ms for each sample."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        time.sleep(0.03)
+        return X[index], Y[index]
+
+
+class SlowModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        time.sleep(0.03)
+        return self.net(x)
+
+
+class SlowSGD(torch.optim.SGD):
+    def step(self, closure=None):
+        time.sleep(0.03)
+        return super().step(closure)
+
+
+def fitted(net, data, optimizer="sgd", epochs=1, **options):
+    model = Model(net, device="cpu").compile(optimizer, "cross_entropy")
+    return model.fit(data, epochs, **{"verbose": 0} | options)
+
+
+def test_a_clock_gives_each_second_to_one_part():
+    clock = Clock()
+    time.sleep(0.02)
+    clock.mark("data")
+    time.sleep(0.01)
+    seconds = clock.read()
+    assert set(seconds) == set(PARTS)
+    assert seconds["data"] >= 0.02
+    assert seconds["rest"] >= 0.01
+    assert sum(shares(seconds).values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("part", "net", "data", "optimizer"),
+    [
+        ("data", mlp(), DataLoader(Slow(), 4), "sgd"),
+        ("model", SlowModule(), DataLoader(TensorDataset(X, Y), 8), "sgd"),
+        ("optimizer", mlp(), DataLoader(TensorDataset(X, Y), 8), lambda p: SlowSGD(p, lr=0.1)),
+    ],
+)
+def test_the_part_that_is_slow_has_the_largest_share(part, net, data, optimizer):
+    (found,) = fitted(net, data, optimizer).shares
+    assert max(found, key=found.get) == part
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_validation_has_a_share_where_there_is_one():
+    assert "validation" not in fitted(mlp(), (X, Y)).shares[0]
+    (found,) = fitted(mlp(), (X, Y), validation_data=DataLoader(Slow(), 4)).shares
+    assert max(found, key=found.get) == "validation"
+
+
+def test_every_epoch_has_its_seconds_and_a_resumed_run_keeps_them(tmp_path):
+    first = fitted(mlp(), (X, Y), epochs=2, resume=tmp_path)
+    assert len(first.seconds) == 2
+    again = fitted(mlp(), (X, Y), epochs=3, resume=tmp_path)
+    assert len(again.seconds) == len(again.epoch) == 3
+    assert again.seconds[:2] == first.seconds[:2]
+
+
+def test_an_update_of_ones_own_is_measured_too():
+    class Own(Model):
+        def update(self, window):
+            outputs = self.strategy.run(self.train_step, window[0])
+            self.strategy.backward(outputs["loss"])
+            self.strategy.step(self.optimizer)
+            self.optimizer.zero_grad()
+            self.metrics.record(outputs, 8)
+
+    model = Own(SlowModule(), device="cpu").compile("sgd", "cross_entropy")
+    (found,) = model.fit(DataLoader(TensorDataset(X, Y), 8), verbose=0).shares
+    assert max(found, key=found.get) == "model"
+
+
+def test_a_long_wait_is_told_once_with_the_cure(capsys, monkeypatch):
+    monkeypatch.setattr(Slow, "__len__", lambda self: 40)
+    monkeypatch.setattr("easytorch.callbacks.progress.Lines.PATIENCE", 0.2)
+    fitted(mlp(), DataLoader(Slow(), 4), epochs=2, verbose=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("Waiting for data took 9")
+    assert "easytorch.data.in_memory(dataset)" in lines[1]
+    assert "num_workers=2" in lines[1]
+
+
+def test_what_is_quick_is_not_told(capsys):
+    fitted(mlp(), DataLoader(Slow(), 4), verbose=2)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_cure_fits_the_data():
+    assert Feed(DataLoader(TensorDataset(X, Y), 8)).cure(CPU) is None  # it is sliced already
+    assert "num_workers=4" in Feed(DataLoader(Slow(), 4, num_workers=2)).cure(CPU)
+    assert "DataLoader" in Feed([(X, Y)]).cure(CPU)
+    assert "pin_memory" in Feed(DataLoader(Slow(), 4)).cure(torch.device("meta"))
+    assert "pin_memory" not in Feed(DataLoader(Slow(), 4)).cure(CPU)
