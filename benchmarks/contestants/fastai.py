@@ -1,0 +1,36 @@
+"""fastai: https://docs.fast.ai/learner.html; it insists on validation data, so it has one batch of it."""
+
+from functools import partial
+
+from fastai.callback.progress import ProgressCallback  # noqa: F401  # adds the bar
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Callback, Learner
+from fastai.metrics import accuracy
+from fastai.optimizer import SGD, Adam
+
+
+def learner(task, train, valid):
+    options = {"lr": 1e-3, "momentum": 0.0} | task.workload.settings
+    optimizer = {"sgd": partial(SGD, mom=options["momentum"]), "adam": Adam}[task.workload.optimizer]
+    data = DataLoaders(train, valid)
+    learn = Learner(data, task.module, loss_func=task.loss, opt_func=optimizer, lr=options["lr"], metrics=accuracy)
+    learn.recorder.train_metrics = True
+    return learn
+
+
+def fit(task):
+    learn = learner(task, task.loader, task.one_batch)
+    learn.fit(task.epochs, cbs=Callback(after_train=task.tick))
+
+
+def evaluate(task):
+    loader = DataLoader(task.dataset, bs=task.batch_size)
+    learn = learner(task, loader, loader)
+    return lambda: learn.validate()[1]
+
+
+def predict(task):
+    loader = DataLoader(task.dataset, bs=task.batch_size)
+    learn = learner(task, loader, loader)
+    return lambda: learn.get_preds()[0].numpy()
