@@ -1,0 +1,99 @@
+"""Two networks and two optimizers in one fit: one learns to draw the digit it is asked for, the other to tell it from real ones.
+
+    python examples/gan.py [--quick] [--seed N] [--plot gan.png]
+
+A GAN is another way to optimize, and that is one method: ``update`` makes a step of the critic and one of the generator out of
+each batch; the data, the device, the logs and the callbacks stay what they are. Both networks are told the digit: the
+generator as an input, the critic by the choice of one of its ten scores. The losses of a GAN do not tell how well it draws, so
+after every epoch a network that reads digits looks at a hundred drawings of each: how many are read as what was asked for?
+"""
+
+import argparse
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Subset
+from torchvision import datasets, transforms
+
+import easytorch
+
+options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options.add_argument("--quick", action="store_true", help="a twentieth of the images, fewer updates")
+options.add_argument("--seed", type=int, default=0, help="of the weights, the order of the images and the noise")
+options.add_argument("--plot", metavar="FILE", help="write the figure: the same noise, drawn after each epoch")
+args = options.parse_args()
+torch.manual_seed(args.seed)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(
+            nn.Linear(64 + 10, 32 * 7 * 7), nn.Unflatten(1, (32, 7, 7)), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.ConvTranspose2d(16, 1, 4, stride=2, padding=1), nn.Sigmoid(),
+        )  # fmt: skip
+        self.critic = nn.Sequential(
+            nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Dropout(0.3),
+            nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Dropout(0.3),
+            nn.Flatten(), nn.Linear(32 * 7 * 7, 10),
+        )  # fmt: skip
+
+    def forward(self, noise: torch.Tensor, digit: torch.Tensor) -> torch.Tensor:
+        return self.generator(torch.cat([noise, F.one_hot(digit, 10)], dim=1))
+
+
+class GAN(easytorch.Model):
+    def compile(self, lr: float = 1e-3):
+        super().compile(lambda _: torch.optim.Adam(self.module.generator.parameters(), lr, betas=(0.5, 0.999)))
+        self.critic_optimizer = torch.optim.Adam(self.module.critic.parameters(), lr, betas=(0.5, 0.999))
+        return self
+
+    def update(self, window):
+        (batch,) = window
+        for step, optimizer in (self.critic_loss, self.critic_optimizer), (self.generator_loss, self.optimizer):
+            loss = self.strategy.run(step, batch)
+            self.strategy.backward(loss)
+            self.strategy.step(optimizer)
+            self.module.zero_grad()
+            self.metrics.record({step.__name__: loss}, self.batch_size(batch))
+
+    def critic_loss(self, batch):
+        real, digit, _ = self.unpack(batch)
+        drawn = self.draw(digit).detach()
+        return F.softplus(-self.score(real, digit)).mean() + F.softplus(self.score(drawn, digit)).mean()
+
+    def generator_loss(self, batch):
+        digit = self.unpack(batch).y
+        return F.softplus(-self.score(self.draw(digit), digit)).mean()
+
+    def draw(self, digit: torch.Tensor) -> torch.Tensor:
+        return self((torch.randn(len(digit), 64, device=self.device), digit))
+
+    def score(self, images: torch.Tensor, digit: torch.Tensor) -> torch.Tensor:
+        return self.module.critic(images).gather(1, digit[:, None])
+
+
+def look(epoch, logs):
+    drawings = gan.predict((noise, asked), batch_size=250, verbose=0)
+    logs["read_as_asked"] = (reader.predict_classes(drawings, verbose=0) == asked.numpy()).mean()
+    rows.append(np.block([image.squeeze() for image in drawings[:20]]))
+
+
+root, scaled = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
+mnist = datasets.MNIST(root, train=True, download=True, transform=scaled)
+images = easytorch.data.in_memory(Subset(mnist, range(3000)) if args.quick else mnist)
+reader = easytorch.Model(nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)))
+reader.compile("adam", "cross_entropy").fit(images, epochs=3, batch_size=64, verbose=0)
+noise, asked, rows = torch.randn(1000, 64), torch.arange(10).repeat(100), []
+gan, gallery = GAN(Pair()).compile(), easytorch.callbacks.LambdaCallback(on_epoch_end=look)
+gan.fit(images, 2 if args.quick else 8, steps_per_epoch=80 if args.quick else 300, batch_size=64, callbacks=[gallery])
+print(f"Result: digits read as asked = {gan.history['read_as_asked'][-1]:.4f}")
+print(f"Result: parameters = {sum(p.numel() for p in gan.module.parameters())}")
+if args.plot:
+    from matplotlib.image import imsave
+
+    imsave(args.plot, np.vstack(rows), cmap="gray_r")  # a row for each epoch

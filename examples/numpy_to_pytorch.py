@@ -1,0 +1,97 @@
+"""Article 003, "PyTorch from basic concepts to implementation": one tiny network in NumPy, by hand in torch, and with fit.
+
+    python examples/numpy_to_pytorch.py [--quick] [--seed N] [--plot losses.png]
+
+Three rows of four numbers, 5,000 epochs at a learning rate of 0.1; then the line y = 2x from three points. What was mended:
+
+- by hand in torch, the last bias is trained but never used, and the first is trained by the gradient of the last: with seeds
+  such as 2 and 3 one answer of the three stays wrong, which looks like torch's fault. It runs here, corrected and as printed;
+- gradients are worked out by hand where autograd is the subject: with fit they are torch's, and the numbers are the same;
+- the model of the line is never made, and its loss is read by `loss.data[0]`, which no longer runs: both are fit's affair.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from torch import nn
+
+import easytorch
+
+options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options.add_argument("--quick", action="store_true", help="fewer epochs of the tiny network")
+options.add_argument("--seed", type=int, default=0, help="of all random numbers")
+options.add_argument("--plot", metavar="FILE", help="write the figure of the losses, side by side")
+args = options.parse_args()
+torch.manual_seed(args.seed)
+
+# Autograd: the gradients of x ** 2 + 3 y are 2 x and 3
+x, y = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+z = x**2 + 3 * y
+z.backward(torch.ones(5, 3), retain_graph=True)
+assert torch.equal(x.grad, 2 * x)
+assert torch.equal(y.grad, torch.full((5, 3), 3.0))
+assert all(map(torch.equal, torch.autograd.grad(z, (x, y), torch.ones(5, 3)), (x.grad, y.grad)))
+print("The gradients are those of the textbook")
+
+# A network of three hidden neurons, for three rows
+rows = np.array([[1.0, 0, 1, 0], [1, 0, 1, 1], [0, 1, 0, 1]])
+wanted = np.array([[1.0], [1], [0]])
+epochs = 1000 if args.quick else 5000
+network = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 1), nn.Sigmoid()).double()
+for parameter in network.parameters():
+    nn.init.normal_(parameter)  # all versions begin with these
+
+
+def by_hand(x, y, weights, exp, as_printed=False):
+    """Return the last outputs and the error of every epoch; arrays of NumPy and tensors of torch are written alike."""
+    w1, b1, w2, b2 = weights
+    errors = []
+    for _ in range(epochs):
+        hidden = 1 / (1 + exp(-(x @ w1.T + b1)))
+        output = 1 / (1 + exp(-(hidden @ w2.T + (0 if as_printed else b2))))
+        errors.append(float(((y - output) ** 2).mean()))
+        output_delta = (y - output) * output * (1 - output)
+        hidden_delta = output_delta @ w2 * hidden * (1 - hidden)
+        w2 = w2 + 0.1 * output_delta.T @ hidden
+        b2 = b2 + 0.1 * output_delta.sum(0)
+        w1 = w1 + 0.1 * hidden_delta.T @ x
+        b1 = b1 + 0.1 * (output_delta.sum() if as_printed else hidden_delta.sum(0))
+    return output, errors
+
+
+def half_the_squares(y_pred, y):
+    return ((y_pred - y) ** 2).sum() / 2  # whose gradient is the one above
+
+
+weights = [parameter.detach() for parameter in network.parameters()]
+tensors = torch.from_numpy(rows), torch.from_numpy(wanted)
+model = easytorch.Model(network).compile("sgd", half_the_squares, metrics=["mse"], lr=0.1)
+runs = {
+    "NumPy": by_hand(rows, wanted, [weight.numpy() for weight in weights], np.exp),
+    "torch by hand, as printed": by_hand(*tensors, weights, torch.exp, as_printed=True),
+    "torch by hand, corrected": by_hand(*tensors, weights, torch.exp),
+}
+history = model.fit(rows, wanted, epochs=epochs, batch_size=3, shuffle=False, verbose=0)  # changes the weights
+runs["torch with fit"] = model.predict(rows, verbose=0), history["mse"]
+for name, (output, _) in runs.items():
+    print(f"{name:25} says {', '.join(f'{float(value):.3f}' for value in output.ravel())}")
+assert np.allclose(runs["NumPy"][1], history["mse"], rtol=1e-4)
+
+# Linear regression: y = 2 x, from three points
+points, line = np.array([[1.0], [2], [3]]), nn.Linear(1, 1)
+model = easytorch.Model(line).compile("sgd", nn.MSELoss(reduction="sum"), lr=0.01)
+model.fit(points, 2 * points, epochs=500, batch_size=3, verbose=0)
+print(f"y = {line.weight.item():.3f} x + {line.bias.item():.3f}")
+for name, (_, errors) in runs.items():
+    print(f"Result: mse of {name.lower().replace(',', '')} = {errors[-1]:.6f}")
+print(f"Result: f(4) = {model.predict(np.array([[4.0]]), verbose=0).item():.4f}")
+
+if args.plot:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    for axis, (name, (_, errors)) in zip(figure.subplots(1, 4, sharey=True), runs.items(), strict=True):
+        axis.semilogy(errors)
+        axis.set(title=name, xlabel="epoch")
+    figure.savefig(args.plot, dpi=150)

@@ -1,0 +1,99 @@
+"""Article 004's sibling on regularisation: a narrow network on MNIST, plain, with dropout, with an L1 and an L2 penalty.
+
+    python examples/regularisation.py [--quick] [--seed N] [--plot regularisation.png]
+
+Twenty epochs of SGD at 0.01 with momentum 0.9, in batches of 128, four times. The article ends at 98.58 % of the test images
+for the plain network, 98.99 % with dropout, 98.81 % with L1 and 98.58 % with L2. What was mended:
+
+- four notebooks are one loop here: dropout is a layer, L2 an argument of the optimizer, and L1 a step of three lines;
+- the penalty belongs to training: what is measured is the cross-entropy, in all four alike;
+- the weights begin as He et al. made them for ReLUs, and the learning rate falls to zero along a cosine: with torch's own
+  weights such a network stands still at first, and the article's last epochs go up and down by a tenth of a percent;
+"""
+
+import argparse
+import functools
+import os
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset
+from torchvision import datasets, transforms
+
+import easytorch
+
+options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options.add_argument("--quick", action="store_true", help="2,000 images in small batches, two epochs")
+options.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the images")
+options.add_argument("--plot", metavar="FILE", help="write the figure of all runs, epoch by epoch")
+args = options.parse_args()
+
+
+def mnist(train: bool, quick: int) -> Dataset:
+    scaled = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.1307, 0.3081)])
+    data = datasets.MNIST(os.environ.get("EASYTORCH_DATA", "data"), train=train, download=True, transform=scaled)
+    return easytorch.data.in_memory(Subset(data, range(quick)) if args.quick else data)
+
+
+def network(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(args.seed)
+
+    def conv(inputs: int, outputs: int, size: int, dropout: float = 0.0) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, size, bias=False), nn.ReLU(), nn.Dropout(dropout))
+
+    net = nn.Sequential(
+        conv(1, 10, 3), conv(10, 10, 3), conv(10, 20, 3, dropout), nn.MaxPool2d(2),
+        conv(20, 10, 1), conv(10, 10, 3), conv(10, 20, 3, dropout), conv(20, 10, 1),
+        nn.Conv2d(10, 10, 7, bias=False), nn.Flatten(),
+    )  # fmt: skip
+    for weight in net.parameters():
+        if weight.ndim == 4:
+            nn.init.kaiming_normal_(weight)
+    return net.to(memory_format=torch.channels_last)  # on a CPU a third faster
+
+
+class L1(easytorch.Model):
+    """Adds 5e-5 times the sum of all absolute weights to the loss of training."""
+
+    def train_step(self, batch):
+        outputs = super().train_step(batch)
+        penalty = 5e-5 * sum(p.abs().sum() for p in self.module.parameters())
+        return {"loss": outputs["loss"] + penalty, "penalty": penalty}
+
+    def test_step(self, batch):
+        return super().train_step(batch)
+
+
+sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+train, test = mnist(True, 2000), mnist(False, 1000)
+epochs, batch_size = (2, 32) if args.quick else (20, 128)
+runs = {
+    "plain": (easytorch.Model(network()), sgd),
+    "dropout": (easytorch.Model(network(dropout=0.25)), sgd),
+    "l1": (L1(network()), sgd),
+    "l2": (easytorch.Model(network()), functools.partial(sgd, weight_decay=0.003)),
+}
+for name, (model, optimizer) in runs.items():
+    print(f"\n{name}")
+    torch.manual_seed(args.seed)  # the same order of images for all
+    model.compile(optimizer, "cross_entropy", metrics=["accuracy"], scheduler="cosine")
+    # As in the article the test images measure every epoch; nothing is chosen by them, the last epoch counts.
+    model.fit(train, epochs=epochs, batch_size=batch_size, validation_data=test)
+    size = sum(float(p.detach().abs().sum()) for p in model.module.parameters())
+    print(f"Result: test accuracy {name} = {model.history['val_accuracy'][-1]:.4f}")
+    print(f"Result: sum of absolute weights {name} = {size:.0f}")
+print(f"Result: parameters = {sum(p.numel() for p in model.module.parameters())}")
+
+if args.plot:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, (model, _) in runs.items():
+        left.plot(range(1, epochs + 1), model.history["val_accuracy"], marker=".", label=name)
+        gap = [a - b for a, b in zip(model.history["accuracy"], model.history["val_accuracy"], strict=True)]
+        right.plot(range(1, epochs + 1), gap, marker=".", label=name)
+    left.set(xlabel="epoch", title="Test accuracy", ylim=(0.95, 1))
+    right.set(xlabel="epoch", title="How much better on the images of training", ylim=(-0.03, 0.01))
+    left.legend()
+    figure.savefig(args.plot, dpi=150)
