@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch.batch import NO_BATCH
 from easytorch.clock import Clock
+from easytorch.fetch import fetched
 from easytorch.generators import data_parts, generators_of, order_parts, set_states, states_of
 from easytorch.notice import warn
 from easytorch.order import Order, ResumeError
@@ -224,7 +225,7 @@ class Feed:
             ahead = loader.num_workers * (loader.prefetch_factor or 0)
             self._order = Order(getattr(loader, kind), memory=ahead + self.window + 1)
             vars(twin)[kind] = self._order  # DataLoader guards it against a change of mind; the order does not change
-        return twin
+        return fetched(twin)
 
     def state_dict(self, epoch_step: int) -> dict[str, Any]:
         """Return the place in the data, and the random states.
@@ -294,6 +295,11 @@ class Feed:
             "(augmentation), the run is not that of an undisturbed one from here on. Wrap it in "
             "easytorch.data.seeded(dataset) to make it exact."
         )
+
+
+def batches(loader: Any) -> Iterator[Any]:
+    """Return the batches of ``loader``, by the fastest way to them."""
+    return started(fetched(sliced(loader)))
 
 
 def signal_proof(loader: Any) -> Any:

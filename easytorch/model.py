@@ -28,14 +28,13 @@ from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.explain import explained
-from easytorch.feed import Feed, length, started
+from easytorch.feed import Feed, batches, length
 from easytorch.logs import read
 from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
 from easytorch.outputs import Gathered
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
-from easytorch.slices import sliced
 from easytorch.state import TrainState
 from easytorch.strategy import Strategy, check_numbers, pick_device
 from easytorch.summary import summarize
@@ -255,7 +254,7 @@ class Model(Saving):
         self.callbacks.params["test_steps"] = steps or length(loader)
         self.callbacks.on_test_begin({})
         with session.measuring(self):
-            for i, batch in enumerate(itertools.islice(started(sliced(loader)), steps)):
+            for i, batch in enumerate(itertools.islice(batches(loader), steps)):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
@@ -365,7 +364,7 @@ class Model(Saving):
         with session.watched(self, listeners), modes.evaluating(self.module), torch.no_grad(), gathered:
             self.callbacks.params["test_steps"] = steps or length(loader)
             self.callbacks.on_predict_begin({})
-            for i, batch in enumerate(itertools.islice(started(sliced(loader)), steps)):
+            for i, batch in enumerate(itertools.islice(batches(loader), steps)):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
                 gathered.add(map_leaves(to_numpy, data.one_row_each(outputs, batch)))

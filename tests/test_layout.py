@@ -27,6 +27,7 @@ FLOORS = [
         "callbacks.checkpoint",
         "callbacks.pruning",
         "callbacks.schedules",
+        "fetch",
         "metric",
         "slices",
         "splits",

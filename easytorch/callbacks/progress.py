@@ -155,7 +155,7 @@ class Live(Lines):
         self.due = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Draw the empty bar."""
+        """Begin the epoch's bar."""
         super().on_epoch_begin(epoch)
         self.begin(self.title, self.params["steps"])
 
@@ -166,7 +166,7 @@ class Live(Lines):
             self._draw(batch + 1, logs)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Draw the bar of the validation or evaluation."""
+        """Begin the bar of the validation or evaluation."""
         super().on_test_begin(logs)
         self.begin(f"{self.title} validation" if self.fitting else "Evaluating", self.params["test_steps"])
 
@@ -176,7 +176,7 @@ class Live(Lines):
             self._draw(batch + 1, logs)
 
     def on_predict_begin(self, logs: Any = None) -> None:
-        """Draw the bar of the prediction."""
+        """Begin the bar of the prediction."""
         self.begin("Predicting", self.params["test_steps"])
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -232,12 +232,22 @@ class Bar(Live):
         self.console = Console(highlight=False)
         self.progress: Any = None
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Draw the empty bar."""
+        super().on_epoch_begin(epoch)
+        self.start()
+
     def begin(self, title: str, total: int | None) -> None:
-        """Begin a pass of ``total`` steps."""
+        """Begin a pass of ``total`` steps; what is over before the first drawing is due needs no bar."""
+        self.end()
+        self.heading, self.total, self.clock = title, total, time.perf_counter()
+        self.due = self.clock + self.INTERVAL
+
+    def start(self) -> None:
+        """Draw the empty bar."""
         from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
 
-        self.end()
         width = self.console.width
         columns: list[Any] = [TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))]
         if width >= 60:
@@ -254,14 +264,14 @@ class Bar(Live):
         )
         # No refreshing thread: it would be copied into the loader's workers, and the loop redraws often enough.
         self.progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False, expand=True)
-        self.total, self.clock = total, time.perf_counter()
-        shown = f"0/{total}" if total else "0"
-        self.task = self.progress.add_task(title, total=total, done=shown, speed="", values="")
+        done = f"0/{self.total}" if self.total else "0"
+        self.task = self.progress.add_task(self.heading, total=self.total, done=done, speed="", values="")
         self.progress.start()
-        self.due = time.perf_counter() + self.INTERVAL
 
     def draw(self, step: int, logs: dict[str, float]) -> None:
         """Show that ``step`` steps are done."""
+        if self.progress is None:
+            self.start()
         seconds = time.perf_counter() - self.clock
         pace = step / seconds
         speed = f"{pace:,.0f}/s" if pace >= 10 else f"{pace:.2g}/s"
