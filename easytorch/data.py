@@ -256,12 +256,14 @@ def inputs(x: Any, signature: Signature) -> Any:
 
 def one_row_each(outputs: Any, batch: Any) -> Any:
     """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
-    shapes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves(outputs) if isinstance(leaf, Tensor)}
     try:
         size = batch_size(batch)
     except ValueError:  # a batch of another library
         return outputs
     single = isinstance(outputs, Tensor)
+    if single and outputs.shape[:1] == (size,):
+        return outputs
+    shapes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves(outputs) if isinstance(leaf, Tensor)}
     if not shapes - {size} - (set() if single else {0}):  # beside others a single number may stand, such as a loss
         return outputs
     raise ValueError(

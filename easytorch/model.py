@@ -240,7 +240,7 @@ class Model(Saving):
         self.callbacks.on_before_optimizer_step()
         self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)
         self.strategy.step(self.optimizer)
-        self.optimizer.zero_grad()
+        optimizers.zero_grad(self.optimizer)
 
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return the loss of ``batch``, to be optimized, as ``"loss"``; whatever else is in the dict is logged."""

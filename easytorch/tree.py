@@ -51,8 +51,7 @@ def to_numpy(leaf: Any) -> Any:
     """Return a tensor as a NumPy array, bfloat16 as float32; anything else as it is."""
     if not isinstance(leaf, Tensor):
         return leaf
-    leaf = leaf.detach().cpu()
-    return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
+    return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy(force=True)
 
 
 def concatenate(trees: Sequence[Any]) -> Any:

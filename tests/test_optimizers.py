@@ -44,3 +44,31 @@ def test_plain_sgd_by_name_is_that_of_the_hand_written_loop_to_the_last_bit():
     optimizer = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", lr=0.1).optimizer
     assert not optimizer.defaults["fused"]  # without momentum the plain one is faster on a CPU
     assert not optimizer.defaults["foreach"]
+
+
+class Counting(torch.optim.SGD):
+    """Does something of its own when it forgets the gradients."""
+
+    forgotten = 0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.forgotten += 1
+        super().zero_grad(set_to_none)
+
+
+def test_gradients_are_forgotten_by_the_optimizers_own_way_where_it_has_one():
+    x, y = blobs(20)
+    module = mlp()
+    optimizer = Counting(module.parameters(), lr=0.1)
+    Model(module).compile(optimizer, "cross_entropy").fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert optimizer.forgotten >= 10
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_replaced_zero_grad_is_called():
+    x, y = blobs(20)
+    module, calls = mlp(), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer.zero_grad = lambda: calls.append(1) or torch.optim.SGD.zero_grad(optimizer)
+    Model(module).compile(optimizer, "cross_entropy").fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert len(calls) >= 10
