@@ -112,7 +112,7 @@ def screen(output, columns):
 
 @pytest.fixture(scope="module")
 def wide():
-    return in_a_terminal(columns=100)
+    return in_a_terminal(columns=200)
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +195,17 @@ def test_verbose_2_writes_plain_lines_into_a_terminal():
 
 
 def test_a_terminal_keeps_one_line_for_each_epoch_and_nothing_else(wide):
-    text = "".join(line.ljust(100) if len(line) == 100 else f"{line}\n" for line in screen(wide, 100))
-    lines = [line for line in text.splitlines() if line]
+    lines = [line for line in screen(wide, 200) if line]
     assert len(lines) == 3
     assert re.fullmatch(EPOCH.format(1), lines[0])
     assert re.fullmatch(EPOCH.format(2), lines[1])
     assert lines[2].startswith("Evaluated on the given data")
+
+
+def test_where_the_time_went_is_left_out_where_the_line_has_no_room_for_it():
+    lines = [line for line in screen(in_a_terminal(columns=110), 110) if line]
+    assert len(lines) == 3
+    assert re.fullmatch(EPOCH.format(1).split("  \\(")[0], lines[0])
 
 
 def test_a_terminal_shows_the_epoch_the_step_the_speed_the_remaining_time_and_the_values(wide):

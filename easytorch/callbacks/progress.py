@@ -293,13 +293,13 @@ class Bar(Live):
             self.end()
 
     def write(self, line: str, note: str = "") -> None:
-        """Write one line, the title bold and the note dim where the terminal can."""
+        """Write one line, the title bold and the note, where there is room for it, dim behind it."""
         from rich.text import Text
 
         text = Text(line)
         title, gap, _ = line.partition("  ")
         text.stylize("bold", 0, len(title) if gap else 0)
-        if note:
+        if note and text.cell_len + len(note) + 4 <= self.console.width:
             text.append(f"  ({note})", "dim")
         self.console.print(text, soft_wrap=True)
 
