@@ -73,9 +73,29 @@ def as_loader(
     refuse(x, sample_weight=sample_weight)
     if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
         raise TypeError(f"Cannot train on {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
-    if isinstance(x, Sequence) and not len(x):
-        raise ValueError("The data is empty: a list without batches.")
+    if isinstance(x, Sequence):
+        _check_batches(x)
     return Replayed(x) if callable(x) and not isinstance(x, Iterable) else x
+
+
+def _check_batches(batches: Sequence[Any]) -> None:
+    """Raise a ``ValueError`` if a list is empty, or holds something else than batches."""
+    if not len(batches):
+        raise ValueError("The data is empty: a list without batches.")
+    first = batches[0]
+    if isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], (int, float, np.generic, Tensor)):
+        x, y = first
+        if not np.ndim(y) and (not isinstance(y, Tensor) or np.ndim(x) < 2):
+            raise ValueError(
+                f"A list is taken as a list of batches, but this one holds samples: its first is {describe(first)}. Pass "
+                "DataLoader(samples, batch_size=32, shuffle=True)."
+            )
+    parts = all(map(is_array, batches)) and {np.shape(part)[:1] for part in batches}
+    if len(batches) == 2 and parts and len(parts) == 1 and np.ndim(batches[0]) != np.ndim(batches[1]):
+        raise ValueError(
+            f"A list is taken as a list of batches, and [{describe(batches[0])}, {describe(batches[1])}] looks like inputs and "
+            "targets. Pass them as a tuple, (x, y)."
+        )
 
 
 class Replayed(Iterable[Any]):

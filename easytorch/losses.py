@@ -213,6 +213,8 @@ class Loss(Criterion):
     def __init__(self, loss: Any) -> None:
         self.function = loss
         if isinstance(loss, str):
+            if loss.strip().lower() in map(str.lower, vars(torch.optim)):
+                raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
             typed = loss.strip().removesuffix("Loss").removesuffix("_loss")
             found = find("loss", typed, TABLE, otherwise="a torch.nn loss, or a function f(y_pred, y)")
             self.function = found() if isinstance(found, type) else found
@@ -336,6 +338,11 @@ class Loss(Criterion):
                     f"The targets go from {low:g} to {high:g}, but the loss, {self!r}, takes probabilities, 0 and 1 for two "
                     "classes. Turn labels -1 and 1 into (y + 1) / 2, labels 1 and 2 into y - 1."
                 )
+        if self.family is nn.BCEWithLogitsLoss and isinstance(y_pred, Tensor) and _were_squashed(y_pred.detach()):
+            warn(
+                "The module's outputs all lie between 0 and 1, but this loss applies a sigmoid itself: the network learns slowly "
+                "then, and badly. Leave the sigmoid out of the module; predict_proba() applies it."
+            )
         if self.family is type(None) and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
             self._warn_of_broadcasting(y_pred, y)
         if self.kind != "multiclass" or not isinstance(y, Tensor) or not isinstance(y_pred, Tensor) or y_pred.ndim < 2:
@@ -562,6 +569,11 @@ def range_trouble(low: int, high: int, classes: int) -> Exception | None:
 
 def _are_probabilities(y_pred: Tensor) -> bool:
     return len(y_pred) > 1 and bool((y_pred >= 0).all()) and bool(((y_pred.sum(1) - 1).abs() < 1e-4).all())
+
+
+def _were_squashed(y_pred: Tensor) -> bool:
+    # Of logits around zero half are negative: that all of 20 are not is one case in a million.
+    return y_pred.numel() >= 20 and bool(((y_pred >= 0) & (y_pred <= 1)).all())
 
 
 def name_of(function: Any) -> str:

@@ -27,6 +27,7 @@ from easytorch.callbacks.callback import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
+from easytorch.calls import explained_calls
 from easytorch.explain import explained
 from easytorch.feed import Feed, batches, length
 from easytorch.logs import read
@@ -41,6 +42,7 @@ from easytorch.summary import summarize
 from easytorch.tree import map_leaves, to_numpy
 
 
+@explained_calls("compile", "fit", "evaluate", "predict", "save", "load")
 class Model(Saving):
     """A module and all it takes to train it.
 
@@ -427,9 +429,7 @@ class Model(Saving):
     def need_compiled(self, verb: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""
         if self._compiled is None:
-            raise RuntimeError(
-                f"Call compile(optimizer, loss) before {verb}(): model.compile('adam', 'cross_entropy')."
-            )
+            raise RuntimeError(f"Call compile() before {verb}(): model.compile('adam', 'cross_entropy').")
 
     def need_optimizer(self, verb: str) -> torch.optim.Optimizer:
         """Return the optimizer, or raise a ``RuntimeError`` if there is none for ``verb``."""

@@ -14,6 +14,7 @@ import torch
 
 from easytorch import data, modes
 from easytorch.callbacks.callback import Callback, CallbackList
+from easytorch.callbacks.nan import NaNNotice
 from easytorch.explain import explained
 from easytorch.lookup import find
 from easytorch.state import TrainState, random_states_kept
@@ -41,7 +42,9 @@ def fitting(
     find("on_interrupt", on_interrupt, {"return": None, "raise": None})
     interrupts, begin = Interrupts(), state.step
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
-    listeners = CallbackList([*callbacks, interrupts], model, params | {"validated": validation is not None})
+    listeners = CallbackList(
+        [*callbacks, NaNNotice(), interrupts], model, params | {"validated": validation is not None}
+    )
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.clock = feed, state.first, model.strategy.clock
     with training(model, listeners, state), interrupts:

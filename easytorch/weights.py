@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from easytorch.arrays import as_tensor
 from easytorch.batch import WEIGHT_KEY, unpack
-from easytorch.splits import targets_of
+from easytorch.notice import warn
+from easytorch.splits import all_targets, targets_of
 from easytorch.state import random_states_kept
 from easytorch.tree import describe
 
@@ -89,6 +90,7 @@ class ClassWeight:
                 raise ValueError(
                     f"class_weight has class numbers as keys, received {list(weights)!r}. Pass {{0: 1.0, 1: 2.0}}."
                 )
+            _warn_of_missing(weights, loader)
             self.table = torch.ones(max(weights, default=0) + 1)
             for key, weight in weights.items():
                 self.table[int(key)] = float(weight)
@@ -107,6 +109,20 @@ class ClassWeight:
         table = self.table.to(y.device)
         weight = table[classes.clamp(0, len(table) - 1)]
         return add_weight(batch, torch.where((classes >= 0) & (classes < len(table)), weight, 1.0))
+
+
+def _warn_of_missing(weights: Mapping[int, float], loader: Any) -> None:
+    """Warn of the weight of a class that no target is, where all targets are at hand."""
+    targets = all_targets(loader)
+    if not isinstance(targets, Tensor) or not targets.numel() or targets.ndim > 1:
+        return
+    classes = _classes(targets)
+    missing = sorted(set(weights) - set(classes.tolist()))
+    if missing:
+        warn(
+            f"class_weight has a weight for class {missing[0]}, which no target is: they go from {int(classes.min())} to "
+            f"{int(classes.max())}. Classes are counted from 0."
+        )
 
 
 def _classes(y: Tensor) -> Tensor:

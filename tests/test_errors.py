@@ -1173,3 +1173,42 @@ def test_outputs_without_a_row_for_each_sample_are_not_joined():
 def test_a_missing_flatten_is_told():
     net = nn.Sequential(nn.Unflatten(1, (1, 2, 4)), nn.Conv2d(1, 3, 1), nn.Linear(4, 5))
     refused(lambda: fit(compiled(net), X, Y), r"\[N, classes\]", "Flatten")
+
+
+def test_an_optimizer_in_the_place_of_the_loss_is_told():
+    with pytest.raises(ValueError, match="'adam' is an optimizer, which comes first"):
+        Model(mlp()).compile("cross_entropy", "adam")
+
+
+def test_a_list_of_samples_is_told_from_a_list_of_batches():
+    for samples in ([(X[i], int(Y[i])) for i in range(9)], [(X[i], Y[i]) for i in range(9)]):
+        with pytest.raises(ValueError, match=r"this one holds samples: .* DataLoader\(samples, batch_size=32"):
+            Model(mlp()).compile("sgd", "cross_entropy").fit(samples, 1, verbose=0)
+
+
+def test_inputs_and_targets_in_a_list_are_told():
+    model = Model(mlp()).compile("sgd", "cross_entropy")
+    with pytest.raises(ValueError, match=r"looks like inputs and targets. Pass them as a tuple, \(x, y\)"):
+        model.fit(X, Y, validation_data=[X, Y], verbose=0)
+
+
+def test_a_sigmoid_before_a_loss_that_has_one_is_told():
+    model = Model(nn.Sequential(nn.Linear(X.shape[1], 1), nn.Sigmoid())).compile("sgd", "bce_with_logits")
+    with pytest.warns(UserWarning, match="Leave the sigmoid out"):
+        model.fit(X, (Y > 0).float()[:, None], verbose=0)
+
+
+def test_the_weight_of_a_class_that_no_target_is_is_told():
+    model = Model(mlp()).compile("sgd", "cross_entropy")
+    with pytest.warns(UserWarning, match="class_weight has a weight for class 7, which no target is"):
+        model.fit(X, Y, class_weight={0: 2.0, 7: 3.0}, verbose=0)
+
+
+@pytest.mark.parametrize(("spoil", "cause"), [(True, "first batch holds values"), (False, "A lower learning rate")])
+def test_a_loss_that_is_no_number_is_told_once(spoil, cause):
+    x = X.clone()
+    x[:, 0] = float("nan") if spoil else x[:, 0]
+    model = Model(mlp()).compile("sgd", "cross_entropy", lr=0.1 if spoil else 1e30)
+    with pytest.warns(UserWarning, match=f"The loss of epoch 1 is nan. .*{cause}.* TerminateOnNaN") as told:
+        model.fit(x, Y, epochs=3, verbose=0)
+    assert len(told) == 1

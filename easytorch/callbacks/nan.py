@@ -1,4 +1,4 @@
-"""A callback that ends training at the first loss that is no number, and finds out where it came from."""
+"""Losses that are no numbers: a callback that ends training at the first and finds out where it came from, and a notice."""
 
 from __future__ import annotations
 
@@ -17,6 +17,31 @@ from easytorch.callbacks.callback import Callback
 from easytorch.notice import warn
 from easytorch.state import random_states, set_random_states
 from easytorch.tree import leaves
+
+
+class NaNNotice(Callback):
+    """Tells, once in a fit, that the loss of an epoch is no number; every fit has one."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Look at the loss."""
+        loss = (logs or {}).get("loss", 0.0)
+        if self.told or isfinite(loss):
+            return
+        self.told = True
+        example = None if self.model.feed is None else self.model.feed.example
+        spoilt = any(isinstance(leaf, Tensor) and not leaf.isfinite().all() for leaf in leaves(example))
+        cure = (
+            "The first batch holds values that are not finite: look for them in the data."
+            if spoilt
+            else "A lower learning rate, or clip_grad_norm=1.0 in compile(), is the usual cure."
+        )
+        warn(
+            f"The loss of epoch {epoch + 1} is {loss}. {cure} The callback TerminateOnNaN() ends training at the first such "
+            "loss, and says where it came from."
+        )
 
 
 class TerminateOnNaN(Callback):
