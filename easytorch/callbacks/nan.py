@@ -28,7 +28,11 @@ class NaNNotice(Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Look at the loss."""
         loss = (logs or {}).get("loss", 0.0)
-        if self.told or isfinite(loss):
+        if (
+            self.told
+            or isfinite(loss)
+            or any(isinstance(one, TerminateOnNaN) for one in self.model.callbacks.callbacks)
+        ):
             return
         self.told = True
         example = None if self.model.feed is None else self.model.feed.example
