@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "easytorch"
 FLOORS = [
     ["clock", "generators", "logs", "lookup", "modes", "notice", "state", "tree", "verify"],
-    ["batch", "callbacks.callback", "calls", "files", "losses", "optimizers", "order", "results"],
+    ["batch", "callbacks.callback", "calls", "files", "losses", "optimizers", "order", "results", "sizes"],
     [
         "arrays",
         "callbacks.averaging",

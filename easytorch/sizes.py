@@ -1,0 +1,79 @@
+"""What training holds in the memory of one process: computed from the parameters, before anything is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def training_sizes(
+    module: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_copies: int = 1
+) -> dict[str, int | None]:
+    """Return the bytes of weights (with buffers), gradients and the optimizer's state in this process.
+
+    What the layers keep for the backward comes on top; it grows with the batch.
+
+    Args:
+        module: Of parameters that are sharded, the part of this process counts.
+        optimizer: None for a module that is not trained.
+        gradient_copies: How often every gradient is held.
+
+    Returns:
+        ``{"weights": ..., "gradients": ..., "optimizer": ...}``; None for an optimizer that nobody can foresee.
+    """
+    parameters = list(module.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return {
+        "weights": _bytes([*parameters, *module.buffers()]),
+        "gradients": _bytes(trained) * gradient_copies if optimizer is not None else 0,
+        "optimizer": 0 if optimizer is None else _state_bytes(optimizer),
+    }
+
+
+def told(sizes: dict[str, int | None]) -> str:
+    """Return ``sizes`` in words."""
+    known = sum(size for size in sizes.values() if size is not None)
+    parts = ", ".join(f"{name} {'unknown' if size is None else in_words(size)}" for name, size in sizes.items())
+    return f"Training holds {in_words(known)} in each process: {parts}. What layers keep for the backward comes on top."
+
+
+def in_words(size: float) -> str:
+    """Return a number of bytes as ``1.5 MB``, of a million bytes each as torchinfo has it."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size >= 0.9995 * factor:  # what would be rounded to it
+            return f"{size / factor:.3g} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum(own.numel() * own.element_size() for own in map(_own, tensors))
+
+
+def _own(tensor: Any) -> Any:
+    """Return this process' part of a tensor that is sharded, else the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
+    if not optimizer.state:
+        return _foreseen(optimizer)
+    return _bytes(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+
+def _foreseen(optimizer: torch.optim.Optimizer) -> int | None:
+    """Return the bytes of the state that a first step will make: taken by a twin whose tensors have shapes and no memory."""
+    groups = []
+    for group in optimizer.param_groups:
+        twins = [nn.Parameter(torch.empty_like(_own(one).detach(), device="meta")) for one in group["params"]]
+        for twin in twins:
+            twin.grad = torch.empty_like(twin)
+        groups.append({**group, "params": twins, "fused": False, "foreach": False})
+    try:
+        rehearsal: Any = type(optimizer)(groups)  # type: ignore[call-arg]  # whose settings are those of its groups
+        rehearsal.step()
+    except Exception:  # of one's own that wants more arguments, reads values, or takes a closure
+        return None
+    return _bytes(value for state in rehearsal.state.values() for value in state.values() if isinstance(value, Tensor))
