@@ -67,6 +67,8 @@ EXAMPLES = {  # the article, and its figures; where it has none, those of its pr
     "huggingface_model": ["-"],
 }  # fmt: skip
 
+OPTIONS = {"intro_cnn": ["--precision", "bf16"]}  # of full runs: on a processor it takes over an hour otherwise
+
 
 def asked(name: str) -> dict[str, tuple[str, str]]:
     """Return the sign and the number that is asked of each figure of an example."""
@@ -81,7 +83,9 @@ def run(name: str, seed: int, quick: bool, cache: Path) -> dict[str, Any]:
         hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     if found.get("content") != content:
-        found = {"content": content} | execute(path, ["--seed", str(seed), *(["--quick"] if quick else [])])
+        found = {"content": content} | execute(
+            path, ["--seed", str(seed), *(["--quick"] if quick else OPTIONS.get(name, []))]
+        )
         if not found["error"]:
             cache.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".tmp").write_text(json.dumps(found, indent=1))
@@ -134,7 +138,10 @@ def rows(name: str, runs: list[dict[str, Any]], quick: bool) -> list[tuple[str, 
     )
     seconds = duration(statistics.mean(one["seconds"] for one in runs))
     lines = str(lines_of_code((FOLDER / f"{name}.py").read_text()))
-    head, tail = (f"`{name}`", EXAMPLES[name][0]), (seconds, " / ".join(sizes), lines)
+    head, tail = (
+        (f"`{' '.join([name, *OPTIONS.get(name, [])])}`", EXAMPLES[name][0]),
+        (seconds, " / ".join(sizes), lines),
+    )
     for figure, values in printed.items():
         if figure in wanted or not figure.startswith("parameters"):
             sign, number = wanted.get(figure, ("", ""))
