@@ -67,7 +67,11 @@ EXAMPLES = {  # the article, and its figures; where it has none, those of its pr
     "huggingface_model": ["-"],
 }  # fmt: skip
 
-OPTIONS = {"intro_cnn": ["--precision", "bf16"]}  # of full runs: on a processor it takes over an hour otherwise
+BF16 = ["--precision", "bf16"]
+OPTIONS = {
+    "intro_cnn": BF16,
+    "batchnorm": BF16,
+}  # of full runs, which take half an hour and more on a processor otherwise
 
 
 def asked(name: str) -> dict[str, tuple[str, str]]:
