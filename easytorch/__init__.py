@@ -5,6 +5,7 @@ from easytorch.logs import Mean
 from easytorch.metric import Metric
 from easytorch.model import Model
 from easytorch.order import ResumeError
+from easytorch.parallel import DataParallel
 from easytorch.results import History, Scores
 from easytorch.strategy import Strategy
 from easytorch.verify import FileError
@@ -12,6 +13,7 @@ from easytorch.verify import FileError
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataParallel",
     "FileError",
     "History",
     "Mean",

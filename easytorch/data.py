@@ -17,6 +17,7 @@ from easytorch.batch import Signature, batch_size
 from easytorch.feed import Feed, length, signal_proof
 from easytorch.memory import InMemory, in_memory
 from easytorch.notice import warn
+from easytorch.processes import Alone
 from easytorch.splits import all_targets, split, split_loader, targets_of
 from easytorch.state import random_states_kept
 from easytorch.tree import describe, leaves
@@ -215,6 +216,7 @@ def fit_data(
     steps: int | None,
     validation_steps: int | None,
     epochs: int,
+    processes: Alone,
 ) -> tuple[Feed, Any]:
     """Return the feed of the training data, and the batches of the validation data or None; see ``Model.fit``."""
     if shuffle is None and is_indexed(x, y):
@@ -243,7 +245,7 @@ def fit_data(
         )
     weigh = None if class_weight is None else ClassWeight(class_weight, loader)
     unsure = isinstance(loader, DataLoader) and loader.num_workers > 0 and not draws_nothing(loader.dataset)
-    return Feed(loader, window, steps, weigh, unsure), signal_proof(validation)
+    return Feed(loader, window, steps, weigh, unsure, processes), signal_proof(validation)
 
 
 def validated_epochs(frequency: Any) -> Callable[[int], bool]:

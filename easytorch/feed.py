@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from easytorch import shards
 from easytorch.batch import NO_BATCH
 from easytorch.clock import Clock
 from easytorch.fetch import fetched
 from easytorch.generators import data_parts, generators_of, order_parts, set_states, states_of
 from easytorch.notice import warn
 from easytorch.order import Order, ResumeError
+from easytorch.processes import Alone
 from easytorch.slices import Slices, sliced
 from easytorch.state import TrainState, random_states, set_random_states
 from easytorch.tree import map_leaves
@@ -48,6 +50,12 @@ class Feed:
             epoch stopped, and starts again when it ends.
         weigh: Applied to each batch.
         unsure: Whether loading may draw random numbers that nothing can restore.
+        processes: Those who share the data.
+
+    Attributes:
+        lends: What to do in an update for which this process has no batch and others have. False: the window is empty. True:
+            it has the last batch again, which then counts nothing.
+        lent: Whether the loop has such a batch now.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class Feed:
         steps: int | None = None,
         weigh: Callable[[Any], Any] | None = None,
         unsure: bool = False,
+        processes: Alone | None = None,
     ) -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps_per_epoch must be at least 1, received {steps!r}.")
@@ -65,6 +74,10 @@ class Feed:
                 "The data is empty: there is not one batch. With drop_last=True, is batch_size larger than it?"
             )
         self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
+        self.processes = processes or Alone()
+        self.lends = self.lent = False
+        self.metrics: Any = None  # those that are not to count what is lent
+        self._last: Any = None  # the batch to lend
         self.once = isinstance(loader, Iterator)
         self.example: Any = None
         self.taken: list[Any] = []  # the window that the loop has now
@@ -80,12 +93,17 @@ class Feed:
         self._loader_state: Any = None
         self._now: dict[str, Any] = {}
         self._order: Order | Slices | None = None
-        self._reader = self._watched(loader)
+        self._reader, self._part = self._watched(shards.part(signal_proof(loader), self.processes, training=True))
+        if length(self._reader) == 0:
+            raise ValueError(
+                f"There is not one round of batches for {self.processes.size} processes, and drop_last=True drops what is not "
+                "whole. Use a smaller batch_size or fewer processes."
+            )
         self._stream = self._endless() if steps else None
 
     def __len__(self) -> int:
         """Return the number of windows in an epoch; 0 where it is unknown."""
-        return self.steps or -(-(length(self.loader) or 0) // self.window)
+        return self.steps or -(-(length(self._reader) or 0) // self.window)
 
     def epochs(self, state: TrainState) -> Iterator[int]:
         """Yield the number of each epoch that ``state`` still wants, as long as there is data."""
@@ -104,7 +122,7 @@ class Feed:
         count, self._done = self._done, 0
         windows = self._pass() if self._stream is None else itertools.islice(self._stream, (self.steps or 0) - count)
         for window in windows:
-            if self.example is None:  # copied: a worker's memory would be shared as long as the example is kept
+            if self.example is None and window:  # copied: a worker's memory would be shared as long as the example is kept
                 self.example = map_leaves(
                     lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, window[0]
                 )
@@ -121,7 +139,8 @@ class Feed:
         """Return the dataset's indices of each batch in the window that the loop has now; None where nobody knows."""
         if self._order is None:
             return None
-        return [self._order.batch(self.used - len(self.taken) + i) for i in range(len(self.taken))]
+        first = self.used - self._rounds
+        return [self._order.batch(first + i) for i in range(0 if self.lent else len(self.taken))]
 
     def cure(self, device: torch.device) -> str | None:
         """Say what would shorten the wait for data; None where nothing would."""
@@ -152,15 +171,49 @@ class Feed:
             end()
         self._iterator = self._reader = self._stream = None
         self.taken = []
+        if self.metrics is not None:
+            self.metrics.muted = False
 
     def _pass(self) -> Iterator[list[Any]]:
         """Yield the windows of one pass over the data, or the rest of the pass in which the run stopped."""
         skip = self._start_pass()
         batches = self._batches(skip)
-        batches = batches if self.weigh is None else map(self.weigh, batches)
+        batches = batches if self.weigh is None else map(self._weighed, batches)
+        batches = batches if self._part is None else self._padded(batches)
         while window := list(itertools.islice(batches, self.window)):
             self.used += len(window)
-            yield window
+            self._rounds = len(window)
+            yield window if self._part is None else self._own(window)
+
+    def _own(self, window: list[Any]) -> list[Any]:
+        """Return what of ``window`` this process has, and tell what all of them have."""
+        rounds = self._part.rounds[self.used - len(window) : self.used]
+        self.processes.foreseen = sum(own for own, _ in rounds), sum(total for _, total in rounds)
+        self.processes.sure = self._part.counts
+        window = [batch for batch in window if batch is not shards.IDLE]
+        self.lent = self.lends and not window
+        if self.lent:
+            if self._last is None:
+                raise ValueError(
+                    f"Process {self.processes.rank} has no batch, not even a first one. Use fewer processes or a smaller "
+                    "batch_size."
+                )
+            window = [self._last]
+        if self.metrics is not None:
+            self.metrics.muted = self.lent
+        self._last = window[-1] if self.lends and window else self._last
+        return window
+
+    def _padded(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches, and ``IDLE`` for those that only others have in the end."""
+        count = self.used
+        for batch in batches:
+            count += 1
+            yield batch
+        yield from itertools.repeat(shards.IDLE, len(self._part.rounds) - count)
+
+    def _weighed(self, batch: Any) -> Any:
+        return batch if batch is shards.IDLE or self.weigh is None else self.weigh(batch)
 
     def _endless(self) -> Iterator[list[Any]]:
         while True:
@@ -175,6 +228,7 @@ class Feed:
         resume, self._resume = self._resume, None
         order = generators_of(*order_parts(self.loader))
         if resume is None:
+            self._agree(order)
             self.passes += 1
             self._begin = {"random": random_states(), "generators": states_of(order)}
             self.used = 0
@@ -192,6 +246,14 @@ class Feed:
         if self._order is not None:
             self._order.start(resume, self._now)
         return self.used if resume is not None else 0
+
+    def _agree(self, order: list[Any]) -> None:
+        """Have the random states of process 0, so that everybody draws the same order."""
+        if self.processes.size > 1:
+            random, own = self.processes.same((random_states(), states_of(order)))
+            if not self.processes.first:
+                set_random_states(random)
+                set_states(order, own)
 
     def _batches(self, skip: int) -> Iterator[Any]:
         batches: Iterator[Any]
@@ -212,20 +274,20 @@ class Feed:
         set_random_states(self._now)
         return batches
 
-    def _watched(self, loader: Any) -> Any:
-        """Return a twin of ``loader`` whose order can be resumed."""
+    def _watched(self, loader: Any) -> tuple[Any, Any]:
+        """Return a twin of ``loader`` whose order can be resumed, and what knows the rounds of it, where there are others."""
         if not isinstance(loader, DataLoader):
-            return loader
-        twin = sliced(signal_proof(loader))
+            return loader, None if self.processes.size == 1 else loader
+        twin, dealer = sliced(loader), None if self.processes.size == 1 else loader.batch_sampler
         if isinstance(twin, Slices):
             self._order = twin
-            return twin
+            return twin, dealer
         if not isinstance(loader.dataset, IterableDataset) and not hasattr(loader, "load_state_dict"):
             kind = "sampler" if loader.batch_sampler is None else "batch_sampler"
             ahead = loader.num_workers * (loader.prefetch_factor or 0)
             self._order = Order(getattr(loader, kind), memory=ahead + self.window + 1)
             vars(twin)[kind] = self._order  # DataLoader guards it against a change of mind; the order does not change
-        return fetched(twin)
+        return fetched(twin), dealer
 
     def state_dict(self, epoch_step: int) -> dict[str, Any]:
         """Return the place in the data, and the random states.
@@ -297,9 +359,30 @@ class Feed:
         )
 
 
-def batches(loader: Any) -> Iterator[Any]:
-    """Return the batches of ``loader``, by the fastest way to them."""
-    return started(fetched(sliced(loader)))
+class Batches:
+    """The batches to measure or to predict, by the fastest way to them; of many processes each has its own.
+
+    Args:
+        loader: All of them.
+        steps: How many of them to take; None is all.
+        processes: Those who share them.
+    """
+
+    def __init__(self, loader: Any, steps: int | None, processes: Alone) -> None:
+        self.processes = processes
+        self.reader = fetched(sliced(shards.part(loader, processes, training=False)))
+        self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.size)
+
+    def __len__(self) -> int:
+        counts = [count for count in (length(self.reader), self.steps) if count is not None]
+        if not counts:
+            raise TypeError("nobody knows how many batches there are")
+        return min(counts)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.processes.size > 1:
+            set_random_states(self.processes.same(random_states()))  # everybody draws the same order
+        return itertools.islice(started(self.reader), self.steps)
 
 
 def signal_proof(loader: Any) -> Any:

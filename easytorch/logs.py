@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,15 @@ class Mean:
         """Go on from ``state``."""
         self._total, self._count = state["total"], state["count"]
         self._pending = [(value, factor, count) for value, factor, count in state["pending"]]
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the ``states`` of several means, as the mean of all their samples."""
+        self.reset()
+        for state in states:
+            other = Mean()
+            other.load_state_dict(state)
+            total, count = other._sums()
+            self._total, self._count = self._total + total, self._count + count
 
     def _flush(self) -> None:
         self._total, self._count = self._sums()

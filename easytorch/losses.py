@@ -163,8 +163,17 @@ class Criterion:
             sizes: The number of samples of each batch.
             targets: The targets of each batch, looked at only where they matter.
         """
-        total = sum(sizes)
-        return [size / total for size in sizes]
+        if len(sizes) == 1:
+            return [1.0]
+        divisors = self.divisors(sizes, targets)
+        if divisors is None:
+            return [1.0] * len(sizes)
+        total = sum(divisors)
+        return [divisor / total for divisor in divisors]
+
+    def divisors(self, sizes: Sequence[int], targets: Iterable[Any]) -> Sequence[Any] | None:
+        """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
+        return sizes
 
     def probabilities(self, y_pred: Any) -> Any:
         """Return the probabilities that the module's outputs stand for."""
@@ -295,20 +304,17 @@ class Loss(Criterion):
         """Whether the loss returned one value for each sample, as Keras' losses do."""
         return len(value) == _rows(y_pred) and (value.ndim == 1 or self.function in KERAS.values())
 
-    def shares(self, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
-        """Return each batch's part of what the loss divides by; a loss that sums takes every batch whole."""
-        if len(sizes) == 1 or self.summed:
-            return [1.0] * len(sizes)
+    def divisors(self, sizes: Sequence[int], targets: Iterable[Any]) -> Sequence[Any] | None:
+        """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
+        if self.summed:
+            return None
         if self.family not in (nn.CrossEntropyLoss, nn.NLLLoss):
-            return super().shares(sizes, targets)
+            return sizes
         try:
             counts = [self._count(y) for y in targets]
         except ValueError:  # batches that only the user's own step can take apart
-            return super().shares(sizes, targets)
-        if any(count is None for count in counts):
-            return super().shares(sizes, targets)
-        total = sum(counts)
-        return [count / total for count in counts]
+            return sizes
+        return sizes if any(count is None for count in counts) else counts
 
     def _count(self, y: Any) -> Any:
         """Return what the mean of cross-entropy divides by, where that is not the number of samples, else None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -60,6 +60,22 @@ class Metric:
         """Go on from ``state``."""
         for key, value in state.items():
             getattr(self, key).load_state_dict(value)
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the ``states`` of several processes, as if all had been measured here.
+
+        By default every attribute that has a ``state_dict`` merges those of its kind, as ``Mean`` does.
+
+        Raises:
+            ValueError: If the metric keeps what it measures somewhere else.
+        """
+        if not states[0]:
+            raise ValueError(
+                f"The metric {self.name!r} keeps its numbers where those of other processes cannot be added. Keep them in an "
+                "easytorch.Mean, or define state_dict(), load_state_dict(state) and merge(states)."
+            )
+        for key in states[0]:
+            getattr(self, key).merge([state[key] for state in states])
 
 
 class MeanMetric(Metric):

@@ -33,10 +33,11 @@ class Metrics:
             [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
         )
         self.logs = Logs(self.compute)
+        self.muted = False  # while a batch is run that counts nothing
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric; nothing waits for the device."""
-        if not self._metrics:
+        if not self._metrics or self.muted:
             return
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
         for metric, output, weighted in self._metrics:
@@ -45,6 +46,8 @@ class Metrics:
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
+        if self.muted:
+            return
         for name, value in terms.items():
             if name not in self._terms:
                 self._terms[name] = Mean()
@@ -87,6 +90,17 @@ class Metrics:
         """Return a copy that has measured nothing, for another pass at the same time."""
         twins = [(metric.fresh(), output, weighted) for metric, output, weighted in self._metrics]
         return Metrics(twins, self.criterion)
+
+    def merged(self, states: Sequence[Mapping[str, Any]]) -> Metrics:
+        """Return a copy that has measured what those of several processes have, given the ``state_dict`` of each."""
+        whole = self.fresh()
+        names = dict.fromkeys(name for state in states for name in state["terms"])
+        for name in names:
+            whole._terms[name] = Mean()
+            whole._terms[name].merge([state["terms"][name] for state in states if name in state["terms"]])
+        for i, (metric, *_) in enumerate(whole._metrics):
+            metric.merge([state["metrics"][i] for state in states])
+        return whole
 
     def mode(self, name: str) -> str:
         """Return ``"min"`` or ``"max"``, whichever is better for a value in the logs.

@@ -12,7 +12,6 @@ Read the loop from ``fit`` downwards; each method is one line of the one above i
 
 from __future__ import annotations
 
-import itertools
 import numbers
 import os
 from collections.abc import Callable, Collection, Iterable
@@ -29,8 +28,9 @@ from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.calls import explained_calls
 from easytorch.explain import explained
-from easytorch.feed import Feed, batches, length
+from easytorch.feed import Feed, length
 from easytorch.logs import read
+from easytorch.looking import Looking
 from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
 from easytorch.outputs import Gathered
@@ -38,12 +38,11 @@ from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState
 from easytorch.strategy import Strategy, check_numbers, pick_device
-from easytorch.summary import summarize
 from easytorch.tree import map_leaves, to_numpy
 
 
 @explained_calls("compile", "fit", "evaluate", "predict", "save", "load")
-class Model(Saving):
+class Model(Looking, Saving):
     """A module and all it takes to train it.
 
     Args:
@@ -97,6 +96,7 @@ class Model(Saving):
         gradient_accumulation_steps: int = 1,
         precision: str = "fp32",
         jit_compile: bool = False,
+        strategy: str | Strategy = "auto",
     ) -> Model:
         """Choose how to train, and return the model. The weights stay as they are.
 
@@ -118,21 +118,23 @@ class Model(Saving):
             gradient_accumulation_steps: Batches in one update, which then counts as one large batch.
             precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
             jit_compile: Run the module through ``torch.compile``.
+            strategy: ``"auto"``: one device, or ``"ddp"`` in a process that ``torchrun`` has started. ``"one"``, ``"ddp"``, or an
+                ``easytorch.Strategy``, such as ``DataParallel(sync_batchnorm=True)``.
 
         Raises:
             ValueError: If a name is unknown, with the nearest that is; nothing has changed then.
             TypeError: If an argument is of a kind that cannot be used.
         """
-        elsewhere = ("self", "scheduler", "precision", "jit_compile")
+        elsewhere = ("self", "scheduler", "precision", "jit_compile", "strategy")
         recipe = {key: value for key, value in locals().items() if key not in (*elsewhere, "elsewhere")}
         check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         criterion = losses.resolve(loss, loss_weights)
         measures = resolve_metrics(metrics, criterion, weighted_metrics)
-        strategy = Strategy(self.device, precision, jit_compile)
+        place = Strategy.of(strategy, self.device, precision, jit_compile)
         made = optimizers.resolve(optimizer, self.module, lr)
         schedules = [LRScheduler.of(scheduler, made)] if scheduler is not None else []
-        strategy.prepare(self.module)
-        self.loss, self.metrics, self.strategy = criterion, measures, strategy
+        place.prepare(self.module)
+        self.loss, self.metrics, self.strategy, self.device = criterion, measures, place, place.device
         self.optimizer, self.schedules = made, schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self.gradient_accumulation_steps = gradient_accumulation_steps
@@ -196,7 +198,7 @@ class Model(Saving):
             y, epochs = None, int(y)
         feed, validation = data.fit_data(
             x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
-            self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs,
+            self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.processes,
         )  # fmt: skip
         validated = data.validated_epochs(validation_freq if validation is not None else ())
         listeners = [*self.schedules, *listed(callbacks), *BackupAndRestore.at(resume), *displays(verbose)]
@@ -226,13 +228,13 @@ class Model(Saving):
             self.callbacks.on_train_batch_end(batch, self.metrics.logs)
             if self.stop_training:
                 break
-        return dict(self.metrics.logs.items())
+        return read(self.strategy.merged(self.metrics).compute())
 
     def update(self, window: list[Any]) -> None:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
         assert self.optimizer is not None
         sizes = [self.batch_size(batch) for batch in window]
-        shares = self.loss.shares(sizes, (self.unpack(batch).y for batch in window))
+        shares = self.strategy.shares(self.loss, sizes, (self.unpack(batch).y for batch in window))
         for i, (batch, size, share) in enumerate(zip(window, sizes, shares, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):
                 outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
@@ -253,14 +255,15 @@ class Model(Saving):
 
     def test_epoch(self, loader: Iterable[Any], steps: int | None = None) -> dict[str, float]:
         """Pass once over ``loader`` in eval mode, and return the means over all its samples."""
-        self.callbacks.params["test_steps"] = steps or length(loader)
+        batches = self.strategy.batches(loader, steps)
+        self.callbacks.params["test_steps"] = length(batches)
         self.callbacks.on_test_begin({})
         with session.measuring(self):
-            for i, batch in enumerate(itertools.islice(batches(loader), steps)):
+            for i, batch in enumerate(batches):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
-            scores = read(self.metrics.compute())
+            scores = read(self.strategy.merged(self.metrics).compute())
         if not scores:
             raise ValueError(NO_BATCH)
         self.callbacks.on_test_end(scores)
@@ -363,10 +366,11 @@ class Model(Saving):
     ) -> Any:
         loader = data.in_order(data.as_loader(data.inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
+        gathered, batches = self.strategy.gathering(gathered), self.strategy.batches(loader, steps)
         with session.watched(self, listeners), modes.evaluating(self.module), torch.no_grad(), gathered:
-            self.callbacks.params["test_steps"] = steps or length(loader)
+            self.callbacks.params["test_steps"] = length(batches)
             self.callbacks.on_predict_begin({})
-            for i, batch in enumerate(itertools.islice(batches(loader), steps)):
+            for i, batch in enumerate(batches):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
                 gathered.add(map_leaves(to_numpy, data.one_row_each(outputs, batch)))
@@ -395,55 +399,3 @@ class Model(Saving):
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
         return self._predict([data.one_batch(x)], lambda y_pred: y_pred, None, None, (), 0, Gathered())
-
-    # Looking at it, keeping it
-
-    @property
-    def history(self) -> History:
-        """The numbers of every epoch, over all fits."""
-        return self._history.of(self)
-
-    def summary(self, x: Any = None, **options: Any) -> Any:
-        """Print the table of layers, by torchinfo, and return its statistics.
-
-        Args:
-            x: Inputs, for the shapes; by default those of the last fit. Without any the table has no shapes.
-            options: Passed on to ``torchinfo.summary``.
-        """
-        batch = self.last_fit.get("example") if x is None else data.one_batch(data.inputs(x, self.signature))
-        x = None if batch is None else self.unpack(self.strategy.place(batch)).x
-        table = summarize(self.module, x, self.device, **options)
-        print(table)
-        return table
-
-    def log_names(self) -> list[str]:
-        """Return the names that the logs of the fit that runs will have, those aside that ``may_log_more``."""
-        names = ["loss", *self.loss.term_names(), *self.metrics.names]
-        return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), "lr"]
-
-    def may_log_more(self) -> bool:
-        """Whether a step, or a callback, of the user's own may add to the logs."""
-        own_step = type(self).train_step is not Model.train_step or type(self).update is not Model.update
-        return own_step or self.callbacks.has_own()
-
-    def need_compiled(self, verb: str) -> None:
-        """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""
-        if self._compiled is None:
-            raise RuntimeError(f"Call compile() before {verb}(): model.compile('adam', 'cross_entropy').")
-
-    def need_optimizer(self, verb: str) -> torch.optim.Optimizer:
-        """Return the optimizer, or raise a ``RuntimeError`` if there is none for ``verb``."""
-        self.need_compiled(verb)
-        if self.optimizer is None:
-            raise RuntimeError(
-                f"{verb}() needs an optimizer, but compile() was given none: model.compile('adam', ...)."
-            )
-        return self.optimizer
-
-    def _fitted_data(self) -> tuple[str, Any]:
-        for name in ("validation", "training"):
-            if self.last_fit.get(name) is not None:
-                return f"the {name} data of the last fit", self.last_fit[name]
-        raise ValueError(
-            "evaluate() was given no data, and there was no fit whose data it could use. Pass evaluate(x, y)."
-        )

@@ -56,8 +56,8 @@ class Order(Iterable[Any]):
         return self.batches[number - self.drawn]
 
     def mark(self, used: int) -> int:
-        """Return the checksum of the first ``used`` batches of the order."""
-        return self.marks[used - self.drawn - 1]
+        """Return the checksum of the first ``used`` batches of the order, of all where there are fewer."""
+        return self.marks[min(used - self.drawn, 0) - 1]
 
     def __iter__(self) -> Iterator[Any]:
         batches = self._drawn()
@@ -65,8 +65,9 @@ class Order(Iterable[Any]):
         if resume is not None:
             for _ in itertools.islice(batches, resume["used"]):
                 pass
-            if self.drawn < resume["used"] or self.mark(resume["used"]) != resume["order"]:
-                raise other_order(self.sampler)
+            mark = resume["order"]  # None where another number of processes had other batches
+            if mark is not None and self.mark(resume["used"]) != mark:
+                raise other_order(getattr(self.sampler, "batch_sampler", self.sampler))
             set_random_states(self.now)  # nothing is drawn between here and the loading of the next batch
         yield from batches
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from easytorch import files
 from easytorch.batch import NO_BATCH
+from easytorch.processes import Alone
 from easytorch.tree import concatenate, leaves, map_leaves
 
 HEADER = 256  # bytes; as many digits as the number of rows may ever get have room in it
@@ -43,6 +45,58 @@ class Gathered(contextlib.AbstractContextManager["Gathered"]):
         return Gathered() if path is None else Written(Path(path))
 
 
+class Joined(Gathered):
+    """Outputs of many processes, each of which predicts every so-many-th batch, or data of its own.
+
+    Args:
+        inner: Where all of them are gathered.
+        processes: Those who predict.
+    """
+
+    def __init__(self, inner: Gathered, processes: Alone) -> None:
+        super().__init__()
+        self.inner, self.processes = inner, processes
+        self.streams = isinstance(inner, Written)  # round by round then: there may be more than fits in memory
+
+    def __enter__(self) -> Joined:
+        self.inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Gather the last rounds, and end what gathers them."""
+        with contextlib.ExitStack() as stack:
+            stack.push(self.inner.__exit__)
+            if error[0] is None and self.streams:
+                while self._round([]):
+                    pass
+            elif error[0] is None:
+                self._take(self.processes.gather(self.parts))
+        if error[0] is None:
+            self.processes.wait()  # the file is in its place
+
+    def add(self, part: Any) -> None:
+        """Take the outputs of one batch."""
+        if self.streams:
+            self._round([part])
+        else:
+            super().add(part)
+
+    def result(self) -> Any:
+        """Return all outputs, joined."""
+        return self.inner.result()
+
+    def _round(self, parts: list[Any]) -> bool:
+        found = self.processes.gather(parts)
+        self._take(found)
+        return any(found)
+
+    def _take(self, found: list[list[Any]]) -> None:
+        if self.processes.splits:  # the first of each, then the second of each
+            found = [[part] for round_ in itertools.zip_longest(*found) for part in round_ if part is not None]
+        for part in itertools.chain.from_iterable(found):
+            self.inner.add(part)
+
+
 class Written(Gathered):
     """Outputs in ``.npy`` files, one for each array, written row by row; they appear when they are whole.
 
@@ -59,7 +113,9 @@ class Written(Gathered):
         self.path = path
         self._stack = contextlib.ExitStack()
         self._files: list[_Rows] = []
+        self._paths: list[Path] = []
         self._tree: Any = None
+        self.writes = True  # not where another process does it
 
     def __exit__(self, *error: Any) -> None:
         """Put the files in their places, or, after an error, leave nothing behind."""
@@ -71,33 +127,31 @@ class Written(Gathered):
     def add(self, part: Any) -> None:
         """Write the outputs of one batch."""
         arrays = list(leaves(part))
-        if not self._files:
-            names = _names(part)
-            self._tree = part
-            for array, name in zip(arrays, names, strict=True):
-                path = self.path.with_suffix(f"{name}.npy")
-                self._files.append(_Rows(self._stack.enter_context(files.replacing(path)), path, array))
-        for rows, array in zip(self._files, arrays, strict=True):
+        if not self._paths:
+            self._tree, self._paths = part, [self.path.with_suffix(f"{name}.npy") for name in _names(part)]
+            for array, path in zip(arrays if self.writes else (), self._paths, strict=self.writes):
+                self._files.append(_Rows(self._stack.enter_context(files.replacing(path)), array))
+        for rows, array in zip(self._files, arrays, strict=self.writes):
             rows.write(array)
 
     def result(self) -> Any:
         """Return the files as arrays that are read from the disk when they are used."""
-        if not self._files:
+        if not self._paths:
             raise ValueError(NO_BATCH)
-        paths = iter(self._files)
-        return map_leaves(lambda _: np.load(next(paths).path, mmap_mode="r"), self._tree)
+        paths = iter(self._paths)
+        return map_leaves(lambda _: np.load(next(paths), mmap_mode="r"), self._tree)
 
 
 class _Rows:
     """A ``.npy`` file that grows; the format is that of numpy.lib.format, version 1.0."""
 
-    def __init__(self, file: files.Honest, path: Path, first: Any) -> None:
+    def __init__(self, file: files.Honest, first: Any) -> None:
         if not isinstance(first, np.ndarray) or not first.ndim:
             raise ValueError(
                 f"Only outputs with one row for each sample can be written to a file, and one of them is {first!r}. Override "
                 "predict_step to leave it out."
             )
-        self.file, self.path, self.count = file, path, 0
+        self.file, self.count = file, 0
         self.shape, self.dtype = first.shape[1:], first.dtype
         file.write(self._header())
 

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,16 @@ from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.explain import explained
 from easytorch.lookup import find
-from easytorch.state import TrainState, random_states_kept
+from easytorch.processes import launched
+from easytorch.state import TrainState, random_states, random_states_kept, set_random_states
+from easytorch.strategy import INTERRUPT, STOP
 
 if TYPE_CHECKING:
     from easytorch.feed import Feed
     from easytorch.model import Model
+
+
+ECHO = 2.0  # seconds in which a launcher hands a signal on
 
 
 class Interruption(BaseException):
@@ -40,13 +46,14 @@ def fitting(
 ) -> Iterator[None]:
     """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
     find("on_interrupt", on_interrupt, {"return": None, "raise": None})
-    interrupts, begin = Interrupts(), state.step
+    interrupts, begin, processes = Interrupts(), state.step, model.strategy.processes
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
-    listeners = CallbackList(
-        [*callbacks, NaNNotice(), interrupts], model, params | {"validated": validation is not None}
-    )
+    every = [*callbacks, NaNNotice(), Agreement(), interrupts]
+    listeners = CallbackList(every, model, params | {"validated": validation is not None})
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.clock = feed, state.first, model.strategy.clock
+    # An update of the user's own may ask for anything of its batches, so that it must have one.
+    feed.lends, feed.metrics = model.strategy.lends or model.has_own("update"), model.metrics
     with training(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
@@ -56,8 +63,11 @@ def fitting(
             _try_out(model, validation)
             model.loss.expect(data.all_targets(feed.loader))
             yield
+            if processes.size > 1:
+                set_random_states(processes.same(random_states()))  # after training all go on alike
         except Interruption:
             model.history.interrupted = True
+            interrupts.caught = int(processes.largest(interrupts.caught or 0))  # of one process, or of all
             listeners.on_interrupt()
         except BaseException as caught:
             error = caught
@@ -81,6 +91,7 @@ def training(model: Model, callbacks: CallbackList, state: TrainState | None = N
     buffers = [(buffer, buffer.clone()) for buffer in model.module.buffers()]
     model.stop_training = False
     optimizer.zero_grad()
+    model.strategy.begin()
     with listening(model, callbacks), explained(model.module), modes.training(model.module):
         try:
             yield
@@ -140,8 +151,25 @@ def _try_out(model: Model, loader: Any) -> None:
             raise type(error)(f"The validation data does not fit: {error}") from error
 
 
+class Agreement(Callback):
+    """Has all processes stop after the same update: where one of them wishes to, all do, one update later."""
+
+    priority = 29  # told when all others have wished what they wish
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Stop if all know that somebody wishes it."""
+        self.model.stop_training = self.model.strategy.agree(STOP, self.model.stop_training)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Ask all whether somebody wishes to stop."""
+        self.model.stop_training = self.model.strategy.processes.any(self.model.stop_training)
+
+
 class Interrupts(Callback):
     """Turns Ctrl-C and SIGTERM into an ending after the update that runs; a second one stops at once.
+
+    Of many processes all end after the same update. A launcher hands a signal on that they have got already, so a second one that
+    comes at once is the first one's echo.
 
     Handlers that somebody else installed stay. Only the main thread can have handlers; elsewhere this does nothing.
     """
@@ -150,6 +178,7 @@ class Interrupts(Callback):
 
     def __init__(self) -> None:
         self.caught: int | None = None
+        self._since = 0.0  # on the clock of this process
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -164,28 +193,29 @@ class Interrupts(Callback):
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
+        echo = launched() and time.monotonic() - self._since < ECHO
+        if self.caught is not None and echo:
+            return
         if self.caught is not None:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        self.caught = number
-        if number == signal.SIGINT:
+        self.caught, self._since = number, time.monotonic()
+        if number == signal.SIGINT and self.model.strategy.processes.first:
             print("\nStopping after this update; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
-
-    def _leave(self) -> None:
-        if self.caught is not None:
-            raise Interruption
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave, if somebody asked for it."""
-        if self.caught is not None:
+        if self.model.strategy.agree(INTERRUPT, self.caught is not None):
             raise Interruption
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Leave, if somebody asked for it."""
-        self._leave()
+        """Leave, if somebody asked for it; many processes leave when all have measured."""
+        if self.caught is not None and self.model.strategy.processes.size == 1:
+            raise Interruption
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Leave, if somebody asked for it."""
-        self._leave()
+        if self.model.strategy.processes.any(self.caught is not None):
+            raise Interruption
 
     def settle(self, on_interrupt: str) -> None:
         """End the process after SIGTERM, with the usual status; raise after Ctrl-C, if that is wanted."""

@@ -27,6 +27,7 @@ from torch.utils.data import (
 from easytorch.arrays import ArrayDataset, as_batch
 from easytorch.memory import InMemory
 from easytorch.order import other_order
+from easytorch.shards import Bounds, Parts
 from easytorch.state import set_random_states
 from easytorch.tree import leaves, map_leaves
 
@@ -37,7 +38,8 @@ KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSa
 def sliced(loader: Any) -> Any:
     """Return the batches of ``loader`` as ``Slices``, if all of its samples are in memory; else ``loader`` itself."""
     plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
-    if not plain or type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in KNOWN:
+    batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # of a process' part
+    if not plain or type(batches) is not BatchSampler or type(loader.sampler) not in KNOWN:
         return loader
     found = _in_memory(loader.dataset)
     if found is None or loader.collate_fn is not found[2]:
@@ -72,6 +74,8 @@ class Slices:
     def __init__(self, loader: DataLoader[Any], tree: Any, rows: Tensor | None) -> None:
         self.loader, self.tree, self.rows = loader, tree, rows
         self.size: int = loader.batch_sampler.batch_size  # type: ignore[union-attr]
+        self.parts = loader.batch_sampler if isinstance(loader.batch_sampler, Parts) else None
+        self.bounds: Bounds = []
         self.in_order = type(loader.sampler) is SequentialSampler
         self.order = torch.empty(0, dtype=torch.int64)
         self.positions: dict[torch.device, Tensor] = {}  # in the tensors, where they are: nothing to copy in a step
@@ -87,27 +91,40 @@ class Slices:
 
     def mark(self, used: int) -> int:
         """Return the checksum of the first ``used`` batches of the order."""
-        return zlib.crc32(self.order[: used * self.size].numpy().tobytes())
+        return zlib.crc32(self.order[: self.bounds[used - 1][1] if used else 0].numpy().tobytes())
 
     def batch(self, number: int) -> list[int]:
         """Return the indices of a batch, counted from the begin of the pass."""
-        return [int(index) for index in self.order[number * self.size : (number + 1) * self.size]]
+        begin, end = self.bounds[number]
+        return [int(index) for index in self.order[begin:end]]
 
     def __iter__(self) -> Iterator[Any]:
         # A loader draws a seed for its workers when it begins, even if it has none.
         torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
         self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
+        self.bounds = self._dealt()
         resume, self.resume = self.resume, None
         used = 0
         if resume is not None:
             used = resume["used"]
-            if self.mark(used) != resume["order"]:
+            if resume["order"] is not None and self.mark(used) != resume["order"]:
                 raise other_order(self.loader.sampler)
             set_random_states(self.now)
         positions = self.order if self.rows is None else self.rows[self.order]
         self.positions = {leaf.device: positions.to(leaf.device) for leaf in leaves(self.tree) if leaf is not None}
-        for begin in range(used * self.size, len(self) * self.size, self.size):
-            yield self._take(begin, min(begin + self.size, len(self.order)))
+        for begin, end in self.bounds[used:]:
+            if end > begin:
+                yield self._take(begin, end)
+
+    def _dealt(self) -> Bounds:
+        """Return where the batches begin and end in the order."""
+        rows, dropped = len(self.order), self.loader.drop_last
+        bounds = [(begin, min(begin + self.size, rows)) for begin in range(0, rows, self.size)]
+        bounds = bounds[: rows // self.size] if dropped else bounds
+        if self.parts is None:
+            return bounds
+        self.parts.processes.diverge()
+        return self.parts.deal(bounds)
 
     def _take(self, begin: int, end: int) -> Any:
         if self.in_order and self.rows is None:  # copied: what a module does to its input stays there

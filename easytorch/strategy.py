@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from easytorch.batch import placer
 from easytorch.clock import Clock
+from easytorch.feed import Batches
 from easytorch.lookup import find, nearest
 from easytorch.notice import warn
+from easytorch.processes import Alone, launched, local_rank
+
+if TYPE_CHECKING:
+    from easytorch.losses import Criterion
+    from easytorch.metrics import Metrics
+    from easytorch.outputs import Gathered
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+STOP, INTERRUPT = 0, 1  # what processes agree about
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -26,6 +35,8 @@ def pick_device(device: str | torch.device) -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     here = ["cpu"] + ([accelerator.type] if accelerator else [])
     if isinstance(device, str) and device.strip().lower() == "auto":
+        if accelerator is not None and launched():  # each process of a machine has one of its own
+            return torch.device(accelerator.type, local_rank() % torch.accelerator.device_count())
         return accelerator or torch.device("cpu")
     try:
         wanted = torch.device(device.strip().lower() if isinstance(device, str) else device)
@@ -62,7 +73,7 @@ class Strategy:
     The loop calls it and asks nothing: what a place or a precision does not need, it does not do.
 
     Args:
-        device: Where the module and the batches live.
+        device: Where the module and the batches live; ``"auto"`` is the accelerator, else the CPU.
         precision: ``"fp32"``: as the module is. ``"bf16"`` and ``"fp16"``: the forward under ``torch.autocast``,
             ``"fp16"`` with the loss scaled by ``torch.amp.GradScaler``.
         jit_compile: Call the module through ``torch.compile``. Without a working compiler the model runs uncompiled, with
@@ -70,11 +81,26 @@ class Strategy:
 
     Raises:
         ValueError: If the precision is unknown, or not to be had on the device.
+
+    Attributes:
+        processes: Those who run the program together; here it is one.
     """
 
-    def __init__(self, device: torch.device, precision: str = "fp32", jit_compile: bool = False) -> None:
-        self.device = device
+    kinds: ClassVar[dict[str, type[Strategy]]] = {}
+    """What ``compile`` knows by name."""
+    lends = False  # whether every process must have a batch in every update
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        super().__init_subclass__()
+        if name is not None:
+            Strategy.kinds[name] = cls
+
+    def __init__(
+        self, device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False
+    ) -> None:
+        self.device = device = pick_device(device)
         self.precision = precision
+        self.processes = Alone()
         self.clock = Clock()  # of the epoch that runs
         dtype = find("precision", precision, PRECISIONS)
         _check_precision(device, dtype)
@@ -88,12 +114,54 @@ class Strategy:
         self.forward: Callable[..., Any] = _unprepared
         """The module, or its compiled twin."""
 
+    @staticmethod
+    def auto(device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> Strategy:
+        """Return ``DataParallel`` in a process that ``torchrun`` has started, else one device."""
+        return Strategy.kinds["ddp" if launched() else "one"](device, precision, jit_compile)
+
+    @staticmethod
+    def of(wanted: Any, device: torch.device, precision: str, jit_compile: bool) -> Strategy:
+        """Return the strategy for what the user passed to ``compile``.
+
+        Raises:
+            ValueError: If the name is unknown, or a strategy that is already made was to have another precision.
+            TypeError: If it is none.
+        """
+        if isinstance(wanted, Strategy):
+            for name, value, default in (("precision", precision, "fp32"), ("jit_compile", jit_compile, False)):
+                if value not in (default, getattr(wanted, name)):
+                    raise ValueError(
+                        f"{name}={value!r} was given with a strategy that is already made. Set it there: "
+                        f"easytorch.{type(wanted).__name__}({name}={value!r})."
+                    )
+            return wanted
+        if not isinstance(wanted, str):
+            raise TypeError(f"Expected a strategy, received {wanted!r}. Pass 'auto', 'ddp', 'fsdp' or a Strategy.")
+        makers = {"auto": Strategy.auto, **Strategy.kinds}
+        make = find("strategy", wanted, makers, otherwise="an easytorch.Strategy")
+        return make(device, precision, jit_compile)
+
     def prepare(self, module: nn.Module) -> None:
         """Bring ``module`` to the device and get ready for its calls."""
         module.to(self.device)
         dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
         self._place = placer(self.device, dtypes.pop() if len(dtypes) == 1 else None)
         self.forward = torch.compile(module) if self.jit_compile else module
+
+    def begin(self) -> None:
+        """Get ready for updates, which begin now."""
+
+    def batches(self, loader: Any, steps: int | None = None) -> Batches:
+        """Return the batches of ``loader`` to measure or predict: all of them, or the first ``steps``."""
+        return Batches(loader, steps, self.processes)
+
+    def merged(self, metrics: Metrics) -> Metrics:
+        """Return what was measured in all processes."""
+        return metrics
+
+    def gathering(self, gathered: Gathered) -> Gathered:
+        """Return what gathers the outputs of all processes in ``gathered``."""
+        return gathered
 
     def place(self, batch: Any) -> Any:
         """Bring a batch to the device, its floats to the module's dtype."""
@@ -106,6 +174,20 @@ class Strategy:
             return step(batch)
         with self.autocast:
             return step(batch)
+
+    def run_alone(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``, without a word to other processes."""
+        return self.run(step, batch)
+
+    def shares(self, criterion: Criterion, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
+        """Return what the loss of each batch of a window is multiplied by, so that the window counts as one batch.
+
+        Args:
+            criterion: The loss, which knows what it divides by.
+            sizes: The number of samples of each batch.
+            targets: The targets of each batch, looked at only where they matter.
+        """
+        return criterion.shares(sizes, targets)
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Hold gradients back from other processes until ``sync``; there are none here."""
@@ -141,6 +223,18 @@ class Strategy:
             optimizer.step()
         self.clock.mark("optimizer")
 
+    def agree(self, topic: int, wish: bool) -> bool:
+        """Whether some process wishes something, ``STOP`` or ``INTERRUPT``; asked after every update, all get one answer."""
+        return wish
+
+    def suspects(self, bad: Any) -> Any:
+        """Whether a loss of this update was not finite, in any process; ``bad`` is what was found in this one."""
+        return bad
+
+    def now(self) -> float:
+        """Return the seconds on a clock that shows all processes the same."""
+        return time.monotonic()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the loss scale, empty where nothing is scaled."""
         return {"scaler": self.scaler.state_dict()}
@@ -157,6 +251,9 @@ class Strategy:
         """Go on with the loss scale of ``state``."""
         if state.get("scaler"):
             self.scaler.load_state_dict(dict(state["scaler"]))
+
+
+Strategy.kinds["one"] = Strategy
 
 
 def _nearest_device(device: Any, here: list[str]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from easytorch.logs import Scalar
@@ -21,6 +22,7 @@ class TorchMetric(Metric):
     def __init__(self, metric: Any) -> None:
         higher = getattr(metric, "higher_is_better", None)
         self.metric, self.name = metric, snake_case(type(metric).__name__)
+        metric.sync_on_compute = False  # a log that one process reads must not wait for the others: see merge
         self.mode = None if higher is None else ("max" if higher else "min")
 
     def reset(self) -> None:
@@ -55,6 +57,26 @@ class TorchMetric(Metric):
         for name, value in state["states"].items():
             setattr(self.metric, name, value)
         self.metric._update_count = state["count"]
+
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the ``states`` of several processes, as torchmetrics would join them."""
+        states = [state for state in states if state.get("count")]
+        if not states:
+            return
+        counts = [state["count"] for state in states]
+        joined = {name: self._joined(name, [state["states"][name] for state in states], counts) for name in states[0]["states"]}
+        self.metric.to("cpu")
+        TorchMetric.load_state_dict(self, {"states": joined, "count": sum(counts)})
+
+    def _joined(self, name: str, values: list[Any], counts: list[int]) -> Any:
+        how = self.metric._reductions[name]
+        if isinstance(values[0], list):
+            return [tensor for value in values for tensor in value]
+        if getattr(how, "__name__", "") == "dim_zero_mean":  # which torchmetrics takes of means that may have unequal weights
+            return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+        stacked = torch.stack(values)
+        return stacked if how is None else how(stacked)
 
 
 class NamedTorchMetric(TorchMetric):
@@ -99,6 +121,14 @@ class NamedTorchMetric(TorchMetric):
             self._make()
             super().load_state_dict(state)
 
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the ``states`` of several processes, of which some may have had no batch."""
+        known = next((state for state in states if state), None)
+        if known is not None:
+            self.path, self.arguments = known["path"], dict(known["arguments"])
+            self._make()
+            super().merge(states)
+
     def _choose(self, y_pred: Tensor) -> None:
         if "classification" not in self.path:
             return
@@ -115,7 +145,7 @@ class NamedTorchMetric(TorchMetric):
             )
         # Checks of the arguments would wait for the device in every step.
         quick = {"validate_args": False} if "classification" in self.path else {}
-        self.metric = cls(**self.arguments, **quick)
+        self.metric = cls(**self.arguments, **quick, sync_on_compute=False)
 
 
 # Names of torchmetrics. "Binary" becomes Multiclass or Multilabel when the loss and the first batch tell so.

@@ -12,7 +12,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "easytorch"
 FLOORS = [
     ["clock", "generators", "logs", "lookup", "modes", "notice", "state", "tree", "verify"],
-    ["batch", "callbacks.callback", "calls", "files", "losses", "optimizers", "order", "results", "sizes"],
+    [
+        "batch",
+        "batchnorm",
+        "callbacks.callback",
+        "calls",
+        "files",
+        "losses",
+        "optimizers",
+        "order",
+        "processes",
+        "results",
+        "sizes",
+    ],
     [
         "arrays",
         "callbacks.averaging",
@@ -22,6 +34,7 @@ FLOORS = [
         "callbacks.progress",
         "memory",
         "outputs",
+        "shards",
     ],
     [
         "callbacks.checkpoint",
@@ -31,13 +44,12 @@ FLOORS = [
         "metric",
         "slices",
         "splits",
-        "strategy",
         "summary",
     ],
     ["callbacks", "feed", "torchmetric", "weights"],
-    ["metrics"],
-    ["data", "explain", "saving"],
-    ["session"],
+    ["metrics", "strategy"],
+    ["data", "explain", "parallel", "saving"],
+    ["looking", "session"],
     ["model"],
     [""],
 ]

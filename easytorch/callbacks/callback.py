@@ -25,12 +25,15 @@ class Callback:
     Attributes:
         model: The model that trains.
         params: ``epochs``, ``steps`` (None where unknown) and ``verbose``.
+
+    Of many processes each runs its own callbacks; those with ``everywhere = False`` run in process 0 alone.
     """
 
     model: Model
     params: dict[str, Any]
     priority = 0  # those with more are told later
     expendable = False  # whether training goes on without it when it fails
+    everywhere = True  # whether it runs in each process, or in process 0 alone: what shows or writes something
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Run before the first epoch of a fit."""
@@ -89,6 +92,11 @@ class Callback:
     def give_up(self) -> None:
         """Let go of everything, when an expendable callback has failed."""
 
+    def say(self, text: str) -> None:
+        """Print ``text``, in process 0 alone."""
+        if self.model.strategy.processes.first:
+            print(text, flush=True)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a restart needs, tensors and plain values only; nothing by default."""
         return {}
@@ -129,8 +137,10 @@ class CallbackList(Callback):
         for callback in self.callbacks:
             callback.model, callback.params = model, params
             vars(callback).pop("broken", None)  # one that failed in another fit is tried again
+        first = model.strategy.processes.first
+        self.heard = [callback for callback in self.callbacks if callback.everywhere or first]
         for hook in HOOKS:
-            listeners = [_listener(callback, hook) for callback in self.callbacks if _overrides(callback, hook)]
+            listeners = [_listener(callback, hook) for callback in self.heard if _overrides(callback, hook)]
             if listeners:
                 setattr(self, hook, listeners[0] if len(listeners) == 1 else _all(listeners))
 
@@ -156,7 +166,7 @@ class CallbackList(Callback):
         An error of their own is raised when all have run; beside ``error`` it becomes a warning.
         """
         failures = []
-        for callback in self.callbacks:
+        for callback in self.heard:
             for hook, argument in (("on_exception", error), ("on_train_end", logs)):
                 if argument is None or not _overrides(callback, hook):
                     continue

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import string
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ class BackupAndRestore(Callback):
 
     def on_restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        self._saved, self._failed, self._ended_by_error = time.monotonic(), None, False
+        self._saved, self._failed, self._ended_by_error = self.model.strategy.now(), None, False
         if self.source.is_file():
             content = files.read_model(self.source, self.model.device)
             self.folder = self.source.parent
@@ -95,12 +94,12 @@ class BackupAndRestore(Callback):
             f"goes on in epoch {state.epoch + 1} of {state.last}" if state.epoch < state.last else "has come to its end"
         )
         if self.params["verbose"] != 0:
-            print(f"The run in {str(path)!r}, stopped after update {state.step}, {left}", flush=True)
+            self.say(f"The run in {str(path)!r}, stopped after update {state.step}, {left}")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Keep the run, if it is time."""
         due = self.save_freq != "epoch" and self.model.state.step % int(self.save_freq) == 0
-        if due or (self.minutes is not None and time.monotonic() - self._saved >= 60 * self.minutes):
+        if due or (self.minutes is not None and self.model.strategy.now() - self._saved >= 60 * self.minutes):
             self.save()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -151,7 +150,7 @@ class BackupAndRestore(Callback):
             self._failed = error
             warn(f"{error} Training goes on; the next checkpoint is tried again.")
             return
-        self._failed, self._saved = None, time.monotonic()
+        self._failed, self._saved = None, self.model.strategy.now()
         files.keep_newest(self.folder, self.keep)
 
 
@@ -203,7 +202,7 @@ class ModelCheckpoint(Monitor):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, or None, received {count!r}.")
         self._judged = save_best_only or keep_best is not None
-        self._saved = time.monotonic()
+        self._saved = 0.0
         if self._judged and self.unit in ("updates", "minutes"):
             raise ValueError(
                 "The best is known after an epoch, so save_best_only and keep_best need save_freq in epochs."
@@ -216,7 +215,7 @@ class ModelCheckpoint(Monitor):
             super().on_train_begin(logs)
             threshold = self.initial_value_threshold if known is None else known
             self.best = self.best if threshold is None else threshold
-        self._saved, self._failed = time.monotonic(), None
+        self._saved, self._failed = self.model.strategy.now(), None
         for name in _fields(self.filepath):
             if name not in ("epoch", "batch"):
                 check_name(name, f"filepath={self.filepath!r} names", self.model)
@@ -224,7 +223,7 @@ class ModelCheckpoint(Monitor):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Write, if it is time."""
         counted = self.unit == "updates" and self.model.state.step % self.every == 0
-        if counted or (self.unit == "minutes" and time.monotonic() - self._saved >= 60 * self.every):
+        if counted or (self.unit == "minutes" and self.model.strategy.now() - self._saved >= 60 * self.every):
             self._write(self.model.state.epoch, batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -243,7 +242,7 @@ class ModelCheckpoint(Monitor):
     def _write(
         self, epoch: int, batch: int | None, logs: Any, value: float | None = None, better: bool = False
     ) -> None:
-        self._saved = time.monotonic()
+        self._saved = self.model.strategy.now()
         names = dict(logs.items() if logs else {}) | {"epoch": epoch + 1}
         names |= {} if batch is None else {"batch": batch + 1}
         if any(name not in names for name in _fields(self.filepath)):  # an epoch that was not validated
@@ -261,7 +260,7 @@ class ModelCheckpoint(Monitor):
         self.best_path = path if better else self.best_path
         self.written = [entry for entry in self.written if entry[0] != path] + [[path, value]]
         if self.verbose:
-            print(f"Epoch {epoch + 1}: saved {path}" + (f" ({self.monitor} {value:.4f})" if value is not None else ""))
+            self.say(f"Epoch {epoch + 1}: saved {path}" + (f" ({self.monitor} {value:.4f})" if value is not None else ""))
         self._tidy()
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -24,6 +24,7 @@ class CSVLogger(Callback):
     """
 
     expendable = True
+    everywhere = False
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         self.path, self.separator, self.append = Path(filename), separator, append
@@ -91,6 +92,7 @@ class TensorBoard(Callback):
     """
 
     expendable = True
+    everywhere = False
 
     def __init__(
         self,

@@ -159,12 +159,12 @@ class EarlyStopping(Monitor):
     def on_train_end(self, logs: Any = None) -> None:
         """Put the best weights back."""
         if self.stopped_epoch is not None and self.verbose:
-            print(f"Epoch {self.stopped_epoch + 1}: {self.monitor} has not been better for {self.wait} epochs; stopped")
+            self.say(f"Epoch {self.stopped_epoch + 1}: {self.monitor} has not been better for {self.wait} epochs; stopped")
         if self.best_weights is not None:
             self.model.module.load_state_dict(self.best_weights)
             self.best_weights = None
             if self.verbose and self.best_epoch is not None:
-                print(f"Restored the weights of epoch {self.best_epoch + 1}")
+                self.say(f"Restored the weights of epoch {self.best_epoch + 1}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its weights and the count of epochs since."""

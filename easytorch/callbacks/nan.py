@@ -22,6 +22,8 @@ from easytorch.tree import leaves
 class NaNNotice(Callback):
     """Tells, once in a fit, that the loss of an epoch is no number; every fit has one."""
 
+    everywhere = False
+
     def __init__(self) -> None:
         self.told = False
 
@@ -101,13 +103,12 @@ class TerminateOnNaN(Callback):
         if self._held_back:
             self._put_aside()
             return
-        for loss in self._losses:
-            if not isfinite(loss.item()):
-                self._end(self._random, self._feed.taken, self._feed.indices())
-                return
+        bad = any(not isfinite(loss.item()) for loss in self._losses)
+        if self.model.strategy.suspects(bad):
+            self._end(self._random, self._feed.taken, self._feed.indices())
 
     def _put_aside(self) -> None:
-        bad = ~torch.stack(list(self._losses)).isfinite().all()
+        bad = self.model.strategy.suspects(~torch.stack(list(self._losses)).isfinite().all())
         optimizer: Any = self.model.optimizer
         optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # fused kernels update nothing where it is 1
         self._waiting.append((bad, self._random, self._feed.taken, self._feed.indices()))
@@ -163,7 +164,7 @@ class TerminateOnNaN(Callback):
             _set_random(random, model.device)
             for number, batch in enumerate(window):
                 with found:
-                    terms = model.strategy.run(model.train_step, batch)
+                    terms = model.strategy.run_alone(model.train_step, batch)
                 bad = [
                     name
                     for name, value in terms.items()
@@ -177,6 +178,8 @@ class TerminateOnNaN(Callback):
                 for buffer, value in buffers:
                     buffer.copy_(value)
             set_random_states(kept)
+        if model.strategy.processes.size > 1:
+            return [f"The batch of process {model.strategy.processes.rank} is finite: it is another one's."]
         return [
             "Run again it is finite: the module draws random numbers that cannot be restored, or changes while it runs."
         ]

@@ -85,6 +85,7 @@ class Lines(Callback):
 
     priority = 20
     expendable = True
+    everywhere = False
 
     WAIT, PATIENCE = 0.3, 1.0  # the share and the seconds of an epoch above which waiting for data is told
 

@@ -202,7 +202,7 @@ class LearningRateScheduler(Callback):
         lr = float(self.model.need_optimizer("fit").param_groups[0]["lr"])
         _set_lr(self.model, self.schedule(*((epoch, lr) if _takes_two(self.schedule) else (epoch,))))
         if self.verbose:
-            print(f"Epoch {epoch + 1}: learning rate {_lr(self.model):.4g}")
+            self.say(f"Epoch {epoch + 1}: learning rate {_lr(self.model):.4g}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return which epoch has its learning rate."""
@@ -272,7 +272,7 @@ class ReduceLROnPlateau(Monitor):
             _set_lr(self.model, *(max(group["lr"] * self.factor, self.min_lr) for group in self._groups()))
             self.cooling, self.wait = self.cooldown, 0
             if self.verbose:
-                print(f"Epoch {epoch + 1}: {self.monitor} has not been better; learning rate {_lr(self.model):.4g}")
+                self.say(f"Epoch {epoch + 1}: {self.monitor} has not been better; learning rate {_lr(self.model):.4g}")
 
     def _groups(self) -> list[dict[str, Any]]:
         return self.model.need_optimizer("fit").param_groups

@@ -1,0 +1,89 @@
+"""How a model is looked at: what it is made of, what its logs will hold, what it still lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from easytorch import data
+from easytorch.batch import Batch, Signature
+from easytorch.callbacks.callback import CallbackList
+from easytorch.losses import Criterion
+from easytorch.metrics import Metrics
+from easytorch.results import History
+from easytorch.strategy import Strategy
+from easytorch.summary import summarize
+
+
+class Looking:
+    """The part of ``Model`` that tells about it."""
+
+    module: torch.nn.Module
+    device: torch.device
+    signature: Signature
+    strategy: Strategy
+    optimizer: torch.optim.Optimizer | None
+    loss: Criterion
+    metrics: Metrics
+    callbacks: CallbackList
+    last_fit: dict[str, Any]
+    _history: History
+    _compiled: dict[str, Any] | None
+
+    @property
+    def history(self) -> History:
+        """The numbers of every epoch, over all fits."""
+        return self._history.of(self)  # type: ignore[arg-type]
+
+    def summary(self, x: Any = None, **options: Any) -> Any:
+        """Print the table of layers, by torchinfo, and return its statistics.
+
+        Args:
+            x: Inputs, for the shapes; by default those of the last fit. Without any the table has no shapes.
+            options: Passed on to ``torchinfo.summary``.
+        """
+        batch = self.last_fit.get("example") if x is None else data.one_batch(data.inputs(x, self.signature))
+        x = None if batch is None else self.unpack(self.strategy.place(batch)).x
+        table = summarize(self.module, x, self.device, **options)
+        print(table)
+        return table
+
+    def unpack(self, batch: Any) -> Batch:
+        """Split a batch; see ``Model.unpack``."""
+        raise NotImplementedError(f"{type(self).__name__} must define unpack()")
+
+    def log_names(self) -> list[str]:
+        """Return the names that the logs of the fit that runs will have, those aside that ``may_log_more``."""
+        names = ["loss", *self.loss.term_names(), *self.metrics.names]
+        return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), "lr"]
+
+    def may_log_more(self) -> bool:
+        """Whether a step, or a callback, of the user's own may add to the logs."""
+        return self.has_own("train_step") or self.has_own("update") or self.callbacks.has_own()
+
+    def has_own(self, method: str) -> bool:
+        """Whether ``method`` was overridden by the user."""
+        return not str(getattr(type(self), method).__module__).startswith("easytorch.")
+
+    def need_compiled(self, verb: str) -> None:
+        """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""
+        if self._compiled is None:
+            raise RuntimeError(f"Call compile() before {verb}(): model.compile('adam', 'cross_entropy').")
+
+    def need_optimizer(self, verb: str) -> torch.optim.Optimizer:
+        """Return the optimizer, or raise a ``RuntimeError`` if there is none for ``verb``."""
+        self.need_compiled(verb)
+        if self.optimizer is None:
+            raise RuntimeError(
+                f"{verb}() needs an optimizer, but compile() was given none: model.compile('adam', ...)."
+            )
+        return self.optimizer
+
+    def _fitted_data(self) -> tuple[str, Any]:
+        for name in ("validation", "training"):
+            if self.last_fit.get(name) is not None:
+                return f"the {name} data of the last fit", self.last_fit[name]
+        raise ValueError(
+            "evaluate() was given no data, and there was no fit whose data it could use. Pass evaluate(x, y)."
+        )

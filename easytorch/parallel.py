@@ -1,0 +1,265 @@
+"""Many processes, each with a device and its part of every batch: their strategy, at the places the loop asks about."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from easytorch.batchnorm import synchronized
+from easytorch.feed import Batches
+from easytorch.outputs import Gathered, Joined, Written
+from easytorch.processes import Alone, Together
+from easytorch.strategy import Strategy
+from easytorch.tree import map_leaves
+
+if TYPE_CHECKING:
+    from easytorch.losses import Criterion
+    from easytorch.metrics import Metrics
+
+
+class DataParallel(Strategy, name="ddp"):
+    """Runs the same steps in many processes, each on its part of the data, on torch's ``DistributedDataParallel``.
+
+    The processes are those that ``torchrun`` or ``easytorch.launch`` has started. An update of all of them is that of one process
+    with a batch as large as all of theirs. Evaluations measure every sample once, and every process gets the same numbers.
+
+    Args:
+        device: Where this process computes; ``"auto"`` gives each process of a machine an accelerator of its own.
+        precision: See ``Strategy``.
+        jit_compile: See ``Strategy``.
+        find_unused_parameters: For steps that do not use every parameter that is trained.
+        static_graph: For steps that use the same parameters in the same way in every update, which saves time.
+        sync_batchnorm: Let BatchNorm measure the batch of all processes, instead of each its own.
+        split_data: Every process has the same data, which is split between them. False: each brings its own.
+        timeout: Seconds after which a process that hears nothing of the others gives up.
+
+    Raises:
+        RuntimeError: If the process was not started as one of many.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device = "auto",
+        precision: str = "fp32",
+        jit_compile: bool = False,
+        *,
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        sync_batchnorm: bool = False,
+        split_data: bool = True,
+        timeout: float = 600.0,
+    ) -> None:
+        super().__init__(device, precision, jit_compile)
+        if self.device.type != "cpu":
+            torch.accelerator.set_device_index(self.device.index or 0)
+        self.processes = Together(self.device, timeout, split_data)
+        self.options = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
+        self.sync_batchnorm = sync_batchnorm
+        self.lends = sync_batchnorm  # every process must have a batch then
+        self._replica: Any = None
+        self._trained: list[int] = []
+
+    def prepare(self, module: nn.Module) -> None:
+        """Bring ``module`` to the device, with the weights of process 0, and get ready for its calls."""
+        if self.sync_batchnorm:
+            synchronized(module.to(self.device))
+        super().prepare(module)
+        self.module = module
+        self.processes.copy_first([*module.parameters(), *module.buffers()])
+
+    def begin(self) -> None:
+        """Get ready for updates: find out which parameters are trained, which may have changed."""
+        trained = [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
+        if self._replica is None or trained != self._trained:
+            self._trained, self.notes = trained, Notes(self.module, self.device, self.processes)
+            self._replica = DistributedDataParallel(self.notes, **self.options)
+        self.notes.begin()
+        self._plain: bool | None = None  # whether every loss is divided by samples, whose number is foreseen
+        self._synced, self._met = True, False
+
+    def batches(self, loader: Any, steps: int | None = None) -> Batches:
+        """Return this process' batches of ``loader``; statistics of BatchNorm are those of process 0 from now on."""
+        self.processes.copy_first(list(self.module.buffers()))
+        return super().batches(loader, steps)
+
+    def merged(self, metrics: Metrics) -> Metrics:
+        """Return what was measured in all processes."""
+        return metrics.merged(self.processes.gather(metrics.state_dict()))
+
+    def gathering(self, gathered: Gathered) -> Gathered:
+        """Return what gathers the outputs of all processes in ``gathered``."""
+        if isinstance(gathered, Written):
+            gathered.writes = self.processes.first
+        return Joined(gathered, self.processes)
+
+    def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``; where gradients are wanted, they will meet those of the other processes."""
+        if torch.is_grad_enabled() and self._replica is not None:
+            step = functools.partial(self._replica, step, self._synced)
+        return super().run(step, batch)
+
+    def run_alone(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``, without a word to the other processes."""
+        return super().run(step, batch)
+
+    def shares(self, criterion: Criterion, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
+        """Return what the loss of each batch is multiplied by, so that the windows of all processes count as one batch."""
+        count, foreseen, sure = self.processes.size, self.processes.foreseen, self.processes.sure
+        self.processes.foreseen = None
+        divisors = criterion.divisors(sizes, targets)
+        if divisors is None:  # gradients are averaged, but those of a sum are to be added
+            return [float(count)] * len(sizes)
+        mine = sum(divisors) if foreseen is None or foreseen[0] else 0  # of a batch that is lent nothing counts
+        if self._plain is None:
+            expected = foreseen is not None and sure and foreseen[0] == mine
+            self._plain = not self.processes.any(divisors is not sizes or not expected)
+        total = foreseen[1] if self._plain and foreseen is not None else self.processes.added(mine, self.device)
+        return [divisor * count / total if foreseen is None or foreseen[0] else 0.0 for divisor in divisors]
+
+    def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
+        """Hold gradients back from other processes until ``sync``."""
+        self._synced = sync
+        return _NOTHING if sync else self._replica.no_sync()
+
+    def backward(self, loss: Tensor, share: Any = 1.0) -> None:
+        """Add the gradients of ``loss`` times ``share``; those of all processes meet, unless they are held back."""
+        super().backward(loss, share)
+        self._met |= self._synced
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Bring the gradients, which have met by now, back to their true size."""
+        if not self._met:
+            self._idle()
+        self.notes.read()
+        super().unscale(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the parameters, unless a scaled gradient overflowed."""
+        super().step(optimizer)
+        self.notes.end()
+        self._synced, self._met = True, False
+
+    def agree(self, topic: int, wish: bool) -> bool:
+        """Whether some process wished something before the last update, in which all were told."""
+        self.notes.wishes[topic] |= wish
+        return self.notes.granted[topic]
+
+    def suspects(self, bad: Any) -> Any:
+        """Whether a loss of this update was not finite, in any process; ``bad`` is what was found in this one."""
+        return self.notes.broken()
+
+    def now(self) -> float:
+        """Return the seconds since training began, on the clock of process 0, as all were told in the last update."""
+        return self.notes.clock
+
+    def _idle(self) -> None:
+        """Take part in an update without a batch: with gradients of nothing."""
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self._replica(lambda _: {"loss": _nothing(trained)}, True, None)["loss"].backward()
+
+
+def _nothing(parameters: list[nn.Parameter]) -> Tensor:
+    """Return 0, and as gradients of all ``parameters`` zeros, whatever they are."""
+    return torch.stack([parameter.flatten()[:0].sum() for parameter in parameters]).sum()
+
+
+class Notes(nn.Module):
+    """The step itself as a module, to be wrapped, so that the user's stays the user's and a step may call any part of it.
+
+    With the gradients travels a note, as that of one more parameter: what all processes must know at the same update costs no
+    message of its own. Its parts are the wishes to stop and to be interrupted, the clock of process 0, and whether a loss was not
+    finite. On a CPU it is read in every update; on an accelerator, which would have to be waited for, in one of ``EVERY``.
+
+    Args:
+        module: The user's.
+        device: Where it lives.
+        processes: Those who get the note.
+        rows: How often the note is written, for those who get a part of each gradient only.
+    """
+
+    EVERY = 16
+
+    def __init__(self, module: nn.Module, device: torch.device, processes: Alone, rows: int = 1) -> None:
+        super().__init__()
+        self.module, self.processes = module, processes
+        wide = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
+        dtype = torch.float64 if wide else torch.float32
+        self.note = nn.Parameter(torch.zeros(rows, 4, device=device, dtype=dtype))
+        self.every = 1 if device.type == "cpu" else self.EVERY
+        self._silence = torch.zeros(3, device=device, dtype=dtype)
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self.wishes, self.granted = [False, False], [False, False]  # of STOP and INTERRUPT
+        self.clock, self.updates, self._began = 0.0, 0, time.monotonic()
+        self._told, self._message, self._lost = (0.0, 0.0, 0.0), self._silence, 0.0
+        self.note.grad = None
+
+    def forward(self, step: Callable[[Any], Any], synced: bool, batch: Any) -> Any:
+        """Return ``step(batch)``, with the note at its loss."""
+        outputs, message = step(batch), self._write() if synced else self._silence
+        if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
+            return {**outputs, "loss": self._attach(outputs["loss"], message)}
+        return map_leaves(lambda leaf: self._attach(leaf, message) if isinstance(leaf, Tensor) else leaf, outputs)
+
+    def _attach(self, loss: Tensor, message: Tensor) -> Tensor:
+        if loss.ndim or not loss.requires_grad:
+            return loss
+        carried: Tensor = _Carry.apply(loss, self.note, message)  # type: ignore[no-untyped-call]
+        return carried
+
+    def _write(self) -> Tensor:
+        due = (self.updates + 1) % self.every == 0
+        clock = time.monotonic() - self._began if due and self.processes.first else 0.0
+        told = (*map(float, self.wishes), clock)
+        if told != self._told:
+            self._told, self._message = told, self._silence.new_tensor(told)
+        return self._message
+
+    def read(self) -> None:
+        """Read what all processes were told, if it is time."""
+        self.updates += 1
+        if self.updates % self.every == 0 and self.note.grad is not None:
+            *wishes, clock, self._lost = self._own().tolist()
+            self.granted = [wish > 0 for wish in wishes]
+            self.clock = max(self.clock, clock * self.processes.size)  # gradients are averaged
+
+    def broken(self) -> Any:
+        """Whether a loss was not finite."""
+        if self.note.grad is None:
+            return False
+        return self._lost != self._lost if self.every == 1 else self._own()[-1].isnan()
+
+    def end(self) -> None:
+        """Forget what was read."""
+        if self.updates % self.every == 0:
+            self.note.grad = None
+
+    def _own(self) -> Tensor:
+        """Return this process' copy of the note."""
+        gradient: Any = self.note.grad
+        return (gradient.to_local() if hasattr(gradient, "to_local") else gradient)[0]
+
+
+class _Carry(torch.autograd.Function):
+    """A loss as it is; in the backward pass a message, and 0 or NaN for the loss, become the gradient of a note."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, note: Tensor, message: Tensor) -> Tensor:
+        lost = (loss.detach() * 0).to(message.dtype).reshape(1)
+        ctx.gradient, ctx.shape = torch.cat([message, lost]), note.shape
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return gradient, ctx.gradient.expand(ctx.shape), None
+
+
+_NOTHING = contextlib.nullcontext()

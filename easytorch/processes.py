@@ -1,0 +1,196 @@
+"""The processes that run the same program together: who they are, how they find each other, what they tell each other."""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import hashlib
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from easytorch.tree import map_leaves
+
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process that it starts
+
+
+def launched() -> bool:
+    """Whether ``torchrun``, ``easytorch.launch`` or another launcher has started this process as one of many."""
+    return all(name in os.environ for name in NEEDED)
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+
+
+class Alone:
+    """One process, which hears but itself: what it is told to share comes back as it was.
+
+    Attributes:
+        rank: The number of this process, from 0.
+        size: How many there are.
+        splits: Whether the data is the same in every process and is to be split, or each brings its own.
+        foreseen: The indices of samples, of this process and of all, in the window that comes; None where it comes from nowhere.
+        sure: Whether as many indices are as many samples.
+    """
+
+    rank = 0
+    size = 1
+    splits = True
+    foreseen: tuple[int, int] | None = None
+    sure = False
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and shows what happens."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the ``value`` of each process, in order, in every process; tensors come on the CPU."""
+        return [value]
+
+    def same(self, value: Any) -> Any:
+        """Return the ``value`` of process 0."""
+        return value
+
+    def total(self, value: float) -> float:
+        """Return the sum of ``value`` over all processes."""
+        return value
+
+    def added(self, value: Any, device: torch.device) -> Any:
+        """Return the sum of ``value`` over all processes where the device needs it: nobody waits for it."""
+        return value
+
+    def largest(self, value: float) -> float:
+        """Return the largest ``value`` of all processes."""
+        return value
+
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true in any process."""
+        return value
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+
+    def copy_first(self, tensors: list[Tensor]) -> None:
+        """Overwrite ``tensors`` with those of process 0."""
+
+    def diverge(self) -> None:
+        """Let each process draw random numbers of its own, from here on."""
+
+
+class Together(Alone):
+    """The processes of a launcher, as ``torch.distributed`` connects them.
+
+    Args:
+        device: Where this process computes; it decides about the backend: NCCL, XCCL, Gloo.
+        timeout: Seconds after which a process that hears nothing of the others gives up.
+        splits: See ``Alone``.
+
+    Raises:
+        RuntimeError: If no launcher has started this process.
+    """
+
+    def __init__(self, device: torch.device, timeout: float = 600.0, splits: bool = True) -> None:
+        if not dist.is_initialized():
+            if not launched():
+                raise RuntimeError(
+                    "Many processes need a launcher, and this process was started alone. Start the program by 'torchrun "
+                    "--nproc-per-node=2 train.py', or call easytorch.launch(function, processes=2)."
+                )
+            _connect(device, datetime.timedelta(seconds=timeout))
+        self.rank, self.size, self.splits = dist.get_rank(), dist.get_world_size(), splits
+        # Numbers that the host needs travel between the hosts, so that nobody waits for an accelerator.
+        speaks = torch.device("cpu") in dist.distributed_c10d._get_default_group()._device_types
+        self.device = torch.device("cpu") if speaks else device
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the ``value`` of each process, in order, in every process; tensors come on the CPU."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, map_leaves(_on_cpu, value))
+        return found
+
+    def same(self, value: Any) -> Any:
+        """Return the ``value`` of process 0."""
+        box = [value if self.first else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def total(self, value: float) -> float:
+        """Return the sum of ``value`` over all processes."""
+        return self._reduced(value, dist.ReduceOp.SUM)
+
+    def added(self, value: Any, device: torch.device) -> Any:
+        """Return the sum of ``value`` over all processes where the device needs it: nobody waits for it."""
+        box = torch.as_tensor(value, dtype=torch.float64).to(device).clone()
+        dist.all_reduce(box)
+        return box
+
+    def largest(self, value: float) -> float:
+        """Return the largest ``value`` of all processes."""
+        return self._reduced(value, dist.ReduceOp.MAX)
+
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true in any process."""
+        return self.largest(float(value)) > 0
+
+    def _reduced(self, value: float, how: Any) -> float:
+        box = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        dist.all_reduce(box, how)
+        return float(box)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.total(0.0)
+
+    def copy_first(self, tensors: list[Tensor]) -> None:
+        """Overwrite ``tensors`` with those of process 0."""
+        if tensors:
+            group: Any = dist.distributed_c10d._get_default_group()
+            dist._broadcast_coalesced(group, [tensor.detach() for tensor in tensors], 250 * 1024 * 1024, 0)
+
+    def diverge(self) -> None:
+        """Let each process draw random numbers of its own, from here on; process 0 draws as it would alone."""
+        if not self.first:
+            digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes() + str(self.rank).encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            random.seed(digest)
+            np.random.seed(int.from_bytes(digest[:4], "little"))
+
+
+def _connect(device: torch.device, timeout: datetime.timedelta) -> None:
+    backend = "gloo"
+    if device.type != "cpu":
+        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
+    atexit.register(_disconnect)
+
+
+def _store(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
+    """Return the place where the processes find each other, without what an earlier attempt of theirs has left there.
+
+    Processes that a launcher starts again get the same store, and would call at addresses where nobody is any more: see
+    https://github.com/pytorch/pytorch/issues/135712. Only on one machine does everybody count the same attempts.
+    """
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=serves, timeout=timeout, wait_for_workers=False, multi_tenant=True)
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "any"
+    return dist.PrefixStore(f"easytorch/attempt-{attempt}", store)
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _on_cpu(leaf: Any) -> Any:
+    return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
