@@ -1,6 +1,7 @@
 """easytorch: a Keras-style fit for any torch.nn.Module."""
 
 from easytorch import callbacks, data
+from easytorch.launcher import launch
 from easytorch.logs import Mean
 from easytorch.metric import Metric
 from easytorch.model import Model
@@ -25,4 +26,5 @@ __all__ = [
     "__version__",
     "callbacks",
     "data",
+    "launch",
 ]

@@ -17,9 +17,7 @@ def synchronized(module: nn.Module) -> None:
             if isinstance(child, _BatchNorm) and not isinstance(child, (nn.SyncBatchNorm, SyncBatchNorm)):
                 on_cpu = all(tensor.device.type == "cpu" for tensor in child.state_dict().values())
                 twin = (
-                    SyncBatchNorm.__new__(SyncBatchNorm)
-                    if on_cpu
-                    else nn.SyncBatchNorm.convert_sync_batchnorm(child)  # type: ignore[no-untyped-call]
+                    SyncBatchNorm.__new__(SyncBatchNorm) if on_cpu else nn.SyncBatchNorm.convert_sync_batchnorm(child)  # type: ignore[no-untyped-call]
                 )
                 vars(twin).update({**vars(child), **({} if on_cpu else {"process_group": None})})
                 setattr(parent, name, twin)
@@ -32,18 +30,27 @@ class SyncBatchNorm(_BatchNorm):
         """Normalize ``x``, [N, C, ...], by mean and variance of the batch of all processes; outside of training, as usual."""
         if not self.training or not dist.is_initialized():
             return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                self.momentum or 0.0,
+                self.eps,
             )
         others = [i for i in range(x.ndim) if i != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         rows = torch.full((1,), float(x.numel() // x.shape[1]), dtype=x.dtype)
-        sums = _Sum.apply(torch.cat([x.sum(others), rows]))
+        sums = _sum(torch.cat([x.sum(others), rows]))
         count = sums[-1].detach()
         centred = x - (mean := sums[:-1] / count).reshape(shape)
-        variance = _Sum.apply(centred.square().sum(others)) / count
+        variance = _sum(centred.square().sum(others)) / count
         self._remember(mean.detach(), variance.detach(), count)
-        normed = centred * (variance + self.eps).rsqrt().reshape(shape)
-        return normed if self.weight is None else normed * self.weight.reshape(shape) + self.bias.reshape(shape)
+        normed: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
+        if self.affine:
+            normed = normed * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return normed
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Take any number of dimensions from two on."""
@@ -58,6 +65,11 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), factor)
 
 
+def _sum(value: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(value)
+    return total
+
+
 class _Sum(torch.autograd.Function):
     """The sum over all processes; so is its gradient."""
 
@@ -68,7 +80,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total

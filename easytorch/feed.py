@@ -122,7 +122,9 @@ class Feed:
         count, self._done = self._done, 0
         windows = self._pass() if self._stream is None else itertools.islice(self._stream, (self.steps or 0) - count)
         for window in windows:
-            if self.example is None and window:  # copied: a worker's memory would be shared as long as the example is kept
+            if (
+                self.example is None and window
+            ):  # copied: a worker's memory would be shared as long as the example is kept
                 self.example = map_leaves(
                     lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, window[0]
                 )

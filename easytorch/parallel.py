@@ -60,7 +60,7 @@ class DataParallel(Strategy, name="ddp"):
         if self.device.type != "cpu":
             torch.accelerator.set_device_index(self.device.index or 0)
         self.processes = Together(self.device, timeout, split_data)
-        self.options = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
+        self.options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
         self.sync_batchnorm = sync_batchnorm
         self.lends = sync_batchnorm  # every process must have a batch then
         self._replica: Any = None
@@ -199,6 +199,7 @@ class Notes(nn.Module):
         """Start the clock."""
         self.wishes, self.granted = [False, False], [False, False]  # of STOP and INTERRUPT
         self.clock, self.updates, self._began = 0.0, 0, time.monotonic()
+        self._told: tuple[float, ...]
         self._told, self._message, self._lost = (0.0, 0.0, 0.0), self._silence, 0.0
         self.note.grad = None
 
@@ -212,7 +213,7 @@ class Notes(nn.Module):
     def _attach(self, loss: Tensor, message: Tensor) -> Tensor:
         if loss.ndim or not loss.requires_grad:
             return loss
-        carried: Tensor = _Carry.apply(loss, self.note, message)  # type: ignore[no-untyped-call]
+        carried: Tensor = _Carry.apply(loss, self.note, message)
         return carried
 
     def _write(self) -> Tensor:
@@ -245,7 +246,8 @@ class Notes(nn.Module):
     def _own(self) -> Tensor:
         """Return this process' copy of the note."""
         gradient: Any = self.note.grad
-        return (gradient.to_local() if hasattr(gradient, "to_local") else gradient)[0]
+        own: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+        return own[0]
 
 
 class _Carry(torch.autograd.Function):
@@ -258,7 +260,7 @@ class _Carry(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient, ctx.gradient.expand(ctx.shape), None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from easytorch.tree import map_leaves
 
@@ -107,7 +108,7 @@ class Together(Alone):
             _connect(device, datetime.timedelta(seconds=timeout))
         self.rank, self.size, self.splits = dist.get_rank(), dist.get_world_size(), splits
         # Numbers that the host needs travel between the hosts, so that nobody waits for an accelerator.
-        speaks = torch.device("cpu") in dist.distributed_c10d._get_default_group()._device_types
+        speaks = torch.device("cpu") in distributed_c10d._get_default_group()._device_types
         self.device = torch.device("cpu") if speaks else device
 
     def gather(self, value: Any) -> list[Any]:
@@ -152,8 +153,9 @@ class Together(Alone):
     def copy_first(self, tensors: list[Tensor]) -> None:
         """Overwrite ``tensors`` with those of process 0."""
         if tensors:
-            group: Any = dist.distributed_c10d._get_default_group()
-            dist._broadcast_coalesced(group, [tensor.detach() for tensor in tensors], 250 * 1024 * 1024, 0)
+            engine: Any = dist  # whose stubs leave this out
+            group = distributed_c10d._get_default_group()
+            engine._broadcast_coalesced(group, [tensor.detach() for tensor in tensors], 250 * 1024 * 1024, 0)
 
     def diverge(self) -> None:
         """Let each process draw random numbers of its own, from here on; process 0 draws as it would alone."""
@@ -173,7 +175,7 @@ def _connect(device: torch.device, timeout: datetime.timedelta) -> None:
     atexit.register(_disconnect)
 
 
-def _store(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
+def _store(rank: int, size: int, timeout: datetime.timedelta) -> Any:
     """Return the place where the processes find each other, without what an earlier attempt of theirs has left there.
 
     Processes that a launcher starts again get the same store, and would call at addresses where nobody is any more: see
@@ -181,10 +183,14 @@ def _store(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
     """
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=serves, timeout=timeout, wait_for_workers=False, multi_tenant=True)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=serves, timeout=timeout, wait_for_workers=False, multi_tenant=True
+    )
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "any"
-    return dist.PrefixStore(f"easytorch/attempt-{attempt}", store)
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"easytorch/attempt-{attempt}", store
+    )
 
 
 def _disconnect() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,16 @@ class Saving:
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
         """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
 
-        ``torch.load(path, weights_only=True)["module"]`` is the module's state dict. The file is whole or absent.
+        ``torch.load(path, weights_only=True)["module"]`` is the module's state dict. The file is whole or absent. Of many
+        processes all call this, and process 0 writes.
 
         Raises:
             OSError: If it cannot be written; a file that was there is unchanged then.
         """
-        return files.write(path, {"format": files.FORMAT, "version": files.VERSION, **self.state_dict()})
+        return self._write(files.write, path, {"format": files.FORMAT, "version": files.VERSION, **self.state_dict()})
+
+    def _write(self, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
+        return write(path, content) if self.strategy.processes.first else Path(path)
 
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Take everything back from a file that ``save`` wrote, or the newest whole one of a folder; return the model.
@@ -77,6 +81,7 @@ class Saving:
             FileNotFoundError: If there is no such file.
             FileError: If it is not such a file, is damaged, or belongs to another module; nothing has changed then.
         """
+        self.strategy.processes.wait()  # for a file that process 0 may be writing
         if Path(path).is_dir():
             path, content = files.newest(path, self.device)
         else:
@@ -112,7 +117,7 @@ class Saving:
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
         write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-        return write(path, files.bare(self.module))
+        return self._write(write, path, files.bare(self.module))
 
     def load_weights(self, path: str | os.PathLike[str]) -> Self:
         """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
@@ -121,6 +126,7 @@ class Saving:
             FileNotFoundError: If there is no such file.
             FileError: If it holds no weights, is damaged, or belongs to another module; nothing has changed then.
         """
+        self.strategy.processes.wait()  # for a file that process 0 may be writing
         weights = files.weights_in(files.read(path, self.device))
         self.module.load_state_dict(files.fit_names(weights, self.module, path))
         return self

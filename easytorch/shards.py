@@ -11,7 +11,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    default_collate,
+)
 
 from easytorch.batch import batch_size
 from easytorch.processes import Alone
@@ -31,7 +38,11 @@ def part(loader: Any, processes: Alone, training: bool) -> Any:
     dealt = _is_torchs(loader)
     if not processes.splits or (is_given(loader) and not dealt):
         return Own(loader, processes) if training else loader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or loader.batch_sampler is None
+    ):
         return Turns(loader, processes, training)
     twin, batches = copy.copy(loader), loader.batch_sampler
     if dealt and not training:
@@ -113,9 +124,7 @@ class Parts:
             groups.pop()
         own = [group[rank] for group in groups[:-1]]
         own += [_even(group[0][0], group[-1][1], rank, size) for group in groups[-1:]]
-        self.rounds = [
-            (mine[1] - mine[0], group[-1][1] - group[0][0]) for mine, group in zip(own, groups, strict=True)
-        ]
+        self.rounds = [(mine[1] - mine[0], group[-1][1] - group[0][0]) for mine, group in zip(own, groups, strict=True)]
         return own
 
 

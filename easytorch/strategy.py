@@ -95,9 +95,7 @@ class Strategy:
         if name is not None:
             Strategy.kinds[name] = cls
 
-    def __init__(
-        self, device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False
-    ) -> None:
+    def __init__(self, device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> None:
         self.device = device = pick_device(device)
         self.precision = precision
         self.processes = Alone()
@@ -137,8 +135,8 @@ class Strategy:
             return wanted
         if not isinstance(wanted, str):
             raise TypeError(f"Expected a strategy, received {wanted!r}. Pass 'auto', 'ddp', 'fsdp' or a Strategy.")
-        makers = {"auto": Strategy.auto, **Strategy.kinds}
-        make = find("strategy", wanted, makers, otherwise="an easytorch.Strategy")
+        makers: dict[str, Callable[..., Strategy]] = {"auto": Strategy.auto, **Strategy.kinds}
+        make: Callable[..., Strategy] = find("strategy", wanted, makers, otherwise="an easytorch.Strategy")
         return make(device, precision, jit_compile)
 
     def prepare(self, module: nn.Module) -> None:

@@ -58,14 +58,16 @@ class TorchMetric(Metric):
             setattr(self.metric, name, value)
         self.metric._update_count = state["count"]
 
-
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the ``states`` of several processes, as torchmetrics would join them."""
         states = [state for state in states if state.get("count")]
         if not states:
             return
         counts = [state["count"] for state in states]
-        joined = {name: self._joined(name, [state["states"][name] for state in states], counts) for name in states[0]["states"]}
+        joined = {
+            name: self._joined(name, [state["states"][name] for state in states], counts)
+            for name in states[0]["states"]
+        }
         self.metric.to("cpu")
         TorchMetric.load_state_dict(self, {"states": joined, "count": sum(counts)})
 
@@ -73,7 +75,9 @@ class TorchMetric(Metric):
         how = self.metric._reductions[name]
         if isinstance(values[0], list):
             return [tensor for value in values for tensor in value]
-        if getattr(how, "__name__", "") == "dim_zero_mean":  # which torchmetrics takes of means that may have unequal weights
+        if (
+            getattr(how, "__name__", "") == "dim_zero_mean"
+        ):  # which torchmetrics takes of means that may have unequal weights
             return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
         stacked = torch.stack(values)
         return stacked if how is None else how(stacked)

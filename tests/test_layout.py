@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "easytorch"
 FLOORS = [
-    ["clock", "generators", "logs", "lookup", "modes", "notice", "state", "tree", "verify"],
+    ["clock", "generators", "launcher", "logs", "lookup", "modes", "notice", "state", "tree", "verify"],
     [
         "batch",
         "batchnorm",

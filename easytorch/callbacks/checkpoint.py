@@ -260,7 +260,9 @@ class ModelCheckpoint(Monitor):
         self.best_path = path if better else self.best_path
         self.written = [entry for entry in self.written if entry[0] != path] + [[path, value]]
         if self.verbose:
-            self.say(f"Epoch {epoch + 1}: saved {path}" + (f" ({self.monitor} {value:.4f})" if value is not None else ""))
+            self.say(
+                f"Epoch {epoch + 1}: saved {path}" + (f" ({self.monitor} {value:.4f})" if value is not None else "")
+            )
         self._tidy()
 
     def on_train_end(self, logs: Any = None) -> None:

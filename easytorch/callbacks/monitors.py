@@ -159,7 +159,9 @@ class EarlyStopping(Monitor):
     def on_train_end(self, logs: Any = None) -> None:
         """Put the best weights back."""
         if self.stopped_epoch is not None and self.verbose:
-            self.say(f"Epoch {self.stopped_epoch + 1}: {self.monitor} has not been better for {self.wait} epochs; stopped")
+            self.say(
+                f"Epoch {self.stopped_epoch + 1}: {self.monitor} has not been better for {self.wait} epochs; stopped"
+            )
         if self.best_weights is not None:
             self.model.module.load_state_dict(self.best_weights)
             self.best_weights = None
