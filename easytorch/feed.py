@@ -370,8 +370,8 @@ class Batches:
         processes: Those who share them.
     """
 
-    def __init__(self, loader: Any, steps: int | None, processes: Alone) -> None:
-        self.processes = processes
+    def __init__(self, loader: Any, steps: int | None = None, processes: Alone | None = None) -> None:
+        self.processes = processes = processes or Alone()
         self.reader = fetched(sliced(shards.part(loader, processes, training=False)))
         self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.size)
 

@@ -31,7 +31,7 @@ def launch(
     Args:
         function: What to run. Processes that are spawned import it, so it stands in a module, and the call of ``launch`` in a
             program under ``if __name__ == "__main__":``.
-        args: Its arguments.
+        args: Its arguments. They and what it returns are pickled on their way.
         processes: How many.
         timeout: Seconds after which all of them are ended; None waits as long as it takes.
         start: ``"spawn"`` starts them from nothing, which takes seconds; ``"fork"`` copies this process, with all that it has
@@ -91,16 +91,16 @@ def _run(function: Callable[..., Any], args: Any, environment: dict[str, str], p
     if "OMP_NUM_THREADS" not in os.environ:  # or they would hinder each other
         torch.set_num_threads(max(1, torch.get_num_threads() // int(environment["WORLD_SIZE"])))
     try:
-        message = (True, function(*args))
+        good, message = True, pickle.dumps((True, function(*args)))
     except BaseException:
-        message = (False, traceback.format_exc())
-    pipe.send_bytes(pickle.dumps(message))
+        good, message = False, pickle.dumps((False, traceback.format_exc()))
+    pipe.send_bytes(message)
     pipe.close()
     if distributed.is_initialized():
         distributed.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if message[0] else 1)  # a copy must not do at its exit what the original will do
+    os._exit(0 if good else 1)  # a copy must not do at its exit what the original will do
 
 
 def _collected(children: list[Any], timeout: float | None) -> list[Any]:

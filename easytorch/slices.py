@@ -38,8 +38,10 @@ KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSa
 def sliced(loader: Any) -> Any:
     """Return the batches of ``loader`` as ``Slices``, if all of its samples are in memory; else ``loader`` itself."""
     plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
-    batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # of a process' part
-    if not plain or type(batches) is not BatchSampler or type(loader.sampler) not in KNOWN:
+    if not plain or type(loader.sampler) not in KNOWN:
+        return loader
+    batches = loader.batch_sampler
+    if type(batches.batch_sampler if isinstance(batches, Parts) else batches) is not BatchSampler:
         return loader
     found = _in_memory(loader.dataset)
     if found is None or loader.collate_fn is not found[2]:

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from easytorch import Model
-from easytorch.feed import batches
+from easytorch.feed import Batches
 from easytorch.fetch import Fetched, fetched
 from easytorch.slices import sliced
 
@@ -81,7 +81,7 @@ def passes(make, way):
 @pytest.mark.parametrize("kind", LOADERS)
 def test_fetched_batches_are_those_of_the_loader_and_draw_its_numbers(kind):
     assert isinstance(fetched(LOADERS[kind]()), Fetched)
-    assert passes(LOADERS[kind], batches) == passes(LOADERS[kind], iter)
+    assert passes(LOADERS[kind], lambda loader: iter(Batches(loader))) == passes(LOADERS[kind], iter)
 
 
 class Stream(IterableDataset):
