@@ -8,6 +8,7 @@ from easytorch.model import Model
 from easytorch.order import ResumeError
 from easytorch.parallel import DataParallel
 from easytorch.results import History, Scores
+from easytorch.sharded import FullySharded
 from easytorch.strategy import Strategy
 from easytorch.verify import FileError
 
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DataParallel",
     "FileError",
+    "FullySharded",
     "History",
     "Mean",
     "Metric",

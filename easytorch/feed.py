@@ -53,9 +53,8 @@ class Feed:
         processes: Those who share the data.
 
     Attributes:
-        lends: What to do in an update for which this process has no batch and others have. False: the window is empty. True:
-            it has the last batch again, which then counts nothing.
-        lent: Whether the loop has such a batch now.
+        lends: What to do where this process has no batch and others have. False: it is left out, and a window may be empty. True:
+            it has its last batch again, which then counts nothing.
     """
 
     def __init__(
@@ -75,8 +74,7 @@ class Feed:
             )
         self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
         self.processes = processes or Alone()
-        self.lends = self.lent = False
-        self.metrics: Any = None  # those that are not to count what is lent
+        self.lends = False
         self._last: Any = None  # the batch to lend
         self.once = isinstance(loader, Iterator)
         self.example: Any = None
@@ -86,6 +84,7 @@ class Feed:
         self.passes = 0  # passes over the data begun, in this fit
         self.earlier = 0  # epochs before this fit, for samplers and datasets that count them
         self.used = 0  # batches that the loop took in this pass
+        self.offset = 0  # batches of this pass that were used by another number of processes
         self._begin: dict[str, Any] = {}  # the random states when this pass began
         self._resume: Mapping[str, Any] | None = None
         self._done = 0  # windows of the epoch that runs, made before it was resumed
@@ -142,7 +141,7 @@ class Feed:
         if self._order is None:
             return None
         first = self.used - self._rounds
-        return [self._order.batch(first + i) for i in range(0 if self.lent else len(self.taken))]
+        return [self._order.batch(first + i) for i in range(len(self.taken))]
 
     def cure(self, device: torch.device) -> str | None:
         """Say what would shorten the wait for data; None where nothing would."""
@@ -173,8 +172,7 @@ class Feed:
             end()
         self._iterator = self._reader = self._stream = None
         self.taken = []
-        if self.metrics is not None:
-            self.metrics.muted = False
+        self.processes.idle, self.processes.foreseen = False, None
 
     def _pass(self) -> Iterator[list[Any]]:
         """Yield the windows of one pass over the data, or the rest of the pass in which the run stopped."""
@@ -190,21 +188,23 @@ class Feed:
     def _own(self, window: list[Any]) -> list[Any]:
         """Return what of ``window`` this process has, and tell what all of them have."""
         rounds = self._part.rounds[self.used - len(window) : self.used]
-        self.processes.foreseen = sum(own for own, _ in rounds), sum(total for _, total in rounds)
-        self.processes.sure = self._part.counts
-        window = [batch for batch in window if batch is not shards.IDLE]
-        self.lent = self.lends and not window
-        if self.lent:
-            if self._last is None:
-                raise ValueError(
-                    f"Process {self.processes.rank} has no batch, not even a first one. Use fewer processes or a smaller "
-                    "batch_size."
-                )
-            window = [self._last]
-        if self.metrics is not None:
-            self.metrics.muted = self.lent
-        self._last = window[-1] if self.lends and window else self._last
+        if self.lends:
+            window = [self._lent(batch) for batch in window]
+        else:
+            window = [batch for batch in window if batch is not shards.IDLE]
+        own = [count for count, _ in rounds if count or self.lends]
+        self.processes.foreseen = own, sum(total for _, total in rounds)
+        self.processes.sure, self.processes.idle = self._part.counts, not any(own)
         return window
+
+    def _lent(self, batch: Any) -> Any:
+        if batch is not shards.IDLE:
+            self._last = batch
+        elif self._last is None:
+            raise ValueError(
+                f"Process {self.processes.rank} has no batch, not even a first one. Use fewer processes or a smaller batch_size."
+            )
+        return self._last
 
     def _padded(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches, and ``IDLE`` for those that only others have in the end."""
@@ -233,8 +233,9 @@ class Feed:
             self._agree(order)
             self.passes += 1
             self._begin = {"random": random_states(), "generators": states_of(order)}
-            self.used = 0
+            self.used = self.offset = 0
         else:
+            self.offset = resume.get("offset", 0)
             self.passes, self.used, self._begin = resume["passes"], resume["used"], dict(resume["begin"])
             self._now = random_states()
             set_random_states(self._begin["random"])
@@ -245,6 +246,8 @@ class Feed:
         for part in [*order_parts(self.loader), *data_parts(self.loader)]:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self.earlier + self.passes - 1)
+        if self._part is not None:
+            self._part.offset = self.offset
         if self._order is not None:
             self._order.start(resume, self._now)
         return self.used if resume is not None else 0
@@ -311,6 +314,8 @@ class Feed:
             "loader": own() if own is not None and not between else None,
             "size": self._size(),
             "window": self.window,
+            "processes": self.processes.size,
+            "offset": 0 if between else self.offset,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -334,7 +339,9 @@ class Feed:
         self.passes = state["passes"]
         self._done = state["epoch_step"]
         set_random_states(state["random"])
-        if state["used"]:
+        if state.get("processes", 1) != self.processes.size:
+            state = self._redealt(state)
+        if state["used"] or state.get("offset", 0):
             self._resume, self._loader_state = state, state["loader"]
             if self.unsure:
                 self._warn_of_workers()
@@ -343,6 +350,25 @@ class Feed:
         set_states(of_data, state["data_generators"])
         if self.unsure and getattr(self.loader, "persistent_workers", False) and not state["used"]:
             self._warn_of_workers()
+
+    def _redealt(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return ``state``, of another number of processes, for this one: what all of them have used is skipped."""
+        before = state.get("processes", 1)
+        if isinstance(self._reader, shards.Own) and state["used"]:
+            raise ResumeError(
+                f"The run that is to be resumed had {before} processes, which brought data of their own; now there are "
+                f"{self.processes.size}, and nobody knows what is left. Start as many, or begin anew in another folder."
+            )
+        self.processes.diverge()
+        skipped = state.get("offset", 0) + state["used"] * before
+        alone = self.processes.size == 1
+        return {
+            **state,
+            "used": skipped if alone else 0,
+            "offset": 0 if alone else skipped,
+            "order": None,
+            "loader": None,
+        }
 
     def _size(self) -> list[int | None]:
         dataset = getattr(self.loader, "dataset", None)
@@ -374,6 +400,7 @@ class Batches:
         self.processes = processes = processes or Alone()
         self.reader = fetched(sliced(shards.part(loader, processes, training=False)))
         self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.size)
+        self.first: Callable[[], None] = bool  # what to do before the first of them
 
     def __len__(self) -> int:
         counts = [count for count in (length(self.reader), self.steps) if count is not None]
@@ -382,6 +409,7 @@ class Batches:
         return min(counts)
 
     def __iter__(self) -> Iterator[Any]:
+        self.first()
         if self.processes.size > 1:
             set_random_states(self.processes.same(random_states()))  # everybody draws the same order
         return itertools.islice(started(self.reader), self.steps)

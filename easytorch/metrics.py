@@ -12,6 +12,7 @@ from easytorch.logs import Logs, Mean, Scalar
 from easytorch.lookup import nearest, quoted
 from easytorch.losses import Criterion, SeveralLosses
 from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits
+from easytorch.processes import Alone
 from easytorch.torchmetric import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
 from easytorch.tree import describe, map_leaves
 
@@ -33,11 +34,11 @@ class Metrics:
             [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
         )
         self.logs = Logs(self.compute)
-        self.muted = False  # while a batch is run that counts nothing
+        self.processes = Alone()  # those who measure, while they train
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric; nothing waits for the device."""
-        if not self._metrics or self.muted:
+        if not self._metrics or self.processes.idle:
             return
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
         for metric, output, weighted in self._metrics:
@@ -46,7 +47,7 @@ class Metrics:
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
-        if self.muted:
+        if self.processes.idle:
             return
         for name, value in terms.items():
             if name not in self._terms:

@@ -118,8 +118,8 @@ class Model(Looking, Saving):
             gradient_accumulation_steps: Batches in one update, which then counts as one large batch.
             precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
             jit_compile: Run the module through ``torch.compile``.
-            strategy: ``"auto"``: one device, or ``"ddp"`` in a process that ``torchrun`` has started. ``"one"``, ``"ddp"``, or an
-                ``easytorch.Strategy``, such as ``DataParallel(sync_batchnorm=True)``.
+            strategy: ``"auto"``: one device, or ``"ddp"`` in a process that ``torchrun`` has started. ``"one"``, ``"ddp"``,
+                ``"fsdp"``, or an ``easytorch.Strategy``, such as ``DataParallel(sync_batchnorm=True)``.
 
         Raises:
             ValueError: If a name is unknown, with the nearest that is; nothing has changed then.
@@ -133,7 +133,7 @@ class Model(Looking, Saving):
         place = Strategy.of(strategy, self.device, precision, jit_compile)
         made = optimizers.resolve(optimizer, self.module, lr)
         schedules = [LRScheduler.of(scheduler, made)] if scheduler is not None else []
-        place.prepare(self.module)
+        place.prepare(self.module, made)
         self.loss, self.metrics, self.strategy, self.device = criterion, measures, place, place.device
         self.optimizer, self.schedules = made, schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value

@@ -52,8 +52,8 @@ class Order(Iterable[Any]):
         self.batches: collections.deque[Any] = collections.deque(maxlen=self.memory)
 
     def batch(self, number: int) -> Any:
-        """Return the indices of a batch, counted from the begin of the pass."""
-        return self.batches[number - self.drawn]
+        """Return the indices of a batch, counted from the begin of the pass; of one that is lent, of the last."""
+        return self.batches[min(number - self.drawn, -1)]
 
     def mark(self, used: int) -> int:
         """Return the checksum of the first ``used`` batches of the order, of all where there are fewer."""

@@ -66,7 +66,7 @@ class DataParallel(Strategy, name="ddp"):
         self._replica: Any = None
         self._trained: list[int] = []
 
-    def prepare(self, module: nn.Module) -> None:
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Bring ``module`` to the device, with the weights of process 0, and get ready for its calls."""
         if self.sync_batchnorm:
             synchronized(module.to(self.device))
@@ -80,14 +80,21 @@ class DataParallel(Strategy, name="ddp"):
         if self._replica is None or trained != self._trained:
             self._trained, self.notes = trained, Notes(self.module, self.device, self.processes)
             self._replica = DistributedDataParallel(self.notes, **self.options)
+            if not self._replica.static_graph:  # else the first update would not be like the others
+                self._settle()
+        self._start()
+
+    def _start(self) -> None:
         self.notes.begin()
         self._plain: bool | None = None  # whether every loss is divided by samples, whose number is foreseen
         self._synced, self._met = True, False
+        self._idle_batches: list[bool] = []  # of those of the window that are still to come
 
     def batches(self, loader: Any, steps: int | None = None) -> Batches:
         """Return this process' batches of ``loader``; statistics of BatchNorm are those of process 0 from now on."""
-        self.processes.copy_first(list(self.module.buffers()))
-        return super().batches(loader, steps)
+        batches = super().batches(loader, steps)
+        batches.first = functools.partial(self.processes.copy_first, list(self.module.buffers()))
+        return batches
 
     def merged(self, metrics: Metrics) -> Metrics:
         """Return what was measured in all processes."""
@@ -112,24 +119,33 @@ class DataParallel(Strategy, name="ddp"):
     def shares(self, criterion: Criterion, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
         """Return what the loss of each batch is multiplied by, so that the windows of all processes count as one batch."""
         count, foreseen, sure = self.processes.size, self.processes.foreseen, self.processes.sure
-        self.processes.foreseen = None
+        self.processes.foreseen, own = None, list(sizes) if foreseen is None else foreseen[0]
+        self._idle_batches = [not one for one in own]
         divisors = criterion.divisors(sizes, targets)
         if divisors is None:  # gradients are averaged, but those of a sum are to be added
-            return [float(count)] * len(sizes)
-        mine = sum(divisors) if foreseen is None or foreseen[0] else 0  # of a batch that is lent nothing counts
+            return [float(count) * bool(one) for one in own]
+        mine = [
+            divisor if one else 0 for divisor, one in zip(divisors, own, strict=True)
+        ]  # a lent batch counts nothing
         if self._plain is None:
-            expected = foreseen is not None and sure and foreseen[0] == mine
-            self._plain = not self.processes.any(divisors is not sizes or not expected)
-        total = foreseen[1] if self._plain and foreseen is not None else self.processes.added(mine, self.device)
-        return [divisor * count / total if foreseen is None or foreseen[0] else 0.0 for divisor in divisors]
+            self._plain = not self.processes.any(divisors is not sizes or not sure or foreseen is None or mine != own)
+        total = foreseen[1] if self._plain and foreseen is not None else self.processes.added(sum(mine), self.device)
+        return [divisor * count / total if isinstance(divisor, Tensor) or divisor else 0.0 for divisor in mine]
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Hold gradients back from other processes until ``sync``."""
-        self._synced = sync
+        self._turn(sync)
         return _NOTHING if sync else self._replica.no_sync()
+
+    def _turn(self, sync: bool) -> None:
+        """Note whose turn it is: that of a batch which counts, or which is lent; of the last of a window, or not."""
+        self._synced, self.processes.idle = sync, bool(self._idle_batches) and self._idle_batches.pop(0)
 
     def backward(self, loss: Tensor, share: Any = 1.0) -> None:
         """Add the gradients of ``loss`` times ``share``; those of all processes meet, unless they are held back."""
+        if type(share) is float and share == 0.0 and not self.lends and not self._replica.find_unused_parameters:
+            # Of a batch in which no target counts the loss is 0 / 0, and would spoil the gradients of all.
+            loss, share = _nothing([*self._parameters(), self.notes.note]), 1.0
         super().backward(loss, share)
         self._met |= self._synced
 
@@ -145,6 +161,7 @@ class DataParallel(Strategy, name="ddp"):
         super().step(optimizer)
         self.notes.end()
         self._synced, self._met = True, False
+        self._idle_batches.clear()
 
     def agree(self, topic: int, wish: bool) -> bool:
         """Whether some process wished something before the last update, in which all were told."""
@@ -159,10 +176,20 @@ class DataParallel(Strategy, name="ddp"):
         """Return the seconds since training began, on the clock of process 0, as all were told in the last update."""
         return self.notes.clock
 
+    def _settle(self) -> None:
+        """Let DDP lay gradients out as it will keep them: sums in another layout have other last bits, so a run that is
+        resumed would not be the one that it was.
+        """
+        self.notes.begin()
+        self._idle()
+        self.module.zero_grad()
+
     def _idle(self) -> None:
         """Take part in an update without a batch: with gradients of nothing."""
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        self._replica(lambda _: {"loss": _nothing(trained)}, True, None)["loss"].backward()
+        self._replica(lambda _: {"loss": _nothing(self._parameters())}, True, None)["loss"].backward()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
 def _nothing(parameters: list[nn.Parameter]) -> Tensor:
@@ -181,17 +208,17 @@ class Notes(nn.Module):
         module: The user's.
         device: Where it lives.
         processes: Those who get the note.
-        rows: How often the note is written, for those who get a part of each gradient only.
+        apart: Whether it must travel by itself, since parts of gradients are all that a process gets.
     """
 
     EVERY = 16
 
-    def __init__(self, module: nn.Module, device: torch.device, processes: Alone, rows: int = 1) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, processes: Alone, apart: bool = False) -> None:
         super().__init__()
-        self.module, self.processes = module, processes
+        self.module, self.processes, self.apart = module, processes, apart
         wide = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
         dtype = torch.float64 if wide else torch.float32
-        self.note = nn.Parameter(torch.zeros(rows, 4, device=device, dtype=dtype))
+        self.note = nn.Parameter(torch.zeros(4, device=device, dtype=dtype))
         self.every = 1 if device.type == "cpu" else self.EVERY
         self._silence = torch.zeros(3, device=device, dtype=dtype)
 
@@ -228,7 +255,9 @@ class Notes(nn.Module):
         """Read what all processes were told, if it is time."""
         self.updates += 1
         if self.updates % self.every == 0 and self.note.grad is not None:
-            *wishes, clock, self._lost = self._own().tolist()
+            if self.apart:
+                self.note.grad = self.processes.added(self.note.grad, self.note.device).to(self.note.dtype) / self.processes.size
+            *wishes, clock, self._lost = self.note.grad.tolist()
             self.granted = [wish > 0 for wish in wishes]
             self.clock = max(self.clock, clock * self.processes.size)  # gradients are averaged
 
@@ -236,18 +265,12 @@ class Notes(nn.Module):
         """Whether a loss was not finite."""
         if self.note.grad is None:
             return False
-        return self._lost != self._lost if self.every == 1 else self._own()[-1].isnan()
+        return self._lost != self._lost if self.every == 1 else self.note.grad[-1].isnan()
 
     def end(self) -> None:
         """Forget what was read."""
         if self.updates % self.every == 0:
             self.note.grad = None
-
-    def _own(self) -> Tensor:
-        """Return this process' copy of the note."""
-        gradient: Any = self.note.grad
-        own: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-        return own[0]
 
 
 class _Carry(torch.autograd.Function):
@@ -256,12 +279,12 @@ class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, note: Tensor, message: Tensor) -> Tensor:
         lost = (loss.detach() * 0).to(message.dtype).reshape(1)
-        ctx.gradient, ctx.shape = torch.cat([message, lost]), note.shape
-        return loss.view_as(loss)
+        ctx.gradient = torch.cat([message, lost])
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient, ctx.gradient.expand(ctx.shape), None
+        return gradient, ctx.gradient, None
 
 
 _NOTHING = contextlib.nullcontext()

@@ -37,15 +37,17 @@ class Alone:
         rank: The number of this process, from 0.
         size: How many there are.
         splits: Whether the data is the same in every process and is to be split, or each brings its own.
-        foreseen: The indices of samples, of this process and of all, in the window that comes; None where it comes from nowhere.
+        foreseen: Of the window that comes, the indices of samples in each batch of this process, and of all processes together;
+            None where it comes from nowhere.
         sure: Whether as many indices are as many samples.
+        idle: Whether the batch that runs counts nothing: it is there because others have one.
     """
 
     rank = 0
     size = 1
     splits = True
-    foreseen: tuple[int, int] | None = None
-    sure = False
+    foreseen: tuple[list[int], int] | None = None
+    sure = idle = False
 
     @property
     def first(self) -> bool:

@@ -53,10 +53,10 @@ class Saving:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        parts = {name: self.strategy.whole(part.state_dict()) for name, part in self._parts().items()}
         parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
-        return parts | {"module": files.bare(self.module), "compiled": files.plain(self._compiled)}
+        return parts | {"module": self.strategy.whole(files.bare(self.module)), "compiled": files.plain(self._compiled)}
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
         """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
@@ -106,8 +106,8 @@ class Saving:
         for schedule, state in schedules:
             schedule.check_state(state)
         if self.optimizer is not None and content.get("optimizer"):
-            self.optimizer.load_state_dict(content["optimizer"])
-        self.module.load_state_dict(weights)
+            self.strategy.take_optimizer(self.optimizer, content["optimizer"])
+        self.strategy.take_weights(weights)
         for name, part in self._parts().items():
             if name != "optimizer":
                 part.load_state_dict(content[name])
@@ -117,7 +117,7 @@ class Saving:
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
         write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-        return self._write(write, path, files.bare(self.module))
+        return self._write(write, path, self.strategy.whole(files.bare(self.module)))
 
     def load_weights(self, path: str | os.PathLike[str]) -> Self:
         """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
@@ -128,7 +128,7 @@ class Saving:
         """
         self.strategy.processes.wait()  # for a file that process 0 may be writing
         weights = files.weights_in(files.read(path, self.device))
-        self.module.load_state_dict(files.fit_names(weights, self.module, path))
+        self.strategy.take_weights(files.fit_names(weights, self.module, path))
         return self
 
     def training_state(self) -> dict[str, Any]:
@@ -137,11 +137,21 @@ class Saving:
         return self.state_dict() | {
             "format": files.FORMAT,
             "version": files.VERSION,
-            "metrics": self.metrics.state_dict(),
-            "callbacks": [[type(one).__name__, one.state_dict()] for one in self._stateful()],
-            "feed": self.feed.state_dict(self.state.epoch_step),
-            "environment": environment(self.device, self.strategy.precision, self.strategy.jit_compile),
+            "callbacks": [[type(one).__name__, self.strategy.whole(one.state_dict())] for one in self._stateful()],
+            "environment": self._environment(),
+            **self._own_state(),
         }
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return what each process has of its own: totals, random states and its place in the data."""
+        assert self.feed is not None
+        own = {"metrics": self.metrics.state_dict(), "feed": self.feed.state_dict(self.state.epoch_step)}
+        states = self.strategy.processes.gather(own)
+        return states[0] if len(states) == 1 else {**states[0], "processes": states}
+
+    def _environment(self) -> dict[str, Any]:
+        strategy = self.strategy
+        return environment(self.device, strategy.precision, strategy.jit_compile, strategy.processes.size)
 
     def load_training_state(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         """Go on exactly where ``training_state`` was taken; only while ``fit`` begins.
@@ -155,6 +165,7 @@ class Saving:
 
     def _take_up(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         assert self.feed is not None
+        processes = self.strategy.processes
         if "feed" not in content:
             raise ResumeError(
                 f"{str(path)!r} was written by save(), which keeps no place in the data. Use load() and fit()."
@@ -175,22 +186,30 @@ class Saving:
                     "order, or begin anew in another folder."
                 )
         files.check_optimizer(dict(content), self.optimizer, path, ResumeError)
-        for line in changes(
-            content["environment"], environment(self.device, self.strategy.precision, self.strategy.jit_compile)
-        ):
+        for line in changes({"processes": 1, **content["environment"]}, self._environment()):
             warn(f"{line}: the run goes on, but not with the same bits.")
         recipe = files.plain(self._compiled)
         for line in changes(content["compiled"] or recipe or {}, recipe or content["compiled"] or {}):
             warn(f"{line}: the run goes on with what it had.")
         self._check(content)
-        self.feed.load_state_dict(content["feed"])
-        self.module.load_state_dict(weights)
-        for name, part in (self._parts() | {"metrics": self.metrics}).items():
-            part.load_state_dict(content[name])
+        states = content.get("processes", [content])
+        own = states[processes.rank] if len(states) == processes.size else states[0]
+        self.feed.load_state_dict(own["feed"])
+        self.strategy.take_weights(weights)
+        for name, part in self._parts().items():
+            if name != "optimizer":
+                part.load_state_dict(content[name])
+        if self.optimizer is not None:
+            self.strategy.take_optimizer(self.optimizer, content["optimizer"])
+        if len(states) == processes.size:
+            self.metrics.load_state_dict(own["metrics"])
+        elif processes.first:  # what all of them have measured goes on in one
+            self.metrics.load_state_dict(self.metrics.merged([state["metrics"] for state in states]).state_dict())
         self.state.last = self.state.first + planned
         self.stop_training = False
         for one, (_, state) in zip(self._stateful(), content["callbacks"], strict=True):
-            one.load_state_dict(state)
+            if one.everywhere or processes.first:
+                one.load_state_dict(state)
         if self.stop_training:  # a run that stopped early has come to its end
             self.state.last = self.state.epoch
 

@@ -53,7 +53,7 @@ def fitting(
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.clock = feed, state.first, model.strategy.clock
     # An update of the user's own may ask for anything of its batches, so that it must have one.
-    feed.lends, feed.metrics = model.strategy.lends or model.has_own("update"), model.metrics
+    feed.lends, model.metrics.processes = model.strategy.lends or model.has_own("update"), processes
     with training(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
@@ -65,6 +65,7 @@ def fitting(
             yield
             if processes.size > 1:
                 set_random_states(processes.same(random_states()))  # after training all go on alike
+                processes.copy_first(list(model.module.buffers()))
         except Interruption:
             model.history.interrupted = True
             interrupts.caught = int(processes.largest(interrupts.caught or 0))  # of one process, or of all

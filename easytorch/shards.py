@@ -142,8 +142,11 @@ class Equal(Parts):
 
 
 def _even(begin: int, end: int, rank: int, size: int) -> tuple[int, int]:
-    """Return the part of one process, none larger than another by more than one; if there are too few, the first have one."""
-    first, last = (begin - (-(end - begin) * i // size) for i in (rank, rank + 1))
+    """Return the part of one process: none is larger than another by more than one, and none a single sample, which BatchNorm
+    could not take; where there are too few, only the first processes have one.
+    """
+    size = min(size, max((end - begin) // 2, 1))
+    first, last = (begin - (-(end - begin) * min(i, size) // size) for i in (rank, rank + 1))
     return first, last
 
 
@@ -175,6 +178,7 @@ class Turns(Iterable[Any]):
 
     def _turns(self, stream: Iterator[Any]) -> Iterator[Any]:
         rank, size, self.rounds = self.processes.rank, self.processes.size, []
+        stream = itertools.islice(stream, self.offset, None)
         while group := list(itertools.islice(stream, size)):
             own = group[rank] if rank < len(group) else IDLE
             if self.training:

@@ -108,7 +108,7 @@ def random_states_kept() -> Iterator[None]:
         set_random_states(states)
 
 
-def environment(device: torch.device, precision: str, jit_compile: bool) -> dict[str, Any]:
+def environment(device: torch.device, precision: str, jit_compile: bool, processes: int = 1) -> dict[str, Any]:
     """Return what, beside the state, decides about the last bits of every number."""
     return {
         "torch": torch.__version__.split("+")[0],
@@ -116,6 +116,7 @@ def environment(device: torch.device, precision: str, jit_compile: bool) -> dict
         "device": device.type,
         "precision": precision,
         "jit_compile": jit_compile,
+        "processes": processes,
     }
 
 

@@ -139,9 +139,9 @@ class Strategy:
         make: Callable[..., Strategy] = find("strategy", wanted, makers, otherwise="an easytorch.Strategy")
         return make(device, precision, jit_compile)
 
-    def prepare(self, module: nn.Module) -> None:
-        """Bring ``module`` to the device and get ready for its calls."""
-        module.to(self.device)
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Bring ``module`` to the device and get ready for its calls; ``optimizer`` is to update it."""
+        self.module = module.to(self.device)
         dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
         self._place = placer(self.device, dtypes.pop() if len(dtypes) == 1 else None)
         self.forward = torch.compile(module) if self.jit_compile else module
@@ -232,6 +232,18 @@ class Strategy:
     def now(self) -> float:
         """Return the seconds on a clock that shows all processes the same."""
         return time.monotonic()
+
+    def whole(self, tree: Any) -> Any:
+        """Return ``tree`` with every tensor whole, of which processes may have parts."""
+        return tree
+
+    def take_weights(self, weights: Mapping[str, Any]) -> None:
+        """Let the module have ``weights``."""
+        self.module.load_state_dict(weights)
+
+    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Let ``optimizer`` have ``state``."""
+        optimizer.load_state_dict(dict(state))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loss scale, empty where nothing is scaled."""

@@ -9,7 +9,7 @@ import torch
 from easytorch import launch
 
 
-def together(function: Any, *args: Any, processes: int = 2, timeout: float = 60) -> list[Any]:
+def together(function: Any, *args: Any, processes: int = 2, timeout: float = 20) -> list[Any]:
     """Return what ``function`` returns in each of many processes."""
     return launch(_alike, function, args, processes=processes, timeout=timeout, start="fork")
 
@@ -23,4 +23,5 @@ def _alike(function: Any, args: Any) -> Any:
 def furthest(first: Any, second: Any) -> float:
     """Return the largest difference between two dicts of tensors."""
     assert first.keys() == second.keys()
-    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+    differences = torch.stack([(first[name].double() - second[name].double()).abs().max() for name in first])
+    return float(differences.max())  # NaN, if there is one

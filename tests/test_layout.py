@@ -49,7 +49,7 @@ FLOORS = [
     ["callbacks", "feed", "torchmetric", "weights"],
     ["metrics", "strategy"],
     ["data", "explain", "parallel", "saving"],
-    ["looking", "session"],
+    ["looking", "session", "sharded"],
     ["model"],
     [""],
 ]

@@ -63,12 +63,20 @@ class BackupAndRestore(Callback):
     def on_restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         self._saved, self._failed, self._ended_by_error = self.model.strategy.now(), None, False
+        processes = self.model.strategy.processes
+        path, content = self._found() if processes.first else (None, {})
+        path = processes.same(path)
+        if path is not None:
+            self.folder = path.parent
+            self._resume(content or files.read_model(path, self.model.device), path)
+
+    def _found(self) -> tuple[Path | None, dict[str, Any]]:
+        """Return the file to go on from and what is in it, None where the run begins; newer ones beside it are set aside."""
         if self.source.is_file():
             content = files.read_model(self.source, self.model.device)
             self.folder = self.source.parent
             self._leave_newer(self.source)
-            self._resume(content, self.source)
-            return
+            return self.source, content
         if self.source.suffix == ".pt":
             raise FileNotFoundError(
                 f"There is no file {str(self.source)!r} to resume from. Name a folder to begin a run in it."
@@ -78,10 +86,11 @@ class BackupAndRestore(Callback):
         except OSError as error:
             raise type(error)(error.errno, f"Cannot keep the run in {str(self.folder)!r}: {error.strerror}.") from error
         files.sweep(self.folder)
-        if files.checkpoints(self.folder):
-            path, content = files.newest(self.folder, self.model.device)
-            self._leave_newer(path)
-            self._resume(content, path)
+        if not files.checkpoints(self.folder):
+            return None, {}
+        path, content = files.newest(self.folder, self.model.device)
+        self._leave_newer(path)
+        return path, content
 
     def _leave_newer(self, source: Path) -> None:
         """Set those checkpoints aside that are newer than the one to go on from: broken ones, or of a way not taken."""
@@ -127,7 +136,7 @@ class BackupAndRestore(Callback):
         """Delete the files of a run that came to its end, if that is wanted; say if the last one could not be written."""
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
         failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.damaged
-        if ended and self.delete_checkpoint and not failed:
+        if ended and self.delete_checkpoint and not failed and self.model.strategy.processes.first:
             files.keep_newest(self.folder, 0)
             with contextlib.suppress(OSError):  # there is something else in it
                 self.folder.rmdir()
@@ -141,6 +150,9 @@ class BackupAndRestore(Callback):
         content = self.model.training_state()
         if self._random_before_test is not None:
             content["feed"]["random"] = self._random_before_test
+        if not self.model.strategy.processes.first:
+            self._saved = self.model.strategy.now()
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             files.write(files.step_path(self.folder, self.model.state.step), content)
@@ -280,7 +292,7 @@ class ModelCheckpoint(Monitor):
             {self.best_path} if self.best_path else set()
         )
         for path, _ in self.written:
-            if path not in kept:
+            if path not in kept and self.model.strategy.processes.first:
                 Path(path).unlink(missing_ok=True)
         self.written = [entry for entry in self.written if entry[0] in kept]
 

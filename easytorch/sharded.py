@@ -1,0 +1,170 @@
+"""Processes that keep a part each of weights, gradients and optimizer: their strategy, at the places the loop asks about.
+
+Torch's FSDP2 is imported when it is used first: it brings much, and few need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from easytorch.feed import Batches
+from easytorch.parallel import DataParallel, Notes
+from easytorch.strategy import Strategy
+from easytorch.tree import map_leaves
+
+
+class FullySharded(DataParallel, name="fsdp"):
+    """Runs the same steps in many processes, each of which keeps a part of the weights, on torch's ``fully_shard`` (FSDP2).
+
+    The numbers are those of ``DataParallel``. Weights, gradients and the optimizer's state take the memory that they take in one
+    process, divided by the number of processes; a block is whole only while it computes, the module only while it is evaluated.
+
+    Args:
+        device: Where this process computes; ``"auto"`` gives each process of a machine an accelerator of its own.
+        precision: See ``Strategy``; in ``"bf16"`` the weights travel in bfloat16, the gradients in float32.
+        jit_compile: See ``Strategy``.
+        unit: Blocks, the elements of an ``nn.ModuleList`` or ``nn.Sequential``, with at least so many parameters are gathered one
+            by one; all other parameters at once.
+        sync_batchnorm: See ``DataParallel``.
+        split_data: See ``DataParallel``.
+        timeout: See ``DataParallel``.
+
+    Raises:
+        RuntimeError: If the process was not started as one of many.
+    """
+
+    sharded: ClassVar[Any] = weakref.WeakKeyDictionary()  # of modules that are so already, their precision and notes
+
+    def __init__(
+        self,
+        device: str | torch.device = "auto",
+        precision: str = "fp32",
+        jit_compile: bool = False,
+        *,
+        unit: int = 1_000_000,
+        sync_batchnorm: bool = False,
+        split_data: bool = True,
+        timeout: float = 600.0,
+    ) -> None:
+        super().__init__(
+            device, precision, jit_compile, sync_batchnorm=sync_batchnorm, split_data=split_data, timeout=timeout
+        )
+        self.unit, self.lends = unit, True  # whoever has no batch must have a forward, in which weights are gathered
+        self._gathered = False
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Bring ``module`` to the device, keep this process' part of it, and let ``optimizer`` update that."""
+        if module not in self.sharded:
+            super().prepare(module)
+            self.sharded[module] = (self.precision, self._shard(module, optimizer))
+        Strategy.prepare(self, module)
+        self.module, (precision, self.notes) = module, self.sharded[module]
+        if precision != self.precision:
+            raise ValueError(
+                f"The parts of the module are made for precision={precision!r}, and stay so. Build a new one for "
+                f"{self.precision!r}."
+            )
+        self._replica = self.notes
+
+    def _shard(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Notes:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  # autocast casts inputs
+        policy = low if self.precision == "bf16" else MixedPrecisionPolicy()
+        for block in _blocks(module, self.unit):
+            fully_shard(block, mp_policy=policy)
+        notes = Notes(module, self.device, self.processes, apart=True)
+        fully_shard(notes, mp_policy=policy, ignored_params={notes.note})
+        parts = dict(module.named_parameters())
+        for group in optimizer.param_groups if optimizer is not None else ():
+            group["params"] = [parts[names[parameter]] for parameter in group["params"]]
+        return notes
+
+    def begin(self) -> None:
+        """Get ready for updates."""
+        self._start()
+
+    def batches(self, loader: Any, steps: int | None = None) -> Batches:
+        """Return this process' batches of ``loader``, of which others may have more: nothing is gathered between two of them."""
+        self._gather(True)
+        return super().batches(loader, steps)
+
+    def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``, with every weight where it is needed."""
+        self._gather(not torch.is_grad_enabled())
+        return Strategy.run(self, lambda placed: self.notes(step, self._synced, placed), batch)
+
+    def run_alone(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``; all processes must do so, since each has a part of the weights."""
+        with torch.no_grad():
+            return self.run(step, batch)
+
+    def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
+        """Hold gradients back from other processes until ``sync``."""
+        self._turn(sync)
+        engine: Any = self.notes
+        engine.set_requires_gradient_sync(sync)
+        engine.set_is_last_backward(sync)
+        return contextlib.nullcontext()
+
+    def whole(self, tree: Any) -> Any:
+        """Return ``tree`` with every tensor whole, on the CPU; all processes must ask for it."""
+        return map_leaves(lambda leaf: leaf.full_tensor().cpu() if _is_part(leaf) else leaf, tree)
+
+    def take_weights(self, weights: Mapping[str, Any]) -> None:
+        """Let the module have ``weights``, which are whole."""
+        self._gather(False)
+        own = self.module.state_dict()
+        self.module.load_state_dict({name: _like(value, own[name]) for name, value in weights.items()})
+
+    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Let ``optimizer`` have ``state``, which is whole."""
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        parameters = dict(zip(numbers, own, strict=True))
+        parts = {
+            number: {key: _like(value, parameters[number]) for key, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": parts})
+
+    def _gather(self, whole: bool) -> None:
+        """Have all weights here, or this process' part of them alone."""
+        if whole == self._gathered:
+            return
+        self._gathered = whole
+        for part in self.notes.modules():
+            if hasattr(part, "unshard"):
+                engine: Any = part
+                engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
+                (engine.unshard if whole else engine.reshard)()
+
+
+def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
+    """Yield the outermost blocks of at least so many parameters."""
+    listed = isinstance(module, (nn.ModuleList, nn.Sequential))
+    for child in module.children():
+        if listed and sum(parameter.numel() for parameter in child.parameters()) >= least:
+            yield child
+        else:
+            yield from _blocks(child, least)
+
+
+def _is_part(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and hasattr(leaf, "full_tensor")
+
+
+def _like(value: Any, own: Any) -> Any:
+    """Return this process' part of ``value``, split as ``own`` is."""
+    if not _is_part(own) or _is_part(value) or not isinstance(value, Tensor) or not value.ndim:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

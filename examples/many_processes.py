@@ -1,0 +1,67 @@
+"""The same program on one device and on many: 1,797 digits, one, two and three processes, and the same network in the end.
+
+    python examples/many_processes.py [--quick] [--seed N]            starts its processes itself
+    torchrun --nproc-per-node=2 examples/many_processes.py            has torchrun start them
+
+``train`` knows nothing of processes. Where a launcher has started it, every process gets its part of each batch, the gradients
+meet, and every sample of the test is measured once. A batch is that of one process, so a process of three takes a third of it.
+"""
+
+import argparse
+import os
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import easytorch
+
+BATCH = 96  # samples in an update, of all processes together
+
+
+def train(epochs: int, seed: int, verbose: int | str = 0) -> dict[str, float]:
+    torch.manual_seed(seed)
+    digits = load_digits()
+    x, y = torch.tensor(digits.images, dtype=torch.float64).unsqueeze(1) / 16, torch.tensor(digits.target)
+    x, x_test, y, y_test = train_test_split(x, y, test_size=360, random_state=seed, stratify=y)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
+
+    size = BATCH // int(os.environ.get("WORLD_SIZE", "1"))
+    model = easytorch.Model(net.double(), device="cpu").compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003)
+    model.fit(DataLoader(TensorDataset(x, y), size, shuffle=True), epochs, verbose=verbose)
+    loss, accuracy = model.evaluate(x_test, y_test, verbose=0)
+
+    rows = len(model.predict(x_test, verbose=0))  # in order, in every process
+    weight = sum(float(parameter.detach().abs().sum()) for parameter in net.parameters())
+    return {"loss": loss, "accuracy": accuracy, "rows": rows, "sum of absolute weights": weight}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--quick", action="store_true", help="two epochs instead of twenty")
+    options.add_argument("--seed", type=int, default=0, help="of the weights, the split and the order")
+    args = options.parse_args()
+    epochs = 2 if args.quick else 20
+    if "WORLD_SIZE" in os.environ:  # torchrun has started this process as one of many
+        result = train(epochs, args.seed, verbose="auto")
+        if os.environ["RANK"] == "0":
+            print(f"Result: test accuracy = {result['accuracy']:.4f}")
+        return
+    results = {}
+    for count in (1, 2, 3):
+        several = easytorch.launch(train, epochs, args.seed, processes=count, timeout=600)
+        assert all(one == several[0] for one in several)  # every process has the same numbers
+        results[count] = several[0]
+        print(f"{count} process{'es' * (count > 1)}: {results[count]}")
+    weights = [result["sum of absolute weights"] for result in results.values()]
+    print(f"Result: test accuracy = {results[1]['accuracy']:.4f}")
+    print(f"Result: test accuracy of two = {results[2]['accuracy']:.4f}")
+    print(f"Result: largest relative difference of weights = {max(weights) / min(weights) - 1:.1e}")
+
+
+if __name__ == "__main__":
+    main()
