@@ -400,7 +400,7 @@ class Batches:
         self.processes = processes = processes or Alone()
         self.reader = fetched(sliced(shards.part(loader, processes, training=False)))
         self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.size)
-        self.first: Callable[[], None] = bool  # what to do before the first of them
+        self.first: Callable[[], object] = bool  # what to do before the first of them
 
     def __len__(self) -> int:
         counts = [count for count in (length(self.reader), self.steps) if count is not None]

@@ -12,6 +12,7 @@ from easytorch.callbacks.callback import CallbackList
 from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History
+from easytorch.sizes import told, training_sizes
 from easytorch.strategy import Strategy
 from easytorch.summary import summarize
 
@@ -37,7 +38,7 @@ class Looking:
         return self._history.of(self)  # type: ignore[arg-type]
 
     def summary(self, x: Any = None, **options: Any) -> Any:
-        """Print the table of layers, by torchinfo, and return its statistics.
+        """Print the table of layers, by torchinfo, and what training holds in memory; return the table's statistics.
 
         Args:
             x: Inputs, for the shapes; by default those of the last fit. Without any the table has no shapes.
@@ -47,6 +48,8 @@ class Looking:
         x = None if batch is None else self.unpack(self.strategy.place(batch)).x
         table = summarize(self.module, x, self.device, **options)
         print(table)
+        if self.optimizer is not None:
+            print(told(training_sizes(self.module, self.optimizer, self.strategy.gradient_copies)))
         return table
 
     def unpack(self, batch: Any) -> Batch:

@@ -65,6 +65,10 @@ class Order(Iterable[Any]):
         if resume is not None:
             for _ in itertools.islice(batches, resume["used"]):
                 pass
+            if not resume[
+                "used"
+            ]:  # others, more or fewer, have used what is skipped: the order must be drawn nevertheless
+                batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
             mark = resume["order"]  # None where another number of processes had other batches
             if mark is not None and self.mark(resume["used"]) != mark:
                 raise other_order(getattr(self.sampler, "batch_sampler", self.sampler))

@@ -44,6 +44,8 @@ class DataParallel(Strategy, name="ddp"):
         RuntimeError: If the process was not started as one of many.
     """
 
+    gradient_copies = 2  # the second lies in what is sent
+
     def __init__(
         self,
         device: str | torch.device = "auto",
@@ -256,7 +258,9 @@ class Notes(nn.Module):
         self.updates += 1
         if self.updates % self.every == 0 and self.note.grad is not None:
             if self.apart:
-                self.note.grad = self.processes.added(self.note.grad, self.note.device).to(self.note.dtype) / self.processes.size
+                self.note.grad = (
+                    self.processes.added(self.note.grad, self.note.device).to(self.note.dtype) / self.processes.size
+                )
             *wishes, clock, self._lost = self.note.grad.tolist()
             self.granted = [wish > 0 for wish in wishes]
             self.clock = max(self.clock, clock * self.processes.size)  # gradients are averaged

@@ -39,6 +39,7 @@ class FullySharded(DataParallel, name="fsdp"):
         RuntimeError: If the process was not started as one of many.
     """
 
+    gradient_copies = 1
     sharded: ClassVar[Any] = weakref.WeakKeyDictionary()  # of modules that are so already, their precision and notes
 
     def __init__(

@@ -89,6 +89,7 @@ class Strategy:
     kinds: ClassVar[dict[str, type[Strategy]]] = {}
     """What ``compile`` knows by name."""
     lends = False  # whether every process must have a batch in every update
+    gradient_copies = 1  # how often every gradient is held
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()

@@ -65,6 +65,7 @@ EXAMPLES = {  # the article, and its figures; where it has none, those of its pr
     "transformer_text": ["-"],
     "multi_input": ["-"],
     "huggingface_model": ["-"],
+    "many_processes": ["-"],
 }  # fmt: skip
 
 BF16 = ["--precision", "bf16"]

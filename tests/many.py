@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._dynamo  # which DDP imports, and the next two FSDP: loaded once, copied often
+import torch.distributed.fsdp
+import torch.distributed.tensor
 
 from easytorch import launch
 

@@ -79,7 +79,7 @@ def stopped_at_each(folder, kind, steps):
     ("kind", "processes"), [("in memory", 2), ("in memory", 3), ("by a loader", 2), ("a stream", 2)]
 )
 def test_as_many_processes_go_on_bit_for_bit(kind, processes, tmp_path):
-    steps = range(1, 10) if kind == "in memory" else (2, 5, 7)
+    steps = {2: (1, 5, 9), 3: (2,)}[processes] if kind == "in memory" else (3,)
     for rank, (whole, resumed) in enumerate(together(stopped_at_each, tmp_path, kind, steps, processes=processes)):
         for weights, averages, history in resumed:
             assert furthest(weights, whole[0]) == 0
