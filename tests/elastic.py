@@ -59,9 +59,8 @@ def start(folder: Path, restarts: int) -> subprocess.Popen[bytes]:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run += [f"--max-restarts={restarts}", "-m", "tests.elastic", "--program", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        run, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=(folder / "errors").open("wb")
-    )
+    with (folder / "errors").open("wb") as errors:
+        return subprocess.Popen(run, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def kill_one(folder: Path, rng: random.Random, after: int) -> int:
