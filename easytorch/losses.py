@@ -344,9 +344,9 @@ class Loss(Criterion):
                     f"The targets go from {low:g} to {high:g}, but the loss, {self!r}, takes probabilities, 0 and 1 for two "
                     "classes. Turn labels -1 and 1 into (y + 1) / 2, labels 1 and 2 into y - 1."
                 )
-        if self.family is nn.BCEWithLogitsLoss and isinstance(y_pred, Tensor) and _were_squashed(y_pred.detach()):
+        if self.family is nn.BCEWithLogitsLoss and isinstance(y_pred, Tensor) and _comes_from_sigmoid(y_pred):
             warn(
-                "The module's outputs all lie between 0 and 1, but this loss applies a sigmoid itself: the network learns slowly "
+                "The module ends in a sigmoid, but this loss applies a sigmoid itself: the network learns slowly "
                 "then, and badly. Leave the sigmoid out of the module; predict_proba() applies it."
             )
         if self.family is type(None) and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
@@ -577,9 +577,15 @@ def _are_probabilities(y_pred: Tensor) -> bool:
     return len(y_pred) > 1 and bool((y_pred >= 0).all()) and bool(((y_pred.sum(1) - 1).abs() < 1e-4).all())
 
 
-def _were_squashed(y_pred: Tensor) -> bool:
-    # Of logits around zero half are negative: that all of 20 are not is one case in a million.
-    return y_pred.numel() >= 20 and bool(((y_pred >= 0) & (y_pred <= 1)).all())
+def _comes_from_sigmoid(y_pred: Tensor) -> bool:
+    """Whether the last calculation, but for the shape, is a sigmoid. Values cannot tell: those of logits may lie there too."""
+    node: Any = y_pred.grad_fn
+    while node is not None and node.name().startswith(RESHAPING):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Sigmoid")
+
+
+RESHAPING = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy", "Alias")
 
 
 def name_of(function: Any) -> str:

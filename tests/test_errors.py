@@ -1192,10 +1192,19 @@ def test_inputs_and_targets_in_a_list_are_told():
         model.fit(X, Y, validation_data=[X, Y], verbose=0)
 
 
-def test_a_sigmoid_before_a_loss_that_has_one_is_told():
-    model = Model(nn.Sequential(nn.Linear(X.shape[1], 1), nn.Sigmoid())).compile("sgd", "bce_with_logits")
+@pytest.mark.parametrize("shape", [(), (nn.Flatten(0),)])
+def test_a_sigmoid_before_a_loss_that_has_one_is_told(shape):
+    net = nn.Sequential(nn.Linear(X.shape[1], 1), nn.Sigmoid(), *shape)
     with pytest.warns(UserWarning, match="Leave the sigmoid out"):
-        model.fit(X, (Y > 0).float()[:, None], verbose=0)
+        Model(net).compile("sgd", "bce_with_logits").fit(X, (Y > 0).float().reshape(-1, *[1] * (not shape)), verbose=0)
+
+
+def test_logits_between_0_and_1_are_logits():
+    net = nn.Linear(X.shape[1], 1)
+    with torch.no_grad():
+        net.weight.mul_(0.01)
+        net.bias.fill_(0.5)
+    Model(net).compile("sgd", "bce_with_logits").fit(X, (Y > 0).float()[:, None], verbose=0)
 
 
 def test_the_weight_of_a_class_that_no_target_is_is_told():
