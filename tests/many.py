@@ -12,7 +12,7 @@ import torch.distributed.tensor
 from easytorch import launch
 
 
-def together(function: Any, *args: Any, processes: int = 2, timeout: float = 20) -> list[Any]:
+def together(function: Any, *args: Any, processes: int = 2, timeout: float = 60) -> list[Any]:
     """Return what ``function`` returns in each of many processes."""
     return launch(_alike, function, args, processes=processes, timeout=timeout, start="fork")
 

@@ -87,7 +87,7 @@ def test_a_module_makes_its_own_loss(tmp_path):
     assert (tmp_path / "losses.png").stat().st_size > 5000
 
 
-def test_one_two_and_three_processes_train_the_same_network(tmp_path):
+def test_one_process_and_two_train_the_same_network(tmp_path):
     found = results(run("many_processes.py", "--quick", folder=tmp_path))
     assert found["test accuracy"] == found["test accuracy of two"] > 0.7
     assert found["largest relative difference of weights"] < 1e-9
