@@ -37,7 +37,7 @@ from easytorch.outputs import Gathered
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState
-from easytorch.strategy import Strategy, check_numbers, pick_device
+from easytorch.strategy import Strategy, check_matmul, check_numbers, pick_device, set_matmul
 from easytorch.tree import map_leaves, to_numpy
 
 
@@ -97,6 +97,8 @@ class Model(Looking, Saving):
         precision: str = "fp32",
         jit_compile: bool = False,
         strategy: str | Strategy = "auto",
+        channels_last: bool = False,
+        float32_matmul_precision: str | None = None,
     ) -> Model:
         """Choose how to train, and return the model. The weights stay as they are.
 
@@ -120,20 +122,35 @@ class Model(Looking, Saving):
             jit_compile: Run the module through ``torch.compile``.
             strategy: ``"auto"``: one device, or ``"ddp"`` in a process that ``torchrun`` has started. ``"one"``, ``"ddp"``,
                 ``"fsdp"``, or an ``easytorch.Strategy``, such as ``DataParallel(sync_batchnorm=True)``.
+            channels_last: Keep images and the weights of convolutions with the channels last in memory, which is faster on most
+                devices. Shapes and files stay as they are.
+            float32_matmul_precision: ``"high"`` lets products of float32 matrices use TF32 where the device has it, ``"medium"``
+                bfloat16; ``"highest"`` neither. It holds for the whole program; None changes nothing.
 
         Raises:
             ValueError: If a name is unknown, with the nearest that is; nothing has changed then.
             TypeError: If an argument is of a kind that cannot be used.
         """
-        elsewhere = ("self", "scheduler", "precision", "jit_compile", "strategy")
+        elsewhere = (
+            "self",
+            "scheduler",
+            "precision",
+            "jit_compile",
+            "strategy",
+            "channels_last",
+            "float32_matmul_precision",
+        )
         recipe = {key: value for key, value in locals().items() if key not in (*elsewhere, "elsewhere")}
         check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         criterion = losses.resolve(loss, loss_weights)
         measures = resolve_metrics(metrics, criterion, weighted_metrics)
         place = Strategy.of(strategy, self.device, precision, jit_compile)
+        check_matmul(float32_matmul_precision)
         made = optimizers.resolve(optimizer, self.module, lr)
         schedules = [LRScheduler.of(scheduler, made)] if scheduler is not None else []
+        place.channels_last = channels_last
         place.prepare(self.module, made)
+        set_matmul(float32_matmul_precision)
         self.loss, self.metrics, self.strategy, self.device = criterion, measures, place, place.device
         self.optimizer, self.schedules = made, schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value

@@ -67,6 +67,21 @@ def check_numbers(gradient_accumulation_steps: Any, **limits: Any) -> None:
             raise ValueError(f"{name} must be a number above 0, or None, received {limit!r}.")
 
 
+MATMUL = {"highest": "highest", "high": "high", "medium": "medium"}
+
+
+def check_matmul(precision: str | None) -> None:
+    """Raise a ``ValueError`` if ``precision`` is none that torch knows for products of float32 matrices."""
+    if precision is not None:
+        find("float32_matmul_precision", precision, MATMUL)
+
+
+def set_matmul(precision: str | None) -> None:
+    """Let the whole program multiply float32 matrices in ``precision``; None leaves it as it is."""
+    if precision is not None:
+        torch.set_float32_matmul_precision(MATMUL[precision])
+
+
 class Strategy:
     """Runs the steps of one process on one device.
 
@@ -90,6 +105,7 @@ class Strategy:
     """What ``compile`` knows by name."""
     lends = False  # whether every process must have a batch in every update
     gradient_copies = 1  # how often every gradient is held
+    channels_last = False  # whether images and convolutions have their channels last in memory
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()
@@ -143,6 +159,8 @@ class Strategy:
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Bring ``module`` to the device and get ready for its calls; ``optimizer`` is to update it."""
         self.module = module.to(self.device)
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)
         dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
         self._place = placer(self.device, dtypes.pop() if len(dtypes) == 1 else None)
         self.forward = torch.compile(module) if self.jit_compile else module

@@ -173,6 +173,32 @@ def test_a_compiled_model_is_close_to_the_uncompiled_one_and_saves_bare_names(tm
     assert list(torch.load(model.save(tmp_path / "model.pt"), weights_only=True)["module"]) == list(eager.state_dict())
 
 
+# Memory and matrices
+
+
+def test_channels_last_changes_the_layout_and_neither_results_nor_files(tmp_path):
+    plain, last = twins(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)))
+    x, y = torch.randn(20, 3, 4, 4), torch.randint(3, (20,))
+    compiled(plain).fit(x, y, verbose=0, shuffle=False)
+    model = compiled(last, channels_last=True)
+    assert last[0].weight.is_contiguous(memory_format=torch.channels_last)
+    model.fit(x, y, verbose=0, shuffle=False)
+    assert furthest(plain, last) < 1e-6
+    again = compiled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)))
+    assert same_weights(again.load(model.save(tmp_path / "model.pt")).module, last)
+
+
+def test_the_precision_of_matrices_is_set_for_the_program_and_checked_before():
+    before = torch.get_float32_matmul_precision()
+    try:
+        compiled(float32_matmul_precision="high")
+        assert torch.get_float32_matmul_precision() == "high"
+        with pytest.raises(ValueError, match=r"Unknown float32_matmul_precision 'hihg'\. Did you mean 'high'"):
+            compiled(float32_matmul_precision="hihg")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # Train and eval mode
 
 
