@@ -10,7 +10,7 @@ from torch import nn
 
 from easytorch import FullySharded, Model
 from easytorch import strategy as strategies
-from easytorch.callbacks import BackupAndRestore, EarlyStopping, LambdaCallback
+from easytorch.callbacks import EMA, BackupAndRestore, EarlyStopping, LambdaCallback
 from tests.loops import blobs
 from tests.many import furthest, together
 from tests.test_distributed_resume import PulledPlug, PullPlug
@@ -157,3 +157,15 @@ def compiled_twice():
 
 def test_a_module_in_parts_may_be_compiled_again():
     assert together(compiled_twice) == [(True, True)] * 2
+
+
+def averaging():
+    model = compiled("fsdp")
+    try:
+        model.fit(X.double(), Y, callbacks=[EMA()], verbose=0)
+    except ValueError as error:
+        return str(error)
+
+
+def test_an_average_of_parts_is_refused():
+    assert all("Use strategy='ddp'" in told for told in together(averaging))

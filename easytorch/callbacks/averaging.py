@@ -39,6 +39,11 @@ class Averaging(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begin a new average; a second fit goes on with that of the first."""
+        if any(hasattr(parameter, "to_local") for parameter in self.model.module.parameters()):
+            raise ValueError(
+                f"{type(self).__name__} keeps a copy of the module, but with strategy='fsdp' every process has parts of it only. "
+                "Use strategy='ddp', or leave the average out."
+            )
         if "average" not in vars(self) or self._of is not self.model.module:
             self.average, self._of = self.make(), self.model.module
         self._swapped = False
