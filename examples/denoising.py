@@ -23,11 +23,11 @@ from torchvision import datasets
 import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("--quick", action="store_true", help="a tenth of the data, three epochs of smaller batches")
+options.add_argument("--quick", action="store_true", help="a tenth of the data, six epochs of smaller batches")
 options.add_argument("--seed", type=int, default=0, help="of the split, the weights, the order and the noise")
 options.add_argument("--plot", metavar="FILE", help="write the figure: clean, noisy and denoised digits")
 args = options.parse_args()
-epochs, batch_size = (3, 64) if args.quick else (30, 256)
+epochs, batch_size = (6, 64) if args.quick else (30, 256)
 
 
 def mnist(train: bool, quick: int) -> Tensor:
