@@ -182,7 +182,7 @@ Every example beside the article it reproduces, written by `python -m examples.r
 - **asked**: the article's number; where the article has none, what its program reaches when it is run as it stands.
 - **ours**: the mean over the seeds {", ".join(map(str, seeds))} ± the standard deviation, as far as a run takes at most {HEAVY / 60:.0f} minutes; otherwise seed {seeds[0]}.
 - **met**: whether that mean, as it is printed, reaches the number.
-- **time**: a whole run of the example, from its start to its end, data and figures of comparison included. {place}, torch {torch.__version__.partition("+")[0]}.
+- **time**: a whole run of the example, from its start to its end, data and figures of comparison included, and whatever else the machine did meanwhile. {place}, torch {torch.__version__.partition("+")[0]}.
 - **lines**: of code, without empty lines, comments and the docstring.
 
 {body}
