@@ -343,7 +343,7 @@ def weights_in(content: Any) -> Any:
 def _replace(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
     with replacing(path, needed) as file:
         try:
-            fill(file)  # type: ignore[arg-type]
+            fill(file)  # type: ignore[arg-type]  # writes, seeks and tells
         except RuntimeError as error:
             # torch.save reports a full disk, or Ctrl-C, as a wrong position in the archive
             raise file.error or _interruption(error) or error from None

@@ -73,7 +73,7 @@ def launch(
             there.close()
             children.append((child, here))
         # Made when the copies are: they could not live with its thread.
-        store = distributed.TCPStore(  # type: ignore[attr-defined]
+        store = distributed.TCPStore(  # type: ignore[attr-defined]  # not in the stubs
             address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=False
         )
         results = _collected(children, timeout)

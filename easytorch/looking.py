@@ -35,7 +35,7 @@ class Looking:
     @property
     def history(self) -> History:
         """The numbers of every epoch, over all fits."""
-        return self._history.of(self)  # type: ignore[arg-type]
+        return self._history.of(self)  # type: ignore[arg-type]  # which is a Model
 
     def summary(self, x: Any = None, **options: Any) -> Any:
         """Print the table of layers, by torchinfo, and what training holds in memory; return the table's statistics.

@@ -488,7 +488,7 @@ class SeveralLosses(Criterion):
             f"{name}_loss": loss(outputs[name], targets[name], weights[name]) for name, loss in self.losses.items()
         }
         total = sum(self.weights[name] * terms[f"{name}_loss"] for name in self.losses)
-        return {"loss": total, **terms}  # type: ignore[dict-item]
+        return {"loss": total, **terms}  # type: ignore[dict-item]  # sum() may be 0, of no losses
 
     def probabilities(self, y_pred: Any) -> Any:
         """Return the probabilities of every output, in the outputs' own structure."""

@@ -120,7 +120,7 @@ class EMA(Averaging):
 
     def make(self) -> AveragedModel:
         """Return a new average."""
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # torch has no types here
         return _counted_here(AveragedModel(self.model.module, multi_avg_fn=average, use_buffers=True))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
