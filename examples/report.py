@@ -72,6 +72,7 @@ BF16 = ["--precision", "bf16"]
 OPTIONS = {
     "intro_cnn": BF16,
     "batchnorm": BF16,
+    "regularisation": BF16,
 }  # of full runs, which take half an hour and more on a processor otherwise
 
 
