@@ -50,11 +50,12 @@ class Metrics:
         if self.processes.idle:
             return
         for name, value in terms.items():
+            scalar = _scalar(name, value)
             if name not in self._terms:
                 self._terms[name] = Mean()
-            self._terms[name].add(_scalar(name, value), size)
-        if self._losses.maxlen and "loss" in terms:
-            self._losses.append(_scalar("loss", terms["loss"]))
+            self._terms[name].add(scalar, size)
+            if name == "loss":
+                self._losses.append(scalar)
 
     def last_losses(self, count: int) -> collections.deque[Any]:
         """Return what will hold the losses of the last ``count`` steps that were recorded, from now on."""
