@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, MapDataPipe
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, MapDataPipe, default_collate
 
 
 def fetched(loader: Any) -> Any:
@@ -28,6 +29,7 @@ class Fetched:
         self.loader = loader
         self.dataset: Any = loader.dataset
         self.together = getattr(loader.dataset, "__getitems__", None)
+        self.collate = collated if loader.collate_fn is default_collate else loader.collate_fn
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -41,4 +43,17 @@ class Fetched:
     def _fetch(self, indices: Any) -> Any:
         dataset = self.dataset
         samples = self.together(indices) if self.together else [dataset[index] for index in indices]
-        return self.loader.collate_fn(samples)
+        return self.collate(samples)
+
+
+def collated(samples: Any) -> Any:
+    """Return what ``default_collate`` does, for samples such as ``(image, label)`` with fewer questions on the way."""
+    first = samples[0] if type(samples) is list and samples else None
+    if type(first) is not tuple or not all(map(_plain, first)) or {*map(len, samples)} != {len(first)}:
+        return default_collate(samples)
+    columns = zip(*samples, strict=True)
+    return [torch.stack(column) if type(column[0]) is Tensor else torch.tensor(column) for column in columns]
+
+
+def _plain(part: Any) -> bool:
+    return type(part) is int or (type(part) is Tensor and part.layout is torch.strided and not part.is_nested)
