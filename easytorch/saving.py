@@ -20,7 +20,7 @@ from easytorch.notice import warn
 from easytorch.order import ResumeError
 from easytorch.results import History
 from easytorch.state import TrainState, changes, environment
-from easytorch.strategy import Strategy
+from easytorch.strategy import Strategy, precision_here
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,6 +56,7 @@ class Saving:
         parts = {name: self.strategy.whole(part.state_dict()) for name, part in self._parts().items()}
         parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
+        parts["precision"] = self.strategy.precision
         return parts | {"module": self.strategy.whole(files.bare(self.module)), "compiled": files.plain(self._compiled)}
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
@@ -75,7 +76,8 @@ class Saving:
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Take everything back from a file that ``save`` wrote, or the newest whole one of a folder; return the model.
 
-        A model that is not compiled yet is compiled as the saved one was, if that was by names alone.
+        A model that is not compiled yet is compiled as the saved one was, if that was by names alone; in its precision, where
+        the device has it.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -99,7 +101,7 @@ class Saving:
         """Take over ``content``, or raise before anything has changed but attributes."""
         weights = files.fit_names(content["module"], self.module, path)
         if self._compiled is None and content.get("compiled"):
-            self.compile(**content["compiled"])
+            self.compile(**content["compiled"], **precision_here(self.device, content.get("precision")))
         files.check_optimizer(content, self.optimizer, path)
         self._check(content)
         schedules = list(zip(self.schedules, content["schedules"], strict=False))

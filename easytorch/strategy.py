@@ -312,6 +312,18 @@ def _check_precision(device: torch.device, dtype: torch.dtype | None) -> None:
         )
 
 
+def precision_here(device: torch.device, wanted: str | None) -> dict[str, str]:
+    """Return a saved model's precision as an argument for ``compile``; none, with a warning, where ``device`` has not got it."""
+    if wanted in (None, "fp32"):
+        return {}
+    try:
+        _check_precision(device, find("precision", wanted, PRECISIONS))
+    except ValueError as error:
+        warn(f"The saved model computed in {wanted}; this one does it in fp32. {error}")
+        return {}
+    return {"precision": str(wanted)}
+
+
 def _cpu_has_bf16() -> bool:
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
         return True  # torch tells it of x86 only; other processors are taken at their word

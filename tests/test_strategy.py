@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 
@@ -120,6 +121,25 @@ def test_fp32_is_the_default_and_leaves_the_forward_alone():
     model = compiled()
     assert model.strategy.precision == "fp32"
     assert np.array_equal(model.predict(X, batch_size=50, verbose=0), model.module(X).detach().numpy())
+
+
+@needs_bf16
+def test_a_saved_model_is_measured_in_its_own_precision(tmp_path):
+    model = compiled(optimizer="adam", precision="bf16")
+    model.fit(X, Y, verbose=0)
+    again = Model(copy.deepcopy(model.module)).load(model.save(tmp_path / "model.pt"))
+    assert again.strategy.precision == "bf16"
+    assert again.evaluate(X, Y, verbose=0) == model.evaluate(X, Y, verbose=0)
+
+
+@needs_bf16
+def test_a_saved_model_whose_precision_is_not_to_be_had_computes_in_fp32_and_says_so(tmp_path, monkeypatch):
+    model = compiled(optimizer="adam", precision="bf16")
+    model.save(tmp_path / "model.pt")
+    monkeypatch.setattr(strategies, "_cpu_has_bf16", lambda: False)
+    with pytest.warns(UserWarning, match=r"computed in bf16; this one does it in fp32\. .*does not have"):
+        again = Model(copy.deepcopy(model.module)).load(tmp_path / "model.pt")
+    assert again.strategy.precision == "fp32"
 
 
 # Compiling
