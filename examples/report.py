@@ -4,7 +4,7 @@
 
 Each example prints lines ``Result: test accuracy = 0.9912``; ``EXAMPLES`` tells which of them its article knows. A run that is
 finished is kept in the cache, until the example changes, so a report that was stopped goes on where it was. An example whose
-first run takes longer than three minutes is run with the first seed only. With ``--quick`` every example is run once on little
+first run takes longer than ten minutes is run with the first seed only. With ``--quick`` every example is run once on little
 data, and only the terminal is written to. The exit status is 1 if an example fails, or does not print what is asked of it.
 """
 
@@ -34,7 +34,7 @@ from rich.table import Table
 from easytorch.callbacks.progress import duration
 
 FOLDER = Path(__file__).parent
-HEAVY = 180.0  # seconds
+HEAVY = 600.0  # seconds
 COLUMNS = ("example", "article", "figure", "asked", "ours", "met", "time", "parameters", "lines")
 ABOUT = functools.partial(math.isclose, abs_tol=0.03)
 SIGNS = {"≥": operator.ge, "≤": operator.le, "=": operator.eq, "≈": ABOUT}

@@ -7,7 +7,8 @@ The loss is the squared error of an image's pixels, plus how far its distributio
 - the divergence lacks the factor 1/2 of sigma^2 + mu^2, so that the article's loss of 32.40 is 31.01 in the true measure;
 - validation draws, for the loss is an expectation, but what is shown is decoded from the mean; the encoder runs once for a batch;
 - the grid of drawn digits fed two numbers into a decoder that takes four: the other two are 0;
-- the split has a seed, the training images come in random order, and a weight decay of next to nothing is left out.
+- the split has a seed, the training images come in random order, and a weight decay of next to nothing is left out;
+- the learning rate falls to zero along a cosine: without it the last epochs go up and down by a tenth.
 """
 
 import argparse
@@ -75,7 +76,7 @@ torch.manual_seed(args.seed)
 seen = [torch.stack([test[i][0] for i in range(5)]).numpy()]  # and what becomes of them after every epoch
 keep = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(model.predict_on_batch(seen[0])[0]))
 
-model = Variational(VAE()).compile("adam")
+model = Variational(VAE()).compile("adam", scheduler="cosine")
 history = model.fit(train, epochs=epochs, batch_size=batch_size, validation_data=validation, callbacks=[keep])
 print(f"Result: validation loss = {history['val_loss'][-1]:.3f}")
 print(f"Result: test loss = {model.evaluate(test, batch_size=256).loss:.3f}")
