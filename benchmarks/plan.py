@@ -39,7 +39,7 @@ class Workload:
 SGD_002 = {"optimizer": "sgd", "settings": {"lr": 0.003}}  # as in article 002
 SGD_004 = {"optimizer": "sgd", "settings": {"lr": 0.01, "momentum": 0.9}}
 PIL = {"kind": "images", "samples": 20_000, "quick": 1_600, **SGD_002}
-CNN = {"network": "cnn", "data": "FashionMNIST", "samples": 6_400, "quick": 640, **SGD_004}
+CNN = {"network": "cnn", "data": "FashionMNIST", "samples": 3_200, "quick": 640, **SGD_004}
 ROWS = {"samples": 6_400, "quick": 1_280}
 CALLS = {"samples": 10_000, "passes": 5}
 

@@ -402,7 +402,7 @@ def test_an_error_takes_the_bar_away(monkeypatch, error):
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     with contextlib.suppress(error):
         model.fit(blob_loader(), 1, callbacks=[LambdaCallback(on_train_batch_end=fail)])
-    assert bar.progress is None
+    assert bar.live is None
     written = bar.console.file.getvalue()
     assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")  # the cursor is there again
     assert written.endswith("\x1b[2K")  # and the line of the bar is empty

@@ -231,12 +231,12 @@ class Bar(Live):
         from rich.console import Console
 
         self.console = Console(highlight=False)
-        self.progress: Any = None
+        self.live: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Draw the empty bar."""
         super().on_epoch_begin(epoch)
-        self.start()
+        self.draw(0, {})
 
     def begin(self, title: str, total: int | None) -> None:
         """Begin a pass of ``total`` steps; what is over before the first drawing is due needs no bar."""
@@ -244,49 +244,41 @@ class Bar(Live):
         self.heading, self.total, self.clock = title, total, time.perf_counter()
         self.due = self.clock + self.INTERVAL
 
-    def start(self) -> None:
-        """Draw the empty bar."""
-        from rich.progress import BarColumn, Progress, TextColumn
-        from rich.table import Column
-
-        width = self.console.width
-        columns: list[Any] = [TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))]
-        if width >= 60:
-            columns.append(BarColumn(20 if width >= 100 else 10))
-        columns.append(TextColumn("{task.fields[done]}", markup=False, table_column=Column(no_wrap=True)))
-        if width >= 90:
-            columns.append(
-                TextColumn("{task.fields[speed]}", style="dim", markup=False, table_column=Column(no_wrap=True))
-            )
-        columns.append(
-            TextColumn(
-                "{task.fields[values]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
-            )
-        )
-        # No refreshing thread: it would be copied into the loader's workers, and the loop redraws often enough.
-        self.progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False, expand=True)
-        done = f"0/{self.total}" if self.total else "0"
-        self.task = self.progress.add_task(self.heading, total=self.total, done=done, speed="", values="")
-        self.progress.start()
-
     def draw(self, step: int, logs: dict[str, float]) -> None:
         """Show that ``step`` steps are done."""
-        if self.progress is None:
-            self.start()
-        seconds = time.perf_counter() - self.clock
-        pace = step / seconds
-        speed = f"{pace:,.0f}/s" if pace >= 10 else f"{pace:.2g}/s"
-        if self.total and step < self.total:
-            speed += f"  {duration((self.total - step) / pace)} left"
-        done = f"{step}/{self.total}" if self.total else str(step)
-        self.progress.update(self.task, completed=step, done=done, speed=speed, values=values(logs))
-        self.progress.refresh()
+        if self.live is None:
+            from rich.live import Live as Region
+
+            # No refreshing thread: it would be copied into the loader's workers, and the loop redraws often enough.
+            self.live = Region(console=self.console, transient=True, auto_refresh=False)
+            self.live.start()
+        self.live.update(self._line(step, logs), refresh=True)
+
+    def _line(self, step: int, logs: dict[str, float]) -> Any:
+        """Return what is shown: one line of text, which rich draws in a third of the time that its columns take."""
+        from rich.text import Text
+
+        width, total = self.console.width, self.total
+        line = Text(f"{self.heading} ", no_wrap=True, overflow="ellipsis", end="")
+        if total and width >= 60:
+            long = 20 if width >= 100 else 10
+            full = min(long, step * long // total)
+            line.append("━" * full, "bar.complete" if step < total else "bar.finished")
+            line.append("━" * (long - full) + " ", "bar.back")
+        line.append(f"{step:>{len(str(total))}}/{total}" if total else str(step))
+        if step and width >= 90:
+            pace = step / max(time.perf_counter() - self.clock, 1e-9)
+            line.append(f" {pace:,.0f}/s" if pace >= 10 else f" {pace:.2g}/s", "dim")
+            if total and step < total:
+                line.append(f"  {duration((total - step) / pace)} left", "dim")
+        line.append(f" {values(logs)}")
+        return line
 
     def end(self) -> None:
         """Take the bar away."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
     def give_up(self) -> None:
         """Give standard output back, which rich has taken."""
