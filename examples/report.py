@@ -1,6 +1,6 @@
 """Run every example in a process of its own, and write what it reaches beside what its article reaches.
 
-    python -m examples.report [--quick] [--out docs/results.md] [--seeds 0,1,2] [--only NAME ...] [--cache .report]
+    python -m examples.report [--quick] [--only NAME ...] [--seeds 0,1,2] [--out docs/results.md] [--plots FOLDER]
 
 Each example prints lines ``Result: test accuracy = 0.9912``; ``EXAMPLES`` tells which of them its article knows. A run that is
 finished is kept in the cache, until the example changes, so a report that was stopped goes on where it was. An example whose
@@ -81,7 +81,7 @@ def asked(name: str) -> dict[str, tuple[str, str]]:
     return {figure: (sign, number) for figure, sign, number in (text.rsplit(" ", 2) for text in EXAMPLES[name][1:])}
 
 
-def run(name: str, seed: int, quick: bool, cache: Path) -> dict[str, Any]:
+def run(name: str, seed: int, quick: bool, cache: Path, plots: Path | None = None) -> dict[str, Any]:
     """Return ``results``, ``seconds`` and ``error`` of one run, from the cache if the example has not changed since."""
     path, kept = FOLDER / f"{name}.py", cache / f"{name}-{'quick' if quick else 'full'}-{seed}.json"
     found, content = (
@@ -89,9 +89,10 @@ def run(name: str, seed: int, quick: bool, cache: Path) -> dict[str, Any]:
         hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     if found.get("content") != content:
-        found = {"content": content} | execute(
-            path, ["--seed", str(seed), *(["--quick"] if quick else OPTIONS.get(name, []))]
-        )
+        options = ["--seed", str(seed), *(["--quick"] if quick else OPTIONS.get(name, []))]
+        if plots and '"--plot"' in path.read_text():
+            options += ["--plot", str(plots.resolve() / f"{name.replace('_', '-')}.png")]
+        found = {"content": content} | execute(path, options)
         if not found["error"]:
             cache.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".tmp").write_text(json.dumps(found, indent=1))
@@ -117,8 +118,10 @@ def execute(path: Path, options: list[str]) -> dict[str, Any]:
     return {"results": results, "seconds": time.perf_counter() - began, "error": error}
 
 
-def run_all(names: list[str], seeds: list[int], quick: bool, cache: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of each example, one after the other, with a bar."""
+def run_all(
+    names: list[str], seeds: list[int], quick: bool, cache: Path, plots: Path | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of each example, one after the other, with a bar; the first seed draws the figures."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress:
@@ -126,7 +129,7 @@ def run_all(names: list[str], seeds: list[int], quick: bool, cache: Path) -> dic
         for i, name in enumerate(names):
             for seed in seeds:
                 progress.update(task, description=f"{name}, seed {seed}", completed=i * len(seeds) + len(runs[name]))
-                runs[name].append(found := run(name, seed, quick, cache))
+                runs[name].append(found := run(name, seed, quick, cache, None if runs[name] else plots))
                 line = found["error"].splitlines()[-1] if found["error"] else duration(found["seconds"])
                 progress.console.print(f"{name}, seed {seed}: {line}", markup=False, highlight=False)
                 if found["error"] or found["seconds"] > HEAVY:
@@ -196,11 +199,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument(
         "--out", type=Path, help="the page to write, docs/results.md; with --only none, unless it is named"
     )
+    options.add_argument("--plots", type=Path, metavar="FOLDER", help="write the figures of those that run there")
     options.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     options.add_argument("--only", nargs="+", metavar="NAME", choices=list(EXAMPLES), help="run these examples alone")
     options.add_argument("--cache", type=Path, default=Path(".report"), help="the folder that keeps finished runs")
     args = options.parse_args(arguments)
-    runs = run_all(args.only or list(EXAMPLES), args.seeds[:1] if args.quick else args.seeds, args.quick, args.cache)
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    runs = run_all(args.only or list(EXAMPLES), seeds, args.quick, args.cache, args.plots)
     failed = {name: found["error"] for name, some in runs.items() for found in some if found["error"]}
     table = [row for name, some in runs.items() if name not in failed for row in rows(name, some, args.quick)]
     shown = Table(*COLUMNS)
