@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def over_epochs(steps: int) -> dict[int, float]:
     found = {}
     for epochs in (1, 10, 100, 1000):
         data, model = batches(steps // epochs), tiny(metrics=["accuracy"])
-        times = [timed(lambda: model.fit(data, epochs=epochs, verbose=0)) for _ in range(4)]  # noqa: B023
+        times = [timed(partial(model.fit, data, epochs=epochs, verbose=0)) for _ in range(4)]
         found[epochs] = 1e6 * quartiles(times[1:])[1] / (steps // epochs * epochs)
     print(f"\nThe same {steps:,} steps in more and more epochs\n")
     table([["epochs", "microseconds per step"], *([f"{epochs:,}", f"{pace:.0f}"] for epochs, pace in found.items())])
@@ -137,8 +138,8 @@ def over_parameters(layers: list[int]) -> dict[int, dict[str, float]]:
         model.compile(torch.optim.SGD(fitted.parameters(), lr=1e-3), nn.CrossEntropyLoss())
         by_hand, by_fit = [], []
         for _ in range(6):
-            by_hand.append(1e6 * timed(lambda: loop(hand, data)) / steps)  # noqa: B023
-            by_fit.append(1e6 * timed(lambda: model.fit(data, verbose=0)) / steps)  # noqa: B023
+            by_hand.append(1e6 * timed(partial(loop, hand, data)) / steps)
+            by_fit.append(1e6 * timed(partial(model.fit, data, verbose=0)) / steps)
         found[2 * count] = {"loop": quartiles(by_hand[1:])[1], "fit": quartiles(by_fit[1:])[1]}
     print("\nMore and more parameter tensors\n")
     rows = [

@@ -16,9 +16,8 @@ def synchronized(module: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, (nn.SyncBatchNorm, SyncBatchNorm)):
                 on_cpu = all(tensor.device.type == "cpu" for tensor in child.state_dict().values())
-                twin = (
-                    SyncBatchNorm.__new__(SyncBatchNorm) if on_cpu else nn.SyncBatchNorm.convert_sync_batchnorm(child)  # type: ignore[no-untyped-call]
-                )
+                convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+                twin = SyncBatchNorm.__new__(SyncBatchNorm) if on_cpu else convert(child)
                 vars(twin).update({**vars(child), **({} if on_cpu else {"process_group": None})})
                 setattr(parent, name, twin)
 

@@ -47,16 +47,8 @@ def as_loader(
         TypeError: If the data is of a kind that cannot be trained on.
         ValueError: If it is empty, its parts do not fit, or an argument has no meaning for it.
     """
-    if isinstance(x, tuple) and y is None and len(x) in (2, 3) and not hasattr(x, "_fields"):
-        x, y, *rest = x
-        sample_weight = rest[0] if rest and sample_weight is None else sample_weight
-    if x is None or isinstance(x, type):
-        raise TypeError(f"Cannot train on {'NoneType' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
-    if hasattr(x, "with_format"):  # Hugging Face datasets give lists of Python numbers unless asked for tensors
-        x = x.with_format("torch")
-    size = 32 if batch_size is None else batch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, received {batch_size!r}.")
+    x, y, sample_weight = _taken_apart(x, y, sample_weight)
+    size = _checked_size(batch_size)
     if is_arrays(x, y):
         tree = x if y is None and sample_weight is None else (x, y) if sample_weight is None else (x, y, sample_weight)
         dataset = _not_empty(ArrayDataset(tree))
@@ -72,6 +64,30 @@ def as_loader(
     if isinstance(x, DataLoader) and not (sample_weight is not None and isinstance(x.dataset, IterableDataset)):
         return x if sample_weight is None else with_sample_weight(x, sample_weight)
     refuse(x, sample_weight=sample_weight)
+    return _batches(x)
+
+
+def _taken_apart(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """Return inputs, targets and weights, which may have come in one tuple."""
+    if isinstance(x, tuple) and y is None and len(x) in (2, 3) and not hasattr(x, "_fields"):
+        x, y, *rest = x
+        sample_weight = rest[0] if rest and sample_weight is None else sample_weight
+    if x is None or isinstance(x, type):
+        raise TypeError(f"Cannot train on {'NoneType' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
+    if hasattr(x, "with_format"):  # Hugging Face datasets give lists of Python numbers unless asked for tensors
+        x = x.with_format("torch")
+    return x, y, sample_weight
+
+
+def _checked_size(batch_size: int | None) -> int:
+    size = 32 if batch_size is None else batch_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, received {batch_size!r}.")
+    return size
+
+
+def _batches(x: Any) -> Iterable[Any]:
+    """Return what comes in batches already, as something that can be read once for every pass if that is possible."""
     if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
         raise TypeError(f"Cannot train on {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
     if isinstance(x, Sequence):
@@ -198,7 +214,8 @@ def first_batch(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
     with random_states_kept():
-        dataset, indices = loader.dataset, list(range(min(loader.batch_size, len(loader.dataset))))  # type: ignore[arg-type]
+        dataset: Any = loader.dataset
+        indices = list(range(min(loader.batch_size, len(dataset))))
         whole = getattr(dataset, "__getitems__", None)
         return loader.collate_fn(whole(indices) if whole else [dataset[i] for i in indices])
 

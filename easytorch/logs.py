@@ -111,14 +111,13 @@ class Logs(Mapping[str, float]):
 
 def read(scalars: Mapping[str, Scalar]) -> dict[str, float]:
     """Turn scalars into floats with one transfer from each device."""
-    by_device: dict[torch.device, list[str]] = {}
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, value in scalars.items():
         if isinstance(value, Tensor):
-            by_device.setdefault(value.device, []).append(name)
+            by_device.setdefault(value.device, {})[name] = value.detach().reshape(()).to(_widest(value.device))
     numbers: dict[str, float] = {}
-    for device, names in by_device.items():
-        values = [scalars[name].detach().reshape(()).to(_widest(device)) for name in names]  # type: ignore[union-attr]
-        numbers.update(zip(names, torch.stack(values).tolist(), strict=True))
+    for values in by_device.values():
+        numbers.update(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
     return {name: numbers[name] if name in numbers else float(value) for name, value in scalars.items()}
 
 

@@ -51,7 +51,7 @@ def resolve(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch
             TABLE,
             otherwise="a torch.optim.Optimizer, or a function that makes one from parameters",
         )
-        return cls(parameters, **({} if lr is None else {"lr": lr}), **_fast(cls, parameters))  # type: ignore[arg-type]
+        return cls(parameters, **({} if lr is None else {"lr": lr}), **_fast(cls, parameters))  # type: ignore[arg-type]  # each has others
     if isinstance(optimizer, torch.optim.Optimizer):
         return _with_lr(_check_owned(optimizer, module), lr)
     made = _make(optimizer, parameters, lr)

@@ -185,12 +185,12 @@ def _store(rank: int, size: int, timeout: datetime.timedelta) -> Any:
     """
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # not in torch's stubs
         address, port, is_master=serves, timeout=timeout, wait_for_workers=False, multi_tenant=True
     )
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "any"
-    return dist.PrefixStore(  # type: ignore[attr-defined]
+    return dist.PrefixStore(  # type: ignore[attr-defined]  # nor this
         f"easytorch/attempt-{attempt}", store
     )
 

@@ -269,7 +269,7 @@ class Scores(Chain):
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, (Scores, list, tuple)) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as Python does it for what is equal by value
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.4g}" for name, value in self.items())

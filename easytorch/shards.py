@@ -46,7 +46,7 @@ def part(loader: Any, processes: Alone, training: bool) -> Any:
         return Turns(loader, processes, training)
     twin, batches = copy.copy(loader), loader.batch_sampler
     if dealt and not training:
-        batches = BatchSampler(SequentialSampler(loader.dataset), loader.batch_size or 1, drop_last=False)  # type: ignore[arg-type]
+        batches = BatchSampler(SequentialSampler(loader.dataset), loader.batch_size or 1, drop_last=False)  # type: ignore[arg-type]  # it has a length
         vars(twin).update(sampler=batches.sampler)
     kind = Equal if dealt and training else Parts
     vars(twin).update(batch_sampler=kind(batches, processes, training, loader.collate_fn), _iterator=None)

@@ -75,7 +75,7 @@ class Slices:
 
     def __init__(self, loader: DataLoader[Any], tree: Any, rows: Tensor | None) -> None:
         self.loader, self.tree, self.rows = loader, tree, rows
-        self.size: int = loader.batch_sampler.batch_size  # type: ignore[union-attr]
+        self.size: int = loader.batch_sampler.batch_size  # type: ignore[union-attr]  # asked for in sliced()
         self.parts = loader.batch_sampler if isinstance(loader.batch_sampler, Parts) else None
         self.bounds: Bounds = []
         self.in_order = type(loader.sampler) is SequentialSampler

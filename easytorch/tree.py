@@ -95,6 +95,6 @@ def _like(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     if type(original) is dict:
         return items
     try:
-        return type(original)(items)  # type: ignore[call-arg]
+        return type(original)(items)  # type: ignore[call-arg]  # any mapping may
     except TypeError:
         return items

@@ -22,14 +22,13 @@ from easytorch.tree import describe
 def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoader[Any]:
     """Return a loader of the same samples in the same order, each with its weight."""
     weights = as_tensor(sample_weight)
-    if len(weights) != len(loader.dataset):  # type: ignore[arg-type]
-        raise ValueError(
-            f"There are {len(weights)} sample weights for {len(loader.dataset)} samples. Pass one for each."  # type: ignore[arg-type]
-        )
+    dataset: Any = loader.dataset
+    if len(weights) != len(dataset):
+        raise ValueError(f"There are {len(weights)} sample weights for {len(dataset)} samples. Pass one for each.")
     twin = copy.copy(loader)
     # The twin draws the same samples in the same order: only what is fetched changes, which DataLoader guards.
     vars(twin).update(
-        dataset=Weighted(loader.dataset, weights),
+        dataset=Weighted(dataset, weights),
         collate_fn=_WeightedCollate(
             loader.collate_fn, loader.batch_size is not None or loader.batch_sampler is not None
         ),
