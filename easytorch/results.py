@@ -107,6 +107,8 @@ class History(Chain, Mapping[str, list[float]]):
     def __getitem__(self, name: str) -> list[float]:
         values = self.history
         if name not in values:
+            if not values:
+                raise KeyError(f"No {name!r} in the history, for no epoch has ended yet.")
             raise KeyError(f"No {name!r} in the history.{nearest(name, values)} It holds {quoted(values)}.")
         return values[name]
 

@@ -349,3 +349,8 @@ def test_a_step_may_log_one_value_for_each_sample():
     model = Own(mlp(), device="cpu").compile("sgd", lr=0.0)
     model.fit(x, y, verbose=0)
     assert model.history["hits"] == pytest.approx([float((model.module(x).argmax(1) == y).float().mean())])
+
+
+def test_a_history_without_epochs_says_so():
+    with pytest.raises(KeyError, match="No 'loss' in the history, for no epoch has ended yet"):
+        _ = History()["loss"]
