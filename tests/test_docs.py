@@ -52,6 +52,12 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.parametrize("path", PROSE, ids=name_of)
+def test_no_block_of_a_page_is_empty(path):
+    empty = [block.line for block in blocks(path.read_text(encoding="utf-8")) if not block.text.strip()]
+    assert not empty, f"{name_of(path)}: empty blocks at lines {empty}"
+
+
 @pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=name_of)
 def test_every_program_of_a_page_runs(path, tmp_path, monkeypatch):
     """Programs with a comment ``# pip install package`` are left out where the package is not there."""
