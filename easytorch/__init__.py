@@ -1,6 +1,9 @@
 """easytorch: a Keras-style fit for any torch.nn.Module."""
 
+from typing import Any
+
 from easytorch import callbacks, data
+from easytorch.calls import PACKAGE, explained_attribute
 from easytorch.launcher import launch
 from easytorch.logs import Mean
 from easytorch.metric import Metric
@@ -30,3 +33,9 @@ __all__ = [
     "data",
     "launch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in callbacks.__all__:
+        raise AttributeError(f"easytorch has no {name!r}. Here it is easytorch.callbacks.{name}.")
+    raise explained_attribute("easytorch", name, PACKAGE, __all__)

@@ -1,10 +1,10 @@
-"""Calls with arguments that do not exist: answered with those that do."""
+"""What hands know from other libraries and is not here, arguments and attributes: answered with what is."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from easytorch.lookup import nearest
@@ -33,6 +33,75 @@ INSTEAD = {  # what other libraries call it, or have it for
     "device": "Model(module, device=...)",
     "optimiser": "optimizer=",
 }
+
+
+WEIGHTS = "model.module.state_dict(), and load_state_dict() of it"
+ATTRIBUTES = {  # of a model, in Keras or of a module
+    "layers": "the module's own parts: model.module.children()",
+    "get_layer": "model.module.get_submodule(name)",
+    "weights": "list(model.module.parameters()), with their names by model.module.named_parameters()",
+    "variables": "list(model.module.parameters())",
+    "trainable_weights": "[p for p in model.module.parameters() if p.requires_grad]",
+    "trainable_variables": "[p for p in model.module.parameters() if p.requires_grad]",
+    "get_weights": WEIGHTS,
+    "set_weights": WEIGHTS,
+    "count_params": "model.summary().total_params",
+    "metrics_names": "list(model.evaluate(...).keys())",
+    "trainable": "model.module.requires_grad_(False), or of a part of it",
+    "lr": "model.optimizer.param_groups[0]['lr']",
+    "learning_rate": "model.optimizer.param_groups[0]['lr']",
+    "add": "model.module.append(layer) of an nn.Sequential, before compile()",
+    "build": "nothing: a torch.nn.Module is built when it is made",
+    "to_json": "your own code: a file holds weights, not the structure of a module",
+    "get_config": "your own code: a file holds weights, not the structure of a module",
+    "export": "torch.export.export(model.module, (x,))",
+    "reset_states": "model.metrics.reset(), in a loop of your own",
+    "fit_generator": "model.fit(generator)",
+    "evaluate_generator": "model.evaluate(generator)",
+    "predict_generator": "model.predict(generator)",
+    "load_model": "Model(net).load(path)",
+    "train": "fit(), which changes modes by itself; in a loop of your own model.module.train()",
+    "eval": "nothing: evaluate() and predict() run in eval mode; by hand model.module.eval()",
+    "to": "Model(module, device=...)",
+    "cuda": "Model(module, device='cuda')",
+    "cpu": "Model(module, device='cpu')",
+    "forward": "model(x), or model.module(x)",
+}
+ATTRIBUTES |= {
+    name: f"model.module.{name}()"
+    for name in ("parameters", "named_parameters", "children", "modules", "named_modules", "load_state_dict")
+}
+PACKAGE = {  # of the package, as keras has it
+    "load_model": "Model(net).load(path)",
+    "load": "Model(net).load(path)",
+    "models": "Model(net).load(path), and easytorch.Model",
+    "Sequential": "easytorch.Model(torch.nn.Sequential(...))",
+    "layers": "torch.nn",
+    "Input": "not needed: a module takes what its forward takes",
+    "Dense": "torch.nn.Linear(inputs, outputs)",
+    "losses": "a name, such as 'cross_entropy', or one of torch.nn",
+    "optimizers": "a name, such as 'adam', or one of torch.optim",
+    "metrics": "a name, such as 'accuracy', an easytorch.Metric, or one of torchmetrics",
+    "datasets": "torchvision.datasets",
+    "utils": "torch.utils, and easytorch.data for data",
+    "set_seed": "torch.manual_seed(0)",
+    "seed_everything": "torch.manual_seed(0)",
+    "Trainer": "easytorch.Model(module).compile(...).fit(...)",
+}
+
+
+def explained_attribute(owner: str, name: str, instead: Mapping[str, str], known: Iterable[str]) -> AttributeError:
+    """Return the error for an attribute that is not there: what it is here, else the nearest that there is."""
+    if name in instead:
+        return AttributeError(f"{owner} has no {name!r}. Here it is {instead[name]}.")
+    public = [one for one in known if not one.startswith("_")]
+    return AttributeError(f"{owner} has no {name!r}.{'' if name.startswith('_') else nearest(name, public, 0.75)}")
+
+
+def refuse_assignment(name: str) -> None:
+    """Raise an ``AttributeError`` for an attribute of a plain model that nobody would read."""
+    if name in ("lr", "learning_rate", "trainable"):
+        raise AttributeError(f"Nothing reads model.{name}. Use {ATTRIBUTES[name]}.")
 
 
 def explained_calls(*names: str) -> Callable[[Class], Class]:

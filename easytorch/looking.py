@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from easytorch import data
 from easytorch.batch import Batch, Signature
 from easytorch.callbacks.callback import CallbackList
+from easytorch.calls import ATTRIBUTES, explained_attribute, refuse_assignment
 from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History
@@ -31,6 +32,26 @@ class Looking:
     last_fit: dict[str, Any]
     _history: History
     _compiled: dict[str, Any] | None
+
+    if not TYPE_CHECKING:  # which is to know what there is
+
+        def __getattr__(self, name: str) -> Any:
+            raise explained_attribute(f"A {type(self).__name__}", name, ATTRIBUTES, dir(type(self)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "module" and "module" in vars(self):
+            raise AttributeError(
+                "A model keeps its module. Put the new one into a model of its own: Model(net).compile(...)."
+            )
+        if name == "loss" and not isinstance(value, Criterion):
+            raise TypeError(f"The loss is chosen by compile(optimizer, loss), received {value!r} as model.loss.")
+        if self._is_plain:
+            refuse_assignment(name)
+        super().__setattr__(name, value)
+
+    @property
+    def _is_plain(self) -> bool:
+        return type(self).__module__.startswith("easytorch.")
 
     @property
     def history(self) -> History:

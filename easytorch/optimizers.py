@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from easytorch.lookup import find
+from easytorch.notice import warn
 
 TABLE: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): optimizer
@@ -112,6 +113,29 @@ def _check_owned(optimizer: torch.optim.Optimizer, module: nn.Module) -> torch.o
             "Make the optimizer from the parameters of the module that was given to Model()."
         )
     return optimizer
+
+
+def check_current(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    """Raise a ``ValueError`` where something was changed behind ``compile``, so that training would not do what it seems to."""
+    for name in ("lr", "learning_rate"):
+        if name in vars(optimizer):
+            raise ValueError(
+                f"optimizer.{name} was set, which torch does not read. Set it for each group, optimizer.param_groups[0]['lr'] = "
+                f"{vars(optimizer)[name]!r}, or by compile(lr=...)."
+            )
+    used = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = {id(p): p.requires_grad for p in module.parameters()}
+    if used - own.keys() and any(trained and one not in used for one, trained in own.items()):
+        raise ValueError(
+            "A part of the module was replaced after compile(): the optimizer still has the parameters of the old one, and not "
+            "those of the new one. Call compile() again."
+        )
+    for name, part in module.named_modules():
+        if vars(part).get("trainable") is False and any(p.requires_grad for p in part.parameters()):
+            warn(
+                f"trainable = False of {name or 'the module'} is read by nobody, and it will be trained. Freeze it by "
+                "requires_grad_(False)."
+            )
 
 
 def _fast(cls: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> dict[str, bool]:

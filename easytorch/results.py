@@ -22,6 +22,10 @@ class Chain:
 
     model: Model
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model out: numbers are small, and to be kept by ``pickle`` anywhere."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
     def fit(self, *args: Any, **kwargs: Any) -> History:
         """Train on; see ``Model.fit``."""
         return self.model.fit(*args, **kwargs)

@@ -71,6 +71,10 @@ class Saving:
         return self._write(files.write, path, {"format": files.FORMAT, "version": files.VERSION, **self.state_dict()})
 
     def _write(self, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
+        if os.fspath(path).endswith(("/", os.sep)):
+            raise ValueError(
+                f"{os.fspath(path)!r} is the name of a folder. Name the file, {os.path.join(path, 'model.pt')!r}."
+            )
         return write(path, content) if self.strategy.processes.first else Path(path)
 
     def load(self, path: str | os.PathLike[str]) -> Self:
@@ -102,6 +106,11 @@ class Saving:
         weights = files.fit_names(content["module"], self.module, path)
         if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"], **precision_here(self.device, content.get("precision")))
+        elif self._compiled is None and content.get("optimizer"):
+            warn(
+                f"The model in {str(path)!r} was compiled with objects or functions, which no file holds: its optimizer is left "
+                "out. Call compile() with them before load() to have it."
+            )
         files.check_optimizer(content, self.optimizer, path)
         self._check(content)
         schedules = list(zip(self.schedules, content["schedules"], strict=False))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch import data, modes
+from easytorch import data, modes, optimizers
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.explain import explained
@@ -46,6 +46,7 @@ def fitting(
 ) -> Iterator[None]:
     """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
     find("on_interrupt", on_interrupt, {"return": None, "raise": None})
+    optimizers.check_current(model.need_optimizer("fit"), model.module)
     interrupts, begin, processes = Interrupts(), state.step, model.strategy.processes
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
     every = [*callbacks, NaNNotice(), Agreement(), interrupts]

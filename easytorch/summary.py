@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -29,11 +30,12 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
         "col_names": columns,
         "row_settings": ("var_names",),
         "depth": 4,
+        "col_width": 16,
         "verbose": 0,
         "device": device,
     } | options
-    if x is None:
-        return torchinfo.summary(module, **options)
+    if x is None or not options.keys().isdisjoint(("input_data", "input_size")):
+        return _shown_once(torchinfo.summary(module, **options))
     signature = Signature.of(module)
     x = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, x)
     recorded: dict[str, Any] = {}
@@ -46,4 +48,20 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
     with random_states_kept(), modes.evaluating(module):
         table = torchinfo.summary(module, input_data=inputs, **options)
     torchinfo.torchinfo._cached_forward_pass.clear()  # it would keep the module alive for ever
+    return _shown_once(table)
+
+
+def _shown_once(table: Any) -> Any:
+    """Let the statistics, which were printed, say little when an interactive session shows what a line returned."""
+    import torchinfo
+
+    class Statistics(torchinfo.ModelStatistics):
+        def __repr__(self) -> str:
+            return f"<statistics: {self.total_params:,} parameters, {self.trainable_params:,} to be trained>"
+
+        def __str__(self) -> str:
+            # Python 3.11 and later print the name of the unit instead of its letter.
+            return re.sub(r"Units\.([A-Z])[A-Z]*", r"\1", super().__repr__())
+
+    table.__class__ = Statistics
     return table

@@ -25,6 +25,8 @@ from tests.scripted import (
     train,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+
 HOOKS = [
     f"on_{what}_{when}"
     for what in ("train", "epoch", "train_batch", "test", "test_batch", "predict", "predict_batch")
@@ -521,3 +523,13 @@ def test_a_value_that_a_function_of_ones_own_brings_can_be_monitored():
     stopping = EarlyStopping("val_own", mode="min", patience=2)
     train(new_model(), 4, brings, stopping, validation_data=None)
     assert stopping.best == 1
+
+
+def test_a_method_that_looks_like_a_hook_and_is_none_is_told():
+    with pytest.warns(
+        UserWarning, match=r"Mine\.on_epoch_finish is no hook, and nobody calls it\. Did you mean 'on_epoch"
+    ):
+
+        class Mine(Callback):
+            def on_epoch_finish(self, epoch, logs=None):
+                raise AssertionError

@@ -1,13 +1,16 @@
 """Promise 4: who calls with arguments that do not exist is told those that do."""
 
+import copy
 import inspect
 import re
 
 import pytest
+import torch
 from torch import nn
 
+import easytorch
 from easytorch import Model
-from easytorch.calls import INSTEAD
+from easytorch.calls import ATTRIBUTES, INSTEAD, PACKAGE
 from tests.loops import blobs, mlp
 
 X, Y = blobs()
@@ -58,3 +61,97 @@ def test_what_is_offered_instead_exists():
     assert len(offered) > 5
     assert offered <= known
     assert not known & set(INSTEAD)
+
+
+# Attributes
+
+
+@pytest.mark.parametrize(
+    ("look", "told"),
+    [
+        (lambda: compiled().layers, r"A Model has no 'layers'\. Here it is .*model\.module\.children\(\)"),
+        (lambda: compiled().count_params(), r"model\.summary\(\)\.total_params"),
+        (lambda: compiled().parameters(), r"model\.module\.parameters\(\)"),
+        (lambda: compiled().evaluat(X), "Did you mean 'evaluate'"),
+        (lambda: compiled()._nothing, r"A Model has no '_nothing'\.$"),
+        (
+            lambda: easytorch.load_model("m.pt"),
+            r"easytorch has no 'load_model'\. Here it is Model\(net\)\.load\(path\)",
+        ),
+        (lambda: easytorch.EarlyStopping(), r"Here it is easytorch\.callbacks\.EarlyStopping"),
+        (lambda: easytorch.Modell, "Did you mean 'Model'"),
+    ],
+)
+def test_an_attribute_that_is_not_there_is_answered_with_what_is(look, told):
+    with pytest.raises(AttributeError, match=told):
+        look()
+
+
+def test_hasattr_and_copies_work_on_a_model():
+    model = compiled()
+    assert not hasattr(model, "layers")
+    assert copy.deepcopy(model).predict(X, verbose=0).shape == (len(X), 3)
+
+
+def test_no_hint_hides_an_attribute_that_is_there():
+    assert not set(ATTRIBUTES) & set(dir(compiled()))
+    assert not set(PACKAGE) & set(easytorch.__all__)
+
+
+@pytest.mark.parametrize("name", ["lr", "learning_rate", "trainable"])
+def test_what_nobody_reads_cannot_be_assigned(name):
+    with pytest.raises(AttributeError, match=f"Nothing reads model.{name}. Use "):
+        setattr(compiled(), name, 0.5)
+
+
+def test_a_subclass_may_have_a_learning_rate_of_its_own():
+    class Own(Model):
+        pass
+
+    Own.__module__ = "my_program"
+    model = Own(mlp())
+    model.lr = 0.5
+    assert model.lr == 0.5
+
+
+def test_the_module_of_a_model_stays():
+    with pytest.raises(AttributeError, match=r"A model keeps its module\. .*Model\(net\)\.compile"):
+        compiled().module = mlp()
+
+
+def test_a_loss_is_chosen_by_compile():
+    with pytest.raises(TypeError, match=r"The loss is chosen by compile\(optimizer, loss\), received MSELoss"):
+        compiled().loss = nn.MSELoss()
+
+
+# What is changed behind compile
+
+
+@pytest.mark.parametrize("name", ["lr", "learning_rate"])
+def test_a_learning_rate_where_torch_does_not_read_it_is_refused(name):
+    model = compiled()
+    setattr(model.optimizer, name, 0.5)
+    with pytest.raises(ValueError, match=rf"optimizer\.{name} was set, .*param_groups\[0\]\['lr'\] = 0\.5"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_a_layer_that_was_replaced_after_compile_is_told():
+    model = compiled()
+    model.module[-1] = nn.Linear(model.module[-1].in_features, 3)
+    with pytest.raises(ValueError, match=r"replaced after compile.* Call compile\(\) again"):
+        model.fit(X, Y, verbose=0)
+    model.compile("sgd", "cross_entropy").fit(X, Y, verbose=0)
+
+
+def test_an_optimizer_of_some_of_the_parameters_is_left_alone():
+    net = mlp()
+    Model(net).compile(torch.optim.SGD(net[0].parameters(), lr=0.1), "cross_entropy").fit(X, Y, verbose=0)
+
+
+def test_trainable_of_a_layer_is_answered_with_how_it_is_frozen():
+    model = compiled()
+    model.module[0].trainable = False
+    with pytest.warns(UserWarning, match=r"trainable = False of 0 is read by nobody.*requires_grad_\(False\)"):
+        model.fit(X, Y, verbose=0)
+    model.module[0].requires_grad_(False)
+    model.fit(X, Y, verbose=0)

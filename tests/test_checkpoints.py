@@ -24,6 +24,8 @@ from tests.scripted import (
     train,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+
 
 def written(folder):
     return sorted(path.name for path in Path(folder).iterdir())
@@ -450,3 +452,16 @@ def test_the_best_of_a_checkpoint_survives_a_restart(tmp_path):
     assert written(tmp_path / "best") == ["2.pt"]
     program()
     assert written(tmp_path / "best") == ["4.pt"]
+
+
+@pytest.mark.parametrize("path", ["", "/", "new/"])
+def test_a_folder_instead_of_a_file_is_refused_before_the_first_update(path, tmp_path):
+    model = Model(nn.Linear(2, 1)).compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"is a folder\. Name the file in it, '.*model-\{epoch\}\.pt'"):
+        model.fit(torch.rand(4, 2), torch.rand(4, 1), verbose=0, callbacks=[ModelCheckpoint(f"{tmp_path}/{path}")])
+    assert model.state.step == 0
+
+
+def test_saving_to_the_name_of_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is the name of a folder\. Name the file, '.*model\.pt'"):
+        Model(nn.Linear(2, 1)).save(f"{tmp_path}/new/")

@@ -167,3 +167,12 @@ def test_updates_are_held_back_on_the_device_until_somebody_looks():
     assert all(value.isfinite().all() for value in model.module.parameters())
     assert len(weights.seen) == 4
     assert not hasattr(model.optimizer, "found_inf")
+
+
+def test_a_validation_loss_that_is_no_number_is_told_once():
+    x, y = X.clone(), Y
+    x[0] = float("nan")
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    with pytest.warns(UserWarning, match="The validation loss of epoch 1 is nan, that of training is not") as told:
+        model.fit(X, Y, epochs=3, validation_data=(x, y), verbose=0)
+    assert len(told) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -354,3 +355,12 @@ def test_a_step_may_log_one_value_for_each_sample():
 def test_a_history_without_epochs_says_so():
     with pytest.raises(KeyError, match="No 'loss' in the history, for no epoch has ended yet"):
         _ = History()["loss"]
+
+
+def test_a_history_and_scores_can_be_pickled_without_the_model():
+    model = Model(mlp()).compile("sgd", "cross_entropy")
+    history = model.fit(blob_loader(), 2, verbose=0)
+    again = pickle.loads(pickle.dumps(history))
+    assert again.history == history.history
+    scores = model.evaluate(blob_loader(), verbose=0)
+    assert pickle.loads(pickle.dumps(scores)) == scores

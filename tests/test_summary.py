@@ -71,3 +71,16 @@ def test_a_summary_leaves_modes_weights_and_random_states_as_they_are():
     assert not net[1].training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states)
+
+
+def test_what_summary_returns_does_not_show_the_table_again(capsys):
+    table = Model(mlp(), device="cpu").summary(blobs()[0])
+    assert "Units" not in capsys.readouterr().out
+    assert repr(table) == "<statistics: 195 parameters, 195 to be trained>"
+    assert "Total mult-adds (M)" in str(table)
+
+
+def test_the_options_of_torchinfo_may_bring_the_inputs():
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(*blobs(), verbose=0)
+    assert model.summary(input_size=(1, 8)).total_params == 195

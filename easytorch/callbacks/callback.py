@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from easytorch.lookup import nearest
 from easytorch.notice import warn
 from easytorch.tree import describe
 
@@ -34,6 +35,12 @@ class Callback:
     priority = 0  # those with more are told later
     expendable = False  # whether training goes on without it when it fails
     everywhere = True  # whether it runs in each process, or in process 0 alone: what shows or writes something
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in vars(cls):
+            if name.startswith("on_") and not hasattr(Callback, name) and name not in SHORT.values():
+                warn(f"{cls.__name__}.{name} is no hook, and nobody calls it.{nearest(name, HOOKS)}")
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Run before the first epoch of a fit."""
@@ -118,7 +125,7 @@ class LambdaCallback(Callback):
     def __init__(self, **hooks: Callable[..., Any] | None) -> None:
         for name, function in hooks.items():
             if name not in HOOKS:
-                from easytorch.lookup import nearest, quoted
+                from easytorch.lookup import quoted
 
                 raise ValueError(f"There is no hook {name!r}.{nearest(name, HOOKS)} Hooks are {quoted(HOOKS)}.")
             if function is not None:

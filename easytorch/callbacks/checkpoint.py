@@ -228,6 +228,9 @@ class ModelCheckpoint(Monitor):
             threshold = self.initial_value_threshold if known is None else known
             self.best = self.best if threshold is None else threshold
         self._saved, self._failed = self.model.strategy.now(), None
+        if self.filepath.endswith(("/", os.sep)) or os.path.isdir(self.filepath):
+            file = os.path.join(self.filepath, "model-{epoch}.pt")
+            raise ValueError(f"filepath={self.filepath!r} is a folder. Name the file in it, {file!r}.")
         for name in _fields(self.filepath):
             if name not in ("epoch", "batch"):
                 check_name(name, f"filepath={self.filepath!r} names", self.model)

@@ -29,7 +29,14 @@ class NaNNotice(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Look at the loss."""
-        loss = (logs or {}).get("loss", 0.0)
+        logs = logs or {}
+        loss = logs.get("loss", 0.0)
+        if not self.told and isfinite(loss) and not isfinite(logs.get("val_loss", 0.0)):
+            self.told = True
+            warn(
+                f"The validation loss of epoch {epoch + 1} is {logs['val_loss']}, that of training is not. Look for values "
+                "that are not finite in the validation data; a callback that watches it sees no improvement."
+            )
         if (
             self.told
             or isfinite(loss)
