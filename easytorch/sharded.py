@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,8 @@ class FullySharded(DataParallel, name="fsdp"):
         jit_compile: See ``Strategy``.
         unit: Blocks, the elements of an ``nn.ModuleList`` or ``nn.Sequential``, with at least so many parameters are gathered one
             by one; all other parameters at once.
+        sharded_checkpoints: Keep a run (``fit(resume=...)``, ``BackupAndRestore``) in parts: each process writes what it has,
+            while training goes on. False: one plain file, for which every process gathers all weights, as ``save`` always does.
         sync_batchnorm: See ``DataParallel``.
         split_data: See ``DataParallel``.
         timeout: See ``DataParallel``.
@@ -49,6 +52,7 @@ class FullySharded(DataParallel, name="fsdp"):
         jit_compile: bool = False,
         *,
         unit: int = 1_000_000,
+        sharded_checkpoints: bool = True,
         sync_batchnorm: bool = False,
         split_data: bool = True,
         timeout: float = 600.0,
@@ -58,6 +62,8 @@ class FullySharded(DataParallel, name="fsdp"):
         )
         self.unit, self.lends = unit, True  # whoever has no batch must have a forward, in which weights are gathered
         self._gathered = False
+        self.sharded_checkpoints, self._timeout = sharded_checkpoints, timeout
+        self._writer: Any = None
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Bring ``module`` to the device, keep this process' part of it, and let ``optimizer`` update that."""
@@ -118,6 +124,33 @@ class FullySharded(DataParallel, name="fsdp"):
     def whole(self, tree: Any) -> Any:
         """Return ``tree`` with every tensor whole, on the CPU; all processes must ask for it."""
         return map_leaves(lambda leaf: leaf.full_tensor().cpu() if _is_part(leaf) else leaf, tree)
+
+    def kept(self, tree: Any) -> Any:
+        """Return ``tree`` as the checkpoints of a run keep it: in parts, if they are sharded."""
+        return tree if self.sharded_checkpoints else self.whole(tree)
+
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Begin to write the checkpoint ``content``, each process its part of it; the one before must be written."""
+        if not self.sharded_checkpoints:
+            super().write(path, content)
+            return
+        if self._writer is None:
+            from easytorch.parts import Writer
+
+            self._writer = Writer(self.processes, self._timeout)
+        self._writer.begin(path, content)
+
+    def written(self) -> None:
+        """Wait until the checkpoint that was begun is whole."""
+        if self._writer is not None:
+            self._writer.finish()
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return this process' part of a tensor, for a part of a checkpoint to be read into."""
+        from torch.distributed.tensor import Shard, empty
+
+        mesh = next(iter(self.module.parameters())).device_mesh  # type: ignore[attr-defined]  # of those that are in parts
+        return empty(shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
 
     def take_weights(self, weights: Mapping[str, Any]) -> None:
         """Let the module have ``weights``, which are whole."""
