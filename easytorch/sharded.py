@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from easytorch.feed import Batches
 from easytorch.parallel import DataParallel, Notes
-from easytorch.strategy import Strategy
+from easytorch.strategy import PRECISIONS, Strategy
 from easytorch.tree import map_leaves
 
 
@@ -28,7 +28,7 @@ class FullySharded(DataParallel, name="fsdp"):
 
     Args:
         device: Where this process computes; ``"auto"`` gives each process of a machine an accelerator of its own.
-        precision: See ``Strategy``; in ``"bf16"`` the weights travel in bfloat16, the gradients in float32.
+        precision: See ``Strategy``; below ``"fp32"`` the weights travel in half the bytes, the gradients in float32.
         jit_compile: See ``Strategy``.
         unit: Blocks, the elements of an ``nn.ModuleList`` or ``nn.Sequential``, with at least so many parameters are gathered one
             by one; all other parameters at once.
@@ -78,13 +78,19 @@ class FullySharded(DataParallel, name="fsdp"):
                 f"{self.precision!r}."
             )
         self._replica = self.notes
+        for block in filter(_is_block, module.modules()):
+            vars(block).pop("forward", None)
+            if self.jit_compile:  # each by itself: what gathers it, before and after, cannot be compiled
+                vars(block)["forward"] = torch.compile(block.forward)
 
     def _shard(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Notes:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         names = {parameter: name for name, parameter in module.named_parameters()}
-        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  # autocast casts inputs
-        policy = low if self.precision == "bf16" else MixedPrecisionPolicy()
+        low = MixedPrecisionPolicy(
+            PRECISIONS[self.precision], torch.float32, cast_forward_inputs=False
+        )  # autocast casts
+        policy = MixedPrecisionPolicy() if PRECISIONS[self.precision] is None else low
         for block in _blocks(module, self.unit):
             fully_shard(block, mp_policy=policy)
         notes = Notes(module, self.device, self.processes, apart=True)
@@ -174,11 +180,10 @@ class FullySharded(DataParallel, name="fsdp"):
         if whole == self._gathered:
             return
         self._gathered = whole
-        for part in self.notes.modules():
-            if hasattr(part, "unshard"):
-                engine: Any = part
-                engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
-                (engine.unshard if whole else engine.reshard)()
+        for part in filter(_is_block, self.notes.modules()):
+            engine: Any = part
+            engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
+            (engine.unshard if whole else engine.reshard)()
 
 
 def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
@@ -189,6 +194,10 @@ def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _blocks(child, least)
+
+
+def _is_block(part: nn.Module) -> bool:
+    return hasattr(part, "unshard")
 
 
 def _is_part(leaf: Any) -> bool:
