@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 
 import pytest
 import torch
@@ -304,3 +305,29 @@ def test_batchnorm_is_replaced_in_place():
     assert type(net[1]) is SyncBatchNorm
     assert net[1].weight is weight
     assert list(net.state_dict()) == names
+
+
+def failing():
+    raise ArithmeticError("wanted")
+
+
+def fail_and_leave_garbage():
+    try:
+        together(failing)
+    except RuntimeError as error:
+        circle = [error]
+        circle.append(circle)
+
+
+def collecting():
+    return gc.collect() > 0
+
+
+def test_a_launch_that_failed_leaves_nothing_that_would_end_the_copies_of_the_next():
+    gc.collect()
+    gc.disable()
+    try:
+        fail_and_leave_garbage()
+        assert together(collecting, timeout=30) == [True, True]
+    finally:
+        gc.enable()

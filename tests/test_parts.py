@@ -48,7 +48,9 @@ class Watch(Callback):
         self.begun = begun
 
     def on_restore(self):
-        model = self.model
+        self.look(self.model)
+
+    def look(self, model):
         state = model.strategy.whole(model.optimizer.state_dict()["state"])
         moments = {f"{i} {name}": value for i, values in state.items() for name, value in values.items()}
         numbers = {name: value.clone() for name, value in (weights_of(model) | moments).items()}
