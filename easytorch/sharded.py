@@ -40,6 +40,9 @@ class FullySharded(DataParallel, name="fsdp"):
 
     Raises:
         RuntimeError: If the process was not started as one of many.
+
+    ``compile`` raises a ``ValueError`` for a module that cannot be split: with a parameter that is a single number, or with
+    ``channels_last``.
     """
 
     gradient_copies = 1
@@ -68,6 +71,7 @@ class FullySharded(DataParallel, name="fsdp"):
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Bring ``module`` to the device, keep this process' part of it, and let ``optimizer`` update that."""
         if module not in self.sharded:
+            _check(module, self.channels_last)
             super().prepare(module)
             self.sharded[module] = (self.precision, self._shard(module, optimizer))
         Strategy.prepare(self, module)
@@ -184,6 +188,21 @@ class FullySharded(DataParallel, name="fsdp"):
             engine: Any = part
             engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
             (engine.unshard if whole else engine.reshard)()
+
+
+def _check(module: nn.Module, channels_last: bool) -> None:
+    """Raise a ``ValueError`` for what ``fully_shard`` refuses, before anything has changed."""
+    for name, parameter in module.named_parameters():
+        if not parameter.ndim:
+            raise ValueError(
+                f"strategy='fsdp' cannot split the parameter {name!r}, a single number. Make it a tensor of shape [1], or use "
+                "strategy='ddp'."
+            )
+        if not parameter.is_contiguous() or (channels_last and parameter.ndim == 4):
+            raise ValueError(
+                f"strategy='fsdp' cannot split the parameter {name!r}, whose numbers do not lie in memory in the order of its "
+                "dimensions, as with channels_last. Leave that out, or use strategy='ddp'."
+            )
 
 
 def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
