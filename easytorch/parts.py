@@ -55,7 +55,8 @@ class Writer:
         self._folder = Path()
 
     def begin(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Begin to write ``content``, as it is now, to ``path``; the one before must be finished."""
+        """Begin to write ``content``, as it is now, to ``path``, when the one before is whole."""
+        self.finish()
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
         rest, tensors = taken_out(verify.plain(dict(content), "the content"))
@@ -70,7 +71,7 @@ class Writer:
         Raises:
             OSError: In every process, if one of them could not write; what was there before is unchanged then.
         """
-        task, self._task = self._task, None
+        task = self._task
         try:
             if task is not None:
                 task.result()
@@ -81,6 +82,9 @@ class Writer:
             if not causes:
                 raise
             raise type(causes[0])(*causes[0].args) from failure
+        finally:
+            if task is not None and task.done():  # else somebody did not want to wait
+                self._task = None
 
 
 def read(content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]) -> dict[str, Any]:
@@ -93,13 +97,10 @@ def read(content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, to
     """
     table, named = content["parts"], {}
     room = sum(size for _, size, _ in table["files"])
+    if sum(torch.Size(entry["shape"]).numel() * entry["dtype"].itemsize for entry in table["tensors"]) > room:
+        raise verify.FileError(f"{str(path)!r} is not whole: its tensors ask for more memory than its parts hold.")
     for number, entry in enumerate(table["tensors"]):
-        shape, dtype = torch.Size(entry["shape"]), entry["dtype"]
-        if shape.numel() * dtype.itemsize > room:
-            raise verify.FileError(
-                f"{str(path)!r} is not whole: a tensor in it asks for more memory than its parts hold."
-            )
-        named[str(number)] = empty(shape, dtype)
+        named[str(number)] = empty(torch.Size(entry["shape"]), entry["dtype"])
     places = [tuple(entry["place"]) for entry in table["tensors"]]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a process needs no other one to read
@@ -222,6 +223,8 @@ class _Source(StorageReader):
                 offsets, sizes, (file, index) = numbers[:count], numbers[count : 2 * count], numbers[2 * count :]
                 chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
                 self.lie[MetadataIndex(str(number), offsets)] = names[file], index
+            if sum(chunk.sizes.numel() for chunk in chunks) != torch.Size(entry["shape"]).numel():
+                raise ValueError(f"not all of {entry['place']} is there")
             properties = TensorProperties(entry["dtype"])
             tensors[str(number)] = TensorStorageMetadata(properties, torch.Size(entry["shape"]), chunks)
         self.metadata = Metadata(tensors)

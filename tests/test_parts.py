@@ -258,6 +258,8 @@ def test_a_checkpoint_with_a_part_that_is_not_its_own_is_passed_over(damage, tol
         (lambda table: table["tensors"][0]["chunks"].fill_(77), "is not a whole model"),
         (lambda table: table["tensors"][0].pop("dtype"), "is not a whole model"),
         (lambda table: table["files"].clear(), "more memory than its parts"),
+        (lambda table: table["tensors"].extend(table["tensors"] * 30), "more memory than its parts"),
+        (lambda table: table["tensors"][0].update(chunks=table["tensors"][0]["chunks"][:1]), "not all of"),
         (lambda table: table.clear(), "as the folder"),
     ],
 )
