@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from easytorch import shards
 from easytorch.batch import NO_BATCH
 from easytorch.clock import Clock
-from easytorch.fetch import fetched
+from easytorch.fetch import Fetched, fetched
 from easytorch.generators import data_parts, generators_of, order_parts, set_states, states_of
 from easytorch.notice import warn
 from easytorch.order import Order, ResumeError
 from easytorch.processes import Alone
 from easytorch.slices import Slices, sliced
-from easytorch.state import TrainState, random_states, set_random_states
+from easytorch.state import TrainState, random_states, random_states_kept, set_random_states
 from easytorch.tree import map_leaves
 
 
@@ -201,10 +201,18 @@ class Feed:
         if batch is not shards.IDLE:
             self._last = batch
         elif self._last is None:
+            self._last = self._spare()
+        return self._last
+
+    def _spare(self) -> Any:
+        """Return a batch to lend, of which nothing counts, for a process that has had none since it started."""
+        loader = self.loader
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             raise ValueError(
                 f"Process {self.processes.rank} has no batch, not even a first one. Use fewer processes or a smaller batch_size."
             )
-        return self._last
+        with random_states_kept():
+            return self._weighed(Fetched(loader).fetch([0, 0]))  # BatchNorm could not take a single sample
 
     def _padded(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches, and ``IDLE`` for those that only others have in the end."""
@@ -274,7 +282,10 @@ class Feed:
                 "are read again and thrown away."
             )
             batches = self._iterator = started(self._reader)
-            if len(list(itertools.islice(batches, skip))) < skip:
+            thrown = list(itertools.islice(batches, skip))
+            if self.lends and thrown and thrown[-1] is not shards.IDLE:
+                self._last = self._weighed(thrown[-1])
+            if len(thrown) < skip:
                 raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
         set_random_states(self._now)
         return batches

@@ -38,9 +38,10 @@ class Fetched:
         indices = iter(self.loader.batch_sampler)  # type: ignore[arg-type]  # asked for above
         # A loader draws a seed for its workers when it begins, even if it has none.
         torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-        return map(self._fetch, indices)
+        return map(self.fetch, indices)
 
-    def _fetch(self, indices: Any) -> Any:
+    def fetch(self, indices: Any) -> Any:
+        """Return the batch of the samples at ``indices``."""
         dataset = self.dataset
         samples = self.together(indices) if self.together else [dataset[index] for index in indices]
         return self.collate(samples)

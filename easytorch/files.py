@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -121,7 +122,10 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -
 
 
 def set_aside(paths: Iterable[Path]) -> None:
-    """Rename checkpoints that a run does not go on from, so that they are neither deleted nor taken for its newest."""
+    """Rename checkpoints that a run does not go on from, so that they are neither deleted nor taken for its newest.
+
+    Their parts stay where they are: the files know them by name.
+    """
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             path.rename(path.with_name(f"{path.name}.aside"))
@@ -130,15 +134,52 @@ def set_aside(paths: Iterable[Path]) -> None:
 def keep_newest(folder: str | os.PathLike[str], count: int) -> None:
     """Delete all but the ``count`` newest checkpoints in ``folder``."""
     for path in checkpoints(folder)[count:]:
+        parts = parts_of(path)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+        if parts is not None:
+            shutil.rmtree(parts, ignore_errors=True)
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:
-    """Delete what a killed process left half written in ``folder``."""
+    """Delete what a killed process left half written in ``folder``, and parts that belong to no checkpoint."""
     for path in Path(folder).glob(".step-*.pt.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+    for parts in Path(folder).glob("step-" + "[0-9]" * 10 + ".parts-*"):
+        owners = Path(folder).glob(f"{parts.name.split('.')[0]}.pt*")
+        if not any(_may_own(path, parts.name) for path in owners):
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+def unused_parts(path: Path) -> Path:
+    """Return the name of a folder, which is not there yet, for the parts of the checkpoint ``path``."""
+    stem = path.name.split(".")[0]
+    return next(one for i in itertools.count() if not (one := path.with_name(f"{stem}.parts-{i}")).exists())
+
+
+def parts_of(path: Path) -> Path | None:
+    """Return the folder with the parts of the checkpoint ``path``, None if it has none that could be found."""
+    if not path.exists() or not any(path.parent.glob(f"{path.name.split('.')[0]}.parts-*")):
+        return None  # without having read a large file
+    try:
+        content = read(path)
+        return (
+            path.parent / verify.parts_name(content["parts"], path)
+            if is_model(content) and "parts" in content
+            else None
+        )
+    except FileError:
+        return None
+
+
+def _may_own(path: Path, parts: str) -> bool:
+    """Whether the checkpoint ``path`` has the folder ``parts``, as far as can be told."""
+    try:
+        content = read(path)
+    except FileError:  # nobody knows what it was
+        return True
+    return is_model(content) and content.get("parts", {}).get("folder") == parts
 
 
 def is_model(content: Any) -> bool:
@@ -146,11 +187,19 @@ def is_model(content: Any) -> bool:
     return isinstance(content, Mapping) and content.get("format") == FORMAT
 
 
-def read_model(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return what ``Model.save`` wrote to ``path``; see ``read``.
+def read_model(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, verified: bool = False
+) -> dict[str, Any]:
+    """Return what ``Model.save`` wrote to ``path``; see ``read``. Of a checkpoint in parts this is all but the parts.
+
+    Args:
+        path: The file.
+        device: Where its tensors go.
+        verified: Whether another process has looked at all parts already.
 
     Raises:
-        FileError: Also if it was written by something else, or by a later version of this library.
+        FileError: Also if it was written by something else, or by a later version of this library; if a part is missing or is
+            not the one that was written.
     """
     content = read(path, device)
     if not is_model(content):
@@ -166,6 +215,8 @@ def read_model(path: str | os.PathLike[str], device: torch.device | str = "cpu")
             f"{str(path)!r} has version {content['version']} of the format; this easytorch reads up to {VERSION}: "
             "pip install --upgrade easytorch-fit"
         )
+    if content.get("parts") is not None and not verified:
+        verify.parts(content["parts"], Path(path))
     return dict(content)
 
 
@@ -383,7 +434,7 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
         os.chmod(temporary, _mode(path))
         os.replace(temporary, path)
         replaced = True
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         if file is not None and not filled and file.error is None:
             raise  # of those who fill it: data that cannot be read, for example
@@ -473,7 +524,8 @@ def _mode(path: Path) -> int:
     return 0o666 & ~mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names of the files in ``folder`` outlive a power cut."""
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

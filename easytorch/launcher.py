@@ -76,9 +76,10 @@ def launch(
         store = distributed.TCPStore(  # type: ignore[attr-defined]  # not in the stubs
             address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=False
         )
-        results = _collected(children, timeout)
-        del store
-    return results
+        try:
+            return _collected(children, timeout)
+        finally:
+            del store  # not when the traceback goes: copies of this process, made by then, could not end its thread
 
 
 def _in_notebook() -> bool:

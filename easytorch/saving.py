@@ -53,11 +53,14 @@ class Saving:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
-        parts = {name: self.strategy.whole(part.state_dict()) for name, part in self._parts().items()}
+        return self._state(self.strategy.whole)
+
+    def _state(self, form: Callable[[Any], Any]) -> dict[str, Any]:
+        parts = {name: form(part.state_dict()) for name, part in self._parts().items()}
         parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
         parts["precision"] = self.strategy.precision
-        return parts | {"module": self.strategy.whole(files.bare(self.module)), "compiled": files.plain(self._compiled)}
+        return parts | {"module": form(files.bare(self.module)), "compiled": files.plain(self._compiled)}
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
         """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
@@ -103,6 +106,7 @@ class Saving:
 
     def _take(self, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
         """Take over ``content``, or raise before anything has changed but attributes."""
+        content = self._joined(content, path)
         weights = files.fit_names(content["module"], self.module, path)
         if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"], **precision_here(self.device, content.get("precision")))
@@ -125,6 +129,14 @@ class Saving:
         for schedule, state in schedules:
             schedule.load_state_dict(state)
 
+    def _joined(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return ``content`` with the tensors that lie in parts beside ``path``, where it has some."""
+        if content.get("parts") is None:
+            return dict(content)
+        from easytorch import parts
+
+        return parts.read(content, Path(path), self.strategy.empty)
+
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
         write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
@@ -138,17 +150,19 @@ class Saving:
             FileError: If it holds no weights, is damaged, or belongs to another module; nothing has changed then.
         """
         self.strategy.processes.wait()  # for a file that process 0 may be writing
-        weights = files.weights_in(files.read(path, self.device))
+        with files.refused(path):
+            content = files.read(path, self.device)
+            weights = files.weights_in(self._joined(content, path) if files.is_model(content) else content)
         self.strategy.take_weights(files.fit_names(weights, self.module, path))
         return self
 
     def training_state(self) -> dict[str, Any]:
         """Return everything that a run needs to go on exactly here; only while ``fit`` runs."""
         assert self.feed is not None
-        return self.state_dict() | {
+        return self._state(self.strategy.kept) | {
             "format": files.FORMAT,
             "version": files.VERSION,
-            "callbacks": [[type(one).__name__, self.strategy.whole(one.state_dict())] for one in self._stateful()],
+            "callbacks": [[type(one).__name__, self.strategy.kept(one.state_dict())] for one in self._stateful()],
             "environment": self._environment(),
             **self._own_state(),
         }
@@ -181,6 +195,7 @@ class Saving:
             raise ResumeError(
                 f"{str(path)!r} was written by save(), which keeps no place in the data. Use load() and fit()."
             )
+        content = self._joined(content, path)
         planned = self.state.last - self.state.first
         weights = files.fit_names(content["module"], self.module, path)
         for what, before, now in (

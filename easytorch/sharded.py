@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from easytorch.feed import Batches
 from easytorch.parallel import DataParallel, Notes
-from easytorch.strategy import Strategy
+from easytorch.strategy import PRECISIONS, Strategy
 from easytorch.tree import map_leaves
 
 
@@ -27,16 +28,21 @@ class FullySharded(DataParallel, name="fsdp"):
 
     Args:
         device: Where this process computes; ``"auto"`` gives each process of a machine an accelerator of its own.
-        precision: See ``Strategy``; in ``"bf16"`` the weights travel in bfloat16, the gradients in float32.
+        precision: See ``Strategy``; below ``"fp32"`` the weights travel in half the bytes, the gradients in float32.
         jit_compile: See ``Strategy``.
         unit: Blocks, the elements of an ``nn.ModuleList`` or ``nn.Sequential``, with at least so many parameters are gathered one
             by one; all other parameters at once.
+        sharded_checkpoints: Keep a run (``fit(resume=...)``, ``BackupAndRestore``) in parts: each process writes what it has,
+            while training goes on. False: one plain file, for which every process gathers all weights, as ``save`` always does.
         sync_batchnorm: See ``DataParallel``.
         split_data: See ``DataParallel``.
         timeout: See ``DataParallel``.
 
     Raises:
         RuntimeError: If the process was not started as one of many.
+
+    ``compile`` raises a ``ValueError`` for a module that cannot be split: with a parameter that is a single number, or with
+    ``channels_last``.
     """
 
     gradient_copies = 1
@@ -49,6 +55,7 @@ class FullySharded(DataParallel, name="fsdp"):
         jit_compile: bool = False,
         *,
         unit: int = 1_000_000,
+        sharded_checkpoints: bool = True,
         sync_batchnorm: bool = False,
         split_data: bool = True,
         timeout: float = 600.0,
@@ -58,10 +65,13 @@ class FullySharded(DataParallel, name="fsdp"):
         )
         self.unit, self.lends = unit, True  # whoever has no batch must have a forward, in which weights are gathered
         self._gathered = False
+        self.sharded_checkpoints, self._timeout = sharded_checkpoints, timeout
+        self._writer: Any = None
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Bring ``module`` to the device, keep this process' part of it, and let ``optimizer`` update that."""
         if module not in self.sharded:
+            _check(module, self.channels_last)
             super().prepare(module)
             self.sharded[module] = (self.precision, self._shard(module, optimizer))
         Strategy.prepare(self, module)
@@ -72,13 +82,19 @@ class FullySharded(DataParallel, name="fsdp"):
                 f"{self.precision!r}."
             )
         self._replica = self.notes
+        for block in filter(_is_block, module.modules()):
+            vars(block).pop("forward", None)
+            if self.jit_compile:  # each by itself: what gathers it, before and after, cannot be compiled
+                vars(block)["forward"] = torch.compile(block.forward)
 
     def _shard(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Notes:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         names = {parameter: name for name, parameter in module.named_parameters()}
-        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  # autocast casts inputs
-        policy = low if self.precision == "bf16" else MixedPrecisionPolicy()
+        low = MixedPrecisionPolicy(
+            PRECISIONS[self.precision], torch.float32, cast_forward_inputs=False
+        )  # autocast casts
+        policy = MixedPrecisionPolicy() if PRECISIONS[self.precision] is None else low
         for block in _blocks(module, self.unit):
             fully_shard(block, mp_policy=policy)
         notes = Notes(module, self.device, self.processes, apart=True)
@@ -119,6 +135,33 @@ class FullySharded(DataParallel, name="fsdp"):
         """Return ``tree`` with every tensor whole, on the CPU; all processes must ask for it."""
         return map_leaves(lambda leaf: leaf.full_tensor().cpu() if _is_part(leaf) else leaf, tree)
 
+    def kept(self, tree: Any) -> Any:
+        """Return ``tree`` as the checkpoints of a run keep it: in parts, if they are sharded."""
+        return tree if self.sharded_checkpoints else self.whole(tree)
+
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Begin to write the checkpoint ``content``, each process its part of it; the one before must be written."""
+        if not self.sharded_checkpoints:
+            super().write(path, content)
+            return
+        if self._writer is None:
+            from easytorch.parts import Writer
+
+            self._writer = Writer(self.processes, self._timeout)
+        self._writer.begin(path, content)
+
+    def written(self) -> None:
+        """Wait until the checkpoint that was begun is whole."""
+        if self._writer is not None:
+            self._writer.finish()
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return this process' part of a tensor, for a part of a checkpoint to be read into."""
+        from torch.distributed.tensor import Shard, empty
+
+        mesh = next(iter(self.module.parameters())).device_mesh  # type: ignore[attr-defined]  # of those that are in parts
+        return empty(shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+
     def take_weights(self, weights: Mapping[str, Any]) -> None:
         """Let the module have ``weights``, which are whole."""
         self._gather(False)
@@ -141,11 +184,25 @@ class FullySharded(DataParallel, name="fsdp"):
         if whole == self._gathered:
             return
         self._gathered = whole
-        for part in self.notes.modules():
-            if hasattr(part, "unshard"):
-                engine: Any = part
-                engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
-                (engine.unshard if whole else engine.reshard)()
+        for part in filter(_is_block, self.notes.modules()):
+            engine: Any = part
+            engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
+            (engine.unshard if whole else engine.reshard)()
+
+
+def _check(module: nn.Module, channels_last: bool) -> None:
+    """Raise a ``ValueError`` for what ``fully_shard`` refuses, before anything has changed."""
+    for name, parameter in module.named_parameters():
+        if not parameter.ndim:
+            raise ValueError(
+                f"strategy='fsdp' cannot split the parameter {name!r}, a single number. Make it a tensor of shape [1], or use "
+                "strategy='ddp'."
+            )
+        if not parameter.is_contiguous() or (channels_last and parameter.ndim == 4):
+            raise ValueError(
+                f"strategy='fsdp' cannot split the parameter {name!r}, whose numbers do not lie in memory in the order of its "
+                "dimensions, as with channels_last. Leave that out, or use strategy='ddp'."
+            )
 
 
 def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
@@ -156,6 +213,10 @@ def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _blocks(child, least)
+
+
+def _is_block(part: nn.Module) -> bool:
+    return hasattr(part, "unshard")
 
 
 def _is_part(leaf: Any) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from easytorch import files
 from easytorch.batch import placer
 from easytorch.clock import Clock
 from easytorch.feed import Batches
@@ -255,6 +257,38 @@ class Strategy:
     def whole(self, tree: Any) -> Any:
         """Return ``tree`` with every tensor whole, of which processes may have parts."""
         return tree
+
+    def kept(self, tree: Any) -> Any:
+        """Return ``tree`` as the checkpoints of a run keep it."""
+        return self.whole(tree)
+
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Begin to write the checkpoint ``content``, and have it written by the next ``written``; all processes must do so.
+
+        Raises:
+            OSError: In every process, if it cannot be written.
+        """
+        error: OSError | None = None
+        if self.processes.first:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write(path, content)
+            except OSError as caught:
+                error = caught
+        error = self.processes.same(error)
+        if error is not None:
+            raise error
+
+    def written(self) -> None:
+        """Wait until the checkpoint that was begun is whole.
+
+        Raises:
+            OSError: In every process, if it cannot be written.
+        """
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return a tensor for a part of a checkpoint to be read into, or what this process keeps of one."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def take_weights(self, weights: Mapping[str, Any]) -> None:
         """Let the module have ``weights``."""

@@ -217,6 +217,40 @@ def _key(key: Any, where: str) -> Any:
     )
 
 
+def parts(table: Any, path: Path) -> None:
+    """Raise an error unless all parts of the checkpoint ``path``, as its ``table`` names them, are there and unchanged."""
+    folder = path.parent / parts_name(table, path)
+    try:
+        told = [(str(name), int(size), str(checksum)) for name, size, checksum in table["files"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{str(path)!r} is not whole: it does not tell its parts. Take an older copy.") from error
+    for name, size, checksum in told:
+        part = folder / Path(name).name
+        if part.name != name or not part.is_file():
+            raise FileError(f"{str(path)!r} is not whole: its part {str(part)!r} is missing. Take an older copy.")
+        if part.stat().st_size != size or sha256(part) != checksum:
+            raise FileError(f"{str(path)!r} is damaged: its part {str(part)!r} has changed. Take an older copy.")
+
+
+def parts_name(table: Any, path: Path) -> str:
+    """Return the name of the folder of the parts, which must lie beside ``path`` and belong to the same step."""
+    name = table.get("folder") if isinstance(table, Mapping) else None
+    if not isinstance(name, str) or not name.startswith(f"{path.name.split('.')[0]}.parts-") or Path(name).name != name:
+        raise FileError(
+            f"{str(path)!r} is not whole: it names {name!r} as the folder of its parts. Take an older copy."
+        )
+    return name
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 CHECKSUM = "easytorch.sha256"
 
 

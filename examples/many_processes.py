@@ -2,6 +2,7 @@
 
     python examples/many_processes.py [--quick] [--seed N]            starts its processes itself
     torchrun --nproc-per-node=2 examples/many_processes.py            has torchrun start them
+    torchrun --nproc-per-node=2 examples/many_processes.py --strategy fsdp --resume run/    in parts; killed, it goes on
 
 ``train`` knows nothing of processes. Where a launcher has started it, every process gets its part of each batch, the gradients
 meet, and every sample of the test is measured once. A batch is that of one process, so a process of three takes a third of it.
@@ -21,7 +22,9 @@ import easytorch
 BATCH = 96  # samples in an update, of all processes together
 
 
-def train(epochs: int, seed: int, verbose: int | str = 0) -> dict[str, float]:
+def train(
+    epochs: int, seed: int, verbose: int | str = 0, strategy: str = "auto", resume: str | None = None
+) -> dict[str, float]:
     torch.manual_seed(seed)
     digits = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float64).unsqueeze(1) / 16, torch.tensor(digits.target)
@@ -31,12 +34,13 @@ def train(epochs: int, seed: int, verbose: int | str = 0) -> dict[str, float]:
     )
 
     size = BATCH // int(os.environ.get("WORLD_SIZE", "1"))
-    model = easytorch.Model(net.double(), device="cpu").compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003)
-    model.fit(DataLoader(TensorDataset(x, y), size, shuffle=True), epochs, verbose=verbose)
+    model = easytorch.Model(net.double(), device="cpu")
+    model.compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003, strategy=strategy)
+    model.fit(DataLoader(TensorDataset(x, y), size, shuffle=True), epochs, resume=resume, verbose=verbose)
     loss, accuracy = model.evaluate(x_test, y_test, verbose=0)
 
     rows = len(model.predict(x_test, verbose=0))  # in order, in every process
-    weight = sum(float(parameter.detach().abs().sum()) for parameter in net.parameters())
+    weight = sum(float(value.abs().sum()) for value in model.state_dict()["module"].values())  # whole, whoever keeps it
     return {"loss": loss, "accuracy": accuracy, "rows": rows, "sum of absolute weights": weight}
 
 
@@ -46,10 +50,12 @@ def main() -> None:
         "--quick", action="store_true", help="two epochs instead of twenty, two processes instead of three"
     )
     options.add_argument("--seed", type=int, default=0, help="of the weights, the split and the order")
+    options.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], default="auto", help="under torchrun")
+    options.add_argument("--resume", help="a folder to keep the run in, under torchrun")
     args = options.parse_args()
     epochs = 2 if args.quick else 20
     if "WORLD_SIZE" in os.environ:  # torchrun has started this process as one of many
-        result = train(epochs, args.seed, verbose="auto")
+        result = train(epochs, args.seed, "auto", args.strategy, args.resume)
         if os.environ["RANK"] == "0":
             print(f"Result: test accuracy = {result['accuracy']:.4f}")
         return

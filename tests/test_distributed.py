@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 
 import pytest
 import torch
@@ -304,3 +305,15 @@ def test_batchnorm_is_replaced_in_place():
     assert type(net[1]) is SyncBatchNorm
     assert net[1].weight is weight
     assert list(net.state_dict()) == names
+
+
+def failing():
+    raise ArithmeticError("wanted")
+
+
+def test_a_launch_that_failed_keeps_no_store_alive():
+    """Its thread is not in copies of this process, which would abort or hang when they free it."""
+    with pytest.raises(RuntimeError, match="ArithmeticError: wanted") as failure:
+        together(failing)
+    kept = [one for frame, _ in traceback.walk_tb(failure.tb) for one in frame.f_locals.values()]
+    assert not [one for one in kept if isinstance(one, torch.distributed.Store)]

@@ -34,6 +34,7 @@ FLOORS = [
         "callbacks.progress",
         "memory",
         "outputs",
+        "parts",
         "shards",
     ],
     [

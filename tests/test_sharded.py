@@ -71,8 +71,22 @@ def local(model):
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"clip_grad_norm": 0.05}, {"gradient_accumulation_steps": 2}, {"kind": Parts}, {"count": 49, "size": 8}],
-    ids=["plain", "clipping", "accumulation", "a step that calls parts", "a tail for one"],
+    [
+        {},
+        {"clip_grad_norm": 0.05},
+        {"gradient_accumulation_steps": 2},
+        {"kind": Parts},
+        {"count": 49, "size": 8},
+        {"count": 2},
+    ],
+    ids=[
+        "plain",
+        "clipping",
+        "accumulation",
+        "a step that calls parts",
+        "a tail for one",
+        "fewer samples than processes",
+    ],
 )
 def test_the_numbers_are_those_of_one_process(processes, options):
     size = options.get("size", 6)
@@ -169,3 +183,31 @@ def averaging():
 
 def test_an_average_of_parts_is_refused():
     assert all("Use strategy='ddp'" in told for told in together(averaging))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.scale = Blocks(), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return self.blocks(x) * self.scale
+
+
+def not_split(make, channels_last):
+    net = make()
+    try:
+        Model(net, device="cpu").compile("sgd", "cross_entropy", strategy="fsdp", channels_last=channels_last)
+    except ValueError as error:
+        return str(error), {type(parameter) for parameter in net.parameters()} == {nn.Parameter}
+
+
+@pytest.mark.parametrize(
+    ("make", "channels_last", "told"),
+    [(Scaled, False, "'scale', a single number"), (lambda: nn.Conv2d(3, 4, 3), True, "'weight', whose numbers")],
+)
+def test_what_cannot_be_split_is_refused_before_anything_is(make, channels_last, told):
+    for found, unchanged in together(not_split, make, channels_last):
+        assert told in found
+        assert "use strategy='ddp'" in found
+        assert unchanged

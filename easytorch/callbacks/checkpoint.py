@@ -51,7 +51,7 @@ class BackupAndRestore(Callback):
         self.folder = Path(backup_dir)
         self.save_freq, self.minutes, self.keep, self.delete_checkpoint = save_freq, minutes, keep, delete_checkpoint
         self.source = self.folder
-        self._ended_by_error = False
+        self._ended_by_error = self._begun = False
         self._random_before_test: dict[str, Any] | None = None
         self._failed: OSError | None = None
 
@@ -63,12 +63,13 @@ class BackupAndRestore(Callback):
     def on_restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         self._saved, self._failed, self._ended_by_error = self.model.strategy.now(), None, False
+        self._begun = False
         processes = self.model.strategy.processes
         path, content = self._found() if processes.first else (None, {})
         path = processes.same(path)
         if path is not None:
             self.folder = path.parent
-            self._resume(content or files.read_model(path, self.model.device), path)
+            self._resume(content or files.read_model(path, self.model.device, verified=True), path)
 
     def _found(self) -> tuple[Path | None, dict[str, Any]]:
         """Return the file to go on from and what is in it, None where the run begins; newer ones beside it are set aside."""
@@ -134,6 +135,7 @@ class BackupAndRestore(Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the files of a run that came to its end, if that is wanted; say if the last one could not be written."""
+        self._complete()
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
         failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.damaged
         if ended and self.delete_checkpoint and not failed and self.model.strategy.processes.first:
@@ -142,28 +144,44 @@ class BackupAndRestore(Callback):
                 self.folder.rmdir()
         elif self._failed is not None:
             raise self._failed
+        elif self._begun:
+            self._tidy()
 
     def save(self, final: bool = False) -> None:
-        """Write a checkpoint; a failure is a warning until the last one."""
+        """Write a checkpoint, or begin to, if that goes on beside the training; a failure is a warning until the last one."""
         if self.model.callbacks.damaged:  # the last whole one is from before the damage
             return
         content = self.model.training_state()
         if self._random_before_test is not None:
             content["feed"]["random"] = self._random_before_test
-        if not self.model.strategy.processes.first:
-            self._saved = self.model.strategy.now()
-            return
+        self._complete()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.write(files.step_path(self.folder, self.model.state.step), content)
+            self.model.strategy.write(files.step_path(self.folder, self.model.state.step), content)
+            if final:
+                self.model.strategy.written()
         except OSError as error:
             if final:
                 raise
-            self._failed = error
-            warn(f"{error} Training goes on; the next checkpoint is tried again.")
+            self._fail(error)
             return
-        self._failed, self._saved = None, self.model.strategy.now()
-        files.keep_newest(self.folder, self.keep)
+        self._failed, self._saved, self._begun = None, self.model.strategy.now(), True
+        self._tidy()
+
+    def _complete(self) -> None:
+        """Wait for a checkpoint that is written beside the training."""
+        try:
+            self.model.strategy.written()
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self._failed = error
+        if self.model.strategy.processes.first:
+            warn(f"{error} Training goes on; the next checkpoint is tried again.")
+
+    def _tidy(self) -> None:
+        if self.model.strategy.processes.first:
+            files.keep_newest(self.folder, self.keep)
 
 
 class ModelCheckpoint(Monitor):
