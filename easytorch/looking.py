@@ -32,6 +32,7 @@ class Looking:
     last_fit: dict[str, Any]
     _history: History
     _compiled: dict[str, Any] | None
+    lacks_compile: bool
 
     if not TYPE_CHECKING:  # which is to know what there is
 
@@ -93,7 +94,13 @@ class Looking:
     def need_compiled(self, verb: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""
         if self._compiled is None:
-            raise RuntimeError(f"Call compile() before {verb}(): model.compile('adam', 'cross_entropy').")
+            again = (
+                " The model that was loaded was compiled with objects or functions, which no file holds; load it after compile() "
+                "to have its optimizer too."
+            )
+            raise RuntimeError(
+                f"Call compile() before {verb}(): model.compile('adam', 'cross_entropy').{again if self.lacks_compile else ''}"
+            )
 
     def need_optimizer(self, verb: str) -> torch.optim.Optimizer:
         """Return the optimizer, or raise a ``RuntimeError`` if there is none for ``verb``."""

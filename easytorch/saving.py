@@ -42,6 +42,7 @@ class Saving:
     schedules: list[LRScheduler]
     _history: History
     _compiled: dict[str, Any] | None  # what compile() was given
+    lacks_compile = False  # whether a file was loaded whose model was compiled with what no file holds
 
     def compile(self, *args: Any, **kwargs: Any) -> Self:
         """Choose how to train; see ``Model.compile``."""
@@ -110,11 +111,7 @@ class Saving:
         weights = files.fit_names(content["module"], self.module, path)
         if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"], **precision_here(self.device, content.get("precision")))
-        elif self._compiled is None and content.get("optimizer"):
-            warn(
-                f"The model in {str(path)!r} was compiled with objects or functions, which no file holds: its optimizer is left "
-                "out. Call compile() with them before load() to have it."
-            )
+        self.lacks_compile = self._compiled is None and bool(content.get("optimizer"))
         files.check_optimizer(content, self.optimizer, path)
         self._check(content)
         schedules = list(zip(self.schedules, content["schedules"], strict=False))
