@@ -226,3 +226,5 @@ class Interrupts(Callback):
             raise SystemExit(128 + signal.SIGTERM)
         if self.caught == signal.SIGINT and on_interrupt == "raise":
             raise KeyboardInterrupt
+        if self.caught == signal.SIGINT and self.model.strategy.processes.first:
+            print(f"Stopped after update {self.model.state.step}. The program goes on.", file=sys.stderr, flush=True)

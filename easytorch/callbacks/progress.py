@@ -266,9 +266,10 @@ class Bar(Live):
             line.append("━" * full, "bar.complete" if step < total else "bar.finished")
             line.append("━" * (long - full) + " ", "bar.back")
         line.append(f"{step:>{len(str(total))}}/{total}" if total else str(step))
-        if step and width >= 90:
+        if step and width >= 70:
             pace = step / max(time.perf_counter() - self.clock, 1e-9)
-            line.append(f" {pace:,.0f}/s" if pace >= 10 else f" {pace:.2g}/s", "dim")
+            if width >= 90:
+                line.append(f" {pace:,.0f}/s" if pace >= 10 else f" {pace:.2g}/s", "dim")
             if total and step < total:
                 line.append(f"  {duration((total - step) / pace)} left", "dim")
         line.append(f" {values(logs)}")
