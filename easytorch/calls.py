@@ -32,6 +32,10 @@ INSTEAD = {  # what other libraries call it, or have it for
     "num_workers": "DataLoader(dataset, num_workers=2)",
     "device": "Model(module, device=...)",
     "optimiser": "optimizer=",
+    "use_multiprocessing": "DataLoader(dataset, num_workers=2)",
+    "overwrite": "always so: the file is replaced when the new one is whole",
+    "save_format": "one format, and safetensors for weights: save_weights('model.safetensors')",
+    "write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
 
 
@@ -123,7 +127,8 @@ def _explained(method: Callable[..., Any], cls: type) -> Callable[..., Any]:
         except TypeError as error:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # of what the method does
                 raise
-            raise TypeError(f"{error}.{_cure(method, cls, args, kwargs)}") from None
+            told = str(error).replace(method.__qualname__, f"{cls.__name__}.{method.__name__}")
+            raise TypeError(f"{told}.{_cure(method, cls, args, kwargs)}") from None
 
     return call
 

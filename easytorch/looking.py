@@ -37,6 +37,10 @@ class Looking:
     if not TYPE_CHECKING:  # which is to know what there is
 
         def __getattr__(self, name: str) -> Any:
+            if "module" not in vars(self):
+                raise AttributeError(
+                    f"{type(self).__name__} has no {name!r}: its __init__ does not call super().__init__(module), or not first."
+                )
             raise explained_attribute(f"A {type(self).__name__}", name, ATTRIBUTES, dir(type(self)))
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -63,7 +63,12 @@ class Model(Looking, Saving):
 
     def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"Model takes a torch.nn.Module, received {module!r}. Is it a class to be called first?")
+            cure = (
+                "Is it a class to be called first?"
+                if isinstance(module, type)
+                else "Layers go into nn.Sequential(*layers)."
+            )
+            raise TypeError(f"Model takes a torch.nn.Module, received {module!r}. {cure}")
         self.module = module
         self.signature = Signature.of(module)
         self.device = pick_device(device)

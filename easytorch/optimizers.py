@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,7 +36,8 @@ def resolve(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch
         ValueError: If the name is unknown or the module has nothing to train.
         TypeError: If it is none of these.
     """
-    if lr is not None and (isinstance(lr, (bool, str)) or not lr >= 0):
+    number = isinstance(lr, (numbers.Real, torch.Tensor)) and not isinstance(lr, bool)
+    if lr is not None and not (number and lr >= 0):
         raise ValueError(f"lr must be a number of at least 0, received {lr!r}.")
     if optimizer is None:
         return None

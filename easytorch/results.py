@@ -108,6 +108,11 @@ class History(Chain, Mapping[str, list[float]]):
         names = dict.fromkeys(name for row in self.rows for name in row)
         return {name: [row[name] for row in self.rows if name in row] for name in names}
 
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in self.history:
+            raise AttributeError(f"A history has no attribute {name!r}. Its values are items: history[{name!r}].")
+        raise AttributeError(f"A history has no attribute {name!r}.")
+
     def __getitem__(self, name: str) -> list[float]:
         values = self.history
         if name not in values:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from easytorch import Model
-from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback
+from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau
 from tests.scripted import (
     NAN,
     UPDATES,
@@ -533,3 +533,10 @@ def test_a_method_that_looks_like_a_hook_and_is_none_is_told():
         class Mine(Callback):
             def on_epoch_finish(self, epoch, logs=None):
                 raise AssertionError
+
+
+@pytest.mark.parametrize("patience", ["3", -1, 1.5, True])
+def test_a_patience_that_is_no_number_of_epochs_is_refused(patience):
+    for callback in (EarlyStopping, ReduceLROnPlateau):
+        with pytest.raises(ValueError, match="patience must be a whole number of epochs, 0 or more, received"):
+            callback(patience=patience)

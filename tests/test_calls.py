@@ -155,3 +155,26 @@ def test_trainable_of_a_layer_is_answered_with_how_it_is_frozen():
         model.fit(X, Y, verbose=0)
     model.module[0].requires_grad_(False)
     model.fit(X, Y, verbose=0)
+
+
+def test_a_model_whose_init_forgets_the_first_says_so():
+    class Forgetful(Model):
+        def __init__(self, module):
+            self.net = module
+
+    with pytest.raises(AttributeError, match=r"its __init__ does not call super\(\).__init__\(module\)"):
+        Forgetful(mlp()).compile("sgd", "mse")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: Model([nn.Linear(2, 2)]), r"Layers go into nn\.Sequential\(\*layers\)"),
+        (lambda: Model(nn.Linear), "Is it a class to be called first"),
+        (lambda: compiled().save(overwrite=True), r"^Model\.save\(\) .*the file is replaced when the new one is whole"),
+        (lambda: compiled().fit(X, Y, resume=True), r"resume is the folder .*received True\. Pass resume='run/'"),
+    ],
+)
+def test_what_is_passed_for_something_else_is_told(call, told):
+    with pytest.raises(TypeError, match=told):
+        call()

@@ -364,3 +364,11 @@ def test_a_history_and_scores_can_be_pickled_without_the_model():
     assert again.history == history.history
     scores = model.evaluate(blob_loader(), verbose=0)
     assert pickle.loads(pickle.dumps(scores)) == scores
+
+
+def test_the_values_of_a_history_as_attributes_are_answered_with_how_they_are_had():
+    history = Model(mlp()).compile("sgd", "cross_entropy").fit(blob_loader(), 1, verbose=0)
+    with pytest.raises(AttributeError, match=r"Its values are items: history\['loss'\]"):
+        _ = history.loss
+    with pytest.raises(AttributeError, match=r"A history has no attribute 'anything'\.$"):
+        _ = history.anything

@@ -14,6 +14,8 @@ from easytorch import Model
 from easytorch.callbacks import LambdaCallback, LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from tests.scripted import NAN, UPDATES, Rates, Scripted, X, Y, new_model, train
 
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+
 # LRScheduler and compile(scheduler=...)
 
 PER_UPDATE = {
@@ -372,3 +374,14 @@ def test_plateau_refuses_a_monitor_that_will_not_be_there_before_the_first_step(
     with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors 'val_loss'.*validation_data"):
         train(model, 1, ReduceLROnPlateau(), validation_data=None)
     assert model.state.step == 0
+
+
+def test_a_schedule_that_returns_nothing_is_told():
+    model = new_model()
+    with pytest.raises(TypeError, match=r"The schedule returned None for epoch 0\. It is to return the learning rate"):
+        model.fit(X, Y, verbose=0, callbacks=[LearningRateScheduler(lambda epoch: None)])
+
+
+def test_a_scheduler_class_that_needs_more_than_the_optimizer_is_told():
+    with pytest.raises(TypeError, match=r"scheduler=lambda optimizer: StepLR\(optimizer, \.\.\.\).*step_size"):
+        Model(nn.Linear(2, 2)).compile("sgd", "cross_entropy", scheduler=lr_scheduler.StepLR)

@@ -58,6 +58,8 @@ class BackupAndRestore(Callback):
     @classmethod
     def at(cls, resume: str | os.PathLike[str] | None) -> list[BackupAndRestore]:
         """Return the callbacks for what the user passed as ``fit(resume=...)``."""
+        if isinstance(resume, bool):
+            raise TypeError(f"resume is the folder in which the run is kept, received {resume!r}. Pass resume='run/'.")
         return [] if resume is None else [cls(resume, delete_checkpoint=False)]
 
     def on_restore(self) -> None:

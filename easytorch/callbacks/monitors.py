@@ -89,6 +89,13 @@ def check_name(name: str, who: str, model: Model) -> None:
     raise ValueError(f"{told} There will be {quoted(names)}.")
 
 
+def checked_patience(patience: Any) -> int:
+    """Return ``patience``, or raise a ``ValueError`` if it is no number of epochs."""
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
+        raise ValueError(f"patience must be a whole number of epochs, 0 or more, received {patience!r}.")
+    return patience
+
+
 class EarlyStopping(Monitor):
     """Stops training when a value has stopped getting better.
 
@@ -120,7 +127,7 @@ class EarlyStopping(Monitor):
         start_from_epoch: int = 0,
     ) -> None:
         super().__init__(monitor, mode, min_delta)
-        self.patience, self.verbose, self.baseline = patience, verbose, baseline
+        self.patience, self.verbose, self.baseline = checked_patience(patience), verbose, baseline
         self.restore_best_weights, self.start_from_epoch = restore_best_weights, start_from_epoch
         self._forget()
 

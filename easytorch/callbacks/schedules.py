@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import lr_scheduler
 
 from easytorch.callbacks.callback import Callback
-from easytorch.callbacks.monitors import Monitor, check_name
+from easytorch.callbacks.monitors import Monitor, check_name, checked_patience
 from easytorch.lookup import find
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class LRScheduler(Callback):
                     f"Expected a torch.optim.lr_scheduler, or a function that makes one from the optimizer; received "
                     f"{self.scheduler!r}."
                 )
-            self.scheduler = self._factory(optimizer)
+            self.scheduler = self._made(self._factory, optimizer)
         if self.scheduler.optimizer is not optimizer:
             raise ValueError(
                 "The scheduler belongs to another optimizer than the model's. Pass a function instead: "
@@ -82,6 +84,18 @@ class LRScheduler(Callback):
         if self.step_every is None:
             self.step_every = _step_every(self.scheduler)
         self._watch(optimizer)
+
+    @staticmethod
+    def _made(factory: Callable[..., Any], optimizer: torch.optim.Optimizer) -> Any:
+        try:
+            return factory(optimizer)
+        except TypeError as error:
+            if not isinstance(factory, type):
+                raise
+            raise TypeError(
+                f"{factory.__name__} needs more than the optimizer. Pass scheduler=lambda optimizer: "
+                f"{factory.__name__}(optimizer, ...). {error}"
+            ) from None
 
     def _watch(self, optimizer: torch.optim.Optimizer) -> None:
         # With loss scaling an update may be skipped; a scheduler that counts updates must not count those.
@@ -200,7 +214,12 @@ class LearningRateScheduler(Callback):
             return
         self.applied = epoch
         lr = float(self.model.need_optimizer("fit").param_groups[0]["lr"])
-        _set_lr(self.model, self.schedule(*((epoch, lr) if _takes_two(self.schedule) else (epoch,))))
+        value = self.schedule(*((epoch, lr) if _takes_two(self.schedule) else (epoch,)))
+        if not isinstance(value, numbers.Real) and not isinstance(value, Tensor):
+            raise TypeError(
+                f"The schedule returned {value!r} for epoch {epoch}. It is to return the learning rate, a number."
+            )
+        _set_lr(self.model, value)
         if self.verbose:
             self.say(f"Epoch {epoch + 1}: learning rate {_lr(self.model):.4g}")
 
@@ -243,7 +262,7 @@ class ReduceLROnPlateau(Monitor):
             raise ValueError(f"factor must be below 1, or the learning rate would not fall; received {factor!r}.")
         self.factor, self.patience, self.verbose, self.cooldown, self.min_lr = (
             factor,
-            patience,
+            checked_patience(patience),
             verbose,
             cooldown,
             min_lr,
