@@ -14,6 +14,8 @@ from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, OptunaP
 from tests.loops import mlp
 from tests.scripted import NAN, VALIDATION, Scripted, X, Y, new_model, train
 
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+
 optuna = pytest.importorskip("optuna")
 
 
