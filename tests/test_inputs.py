@@ -76,6 +76,21 @@ KINDS = {
     "20 NumPy": (lambda: (X.numpy(), Y.numpy()), ARRAYS),
     "20 NumPy of doubles and short integers": (lambda: (X.numpy().astype("float64"), Y.numpy()), ARRAYS),
     "20 lists of numbers": (lambda: (X.tolist(), Y.tolist()), ARRAYS),
+    "20 NumPy of short labels": (lambda: (X.numpy(), Y.numpy().astype("int32")), ARRAYS),
+    "20 a list of NumPy's numbers": (lambda: (X, list(Y.numpy())), ARRAYS),
+    "20 a list of labels that are tensors": (lambda: (X, list(Y)), ARRAYS),
+    "20 lists of rows": (lambda: (list(X), list(Y)), ARRAYS),
+    "20 lists of NumPy's rows": (lambda: (list(X.numpy()), list(Y.numpy().astype("int16"))), ARRAYS),
+    "20 a list of rows and an array": (lambda: (list(X), Y.numpy()), ARRAYS),
+    "21 frame and series of short labels": (lambda: (frame(), pd.Series(Y.numpy(), dtype="int8")), ARRAYS),
+    "28 list of NumPy batches of short labels": (
+        lambda: ([(x.numpy(), y.numpy().astype("int32")) for x, y in BATCHES],),
+        {},
+    ),
+    "24 dict of arrays with short labels": (
+        lambda: ({"input": X.numpy(), "label": Y.numpy().astype("int32")},),
+        ARRAYS,
+    ),
     "21 frame and series": (lambda: (frame(), pd.Series(Y.numpy())), ARRAYS),
     "26 generator function": (lambda: (lambda: iter(BATCHES),), {}),
     "27 loader without a length": (lambda: (Unsized(),), {}),
@@ -281,6 +296,27 @@ def test_class_and_sample_weights_multiply(start):
     assert furthest(net, by_hand) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "labels", [(Y == 1).numpy(), pd.Series((Y == 1).numpy()), list((Y == 1).numpy())], ids=["array", "series", "list"]
+)
+def test_true_and_false_are_classes(labels, start):
+    expected, net = twins(start)
+    compiled(expected).fit(X, (Y == 1).long(), verbose=0, **ARRAYS)
+    compiled(net).fit(X, labels, verbose=0, **ARRAYS)
+    assert same_weights(net, expected)
+
+
+def test_a_mask_of_true_and_false_stays_one():
+    seen = []
+
+    def loss(y_pred, y):
+        seen.append(y.dtype)
+        return y_pred.square().mean()
+
+    Model(mlp(), device="cpu").compile("sgd", loss).fit(X, (X > 0).numpy(), verbose=0)
+    assert set(seen) == {torch.bool}
+
+
 def test_metrics_take_no_weights_unless_asked():
     model = Model(mlp(), device="cpu").compile(None, "cross_entropy", ["accuracy"], weighted_metrics=["accuracy"])
     scores = model.evaluate(X, Y, sample_weight=WEIGHTS, verbose=0)
@@ -328,6 +364,41 @@ def test_a_loader_with_a_sampler_of_its_own_is_not_split():
     sampler = torch.utils.data.WeightedRandomSampler([1.0] * 50, 50)
     with pytest.raises(ValueError, match=r"sampler.*easytorch\.data\.split"):
         compiled(mlp()).fit(DataLoader(Rows(), 8, sampler=sampler), validation_split=0.2, verbose=0)
+
+
+def pairs():
+    return [(x, int(y)) for x, y in zip(X, Y, strict=True)]
+
+
+SAMPLES = {
+    "pairs": pairs,
+    "pairs of tensors": lambda: list(zip(X, Y, strict=True)),
+    "dicts": lambda: [{"input": x, "label": y} for x, y in pairs()],
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_a_loader_of_a_list_of_samples_is_split_and_weighed_as_one_of_a_dataset(kind, start):
+    expected, net = twins(start)
+    options = {"epochs": 2, "validation_split": 0.2, "class_weight": "balanced", "verbose": 0}
+    one = compiled(expected).fit(DataLoader(TensorDataset(X, Y), 8), **options)
+    other = compiled(net).fit(DataLoader(SAMPLES[kind](), 8), **options)
+    assert one["val_loss"] == other["val_loss"]
+    assert same_weights(net, expected)
+
+
+def test_a_list_of_samples_is_split_with_a_share_of_each_class():
+    _, expected = split(TensorDataset(X, Y), 0.3)
+    train, test = split(pairs(), 0.3)
+    assert test.indices == expected.indices
+    assert torch.equal(targets_of(train), torch.tensor([y for _, y in train]))
+
+
+def test_labels_that_are_text_or_ragged_are_no_targets_at_hand():
+    assert targets_of([(X[0], "cat"), (X[1], "dog")]) is None
+    assert targets_of([(X[0], torch.zeros(2)), (X[1], torch.zeros(3))]) is None
+    assert targets_of([(1, 2, 3, 4)]) is None
+    assert targets_of(list(X)) is None
 
 
 # Several outputs
