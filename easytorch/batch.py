@@ -183,6 +183,7 @@ class Signature(NamedTuple):
     names: tuple[str, ...]
     positional: float = 1
     any_keyword: bool = False
+    required: int = 1  # arguments that have no default
 
     @classmethod
     def of(cls, module: nn.Module) -> Signature:
@@ -191,7 +192,8 @@ class Signature(NamedTuple):
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         star = any(p.kind == p.VAR_POSITIONAL for p in parameters)
         positional = float("inf") if star else sum(p.kind != p.KEYWORD_ONLY for p in named)
-        return cls(tuple(p.name for p in named), positional, any(p.kind == p.VAR_KEYWORD for p in parameters))
+        keywords = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        return cls(tuple(p.name for p in named), positional, keywords, sum(p.default is p.empty for p in named))
 
     def call(self, function: Callable[..., Any], x: Any) -> Any:
         """Call ``function``, the module or its compiled twin, with whatever ``x`` is.

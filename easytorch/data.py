@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from easytorch.arrays import (
     ArrayDataset,
     as_batch,
+    as_tensor,
     as_tensors,
     is_array,
     is_arrays,
@@ -347,12 +348,41 @@ def one_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
 
 def inputs(x: Any, signature: Signature) -> Any:
     """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
+    if isinstance(x, list):
+        return _listed_inputs(x, signature)
     several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
     return (x,) if several and all(map(is_array, x)) else x
 
 
+def _listed_inputs(x: list[Any], signature: Signature) -> Any:
+    """Return a list as what ``fit`` takes it for beside targets, numbers, rows or several inputs; else it holds batches."""
+    if isinstance(next(leaves(x), None), (int, float, np.generic)):
+        return as_tensors(x)
+    if len(x) < 2 or not all(map(is_array, x)):
+        return x
+    if signature.required == len(x):
+        return (x,)
+    shapes = {np.shape(part) for part in x}
+    if len(shapes) == 1 and all(map(_is_row, x)):
+        return torch.stack([as_tensor(row) for row in x])
+    if len(shapes) == 1:
+        warn(
+            f"predict() takes the list of {len(x)} arrays as {len(x)} batches, one after the other. Pass several inputs as a "
+            "tuple, samples as one array, torch.stack(x), and batches as [(x1,), (x2,), ...]."
+        )
+    return x
+
+
+def _is_row(part: Any) -> bool:
+    """Whether ``part`` is the features of one sample; a batch of single whole numbers is nothing unusual, one of floats is."""
+    tensor = as_tensor(part)
+    return bool(tensor.ndim == 1 and tensor.is_floating_point())
+
+
 def one_row_each(outputs: Any, batch: Any) -> Any:
     """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
+    if outputs is None:
+        raise TypeError("There are no outputs: does forward(), or predict_step, lack its return?")
     try:
         size = batch_size(batch)
     except ValueError:  # a batch of another library
@@ -365,7 +395,8 @@ def one_row_each(outputs: Any, batch: Any) -> Any:
         return outputs
     raise ValueError(
         f"predict() joins outputs that have one row for each sample, but for a batch of {size} the module returned "
-        f"{describe(outputs)}. Override predict_step to return what has a row for each, or mend a squeeze() in forward()."
+        f"{describe(outputs)}. Override predict_step to return what has a row for each, or use squeeze(1) for squeeze() in "
+        "forward()."
     )
 
 

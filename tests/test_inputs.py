@@ -207,6 +207,35 @@ def test_29_a_hugging_face_dataset_trains_as_it_is(start, reference):
     assert torch.equal(targets_of(rows), Y)
 
 
+PREDICTED = {
+    "nested lists": (mlp, X.tolist()),
+    "lists of NumPy's numbers": (mlp, [list(row) for row in X.numpy()]),
+    "a list of rows": (mlp, list(X)),
+    "a list of NumPy's rows": (mlp, list(X.numpy())),
+    "a list of inputs": (lambda: Sum(mlp()), [LEFT, RIGHT]),
+    "a list of inputs of NumPy": (lambda: Sum(mlp()), [LEFT.numpy(), RIGHT.numpy()]),
+    "a tuple of inputs": (lambda: Sum(mlp()), (LEFT, RIGHT)),
+    "a list of batches": (mlp, BATCHES),
+    "a list of batches of inputs": (mlp, [x for x, _ in BATCHES]),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTED)
+def test_predict_takes_what_fit_takes(kind):
+    make, x = PREDICTED[kind]
+    net = make()
+    expected = (net.net if isinstance(net, Sum) else net)(X).detach().numpy()
+    outputs = Model(net, device="cpu").predict(x, verbose=0)
+    assert outputs.shape == expected.shape
+    assert abs(outputs - expected).max() < 1e-6
+
+
+def test_predict_says_that_a_list_of_like_arrays_is_batches():
+    model = Model(mlp(), device="cpu")
+    with pytest.warns(UserWarning, match="list of 2 arrays as 2 batches"):
+        assert model.predict([X, X], verbose=0).shape == (100, 3)
+
+
 class MakesItsOwnLoss(nn.Module):
     """As the models of Hugging Face do: labels among the arguments, the loss among the outputs."""
 
