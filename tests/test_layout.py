@@ -41,6 +41,7 @@ FLOORS = [
         "callbacks.pruning",
         "callbacks.schedules",
         "fetch",
+        "hints",
         "metric",
         "slices",
         "splits",
