@@ -85,13 +85,12 @@ def stacked(x: Any, y: Any) -> tuple[Any, Any]:
 
     A list of arrays may also be several inputs. Those have one row for each sample themselves, which tells the two apart.
     """
-    if not isinstance(x, list) or len(x) < 2 or y is None or not hasattr(y, "__len__") or len(y) != len(x):
+    if not isinstance(x, list) or len(x) < 2 or not _are_alike(x) or not (is_array(y) or isinstance(y, list)):
         return x, y
-    if not _are_alike(x) or len(x[0]) == len(y):
-        return x, y
-    if isinstance(y, list) and _are_alike(y):
-        return (x, y) if len(x[0]) == len(y[0]) else (_stack(x), _stack(y))
-    return _stack(x), y
+    if isinstance(y, list) and any(np.ndim(part) for part in y):  # which may be several targets
+        samples = len(y) == len(x) and _are_alike(y) and len(x[0]) != len(y[0])
+        return (_stack(x), _stack(y)) if samples else (x, y)
+    return (_stack(x), y) if len(y) == len(x) != len(x[0]) else (x, y)
 
 
 def _are_alike(parts: list[Any]) -> bool:

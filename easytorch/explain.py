@@ -61,7 +61,7 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
             outputs = local["outputs"]
             return None if isinstance(outputs, Mapping) and "loss" in outputs else _of_step(outputs)
         if isinstance(owner, nn.Module) and owner in layers and name in ("forward", "_conv_forward"):
-            if _is_torch(owner) and isinstance(error, TypeError):
+            if isinstance(error, TypeError) and _is_torch(owner) and not isinstance(owner, nn.Sequential):
                 received = local.get(frame.f_code.co_varnames[1])
                 if not isinstance(received, Tensor):
                     if any(received is value for value in _called_with(frames)):

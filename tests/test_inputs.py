@@ -443,6 +443,25 @@ class TwoHeads(nn.Module):
         return {"kind": kind, "size": size} if self.named else (kind, size)
 
 
+class Crossed(nn.Module):
+    """Two inputs and two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.kind, self.size = nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, left, right):
+        return self.kind(left), self.size(right)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_two_inputs_and_two_targets_are_not_taken_for_two_samples(kind):
+    model = Model(Crossed(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
+    model.fit([X, X], kind([Y, X[:, :1]]), verbose=0)
+    model.fit([X[:2], X[:2]], kind([Y[:2], X[:2, :1]]), verbose=0)
+    assert model.state.step == 3
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_each_output_has_its_loss_weight_and_metrics(named):
     size = X[:, :1] * 2
