@@ -150,6 +150,7 @@ def as_labels(leaf: Any) -> Any:
     each sample, are turned: a mask may be meant as one.
     """
     dtype = getattr(leaf, "dtype", None)
+    dtype = getattr(dtype, "numpy_dtype", dtype)  # of pandas' types that know a missing value
     if isinstance(dtype, np.dtype) and hasattr(leaf, "astype"):
         short = dtype.kind == "i" and dtype.itemsize < 8
         if short or (dtype.kind == "b" and leaf.ndim < 2):

@@ -23,7 +23,7 @@ from easytorch.arrays import (
     quiet_generator,
     stacked,
 )
-from easytorch.batch import LABEL_KEYS, Signature, as_labels, batch_size
+from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, as_labels, batch_size
 from easytorch.feed import Feed, length, signal_proof, whole
 from easytorch.memory import InMemory, in_memory
 from easytorch.notice import warn
@@ -117,11 +117,15 @@ def _rows(x: Any, y: Any, sample_weight: Any) -> ArrayDataset:
     if y is None and isinstance(x, Mapping):
         x = {key: map_leaves(as_labels, part) if key in LABEL_KEYS else part for key, part in x.items()}
     y = map_leaves(as_labels, y)
-    if sample_weight is None:
-        return ArrayDataset(x if y is None else (x, y))
-    dataset = ArrayDataset((x, y, sample_weight))
-    check_weights("sample_weight", dataset.tree[2])
+    dataset = ArrayDataset((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
+    check_weights(WEIGHT_KEY, None if len(dataset) == 0 else _weights_in(dataset.tree))
     return dataset
+
+
+def _weights_in(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return tree.get(WEIGHT_KEY)
+    return tree[2] if isinstance(tree, tuple) and len(tree) == 3 else None
 
 
 def _batches(x: Any) -> Iterable[Any]:
@@ -292,7 +296,7 @@ def fit_data(
 
 def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:
     """Return the batches of ``validation_data``, which are read ``once`` or more often."""
-    if isinstance(data, (int, float)):
+    if isinstance(data, (int, float, np.number)):
         raise ValueError(
             f"validation_data is data, received the number {data!r}. Did you mean validation_split={data!r}?"
         )
@@ -315,15 +319,16 @@ def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:
 
 def _split(loader: Any, share: Any) -> tuple[Any, Any]:
     """Return the loaders of the training data and of the share of it to validate on."""
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-        percent = isinstance(share, (int, float)) and 1 < share < 100
+    is_number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
+    if not is_number or not 0 < share < 1:
+        percent = is_number and 1 < share < 100
         cure = f"{share:g} % is {share / 100:g}." if percent else "0.2 is a fifth of the training data."
         raise ValueError(f"validation_split must be a share between 0 and 1, received {share!r}. {cure}")
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             "validation_split needs data with a length and an index, which this has not. Pass validation_data instead."
         )
-    return split_loader(loader, share, seed=0, stratify=True)
+    return split_loader(loader, float(share), seed=0, stratify=True)
 
 
 def validated_epochs(frequency: Any) -> Callable[[int], bool]:
@@ -358,6 +363,8 @@ def _listed_inputs(x: list[Any], signature: Signature) -> Any:
     """Return a list as what ``fit`` takes it for beside targets, numbers, rows or several inputs; else it holds batches."""
     if isinstance(next(leaves(x), None), (int, float, np.generic)):
         return as_tensors(x)
+    if signature.required > 1 and all(_are_arrays(part, signature.required) for part in x):
+        return [(tuple(part),) for part in x]  # batches of several inputs, which cannot be (x, y)
     if len(x) < 2 or not all(map(is_array, x)):
         return x
     if signature.required == len(x):
@@ -371,6 +378,10 @@ def _listed_inputs(x: list[Any], signature: Signature) -> Any:
             "tuple, samples as one array, torch.stack(x), and batches as [(x1,), (x2,), ...]."
         )
     return x
+
+
+def _are_arrays(part: Any, count: int) -> bool:
+    return isinstance(part, (tuple, list)) and len(part) == count and all(map(is_array, part))
 
 
 def _is_row(part: Any) -> bool:

@@ -75,6 +75,8 @@ def _given(frames: Sequence[FrameType]) -> tuple[Any, Any]:
         x, y = call.get("validation_data"), None
     if isinstance(x, list) and x and isinstance(x[0], (tuple, list)) and y is None:  # a list of batches
         x = tuple(x[0])
+    if isinstance(x, list) and len(x) == 1 and is_array(x[0]):
+        x = x[0]
     if isinstance(x, tuple) and y is None and len(x) in (2, 3):
         x, y = x[:2]
     return _first(x), _first(y)
@@ -138,6 +140,7 @@ def of_samples(error: Exception, frames: Sequence[FrameType]) -> Exception | Non
 def of_one_sample(error: Exception, frames: Sequence[FrameType], module: nn.Module) -> Exception | None:
     """Return what dimension ``predict`` misses in its input, found by trying the module on it with one more."""
     x = next((f.f_locals.get("x") for f in frames if _is_verb(f) and f.f_code.co_name == "_predict"), None)
+    x = x[0] if isinstance(x, list) and len(x) == 1 else x  # as predict_on_batch passes it
     numbers = isinstance(x, list) and bool(x) and all(isinstance(value, (int, float)) for value in x)
     if not (is_array(x) or numbers) or (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None  # of many processes none may call the module alone

@@ -40,11 +40,11 @@ def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, str
     Raises:
         ValueError: If a part would be empty, or the data has no length or an order of its own.
     """
-    if isinstance(y, float):  # split(data, 0.2)
+    if isinstance(y, (int, float)):  # split(data, 0.2)
         y, fraction = None, y
     if isinstance(data, DataLoader):
         return split_loader(data, fraction, seed, stratify)
-    samples = isinstance(data, list) and y is None and not all(map(is_array, data))
+    samples = isinstance(data, list) and y is None and (len(data) > 3 or not all(map(is_array, data)))
     if not samples and (not is_map_style(data) or is_array(data) or y is not None):
         data = ArrayDataset(data if y is None else (data, y))
     if isinstance(data, IterableDataset):

@@ -1275,11 +1275,12 @@ def test_balanced_weights_of_negative_classes_are_refused():
         lambda: fit(compiled(), X, Y, class_weight=[1.0, float("nan"), 1.0]),
         lambda: fit(compiled(), X, Y, sample_weight=-torch.ones(len(X))),
         lambda: fit(compiled(), (X, Y, -torch.ones(len(X)))),
+        lambda: fit(compiled(), {"input": X, "label": Y, "sample_weight": -torch.ones(len(X))}),
         lambda: fit(compiled(), ByHand(X, Y), sample_weight=-np.ones(len(X))),
         lambda: compiled().evaluate(X, Y, sample_weight=-torch.ones(len(X)), verbose=0),
         lambda: compiled().train_on_batch(X, Y, -torch.ones(len(X))),
     ],
-    ids=["class", "class without a number", "arrays", "tuple", "own Dataset", "evaluate", "train_on_batch"],
+    ids=["class", "class without a number", "arrays", "tuple", "dict", "own Dataset", "evaluate", "train_on_batch"],
 )
 def test_negative_weights_are_refused(run):
     refused(run, "_weight must be 0 or more", kind=ValueError)
@@ -1429,6 +1430,10 @@ def test_one_sample_is_told_from_a_batch(verb, net, x, cure):
 
 def test_as_many_classes_as_features_do_not_hide_that_it_is_one_sample():
     refused(lambda: compiled(mlp(3, 3)).predict_classes(X[0, :3], verbose=0), "looks like one sample", kind=ValueError)
+
+
+def test_one_sample_is_told_from_one_batch():
+    refused(lambda: compiled().predict_on_batch(X[0]), r"looks like one sample: x\[None\]", kind=ValueError)
 
 
 def test_single_numbers_are_told_to_become_a_column():

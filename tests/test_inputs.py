@@ -91,6 +91,10 @@ KINDS = {
         lambda: ({"input": X.numpy(), "label": Y.numpy().astype("int32")},),
         ARRAYS,
     ),
+    "21 frame and series of labels that may miss some": (
+        lambda: (frame(), pd.Series(Y.numpy(), dtype="Int32")),
+        ARRAYS,
+    ),
     "21 frame and series": (lambda: (frame(), pd.Series(Y.numpy())), ARRAYS),
     "26 generator function": (lambda: (lambda: iter(BATCHES),), {}),
     "27 loader without a length": (lambda: (Unsized(),), {}),
@@ -230,6 +234,13 @@ def test_predict_takes_what_fit_takes(kind):
     assert abs(outputs - expected).max() < 1e-6
 
 
+def test_one_batch_of_several_inputs_is_predicted():
+    model = Model(Sum(mlp()), device="cpu")
+    expected = model.predict((LEFT, RIGHT), verbose=0)
+    assert (model.predict_on_batch([LEFT, RIGHT]) == expected).all()
+    assert (model.predict_on_batch((LEFT, RIGHT)) == expected).all()
+
+
 def test_predict_says_that_a_list_of_like_arrays_is_batches():
     model = Model(mlp(), device="cpu")
     with pytest.warns(UserWarning, match="list of 2 arrays as 2 batches"):
@@ -325,8 +336,13 @@ def test_class_and_sample_weights_multiply(start):
     assert furthest(net, by_hand) < 1e-6
 
 
+TRUTHS = (Y == 1).numpy()
+
+
 @pytest.mark.parametrize(
-    "labels", [(Y == 1).numpy(), pd.Series((Y == 1).numpy()), list((Y == 1).numpy())], ids=["array", "series", "list"]
+    "labels",
+    [TRUTHS, pd.Series(TRUTHS), pd.Series(TRUTHS, dtype="boolean"), list(TRUTHS)],
+    ids=["array", "series", "series that may miss some", "list"],
 )
 def test_true_and_false_are_classes(labels, start):
     expected, net = twins(start)
@@ -421,6 +437,17 @@ def test_a_list_of_samples_is_split_with_a_share_of_each_class():
     train, test = split(pairs(), 0.3)
     assert test.indices == expected.indices
     assert torch.equal(targets_of(train), torch.tensor([y for _, y in train]))
+
+
+def test_a_list_of_rows_without_targets_is_split():
+    train, test = split(list(X), 0.2)
+    assert (len(train), len(test)) == (40, 10)
+
+
+@pytest.mark.parametrize("share", [20, 1.5])
+def test_a_share_that_is_none_is_told_also_in_the_second_place(share):
+    with pytest.raises(ValueError, match=f"between 0 and 1, received {share}"):
+        split(pairs(), share)
 
 
 def test_labels_that_are_text_or_ragged_are_no_targets_at_hand():
