@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from easytorch.batch import from_numpy
+from easytorch.batch import PADDING, from_numpy
 from easytorch.tree import describe, leaves, map_leaves
 
 
@@ -53,8 +53,11 @@ def as_batch(rows: Any) -> Any:
 
 def as_tensors(tree: Any) -> Any:
     """Turn every array, frame and list of numbers in ``tree`` into a tensor."""
-    if isinstance(tree, list) and tree and all(isinstance(leaf, (int, float, str)) for leaf in leaves(tree)):
-        return as_tensor(tree)
+    if isinstance(tree, list) and tree:
+        if all(isinstance(leaf, (int, float, str, np.generic)) for leaf in leaves(tree)):
+            return as_tensor(tree)
+        if all(isinstance(leaf, Tensor) and not leaf.ndim for leaf in tree):  # list(y) of a tensor y
+            return torch.stack(tree)
     if isinstance(tree, Mapping):
         return {key: as_tensors(value) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
@@ -71,10 +74,42 @@ def as_tensor(leaf: Any) -> Any:
     if hasattr(leaf, "to_numpy"):
         return _rows(from_numpy(leaf.to_numpy()))
     if isinstance(leaf, (np.ndarray, Sequence, float, int)) and not isinstance(leaf, str):
-        return _rows(from_numpy(np.asarray(leaf)))
+        return _rows(from_numpy(leaf if isinstance(leaf, np.ndarray) else _array(leaf)))
     raise TypeError(
         f"Expected numbers, received {leaf!r} of type {type(leaf).__name__}. Pass tensors, arrays or frames."
     )
+
+
+def stacked(x: Any, y: Any) -> tuple[Any, Any]:
+    """Return ``x`` and ``y``, where both are lists of one part for each sample with the parts as the rows of one tensor.
+
+    A list of arrays may also be several inputs. Those have one row for each sample themselves, which tells the two apart.
+    """
+    if not isinstance(x, list) or len(x) < 2 or not _are_alike(x) or not (is_array(y) or isinstance(y, list)):
+        return x, y
+    if isinstance(y, list) and any(np.ndim(part) for part in y):  # which may be several targets
+        samples = len(y) == len(x) and _are_alike(y) and len(x[0]) != len(y[0])
+        return (_stack(x), _stack(y)) if samples else (x, y)
+    return (_stack(x), y) if len(y) == len(x) != len(x[0]) else (x, y)
+
+
+def _are_alike(parts: list[Any]) -> bool:
+    """Whether ``parts`` are arrays of one shape, with at least one dimension."""
+    return (
+        all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in parts)
+        and len({tuple(part.shape) for part in parts}) == 1
+    )
+
+
+def _stack(parts: list[Any]) -> Any:
+    return torch.stack(parts) if all(isinstance(part, Tensor) for part in parts) else np.stack(parts)
+
+
+def _array(numbers: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(numbers)
+    except ValueError as error:  # "inhomogeneous shape", as NumPy says
+        raise ValueError(f"The rows of a list differ in shape, so that it is no array of numbers. {PADDING}") from error
 
 
 def _rows(leaf: Any) -> Any:

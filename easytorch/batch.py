@@ -14,6 +14,7 @@ from easytorch.tree import describe, leaves, map_leaves
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 WEIGHT_KEY = "sample_weight"
+PADDING = "Pad them to one length, for example by torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
 NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
 
 
@@ -114,6 +115,8 @@ def placer(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], A
                     break
             else:  # nothing is to be done, as mostly on a CPU
                 return batch
+            if len(batch) > 1 and type(batch[1]) is np.ndarray:
+                batch = type(batch)([batch[0], as_labels(batch[1]), *batch[2:]])
         return map_leaves(place, batch)
 
     return place_batch
@@ -132,10 +135,7 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     ):
         array = array.astype(np.float64)  # numbers in a frame with columns of several kinds
     if array.dtype.kind not in "biufc":
-        raise TypeError(
-            f"Expected numbers, received an array of {_kind(array)} with shape {list(array.shape)}. Turn text into "
-            "numbers first, for example labels by sklearn.preprocessing.LabelEncoder, columns by pandas.get_dummies."
-        )
+        raise _no_numbers(array)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)  # torch computes little with unsigned integers
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
@@ -143,8 +143,39 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array) if array.ndim else array)
 
 
-def _kind(array: np.ndarray[Any, Any]) -> str:
-    return "text" if array.dtype.kind in "US" or (array.size and isinstance(array.flat[0], str)) else str(array.dtype)
+def as_labels(leaf: Any) -> Any:
+    """Return targets that came as an array or a series of short integers, or of True and False, as int64.
+
+    That is what losses of classes take. Tensors stay what they are, as does whatever is no array; of bool only labels, one for
+    each sample, are turned: a mask may be meant as one.
+    """
+    dtype = getattr(leaf, "dtype", None)
+    dtype = getattr(dtype, "numpy_dtype", dtype)  # of pandas' types that know a missing value
+    if isinstance(dtype, np.dtype) and hasattr(leaf, "astype"):
+        short = dtype.kind == "i" and dtype.itemsize < 8
+        if short or (dtype.kind == "b" and leaf.ndim < 2):
+            return leaf.astype("int64")
+    return leaf
+
+
+def _no_numbers(array: np.ndarray[Any, Any]) -> TypeError:
+    """Return the error for an array of text, of rows, or of other objects."""
+    first = array.flat[0] if array.size else None
+    if isinstance(first, (list, tuple, np.ndarray, Tensor)):
+        lengths = sorted({len(row) for row in array.flat if hasattr(row, "__len__")})
+        if len(lengths) == 1:
+            return TypeError(
+                f"Expected numbers, received an array whose {array.size} elements are rows of {lengths[0]}. Make one array of "
+                "them: np.stack(x)."
+            )
+        return TypeError(
+            f"Expected numbers, received an array of rows of different lengths, {', '.join(map(str, lengths[:3]))}. {PADDING}"
+        )
+    kind = "text" if array.dtype.kind in "US" or isinstance(first, str) else str(array.dtype)
+    return TypeError(
+        f"Expected numbers, received an array of {kind} with shape {list(array.shape)}. Turn text into "
+        "numbers first, for example labels by sklearn.preprocessing.LabelEncoder, columns by pandas.get_dummies."
+    )
 
 
 class Signature(NamedTuple):
@@ -153,6 +184,7 @@ class Signature(NamedTuple):
     names: tuple[str, ...]
     positional: float = 1
     any_keyword: bool = False
+    required: int = 1  # arguments that have no default
 
     @classmethod
     def of(cls, module: nn.Module) -> Signature:
@@ -161,7 +193,8 @@ class Signature(NamedTuple):
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         star = any(p.kind == p.VAR_POSITIONAL for p in parameters)
         positional = float("inf") if star else sum(p.kind != p.KEYWORD_ONLY for p in named)
-        return cls(tuple(p.name for p in named), positional, any(p.kind == p.VAR_KEYWORD for p in parameters))
+        keywords = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        return cls(tuple(p.name for p in named), positional, keywords, sum(p.default is p.empty for p in named))
 
     def call(self, function: Callable[..., Any], x: Any) -> Any:
         """Call ``function``, the module or its compiled twin, with whatever ``x`` is.

@@ -12,16 +12,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
-from easytorch.arrays import ArrayDataset, as_batch, as_tensors, is_array, is_arrays, is_map_style, quiet_generator
-from easytorch.batch import Signature, batch_size
-from easytorch.feed import Feed, length, signal_proof
+from easytorch.arrays import (
+    ArrayDataset,
+    as_batch,
+    as_tensor,
+    as_tensors,
+    is_array,
+    is_arrays,
+    is_map_style,
+    quiet_generator,
+    stacked,
+)
+from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, as_labels, batch_size
+from easytorch.feed import Feed, length, signal_proof, whole
 from easytorch.memory import InMemory, in_memory
 from easytorch.notice import warn
 from easytorch.processes import Alone
 from easytorch.splits import all_targets, split, split_loader, targets_of
 from easytorch.state import random_states_kept
-from easytorch.tree import describe, leaves
-from easytorch.weights import ClassWeight, Weighted, with_sample_weight
+from easytorch.tree import describe, leaves, map_leaves
+from easytorch.weights import ClassWeight, Weighted, check_weights, with_sample_weight
 
 __all__ = ["ArrayDataset", "all_targets", "as_loader", "in_memory", "seeded", "split", "targets_of"]
 
@@ -49,9 +59,9 @@ def as_loader(
     """
     x, y, sample_weight = _taken_apart(x, y, sample_weight)
     size = _checked_size(batch_size)
+    _check_shuffle(x, shuffle)
     if is_arrays(x, y):
-        tree = x if y is None and sample_weight is None else (x, y) if sample_weight is None else (x, y, sample_weight)
-        dataset = _not_empty(ArrayDataset(tree))
+        dataset = _not_empty(_rows(x, y, sample_weight))
         return DataLoader(dataset, size, shuffle=bool(shuffle), collate_fn=as_batch, generator=quiet_generator(shuffle))
     refuse(x, y=y)
     if isinstance(x, IterableDataset):
@@ -74,6 +84,11 @@ def _taken_apart(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         sample_weight = rest[0] if rest and sample_weight is None else sample_weight
     if x is None or isinstance(x, type):
         raise TypeError(f"Cannot train on {'NoneType' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
+    sparse = next((part for part in (x, y) if hasattr(part, "toarray") and hasattr(part, "nnz")), None)
+    if sparse is not None:
+        raise TypeError(
+            f"Cannot train on a sparse {type(sparse).__name__}. Pass a dense array, {'x' if sparse is x else 'y'}.toarray()."
+        )
     if hasattr(x, "with_format"):  # Hugging Face datasets give lists of Python numbers unless asked for tensors
         x = x.with_format("torch")
     return x, y, sample_weight
@@ -84,6 +99,33 @@ def _checked_size(batch_size: int | None) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, received {batch_size!r}.")
     return size
+
+
+def _check_shuffle(x: Any, shuffle: Any) -> None:
+    if shuffle is not None and not isinstance(shuffle, (bool, np.bool_)):
+        raise ValueError(f"shuffle must be True or False, received {shuffle!r}.")
+    if shuffle and isinstance(x, IterableDataset):
+        raise ValueError(
+            f"shuffle=True has no meaning for {type(x).__name__}, an IterableDataset, which decides the order itself. Shuffle "
+            "inside it, for example in a buffer of samples, or pass a Dataset with an index."
+        )
+
+
+def _rows(x: Any, y: Any, sample_weight: Any) -> ArrayDataset:
+    """Return arrays, in any nesting, as the rows of one dataset."""
+    x, y = stacked(x, y)
+    if y is None and isinstance(x, Mapping):
+        x = {key: map_leaves(as_labels, part) if key in LABEL_KEYS else part for key, part in x.items()}
+    y = map_leaves(as_labels, y)
+    dataset = ArrayDataset((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
+    check_weights(WEIGHT_KEY, None if len(dataset) == 0 else _weights_in(dataset.tree))
+    return dataset
+
+
+def _weights_in(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return tree.get(WEIGHT_KEY)
+    return tree[2] if isinstance(tree, tuple) and len(tree) == 3 else None
 
 
 def _batches(x: Any) -> Iterable[Any]:
@@ -239,30 +281,54 @@ def fit_data(
     if shuffle is None and is_indexed(x, y):
         shuffle = True
     loader = as_loader(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
-    validation = None
+    steps, validation_steps = whole("steps_per_epoch", steps), whole("validation_steps", validation_steps)
     if validation_data is not None and validation_split:
         raise ValueError("validation_data and validation_split were both given. Pass one of them.")
+    validation = None
     if validation_data is not None:
-        own_size = batch_size if is_indexed(validation_data) or isinstance(validation_data, IterableDataset) else None
-        validation = as_loader(validation_data, batch_size=own_size)
-        if isinstance(validation, Iterator) and epochs > 1 and validation_steps is None:
-            raise ValueError(
-                "validation_data is a generator, which can be read only once, but it is needed after every epoch. Pass the "
-                "function that makes it (not its result), a list of batches or a DataLoader."
-            )
+        validation = _validation(validation_data, batch_size, once=epochs == 1 or validation_steps is not None)
     elif validation_split:
-        if not isinstance(loader, DataLoader):
-            raise ValueError("validation_split needs data with a length and an index. Pass validation_data instead.")
-        loader, validation = split_loader(loader, validation_split, seed=0, stratify=True)
-    if validation_steps is not None and validation_steps < 1:
-        raise ValueError(f"validation_steps must be at least 1, received {validation_steps!r}.")
-    if validation is not None and length(validation) == 0:
-        raise ValueError(
-            "The validation data is empty: there is not one batch. With drop_last=True, is it smaller than one?"
-        )
+        loader, validation = _split(loader, validation_split)
     weigh = None if class_weight is None else ClassWeight(class_weight, loader)
     unsure = isinstance(loader, DataLoader) and loader.num_workers > 0 and not draws_nothing(loader.dataset)
     return Feed(loader, window, steps, weigh, unsure, processes), signal_proof(validation)
+
+
+def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:
+    """Return the batches of ``validation_data``, which are read ``once`` or more often."""
+    if isinstance(data, (int, float, np.number)):
+        raise ValueError(
+            f"validation_data is data, received the number {data!r}. Did you mean validation_split={data!r}?"
+        )
+    own_size = batch_size if is_indexed(data) or isinstance(data, IterableDataset) else None
+    try:
+        validation = as_loader(data, batch_size=own_size)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"In validation_data: {error}") from error
+    if isinstance(validation, Iterator) and not once:
+        raise ValueError(
+            "validation_data is a generator, which can be read only once, but it is needed after every epoch. Pass the "
+            "function that makes it (not its result), a list of batches or a DataLoader."
+        )
+    if length(validation) == 0:
+        raise ValueError(
+            "The validation data is empty: there is not one batch. With drop_last=True, is it smaller than one?"
+        )
+    return validation
+
+
+def _split(loader: Any, share: Any) -> tuple[Any, Any]:
+    """Return the loaders of the training data and of the share of it to validate on."""
+    is_number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
+    if not is_number or not 0 < share < 1:
+        percent = is_number and 1 < share < 100
+        cure = f"{share:g} % is {share / 100:g}." if percent else "0.2 is a fifth of the training data."
+        raise ValueError(f"validation_split must be a share between 0 and 1, received {share!r}. {cure}")
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            "validation_split needs data with a length and an index, which this has not. Pass validation_data instead."
+        )
+    return split_loader(loader, float(share), seed=0, stratify=True)
 
 
 def validated_epochs(frequency: Any) -> Callable[[int], bool]:
@@ -282,19 +348,52 @@ def validated_epochs(frequency: Any) -> Callable[[int], bool]:
 
 def one_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
-    if y is None and sample_weight is None:
-        return as_tensors(x)
-    return ArrayDataset((x, y) if sample_weight is None else (x, y, sample_weight)).tree
+    return as_tensors(x) if y is None and sample_weight is None else _rows(x, y, sample_weight).tree
 
 
 def inputs(x: Any, signature: Signature) -> Any:
     """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
+    if isinstance(x, list):
+        return _listed_inputs(x, signature)
     several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
     return (x,) if several and all(map(is_array, x)) else x
 
 
+def _listed_inputs(x: list[Any], signature: Signature) -> Any:
+    """Return a list as what ``fit`` takes it for beside targets, numbers, rows or several inputs; else it holds batches."""
+    if isinstance(next(leaves(x), None), (int, float, np.generic)):
+        return as_tensors(x)
+    if signature.required > 1 and all(_are_arrays(part, signature.required) for part in x):
+        return [(tuple(part),) for part in x]  # batches of several inputs, which cannot be (x, y)
+    if len(x) < 2 or not all(map(is_array, x)):
+        return x
+    if signature.required == len(x):
+        return (x,)
+    shapes = {np.shape(part) for part in x}
+    if len(shapes) == 1 and all(map(_is_row, x)):
+        return torch.stack([as_tensor(row) for row in x])
+    if len(shapes) == 1:
+        warn(
+            f"predict() takes the list of {len(x)} arrays as {len(x)} batches, one after the other. Pass several inputs as a "
+            "tuple, samples as one array, torch.stack(x), and batches as [(x1,), (x2,), ...]."
+        )
+    return x
+
+
+def _are_arrays(part: Any, count: int) -> bool:
+    return isinstance(part, (tuple, list)) and len(part) == count and all(map(is_array, part))
+
+
+def _is_row(part: Any) -> bool:
+    """Whether ``part`` is the features of one sample; a batch of single whole numbers is nothing unusual, one of floats is."""
+    tensor = as_tensor(part)
+    return bool(tensor.ndim == 1 and tensor.is_floating_point())
+
+
 def one_row_each(outputs: Any, batch: Any) -> Any:
     """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
+    if outputs is None:
+        raise TypeError("There are no outputs: does forward(), or predict_step, lack its return?")
     try:
         size = batch_size(batch)
     except ValueError:  # a batch of another library
@@ -307,7 +406,8 @@ def one_row_each(outputs: Any, batch: Any) -> Any:
         return outputs
     raise ValueError(
         f"predict() joins outputs that have one row for each sample, but for a batch of {size} the module returned "
-        f"{describe(outputs)}. Override predict_step to return what has a row for each, or mend a squeeze() in forward()."
+        f"{describe(outputs)}. Override predict_step to return what has a row for each, or use squeeze(1) for squeeze() in "
+        "forward()."
     )
 
 

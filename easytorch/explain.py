@@ -7,6 +7,7 @@ input, the outputs and the targets still are.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easytorch import hints
 from easytorch.batch import Signature
 from easytorch.lookup import quoted
 from easytorch.losses import Criterion, Loss, class_trouble
@@ -29,6 +31,7 @@ def explained(module: nn.Module) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         better = diagnose(error, module)
+        hints.reword(better or error, _frames(error))
         if better is None:
             raise
         raise better from error
@@ -39,12 +42,15 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
     if isinstance(error, torch.OutOfMemoryError):
         return None
     frames = _frames(error)
+    if (told := hints.of_samples(error, frames) or hints.of_one_sample(error, frames, module)) is not None:
+        return told
     layers = set(module.modules())
     for frame in reversed(frames):  # the innermost frame that we can say something about
         local, name = frame.f_locals, frame.f_code.co_name
         owner = local.get("self")
         if isinstance(owner, Loss) and name in ("terms", "__call__", "_unreduced"):
-            return None if _is_ours(frames[-1]) else _of_loss(error, owner, local["y_pred"], local["y"])
+            y_pred, y = local["y_pred"], local["y"]
+            return _of_squeezed(y_pred, y) if _is_ours(frames[-1]) else _of_loss(error, owner, y_pred, y)
         if isinstance(owner, Metrics) and name == "update" and "metric" in local:
             return _of_metric(error, owner.criterion, local)
         if isinstance(owner, Strategy) and name == "backward":
@@ -55,6 +61,12 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
             outputs = local["outputs"]
             return None if isinstance(outputs, Mapping) and "loss" in outputs else _of_step(outputs)
         if isinstance(owner, nn.Module) and owner in layers and name in ("forward", "_conv_forward"):
+            if isinstance(error, TypeError) and _is_torch(owner) and not isinstance(owner, nn.Sequential):
+                received = local.get(frame.f_code.co_varnames[1])
+                if not isinstance(received, Tensor):
+                    if any(received is value for value in _called_with(frames)):
+                        continue  # what the whole module was called with
+                    return _of_no_tensor(owner, module, received)
             x = next((value for value in local.values() if isinstance(value, Tensor)), None)
             if x is not None:  # else the whole module was called with something else than a tensor
                 return _of_layer(error, owner, module, x) if _is_torch(owner) else None
@@ -70,6 +82,11 @@ def _frames(error: BaseException) -> list[FrameType]:
     return frames
 
 
+def _called_with(frames: list[FrameType]) -> list[Any]:
+    """Return what the whole module was called with."""
+    return [frame.f_locals.get("x") for frame in frames if isinstance(frame.f_locals.get("self"), Signature)]
+
+
 def _is_ours(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).startswith("easytorch.")
 
@@ -81,10 +98,24 @@ def _is_torch(layer: nn.Module) -> bool:
 # Layers
 
 
-def _of_layer(error: Exception, layer: nn.Module, module: nn.Module, x: Tensor) -> Exception | None:
+def _title(layer: nn.Module, module: nn.Module) -> str:
     names = {id(part): name for name, part in module.named_modules()}
     where = f"Layer {names[id(layer)]!r}" if names.get(id(layer)) else "The module"
-    title = f"{where}, {layer}, cannot take its input, {describe(x)}"
+    return f"{where}, {layer},"
+
+
+def _of_no_tensor(layer: nn.Module, module: nn.Module, received: Any) -> Exception:
+    title = f"{_title(layer, module)} takes a tensor, but received {describe(received)}."
+    if received is None:
+        return TypeError(f"{title} Does the forward() before it lack its return?")
+    return TypeError(
+        f"{title} An LSTM or GRU returns (output, state), attention (output, weights): take the first alone in a forward() of "
+        "your own, output, _ = self.lstm(x)."
+    )
+
+
+def _of_layer(error: Exception, layer: nn.Module, module: nn.Module, x: Tensor) -> Exception | None:
+    title = f"{_title(layer, module)} cannot take its input, {describe(x)}"
     parameter = next(layer.parameters(), None)
     if isinstance(layer, nn.Embedding):
         return _of_embedding(error, layer, x, title)
@@ -117,7 +148,11 @@ def _of_embedding(error: Exception, layer: nn.Embedding, x: Tensor, title: str) 
 def _size_cure(layer: nn.Module, x: Tensor) -> str | None:
     shape = list(x.shape)
     if isinstance(layer, nn.Linear) and len(shape) == 1:
-        return "A batch is missing around it: pass x[None] for a single sample."
+        one = "" if layer.in_features == 1 else "in_features=1 and "
+        return (
+            f"It expects rows of features, [N, {layer.in_features}], received one dimension, {shape}. Where each sample is one "
+            f"number, use {one}x[:, None]."
+        )
     if isinstance(layer, nn.Linear) and shape and shape[-1] != layer.in_features:
         flat = x[0].numel() if x.ndim > 2 else None
         hint = " or put nn.Flatten() before it" if flat == layer.in_features else ""
@@ -154,6 +189,27 @@ def _of_call(error: Exception, module: nn.Module, signature: Signature, x: Any) 
     return TypeError(
         f"{type(module).__name__}.forward takes {takes}, but the inputs of the batch are {describe(x)} ({error}). "
         "Batches are (x, y); x is one tensor, a tuple with one tensor for each argument, or a dict named like the arguments."
+        f"{LISTED if isinstance(x, list) else ''}"
+    )
+
+
+LISTED = (
+    " A list counts as several inputs: make one tensor of rows by torch.stack(x), and let a dataset return torch.tensor(x) where "
+    "its x is a list of numbers."
+)
+
+
+def _of_squeezed(y_pred: Any, y: Any) -> Exception | None:
+    """Return what is wrong with the output for one sample, if the batch's dimension is missing in it."""
+    if not isinstance(y_pred, Tensor) or not isinstance(y, Tensor) or y.shape[:1] != (1,) or y_pred.shape[:1] == (1,):
+        return None
+    return _squeezed(describe(y_pred))
+
+
+def _squeezed(output: str) -> Exception:
+    return ValueError(
+        f"For a batch of one sample the module returned {output}, without the batch's dimension, which squeeze() in "
+        "forward() drops. Use squeeze(1) there, or drop_last=True in the DataLoader."
     )
 
 
@@ -170,6 +226,10 @@ def _of_targets(loss: Loss, y_pred: Any, y: Any) -> Exception | None:
             f"The loss, {loss!r}, needs targets, but the batch has none. Pass fit(x, y), or batches (x, y); for a module that "
             "learns its own input, fit(x, x)."
         )
+    if y_pred is None:
+        return TypeError("The module returned None. Does its forward() lack a return?")
+    if (squeezed := _of_squeezed(y_pred, y)) is not None:
+        return squeezed
     if not isinstance(y_pred, Tensor):
         return TypeError(
             f"The loss, {loss!r}, takes one tensor, but the module returned {describe(y_pred)}. Name a loss for each output, "
@@ -214,6 +274,8 @@ def _of_backward(error: Exception, loss: Any) -> Exception | None:
         return ValueError(
             f"The loss is {describe(loss)}, not one number. Let the loss, or train_step, return a mean: loss.mean()."
         )
+    if found := re.search(r"got input: (\[\d+\]), target: \[1\]", str(error)):  # cross-entropy notices it here only
+        return _squeezed(found[1])
     if "second time" in str(error):
         return RuntimeError(
             "The gradients of this loss were computed already. A step returns the loss, and the model does the rest: leave "

@@ -11,11 +11,13 @@ import atexit
 import copy
 import functools
 import itertools
+import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -38,6 +40,17 @@ def length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:  # a loader over an IterableDataset has a __len__ that raises
         return None
+
+
+def whole(name: str, value: Any) -> int | None:
+    """Return the count ``value`` of the argument ``name`` as an int, also where it is 3.0; None stays None."""
+    if value is None:
+        return None
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or value != value or value < 1 or value != math.floor(min(value, 2**62)):
+        cure = f" Use {math.ceil(value)}." if is_number and 1 < value < 2**62 else ""
+        raise ValueError(f"{name} must be a whole number and at least 1, received {value!r}.{cure}")
+    return int(value)
 
 
 class Feed:
@@ -66,12 +79,11 @@ class Feed:
         unsure: bool = False,
         processes: Alone | None = None,
     ) -> None:
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, received {steps!r}.")
         if length(loader) == 0:
             raise ValueError(
                 "The data is empty: there is not one batch. With drop_last=True, is batch_size larger than it?"
             )
+        steps = whole("steps_per_epoch", steps)
         self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
         self.processes = processes or Alone()
         self.lends = False
@@ -410,6 +422,7 @@ class Batches:
     def __init__(self, loader: Any, steps: int | None = None, processes: Alone | None = None) -> None:
         self.processes = processes = processes or Alone()
         self.reader = fetched(sliced(shards.part(loader, processes, training=False)))
+        steps = whole("steps", steps)
         self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.size)
         self.first: Callable[[], object] = bool  # what to do before the first of them
 

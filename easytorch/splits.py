@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, str
     """Split data into a larger and a smaller part, the same for the same ``seed``.
 
     Args:
-        data: A ``Dataset``; a ``DataLoader`` with a plain or shuffled order; or arrays, with ``y``.
+        data: A ``Dataset`` or a list of samples; a ``DataLoader`` with a plain or shuffled order; or arrays, with ``y``.
         y: The targets of arrays.
         fraction: The share of the second part, between 0 and 1.
         seed: Of the draw; no other random number generator is touched.
@@ -40,14 +40,22 @@ def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, str
     Raises:
         ValueError: If a part would be empty, or the data has no length or an order of its own.
     """
+    if isinstance(y, (int, float)):  # split(data, 0.2)
+        y, fraction = None, y
     if isinstance(data, DataLoader):
         return split_loader(data, fraction, seed, stratify)
-    if not is_map_style(data) or is_array(data) or y is not None:
+    samples = isinstance(data, list) and y is None and (len(data) > 3 or not all(map(is_array, data)))
+    if not samples and (not is_map_style(data) or is_array(data) or y is not None):
         data = ArrayDataset(data if y is None else (data, y))
     if isinstance(data, IterableDataset):
         raise ValueError("An IterableDataset has no length, so it cannot be split. Pass validation_data instead.")
-    first, second = split_indices(len(data), fraction, seed, targets_of(data) if stratify else None)
-    return Subset(data, first), Subset(data, second)
+    return _split_samples(data, fraction, seed, stratify)
+
+
+def _split_samples(dataset: Any, fraction: float, seed: int, stratify: bool) -> tuple[Subset[Any], Subset[Any]]:
+    """Return two parts of a dataset, which may be a list of samples."""
+    first, second = split_indices(len(dataset), fraction, seed, targets_of(dataset) if stratify else None)
+    return Subset(dataset, first), Subset(dataset, second)
 
 
 def split_indices(
@@ -55,7 +63,7 @@ def split_indices(
 ) -> tuple[list[int], list[int]]:
     """Return the row numbers of the two parts; see ``split``."""
     if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise ValueError(f"A split needs a fraction between 0 and 1, received {fraction!r}.")
+        raise ValueError(f"A split needs a fraction between 0 and 1, received {fraction!r}: 0.2 is 20 %.")
     count = round(size * fraction)
     if not 0 < count < size:
         raise ValueError(
@@ -90,9 +98,10 @@ def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: 
     ):
         raise ValueError(
             "validation_split cannot split this DataLoader: it has a sampler, a batch sampler or an iterable dataset of its "
-            "own, which decides which samples are drawn. Split the dataset with easytorch.data.split and pass validation_data."
+            "own, which decides which samples are drawn. Split a dataset that has an index with easytorch.data.split, and pass "
+            "validation_data."
         )
-    first, second = split(loader.dataset, fraction=fraction, seed=seed, stratify=stratify)
+    first, second = _split_samples(loader.dataset, fraction, seed, stratify)
     settings: dict[str, Any] = {
         name: getattr(loader, name)
         for name in (
@@ -130,7 +139,10 @@ def targets_of(dataset: Any) -> Tensor | None:
     if isinstance(dataset, ConcatDataset):
         parts = [targets_of(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
-    if isinstance(dataset, (ArrayDataset, InMemory)):
+    found: Any
+    if isinstance(dataset, (list, tuple)):
+        found = _targets_of_samples(dataset)
+    elif isinstance(dataset, (ArrayDataset, InMemory)):
         found = unpack(dataset.tree).y
     elif isinstance(dataset, TensorDataset):
         found = dataset.tensors[1] if len(dataset.tensors) > 1 else None
@@ -145,3 +157,17 @@ def targets_of(dataset: Any) -> Tensor | None:
         return None if found is None or isinstance(found, Mapping) else from_numpy(np.asarray(found))
     except (TypeError, ValueError):  # labels that are text or ragged
         return None
+
+
+def _targets_of_samples(samples: Sequence[Any]) -> Any:
+    """Return the targets of a list of samples such as ``(x, y)``, None where they are not one number or row each."""
+    try:
+        targets = [unpack(sample).y for sample in samples]
+    except ValueError:  # samples of four parts are no (x, y)
+        return None
+    if not targets or any(target is None for target in targets):
+        return None
+    if all(isinstance(target, Tensor) for target in targets):
+        alike = len({target.shape for target in targets}) == 1
+        return torch.stack(targets) if alike else None
+    return targets

@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from easytorch.arrays import as_tensor
-from easytorch.batch import WEIGHT_KEY, unpack
+from easytorch.batch import WEIGHT_KEY, from_numpy, unpack
 from easytorch.notice import warn
 from easytorch.splits import all_targets, targets_of
 from easytorch.state import random_states_kept
-from easytorch.tree import describe
+from easytorch.tree import describe, leaves
+
+IGNORED = -100  # which cross-entropy leaves out
 
 
 def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoader[Any]:
     """Return a loader of the same samples in the same order, each with its weight."""
     weights = as_tensor(sample_weight)
+    check_weights("sample_weight", weights)
     dataset: Any = loader.dataset
     if len(weights) != len(dataset):
         raise ValueError(f"There are {len(weights)} sample weights for {len(dataset)} samples. Pass one for each.")
@@ -35,6 +38,16 @@ def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoade
         _iterator=None,
     )
     return twin
+
+
+def check_weights(name: str, weights: Any) -> None:
+    """Raise a ``ValueError`` if one of ``weights``, tensors in any nesting, is negative or no number."""
+    for part in leaves(weights):
+        if isinstance(part, Tensor) and part.numel() and not bool((part >= 0).all()):  # False of NaN, too
+            raise ValueError(
+                f"{name} must be 0 or more, but goes down to {float(part.min()):g}. A negative weight would reward errors: "
+                "pass 0 for what is not to count."
+            )
 
 
 class Weighted(Dataset[Any]):
@@ -82,37 +95,69 @@ class ClassWeight:
     """
 
     def __init__(self, weights: Any, loader: Any) -> None:
-        if isinstance(weights, str):
-            self.table = _balanced(weights, loader)
-        elif isinstance(weights, Mapping):
-            if any(not isinstance(key, (int, np.integer)) or key < 0 for key in weights):
-                raise ValueError(
-                    f"class_weight has class numbers as keys, received {list(weights)!r}. Pass {{0: 1.0, 1: 2.0}}."
-                )
-            _warn_of_missing(weights, loader)
-            self.table = torch.ones(max(weights, default=0) + 1)
-            for key, weight in weights.items():
-                self.table[int(key)] = float(weight)
-        else:
-            self.table = torch.as_tensor(weights, dtype=torch.float32)
+        targets = all_targets(loader)
+        self._unchecked = not isinstance(targets, Tensor)
+        if isinstance(targets, Tensor):
+            _check_classes(targets)
+        self.table = _balanced(weights, loader) if isinstance(weights, str) else _table(weights, targets)
+        check_weights("class_weight", self.table)
 
     def __call__(self, batch: Any) -> Any:
         """Return ``batch`` with weights."""
         y = unpack(batch).y
-        y = torch.as_tensor(y) if isinstance(y, np.ndarray) else y
+        y = from_numpy(y) if isinstance(y, np.ndarray) else y
         if not isinstance(y, Tensor):
             raise ValueError(
                 f"class_weight needs one target of class numbers, received {describe(y)}. Use sample_weight."
             )
+        if self._unchecked:  # the first batch stands for all where the targets are not at hand: it is looked at once
+            _check_classes(y)
+            self._unchecked = False
         classes = _classes(y)
         table = self.table.to(y.device)
         weight = table[classes.clamp(0, len(table) - 1)]
         return add_weight(batch, torch.where((classes >= 0) & (classes < len(table)), weight, 1.0))
 
 
-def _warn_of_missing(weights: Mapping[int, float], loader: Any) -> None:
+def _table(weights: Any, targets: Any) -> Tensor:
+    """Return the weight of each class, by its number."""
+    if not isinstance(weights, Mapping):
+        table = torch.as_tensor(weights, dtype=torch.float32)
+        if table.ndim != 1 or not len(table):
+            raise ValueError(
+                f"class_weight has one weight for each class, received {weights!r}. Pass {{0: 1.0, 1: 2.0}} or [1.0, 2.0]."
+            )
+        return table
+    if any(not isinstance(key, (int, np.integer)) or key < 0 for key in weights):
+        raise ValueError(
+            f"class_weight has class numbers as keys, received {list(weights)!r}. Pass {{0: 1.0, 1: 2.0}}."
+        )
+    _warn_of_missing(weights, targets)
+    table = torch.ones(max(weights, default=0) + 1)
+    for key, weight in weights.items():
+        table[int(key)] = float(weight)
+    return table
+
+
+def _check_classes(y: Tensor) -> None:
+    """Raise a ``ValueError`` if the targets ``y`` are no classes, which a class weight would silently make of them."""
+    if not y.is_floating_point() or not y.numel():
+        return
+    if _has_columns(y):
+        other = ((y < 0) | ((y.sum(1, keepdim=True) - 1).abs() > 1e-3)).flatten(1).any(1)
+        what = "several labels, or values, for a sample"
+    else:
+        other = (y != y.round()).flatten()  # NaN is no class either
+        what = f"numbers such as {float(y.flatten()[other][0]):g}" if bool(other.any()) else ""
+    if bool(other.any()):
+        raise ValueError(
+            f"class_weight needs one class for each sample, but the targets, {describe(y)}, hold {what}. Pass "
+            "sample_weight, one weight for each sample, instead."
+        )
+
+
+def _warn_of_missing(weights: Mapping[int, float], targets: Any) -> None:
     """Warn of the weight of a class that no target is, where all targets are at hand."""
-    targets = all_targets(loader)
     if not isinstance(targets, Tensor) or not targets.numel() or targets.ndim > 1:
         return
     classes = _classes(targets)
@@ -124,8 +169,13 @@ def _warn_of_missing(weights: Mapping[int, float], loader: Any) -> None:
         )
 
 
+def _has_columns(y: Tensor) -> bool:
+    """Whether ``y`` has a column for each class, as one-hot rows have."""
+    return y.ndim > 1 and y.is_floating_point() and y.shape[1] > 1
+
+
 def _classes(y: Tensor) -> Tensor:
-    if y.ndim > 1 and y.is_floating_point() and y.shape[1] > 1:
+    if _has_columns(y):
         return y.argmax(1)
     return (y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y).long()
 
@@ -149,6 +199,14 @@ def _balanced(name: str, loader: Any) -> Tensor:
             targets = torch.cat(
                 [torch.as_tensor(unpack(dataset[i]).y).reshape(1, -1) for i in range(len(dataset))]
             ).squeeze(1)
-    counts = torch.bincount(_classes(targets).flatten())
+        _check_classes(targets)
+    classes = _classes(targets).flatten()
+    classes = classes[classes != IGNORED]
+    if classes.numel() and int(classes.min()) < 0:
+        raise ValueError(
+            f"class_weight='balanced' counts classes from 0, but the targets begin at {int(classes.min())}. Renumber them, or "
+            "pass sample_weight."
+        )
+    counts = torch.bincount(classes)
     present = (counts > 0).sum()
     return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0)

@@ -16,7 +16,7 @@ import torch
 import torchmetrics
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from easytorch import FileError, Metric, Model
 from easytorch.callbacks import EarlyStopping, LambdaCallback
@@ -425,10 +425,6 @@ def test_labels_that_cross_entropy_cannot_take_are_told_with_the_conversion(loss
     refused(lambda: fit(compiled(loss=loss, metrics=metrics), X, labels), *parts)
 
 
-def test_int32_labels_of_an_array_are_told_with_the_conversion():
-    refused(lambda: fit(compiled(), X.numpy(), Y.numpy().astype("int32")), "int32", r"y\.long\(\)")
-
-
 @pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", nn.HuberLoss(), functional.mse_loss], ids=spoken)
 def test_whole_numbers_for_a_loss_on_floats_are_told_with_the_conversion(loss):
     refused(
@@ -555,6 +551,7 @@ def embedding():
         (Recurrent, torch.randn(10, 5, 3), ("'lstm'", "LSTM", "4 features", "received 3", "input_size=3")),
         (embedding, torch.full((10, 2), 8), ("'0'", "Embedding", "0 to 4", "to 8", "num_embeddings=9")),
         (embedding, torch.randn(10, 2), ("'0'", "Embedding", "float32", "whole numbers", r"x\.long\(\)")),
+        (lambda: mlp(1), X[:, 0], ("one", r"x\[:, None\]")),
         (mlp, X.mul(9).byte(), ("'0'", "Linear", "uint8", "float32", r"x\.float\(\)")),
         (mlp, X.mul(9).long(), ("'0'", "Linear", "int64", "float32", r"x\.float\(\)")),
         (lambda: convolutional(1), IMAGES.byte(), ("'0'", "Conv2d", "uint8", r"x\.float\(\)")),
@@ -568,6 +565,7 @@ def embedding():
         "LSTM",
         "Embedding out of range",
         "Embedding of floats",
+        "Linear of single numbers",
         "Linear of uint8",
         "Linear of int64",
         "Conv2d of uint8",
@@ -1221,3 +1219,375 @@ def test_a_loss_that_is_no_number_is_told_once(spoil, cause):
     with pytest.warns(UserWarning, match=f"The loss of epoch 1 is nan. .*{cause}.* TerminateOnNaN") as told:
         model.fit(x, Y, epochs=3, verbose=0)
     assert len(told) == 1
+
+
+# Weights, orders and counts that mean nothing for the data
+
+
+def several_labels():
+    return functional.one_hot(Y).float() + functional.one_hot((Y + 1) % 3).float()
+
+
+@pytest.mark.parametrize("weights", [{0: 1.0, 1: 2.0}, "balanced"], ids=str)
+@pytest.mark.parametrize("data", [lambda y: (X, y), lambda y: (ByHand(X, y),)], ids=["arrays", "own Dataset"])
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets", "parts"),
+    [
+        ("mse", 1, X[:, :1], ("numbers such as",)),
+        ("bce_with_logits", 3, several_labels(), ("several labels",)),
+    ],
+    ids=["regression", "several labels"],
+)
+def test_class_weights_where_there_are_no_classes_are_refused(loss, outputs, targets, parts, data, weights):
+    model = compiled(mlp(8, outputs), loss)
+    refused(
+        lambda: fit(model, *data(targets), class_weight=weights),
+        "class_weight",
+        "sample_weight",
+        *parts,
+        kind=ValueError,
+    )
+    assert model.state.step == 0
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "targets"),
+    [
+        (lambda: mlp(8, 1), "bce_with_logits", BINARY[:, None]),
+        (lambda: nn.Sequential(mlp(8, 1), nn.Flatten(0)), "bce_with_logits", BINARY),
+        (mlp, "cross_entropy", functional.one_hot(Y).float()),
+    ],
+    ids=["a column of 0 and 1", "0 and 1", "one-hot rows"],
+)
+@pytest.mark.parametrize("weights", [{0: 1.0, 1: 2.0}, "balanced"], ids=str)
+def test_classes_that_are_floats_may_be_weighted(net, loss, targets, weights):
+    assert fit(compiled(net(), loss), X, targets, class_weight=weights)["loss"][0] > 0
+
+
+def test_balanced_weights_of_negative_classes_are_refused():
+    refused(lambda: fit(compiled(mlp(8, 1), "mse"), X, Y - 1, class_weight="balanced"), "begin at -1", kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: fit(compiled(), X, Y, class_weight={0: -1.0}),
+        lambda: fit(compiled(), X, Y, class_weight=[1.0, float("nan"), 1.0]),
+        lambda: fit(compiled(), X, Y, sample_weight=-torch.ones(len(X))),
+        lambda: fit(compiled(), (X, Y, -torch.ones(len(X)))),
+        lambda: fit(compiled(), {"input": X, "label": Y, "sample_weight": -torch.ones(len(X))}),
+        lambda: fit(compiled(), ByHand(X, Y), sample_weight=-np.ones(len(X))),
+        lambda: compiled().evaluate(X, Y, sample_weight=-torch.ones(len(X)), verbose=0),
+        lambda: compiled().train_on_batch(X, Y, -torch.ones(len(X))),
+    ],
+    ids=["class", "class without a number", "arrays", "tuple", "dict", "own Dataset", "evaluate", "train_on_batch"],
+)
+def test_negative_weights_are_refused(run):
+    refused(run, "_weight must be 0 or more", kind=ValueError)
+
+
+def test_one_number_is_no_class_weight():
+    refused(lambda: fit(compiled(), X, Y, class_weight=2.0), "one weight for each class", kind=ValueError)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
+
+
+def test_shuffling_an_iterable_dataset_is_refused_with_the_way_to_do_it():
+    refused(lambda: fit(compiled(), Endless(), shuffle=True), "Endless", "Shuffle inside it", kind=ValueError)
+
+
+def test_an_iterable_dataset_may_be_told_not_to_be_shuffled():
+    model = compiled()
+    fit(model, Endless(), shuffle=False)
+    assert model.state.step == 2
+
+
+@pytest.mark.parametrize("shuffle", ["batch", 1], ids=str)
+def test_shuffle_is_yes_or_no(shuffle):
+    refused(lambda: fit(compiled(), X, Y, shuffle=shuffle), "True or False", repr(shuffle), kind=ValueError)
+
+
+def test_a_share_in_the_place_of_the_validation_data_is_told():
+    refused(lambda: fit(compiled(), X, Y, validation_data=0.2), r"Did you mean validation_split=0\.2", kind=ValueError)
+
+
+def test_unequal_lengths_of_the_validation_data_are_said_of_it():
+    refused(
+        lambda: fit(compiled(), X, Y, validation_data=(X, Y[:9])), "In validation_data: ", "9 and 50", kind=ValueError
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "cure"), [(20, r"20 % is 0\.2"), (-0.2, "0.2 is a fifth"), (True, "0.2 is")], ids=str
+)
+def test_a_validation_split_that_is_no_share_is_told(share, cure):
+    refused(lambda: fit(compiled(), X, Y, validation_split=share), "validation_split", cure, kind=ValueError)
+
+
+@pytest.mark.parametrize("data", [Endless(), DataLoader(Endless(), 8)], ids=["dataset", "loader"])
+def test_an_iterable_dataset_is_not_split_but_asks_for_validation_data(data):
+    message = refused(lambda: fit(compiled(), data, validation_split=0.2), "Pass validation_data", kind=ValueError)
+    assert "data.split" not in message
+
+
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_a_sparse_matrix_is_told_to_be_made_dense(verb):
+    sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed").csr_matrix(X.numpy())
+    run = {"fit": lambda: fit(compiled(), sparse, Y), "predict": lambda: compiled().predict(sparse, verbose=0)}
+    refused(run[verb], "csr_matrix", r"x\.toarray\(\)", kind=TypeError)
+
+
+def test_a_whole_float_is_a_number_of_steps():
+    model = compiled()
+    options = {"steps_per_epoch": 6 / 2, "validation_data": (X, Y), "validation_steps": 4 / 2}
+    fit(model, X, Y, batch_size=8, epochs=2, **options)
+    assert model.state.step == 6
+    assert model.evaluate(X, Y, steps=2.0, verbose=0)["loss"] > 0
+
+
+@pytest.mark.parametrize("value", [50 / 32, "3", True, float("nan"), float("inf"), 0], ids=str)
+@pytest.mark.parametrize("name", ["steps_per_epoch", "validation_steps"])
+def test_steps_that_are_no_count_are_told_with_their_name(name, value):
+    options = {"validation_data": (X, Y), name: value}
+    refused(lambda: fit(compiled(), X, Y, **options), f"{name} must be a whole number", "at least 1", kind=ValueError)
+
+
+# Cures for what the user passed
+
+
+GIVEN = {
+    "NumPy": (lambda y: y, r'y\.astype\("{}"\)', r"y\[:, None\]"),
+    "pandas": (pandas.Series, r'y\.astype\("{}"\)', r"y\.to_numpy\(\)\[:, None\]"),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x, y: fit(compiled(), x, y),
+        lambda x, y: fit(compiled(), (x, y)),
+        lambda x, y: fit(compiled(), X, Y, validation_data=(x, y)),
+        lambda x, y: compiled().evaluate(x, y, verbose=0),
+        lambda x, y: compiled().train_on_batch(x, y),
+    ],
+    ids=["fit", "tuple", "validation data", "evaluate", "train_on_batch"],
+)
+def test_labels_of_another_kind_are_told_with_the_conversion_of_that_kind(run, kind):
+    made, cast, _ = GIVEN[kind]
+    labels = made(Y.numpy().astype("float32"))
+    message = refused(lambda: run(X.numpy(), labels), cast.format("int64"), kind=TypeError)
+    assert "long" not in message
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_values_of_another_kind_are_told_with_the_conversion_of_that_kind(kind):
+    made, cast, column = GIVEN[kind]
+    model = compiled(mlp(8, 1), "mse")
+    refused(lambda: fit(model, X, made(Y.numpy())), cast.format("float32"), kind=TypeError)
+    refused(lambda: fit(model, X, made(X[:, 0].numpy())), column, kind=ValueError)
+
+
+def test_a_list_is_told_to_become_a_tensor():
+    refused(lambda: fit(compiled(), X, Y.float().tolist()), r"torch\.tensor\(y\)\.long\(\)", kind=TypeError)
+    refused(lambda: fit(compiled(mlp(1)), X[:, 0].tolist(), Y), r"torch\.tensor\(x\)\[:, None\]", kind=ValueError)
+
+
+def test_labels_of_numpy_batches_are_told_with_the_conversion_of_numpy():
+    batches = [(X.numpy(), Y.numpy().astype("float64"))]
+    refused(lambda: fit(compiled(), batches), r'y\.astype\("int64"\)', kind=TypeError)
+
+
+# One sample in the place of a batch
+
+
+def network_on_images():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "cure"),
+    [
+        (mlp, X[0], r"x\[None\]"),
+        (mlp, X[0].numpy(), r"x\[None\]"),
+        (mlp, X[0].tolist(), r"\[x\]"),
+        (mlp, pandas.Series(X[0].numpy()), r"x\.to_numpy\(\)\[None\]"),
+        (network_on_images, IMAGES[0], r"x\[None\]"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), IMAGES[0, 0], r"x\[None\]"),
+    ],
+    ids=["tensor", "NumPy", "list", "series", "image with its channel", "image"],
+)
+@pytest.mark.parametrize("verb", ["predict", "predict_classes", "predict_proba"])
+def test_one_sample_is_told_from_a_batch(verb, net, x, cure):
+    model = compiled(net())
+    refused(
+        lambda: getattr(model, verb)(x, verbose=0), "looks like one sample", f"{cure} makes a batch", kind=ValueError
+    )
+
+
+def test_as_many_classes_as_features_do_not_hide_that_it_is_one_sample():
+    refused(lambda: compiled(mlp(3, 3)).predict_classes(X[0, :3], verbose=0), "looks like one sample", kind=ValueError)
+
+
+def test_one_sample_is_told_from_one_batch():
+    refused(lambda: compiled().predict_on_batch(X[0]), r"looks like one sample: x\[None\]", kind=ValueError)
+
+
+def test_single_numbers_are_told_to_become_a_column():
+    refused(lambda: compiled(mlp(1)).predict(X[:, 0], verbose=0), r"pass x\[:, None\]", kind=ValueError)
+
+
+def test_telling_one_sample_leaves_the_model_and_the_random_numbers_as_they_are():
+    net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3))
+    model, before = compiled(net), copy.deepcopy(net.state_dict())
+    numbers = torch.get_rng_state()
+    refused(lambda: model.predict(X[0], verbose=0), "looks like one sample")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert all(part.training for part in net.modules())
+
+
+def test_an_error_that_has_nothing_to_do_with_dimensions_stays_what_it_is():
+    refused(lambda: compiled(loss="mse").predict_proba(X, verbose=0), "how outputs become probabilities")
+
+
+# Samples of which no batch can be made
+
+
+class Made(ByHand):
+    """Samples that a function makes."""
+
+    def __init__(self, make):
+        super().__init__(X, Y)
+        self.make = make
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+def image(index):
+    return pytest.importorskip("PIL.Image", reason="Pillow is not installed").new("L", (8, 8)), int(Y[index])
+
+
+def seldom(index):
+    return None if index == 3 else (X[index], int(Y[index]))
+
+
+def growing(index):
+    return torch.zeros(index + 1), int(Y[index])
+
+
+SAMPLES = {
+    "an image": (image, TypeError, ("PIL image", r"transform=torchvision\.transforms\.ToTensor\(\)")),
+    "None": (lambda index: None, TypeError, ("None", "__getitem__")),
+    "None seldom": (seldom, TypeError, ("None", "__getitem__")),
+    "None as the input": (lambda index: (None, 1), TypeError, ("None", "__getitem__")),
+    "an object": (lambda index: (Count, 1), TypeError, ("an object of the type", "collate_fn")),
+    "another length each": (growing, ValueError, (r"\[1\] and \[2\]", "collate_fn", "pad_sequence")),
+    "lists of another length each": (
+        lambda index: ([0.0] * (index + 1), 1),
+        ValueError,
+        ("differ in shape", "pad_sequence"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_which_no_batch_can_be_made_are_told(kind, workers):
+    make, error, parts = SAMPLES[kind]
+    loader = DataLoader(Made(make), 8, num_workers=workers)
+    refused(lambda: fit(compiled(), loader), *parts, kind=error)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda data: fit(compiled(), X, Y, validation_data=data),
+        lambda data: compiled().evaluate(data, verbose=0),
+        lambda data: compiled().predict(data, verbose=0),
+    ],
+    ids=["validation data", "evaluate", "predict"],
+)
+def test_every_verb_tells_of_samples_of_which_no_batch_can_be_made(run):
+    refused(lambda: run(Made(growing)), "differ in shape", "pad_sequence", kind=ValueError)
+
+
+@pytest.mark.parametrize("net", [mlp, TwoInputs])
+def test_a_dataset_that_returns_lists_of_numbers_is_told_to_return_tensors(net):
+    data = Made(lambda index: (X[index].tolist(), int(Y[index])))
+    refused(lambda: fit(compiled(net()), data), r"torch\.tensor\(x\) where its x is a list", kind=TypeError)
+
+
+RAGGED = [[1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    "rows", [RAGGED, np.array(RAGGED, dtype=object), pandas.Series(RAGGED)], ids=["list", "array", "series"]
+)
+def test_ragged_rows_are_told_to_be_padded(rows):
+    message = refused(lambda: fit(compiled(), rows, [0, 1]), "differ", "pad_sequence")
+    assert "Turn text" not in message
+
+
+def test_rows_that_are_objects_are_told_to_be_stacked():
+    rows = pandas.Series([[1.0, 2.0], [3.0, 4.0]])
+    refused(lambda: fit(compiled(), rows, [0, 1]), r"np\.stack\(x\)", kind=TypeError)
+
+
+# Modules that return something else than a tensor of all rows
+
+
+class Ending(nn.Module):
+    """A linear layer whose output something happens to."""
+
+    def __init__(self, end, outputs=1):
+        super().__init__()
+        self.layer, self.end = nn.Linear(8, outputs), end
+
+    def forward(self, x):
+        return self.end(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    "after", [nn.Linear(4, 3), nn.ReLU(), nn.Conv1d(4, 3, 1)], ids=lambda layer: type(layer).__name__
+)
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_a_layer_behind_an_lstm_is_told_what_that_returns(after, verb):
+    model, x = compiled(nn.Sequential(nn.LSTM(8, 4, batch_first=True), after)), X[:, None]
+    run = {"fit": lambda: fit(model, x, Y), "predict": lambda: model.predict(x, verbose=0)}
+    refused(run[verb], "Layer '1'", r"LSTM or GRU returns \(output, state\)", kind=TypeError)
+
+
+def test_a_layer_behind_a_forward_without_return_is_told():
+    net = nn.Sequential(Ending(lambda x: None), nn.Linear(1, 3))
+    refused(lambda: fit(compiled(net), X, Y), "Layer '1'", "received nothing", "lack its return", kind=TypeError)
+
+
+@pytest.mark.parametrize(("loss", "metrics"), [("cross_entropy", ()), ("cross_entropy", ["accuracy"]), ("mse", ())])
+def test_a_forward_without_return_is_told(loss, metrics):
+    model = compiled(Ending(lambda x: None), loss, metrics=metrics)
+    refused(lambda: fit(model, X, Y), "returned None", "lack a return", kind=TypeError)
+    refused(lambda: model.predict(X, verbose=0), "no outputs", "return", kind=TypeError)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "y"), [("mse", 1, X[:, 0]), ("bce_with_logits", 1, BINARY), ("cross_entropy", 3, Y)]
+)
+def test_a_squeeze_that_drops_the_dimension_of_a_batch_of_one_is_told(loss, outputs, y):
+    model = compiled(Ending(torch.squeeze, outputs), loss)
+    refused(
+        lambda: fit(model, X[:33], y[:33]), "batch of one sample", r"squeeze\(1\)", "drop_last=True", kind=ValueError
+    )
+
+
+def test_a_squeeze_that_fails_on_the_validation_data_is_told():
+    model = compiled(Ending(torch.squeeze), "mse")
+    refused(lambda: fit(model, X[:32], X[:32, 0], validation_data=(X[:1], X[:1, 0])), r"squeeze\(1\)", kind=ValueError)
+
+
+def test_a_squeeze_is_told_by_predict_too():
+    refused(lambda: compiled(Ending(torch.squeeze)).predict(X[:33], verbose=0), r"batch of 1 ", r"squeeze\(1\)")

@@ -76,6 +76,25 @@ KINDS = {
     "20 NumPy": (lambda: (X.numpy(), Y.numpy()), ARRAYS),
     "20 NumPy of doubles and short integers": (lambda: (X.numpy().astype("float64"), Y.numpy()), ARRAYS),
     "20 lists of numbers": (lambda: (X.tolist(), Y.tolist()), ARRAYS),
+    "20 NumPy of short labels": (lambda: (X.numpy(), Y.numpy().astype("int32")), ARRAYS),
+    "20 a list of NumPy's numbers": (lambda: (X, list(Y.numpy())), ARRAYS),
+    "20 a list of labels that are tensors": (lambda: (X, list(Y)), ARRAYS),
+    "20 lists of rows": (lambda: (list(X), list(Y)), ARRAYS),
+    "20 lists of NumPy's rows": (lambda: (list(X.numpy()), list(Y.numpy().astype("int16"))), ARRAYS),
+    "20 a list of rows and an array": (lambda: (list(X), Y.numpy()), ARRAYS),
+    "21 frame and series of short labels": (lambda: (frame(), pd.Series(Y.numpy(), dtype="int8")), ARRAYS),
+    "28 list of NumPy batches of short labels": (
+        lambda: ([(x.numpy(), y.numpy().astype("int32")) for x, y in BATCHES],),
+        {},
+    ),
+    "24 dict of arrays with short labels": (
+        lambda: ({"input": X.numpy(), "label": Y.numpy().astype("int32")},),
+        ARRAYS,
+    ),
+    "21 frame and series of labels that may miss some": (
+        lambda: (frame(), pd.Series(Y.numpy(), dtype="Int32")),
+        ARRAYS,
+    ),
     "21 frame and series": (lambda: (frame(), pd.Series(Y.numpy())), ARRAYS),
     "26 generator function": (lambda: (lambda: iter(BATCHES),), {}),
     "27 loader without a length": (lambda: (Unsized(),), {}),
@@ -192,6 +211,42 @@ def test_29_a_hugging_face_dataset_trains_as_it_is(start, reference):
     assert torch.equal(targets_of(rows), Y)
 
 
+PREDICTED = {
+    "nested lists": (mlp, X.tolist()),
+    "lists of NumPy's numbers": (mlp, [list(row) for row in X.numpy()]),
+    "a list of rows": (mlp, list(X)),
+    "a list of NumPy's rows": (mlp, list(X.numpy())),
+    "a list of inputs": (lambda: Sum(mlp()), [LEFT, RIGHT]),
+    "a list of inputs of NumPy": (lambda: Sum(mlp()), [LEFT.numpy(), RIGHT.numpy()]),
+    "a tuple of inputs": (lambda: Sum(mlp()), (LEFT, RIGHT)),
+    "a list of batches": (mlp, BATCHES),
+    "a list of batches of inputs": (mlp, [x for x, _ in BATCHES]),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTED)
+def test_predict_takes_what_fit_takes(kind):
+    make, x = PREDICTED[kind]
+    net = make()
+    expected = (net.net if isinstance(net, Sum) else net)(X).detach().numpy()
+    outputs = Model(net, device="cpu").predict(x, verbose=0)
+    assert outputs.shape == expected.shape
+    assert abs(outputs - expected).max() < 1e-6
+
+
+def test_one_batch_of_several_inputs_is_predicted():
+    model = Model(Sum(mlp()), device="cpu")
+    expected = model.predict((LEFT, RIGHT), verbose=0)
+    assert (model.predict_on_batch([LEFT, RIGHT]) == expected).all()
+    assert (model.predict_on_batch((LEFT, RIGHT)) == expected).all()
+
+
+def test_predict_says_that_a_list_of_like_arrays_is_batches():
+    model = Model(mlp(), device="cpu")
+    with pytest.warns(UserWarning, match="list of 2 arrays as 2 batches"):
+        assert model.predict([X, X], verbose=0).shape == (100, 3)
+
+
 class MakesItsOwnLoss(nn.Module):
     """As the models of Hugging Face do: labels among the arguments, the loss among the outputs."""
 
@@ -281,6 +336,32 @@ def test_class_and_sample_weights_multiply(start):
     assert furthest(net, by_hand) < 1e-6
 
 
+TRUTHS = (Y == 1).numpy()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [TRUTHS, pd.Series(TRUTHS), pd.Series(TRUTHS, dtype="boolean"), list(TRUTHS)],
+    ids=["array", "series", "series that may miss some", "list"],
+)
+def test_true_and_false_are_classes(labels, start):
+    expected, net = twins(start)
+    compiled(expected).fit(X, (Y == 1).long(), verbose=0, **ARRAYS)
+    compiled(net).fit(X, labels, verbose=0, **ARRAYS)
+    assert same_weights(net, expected)
+
+
+def test_a_mask_of_true_and_false_stays_one():
+    seen = []
+
+    def loss(y_pred, y):
+        seen.append(y.dtype)
+        return y_pred.square().mean()
+
+    Model(mlp(), device="cpu").compile("sgd", loss).fit(X, (X > 0).numpy(), verbose=0)
+    assert set(seen) == {torch.bool}
+
+
 def test_metrics_take_no_weights_unless_asked():
     model = Model(mlp(), device="cpu").compile(None, "cross_entropy", ["accuracy"], weighted_metrics=["accuracy"])
     scores = model.evaluate(X, Y, sample_weight=WEIGHTS, verbose=0)
@@ -330,6 +411,52 @@ def test_a_loader_with_a_sampler_of_its_own_is_not_split():
         compiled(mlp()).fit(DataLoader(Rows(), 8, sampler=sampler), validation_split=0.2, verbose=0)
 
 
+def pairs():
+    return [(x, int(y)) for x, y in zip(X, Y, strict=True)]
+
+
+SAMPLES = {
+    "pairs": pairs,
+    "pairs of tensors": lambda: list(zip(X, Y, strict=True)),
+    "dicts": lambda: [{"input": x, "label": y} for x, y in pairs()],
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_a_loader_of_a_list_of_samples_is_split_and_weighed_as_one_of_a_dataset(kind, start):
+    expected, net = twins(start)
+    options = {"epochs": 2, "validation_split": 0.2, "class_weight": "balanced", "verbose": 0}
+    one = compiled(expected).fit(DataLoader(TensorDataset(X, Y), 8), **options)
+    other = compiled(net).fit(DataLoader(SAMPLES[kind](), 8), **options)
+    assert one["val_loss"] == other["val_loss"]
+    assert same_weights(net, expected)
+
+
+def test_a_list_of_samples_is_split_with_a_share_of_each_class():
+    _, expected = split(TensorDataset(X, Y), 0.3)
+    train, test = split(pairs(), 0.3)
+    assert test.indices == expected.indices
+    assert torch.equal(targets_of(train), torch.tensor([y for _, y in train]))
+
+
+def test_a_list_of_rows_without_targets_is_split():
+    train, test = split(list(X), 0.2)
+    assert (len(train), len(test)) == (40, 10)
+
+
+@pytest.mark.parametrize("share", [20, 1.5])
+def test_a_share_that_is_none_is_told_also_in_the_second_place(share):
+    with pytest.raises(ValueError, match=f"between 0 and 1, received {share}"):
+        split(pairs(), share)
+
+
+def test_labels_that_are_text_or_ragged_are_no_targets_at_hand():
+    assert targets_of([(X[0], "cat"), (X[1], "dog")]) is None
+    assert targets_of([(X[0], torch.zeros(2)), (X[1], torch.zeros(3))]) is None
+    assert targets_of([(1, 2, 3, 4)]) is None
+    assert targets_of(list(X)) is None
+
+
 # Several outputs
 
 
@@ -341,6 +468,25 @@ class TwoHeads(nn.Module):
     def forward(self, x):
         kind, size = self.kind(x), self.size(x)
         return {"kind": kind, "size": size} if self.named else (kind, size)
+
+
+class Crossed(nn.Module):
+    """Two inputs and two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.kind, self.size = nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, left, right):
+        return self.kind(left), self.size(right)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_two_inputs_and_two_targets_are_not_taken_for_two_samples(kind):
+    model = Model(Crossed(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
+    model.fit([X, X], kind([Y, X[:, :1]]), verbose=0)
+    model.fit([X[:2], X[:2]], kind([Y[:2], X[:2, :1]]), verbose=0)
+    assert model.state.step == 3
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -42,6 +42,7 @@ FLOORS = [
         "callbacks.pruning",
         "callbacks.schedules",
         "fetch",
+        "hints",
         "metric",
         "slices",
         "splits",
