@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -49,6 +50,13 @@ def find(kind: str, name: Any, table: Mapping[str, T], *, otherwise: str = "") -
         f"Unknown {kind} {name!r}.{nearest(key, table)} Pass one of {quoted(table)}"
         + (f", {otherwise}." if otherwise else ".")
     )
+
+
+def name_of(function: Any) -> str:
+    """Return the name a user would recognize ``function`` by."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def quoted(names: Iterable[Any], most: int = 40) -> str:

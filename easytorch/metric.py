@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from easytorch.logs import Mean, Scalar
-from easytorch.losses import Criterion, name_of
+from easytorch.lookup import name_of
+from easytorch.losses import Criterion
 
 
 class Metric:
