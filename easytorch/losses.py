@@ -247,7 +247,7 @@ class Loss(Criterion):
                 f"Expected a loss, received {loss!r}. Pass a name such as 'cross_entropy' or 'mse', a torch.nn loss, or "
                 "a function f(y_pred, y)."
             )
-        check_order("loss", name_of(self.function), self._signed())
+        check_order("loss", name_of(self.function), self.function)
         self.family = self._family()
         self.activation: Callable[[Tensor], Tensor] | None
         self._keras = self.function in KERAS.values()
@@ -260,9 +260,6 @@ class Loss(Criterion):
         self._unchecked = True
         self._range: tuple[Any, Any] | None = None
         self._call = functools.partial(SPREAD[self.family], self.function) if self.family in SPREAD else self.function
-
-    def _signed(self) -> Any:
-        return self.function.forward if isinstance(self.function, nn.Module) else self.function
 
     def _family(self) -> type[Any]:
         base = self.function.func if isinstance(self.function, functools.partial) else self.function

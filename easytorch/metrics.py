@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from easytorch.logs import Logs, Mean, Scalar
-from easytorch.lookup import nearest, quoted
+from easytorch.lookup import name_of, nearest, quoted
 from easytorch.losses import Criterion, SeveralLosses
 from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits
+from easytorch.misuse import check_order
+from easytorch.notice import warn
 from easytorch.processes import Alone
 from easytorch.torchmetric import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
 from easytorch.tree import describe, map_leaves
@@ -33,16 +35,19 @@ class Metrics:
         self.names = _unique(
             [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
         )
-        self.logs = Logs(self.compute)
+        self.logs = Logs(self._values)
+        self._updated = False  # in this pass
+        self._told: list[str] = []  # of which a copy for another pass tells no more
         self.processes = Alone()  # those who measure, while they train
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric; nothing waits for the device."""
         if not self._metrics or self.processes.idle:
             return
+        self._updated = True
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
-        for metric, output, weighted in self._metrics:
-            part, target = self.criterion.part(y_pred, y, output)
+        parts = [self.criterion.part(y_pred, y, output) for _, output, _ in self._metrics]
+        for (metric, _, weighted), (part, target) in zip(self._metrics, parts, strict=True):
             metric.update(part, target, sample_weight if weighted else None)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
@@ -52,6 +57,7 @@ class Metrics:
         for name, value in terms.items():
             scalar = _scalar(name, value)
             if name not in self._terms:
+                _check_term(name)
                 self._terms[name] = Mean()
             self._terms[name].add(scalar, size)
             if name == "loss":
@@ -64,7 +70,21 @@ class Metrics:
         return self._losses
 
     def compute(self) -> dict[str, Scalar]:
-        """Return every value so far, as scalars that may still be on the device."""
+        """Return every value of a pass that ends, as scalars that may still be on the device."""
+        self._tell_of_idle()
+        return self._values()
+
+    def _tell_of_idle(self) -> None:
+        if self._updated or not self._terms or not self._metrics or self._told:
+            return
+        self._told.append("never updated")
+        were, them = ("was", "it") if len(self.names) == 1 else ("were", "them")
+        warn(
+            f"{', '.join(self.names)} {were} never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or "
+            f"take {them} out of compile."
+        )
+
+    def _values(self) -> dict[str, Scalar]:
         values = {name: mean.compute() for name, mean in self._terms.items()}
         for name, (metric, *_) in zip(self.names, self._metrics, strict=True):
             values[name] = self._value(name, metric)
@@ -84,18 +104,22 @@ class Metrics:
 
     def reset(self) -> None:
         """Forget everything measured so far."""
-        self._terms = {}
+        self._terms, self._updated = {}, False
         for metric, *_ in self._metrics:
             metric.reset()
 
     def fresh(self) -> Metrics:
         """Return a copy that has measured nothing, for another pass at the same time."""
         twins = [(metric.fresh(), output, weighted) for metric, output, weighted in self._metrics]
-        return Metrics(twins, self.criterion)
+        fresh = Metrics(twins, self.criterion)
+        fresh._told = self._told
+        return fresh
 
     def merged(self, states: Sequence[Mapping[str, Any]]) -> Metrics:
         """Return a copy that has measured what those of several processes have, given the ``state_dict`` of each."""
+        self._tell_of_idle()
         whole = self.fresh()
+        whole._updated = True
         names = dict.fromkeys(name for state in states for name in state["terms"])
         for name in names:
             whole._terms[name] = Mean()
@@ -130,6 +154,7 @@ class Metrics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
+        self._updated = True  # what was saved does not tell
         self._terms = {name: Mean() for name in state["terms"]}
         for name, mean in self._terms.items():
             mean.load_state_dict(state["terms"][name])
@@ -159,7 +184,28 @@ def resolve(metrics: Any, criterion: Criterion, weighted: Any = ()) -> Metrics:
                 "or pass a function that returns one value for each sample."
             )
         metric.name = f"weighted_{metric.name}" if metric.name in {m.name for m, *_ in found} else metric.name
-    return Metrics([*found, *heavy], criterion)
+    measures = Metrics([*found, *heavy], criterion)
+    _check_names(measures.names, {*RESERVED, *criterion.term_names()})
+    return measures
+
+
+RESERVED = ("loss", "lr", "epoch")  # in the logs
+
+
+def _check_names(names: list[str], reserved: set[str]) -> None:
+    for name in names:
+        if name in reserved or (name.startswith("val_") and name[4:] in {*reserved, *names}):
+            raise ValueError(
+                f"The name of the metric {name!r} is reserved: the logs have another value under it. Rename the function, or "
+                "give the metric another name."
+            )
+
+
+def _check_term(name: str) -> None:
+    if name in RESERVED and name != "loss":
+        raise ValueError(
+            f"A step returned {name!r}, a reserved name: the logs have another value under it. Return it under another name."
+        )
 
 
 def _by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | None]]:
@@ -193,16 +239,19 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     if isinstance(metric, str):
         return _by_name(metric, criterion)
     if isinstance(metric, Metric):
+        check_order("metric", metric.name, metric.update)
         return metric
     if is_torchmetric(metric):
         if not hasattr(metric, "_defaults"):
             raise TypeError(f"{metric!r} holds several metrics. Pass them one by one.")
+        check_order("metric", type(metric).__name__, metric.update)
         return TorchMetric(metric)
     if isinstance(metric, type):
         raise TypeError(
             f"Expected a metric, received the class {metric.__name__}. Make an object of it: {metric.__name__}()."
         )
     if callable(metric):
+        check_order("metric", name_of(metric), metric)
         return MeanMetric(metric)
     raise TypeError(
         f"Expected a metric, received {metric!r}. Pass a name such as 'accuracy', a function f(y_pred, y), an "

@@ -39,7 +39,7 @@ def check_order(kind: str, name: str, function: Any) -> None:
     Raises:
         ValueError: If both names say so; one alone may mean anything.
     """
-    first, second = _first_two(function)
+    first, second = _first_two(function.forward if isinstance(function, nn.Module) else function)
     if first.lower() not in TARGETS or second.lower() not in PREDICTIONS:
         return
     called = name if inspect.isfunction(function) and name.isidentifier() else "f"

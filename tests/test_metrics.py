@@ -1,0 +1,184 @@
+"""Metrics that measure something else than was meant, or nothing: told before anybody relies on their numbers."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import pytest
+import torch
+import torchmetrics
+from torch import nn
+
+from easytorch import Mean, Metric, Model
+from easytorch.callbacks import EarlyStopping
+
+torch.manual_seed(0)
+X = torch.randn(96, 4)
+Y = torch.arange(96) % 3
+R = X.sum(1, keepdim=True)
+
+
+def compiled(outputs=3, loss="cross_entropy", metrics=(), **options):
+    return Model(nn.Linear(4, outputs), device="cpu").compile("sgd", loss, metrics, **options)
+
+
+def named(name):
+    def function(y_pred, y):
+        return (y_pred - y).abs().mean()
+
+    function.__name__ = name
+    return function
+
+
+class Bias(Metric):
+    name = "bias"
+
+    def reset(self):
+        self.mean = Mean()
+
+    def update(self, y_pred, y, sample_weight=None):
+        self.mean.add_sum((y_pred - y).sum(), y.numel())
+
+    def compute(self):
+        return self.mean.compute()
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "epoch", "val_loss", "val_lr"])
+def test_a_metric_with_a_name_of_the_logs_is_refused(name):
+    class Named(Bias):
+        pass
+
+    Named.name = name
+    for metric in (named(name), Named()):
+        with pytest.raises(
+            ValueError, match=f"'{name}' is reserved.*[Rr]ename the function, or give the metric another"
+        ):
+            compiled(1, "mse", [metric])
+        with pytest.raises(ValueError, match="reserved"):
+            compiled(1, "mse", weighted_metrics=[metric])
+
+
+def test_a_metric_of_torchmetrics_with_a_name_of_the_logs_is_refused():
+    class Loss(torchmetrics.MeanSquaredError):
+        pass
+
+    with pytest.raises(ValueError, match="'loss' is reserved"):
+        compiled(1, "mse", [Loss()])
+
+
+def test_a_metric_named_like_the_loss_of_an_output_is_refused():
+    with pytest.raises(ValueError, match="'output_1_loss' is reserved"):
+        compiled(1, ["mse", "mse"], [[named("loss")], []])
+
+
+def test_a_metric_named_like_the_validation_of_another_is_refused():
+    with pytest.raises(ValueError, match="'val_mae' is reserved"):
+        compiled(1, "mse", ["mae", named("val_mae")])
+
+
+@pytest.mark.parametrize("name", ["lr", "epoch"])
+def test_a_step_that_returns_a_name_of_the_logs_is_refused(name):
+    class Own(Model):
+        def train_step(self, batch):
+            return super().train_step(batch) | {name: 1.0}
+
+    model = Own(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy")
+    with pytest.raises(ValueError, match=f"A step returned '{name}', a reserved name"):
+        model.fit(X, Y, verbose=0)
+    assert model.state.step == 0
+
+
+# The order of the arguments
+
+
+def swapped(y_true, y_pred):
+    return (y_true - y_pred).mean()
+
+
+class Swapped(Bias):
+    def update(self, y_true, y_pred, sample_weight=None):
+        super().update(y_pred, y_true)
+
+
+class SwappedObject(torchmetrics.MeanSquaredError):
+    def update(self, target, preds):
+        super().update(preds, target)
+
+
+@pytest.mark.parametrize("metric", [swapped, Swapped(), SwappedObject()], ids=["function", "Metric", "torchmetrics"])
+@pytest.mark.parametrize("where", ["metrics", "weighted_metrics"])
+def test_a_metric_that_takes_targets_first_is_refused(metric, where):
+    with pytest.raises(ValueError, match=r"predictions first.*Swap the arguments, or pass lambda y_pred, y"):
+        compiled(1, "mse", **{where: [metric]})
+
+
+def test_a_score_of_scikit_learn_is_refused_with_what_can_be_pasted():
+    from sklearn.metrics import mean_absolute_error
+
+    with pytest.raises(ValueError, match=re.escape("pass lambda y_pred, y: mean_absolute_error(y, y_pred)")):
+        compiled(1, "mse", [mean_absolute_error])
+    model = compiled(1, "mse", [lambda y_pred, y: mean_absolute_error(y, y_pred)])
+    assert model.fit(X, R, verbose=0)["<lambda>"][0] > 0
+
+
+# Updates
+
+
+class Silent(Model):
+    """A model whose training step measures nothing."""
+
+    def train_step(self, batch):
+        x, y, _ = self.unpack(batch)
+        return {"loss": nn.functional.cross_entropy(self(x), y)}
+
+
+class SilentInTests(Model):
+    def test_step(self, batch):
+        x, y, _ = self.unpack(batch)
+        return {"loss": nn.functional.cross_entropy(self(x), y)}
+
+
+@pytest.mark.parametrize("kind", [Silent, SilentInTests])
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_a_metric_that_is_never_updated_is_told_once(kind, verbose):
+    model = kind(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy"])
+    with pytest.warns(UserWarning, match="accuracy") as told:
+        model.fit(X, Y, epochs=3, validation_data=(X, Y), callbacks=[EarlyStopping("val_accuracy")], verbose=verbose)
+    messages = [str(one.message) for one in told if "never updated" in str(one.message)]
+    assert messages == [
+        "accuracy was never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or take it out of compile."
+    ]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "train_on_batch", "test_on_batch"])
+def test_metrics_that_are_never_updated_are_told_by_every_verb(verb):
+    model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy", "top_2_accuracy"])
+    with pytest.warns(UserWarning, match="accuracy, top_2_accuracy were never updated: .* take them out"):
+        getattr(model, verb)(X, Y, **({"verbose": 0} if verb == "evaluate" else {}))
+
+
+def test_a_step_that_measures_now_and_then_is_not_complained_of():
+    class Sparing(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            y_pred = self(x)
+            if self.state.epoch_step == 2 or not self.module.training:
+                self.metrics.update(y_pred, y)
+            return {"loss": self.loss(y_pred, y)}
+
+    model = Sparing(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = model.fit(X, Y, epochs=2, validation_split=0.1, verbose=1)
+    assert all(value == value for value in history["accuracy"])
+
+
+def test_a_model_without_metrics_need_not_update_any():
+    model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, Y, verbose=0)
