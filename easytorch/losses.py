@@ -438,7 +438,8 @@ class SeveralLosses(Criterion):
         self.by_name = isinstance(losses, Mapping)
         named = losses if isinstance(losses, Mapping) else {f"output_{i + 1}": loss for i, loss in enumerate(losses)}
         self.losses = {name: Loss(loss) for name, loss in named.items() if loss is not None}
-        self.names, self.count = list(self.losses), len(named)  # an output without a loss needs no target in a dict
+        self.names = list(self.losses)  # an output without a loss needs no target in a dict
+        self.outputs, self.count = list(named), len(named)
         self.weights = dict.fromkeys(self.names, 1.0) | self._named_weights(weights)
 
     def _named_weights(self, weights: Any) -> dict[str, float]:
@@ -460,7 +461,7 @@ class SeveralLosses(Criterion):
 
     def expect(self, targets: Any) -> None:
         """Let each loss be ready for its own targets."""
-        parts = targets if isinstance(targets, Mapping) else {}
+        parts = targets if isinstance(targets, Mapping) else dict.fromkeys(self.names[: len(self.names) == 1], targets)
         if isinstance(targets, (list, tuple)):
             parts = {f"output_{i + 1}": part for i, part in enumerate(targets)}
         for name, loss in self.losses.items():
@@ -474,7 +475,9 @@ class SeveralLosses(Criterion):
 
     def parts(self, tree: Any, what: str) -> dict[str, Any]:
         """Return the part of each output in ``tree``, which is the outputs, the targets or the weights."""
-        if tree is None or isinstance(tree, Tensor):  # weights that hold for all outputs
+        if tree is None or isinstance(tree, Tensor):
+            if tree is not None and what != "sample weights":  # which hold for all outputs
+                self._check_single(tree, what)
             return dict.fromkeys(self.names, tree)
         fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == self.count
         if isinstance(tree, Mapping) != self.by_name or not fits:
@@ -485,6 +488,22 @@ class SeveralLosses(Criterion):
         if isinstance(tree, Mapping):
             return dict(tree)
         return {f"output_{i + 1}": part for i, part in enumerate(tree)}
+
+    def _check_single(self, tensor: Tensor, what: str) -> None:
+        """Refuse one tensor for several losses, which would all learn from it."""
+        if self.count == 1 or (what == "targets" and len(self.names) == 1):
+            return
+        numbered = [f"y{i + 1}" for i in range(self.count)]
+        by_name = ", ".join(f"{name!r}: {y}" for name, y in zip(self.outputs, numbered, strict=True))
+        each = f"{{{by_name}}}" if self.by_name else f"({', '.join(numbered)})"
+        if what == "targets":
+            raise ValueError(
+                f"There are {self.count} outputs with {len(self.names)} losses, but one target, {describe(tensor)}: pass {each}."
+            )
+        raise ValueError(
+            f"There are losses for {self.count} outputs, but the module returned one, {describe(tensor)}. Let it return {each}, "
+            "or name one loss."
+        )
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""

@@ -209,26 +209,55 @@ def _check_term(name: str) -> None:
 
 
 def _by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | None]]:
-    if metrics is None:
-        return []
-    if isinstance(metrics, Mapping) or (isinstance(criterion, SeveralLosses) and any(map(_listed, metrics))):
+    if isinstance(metrics, Mapping) or (isinstance(criterion, SeveralLosses) and any(map(_listed, _as_list(metrics)))):
         if not isinstance(criterion, SeveralLosses):
             raise ValueError(
                 f"metrics by output, {describe(metrics)}, need losses by output. Pass loss={{output: ...}} too, or a "
                 "plain list of metrics."
             )
-        named = metrics if isinstance(metrics, Mapping) else dict(zip(criterion.names, metrics, strict=False))
-        for name in named:
-            if name not in criterion.losses:
+        named = metrics if isinstance(metrics, Mapping) else _in_order(metrics, criterion)
+        for name, some in named.items():
+            if name not in criterion.losses and (some or name not in criterion.outputs):
                 raise ValueError(
                     f"metrics name the output {name!r}, which has no loss.{nearest(name, criterion.names)}"
                 )
         return [
             (_resolve_one(metric, criterion.losses[name]), name)
             for name, some in named.items()
-            for metric in (some if _listed(some) else [some])
+            if name in criterion.losses
+            for metric in _as_list(some)
         ]
-    return [(_resolve_one(metric, criterion), None) for metric in (metrics if _listed(metrics) else [metrics])]
+    listed = _as_list(metrics)
+    if isinstance(criterion, SeveralLosses):
+        criterion = _of_the_only_output(listed, criterion)
+    return [(_resolve_one(metric, criterion), None) for metric in listed]
+
+
+def _in_order(metrics: Sequence[Any], criterion: SeveralLosses) -> dict[str, Any]:
+    if len(metrics) != criterion.count:
+        raise ValueError(
+            f"There are {criterion.count} outputs, but {len(metrics)} lists of metrics. Pass one for each; it may be empty."
+        )
+    return dict(zip(criterion.outputs, metrics, strict=True))
+
+
+def _of_the_only_output(metrics: list[Any], criterion: SeveralLosses) -> Criterion:
+    """Return the loss of the only output; of several, a name does not say which one it measures."""
+    if criterion.count == 1 and criterion.names:
+        return criterion.losses[criterion.names[0]]
+    named = [metric for metric in metrics if isinstance(metric, str)]
+    if named:
+        each: Any = {criterion.outputs[0]: named}
+        each = each if criterion.by_name else [named, *[[] for _ in criterion.outputs[1:]]]
+        raise ValueError(
+            f"The metric {named[0]!r} does not say which of the outputs, {quoted(criterion.outputs)}, it measures. Pass a list "
+            f"for each, such as metrics={each!r}."
+        )
+    return criterion
+
+
+def _as_list(metrics: Any) -> list[Any]:
+    return [] if metrics is None else list(metrics) if _listed(metrics) else [metrics]
 
 
 def _listed(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import warnings
 
@@ -182,3 +183,84 @@ def test_a_model_without_metrics_need_not_update_any():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(X, Y, verbose=0)
+
+
+# Several outputs
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, named=False):
+        super().__init__()
+        self.kind, self.size, self.named = nn.Linear(4, 3), nn.Linear(4, 1), named
+
+    def forward(self, x):
+        kind, size = self.kind(x), self.size(x)
+        return {"kind": kind, "size": size} if self.named else (kind, size)
+
+
+BY_NAME = {"kind": "cross_entropy", "size": "mse"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "cure"),
+    [
+        (["cross_entropy", "mse"], "metrics=[['accuracy'], []]"),
+        (BY_NAME, "metrics={'kind': ['accuracy']}"),
+    ],
+    ids=["list", "dict"],
+)
+@pytest.mark.parametrize("metrics", [["accuracy"], "accuracy"], ids=["in a list", "alone"])
+def test_a_name_that_may_measure_any_of_several_outputs_is_refused_with_what_to_pass(loss, cure, metrics):
+    named = isinstance(loss, dict)
+    with pytest.raises(ValueError, match=r"'accuracy' does not say which of the outputs.*" + re.escape(cure)):
+        Model(TwoHeads(named), device="cpu").compile("sgd", loss, metrics=metrics)
+    model = Model(TwoHeads(named), device="cpu").compile(
+        "sgd", loss, metrics=ast.literal_eval(cure.removeprefix("metrics="))
+    )
+    history = model.fit(X, {"kind": Y, "size": R} if named else (Y, R), verbose=0)
+    assert next(name for name in history if name.endswith("accuracy")) == f"{'kind' if named else 'output_1'}_accuracy"
+
+
+def test_more_lists_of_metrics_than_outputs_are_refused():
+    with pytest.raises(ValueError, match="There are 2 outputs, but 3 lists of metrics"):
+        Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"], [["accuracy"], ["mae"], ["mse"]])
+
+
+def test_metrics_of_outputs_belong_to_their_place_where_one_has_no_loss():
+    model = Model(TwoHeads(), device="cpu").compile("sgd", [None, "mse"], [None, ["mae"]])
+    assert list(model.fit(X, (Y, R), verbose=0)) == ["loss", "output_2_loss", "output_2_mae", "lr"]
+
+
+def test_a_list_of_one_loss_has_its_metrics_by_name():
+    model = compiled(3, ["cross_entropy"], ["accuracy"])
+    assert list(model.fit(X, Y, verbose=0)) == ["loss", "output_1_loss", "accuracy", "lr"]
+
+
+@pytest.mark.parametrize("metrics", [None, [["accuracy"], ["mae"]]], ids=["without metrics", "with metrics"])
+@pytest.mark.parametrize("y", [Y, R], ids=["classes", "numbers"])
+def test_one_target_for_two_losses_is_refused(metrics, y):
+    model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"], metrics)
+    with pytest.raises(ValueError, match=r"2 outputs with 2 losses, but one target, .*: pass \(y1, y2\)\."):
+        model.fit(X, y, verbose=0)
+    model.fit(X, (Y, R), verbose=0)
+
+
+def test_one_target_for_losses_by_name_is_refused_with_the_names():
+    model = Model(TwoHeads(named=True), device="cpu").compile("sgd", BY_NAME)
+    with pytest.raises(ValueError, match=re.escape("pass {'kind': y1, 'size': y2}.")):
+        model.fit(X, Y, verbose=0)
+
+
+def test_one_output_for_two_losses_is_refused():
+    with pytest.raises(ValueError, match=r"losses for 2 outputs, but the module returned one, float32 \[32, 1\]"):
+        compiled(1, ["mse", "mse"]).fit(X, (R, R), verbose=0)
+
+
+def test_one_weight_for_two_losses_holds_for_both():
+    model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
+    assert model.fit(X, (Y, R), sample_weight=torch.zeros(96), verbose=0)["loss"] == [0.0]
+
+
+def test_one_target_does_for_the_only_loss_of_two_outputs():
+    model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", None])
+    assert model.fit(X, Y, verbose=0)["output_1_loss"][0] > 0
