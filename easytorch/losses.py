@@ -236,7 +236,14 @@ class Loss(Criterion):
             if loss.strip().lower() in map(str.lower, vars(torch.optim)):
                 raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
             typed = loss.strip().removesuffix("Loss").removesuffix("_loss")
-            found = find("loss", typed, TABLE, otherwise="a torch.nn loss, or a function f(y_pred, y)")
+            found = find(
+                "loss",
+                typed,
+                TABLE,
+                otherwise="a torch.nn loss, or a function f(y_pred, y)",
+                common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
+                whole="easytorch.losses.TABLE",
+            )
             self.function = found() if isinstance(found, type) else found
         elif isinstance(loss, type) and issubclass(loss, nn.Module):
             raise TypeError(

@@ -187,6 +187,11 @@ def absolute_error(y_pred: Tensor, y: Tensor) -> Tensor:
     return (_alike(y_pred, y) - y).abs()
 
 
+def of_alike(function: Callable[[Tensor, Tensor], Tensor], y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return what ``function`` makes of predictions in the shape of the targets."""
+    return function(_alike(y_pred, y), y)
+
+
 ERRORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Any], Any] | None]] = {
     "mae": (absolute_error, None),
     "mean_absolute_error": (absolute_error, None),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from easytorch.logs import Logs, Mean, Scalar
-from easytorch.lookup import name_of, nearest, quoted
-from easytorch.losses import Criterion, SeveralLosses
-from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits
+from easytorch.lookup import name_of, nearest, quoted, spellings, unknown
+from easytorch.losses import KERAS, Criterion, SeveralLosses
+from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits, of_alike
 from easytorch.misuse import check_order
 from easytorch.notice import warn
 from easytorch.processes import Alone
@@ -288,8 +289,14 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     )
 
 
+LEAN = ("accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy", *ERRORS)
+TOP_5 = ("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy")  # as Keras has them by default
+OF_KERAS = ("categorical_accuracy", "sparse_categorical_accuracy", *TOP_5)
+NAMES = tuple(dict.fromkeys([*LEAN, *OF_KERAS, *TORCHMETRICS, *KERAS]))
+
+
 def _by_name(typed: str, criterion: Criterion) -> Metric:
-    name = typed.strip().lower().replace("-", "_").replace(" ", "_")
+    name = next((name for name in spellings(typed) if name in NAMES), spellings(typed)[0])
     if name in ("accuracy", "acc"):
         if criterion.kind is None:
             raise ValueError(
@@ -302,6 +309,8 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
         return MeanMetric(MulticlassHits(ignored), typed, "max")
     if name == "binary_accuracy":
         return MeanMetric(BinaryHits(criterion), typed, "max")
+    if name in TOP_5:
+        return MeanMetric(TopHits(5), typed, "max")
     if name.startswith("top_") and name.endswith("_accuracy") and name[4:-9].isdigit():
         return MeanMetric(TopHits(int(name[4:-9])), typed, "max")
     if name in ERRORS:
@@ -314,10 +323,18 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
                 "for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."
             )
         return NamedTorchMetric(typed, TORCHMETRICS[name], criterion)
-    lean = ["accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy", *ERRORS]
+    if name in KERAS:
+        return MeanMetric(functools.partial(of_alike, KERAS[name]), typed, "min")
     raise ValueError(
-        f"Unknown metric {typed!r}.{nearest(name, [*lean, *TORCHMETRICS])} Pass one of {quoted([*lean, *TORCHMETRICS])}, a "
-        "function f(y_pred, y), an easytorch.Metric or a torchmetrics object."
+        unknown(
+            "metric",
+            typed,
+            NAMES,
+            near=nearest(name, NAMES),
+            otherwise="a function f(y_pred, y), an easytorch.Metric or a torchmetrics object",
+            common=("accuracy", "top_5_accuracy", "f1", "auroc", "mae", "rmse", "r2"),
+            whole="easytorch.metrics.NAMES",
+        )
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from easytorch import Model
+from easytorch.lookup import nearest
 
 torch.manual_seed(0)
 X = torch.randn(64, 4)
@@ -204,3 +205,39 @@ def test_kl_divergence_is_that_of_keras():
 def test_flat_targets_for_a_loss_of_keras_are_refused_as_those_of_torch():
     with pytest.raises(ValueError, match=r"y\.unsqueeze\(1\)"):
         fit(nn.Linear(4, 1), "hinge", X, YES[:, 0])
+
+
+# Names
+
+
+@pytest.mark.parametrize(("name", "near"), [("cross_entropi", "cross_entropy"), ("triplet", "triplet_margin")])
+def test_an_unknown_loss_that_is_near_to_one_is_told_with_that_alone(name, near):
+    with pytest.raises(
+        ValueError, match=rf"Unknown loss '{name}'\. Did you mean '{near}'\? Otherwise pass a torch.nn loss"
+    ):
+        compiled(nn.Linear(4, 3), name)
+
+
+@pytest.mark.parametrize("name", ["dice", "focal", "softmax", "wasserstein"])
+def test_an_unknown_loss_that_is_near_to_none_is_told_with_a_short_list(name):
+    with pytest.raises(ValueError, match=rf"Unknown loss '{name}'\. Pass a name such as 'cross_entropy', .*") as caught:
+        compiled(nn.Linear(4, 3), name)
+    assert "easytorch.losses.TABLE" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("typed", "names", "near"),
+    [
+        ("sgd2", ["adam", "sgd"], "sgd"),
+        ("sdg", ["adam", "sgd"], "sgd"),
+        ("adma", ["adamax", "adam"], "adam"),
+        ("val_acc", ["val_loss", "val_accuracy"], "val_accuracy"),
+        ("validation_loss", ["loss", "val_loss"], "val_loss"),
+        ("confusion_matrix", ["cosine_similarity"], None),
+        ("mcc", ["acc", "accuracy"], None),
+        ("lion", ["muon", "nadam"], None),
+    ],
+)
+def test_only_names_that_are_near_are_offered(typed, names, near):
+    assert nearest(typed, names) == ("" if near is None else f" Did you mean {near!r}?")

@@ -264,3 +264,67 @@ def test_one_weight_for_two_losses_holds_for_both():
 def test_one_target_does_for_the_only_loss_of_two_outputs():
     model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", None])
     assert model.fit(X, Y, verbose=0)["output_1_loss"][0] > 0
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("MeanSquaredError", "mse"),
+        ("RootMeanSquaredError", "rmse"),
+        ("MeanAbsoluteError", "mae"),
+        ("mean-squared-error", "mse"),
+        ("MeanAbsolutePercentageError", "mape"),
+        ("R2Score", "r2"),
+    ],
+)
+def test_errors_are_known_by_their_names_in_keras(name, same):
+    scores = compiled(1, "mse", [name, same]).evaluate(X, R, verbose=0)
+    assert scores[name] == pytest.approx(scores[same]) != 0
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("sparse_top_k_categorical_accuracy", "top_5_accuracy"),
+        ("top_k_categorical_accuracy", "top_5_accuracy"),
+        ("TopKCategoricalAccuracy", "top_5_accuracy"),
+        ("SparseCategoricalAccuracy", "accuracy"),
+        ("CategoricalAccuracy", "accuracy"),
+        ("F1Score", "f1"),
+        ("AUC", "auroc"),
+    ],
+)
+def test_accuracies_are_known_by_their_names_in_keras(name, same):
+    scores = compiled(8, "cross_entropy", [name, same]).evaluate(X, torch.arange(96) % 8, verbose=0)
+    assert 0 < scores[name] == scores[same] < 1
+
+
+@pytest.mark.parametrize("name", ["hinge", "SquaredHinge", "Poisson", "log_cosh", "MeanSquaredLogarithmicError"])
+def test_losses_of_keras_are_metrics_as_well(name):
+    net = nn.Sequential(nn.Linear(4, 1), nn.Softplus())  # Poisson takes what is positive
+    model = Model(net, device="cpu").compile("sgd", name, [name])
+    loss, metric = model.evaluate(X, R.abs(), verbose=0)
+    assert metric == pytest.approx(loss)
+    assert model.metrics.mode(name) == "min"
+
+
+@pytest.mark.parametrize("name", ["confusion_matrix", "perplexity", "dice"])
+def test_an_unknown_metric_that_is_near_to_none_is_told_with_a_short_list(name):
+    with pytest.raises(
+        ValueError, match=rf"Unknown metric '{name}'\. Pass a name such as 'accuracy', .* f\(y_pred, y\)"
+    ) as caught:
+        compiled(metrics=[name])
+    assert "easytorch.metrics.NAMES" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("acuracy", "accuracy"), ("f1score_", "f1_score"), ("kappa", "cohen_kappa")]
+)
+def test_an_unknown_metric_that_is_near_to_one_is_told_with_that_alone(name, near):
+    with pytest.raises(ValueError, match=rf"Did you mean '{near}'\? Otherwise pass a function") as caught:
+        compiled(metrics=[name])
+    assert len(str(caught.value)) < 200
