@@ -176,9 +176,13 @@ class PairsNotice(TorchFunctionMode):
             self.pairs = list(result.shape) if taken == {self.y_pred.shape, self.y.shape} else self.pairs
         return result
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """Warn of what was seen."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        while traceback is not None:  # what fails is a line of the loss, not one of this file
+            if traceback.tb_next is not None and traceback.tb_next.tb_frame.f_globals is globals():
+                traceback.tb_next = None
+            traceback = traceback.tb_next
         if self.pairs:
             warn(
                 f"The loss, {self.loss}, makes {self.pairs} of the module's output, {list(self.y_pred.shape)}, and the targets, "

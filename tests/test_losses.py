@@ -157,6 +157,12 @@ def test_a_loss_of_ones_own_that_makes_pairs_is_told(loss):
         fit(nn.Linear(4, 1), loss, X, R)
 
 
+def test_a_loss_of_ones_own_that_fails_is_explained_although_it_is_watched():
+    with pytest.raises(ValueError, match=r"The loss, .*, cannot compare .* with the targets, float32 \[32\]") as caught:
+        fit(nn.Linear(4, 1), lambda y_pred, y: torch.cat([y_pred, y]).mean(), X, R)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
 @pytest.mark.parametrize("metrics", [[], ["accuracy"]], ids=["loss", "metric"])
 @pytest.mark.parametrize(("shape", "cure"), [((5, 3), r"transpose\(1, 2\)"), ((5, 6, 3), r"movedim\(-1, 1\)")])
 def test_classes_that_come_last_are_told_to_come_second(shape, cure, metrics):
