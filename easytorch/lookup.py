@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,37 +19,85 @@ def snake_case(name: str) -> str:
     return words
 
 
-def nearest(name: Any, names: Iterable[Any], cutoff: float = 0.6) -> str:
-    """Return `` Did you mean 'adam'?`` or nothing, to be put into an error message."""
-    known = {str(known).lower(): known for known in names}
-    close = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=cutoff)
-    close.sort(
-        key=lambda other: sorted(other) != sorted(str(name).lower())
-    )  # first what has the very letters: adma, adam
+def nearest(name: Any, names: Iterable[Any], cutoff: float | None = None) -> str:
+    """Return `` Did you mean 'adam'?`` or nothing, to be put into an error message.
+
+    Args:
+        name: What the user typed.
+        names: Those there are.
+        cutoff: How alike two names must be, from 0 to 1; by default so that all but slips of the fingers are left out.
+    """
+    typed, known = str(name).lower(), {str(known).lower(): known for known in names}
+    close = difflib.get_close_matches(typed, known, n=3, cutoff=cutoff or 0.6)
+    if cutoff is None:
+        close = [other for other in close if _near(typed, other)]
+    close.sort(key=lambda other: sorted(other) != sorted(typed))  # first what has the very letters: adma, adam
     return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 
-def find(kind: str, name: Any, table: Mapping[str, T], *, otherwise: str = "") -> T:
+def _near(typed: str, other: str) -> bool:
+    whole_words = other.startswith(f"{typed}_") or other.endswith(f"_{typed}")  # triplet, triplet_margin
+    alike = difflib.SequenceMatcher(None, other, typed).ratio() >= 0.69
+    return alike or whole_words or sorted(typed) == sorted(other)
+
+
+def spellings(name: str) -> tuple[str, str, str]:
+    """Return the keys under which a table may have ``name``, whatever the case and the hyphens."""
+    key = name.strip().lower().replace("-", "_").replace(" ", "_")
+    return key, snake_case(name.strip()), key.replace("_", "")
+
+
+def find(kind: str, name: Any, table: Mapping[str, T], **message: Any) -> T:
     """Return ``table[name]``, whatever the case and the hyphens, or raise a ``ValueError`` that names the nearest.
 
     Args:
         kind: What is looked for, for the message: ``"optimizer"``.
         name: What the user typed.
         table: Every name there is.
-        otherwise: What else the user might pass, for the message.
+        message: What else is said if there is none; see ``unknown``.
     """
     if not isinstance(name, str):
-        raise ValueError(
-            f"Unknown {kind} {name!r}. Pass one of {quoted(table)}" + (f", {otherwise}." if otherwise else ".")
-        )
-    key = name.strip().lower().replace("-", "_").replace(" ", "_")
-    for candidate in (key, snake_case(name.strip()), key.replace("_", "")):
+        raise ValueError(unknown(kind, name, table, near="", **message))
+    for candidate in spellings(name):
         if candidate in table:
             return table[candidate]
-    raise ValueError(
-        f"Unknown {kind} {name!r}.{nearest(key, table)} Pass one of {quoted(table)}"
-        + (f", {otherwise}." if otherwise else ".")
-    )
+    raise ValueError(unknown(kind, name, table, near=nearest(spellings(name)[0], table), **message))
+
+
+def unknown(
+    kind: str,
+    name: Any,
+    names: Iterable[str],
+    *,
+    near: str,
+    otherwise: str = "",
+    common: Sequence[str] = (),
+    whole: str = "",
+) -> str:
+    """Return the message about a name that is not there.
+
+    Args:
+        kind: What is looked for: ``"optimizer"``.
+        name: What the user typed.
+        names: Every name there is.
+        near: What ``nearest`` says.
+        otherwise: What else the user might pass.
+        common: Those names that are shown where there are too many, and none is near.
+        whole: Where all of them are, then.
+    """
+    title = f"Unknown {kind} {name!r}.{near}"
+    if near and common:
+        return f"{title} Otherwise pass {otherwise}."
+    shown = f"a name such as {quoted(common)}; all are in {whole}. Or pass " if common else f"one of {quoted(names)}"
+    between = ", " if otherwise and not common else ""
+    return f"{title} Pass {shown}{between}{otherwise}."
+
+
+def name_of(function: Any) -> str:
+    """Return the name a user would recognize ``function`` by."""
+    if isinstance(function, functools.partial):
+        return name_of(function.func)
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def quoted(names: Iterable[Any], most: int = 40) -> str:

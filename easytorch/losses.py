@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easytorch.lookup import find, nearest, quoted, snake_case
+from easytorch.lookup import find, name_of, nearest, quoted, snake_case
+from easytorch.misuse import check_order, class_range, head_trouble, pairs_notice, range_trouble, row_trouble
+from easytorch.misuse import class_trouble as class_trouble  # explain takes it from here
 from easytorch.notice import warn
 from easytorch.tree import describe
 
@@ -65,8 +68,15 @@ def kl_divergence(y_pred: Tensor, y: Tensor) -> Tensor:
 
 
 def hinge(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return ``max(1 - y * y_pred, 0)`` of each value, for targets -1 and 1, as Keras defines it."""
-    return (1 - y * y_pred).clamp(min=0)
+    """Return ``max(1 - y * y_pred, 0)`` of each value, as Keras defines it: labels 0 and 1 count as -1 and 1."""
+    y = y.to(y_pred.dtype)
+    binary = ((y == 0) | (y == 1)).all()  # of the batch; it stays on the device
+    return (1 - torch.where(binary, 2 * y - 1, y) * y_pred).clamp(min=0)
+
+
+def squared_hinge(y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return the square of ``hinge``, as Keras defines it."""
+    return hinge(y_pred, y).square()
 
 
 KERAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # which torch has not, or defines otherwise
@@ -79,6 +89,7 @@ KERAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # which torch has not,
     "mean_squared_logarithmic_error": mean_squared_logarithmic_error,
     "msle": mean_squared_logarithmic_error,
     "poisson": poisson,
+    "squared_hinge": squared_hinge,
 }
 TABLE: dict[str, Any] = dict(sorted((NAMES | ALIASES | KERAS).items()))
 
@@ -225,7 +236,14 @@ class Loss(Criterion):
             if loss.strip().lower() in map(str.lower, vars(torch.optim)):
                 raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
             typed = loss.strip().removesuffix("Loss").removesuffix("_loss")
-            found = find("loss", typed, TABLE, otherwise="a torch.nn loss, or a function f(y_pred, y)")
+            found = find(
+                "loss",
+                typed,
+                TABLE,
+                otherwise="a torch.nn loss, or a function f(y_pred, y)",
+                common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
+                whole="easytorch.losses.TABLE",
+            )
             self.function = found() if isinstance(found, type) else found
         elif isinstance(loss, type) and issubclass(loss, nn.Module):
             raise TypeError(
@@ -236,8 +254,12 @@ class Loss(Criterion):
                 f"Expected a loss, received {loss!r}. Pass a name such as 'cross_entropy' or 'mse', a torch.nn loss, or "
                 "a function f(y_pred, y)."
             )
+        check_order("loss", name_of(self.function), self.function)
         self.family = self._family()
         self.activation: Callable[[Tensor], Tensor] | None
+        self._keras = self.function in KERAS.values()
+        self._own = not self._keras and self.family not in NAMES.values() and self.family not in FUNCTIONS.values()
+        self._elementwise = self._keras or self.family in ELEMENTWISE
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
         self.ignored: int = getattr(self.function, "ignore_index", -100)
         # After the first batch nothing can be wrong with these that torch would not tell.
@@ -286,7 +308,12 @@ class Loss(Criterion):
         """
         if self._unchecked:
             self._check_first(y_pred, y)
-        if self.family in ELEMENTWISE and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
+            with pairs_notice(repr(self), y_pred, y) if self._own else contextlib.nullcontext():
+                return self._value(y_pred, y, sample_weight)
+        return self._value(y_pred, y, sample_weight)
+
+    def _value(self, y_pred: Any, y: Any, sample_weight: Any) -> Tensor:
+        if self._elementwise and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
             self._check_shapes(y_pred, y)
         if sample_weight is not None:
             return self._weighted(y_pred, y, sample_weight)
@@ -302,7 +329,7 @@ class Loss(Criterion):
 
     def _per_sample(self, value: Tensor, y_pred: Any) -> bool:
         """Whether the loss returned one value for each sample, as Keras' losses do."""
-        return len(value) == _rows(y_pred) and (value.ndim == 1 or self.function in KERAS.values())
+        return len(value) == _rows(y_pred) and (value.ndim == 1 or self._keras)
 
     def divisors(self, sizes: Sequence[int], targets: Iterable[Any]) -> Sequence[Any] | None:
         """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
@@ -344,15 +371,15 @@ class Loss(Criterion):
                     f"The targets go from {low:g} to {high:g}, but the loss, {self!r}, takes probabilities, 0 and 1 for two "
                     "classes. Turn labels -1 and 1 into (y + 1) / 2, labels 1 and 2 into y - 1."
                 )
-        if self.family is nn.BCEWithLogitsLoss and isinstance(y_pred, Tensor) and _comes_from_sigmoid(y_pred):
-            warn(
-                "The module ends in a sigmoid, but this loss applies a sigmoid itself: the network learns slowly "
-                "then, and badly. Leave the sigmoid out of the module; predict_proba() applies it."
-            )
-        if self.family is type(None) and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
-            self._warn_of_broadcasting(y_pred, y)
-        if self.kind != "multiclass" or not isinstance(y, Tensor) or not isinstance(y_pred, Tensor) or y_pred.ndim < 2:
+        if not isinstance(y, Tensor) or not isinstance(y_pred, Tensor):
             return
+        if self.kind == "multiclass" and y_pred.ndim > 1:
+            self._check_classes(y_pred, y)
+        for trouble in (head_trouble(self.family, y_pred), row_trouble(self.family, y_pred, y)):
+            if trouble:
+                warn(trouble)
+
+    def _check_classes(self, y_pred: Tensor, y: Tensor) -> None:
         if y.ndim == 1 and y_pred.ndim > 2 and not y.is_floating_point():
             raise ValueError(
                 f"The module's output has the shape {list(y_pred.shape)}, but for one label each the loss takes [N, classes]. "
@@ -363,23 +390,9 @@ class Loss(Criterion):
             trouble = trouble or class_trouble(y_pred, y, self.ignored)
         if trouble:
             raise trouble
-        if self.family is nn.CrossEntropyLoss and y_pred.ndim == 2 and _are_probabilities(y_pred.detach()):
-            warn(
-                "The module's outputs are probabilities already, but cross-entropy applies a softmax itself: the network learns "
-                "slowly then, and badly. Leave the softmax out of the module; predict_proba() applies it."
-            )
-
-    @staticmethod
-    def _warn_of_broadcasting(y_pred: Tensor, y: Tensor) -> None:
-        if abs(y_pred.ndim - y.ndim) == 1 and y_pred.numel() == y.numel() > 1:
-            both = list((y_pred.detach() - y).shape)
-            warn(
-                f"The module's output has the shape {list(y_pred.shape)}, the targets {list(y.shape)}. Where the loss subtracts "
-                f"them, torch makes {both} of it, and the network learns nothing. Give both the same shape."
-            )
 
     def _check_shapes(self, y_pred: Tensor, y: Tensor) -> None:
-        if not y.is_floating_point():
+        if not y.is_floating_point() and not self._keras:
             raise TypeError(f"The targets are {describe(y)}, but the loss, {self!r}, takes floats. Use y.float().")
         # Torch broadcasts (N, 1) against (N,) to (N, N) and only warns: the network then learns nothing.
         if y_pred.shape != y.shape:
@@ -432,7 +445,8 @@ class SeveralLosses(Criterion):
         self.by_name = isinstance(losses, Mapping)
         named = losses if isinstance(losses, Mapping) else {f"output_{i + 1}": loss for i, loss in enumerate(losses)}
         self.losses = {name: Loss(loss) for name, loss in named.items() if loss is not None}
-        self.names, self.count = list(self.losses), len(named)  # an output without a loss needs no target in a dict
+        self.names = list(self.losses)  # an output without a loss needs no target in a dict
+        self.outputs, self.count = list(named), len(named)
         self.weights = dict.fromkeys(self.names, 1.0) | self._named_weights(weights)
 
     def _named_weights(self, weights: Any) -> dict[str, float]:
@@ -454,7 +468,7 @@ class SeveralLosses(Criterion):
 
     def expect(self, targets: Any) -> None:
         """Let each loss be ready for its own targets."""
-        parts = targets if isinstance(targets, Mapping) else {}
+        parts = targets if isinstance(targets, Mapping) else dict.fromkeys(self.names[: len(self.names) == 1], targets)
         if isinstance(targets, (list, tuple)):
             parts = {f"output_{i + 1}": part for i, part in enumerate(targets)}
         for name, loss in self.losses.items():
@@ -468,7 +482,9 @@ class SeveralLosses(Criterion):
 
     def parts(self, tree: Any, what: str) -> dict[str, Any]:
         """Return the part of each output in ``tree``, which is the outputs, the targets or the weights."""
-        if tree is None or isinstance(tree, Tensor):  # weights that hold for all outputs
+        if tree is None or isinstance(tree, Tensor):
+            if tree is not None and what != "sample weights":  # which hold for all outputs
+                self._check_single(tree, what)
             return dict.fromkeys(self.names, tree)
         fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == self.count
         if isinstance(tree, Mapping) != self.by_name or not fits:
@@ -479,6 +495,22 @@ class SeveralLosses(Criterion):
         if isinstance(tree, Mapping):
             return dict(tree)
         return {f"output_{i + 1}": part for i, part in enumerate(tree)}
+
+    def _check_single(self, tensor: Tensor, what: str) -> None:
+        """Refuse one tensor for several losses, which would all learn from it."""
+        if self.count == 1 or (what == "targets" and len(self.names) == 1):
+            return
+        numbered = [f"y{i + 1}" for i in range(self.count)]
+        by_name = ", ".join(f"{name!r}: {y}" for name, y in zip(self.outputs, numbered, strict=True))
+        each = f"{{{by_name}}}" if self.by_name else f"({', '.join(numbered)})"
+        if what == "targets":
+            raise ValueError(
+                f"There are {self.count} outputs with {len(self.names)} losses, but one target, {describe(tensor)}: pass {each}."
+            )
+        raise ValueError(
+            f"There are losses for {self.count} outputs, but the module returned one, {describe(tensor)}. Let it return {each}, "
+            "or name one loss."
+        )
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""
@@ -531,68 +563,6 @@ class OwnLoss(Criterion):
 
     def __repr__(self) -> str:
         return "the module's own loss"
-
-
-def class_trouble(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
-    """Return what is wrong with ``y`` as the classes of ``y_pred``, if anything is."""
-    if y_pred.ndim < 2:
-        return ValueError(
-            f"The loss expects one output for each class, [N, classes]; the module returned {describe(y_pred)}."
-        )
-    if y.shape == y_pred.shape and not y.is_floating_point():
-        return TypeError(
-            f"The targets are {describe(y)}, one column for each class. Pass class numbers, y.argmax(1), or y.float()."
-        )
-    if y.ndim == y_pred.ndim and y.shape[1] == 1:
-        return ValueError(
-            f"The targets are {describe(y)}, but the loss takes class numbers of shape {list(y[:, 0].shape)}. Use y.squeeze(1)."
-        )
-    if y.dtype != torch.int64 and y.shape != y_pred.shape:
-        return TypeError(f"The targets are {describe(y)}, but the loss takes class numbers as int64. Use y.long().")
-    found = None if y.is_floating_point() else class_range(y, ignored)
-    return range_trouble(*found, y_pred.shape[1]) if found else None
-
-
-def class_range(y: Tensor, ignored: int) -> tuple[int, int] | None:
-    """Return the lowest and the highest label in ``y``, None where there is none."""
-    y = y[y != ignored]
-    return (int(y.min()), int(y.max())) if y.numel() else None
-
-
-def range_trouble(low: int, high: int, classes: int) -> Exception | None:
-    """Return an error if labels from ``low`` to ``high`` are not classes 0 to ``classes`` - 1."""
-    if low >= 0 and high < classes:
-        return None
-    cure = f"Give the last layer {high + 1} outputs, or renumber the labels."
-    if low == 1 and high == classes:
-        cure = "Labels that start at 1 become right by y - 1."
-    elif low < 0:
-        cure = "Classes count from 0: renumber the labels, or leave some out by nn.CrossEntropyLoss(ignore_index=...)."
-    return ValueError(
-        f"The labels go from {low} to {high}, but the module has {classes} outputs, for classes 0 to {classes - 1}. {cure}"
-    )
-
-
-def _are_probabilities(y_pred: Tensor) -> bool:
-    return len(y_pred) > 1 and bool((y_pred >= 0).all()) and bool(((y_pred.sum(1) - 1).abs() < 1e-4).all())
-
-
-def _comes_from_sigmoid(y_pred: Tensor) -> bool:
-    """Whether the last calculation, but for the shape, is a sigmoid. Values cannot tell: those of logits may lie there too."""
-    node: Any = y_pred.grad_fn
-    while node is not None and node.name().startswith(RESHAPING):
-        node = node.next_functions[0][0]
-    return node is not None and node.name().startswith("Sigmoid")
-
-
-RESHAPING = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy", "Alias")
-
-
-def name_of(function: Any) -> str:
-    """Return the name a user would recognize ``function`` by."""
-    if isinstance(function, functools.partial):
-        return name_of(function.func)
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _takes_reduction(function: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from easytorch.logs import Mean, Scalar
-from easytorch.losses import Criterion, name_of
+from easytorch.lookup import name_of
+from easytorch.losses import Criterion
 
 
 class Metric:
@@ -184,6 +185,11 @@ def squared_error(y_pred: Tensor, y: Tensor) -> Tensor:
 def absolute_error(y_pred: Tensor, y: Tensor) -> Tensor:
     """Return the absolute difference of each value."""
     return (_alike(y_pred, y) - y).abs()
+
+
+def of_alike(function: Callable[[Tensor, Tensor], Tensor], y_pred: Tensor, y: Tensor) -> Tensor:
+    """Return what ``function`` makes of predictions in the shape of the targets."""
+    return function(_alike(y_pred, y), y)
 
 
 ERRORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Any], Any] | None]] = {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from easytorch.logs import Logs, Mean, Scalar
-from easytorch.lookup import nearest, quoted
-from easytorch.losses import Criterion, SeveralLosses
-from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits
+from easytorch.lookup import name_of, nearest, quoted, spellings, unknown
+from easytorch.losses import KERAS, Criterion, SeveralLosses
+from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits, of_alike
+from easytorch.misuse import check_order
+from easytorch.notice import warn
 from easytorch.processes import Alone
 from easytorch.torchmetric import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
 from easytorch.tree import describe, map_leaves
@@ -33,16 +36,19 @@ class Metrics:
         self.names = _unique(
             [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
         )
-        self.logs = Logs(self.compute)
+        self.logs = Logs(self._values)
+        self._updated = False  # in this pass
+        self._told: list[str] = []  # of which a copy for another pass tells no more
         self.processes = Alone()  # those who measure, while they train
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric; nothing waits for the device."""
         if not self._metrics or self.processes.idle:
             return
+        self._updated = True
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
-        for metric, output, weighted in self._metrics:
-            part, target = self.criterion.part(y_pred, y, output)
+        parts = [self.criterion.part(y_pred, y, output) for _, output, _ in self._metrics]
+        for (metric, _, weighted), (part, target) in zip(self._metrics, parts, strict=True):
             metric.update(part, target, sample_weight if weighted else None)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
@@ -52,6 +58,7 @@ class Metrics:
         for name, value in terms.items():
             scalar = _scalar(name, value)
             if name not in self._terms:
+                _check_term(name)
                 self._terms[name] = Mean()
             self._terms[name].add(scalar, size)
             if name == "loss":
@@ -64,7 +71,21 @@ class Metrics:
         return self._losses
 
     def compute(self) -> dict[str, Scalar]:
-        """Return every value so far, as scalars that may still be on the device."""
+        """Return every value of a pass that ends, as scalars that may still be on the device."""
+        self._tell_of_idle()
+        return self._values()
+
+    def _tell_of_idle(self) -> None:
+        if self._updated or not self._terms or not self._metrics or self._told:
+            return
+        self._told.append("never updated")
+        were, them = ("was", "it") if len(self.names) == 1 else ("were", "them")
+        warn(
+            f"{', '.join(self.names)} {were} never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or "
+            f"take {them} out of compile."
+        )
+
+    def _values(self) -> dict[str, Scalar]:
         values = {name: mean.compute() for name, mean in self._terms.items()}
         for name, (metric, *_) in zip(self.names, self._metrics, strict=True):
             values[name] = self._value(name, metric)
@@ -84,18 +105,22 @@ class Metrics:
 
     def reset(self) -> None:
         """Forget everything measured so far."""
-        self._terms = {}
+        self._terms, self._updated = {}, False
         for metric, *_ in self._metrics:
             metric.reset()
 
     def fresh(self) -> Metrics:
         """Return a copy that has measured nothing, for another pass at the same time."""
         twins = [(metric.fresh(), output, weighted) for metric, output, weighted in self._metrics]
-        return Metrics(twins, self.criterion)
+        fresh = Metrics(twins, self.criterion)
+        fresh._told = self._told
+        return fresh
 
     def merged(self, states: Sequence[Mapping[str, Any]]) -> Metrics:
         """Return a copy that has measured what those of several processes have, given the ``state_dict`` of each."""
+        self._tell_of_idle()
         whole = self.fresh()
+        whole._updated = True
         names = dict.fromkeys(name for state in states for name in state["terms"])
         for name in names:
             whole._terms[name] = Mean()
@@ -130,6 +155,7 @@ class Metrics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
+        self._updated = True  # what was saved does not tell
         self._terms = {name: Mean() for name in state["terms"]}
         for name, mean in self._terms.items():
             mean.load_state_dict(state["terms"][name])
@@ -159,30 +185,80 @@ def resolve(metrics: Any, criterion: Criterion, weighted: Any = ()) -> Metrics:
                 "or pass a function that returns one value for each sample."
             )
         metric.name = f"weighted_{metric.name}" if metric.name in {m.name for m, *_ in found} else metric.name
-    return Metrics([*found, *heavy], criterion)
+    measures = Metrics([*found, *heavy], criterion)
+    _check_names(measures.names, {*RESERVED, *criterion.term_names()})
+    return measures
+
+
+RESERVED = ("loss", "lr", "epoch")  # in the logs
+
+
+def _check_names(names: list[str], reserved: set[str]) -> None:
+    for name in names:
+        if name in reserved or (name.startswith("val_") and name[4:] in {*reserved, *names}):
+            raise ValueError(
+                f"The name of the metric {name!r} is reserved: the logs have another value under it. Rename the function, or "
+                "give the metric another name."
+            )
+
+
+def _check_term(name: str) -> None:
+    if name in RESERVED and name != "loss":
+        raise ValueError(
+            f"A step returned {name!r}, a reserved name: the logs have another value under it. Return it under another name."
+        )
 
 
 def _by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | None]]:
-    if metrics is None:
-        return []
-    if isinstance(metrics, Mapping) or (isinstance(criterion, SeveralLosses) and any(map(_listed, metrics))):
+    if isinstance(metrics, Mapping) or (isinstance(criterion, SeveralLosses) and any(map(_listed, _as_list(metrics)))):
         if not isinstance(criterion, SeveralLosses):
             raise ValueError(
                 f"metrics by output, {describe(metrics)}, need losses by output. Pass loss={{output: ...}} too, or a "
                 "plain list of metrics."
             )
-        named = metrics if isinstance(metrics, Mapping) else dict(zip(criterion.names, metrics, strict=False))
-        for name in named:
-            if name not in criterion.losses:
+        named = metrics if isinstance(metrics, Mapping) else _in_order(metrics, criterion)
+        for name, some in named.items():
+            if name not in criterion.losses and (some or name not in criterion.outputs):
                 raise ValueError(
                     f"metrics name the output {name!r}, which has no loss.{nearest(name, criterion.names)}"
                 )
         return [
             (_resolve_one(metric, criterion.losses[name]), name)
             for name, some in named.items()
-            for metric in (some if _listed(some) else [some])
+            if name in criterion.losses
+            for metric in _as_list(some)
         ]
-    return [(_resolve_one(metric, criterion), None) for metric in (metrics if _listed(metrics) else [metrics])]
+    listed = _as_list(metrics)
+    if isinstance(criterion, SeveralLosses):
+        criterion = _of_the_only_output(listed, criterion)
+    return [(_resolve_one(metric, criterion), None) for metric in listed]
+
+
+def _in_order(metrics: Sequence[Any], criterion: SeveralLosses) -> dict[str, Any]:
+    if len(metrics) != criterion.count:
+        raise ValueError(
+            f"There are {criterion.count} outputs, but {len(metrics)} lists of metrics. Pass one for each; it may be empty."
+        )
+    return dict(zip(criterion.outputs, metrics, strict=True))
+
+
+def _of_the_only_output(metrics: list[Any], criterion: SeveralLosses) -> Criterion:
+    """Return the loss of the only output; of several, a name does not say which one it measures."""
+    if criterion.count == 1 and criterion.names:
+        return criterion.losses[criterion.names[0]]
+    named = [metric for metric in metrics if isinstance(metric, str)]
+    if named:
+        each: Any = {criterion.outputs[0]: named}
+        each = each if criterion.by_name else [named, *[[] for _ in criterion.outputs[1:]]]
+        raise ValueError(
+            f"The metric {named[0]!r} does not say which of the outputs, {quoted(criterion.outputs)}, it measures. Pass a list "
+            f"for each, such as metrics={each!r}."
+        )
+    return criterion
+
+
+def _as_list(metrics: Any) -> list[Any]:
+    return [] if metrics is None else list(metrics) if _listed(metrics) else [metrics]
 
 
 def _listed(value: Any) -> bool:
@@ -193,16 +269,19 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     if isinstance(metric, str):
         return _by_name(metric, criterion)
     if isinstance(metric, Metric):
+        check_order("metric", metric.name, metric.update)
         return metric
     if is_torchmetric(metric):
         if not hasattr(metric, "_defaults"):
             raise TypeError(f"{metric!r} holds several metrics. Pass them one by one.")
+        check_order("metric", type(metric).__name__, metric.update)
         return TorchMetric(metric)
     if isinstance(metric, type):
         raise TypeError(
             f"Expected a metric, received the class {metric.__name__}. Make an object of it: {metric.__name__}()."
         )
     if callable(metric):
+        check_order("metric", name_of(metric), metric)
         return MeanMetric(metric)
     raise TypeError(
         f"Expected a metric, received {metric!r}. Pass a name such as 'accuracy', a function f(y_pred, y), an "
@@ -210,8 +289,14 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     )
 
 
+LEAN = ("accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy", *ERRORS)
+TOP_5 = ("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy")  # as Keras has them by default
+OF_KERAS = ("categorical_accuracy", "sparse_categorical_accuracy", *TOP_5)
+NAMES = tuple(dict.fromkeys([*LEAN, *OF_KERAS, *TORCHMETRICS, *KERAS]))
+
+
 def _by_name(typed: str, criterion: Criterion) -> Metric:
-    name = typed.strip().lower().replace("-", "_").replace(" ", "_")
+    name = next((name for name in spellings(typed) if name in NAMES), spellings(typed)[0])
     if name in ("accuracy", "acc"):
         if criterion.kind is None:
             raise ValueError(
@@ -224,6 +309,8 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
         return MeanMetric(MulticlassHits(ignored), typed, "max")
     if name == "binary_accuracy":
         return MeanMetric(BinaryHits(criterion), typed, "max")
+    if name in TOP_5:
+        return MeanMetric(TopHits(5), typed, "max")
     if name.startswith("top_") and name.endswith("_accuracy") and name[4:-9].isdigit():
         return MeanMetric(TopHits(int(name[4:-9])), typed, "max")
     if name in ERRORS:
@@ -236,10 +323,18 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
                 "for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."
             )
         return NamedTorchMetric(typed, TORCHMETRICS[name], criterion)
-    lean = ["accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy", *ERRORS]
+    if name in KERAS:
+        return MeanMetric(functools.partial(of_alike, KERAS[name]), typed, "min")
     raise ValueError(
-        f"Unknown metric {typed!r}.{nearest(name, [*lean, *TORCHMETRICS])} Pass one of {quoted([*lean, *TORCHMETRICS])}, a "
-        "function f(y_pred, y), an easytorch.Metric or a torchmetrics object."
+        unknown(
+            "metric",
+            typed,
+            NAMES,
+            near=nearest(name, NAMES),
+            otherwise="a function f(y_pred, y), an easytorch.Metric or a torchmetrics object",
+            common=("accuracy", "top_5_accuracy", "f1", "auroc", "mae", "rmse", "r2"),
+            whole="easytorch.metrics.NAMES",
+        )
     )
 
 

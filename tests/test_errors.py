@@ -1126,7 +1126,7 @@ def test_probabilities_before_cross_entropy_are_told():
 
 def test_a_loss_of_ones_own_that_would_broadcast_is_told():
     net = nn.Linear(8, 1)
-    with pytest.warns(UserWarning, match=r"\[32, 1\], the targets \[32\].*makes \[32, 32\]"):
+    with pytest.warns(UserWarning, match=r"makes \[32, 32\] of .*\[32, 1\], and the targets, \[32\]"):
         fit(compiled(net, loss=lambda y_pred, y: ((y_pred - y) ** 2).mean()), X, X[:, 0])
 
 

@@ -1,0 +1,249 @@
+"""Losses that train something else than was meant: told in ``compile``, or of the first batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from easytorch import Model
+from easytorch.lookup import nearest
+
+torch.manual_seed(0)
+X = torch.randn(64, 4)
+Y = torch.arange(64) % 3
+R = X.sum(1)
+YES = (R > 0).float()[:, None]
+
+
+def pinball(y_true, y_pred):
+    return torch.relu(y_true - y_pred).mean()
+
+
+class Pinball(nn.Module):
+    def forward(self, target, input):
+        return pinball(target, input)
+
+
+def compiled(net, loss, **options):
+    return Model(net, device="cpu").compile("sgd", loss, **options)
+
+
+def fit(net, loss, x, y, **options):
+    return compiled(net, loss, **options).fit(x, y, verbose=0)
+
+
+# The order of the arguments
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pinball,
+        lambda target, output: (target - output).abs().mean(),
+        lambda labels, logits: (labels - logits).abs().mean(),
+        functools.partial(lambda y, y_hat, scale: scale * (y - y_hat).abs().mean(), scale=2),
+        Pinball(),
+    ],
+    ids=["y_true", "target", "labels", "partial", "module"],
+)
+def test_a_loss_that_takes_targets_first_is_refused(loss):
+    with pytest.raises(
+        ValueError, match=r"calls \w+\(y_pred, y\), predictions first.*Swap .*lambda y_pred, y: \w+\(y, y_pred\)"
+    ):
+        compiled(nn.Linear(4, 1), loss)
+
+
+def test_the_refusal_of_a_swapped_loss_can_be_pasted():
+    with pytest.raises(ValueError, match=re.escape("pass lambda y_pred, y: pinball(y, y_pred)")):
+        compiled(nn.Linear(4, 1), pinball)
+    fit(nn.Linear(4, 1), lambda y_pred, y: pinball(y, y_pred), X, R[:, None])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y_pred, y_true: (y_pred - y_true).abs().mean(),
+        lambda input, target: (input - target).abs().mean(),
+        lambda y, t: (y - t).abs().mean(),
+        lambda output, label: (output - label).abs().mean(),
+        lambda a, y_pred: (a - y_pred).abs().mean(),
+        lambda *both: (both[0] - both[1]).abs().mean(),
+        nn.functional.mse_loss,
+        nn.L1Loss(),
+    ],
+)
+def test_only_two_names_that_both_say_so_make_an_order_wrong(loss):
+    fit(nn.Linear(4, 1), loss, X, R[:, None])
+
+
+# What the module ends in
+
+
+HEADS = {
+    "sigmoid and cross_entropy": (nn.Sigmoid(), 3, "cross_entropy", Y, "ends in a sigmoid, .*a softmax itself"),
+    "relu and cross_entropy": (nn.ReLU(), 3, "cross_entropy", Y, "ends in a ReLU"),
+    "softmax and cross_entropy": (nn.Softmax(1), 3, "cross_entropy", Y, "probabilities already"),
+    "softmax of one column and bce": (nn.Softmax(1), 1, "bce", YES, "outputs are all 1"),
+    "softmax of one column and logits": (nn.Softmax(1), 1, "bce_with_logits", YES, "outputs are all 1"),
+    "sigmoid and bce_with_logits": (nn.Sigmoid(), 1, "bce_with_logits", YES, "ends in a sigmoid, .*a sigmoid itself"),
+    "logits and nll": (nn.Identity(), 3, "nll", Y, "go up to .*'nll' takes log-probabilities"),
+    "probabilities and nll": (nn.Softmax(1), 3, "nll", Y, "go up to .*'nll' takes log-probabilities"),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_a_head_that_does_not_go_with_the_loss_is_told_once(case):
+    head, outputs, loss, y, told = HEADS[case]
+    with pytest.warns(UserWarning, match=told) as caught:
+        fit(nn.Sequential(nn.Linear(4, outputs), head), loss, X, y)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "outputs", "loss", "y"),
+    [
+        (nn.Identity(), 3, "cross_entropy", Y),
+        (nn.LogSoftmax(1), 3, "nll", Y),
+        (nn.Sigmoid(), 1, "bce", YES),
+        (nn.Softmax(1), 2, "bce", torch.cat([YES, 1 - YES], 1)),
+        (nn.ReLU(), 1, "mse", R[:, None]),
+        (nn.Identity(), 3, "cross_entropy", nn.functional.one_hot(Y, 3).float()),
+    ],
+)
+def test_a_head_that_goes_with_the_loss_is_not_complained_of(head, outputs, loss, y):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(nn.Sequential(nn.Linear(4, outputs), head), loss, X, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: rows * 2, "sum to between 2 and 2"),
+        (lambda rows: rows + rows.roll(1, 1), "sum to between 2 and 2.*several classes"),
+        (lambda rows: rows * 3 - 1, "hold values down to -1"),
+    ],
+    ids=["other sums", "several classes", "negative"],
+)
+def test_rows_of_targets_that_are_no_probabilities_are_told(change, told):
+    with pytest.warns(UserWarning, match=told):
+        fit(nn.Linear(4, 3), "cross_entropy", X, change(nn.functional.one_hot(Y, 3).float()))
+
+
+# Shapes
+
+
+def test_a_loss_of_ones_own_that_takes_its_column_is_not_complained_of():
+    fit(nn.Linear(4, 1), lambda y_pred, y: ((y_pred[:, 0] - y) ** 2).mean(), X, R)
+    fit(nn.Linear(4, 1), lambda y_pred, y: ((y_pred - y[:, None]) ** 2).mean(), X, R)
+
+
+class SquaredError(nn.Module):
+    def forward(self, y_pred, y):
+        return ((y_pred - y) ** 2).mean()
+
+
+@pytest.mark.parametrize(
+    "loss", [SquaredError(), lambda y_pred, y: (y - y_pred).abs().mean()], ids=["module", "function"]
+)
+def test_a_loss_of_ones_own_that_makes_pairs_is_told(loss):
+    with pytest.warns(UserWarning, match=r"makes \[32, 32\] of .*Unless that is meant, give both the same shape"):
+        fit(nn.Linear(4, 1), loss, X, R)
+
+
+def test_a_loss_of_ones_own_that_fails_is_explained_although_it_is_watched():
+    with pytest.raises(ValueError, match=r"The loss, .*, cannot compare .* with the targets, float32 \[32\]") as caught:
+        fit(nn.Linear(4, 1), lambda y_pred, y: torch.cat([y_pred, y]).mean(), X, R)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("metrics", [[], ["accuracy"]], ids=["loss", "metric"])
+@pytest.mark.parametrize(("shape", "cure"), [((5, 3), r"transpose\(1, 2\)"), ((5, 6, 3), r"movedim\(-1, 1\)")])
+def test_classes_that_come_last_are_told_to_come_second(shape, cure, metrics):
+    net = nn.Sequential(nn.Linear(4, math.prod(shape)), nn.Unflatten(1, shape))
+    y = torch.zeros(64, *shape[:-1], dtype=torch.int64)
+    with pytest.raises(ValueError, match=rf"the loss takes the classes second.*y_pred\.{cure}"):
+        fit(net, "cross_entropy", X, y, metrics=metrics)
+
+
+def test_one_output_for_several_classes_is_told_in_the_singular():
+    with pytest.raises(ValueError, match="the module has 1 output, for class 0 alone"):
+        fit(nn.Linear(4, 1), "cross_entropy", X, Y)
+
+
+# As in Keras
+
+
+def keras_hinge(labels, y_pred, power=1):
+    """Return what Keras' definition gives, one number at a time."""
+    flat, outputs = labels.flatten().tolist(), y_pred.flatten().tolist()
+    if all(label in (0, 1) for label in flat):
+        flat = [2 * label - 1 for label in flat]
+    return sum(max(1 - label * output, 0) ** power for label, output in zip(flat, outputs, strict=True)) / len(flat)
+
+
+@pytest.mark.parametrize(("name", "power"), [("hinge", 1), ("squared_hinge", 2)])
+@pytest.mark.parametrize(
+    "labels", [YES, 2 * YES - 1, YES.long(), torch.ones(64, 1)], ids=["0 1", "-1 1", "int", "ones"]
+)
+def test_hinge_is_that_of_keras(name, power, labels):
+    model = compiled(nn.Linear(4, 1), name)
+    expected = keras_hinge(labels, torch.from_numpy(model.predict(X, verbose=0)), power)
+    assert model.evaluate(X, labels, batch_size=64, verbose=0).loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_kl_divergence_is_that_of_keras():
+    y_pred, y = torch.randn(64, 3).softmax(1), torch.randn(64, 3).softmax(1)
+    y[0] = torch.tensor([1.0, 0.0, 0.0])  # Keras keeps zeros at 1e-7
+    clipped = y.double().clamp(1e-7, 1)
+    expected = (clipped * (clipped.log() - y_pred.double().clamp(1e-7, 1).log())).sum(1).mean()
+    for name in ("kl_divergence", "kld"):
+        loss = compiled(nn.Linear(3, 3), name).loss
+        assert float(loss(y_pred, y)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_flat_targets_for_a_loss_of_keras_are_refused_as_those_of_torch():
+    with pytest.raises(ValueError, match=r"y\.unsqueeze\(1\)"):
+        fit(nn.Linear(4, 1), "hinge", X, YES[:, 0])
+
+
+# Names
+
+
+@pytest.mark.parametrize(("name", "near"), [("cross_entropi", "cross_entropy"), ("triplet", "triplet_margin")])
+def test_an_unknown_loss_that_is_near_to_one_is_told_with_that_alone(name, near):
+    with pytest.raises(
+        ValueError, match=rf"Unknown loss '{name}'\. Did you mean '{near}'\? Otherwise pass a torch.nn loss"
+    ):
+        compiled(nn.Linear(4, 3), name)
+
+
+@pytest.mark.parametrize("name", ["dice", "focal", "softmax", "wasserstein"])
+def test_an_unknown_loss_that_is_near_to_none_is_told_with_a_short_list(name):
+    with pytest.raises(ValueError, match=rf"Unknown loss '{name}'\. Pass a name such as 'cross_entropy', .*") as caught:
+        compiled(nn.Linear(4, 3), name)
+    assert "easytorch.losses.TABLE" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("typed", "names", "near"),
+    [
+        ("sgd2", ["adam", "sgd"], "sgd"),
+        ("sdg", ["adam", "sgd"], "sgd"),
+        ("adma", ["adamax", "adam"], "adam"),
+        ("val_acc", ["val_loss", "val_accuracy"], "val_accuracy"),
+        ("validation_loss", ["loss", "val_loss"], "val_loss"),
+        ("confusion_matrix", ["cosine_similarity"], None),
+        ("mcc", ["acc", "accuracy"], None),
+        ("lion", ["muon", "nadam"], None),
+    ],
+)
+def test_only_names_that_are_near_are_offered(typed, names, near):
+    assert nearest(typed, names) == ("" if near is None else f" Did you mean {near!r}?")

@@ -1,0 +1,330 @@
+"""Metrics that measure something else than was meant, or nothing: told before anybody relies on their numbers."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+
+import pytest
+import torch
+import torchmetrics
+from torch import nn
+
+from easytorch import Mean, Metric, Model
+from easytorch.callbacks import EarlyStopping
+
+torch.manual_seed(0)
+X = torch.randn(96, 4)
+Y = torch.arange(96) % 3
+R = X.sum(1, keepdim=True)
+
+
+def compiled(outputs=3, loss="cross_entropy", metrics=(), **options):
+    return Model(nn.Linear(4, outputs), device="cpu").compile("sgd", loss, metrics, **options)
+
+
+def named(name):
+    def function(y_pred, y):
+        return (y_pred - y).abs().mean()
+
+    function.__name__ = name
+    return function
+
+
+class Bias(Metric):
+    name = "bias"
+
+    def reset(self):
+        self.mean = Mean()
+
+    def update(self, y_pred, y, sample_weight=None):
+        self.mean.add_sum((y_pred - y).sum(), y.numel())
+
+    def compute(self):
+        return self.mean.compute()
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "epoch", "val_loss", "val_lr"])
+def test_a_metric_with_a_name_of_the_logs_is_refused(name):
+    class Named(Bias):
+        pass
+
+    Named.name = name
+    for metric in (named(name), Named()):
+        with pytest.raises(
+            ValueError, match=f"'{name}' is reserved.*[Rr]ename the function, or give the metric another"
+        ):
+            compiled(1, "mse", [metric])
+        with pytest.raises(ValueError, match="reserved"):
+            compiled(1, "mse", weighted_metrics=[metric])
+
+
+def test_a_metric_of_torchmetrics_with_a_name_of_the_logs_is_refused():
+    class Loss(torchmetrics.MeanSquaredError):
+        pass
+
+    with pytest.raises(ValueError, match="'loss' is reserved"):
+        compiled(1, "mse", [Loss()])
+
+
+def test_a_metric_named_like_the_loss_of_an_output_is_refused():
+    with pytest.raises(ValueError, match="'output_1_loss' is reserved"):
+        compiled(1, ["mse", "mse"], [[named("loss")], []])
+
+
+def test_a_metric_named_like_the_validation_of_another_is_refused():
+    with pytest.raises(ValueError, match="'val_mae' is reserved"):
+        compiled(1, "mse", ["mae", named("val_mae")])
+
+
+@pytest.mark.parametrize("name", ["lr", "epoch"])
+def test_a_step_that_returns_a_name_of_the_logs_is_refused(name):
+    class Own(Model):
+        def train_step(self, batch):
+            return super().train_step(batch) | {name: 1.0}
+
+    model = Own(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy")
+    with pytest.raises(ValueError, match=f"A step returned '{name}', a reserved name"):
+        model.fit(X, Y, verbose=0)
+    assert model.state.step == 0
+
+
+# The order of the arguments
+
+
+def swapped(y_true, y_pred):
+    return (y_true - y_pred).mean()
+
+
+class Swapped(Bias):
+    def update(self, y_true, y_pred, sample_weight=None):
+        super().update(y_pred, y_true)
+
+
+class SwappedObject(torchmetrics.MeanSquaredError):
+    def update(self, target, preds):
+        super().update(preds, target)
+
+
+@pytest.mark.parametrize("metric", [swapped, Swapped(), SwappedObject()], ids=["function", "Metric", "torchmetrics"])
+@pytest.mark.parametrize("where", ["metrics", "weighted_metrics"])
+def test_a_metric_that_takes_targets_first_is_refused(metric, where):
+    with pytest.raises(ValueError, match=r"predictions first.*Swap the arguments, or pass lambda y_pred, y"):
+        compiled(1, "mse", **{where: [metric]})
+
+
+def test_a_score_of_scikit_learn_is_refused_with_what_can_be_pasted():
+    from sklearn.metrics import mean_absolute_error
+
+    with pytest.raises(ValueError, match=re.escape("pass lambda y_pred, y: mean_absolute_error(y, y_pred)")):
+        compiled(1, "mse", [mean_absolute_error])
+    model = compiled(1, "mse", [lambda y_pred, y: mean_absolute_error(y, y_pred)])
+    assert model.fit(X, R, verbose=0)["<lambda>"][0] > 0
+
+
+# Updates
+
+
+class Silent(Model):
+    """A model whose training step measures nothing."""
+
+    def train_step(self, batch):
+        x, y, _ = self.unpack(batch)
+        return {"loss": nn.functional.cross_entropy(self(x), y)}
+
+
+class SilentInTests(Model):
+    def test_step(self, batch):
+        x, y, _ = self.unpack(batch)
+        return {"loss": nn.functional.cross_entropy(self(x), y)}
+
+
+@pytest.mark.parametrize("kind", [Silent, SilentInTests])
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_a_metric_that_is_never_updated_is_told_once(kind, verbose):
+    model = kind(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy"])
+    with pytest.warns(UserWarning, match="accuracy") as told:
+        model.fit(X, Y, epochs=3, validation_data=(X, Y), callbacks=[EarlyStopping("val_accuracy")], verbose=verbose)
+    messages = [str(one.message) for one in told if "never updated" in str(one.message)]
+    assert messages == [
+        "accuracy was never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or take it out of compile."
+    ]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "train_on_batch", "test_on_batch"])
+def test_metrics_that_are_never_updated_are_told_by_every_verb(verb):
+    model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy", "top_2_accuracy"])
+    with pytest.warns(UserWarning, match="accuracy, top_2_accuracy were never updated: .* take them out"):
+        getattr(model, verb)(X, Y, **({"verbose": 0} if verb == "evaluate" else {}))
+
+
+def test_a_step_that_measures_now_and_then_is_not_complained_of():
+    class Sparing(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            y_pred = self(x)
+            if self.state.epoch_step == 2 or not self.module.training:
+                self.metrics.update(y_pred, y)
+            return {"loss": self.loss(y_pred, y)}
+
+    model = Sparing(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = model.fit(X, Y, epochs=2, validation_split=0.1, verbose=1)
+    assert all(value == value for value in history["accuracy"])
+
+
+def test_a_model_without_metrics_need_not_update_any():
+    model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, Y, verbose=0)
+
+
+# Several outputs
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, named=False):
+        super().__init__()
+        self.kind, self.size, self.named = nn.Linear(4, 3), nn.Linear(4, 1), named
+
+    def forward(self, x):
+        kind, size = self.kind(x), self.size(x)
+        return {"kind": kind, "size": size} if self.named else (kind, size)
+
+
+BY_NAME = {"kind": "cross_entropy", "size": "mse"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "cure"),
+    [
+        (["cross_entropy", "mse"], "metrics=[['accuracy'], []]"),
+        (BY_NAME, "metrics={'kind': ['accuracy']}"),
+    ],
+    ids=["list", "dict"],
+)
+@pytest.mark.parametrize("metrics", [["accuracy"], "accuracy"], ids=["in a list", "alone"])
+def test_a_name_that_may_measure_any_of_several_outputs_is_refused_with_what_to_pass(loss, cure, metrics):
+    named = isinstance(loss, dict)
+    with pytest.raises(ValueError, match=r"'accuracy' does not say which of the outputs.*" + re.escape(cure)):
+        Model(TwoHeads(named), device="cpu").compile("sgd", loss, metrics=metrics)
+    model = Model(TwoHeads(named), device="cpu").compile(
+        "sgd", loss, metrics=ast.literal_eval(cure.removeprefix("metrics="))
+    )
+    history = model.fit(X, {"kind": Y, "size": R} if named else (Y, R), verbose=0)
+    assert next(name for name in history if name.endswith("accuracy")) == f"{'kind' if named else 'output_1'}_accuracy"
+
+
+def test_more_lists_of_metrics_than_outputs_are_refused():
+    with pytest.raises(ValueError, match="There are 2 outputs, but 3 lists of metrics"):
+        Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"], [["accuracy"], ["mae"], ["mse"]])
+
+
+def test_metrics_of_outputs_belong_to_their_place_where_one_has_no_loss():
+    model = Model(TwoHeads(), device="cpu").compile("sgd", [None, "mse"], [None, ["mae"]])
+    assert list(model.fit(X, (Y, R), verbose=0)) == ["loss", "output_2_loss", "output_2_mae", "lr"]
+
+
+def test_a_list_of_one_loss_has_its_metrics_by_name():
+    model = compiled(3, ["cross_entropy"], ["accuracy"])
+    assert list(model.fit(X, Y, verbose=0)) == ["loss", "output_1_loss", "accuracy", "lr"]
+
+
+@pytest.mark.parametrize("metrics", [None, [["accuracy"], ["mae"]]], ids=["without metrics", "with metrics"])
+@pytest.mark.parametrize("y", [Y, R], ids=["classes", "numbers"])
+def test_one_target_for_two_losses_is_refused(metrics, y):
+    model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"], metrics)
+    with pytest.raises(ValueError, match=r"2 outputs with 2 losses, but one target, .*: pass \(y1, y2\)\."):
+        model.fit(X, y, verbose=0)
+    model.fit(X, (Y, R), verbose=0)
+
+
+def test_one_target_for_losses_by_name_is_refused_with_the_names():
+    model = Model(TwoHeads(named=True), device="cpu").compile("sgd", BY_NAME)
+    with pytest.raises(ValueError, match=re.escape("pass {'kind': y1, 'size': y2}.")):
+        model.fit(X, Y, verbose=0)
+
+
+def test_one_output_for_two_losses_is_refused():
+    with pytest.raises(ValueError, match=r"losses for 2 outputs, but the module returned one, float32 \[32, 1\]"):
+        compiled(1, ["mse", "mse"]).fit(X, (R, R), verbose=0)
+
+
+def test_one_weight_for_two_losses_holds_for_both():
+    model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
+    assert model.fit(X, (Y, R), sample_weight=torch.zeros(96), verbose=0)["loss"] == [0.0]
+
+
+def test_one_target_does_for_the_only_loss_of_two_outputs():
+    model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", None])
+    assert model.fit(X, Y, verbose=0)["output_1_loss"][0] > 0
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("MeanSquaredError", "mse"),
+        ("RootMeanSquaredError", "rmse"),
+        ("MeanAbsoluteError", "mae"),
+        ("mean-squared-error", "mse"),
+        ("MeanAbsolutePercentageError", "mape"),
+        ("R2Score", "r2"),
+    ],
+)
+def test_errors_are_known_by_their_names_in_keras(name, same):
+    scores = compiled(1, "mse", [name, same]).evaluate(X, R, verbose=0)
+    assert scores[name] == pytest.approx(scores[same]) != 0
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("sparse_top_k_categorical_accuracy", "top_5_accuracy"),
+        ("top_k_categorical_accuracy", "top_5_accuracy"),
+        ("TopKCategoricalAccuracy", "top_5_accuracy"),
+        ("SparseCategoricalAccuracy", "accuracy"),
+        ("CategoricalAccuracy", "accuracy"),
+        ("F1Score", "f1"),
+        ("AUC", "auroc"),
+    ],
+)
+def test_accuracies_are_known_by_their_names_in_keras(name, same):
+    scores = compiled(8, "cross_entropy", [name, same]).evaluate(X, torch.arange(96) % 8, verbose=0)
+    assert 0 < scores[name] == scores[same] < 1
+
+
+@pytest.mark.parametrize("name", ["hinge", "SquaredHinge", "Poisson", "log_cosh", "MeanSquaredLogarithmicError"])
+def test_losses_of_keras_are_metrics_as_well(name):
+    net = nn.Sequential(nn.Linear(4, 1), nn.Softplus())  # Poisson takes what is positive
+    model = Model(net, device="cpu").compile("sgd", name, [name])
+    loss, metric = model.evaluate(X, R.abs(), verbose=0)
+    assert metric == pytest.approx(loss)
+    assert model.metrics.mode(name) == "min"
+
+
+@pytest.mark.parametrize("name", ["confusion_matrix", "perplexity", "dice"])
+def test_an_unknown_metric_that_is_near_to_none_is_told_with_a_short_list(name):
+    with pytest.raises(
+        ValueError, match=rf"Unknown metric '{name}'\. Pass a name such as 'accuracy', .* f\(y_pred, y\)"
+    ) as caught:
+        compiled(metrics=[name])
+    assert "easytorch.metrics.NAMES" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("acuracy", "accuracy"), ("f1score_", "f1_score"), ("kappa", "cohen_kappa")]
+)
+def test_an_unknown_metric_that_is_near_to_one_is_told_with_that_alone(name, near):
+    with pytest.raises(ValueError, match=rf"Did you mean '{near}'\? Otherwise pass a function") as caught:
+        compiled(metrics=[name])
+    assert len(str(caught.value)) < 200
