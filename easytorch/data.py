@@ -304,7 +304,8 @@ def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:
     try:
         validation = as_loader(data, batch_size=own_size)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"In validation_data: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError  # a subclass may want other arguments
+        raise kind(f"In validation_data: {error}") from error
     if isinstance(validation, Iterator) and not once:
         raise ValueError(
             "validation_data is a generator, which can be read only once, but it is needed after every epoch. Pass the "
