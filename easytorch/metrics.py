@@ -38,7 +38,7 @@ class Metrics:
         )
         self.logs = Logs(self._values)
         self._updated = False  # in this pass
-        self._told: list[str] = []  # of which a copy for another pass tells no more
+        self._told: list[str] = []  # in this fit, by this one or by a copy for another pass
         self.processes = Alone()  # those who measure, while they train
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
@@ -105,6 +105,8 @@ class Metrics:
 
     def reset(self) -> None:
         """Forget everything measured so far."""
+        if not self._terms:  # a fit begins
+            self._told.clear()
         self._terms, self._updated = {}, False
         for metric, *_ in self._metrics:
             metric.reset()

@@ -14,19 +14,8 @@ from easytorch.notice import warn
 from easytorch.tree import describe
 
 TARGETS = {
-    "actual",
-    "expected",
-    "ground_truth",
-    "gt",
-    "label",
-    "labels",
-    "target",
-    "targets",
-    "true",
-    "truth",
-    "y",
-    "y_true",
-}
+    "actual", "expected", "ground_truth", "gt", "label", "labels", "target", "targets", "true", "truth", "y", "y_test", "y_true",
+}  # fmt: skip
 PREDICTIONS = {
     "input", "inputs", "logit", "logits", "output", "outputs", "pred", "prediction", "predictions", "predicted", "preds",
     "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yhat",

@@ -155,6 +155,14 @@ def test_a_metric_that_is_never_updated_is_told_once(kind, verbose):
     ]
 
 
+def test_a_metric_that_is_never_updated_is_told_again_in_the_next_fit():
+    model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy"])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="accuracy was never updated") as told:
+            model.fit(X, Y, epochs=2, validation_data=(X, Y), verbose=0)
+        assert len(told) == 1
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "train_on_batch", "test_on_batch"])
 def test_metrics_that_are_never_updated_are_told_by_every_verb(verb):
     model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy", "top_2_accuracy"])
