@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from easytorch.lookup import find, name_of, nearest, quoted, snake_case
-from easytorch.misuse import check_order, class_range, head_trouble, pairs_notice, range_trouble, row_trouble
-from easytorch.misuse import class_trouble as class_trouble  # explain takes it from here
+from easytorch.misuse import (
+    check_order,
+    class_range,
+    class_trouble,
+    head_trouble,
+    pairs_notice,
+    range_trouble,
+    row_trouble,
+)
 from easytorch.notice import warn
 from easytorch.tree import describe
 
