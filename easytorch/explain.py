@@ -19,8 +19,8 @@ from easytorch import hints
 from easytorch.batch import Signature
 from easytorch.lookup import quoted
 from easytorch.losses import Criterion, Loss
-from easytorch.misuse import class_trouble
 from easytorch.metrics import Metrics
+from easytorch.misuse import class_trouble
 from easytorch.strategy import Strategy
 from easytorch.tree import describe
 
@@ -255,7 +255,8 @@ def _of_metric(error: Exception, criterion: Criterion, local: dict[str, Any]) ->
         return told
     return ValueError(
         f"The metric {local['metric'].name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
-        f"{type(error).__name__}: {str(error).rstrip('.')}. Take it out of compile(metrics=...), or choose one that fits these shapes."
+        f"{type(error).__name__}: {str(error).rstrip('.')}. Take it out of compile(metrics=...), or choose one that fits these "
+        "shapes."
     )
 
 
