@@ -164,8 +164,9 @@ def rows(name: str, runs: list[dict[str, Any]], quick: bool) -> list[tuple[str, 
 def mean_and_spread(values: list[str]) -> tuple[str, str]:
     """Return the mean with the decimals of ``values``, and the standard deviation of those that differ."""
     numbers, decimals = [float(value) for value in values], len(values[0].partition(".")[2])
-    spread = f" ± {statistics.stdev(numbers):.{decimals}f}" if len(set(values)) > 1 else ""
-    return f"{statistics.mean(numbers):.{decimals}f}", spread
+    form = ".1e" if any("e" in value for value in values) else f".{decimals}f"
+    spread = f" ± {statistics.stdev(numbers):{form}}" if len(set(values)) > 1 else ""
+    return f"{statistics.mean(numbers):{form}}", spread
 
 
 def lines_of_code(source: str) -> int:
