@@ -533,7 +533,7 @@ def test_a_test_step_of_ones_own_decides_what_is_measured():
 # A strategy of one's own
 
 
-class Recorder(Strategy):
+class RecordingStrategy(Strategy):
     """Does what every strategy does, and notes it."""
 
     def __init__(self, device):
@@ -567,7 +567,7 @@ class Recorder(Strategy):
 
 def recorded(net=None, **options):
     model = compiled(net, **options)
-    model.strategy = Recorder(model.device)
+    model.strategy = RecordingStrategy(model.device)
     model.strategy.prepare(model.module)
     return model
 
