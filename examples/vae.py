@@ -24,11 +24,11 @@ import easytorch
 from easytorch.callbacks import LambdaCallback
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("--quick", action="store_true", help="a tenth of the data, three epochs of smaller batches")
+options.add_argument("--quick", action="store_true", help="a tenth of the data, eight epochs of smaller batches")
 options.add_argument("--seed", type=int, default=0, help="of the split, the weights, the order and the draws")
 options.add_argument("--plot", metavar="FILE", help="write the figure: epochs, drawn digits, the latent space")
 args = options.parse_args()
-epochs, batch_size = (3, 64) if args.quick else (50, 256)
+epochs, batch_size = (8, 64) if args.quick else (50, 256)
 
 root, pixels = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
 train, test = (datasets.MNIST(root, train=part, download=True, transform=pixels) for part in (True, False))

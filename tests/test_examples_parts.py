@@ -80,7 +80,7 @@ def test_the_denoiser_learns_clean_digits(tmp_path):
 def test_the_variational_autoencoder_has_both_terms_in_its_loss(tmp_path):
     out = run("vae.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     terms = re.findall(r"val_loss ([\d.]+)  val_error ([\d.]+)  val_kl ([\d.]+)", out)
-    assert len(terms) == 3
+    assert len(terms) == 8
     for loss, error, kl in terms:
         assert abs(float(loss) - float(error) - float(kl)) < 0.001
     assert results(out)["test loss"] < 80
