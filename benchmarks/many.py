@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import easytorch
 
-ROWS, BATCH = 4096, 64
+ROWS, BATCH = 16_384, 64
 
 
 def network() -> nn.Module:
