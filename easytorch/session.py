@@ -161,7 +161,9 @@ class Agreement(Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Stop if all know that somebody wishes it, or that no number is worth anything any more."""
         known = self.model.callbacks.damaged and self.model.stop_training
-        self.model.stop_training = self.model.strategy.agree(STOP, self.model.stop_training) or known
+        stop = self.model.strategy.agree(STOP, self.model.stop_training) or known
+        if stop != self.model.stop_training:
+            self.model.stop_training = stop
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Ask all whether somebody wishes to stop."""
