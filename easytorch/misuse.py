@@ -167,7 +167,7 @@ class PairsNotice(TorchFunctionMode):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """Warn of what was seen."""
-        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]  # torch has no types here
         while traceback is not None:  # what fails is a line of the loss, not one of this file
             if traceback.tb_next is not None and traceback.tb_next.tb_frame.f_globals is globals():
                 traceback.tb_next = None

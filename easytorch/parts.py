@@ -63,7 +63,7 @@ class Writer:
         self._folder = self.processes.same(files.unused_parts(path))
         storage: Any = _Storage(path, self._folder, self.processes.rank, map_leaves(_copy, rest), list(tensors))
         named = {str(number): tensor for number, tensor in enumerate(tensors.values())}
-        self._task = async_save(named, storage_writer=storage, process_group=self._group)  # type: ignore[assignment]
+        self._task = async_save(named, storage_writer=storage, process_group=self._group)  # type: ignore[assignment]  # a future, as asked
 
     def finish(self) -> None:
         """Wait until the checkpoint is whole.

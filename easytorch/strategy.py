@@ -218,7 +218,7 @@ class Strategy:
             loss = loss * share
         if self.scales:
             loss = self.scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         self.clock.mark("model")
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:

@@ -212,15 +212,15 @@ class Live(Lines):
 
     def begin(self, title: str, total: int | None) -> None:
         """Begin a pass of ``total`` steps, None where nobody knows."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define begin()")
 
     def draw(self, step: int, logs: dict[str, float]) -> None:
         """Show that ``step`` steps are done."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define draw()")
 
     def end(self) -> None:
         """End the pass; nothing of it stays on the screen."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define end()")
 
 
 class Bar(Live):
