@@ -71,6 +71,7 @@ EXAMPLES = {  # the article, and its figures; where it has none, those of its pr
 BF16 = ["--precision", "bf16"]
 OPTIONS = {
     "intro_cnn": BF16,
+    "skorch_peer": BF16,
     "batchnorm": BF16,
     "regularisation": BF16,
 }  # of full runs, which take half an hour and more on a processor otherwise
