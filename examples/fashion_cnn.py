@@ -5,12 +5,12 @@
 Three epochs of SGD at 0.01 with momentum 0.9 in batches of 64, as in the article, which knows 84.82 % of the test images. What
 was mended:
 
-- the same rate to the last step ends at 84.48 % on average over three seeds, a deviation of 0.45: here it falls to zero along
-  a cosine, and the last epoch no longer depends on its last batches;
+- torch's own weights let the signal shrink in each layer, so that the network stands still for half an epoch or more, and over
+  three seeds reaches 84.48 % with a deviation of 0.45: it begins with the weights of He et al., which are made for ReLUs;
 - it keeps the loss of every batch as a tensor, and behind it the whole graph of that batch: a history holds numbers;
 - log-softmax with the NLL loss is the cross-entropy on plain outputs;
 - the name of a class comes from the data, which calls Sneaker what the article calls Sport Shoes;
-- without a seed the network can stand still for most of an epoch, and nobody knows when: here it is --seed.
+- without a seed nobody gets the same number twice: here it is --seed.
 """
 
 import argparse
@@ -53,6 +53,8 @@ network = nn.Sequential(
     nn.Conv2d(32, 10, 1, bias=False), nn.ReLU(),
     nn.Conv2d(10, 10, 7, bias=False), nn.Flatten(),
 ).to(memory_format=torch.channels_last)  # on a CPU a third faster  # fmt: skip
+for weights in network.parameters():
+    nn.init.kaiming_normal_(weights)
 
 # How much of the image, from side to side, one pixel of each layer depends on: in the end it is to be all of it
 print("layer      output            sees")
@@ -72,7 +74,7 @@ print(f"{forth_and_back + held + 784 * 4 / 2**20:.2f} MB in all")
 # Training; as in the article the test images measure every epoch, and nothing is chosen by them
 model = easytorch.Model(network)
 sgd = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-model.compile(sgd, "cross_entropy", metrics=["accuracy"], scheduler="cosine")
+model.compile(sgd, "cross_entropy", metrics=["accuracy"])
 history = model.fit(loader, epochs=2 if args.quick else 3, validation_data=test_loader)
 model.summary(test[0][0][None])  # for one image
 print(f"Result: parameters = {parameters}")
