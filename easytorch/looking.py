@@ -120,5 +120,6 @@ class Looking:
             if self.last_fit.get(name) is not None:
                 return f"the {name} data of the last fit", self.last_fit[name]
         raise ValueError(
-            "evaluate() was given no data, and there was no fit whose data it could use. Pass evaluate(x, y)."
+            "evaluate() was given no data, and there was no fit whose data it could use; files and copies hold none. Pass "
+            "evaluate(x, y)."
         )
