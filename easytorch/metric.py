@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from easytorch.calls import ExplainsArguments
 from easytorch.logs import Mean, Scalar
 from easytorch.lookup import name_of
 from easytorch.losses import Criterion
 
 
-class Metric:
+class Metric(ExplainsArguments):
     """What is measured over many batches: subclass it, or pass a function, a name or a torchmetrics object instead.
 
     A metric has a ``name`` for the logs and a ``mode``, ``"max"`` or ``"min"``, whichever is better (None: unknown).
