@@ -231,6 +231,8 @@ class History(Chain, Mapping[str, list[float]]):
 class Scores(Chain):
     """The numbers of one evaluation: ``loss, accuracy = scores``, ``scores["accuracy"]``, ``scores.accuracy``.
 
+    The loss alone, without metrics, may be used as the number it is: ``float(scores)``, ``scores < 0.1``.
+
     Attributes:
         data: What was measured on, in words.
     """
@@ -262,7 +264,24 @@ class Scores(Chain):
         raise AttributeError(f"No {name!r} among the scores.{nearest(name, values)} There are {quoted(values)}.")
 
     def __float__(self) -> float:
-        return next(iter(self))
+        if len(self) == 1:
+            return next(iter(self))
+        raise TypeError(
+            f"There are {len(self)} scores, and a single number may be any of them. Take the one you mean: "
+            f"{' or '.join(f'scores.{name}' for name in self._values)}."
+        )
+
+    def __lt__(self, other: float) -> bool:
+        return float(self) < other
+
+    def __le__(self, other: float) -> bool:
+        return float(self) <= other
+
+    def __gt__(self, other: float) -> bool:
+        return float(self) > other
+
+    def __ge__(self, other: float) -> bool:
+        return float(self) >= other
 
     def __format__(self, spec: str) -> str:
         if len(self) == 1:

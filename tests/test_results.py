@@ -259,6 +259,18 @@ def test_scores_of_the_loss_alone_are_a_number():
     scores = compiled().evaluate(X, Y, verbose=0)
     assert float(scores) == scores.loss
     assert f"{scores:.3f}" == f"{scores.loss:.3f}"
+    assert 0 < scores <= scores.loss
+    assert not scores > scores.loss
+    assert min(scores, 1e9) is scores
+    assert scores >= scores
+
+
+@pytest.mark.parametrize("use", [float, lambda scores: scores > 0.9, lambda scores: min(0.1, scores)])
+def test_several_scores_are_no_single_number(scores, use):
+    with pytest.raises(
+        TypeError, match=r"There are 2 scores, .* Take the one you mean: scores\.loss or scores\.accuracy"
+    ):
+        use(scores)
 
 
 def test_several_scores_are_formatted_as_their_text(scores):
