@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,7 +76,8 @@ class Looking:
         table = summarize(self.module, x, self.device, **options)
         print(table)
         if self.optimizer is not None:
-            print(told(training_sizes(self.module, self.optimizer, self.strategy.gradient_copies)))
+            sizes = training_sizes(self.module, self.optimizer, self.strategy.gradient_copies)
+            print(textwrap.fill(told(sizes), 80))
         return table
 
     def unpack(self, batch: Any) -> Batch:
