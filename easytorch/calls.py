@@ -38,19 +38,26 @@ INSTEAD = {  # what other libraries call it, or have it for
     "write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
 
-INSTEAD_OF_OPTIONS = {  # of callbacks and strategies
-    "optimizer": "Model(module).compile(optimizer, loss)",
-    "loss": "Model(module).compile(optimizer, loss)",
-    "check_finite": "a callback of its own, TerminateOnNaN()",
-    "stopping_threshold": "model.stop_training = True, in a callback of your own",
-    "save_top_k": "keep_best=",
-    "every_n_epochs": "save_freq='2 epochs'",
-    "every_n_train_steps": "save_freq=100",
-    "double_checkpoint": "keep=2, which is the default",
-    "epsilon": "min_delta=",
-    "momentum": "decay=",
-    "swa_epoch_start": "start_epoch=",
-    "devices": "torchrun --nproc-per-node=2 train.py",
+INSTEAD_OF_OPTIONS = {  # of what a class is made with
+    "BackupAndRestore.double_checkpoint": "keep=2, which is the default",
+    "BackupAndRestore.path": "backup_dir=",
+    "CSVLogger.path": "filename=",
+    "DataParallel.devices": "torchrun --nproc-per-node=2 train.py",
+    "EMA.momentum": "decay=",
+    "EarlyStopping.check_finite": "a callback of its own, TerminateOnNaN()",
+    "EarlyStopping.stopping_threshold": "model.stop_training = True, in a callback of your own",
+    "FullySharded.devices": "torchrun --nproc-per-node=2 train.py",
+    "Model.loss": "Model(module).compile(optimizer, loss)",
+    "Model.optimizer": "Model(module).compile(optimizer, loss)",
+    "ModelCheckpoint.dirpath": "filepath='runs/{epoch:02d}.pt'",
+    "ModelCheckpoint.every_n_epochs": "save_freq='2 epochs'",
+    "ModelCheckpoint.every_n_train_steps": "save_freq=100",
+    "ModelCheckpoint.path": "filepath=",
+    "ModelCheckpoint.save_top_k": "keep_best=",
+    "ReduceLROnPlateau.epsilon": "min_delta=",
+    "SWA.swa_epoch_start": "start_epoch=",
+    "TensorBoard.profile_batch": "torch.profiler, in a callback of your own",
+    "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
 
 WEIGHTS = "model.module.state_dict(), and load_state_dict() of it"
@@ -162,13 +169,13 @@ def _title(method: Callable[..., Any], cls: type) -> str:
 
 def _cure(method: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     title, parameters = _title(method, cls), inspect.signature(method).parameters.values()
-    name, instead = title.rpartition(".")[2], INSTEAD if "." in title else INSTEAD_OF_OPTIONS
+    name = title.rpartition(".")[2]
     if not args or not isinstance(args[0], cls):
         return f" It is a method of a model: {cls.__name__}(module).{name}(...)."
     known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD][1:]
     unknown = next((key for key in kwargs if key not in known), None)
-    if unknown in instead:
-        return f" Here it is {instead[unknown]}."
+    if instead := INSTEAD.get(str(unknown)) if "." in title else INSTEAD_OF_OPTIONS.get(f"{title}.{unknown}"):
+        return f" Here it is {instead}."
     if unknown is not None:
         return nearest(unknown, known) or f" {name}() takes {', '.join(known) or 'nothing'}."
     positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
