@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -94,32 +95,30 @@ def placer(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], A
     does not wait.
     """
 
-    def place(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray):
-            leaf = from_numpy(leaf)
-        if not isinstance(leaf, Tensor):
-            return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
-        wanted = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
-        if leaf.device == device and leaf.dtype == wanted:
-            return leaf
-        return leaf.to(device, wanted, non_blocking=True)
+    return functools.partial(_place_batch, device, dtype)  # which, unlike a function made here, can be pickled
 
-    def place_batch(batch: Any) -> Any:
-        if type(batch) in (tuple, list):
-            for leaf in batch:
-                if (
-                    type(leaf) is not Tensor
-                    or leaf.device != device
-                    or (leaf.dtype != dtype and leaf.is_floating_point())
-                ):
-                    break
-            else:  # nothing is to be done, as mostly on a CPU
-                return batch
-            if len(batch) > 1 and type(batch[1]) is np.ndarray:
-                batch = type(batch)([batch[0], as_labels(batch[1]), *batch[2:]])
-        return map_leaves(place, batch)
 
-    return place_batch
+def _place_batch(device: torch.device, dtype: torch.dtype | None, batch: Any) -> Any:
+    if type(batch) in (tuple, list):
+        for leaf in batch:
+            if type(leaf) is not Tensor or leaf.device != device or (leaf.dtype != dtype and leaf.is_floating_point()):
+                break
+        else:  # nothing is to be done, as mostly on a CPU
+            return batch
+        if len(batch) > 1 and type(batch[1]) is np.ndarray:
+            batch = type(batch)([batch[0], as_labels(batch[1]), *batch[2:]])
+    return map_leaves(functools.partial(_place, device, dtype), batch)
+
+
+def _place(device: torch.device, dtype: torch.dtype | None, leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        leaf = from_numpy(leaf)
+    if not isinstance(leaf, Tensor):
+        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+    wanted = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
+    if leaf.device == device and leaf.dtype == wanted:
+        return leaf
+    return leaf.to(device, wanted, non_blocking=True)
 
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:

@@ -38,6 +38,27 @@ INSTEAD = {  # what other libraries call it, or have it for
     "write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
 
+INSTEAD_OF_OPTIONS = {  # of what a class is made with
+    "BackupAndRestore.double_checkpoint": "keep=2, which is the default",
+    "BackupAndRestore.path": "backup_dir=",
+    "CSVLogger.path": "filename=",
+    "DataParallel.devices": "torchrun --nproc-per-node=2 train.py",
+    "EMA.momentum": "decay=",
+    "EarlyStopping.check_finite": "a callback of its own, TerminateOnNaN()",
+    "EarlyStopping.stopping_threshold": "model.stop_training = True, in a callback of your own",
+    "FullySharded.devices": "torchrun --nproc-per-node=2 train.py",
+    "Model.loss": "Model(module).compile(optimizer, loss)",
+    "Model.optimizer": "Model(module).compile(optimizer, loss)",
+    "ModelCheckpoint.dirpath": "filepath='runs/{epoch:02d}.pt'",
+    "ModelCheckpoint.every_n_epochs": "save_freq='2 epochs'",
+    "ModelCheckpoint.every_n_train_steps": "save_freq=100",
+    "ModelCheckpoint.path": "filepath=",
+    "ModelCheckpoint.save_top_k": "keep_best=",
+    "ReduceLROnPlateau.epsilon": "min_delta=",
+    "SWA.swa_epoch_start": "start_epoch=",
+    "TensorBoard.profile_batch": "torch.profiler, in a callback of your own",
+    "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the numbers",
+}
 
 WEIGHTS = "model.module.state_dict(), and load_state_dict() of it"
 ATTRIBUTES = {  # of a model, in Keras or of a module
@@ -108,6 +129,15 @@ def refuse_assignment(name: str) -> None:
         raise AttributeError(f"Nothing reads model.{name}. Use {ATTRIBUTES[name]}.")
 
 
+class ExplainsArguments:
+    """A base whose subclasses, yours too, say what to pass where Python only says what not to pass when they are made."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            explained_calls("__init__")(cls)
+
+
 def explained_calls(*names: str) -> Callable[[Class], Class]:
     """Return a decorator that lets these methods of a class say what to pass where Python only says what not."""
 
@@ -127,24 +157,29 @@ def _explained(method: Callable[..., Any], cls: type) -> Callable[..., Any]:
         except TypeError as error:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # of what the method does
                 raise
-            told = str(error).replace(method.__qualname__, f"{cls.__name__}.{method.__name__}")
+            told = str(error).replace(method.__qualname__, _title(method, cls))
             raise TypeError(f"{told}.{_cure(method, cls, args, kwargs)}") from None
 
     return call
 
 
+def _title(method: Callable[..., Any], cls: type) -> str:
+    return f"{cls.__name__}.{method.__name__}".removesuffix(".__init__")
+
+
 def _cure(method: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    name, parameters = method.__name__, inspect.signature(method).parameters.values()
+    title, parameters = _title(method, cls), inspect.signature(method).parameters.values()
+    name = title.rpartition(".")[2]
     if not args or not isinstance(args[0], cls):
         return f" It is a method of a model: {cls.__name__}(module).{name}(...)."
     known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD][1:]
     unknown = next((key for key in kwargs if key not in known), None)
-    if unknown in INSTEAD:
-        return f" Here it is {INSTEAD[unknown]}."
+    if instead := INSTEAD.get(str(unknown)) if "." in title else INSTEAD_OF_OPTIONS.get(f"{title}.{unknown}"):
+        return f" Here it is {instead}."
     if unknown is not None:
-        return nearest(unknown, known) or f" {name}() takes {', '.join(known)}."
+        return nearest(unknown, known) or f" {name}() takes {', '.join(known) or 'nothing'}."
     positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
-    if len(args) > len(positional):
-        keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+    keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+    if len(args) > len(positional) and keywords:
         return f" Name what comes after {positional[-1]}: {name}({', '.join(positional[1:])}, {keywords[0]}=..., ...)."
-    return f" See help({cls.__name__}.{name})."
+    return f" See help({title})."

@@ -374,9 +374,11 @@ def _listed_inputs(x: list[Any], signature: Signature) -> Any:
     if len(shapes) == 1 and all(map(_is_row, x)):
         return torch.stack([as_tensor(row) for row in x])
     if len(shapes) == 1:
-        warn(
-            f"predict() takes the list of {len(x)} arrays as {len(x)} batches, one after the other. Pass several inputs as a "
-            "tuple, samples as one array, torch.stack(x), and batches as [(x1,), (x2,), ...]."
+        count = "one input" if len(signature.names) == 1 else f"{len(signature.names) or 'any number of'} inputs"
+        raise ValueError(
+            f"The module takes {', '.join([count, *map(repr, signature.names)])}, but predict() was given a list of {len(x)} "
+            f"arrays of one shape, {describe(x)}. Pass several inputs as a tuple, samples as one array, torch.stack(x), and "
+            "batches as [(x1,), (x2,), ...]."
         )
     return x
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,7 +76,8 @@ class Looking:
         table = summarize(self.module, x, self.device, **options)
         print(table)
         if self.optimizer is not None:
-            print(told(training_sizes(self.module, self.optimizer, self.strategy.gradient_copies)))
+            sizes = training_sizes(self.module, self.optimizer, self.strategy.gradient_copies)
+            print(textwrap.fill(told(sizes), 80))
         return table
 
     def unpack(self, batch: Any) -> Batch:
@@ -120,5 +122,6 @@ class Looking:
             if self.last_fit.get(name) is not None:
                 return f"the {name} data of the last fit", self.last_fit[name]
         raise ValueError(
-            "evaluate() was given no data, and there was no fit whose data it could use. Pass evaluate(x, y)."
+            "evaluate() was given no data, and there was no fit whose data it could use; files and copies hold none. Pass "
+            "evaluate(x, y)."
         )

@@ -107,7 +107,7 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor]]] = {
     nn.MultiMarginLoss: ("multiclass", functools.partial(torch.softmax, dim=1)),
     nn.BCEWithLogitsLoss: ("binary", torch.sigmoid),
     nn.MultiLabelSoftMarginLoss: ("binary", torch.sigmoid),
-    nn.BCELoss: ("binary", lambda y_pred: y_pred),
+    nn.BCELoss: ("binary", nn.Identity()),
 }
 NO_ACTIVATION: tuple[None, None] = (None, None)
 FUNCTIONS: dict[Any, type[nn.Module]] = {
@@ -133,14 +133,34 @@ ELEMENTWISE = (
     nn.PoissonNLLLoss,
 )
 
-# Losses of torch that take something else than (y_pred, y); y_pred is then a tuple of the module's outputs.
+
+# Losses of torch that take something else than (y_pred, y); y_pred is then a tuple of the module's outputs. They are functions
+# with a name, which can be pickled.
+
+
+def _of_pair(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+    return loss(*y_pred, y)
+
+
+def _of_triplet(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+    return loss(*y_pred)
+
+
+def _gaussian_nll(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+    return loss(y_pred[0], y, y_pred[1])
+
+
+def _ctc(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+    return loss(y_pred[0], y[0], y_pred[1], y[1])
+
+
 SPREAD: dict[type[nn.Module], Callable[[nn.Module, Any, Any], Tensor]] = {
-    nn.CosineEmbeddingLoss: lambda loss, y_pred, y: loss(*y_pred, y),
-    nn.MarginRankingLoss: lambda loss, y_pred, y: loss(*y_pred, y),
-    nn.TripletMarginLoss: lambda loss, y_pred, y: loss(*y_pred),
-    nn.TripletMarginWithDistanceLoss: lambda loss, y_pred, y: loss(*y_pred),
-    nn.GaussianNLLLoss: lambda loss, y_pred, y: loss(y_pred[0], y, y_pred[1]),
-    nn.CTCLoss: lambda loss, y_pred, y: loss(y_pred[0], y[0], y_pred[1], y[1]),
+    nn.CosineEmbeddingLoss: _of_pair,
+    nn.MarginRankingLoss: _of_pair,
+    nn.TripletMarginLoss: _of_triplet,
+    nn.TripletMarginWithDistanceLoss: _of_triplet,
+    nn.GaussianNLLLoss: _gaussian_nll,
+    nn.CTCLoss: _ctc,
 }
 
 

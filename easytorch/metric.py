@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easytorch.calls import ExplainsArguments
 from easytorch.logs import Mean, Scalar
 from easytorch.lookup import name_of
 from easytorch.losses import Criterion
 
 
-class Metric:
+class Metric(ExplainsArguments):
     """What is measured over many batches: subclass it, or pass a function, a name or a torchmetrics object instead.
 
     A metric has a ``name`` for the logs and a ``mode``, ``"max"`` or ``"min"``, whichever is better (None: unknown).
@@ -194,13 +195,18 @@ def of_alike(function: Callable[[Tensor, Tensor], Tensor], y_pred: Tensor, y: Te
     return function(_alike(y_pred, y), y)
 
 
+def root(mean: Any) -> Any:
+    """Return the square root of a mean, a tensor or a number."""
+    return mean**0.5
+
+
 ERRORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Any], Any] | None]] = {
     "mae": (absolute_error, None),
     "mean_absolute_error": (absolute_error, None),
     "mse": (squared_error, None),
     "mean_squared_error": (squared_error, None),
-    "rmse": (squared_error, lambda mean: mean**0.5),
-    "root_mean_squared_error": (squared_error, lambda mean: mean**0.5),
+    "rmse": (squared_error, root),
+    "root_mean_squared_error": (squared_error, root),
 }
 
 

@@ -41,7 +41,7 @@ from easytorch.strategy import Strategy, check_matmul, check_numbers, pick_devic
 from easytorch.tree import map_leaves, to_numpy
 
 
-@explained_calls("compile", "fit", "evaluate", "predict", "save", "load")
+@explained_calls("__init__", "compile", "fit", "evaluate", "predict", "save", "load")
 class Model(Looking, Saving):
     """A module and all it takes to train it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,23 +167,27 @@ class History(Chain, Mapping[str, list[float]]):
             raise ImportError("History.to_frame() needs pandas: pip install pandas") from error
         return pandas.DataFrame(self.rows, index=pandas.Index(self.epoch, name="epoch"))
 
-    def plot(self, path: str | Path | None = None) -> Any:
-        """Draw every value over the epochs, training and validation in one panel.
+    def plot(self, *names: str | Sequence[str], path: str | Path | None = None) -> Any:
+        """Draw values over the epochs, training and validation in one panel.
 
         Args:
+            names: Which ones, ``plot("loss", "accuracy")``; by default all.
             path: Where to write the figure; None writes nothing.
 
         Returns:
             The matplotlib figure. No window is opened.
+
+        Raises:
+            KeyError: If there is no value of a name, with the nearest that is.
         """
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError("History.plot() needs matplotlib: pip install matplotlib") from error
-        names = [name for name in self.history if not name.startswith("val_") and name != "lr"]
-        figure = Figure(figsize=(4.5 * max(len(names), 1), 3.2), layout="constrained")
-        for i, name in enumerate(names):
-            axes = figure.add_subplot(1, len(names), i + 1)
+        drawn = self._drawn(names)
+        figure = Figure(figsize=(4.5 * max(len(drawn), 1), 3.2), layout="constrained")
+        for i, name in enumerate(drawn):
+            axes = figure.add_subplot(1, len(drawn), i + 1)
             for key, label in ((name, "training"), (f"val_{name}", "validation")):
                 points = [(epoch + 1, row[key]) for epoch, row in zip(self.epoch, self.rows, strict=True) if key in row]
                 if points:
@@ -194,6 +198,18 @@ class History(Chain, Mapping[str, list[float]]):
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
+
+    def _drawn(self, names: Iterable[Any]) -> list[str]:
+        """Return the name of each panel for the ``names`` that the user passed, one by one or in a list."""
+        values = self.history
+        if not names:
+            return [name for name in values if not name.startswith("val_") and name != "lr"]
+        listed = [str(name) for some in names for name in ([some] if isinstance(some, (str, Path)) else some)]
+        for name in listed:
+            if name not in values and Path(name).suffix:
+                raise KeyError(f"No {name!r} in the history. If it is a file to write, pass path={name!r}.")
+            self[name]  # tells what there is instead
+        return list(dict.fromkeys(name.removeprefix("val_") for name in listed))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all rows, a tensor for each name."""
@@ -231,6 +247,8 @@ class History(Chain, Mapping[str, list[float]]):
 class Scores(Chain):
     """The numbers of one evaluation: ``loss, accuracy = scores``, ``scores["accuracy"]``, ``scores.accuracy``.
 
+    The loss alone, without metrics, may be used as the number it is: ``float(scores)``, ``scores < 0.1``.
+
     Attributes:
         data: What was measured on, in words.
     """
@@ -262,7 +280,24 @@ class Scores(Chain):
         raise AttributeError(f"No {name!r} among the scores.{nearest(name, values)} There are {quoted(values)}.")
 
     def __float__(self) -> float:
-        return next(iter(self))
+        if len(self) == 1:
+            return next(iter(self))
+        raise TypeError(
+            f"There are {len(self)} scores, and a single number may be any of them. Take the one you mean: "
+            f"{' or '.join(f'scores.{name}' for name in self._values)}."
+        )
+
+    def __lt__(self, other: float) -> bool:
+        return float(self) < other
+
+    def __le__(self, other: float) -> bool:
+        return float(self) <= other
+
+    def __gt__(self, other: float) -> bool:
+        return float(self) > other
+
+    def __ge__(self, other: float) -> bool:
+        return float(self) >= other
 
     def __format__(self, spec: str) -> str:
         if len(self) == 1:

@@ -52,6 +52,18 @@ class Saving:
         how = "not compiled" if self._compiled is None else f"{type(self.optimizer).__name__} on {self.loss!r}"
         return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {how}, {self.state.epoch} epochs)"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds: no data, and nothing that is there only while ``fit`` runs."""
+        recipe = None if self._compiled is None else files.plain(self._compiled) or {}
+        silent = CallbackList([], self, {})  # type: ignore[arg-type]  # which is a Model
+        return vars(self) | {"callbacks": silent, "feed": None, "last_fit": {}, "_compiled": recipe}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.optimizer is not None:  # which comes back without its hooks
+            for schedule in self.schedules:
+                schedule.watch(self.optimizer)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
         return self._state(self.strategy.whole)

@@ -16,6 +16,7 @@ import torch
 from easytorch import data, modes, optimizers
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
+from easytorch.callbacks.progress import EndlessNotice
 from easytorch.explain import explained
 from easytorch.lookup import find
 from easytorch.processes import launched
@@ -49,7 +50,8 @@ def fitting(
     optimizers.check_current(model.need_optimizer("fit"), model.module)
     interrupts, begin, processes = Interrupts(), state.step, model.strategy.processes
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
-    every = [*callbacks, NaNNotice(), Agreement(), interrupts]
+    notices = [NaNNotice()] if len(feed) else [NaNNotice(), EndlessNotice()]
+    every = [*callbacks, *notices, Agreement(), interrupts]
     listeners = CallbackList(every, model, params | {"validated": validation is not None})
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.clock = feed, state.first, model.strategy.clock

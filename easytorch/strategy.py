@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from easytorch import files
 from easytorch.batch import placer
+from easytorch.calls import ExplainsArguments
 from easytorch.clock import Clock
 from easytorch.feed import Batches
 from easytorch.lookup import find, nearest
@@ -84,7 +85,7 @@ def set_matmul(precision: str | None) -> None:
         torch.set_float32_matmul_precision(MATMUL[precision])
 
 
-class Strategy:
+class Strategy(ExplainsArguments):
     """Runs the steps of one process on one device.
 
     The loop calls it and asks nothing: what a place or a precision does not need, it does not do.

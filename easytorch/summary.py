@@ -35,7 +35,7 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
         "device": device,
     } | options
     if x is None or not options.keys().isdisjoint(("input_data", "input_size")):
-        return _shown_once(torchinfo.summary(module, **options))
+        return _shown_once(_narrowed(torchinfo.summary(module, **options)))
     signature = Signature.of(module)
     x = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, x)
     recorded: dict[str, Any] = {}
@@ -48,7 +48,20 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
     with random_states_kept(), modes.evaluating(module):
         table = torchinfo.summary(module, input_data=inputs, **options)
     torchinfo.torchinfo._cached_forward_pass.clear()  # it would keep the module alive for ever
-    return _shown_once(table)
+    return _shown_once(_narrowed(table))
+
+
+def _narrowed(table: Any) -> Any:
+    """Let the first column be as wide as its longest name; torchinfo gives it 40 characters, and the table 89."""
+    form = table.formatting
+    names = [
+        form.get_start_str(layer.depth) + layer.get_layer_name(form.show_var_name, form.show_depth)
+        for layer in table.summary_list
+        if layer.depth <= form.max_depth
+    ]
+    header = form.header_row()[: form.layer_name_width].rstrip()
+    form.layer_name_width = max(map(len, [header, *names])) + 1
+    return table
 
 
 def _shown_once(table: Any) -> Any:

@@ -72,4 +72,4 @@ assert (outputs["logits"].argmax(1) == y_test).mean() == scores.multiclass_accur
 print(f"Result: test accuracy = {scores.multiclass_accuracy:.4f}")
 print(f"Result: parameters = {sum(p.numel() for p in net.parameters())}")
 if args.plot:
-    model.history.plot(args.plot)
+    model.history.plot(path=args.plot)

@@ -78,4 +78,4 @@ print(f"Result: mean absolute error worst = {scores.worst_mae:.4f}")
 print(f"Result: mean absolute error by the means alone = {naive:.4f}")
 print(f"Result: parameters = {sum(p.numel() for p in model.module.parameters())}")
 if args.plot:
-    history.plot(args.plot)
+    history.plot(path=args.plot)

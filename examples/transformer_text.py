@@ -77,4 +77,4 @@ print(f"Result: bits per letter by counting pairs = {counted:.4f}")
 print(f"Result: validation accuracy = {model.history['val_accuracy'][-1]:.4f}")
 print(f"Result: parameters = {sum(p.numel() for p in model.module.parameters())}")
 if args.plot:
-    model.history.plot(args.plot)
+    model.history.plot(path=args.plot)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import easytorch
-from easytorch import Model
-from easytorch.calls import ATTRIBUTES, INSTEAD, PACKAGE
+from easytorch import Model, callbacks
+from easytorch.calls import ATTRIBUTES, INSTEAD, INSTEAD_OF_OPTIONS, PACKAGE
 from tests.loops import blobs, mlp
 
 X, Y = blobs()
@@ -178,3 +178,70 @@ def test_a_model_whose_init_forgets_the_first_says_so():
 def test_what_is_passed_for_something_else_is_told(call, told):
     with pytest.raises(TypeError, match=told):
         call()
+
+
+# Options of callbacks, metrics and strategies
+
+
+class OwnCallback(callbacks.EarlyStopping):
+    """One that passes its options on."""
+
+    def __init__(self, threshold=0.5, **options):
+        super().__init__(**options)
+        self.threshold = threshold
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda: callbacks.EarlyStopping(patince=3),
+            r"^EarlyStopping\(\) got .* 'patince'\. Did you mean 'patience'\?$",
+        ),
+        (lambda: callbacks.EarlyStopping(min_delta_=0), "Did you mean 'min_delta'"),
+        (lambda: callbacks.EarlyStopping(restore_best=True), "Did you mean 'restore_best_weights'"),
+        (lambda: callbacks.EarlyStopping("loss", 0, 1, 0, "min", None, True, 0, 9), r"See help\(EarlyStopping\)"),
+        (lambda: callbacks.ModelCheckpoint(folder="x"), r"ModelCheckpoint\(\) takes filepath, monitor, verbose"),
+        (lambda: callbacks.ModelCheckpoint("x", save_top_k=3), "Here it is keep_best="),
+        (lambda: callbacks.ModelCheckpoint(path="x"), "Here it is filepath="),
+        (lambda: callbacks.ModelCheckpoint(), r"missing .* 'filepath'\. See help\(ModelCheckpoint\)"),
+        (lambda: callbacks.TerminateOnNaN(raise_errors=True), "Did you mean 'raise_error'"),
+        (lambda: easytorch.Strategy(precison="bf16"), r"^Strategy\(\) .*Did you mean 'precision'"),
+        (lambda: easytorch.DataParallel(sync_batchnrom=True), "Did you mean 'sync_batchnorm'"),
+        (lambda: OwnMetric(treshold=0.1), r"^OwnMetric\(\) .*Did you mean 'threshold'"),
+        (lambda: OwnCallback(0.5, patince=3), "Did you mean 'patience'"),
+        (lambda: Model(mlp(), devise="cpu"), r"^Model\(\) .*Did you mean 'device'"),
+        (lambda: Model(mlp(), "cpu", "adam"), r"See help\(Model\)"),
+        (lambda: Model(mlp(), optimizer="adam"), r"Here it is Model\(module\)\.compile"),
+    ],
+)
+def test_wrong_options_are_answered_with_the_right_ones(make, told):
+    with pytest.raises(TypeError, match=told):
+        make()
+
+
+class OwnMetric(easytorch.Metric):
+    def __init__(self, threshold):
+        self.threshold = len(threshold)
+
+
+def test_an_error_inside_the_making_of_an_object_is_left_as_it_is():
+    with pytest.raises(TypeError) as caught:
+        OwnMetric(threshold=0.5)
+    assert str(caught.value) == "object of type 'float' has no len()"
+
+
+def test_signatures_of_classes_stay_as_they_are_written():
+    assert list(inspect.signature(callbacks.EarlyStopping).parameters)[:3] == ["monitor", "min_delta", "patience"]
+    assert list(inspect.signature(OwnCallback).parameters) == ["threshold", "options"]
+    assert "super().__init__(**options)" in inspect.getsource(OwnCallback.__init__)
+
+
+def test_what_is_offered_instead_of_an_option_exists():
+    assert len(INSTEAD_OF_OPTIONS) > 10
+    for option, instead in INSTEAD_OF_OPTIONS.items():
+        name, unknown = option.split(".")
+        known = inspect.signature(getattr(callbacks, name, None) or getattr(easytorch, name)).parameters
+        offered = re.match(r"(\w+)=", instead)
+        assert unknown not in known
+        assert offered is None or offered[1] in known, option

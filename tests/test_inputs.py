@@ -241,10 +241,18 @@ def test_one_batch_of_several_inputs_is_predicted():
     assert (model.predict_on_batch((LEFT, RIGHT)) == expected).all()
 
 
-def test_predict_says_that_a_list_of_like_arrays_is_batches():
+def test_predict_refuses_several_inputs_for_a_module_with_one():
     model = Model(mlp(), device="cpu")
-    with pytest.warns(UserWarning, match="list of 2 arrays as 2 batches"):
-        assert model.predict([X, X], verbose=0).shape == (100, 3)
+    with pytest.raises(
+        ValueError, match=r"The module takes one input, 'input', but .* a list of 2 arrays of one shape"
+    ):
+        model.predict([X, X], verbose=0)
+    assert model.predict([(X,), (X,)], verbose=0).shape == (100, 3)
+
+
+def test_predict_refuses_three_inputs_for_a_module_with_two():
+    with pytest.raises(ValueError, match=r"The module takes 2 inputs, 'left', 'right', but .* a list of 3 arrays"):
+        Model(Sum(mlp()), device="cpu").predict([LEFT, LEFT, LEFT], verbose=0)
 
 
 class MakesItsOwnLoss(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import itertools
 import os
 import pty
 import re
@@ -479,6 +480,33 @@ def test_a_table_escapes_the_names():
 )
 def test_a_number_is_written_as_people_read_it(name, value, text):
     assert number(name, value) == text
+
+
+def fitted_on(data, **options):
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    stop = LambdaCallback(on_train_batch_end=lambda batch, logs: setattr(model, "stop_training", batch == 5))
+    model.fit(data, callbacks=[stop], verbose=0, **options)
+
+
+def endless():
+    while True:
+        yield blobs(8)
+
+
+@pytest.mark.parametrize("data", [endless(), endless])
+def test_an_epoch_that_may_never_end_is_told_once_even_if_nothing_is_to_be_shown(data, monkeypatch):
+    monkeypatch.setattr(progress.EndlessNotice, "PATIENCE", 0.0)
+    with pytest.warns(UserWarning, match=r"steps_per_epoch=1000") as told:
+        fitted_on(data)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def test_data_of_known_length_and_data_that_ends_soon_is_not_suspected(monkeypatch):
+    fitted_on(lambda: itertools.islice(endless(), 3), epochs=2)
+    monkeypatch.setattr(progress.EndlessNotice, "PATIENCE", 0.0)
+    fitted_on(endless, steps_per_epoch=3)
+    fitted_on([blobs(8)])
 
 
 @pytest.mark.parametrize(

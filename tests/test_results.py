@@ -131,8 +131,30 @@ def test_plot_returns_a_figure_with_a_panel_for_each_value_and_writes_nothing(tm
 
 
 def test_plot_writes_the_file_that_was_asked_for(tmp_path):
-    fitted().plot(tmp_path / "curves.png")
+    fitted().plot(path=tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("names", "titles"),
+    [
+        (["accuracy"], ["accuracy"]),
+        (["accuracy", "loss"], ["accuracy", "loss"]),
+        ([["loss", "lr"]], ["loss", "lr"]),
+        (["loss", "val_loss"], ["loss"]),
+    ],
+)
+def test_plot_draws_the_values_that_were_named(names, titles):
+    assert [axes.get_title() for axes in fitted().plot(*names).axes] == titles
+
+
+def test_plot_tells_of_a_name_that_is_not_there_and_of_a_file_in_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyError, match="Did you mean 'accuracy'"):
+        fitted().plot("acuracy")
+    with pytest.raises(KeyError, match=r"pass path='curves\.png'"):
+        fitted().plot("curves.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_validation_now_and_then_is_plotted_where_it_was_made():
@@ -259,6 +281,18 @@ def test_scores_of_the_loss_alone_are_a_number():
     scores = compiled().evaluate(X, Y, verbose=0)
     assert float(scores) == scores.loss
     assert f"{scores:.3f}" == f"{scores.loss:.3f}"
+    assert 0 < scores <= scores.loss
+    assert not scores > scores.loss
+    assert min(scores, 1e9) is scores
+    assert scores >= scores
+
+
+@pytest.mark.parametrize("use", [float, lambda scores: scores > 0.9, lambda scores: min(0.1, scores)])
+def test_several_scores_are_no_single_number(scores, use):
+    with pytest.raises(
+        TypeError, match=r"There are 2 scores, .* Take the one you mean: scores\.loss or scores\.accuracy"
+    ):
+        use(scores)
 
 
 def test_several_scores_are_formatted_as_their_text(scores):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -23,6 +25,25 @@ class SharedConvolution(nn.Module):
         x = F.relu(self.conv2(F.relu(self.conv2(F.max_pool2d(x, 2)))))
         x = F.relu(self.conv2(F.relu(self.conv2(F.max_pool2d(x, 2)))))
         return self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1))))
+
+
+def test_the_table_of_a_small_network_fits_in_80_columns_whole(capsys):
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    model = Model(net.append(nn.Linear(64, 10)), device="cpu").compile("adam", "cross_entropy")
+    model.summary(torch.zeros(64, 1, 28, 28))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "├─AdaptiveAvgPool2d (4)  [64, 64, 1, 1]" in out
+    assert "143,233,024" in out
+
+
+def test_the_longest_name_in_the_table_is_followed_by_its_values(capsys):
+    net = nn.Sequential(OrderedDict(a_very_long_name_of_a_layer_that_is_never_cut=nn.Sequential(nn.Linear(8, 3))))
+    Model(net, device="cpu").summary(torch.zeros(4, 8), row_settings=("var_names", "depth"))
+    out = capsys.readouterr().out
+    assert "├─Sequential (a_very_long_name_of_a_layer_that_is_never_cut): 1-1  [4, 3]" in out
 
 
 def test_a_shared_layer_is_counted_once_and_calculates_as_often_as_it_is_called(capsys):

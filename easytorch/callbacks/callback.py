@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from easytorch.calls import ExplainsArguments
 from easytorch.lookup import nearest
 from easytorch.notice import warn
 from easytorch.tree import describe
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from easytorch.model import Model
 
 
-class Callback:
+class Callback(ExplainsArguments):
     """Watches a model while it trains; override the hooks you need.
 
     Epochs and batches are counted from 0. ``logs`` are values by name: in ``on_epoch_end`` a plain dict, which is kept in

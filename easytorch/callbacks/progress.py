@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from easytorch.callbacks.callback import Callback
 from easytorch.lookup import nearest
+from easytorch.notice import warn
 
 VERBOSE = (0, 1, 2, "auto")
 
@@ -143,6 +145,31 @@ class Lines(Callback):
     def write(self, line: str, note: str = "") -> None:
         """Write one line, a note behind it."""
         print(f"{line}  ({note})" if note else line, flush=True)
+
+
+class EndlessNotice(Callback):
+    """Tells, once in a fit over data without a length, that its first epoch takes long: the data may never end."""
+
+    everywhere = False
+
+    PATIENCE = 60.0  # seconds
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start the clock."""
+        self.due = time.perf_counter() + self.PATIENCE
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Look at the clock."""
+        if time.perf_counter() >= self.due:
+            self.due = math.inf
+            warn(
+                f"The first epoch has lasted more than a minute, {batch + 1:,} updates, and nobody knows when it ends: this data "
+                "has no length. If it goes on for ever, pass the updates in an epoch: fit(..., steps_per_epoch=1000)."
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Be quiet: the data does end."""
+        self.due = math.inf
 
 
 class Live(Lines):

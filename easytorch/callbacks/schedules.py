@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -83,7 +84,7 @@ class LRScheduler(Callback):
             )
         if self.step_every is None:
             self.step_every = _step_every(self.scheduler)
-        self._watch(optimizer)
+        self.watch(optimizer)
 
     @staticmethod
     def _made(factory: Callable[..., Any], optimizer: torch.optim.Optimizer) -> Any:
@@ -97,7 +98,8 @@ class LRScheduler(Callback):
                 f"{factory.__name__}(optimizer, ...). {error}"
             ) from None
 
-    def _watch(self, optimizer: torch.optim.Optimizer) -> None:
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the updates of ``optimizer``."""
         # With loss scaling an update may be skipped; a scheduler that counts updates must not count those.
         optimizer.register_step_post_hook(self._note_update)
         self._bound = optimizer
@@ -164,7 +166,7 @@ class Schedule(LRScheduler):
         if optimizer is None:
             raise ValueError("A scheduler needs an optimizer: pass one to compile().")
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._watch(optimizer)
+        self.watch(optimizer)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Make the schedule for this fit."""
@@ -181,13 +183,13 @@ class Schedule(LRScheduler):
             self.scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=self.rates, total_steps=total + 1)
             return
         rise = round(self.warmup * total)
+        self.scheduler = lr_scheduler.LambdaLR(optimizer, functools.partial(_warmup_cosine, rise, total))
 
-        def factor(step: int) -> float:
-            if step < rise:
-                return float((step + 1) / (rise + 1))
-            return float(0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))))
 
-        self.scheduler = lr_scheduler.LambdaLR(optimizer, factor)
+def _warmup_cosine(rise: int, total: int, step: int) -> float:
+    if step < rise:
+        return float((step + 1) / (rise + 1))
+    return float(0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))))
 
 
 class LearningRateScheduler(Callback):
