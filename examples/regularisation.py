@@ -2,13 +2,14 @@
 
     python examples/regularisation.py [--quick] [--seed N] [--plot regularisation.png]
 
-Twenty epochs of SGD at 0.01 with momentum 0.9, in batches of 128, four times. The article ends at 98.58 % of the test images
+Twenty epochs of SGD with momentum 0.9, in batches of 128, four times. The article ends at 98.58 % of the test images
 for the plain network, 98.99 % with dropout, 98.81 % with L1 and 98.58 % with L2. What was mended:
 
 - four notebooks are one loop here: dropout is a layer, L2 an argument of the optimizer, and L1 a step of three lines;
 - the penalty belongs to training: what is measured is the cross-entropy, in all four alike;
 - the weights begin as He et al. made them for ReLUs, and the learning rate falls to zero along a cosine: with torch's own
   weights such a network stands still at first, and the article's last epochs go up and down by a tenth of a percent;
+- the rate begins at 0.03 instead of 0.01: from there the network with dropout, which learns more slowly, ends at 98.94 %;
 """
 
 import argparse
@@ -65,7 +66,7 @@ class L1(easytorch.Model):
         return super().train_step(batch)
 
 
-sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+sgd = functools.partial(torch.optim.SGD, lr=0.03, momentum=0.9)
 train, test = mnist(True, 2000), mnist(False, 1000)
 epochs, batch_size = (2, 32) if args.quick else (20, 128)
 runs = {
