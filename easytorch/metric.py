@@ -64,6 +64,12 @@ class Metric(ExplainsArguments):
         for key, value in state.items():
             getattr(self, key).load_state_dict(value)
 
+    def settle(self) -> None:
+        """Sum up what waits in every ``Mean``: the pass is over, and what was measured is sent to other processes."""
+        for value in vars(self).values():
+            if isinstance(value, Mean):
+                value.settle()
+
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the ``states`` of several processes, as if all had been measured here.
 
@@ -119,7 +125,9 @@ class MeanMetric(Metric):
             if value.requires_grad:  # made from the weights
                 value = value.detach()
             if value.ndim and sample_weight is None:  # by far the most frequent case
-                total = value.count_nonzero() if value.dtype is torch.bool else value.sum()  # a sum takes nine times as long
+                total = (
+                    value.count_nonzero() if value.dtype is torch.bool else value.sum()
+                )  # a sum takes nine times as long
                 self.mean.add_sum(total, value.numel())
                 return
         if isinstance(value, tuple):

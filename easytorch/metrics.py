@@ -118,6 +118,13 @@ class Metrics:
         fresh._told = self._told
         return fresh
 
+    def settle(self) -> None:
+        """Sum up what waits to be summed: the pass is over, and what was measured is sent to other processes."""
+        for mean in self._terms.values():
+            mean.settle()
+        for metric, *_ in self._metrics:
+            metric.settle()
+
     def merged(self, states: Sequence[Mapping[str, Any]]) -> Metrics:
         """Return a copy that has measured what those of several processes have, given the ``state_dict`` of each."""
         self._tell_of_idle()

@@ -100,6 +100,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def merged(self, metrics: Metrics) -> Metrics:
         """Return what was measured in all processes."""
+        metrics.settle()  # two numbers travel faster than the hundreds that they are the sums of
         return metrics.merged(self.processes.gather(metrics.state_dict()))
 
     def gathering(self, gathered: Gathered) -> Gathered:
@@ -214,13 +215,16 @@ class Notes(nn.Module):
     """
 
     EVERY = 16
+    __setattr__ = object.__setattr__  # type: ignore[assignment]  # that of a module looks for parameters, in every update
+    note: nn.Parameter
 
     def __init__(self, module: nn.Module, device: torch.device, processes: Alone, apart: bool = False) -> None:
         super().__init__()
-        self.module, self.processes, self.apart = module, processes, apart
+        self.add_module("module", module)
+        self.processes, self.apart = processes, apart
         wide = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
         dtype = torch.float64 if wide else torch.float32
-        self.note = nn.Parameter(torch.zeros(4, device=device, dtype=dtype))
+        self.register_parameter("note", nn.Parameter(torch.zeros(4, device=device, dtype=dtype)))
         self.every = 1 if device.type == "cpu" else self.EVERY
         self._silence = torch.zeros(3, device=device, dtype=dtype)
 
@@ -247,7 +251,7 @@ class Notes(nn.Module):
 
     def _write(self) -> Tensor:
         due = (self.updates + 1) % self.every == 0
-        clock = time.monotonic() - self._began if due and self.processes.first else 0.0
+        clock = round(time.monotonic() - self._began, 1) if due and self.processes.first else 0.0
         told = (*map(float, self.wishes), clock)
         if told != self._told:
             self._told, self._message = told, self._silence.new_tensor(told)
@@ -256,12 +260,11 @@ class Notes(nn.Module):
     def read(self) -> None:
         """Read what all processes were told, if it is time."""
         self.updates += 1
-        if self.updates % self.every == 0 and self.note.grad is not None:
+        note = self.note
+        if self.updates % self.every == 0 and note.grad is not None:
             if self.apart:
-                self.note.grad = (
-                    self.processes.added(self.note.grad, self.note.device).to(self.note.dtype) / self.processes.size
-                )
-            *wishes, clock, self._lost = self.note.grad.tolist()
+                note.grad = self.processes.added(note.grad, note.device).to(note.dtype) / self.processes.size
+            *wishes, clock, self._lost = note.grad.tolist()
             self.granted = [wish > 0 for wish in wishes]
             self.clock = max(self.clock, clock * self.processes.size)  # gradients are averaged
 
