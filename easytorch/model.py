@@ -256,7 +256,7 @@ class Model(Looking, Saving):
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
         assert self.optimizer is not None
         sizes = [self.batch_size(batch) for batch in window]
-        shares = self.strategy.shares(self.loss, sizes, (self.unpack(batch).y for batch in window))
+        shares = self.strategy.shares(self.loss, sizes, map(self.unpack, window))
         for i, (batch, size, share) in enumerate(zip(window, sizes, shares, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):
                 outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch import files
-from easytorch.batch import placer
+from easytorch.batch import Batch, placer
 from easytorch.clock import Clock
 from easytorch.feed import Batches
 from easytorch.lookup import find, nearest
@@ -198,15 +198,15 @@ class Strategy:
         """Return ``step(batch)``, without a word to other processes."""
         return self.run(step, batch)
 
-    def shares(self, criterion: Criterion, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
+    def shares(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what the loss of each batch of a window is multiplied by, so that the window counts as one batch.
 
         Args:
             criterion: The loss, which knows what it divides by.
             sizes: The number of samples of each batch.
-            targets: The targets of each batch, looked at only where they matter.
+            batches: The parts of each batch, looked at only where they matter.
         """
-        return criterion.shares(sizes, targets)
+        return criterion.shares(sizes, batches)
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Hold gradients back from other processes until ``sync``; there are none here."""
