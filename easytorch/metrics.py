@@ -162,6 +162,11 @@ class Metrics:
         for name, mean in self._terms.items():
             mean.load_state_dict(state["terms"][name])
         for (metric, *_), saved in zip(self._metrics, state["metrics"], strict=True):
+            if self._terms and not saved and type(metric).state_dict is Metric.state_dict:
+                warn(
+                    f"The metric {metric.name!r} keeps its numbers where no checkpoint finds them, so those of this epoch so far "
+                    "are lost. Keep them in tensors, numbers or an easytorch.Mean, or define state_dict() and load_state_dict()."
+                )
             metric.load_state_dict(saved)
 
 
@@ -307,8 +312,7 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
             )
         name = f"{criterion.kind}_accuracy"
     if name in ("multiclass_accuracy", "categorical_accuracy", "sparse_categorical_accuracy"):
-        ignored = getattr(getattr(criterion, "function", None), "ignore_index", None)
-        return MeanMetric(MulticlassHits(ignored), typed, "max")
+        return MeanMetric(MulticlassHits(criterion.ignored), typed, "max")
     if name == "binary_accuracy":
         return MeanMetric(BinaryHits(criterion), typed, "max")
     if name in TOP_5:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import warnings
 
@@ -43,6 +44,46 @@ class Bias(Metric):
 
     def compute(self):
         return self.mean.compute()
+
+
+# Shapes and weights
+
+
+@pytest.mark.parametrize("name", ["multiclass_accuracy", "top_1_accuracy"])
+def test_targets_in_a_column_are_not_paired_with_every_prediction(name):
+    def squeezing(y_pred, y):
+        return nn.functional.cross_entropy(y_pred, y.squeeze(1))
+
+    model = compiled(loss=squeezing, metrics=[name])
+    flat = compiled(metrics=["accuracy"])
+    flat.module.load_state_dict(model.module.state_dict())
+    assert model.evaluate(X, Y[:, None], verbose=0)[name] == flat.evaluate(X, Y, verbose=0).accuracy
+
+
+def test_tokens_that_do_not_count_are_left_out_whatever_form_the_loss_has():
+    y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
+    for loss in ("cross_entropy", nn.functional.cross_entropy, functools.partial(nn.functional.cross_entropy)):
+        model = Model(nn.Identity(), device="cpu").compile(None, loss, ["accuracy"])
+        assert model.evaluate(y_pred, y, verbose=0).accuracy == pytest.approx(2 / 3)
+
+
+def test_weights_count_in_a_weighted_accuracy_of_tokens_of_which_some_do_not():
+    y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
+    model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", weighted_metrics=["accuracy"])
+    scores = model.evaluate(y_pred, y, sample_weight=torch.tensor([3.0, 1.0]), verbose=0)
+    assert scores.accuracy == pytest.approx((3 + 1) / (3 + 1 + 1))
+
+
+def test_a_weighted_metric_that_returns_one_number_is_refused():
+    def mean_hit(y_pred, y):
+        return (y_pred.argmax(1) == y).float().mean()
+
+    model = compiled(weighted_metrics=[mean_hit])
+    model.evaluate(X, Y, verbose=0)
+    with pytest.raises(
+        ValueError, match=r"'mean_hit' .*one number for the whole batch, but weights need one value for each"
+    ):
+        model.evaluate(X, Y, sample_weight=torch.ones(96), verbose=0)
 
 
 # Names

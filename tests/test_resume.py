@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
-from easytorch import FileError, Model, ResumeError, files
+from easytorch import FileError, Metric, Model, ResumeError, files
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
 from easytorch.data import seeded
 from easytorch.state import random_states, random_states_kept
@@ -205,6 +205,48 @@ def test_metrics_that_keep_every_prediction_go_on(tmp_path):
     metrics = ("accuracy", "auroc", "f1")
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], metrics=metrics)
     assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, metrics=metrics))
+
+
+class Counted(Metric):
+    """Counts in plain numbers and tensors, as people write them."""
+
+    name = "counted"
+
+    def reset(self):
+        self.hits, self.rows = 0, torch.zeros(())
+
+    def update(self, y_pred, y, sample_weight=None):
+        self.hits += int((y_pred.argmax(1) == y).sum())
+        self.rows += len(y)
+
+    def compute(self):
+        return self.hits / self.rows
+
+
+class Arrays(Metric):
+    """Keeps what no file holds as it is."""
+
+    name = "arrays"
+
+    def reset(self):
+        self.found = []
+
+    def update(self, y_pred, y, sample_weight=None):
+        self.found.append(y.numpy())
+
+    def compute(self):
+        return float(np.concatenate(self.found).mean())
+
+
+def test_a_metric_of_ones_own_goes_on_in_the_middle_of_an_epoch(tmp_path):
+    undisturbed = program(tmp_path / "a", LOADERS["shuffled"], metrics=[Counted()])
+    resumed = stopped_and_continued(tmp_path / "b", LOADERS["shuffled"], 3, metrics=[Counted()])
+    assert_same_run(resumed, undisturbed)
+
+
+def test_a_metric_whose_numbers_no_checkpoint_finds_says_so(tmp_path):
+    *_, told = stopped_and_continued(tmp_path, LOADERS["shuffled"], 3, metrics=[Arrays()])
+    assert any("'arrays' keeps its numbers where no checkpoint finds them" in message for message in told)
 
 
 def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
