@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -223,7 +224,8 @@ class _Seeded(Dataset[Any]):
     def __getitem__(self, index: Any) -> Any:
         kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
         try:
-            digest = hashlib.sha256(repr((self.seed, int(self.epoch), index)).encode()).digest()
+            number = operator.index(index) if hasattr(index, "__index__") else index  # 3, be it NumPy's or torch's
+            digest = hashlib.sha256(repr((self.seed, int(self.epoch), number)).encode()).digest()
             random.seed(digest)
             np.random.seed(int.from_bytes(digest[:4], "little"))
             torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

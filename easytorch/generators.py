@@ -18,18 +18,22 @@ def order_parts(loader: Any) -> list[Any]:
 
 
 def data_parts(loader: Any) -> list[Any]:
-    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms."""
+    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms, be
+    they listed or within each other.
+    """
     parts: list[Any] = []
     waiting = [getattr(loader, "dataset", None)]
     while waiting:
         part = waiting.pop()
-        if part is None or any(part is one for one in parts) or isinstance(part, torch.Tensor):
-            continue
-        parts.append(part)
-        inside = vars(part) if hasattr(part, "__dict__") else {}
-        waiting += [inside.get(name) for name in ("dataset", "transform", "target_transform", "transforms")]
-        waiting += inside.get("datasets") or []
+        if isinstance(part, (list, tuple, Mapping)):
+            waiting += part.values() if isinstance(part, Mapping) else part
+        elif hasattr(part, "__dict__") and not isinstance(part, torch.Tensor) and all(part is not one for one in parts):
+            parts.append(part)
+            waiting += [vars(part).get(name) for name in INSIDE]
     return parts
+
+
+INSIDE = ("dataset", "datasets", "transform", "target_transform", "transforms", "_modules")
 
 
 def generators_of(*parts: Any) -> list[Any]:

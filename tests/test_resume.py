@@ -52,15 +52,25 @@ class Noisy(Dataset):
 
 
 class OwnNoise(Noisy):
-    """Augments from generators of its own, one of them inside a transform."""
+    """Augments from generators of its own, some of them in transforms that are listed in one."""
 
     def __init__(self):
         self.generator = torch.Generator().manual_seed(3)
-        self.transform = Shift()
+        self.transform = Both([Shift(), Shift()])
 
     def __getitem__(self, index):
         x = X[index] + 0.1 * torch.randn(8, generator=self.generator)
         return self.transform(x), Y[index]
+
+
+class Both:
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+    def __call__(self, x):
+        for transform in self.transforms:
+            x = transform(x)
+        return x
 
 
 class Shift:
@@ -325,6 +335,12 @@ def test_augmentation_is_another_in_every_epoch_and_the_same_for_any_number_of_w
     alone, helped = drawn(0), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
     assert all(not torch.equal(alone[i], alone[j]) for i in range(4) for j in range(i))
+
+
+@pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3)], ids=["NumPy", "torch"])
+def test_a_sample_draws_the_same_numbers_whatever_kind_of_number_its_index_is(index):
+    rows = seeded(Noisy())
+    assert torch.equal(rows[index][0], rows[3][0])
 
 
 def test_the_same_command_after_the_end_trains_no_more(tmp_path):
