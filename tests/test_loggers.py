@@ -145,6 +145,13 @@ def test_tensorboard_writes_running_values_as_often_as_update_freq_says(tmp_path
     assert [step for step, _ in scalars(tmp_path / "train", "batch_loss")] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("update_freq", ["batch", 0, 2.5])
+def test_an_update_freq_that_is_no_number_of_updates_is_refused_before_the_first_step(update_freq, tmp_path):
+    pytest.importorskip("tensorboard")
+    with pytest.raises(ValueError, match="update_freq must be 'epoch' or a number of updates"):
+        TensorBoard(tmp_path, update_freq=update_freq)
+
+
 def test_tensorboard_writes_histograms_of_the_parameters_if_asked(tmp_path):
     pytest.importorskip("tensorboard")
     train(new_model(), 4, TensorBoard(tmp_path, histogram_freq=2))

@@ -350,6 +350,15 @@ def test_the_same_command_after_the_end_trains_no_more(tmp_path):
     assert again[0].state.step == 14
 
 
+def test_a_run_that_one_of_two_callbacks_has_stopped_is_not_taken_up_again(tmp_path):
+    def again():
+        model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", lr=0.0)
+        watching = [EarlyStopping("loss", patience=1), EarlyStopping("loss", patience=4)]
+        return len(model.fit(X, Y, epochs=8, shuffle=False, resume=tmp_path, callbacks=watching, verbose=0)["loss"])
+
+    assert [again(), again()] == [2, 2]
+
+
 def test_fit_resume_keeps_the_run_in_a_folder_and_goes_on_from_a_file(tmp_path):
     def run(resume, epochs=3, plug=None):
         torch.manual_seed(0)

@@ -101,6 +101,8 @@ class TensorBoard(Callback):
         write_steps_per_second: bool = False,
         update_freq: str | int = "epoch",
     ) -> None:
+        if update_freq != "epoch" and not (type(update_freq) is int and update_freq >= 1):
+            raise ValueError(f"update_freq must be 'epoch' or a number of updates, received {update_freq!r}.")
         self.folder, self.histogram_freq, self.update_freq = Path(log_dir), histogram_freq, update_freq
         self.write_steps_per_second, self.steps, self.began = write_steps_per_second, 0, 0.0
         self._writers: dict[str, Any] = {}
