@@ -97,9 +97,9 @@ def _taken_apart(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
 
 def _checked_size(batch_size: int | None) -> int:
     size = 32 if batch_size is None else batch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, received {batch_size!r}.")
-    return size
+    return int(size)  # NumPy's, too
 
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
@@ -340,7 +340,7 @@ def validated_epochs(frequency: Any) -> Callable[[int], bool]:
     Args:
         frequency: Every so many epochs, or a collection of epochs counted from 1.
     """
-    if isinstance(frequency, int) and not isinstance(frequency, bool) and frequency >= 1:
+    if isinstance(frequency, (int, np.integer)) and not isinstance(frequency, bool) and frequency >= 1:
         return lambda epoch: (epoch + 1) % frequency == 0
     if isinstance(frequency, (list, tuple, set, frozenset, range)):
         return lambda epoch: epoch + 1 in frequency

@@ -45,7 +45,7 @@ def fitting(
     on_interrupt: str,
 ) -> Iterator[None]:
     """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
-    find("on_interrupt", on_interrupt, {"return": None, "raise": None})
+    on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
     optimizers.check_current(model.need_optimizer("fit"), model.module)
     interrupts, begin, processes = Interrupts(), state.step, model.strategy.processes
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
@@ -150,7 +150,8 @@ def _try_out(model: Model, loader: Any) -> None:
             with explained(model.module), measuring(model), random_states_kept():
                 model.strategy.run(model.test_step, batch)
         except (ValueError, TypeError, IndexError) as error:
-            raise type(error)(f"The validation data does not fit: {error}") from error
+            kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))
+            raise kind(f"The validation data does not fit: {error}") from error  # a subclass may want other arguments
 
 
 class Agreement(Callback):

@@ -81,7 +81,7 @@ def check_matmul(precision: str | None) -> None:
 def set_matmul(precision: str | None) -> None:
     """Let the whole program multiply float32 matrices in ``precision``; None leaves it as it is."""
     if precision is not None:
-        torch.set_float32_matmul_precision(MATMUL[precision])
+        torch.set_float32_matmul_precision(find("float32_matmul_precision", precision, MATMUL))
 
 
 class Strategy:
@@ -116,10 +116,10 @@ class Strategy:
 
     def __init__(self, device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> None:
         self.device = device = pick_device(device)
-        self.precision = precision
         self.processes = Alone()
         self.clock = Clock()  # of the epoch that runs
         dtype = find("precision", precision, PRECISIONS)
+        self.precision = next(name for name, known in PRECISIONS.items() if known == dtype)  # however it was typed
         _check_precision(device, dtype)
         autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
         self.autocast: contextlib.AbstractContextManager[Any] = autocast

@@ -74,6 +74,13 @@ def test_weights_count_in_a_weighted_accuracy_of_tokens_of_which_some_do_not():
     assert scores.accuracy == pytest.approx((3 + 1) / (3 + 1 + 1))
 
 
+def test_a_mean_of_tensors_and_plain_numbers_loses_no_digit():
+    mean = Mean()
+    mean.add(torch.tensor(1.0, dtype=torch.float64), 1)
+    mean.add(0.1, 1)
+    assert float(mean.compute()) == 1.1 / 2
+
+
 def test_a_weighted_metric_that_returns_one_number_is_refused():
     def mean_hit(y_pred, y):
         return (y_pred.argmax(1) == y).float().mean()
