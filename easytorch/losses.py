@@ -479,7 +479,7 @@ class SeveralLosses(Criterion):
             return {name: float(weight) for name, weight in weights.items()}
         if weights is not None and len(weights) != self.count:
             raise ValueError(f"There are {self.count} outputs, but {len(weights)} loss_weights. Pass one for each.")
-        return {f"output_{i + 1}": float(weight) for i, weight in enumerate(weights or ())}
+        return {name: float(weight) for name, weight in zip(self.outputs, weights or (), strict=False)}
 
     def term_names(self) -> list[str]:
         """Return ``<output>_loss`` of every output."""

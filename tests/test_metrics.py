@@ -67,6 +67,15 @@ def test_tokens_that_do_not_count_are_left_out_whatever_form_the_loss_has():
         assert model.evaluate(y_pred, y, verbose=0).accuracy == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("name", ["precision", "recall", "f1", "auroc"])
+def test_tokens_that_do_not_count_are_left_out_by_metrics_of_torchmetrics(name):
+    y_pred, y = torch.randn(8, 3, 5), torch.randint(3, (8, 5))
+    y[:, 3:] = -100
+    model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", [name])
+    counted = model.evaluate(y_pred[:, :, :3], y[:, :3], verbose=0)
+    assert model.evaluate(y_pred, y, verbose=0)[name] == pytest.approx(counted[name])
+
+
 def test_weights_count_in_a_weighted_accuracy_of_tokens_of_which_some_do_not():
     y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
     model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", weighted_metrics=["accuracy"])
@@ -310,6 +319,21 @@ def test_one_target_for_losses_by_name_is_refused_with_the_names():
 def test_one_output_for_two_losses_is_refused():
     with pytest.raises(ValueError, match=r"losses for 2 outputs, but the module returned one, float32 \[32, 1\]"):
         compiled(1, ["mse", "mse"]).fit(X, (R, R), verbose=0)
+
+
+def test_weights_of_losses_in_a_list_belong_to_losses_by_name_in_their_order():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return dict.fromkeys("ab", super().forward(x))
+
+    module, losses = Twice(4, 3), {"a": "cross_entropy", "b": "cross_entropy"}
+    named, listed = (
+        Model(module, device="cpu")
+        .compile("sgd", losses, loss_weights=weights)
+        .evaluate(X, {"a": Y, "b": Y}, verbose=0)
+        for weights in ({"a": 0.25, "b": 0.5}, [0.25, 0.5])
+    )
+    assert listed["loss"] == named["loss"] == pytest.approx(0.75 * named["a_loss"])
 
 
 def test_one_weight_for_two_losses_holds_for_both():

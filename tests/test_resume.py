@@ -412,6 +412,20 @@ def test_other_callbacks_are_an_error(tmp_path):
         model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_checkpoint_that_finds_no_memory_is_neither_broken_nor_set_aside(error, tmp_path, monkeypatch):
+    program(tmp_path, LOADERS["in order"])
+    kept = sorted(tmp_path.iterdir())
+
+    def full(*_, **__):
+        raise error("out of memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(error):
+        program(tmp_path, LOADERS["in order"])
+    assert sorted(tmp_path.iterdir()) == kept
+
+
 def test_another_number_of_threads_is_a_warning(tmp_path):
     with pytest.raises(PulledPlug):
         program(tmp_path, LOADERS["shuffled"], 4)
