@@ -72,10 +72,11 @@ def as_loader(
         x = DataLoader(_not_empty(x), size, shuffle=bool(shuffle), generator=quiet_generator(shuffle))
     else:
         refuse(x, batch_size=batch_size, shuffle=shuffle)
-    if isinstance(x, DataLoader) and not (sample_weight is not None and isinstance(x.dataset, IterableDataset)):
-        return x if sample_weight is None else with_sample_weight(x, sample_weight)
-    refuse(x, sample_weight=sample_weight)
-    return _batches(x)
+    if not isinstance(x, DataLoader) or isinstance(x.dataset, IterableDataset):
+        refuse(x, sample_weight=sample_weight)
+    if sample_weight is not None:
+        return with_sample_weight(x, sample_weight)
+    return x if isinstance(x, DataLoader) else _batches(x)
 
 
 def _taken_apart(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
