@@ -243,29 +243,7 @@ class Loss(Criterion):
     """
 
     def __init__(self, loss: Any) -> None:
-        self.function = loss
-        if isinstance(loss, str):
-            if loss.strip().lower() in map(str.lower, vars(torch.optim)):
-                raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
-            typed = loss.strip().removesuffix("Loss").removesuffix("_loss")
-            found = find(
-                "loss",
-                typed,
-                TABLE,
-                otherwise="a torch.nn loss, or a function f(y_pred, y)",
-                common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
-                whole="easytorch.losses.TABLE",
-            )
-            self.function = found() if isinstance(found, type) else found
-        elif isinstance(loss, type) and issubclass(loss, nn.Module):
-            raise TypeError(
-                f"Expected a loss, received the class {loss.__name__}. Make an object of it: {loss.__name__}()."
-            )
-        elif not callable(loss):
-            raise TypeError(
-                f"Expected a loss, received {loss!r}. Pass a name such as 'cross_entropy' or 'mse', a torch.nn loss, or "
-                "a function f(y_pred, y)."
-            )
+        self.function = _function(loss)
         check_order("loss", name_of(self.function), self.function)
         self.family = self._family()
         self.activation: Callable[[Tensor], Tensor] | None
@@ -586,6 +564,32 @@ class OwnLoss(Criterion):
 
     def __repr__(self) -> str:
         return "the module's own loss"
+
+
+def _function(loss: Any) -> Any:
+    """Return the function, or the module of torch, for what the user passed as one loss."""
+    if isinstance(loss, str):
+        if loss.strip().lower() in map(str.lower, vars(torch.optim)):
+            raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
+        found = find(
+            "loss",
+            loss.strip().removesuffix("Loss").removesuffix("_loss"),
+            TABLE,
+            otherwise="a torch.nn loss, or a function f(y_pred, y)",
+            common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
+            whole="easytorch.losses.TABLE",
+        )
+        return found() if isinstance(found, type) else found
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise TypeError(
+            f"Expected a loss, received the class {loss.__name__}. Make an object of it: {loss.__name__}()."
+        )
+    if not callable(loss):
+        raise TypeError(
+            f"Expected a loss, received {loss!r}. Pass a name such as 'cross_entropy' or 'mse', a torch.nn loss, or "
+            "a function f(y_pred, y)."
+        )
+    return loss
 
 
 def _takes_reduction(function: Any) -> bool:
