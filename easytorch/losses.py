@@ -455,8 +455,8 @@ class SeveralLosses(Criterion):
                     f"Pass weights for {quoted(self.names)}."
                 )
             return {name: float(weight) for name, weight in weights.items()}
-        if weights is not None and len(weights) != self.count:
-            raise ValueError(f"There are {self.count} outputs, but {len(weights)} loss_weights. Pass one for each.")
+        if weights is not None and (not hasattr(weights, "__len__") or len(weights) != self.count):
+            raise ValueError(f"There are {self.count} outputs, but loss_weights={weights!r}. Pass one weight for each.")
         return {name: float(weight) for name, weight in zip(self.outputs, weights or (), strict=False)}
 
     def term_names(self) -> list[str]:

@@ -314,7 +314,7 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
         return MeanMetric(MulticlassHits(criterion.ignored), typed, "max")
     if name == "binary_accuracy":
         return MeanMetric(BinaryHits(criterion), typed, "max")
-    if top := re.fullmatch(r"top_(\d+)_accuracy", "top_5_accuracy" if name in TOP_5 else name):
+    if top := re.fullmatch(r"top_([1-9]\d*)_accuracy", "top_5_accuracy" if name in TOP_5 else name):
         return MeanMetric(TopHits(int(top[1])), typed, "max")
     if name in ERRORS:
         function, finish = ERRORS[name]

@@ -75,7 +75,7 @@ def fitting(
             error = caught
             raise
         finally:
-            if model.state.step > begin:
+            if error is None or model.state.step > begin:
                 model.last_fit = {"validation": validation, "training": feed.loader, "example": feed.example}
             model.feed = None
             feed.close()

@@ -336,6 +336,12 @@ def test_weights_of_losses_in_a_list_belong_to_losses_by_name_in_their_order():
     assert listed["loss"] == named["loss"] == pytest.approx(0.75 * named["a_loss"])
 
 
+@pytest.mark.parametrize("weights", [0.5, [0.5]], ids=str)
+def test_weights_of_losses_that_are_not_one_for_each_are_refused(weights):
+    with pytest.raises(ValueError, match=r"There are 2 outputs, but loss_weights=.*Pass one weight for each"):
+        compiled(loss=["mse", "mse"], loss_weights=weights)
+
+
 def test_one_weight_for_two_losses_holds_for_both():
     model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
     assert model.fit(X, (Y, R), sample_weight=torch.zeros(96), verbose=0)["loss"] == [0.0]
@@ -402,7 +408,8 @@ def test_an_unknown_metric_that_is_near_to_none_is_told_with_a_short_list(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("acuracy", "accuracy"), ("f1score_", "f1_score"), ("kappa", "cohen_kappa")]
+    ("name", "near"),
+    [("acuracy", "accuracy"), ("f1score_", "f1_score"), ("kappa", "cohen_kappa"), ("top_0_accuracy", "top_5_accuracy")],
 )
 def test_an_unknown_metric_that_is_near_to_one_is_told_with_that_alone(name, near):
     with pytest.raises(ValueError, match=rf"Did you mean '{near}'\? Otherwise pass a function") as caught:
