@@ -26,6 +26,7 @@ from easytorch.arrays import (
 )
 from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, as_labels, batch_size
 from easytorch.feed import Feed, length, signal_proof, whole
+from easytorch.generators import own_generators_kept
 from easytorch.memory import InMemory, in_memory
 from easytorch.notice import warn
 from easytorch.processes import Alone
@@ -258,7 +259,7 @@ def first_batch(loader: Any) -> Any:
             return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
-    with random_states_kept():
+    with random_states_kept(), own_generators_kept(loader.dataset):
         dataset: Any = loader.dataset
         indices = list(range(min(loader.batch_size, len(dataset))))
         whole = getattr(dataset, "__getitems__", None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,12 @@ def data_parts(loader: Any) -> list[Any]:
     """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms, be
     they listed or within each other.
     """
+    return _parts_of(getattr(loader, "dataset", None))
+
+
+def _parts_of(dataset: Any) -> list[Any]:
     parts: list[Any] = []
-    waiting = [getattr(loader, "dataset", None)]
+    waiting = [dataset]
     while waiting:
         part = waiting.pop()
         if isinstance(part, (list, tuple, Mapping)):
@@ -71,6 +76,17 @@ def set_states(generators: list[Any], states: Iterable[Any]) -> None:
             generator.setstate((state[0], tuple(state[1]), state[2]))
         else:
             generator.bit_generator.state = _from_text(state)
+
+
+@contextlib.contextmanager
+def own_generators_kept(dataset: Any) -> Iterator[None]:
+    """Put the generators that ``dataset`` has of its own back in the end, as if nothing had been loaded inside."""
+    generators = generators_of(*_parts_of(dataset))
+    states = states_of(generators)
+    try:
+        yield
+    finally:
+        set_states(generators, states)
 
 
 def _as_text(state: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from easytorch.arrays import as_tensor
 from easytorch.batch import WEIGHT_KEY, from_numpy, unpack
+from easytorch.generators import own_generators_kept
 from easytorch.notice import warn
 from easytorch.splits import all_targets, targets_of
 from easytorch.state import random_states_kept
@@ -209,7 +210,7 @@ def _loaded_classes(dataset: Any) -> Tensor:
     """Return the classes that the samples bring, by an attribute of the dataset where a few samples agree with it."""
 
     def loaded(places: Iterable[int]) -> Tensor:
-        with random_states_kept():
+        with random_states_kept(), own_generators_kept(dataset):
             targets = torch.cat([torch.as_tensor(unpack(dataset[i]).y).reshape(1, -1) for i in places]).squeeze(1)
         _check_classes(targets)
         return _classes(targets).flatten()
