@@ -84,8 +84,8 @@ class Saving:
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Take everything back from a file that ``save`` wrote, or the newest whole one of a folder; return the model.
 
-        A model that is not compiled yet is compiled as the saved one was, if that was by names alone; in its precision, where
-        the device has it.
+        A model that is not compiled yet is compiled as the saved one was, if that was by names alone (but for a scheduler, which
+        is left out where it has none); in its precision, where the device has it.
 
         Raises:
             FileNotFoundError: If there is no such file.
