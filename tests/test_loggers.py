@@ -68,6 +68,18 @@ def test_a_value_that_an_epoch_did_not_measure_is_na(tmp_path):
     assert [row["val_loss"] == "NA" for row in rows(tmp_path / "log.csv")] == [True, False, True, False]
 
 
+def test_lines_that_are_there_stay_until_all_are_written_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train(new_model(), 2, CSVLogger(tmp_path / "log.csv"))
+    before = (tmp_path / "log.csv").read_text()
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
+    with pytest.warns(UserWarning, match="CSVLogger failed and is switched off"):
+        train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv", append=True))
+    assert (tmp_path / "log.csv").read_text().startswith(before)
+
+
 def test_a_value_that_appears_later_gets_its_column(tmp_path):
     train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv"))
     assert [row["late"] for row in rows(tmp_path / "log.csv")] == ["NA", "NA", "7.0"]

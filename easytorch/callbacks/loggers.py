@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from easytorch import files
 from easytorch.callbacks.callback import Callback
 
 
@@ -42,7 +44,7 @@ class CSVLogger(Callback):
         if new:
             self._rewrite()
         else:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
                 self._writer(file).writerow(row)
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,15 +65,16 @@ class CSVLogger(Callback):
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            writer = self._writer(file)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        writer = self._writer(text := io.StringIO())
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with files.replacing(self.path) as file:  # the lines that are there stay until all are written
+            file.write(text.getvalue().encode())
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file, delimiter=self.separator))
 
 
