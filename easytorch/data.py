@@ -23,6 +23,7 @@ from easytorch.arrays import (
     is_map_style,
     quiet_generator,
     stacked,
+    transforms,
 )
 from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, as_labels, batch_size
 from easytorch.feed import Feed, length, signal_proof, whole
@@ -92,7 +93,9 @@ def _taken_apart(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         raise TypeError(
             f"Cannot train on a sparse {type(sparse).__name__}. Pass a dense array, {'x' if sparse is x else 'y'}.toarray()."
         )
-    if hasattr(x, "with_format"):  # Hugging Face datasets give lists of Python numbers unless asked for tensors
+    if hasattr(x, "with_format") and not transforms(
+        x
+    ):  # Hugging Face: lists of Python numbers unless asked for tensors
         x = x.with_format("torch")
     return x, y, sample_weight
 

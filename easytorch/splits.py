@@ -18,7 +18,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from easytorch.arrays import ArrayDataset, is_array, is_map_style, quiet_generator
+from easytorch.arrays import ArrayDataset, is_array, is_map_style, quiet_generator, transforms
 from easytorch.batch import LABEL_KEYS, from_numpy, unpack
 from easytorch.memory import InMemory
 from easytorch.state import random_states_kept
@@ -149,6 +149,8 @@ def targets_of(dataset: Any, *, sure: bool = False) -> Tensor | None:
         return None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
     if _is_wrapper(dataset):
         return targets_of(dataset.dataset, sure=sure)
+    if sure and isinstance(dataset, TensorDataset) and type(dataset) is not TensorDataset:
+        return None
     read = next((read for kinds, read in READERS if isinstance(dataset, kinds)), None)
     found = _as_numbers(_attribute(dataset, sure) if read is None else read(dataset))
     one_each = found is not None and found.ndim and hasattr(dataset, "__len__") and len(found) == len(dataset)
@@ -183,7 +185,7 @@ READERS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 
 def _attribute(dataset: Any, sure: bool) -> Any:
     """Return a column of a Hugging Face dataset, or the attribute ``targets`` or ``labels`` of one as torchvision has them."""
-    if hasattr(dataset, "with_format"):
+    if hasattr(dataset, "with_format") and not (sure and transforms(dataset)):
         column = next((key for key in LABEL_KEYS if key in dataset.column_names), None)
         return dataset.with_format("numpy")[column][:] if column else None
     if sure and not type(dataset).__module__.startswith("torchvision."):

@@ -357,6 +357,32 @@ def test_labels_that_a_dataset_changes_are_those_that_its_samples_bring(make, op
     assert same_weights(net, expected)
 
 
+class LowerLabels(TensorDataset):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x, y - 1
+
+
+def test_labels_that_a_kind_of_tensor_dataset_changes_are_its_own(start):
+    expected, net = twins(start)
+    compiled(expected).fit(X, Y, epochs=2, shuffle=False, verbose=0)
+    compiled(net).fit(LowerLabels(X, Y + 1), 2, shuffle=False, verbose=0)
+    assert same_weights(net, expected)
+
+
+def test_the_transform_of_a_hugging_face_dataset_is_applied(start):
+    datasets = pytest.importorskip("datasets")
+
+    def transform(rows):
+        return {"input": [2 * torch.tensor(x) for x in rows["input"]], "label": [label - 1 for label in rows["label"]]}
+
+    expected, net = twins(start)
+    compiled(expected).fit(2 * X, Y, epochs=2, shuffle=False, verbose=0)
+    rows = datasets.Dataset.from_dict({"input": X.tolist(), "label": (Y + 1).tolist()}).with_transform(transform)
+    compiled(net).fit(rows, 2, shuffle=False, verbose=0)
+    assert furthest(net, expected) < 1e-6
+
+
 def test_labels_that_a_transform_makes_are_told_as_it_makes_them():
     assert torch.equal(targets_of(Renumbered()), Y)
     renumbered = Renumbered()
