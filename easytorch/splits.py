@@ -141,6 +141,8 @@ def targets_of(dataset: Any, *, sure: bool = False) -> Tensor | None:
         dataset: Any dataset, or a list of samples.
         sure: Leave out what an attribute of a class of the user's own tells: its samples may bring something else.
     """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return None
     if isinstance(dataset, Subset):
         whole = targets_of(dataset.dataset, sure=sure)
         return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
@@ -153,8 +155,7 @@ def targets_of(dataset: Any, *, sure: bool = False) -> Tensor | None:
         return None
     read = next((read for kinds, read in READERS if isinstance(dataset, kinds)), None)
     found = _as_numbers(_attribute(dataset, sure) if read is None else read(dataset))
-    one_each = found is not None and found.ndim and hasattr(dataset, "__len__") and len(found) == len(dataset)
-    return found if one_each else None
+    return found if found is not None and found.shape[:1] == (len(dataset),) else None
 
 
 def _is_wrapper(dataset: Any) -> bool:

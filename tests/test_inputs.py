@@ -383,6 +383,19 @@ def test_the_transform_of_a_hugging_face_dataset_is_applied(start):
     assert furthest(net, expected) < 1e-6
 
 
+def test_a_hugging_face_stream_of_unknown_columns_is_trained_on(start):
+    datasets = pytest.importorskip("datasets")
+
+    def rows():
+        for x, y in zip(X.tolist(), Y.tolist(), strict=True):
+            yield {"input": x, "label": y}
+
+    expected, net = twins(start)
+    compiled(expected).fit(X, Y, epochs=2, batch_size=8, shuffle=False, verbose=0)
+    compiled(net).fit(datasets.IterableDataset.from_generator(rows), 2, batch_size=8, verbose=0)
+    assert furthest(net, expected) < 1e-6
+
+
 def test_labels_that_a_transform_makes_are_told_as_it_makes_them():
     assert torch.equal(targets_of(Renumbered()), Y)
     renumbered = Renumbered()
