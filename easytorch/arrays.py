@@ -153,6 +153,12 @@ def is_map_style(x: Any) -> bool:
     return hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, (list, tuple, Mapping, str, bytes))
 
 
+def transforms(dataset: Any) -> bool:
+    """Whether ``dataset`` is one of Hugging Face that puts its rows through a function of the user's (``with_transform``)."""
+    chosen = getattr(dataset, "format", None)
+    return isinstance(chosen, Mapping) and chosen.get("type") == "custom"
+
+
 def quiet_generator(shuffle: bool | None) -> torch.Generator | None:
     """A loader draws a number whenever it begins; one without an order to draw need not change anybody else's numbers."""
     return None if shuffle else torch.Generator()

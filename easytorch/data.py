@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,9 +23,11 @@ from easytorch.arrays import (
     is_map_style,
     quiet_generator,
     stacked,
+    transforms,
 )
 from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, as_labels, batch_size
 from easytorch.feed import Feed, length, signal_proof, whole
+from easytorch.generators import own_generators_kept
 from easytorch.memory import InMemory, in_memory
 from easytorch.notice import warn
 from easytorch.processes import Alone
@@ -71,10 +74,11 @@ def as_loader(
         x = DataLoader(_not_empty(x), size, shuffle=bool(shuffle), generator=quiet_generator(shuffle))
     else:
         refuse(x, batch_size=batch_size, shuffle=shuffle)
-    if isinstance(x, DataLoader) and not (sample_weight is not None and isinstance(x.dataset, IterableDataset)):
-        return x if sample_weight is None else with_sample_weight(x, sample_weight)
-    refuse(x, sample_weight=sample_weight)
-    return _batches(x)
+    if not isinstance(x, DataLoader) or isinstance(x.dataset, IterableDataset):
+        refuse(x, sample_weight=sample_weight)
+    if sample_weight is not None:
+        return with_sample_weight(x, sample_weight)
+    return x if isinstance(x, DataLoader) else _batches(x)
 
 
 def _taken_apart(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
@@ -89,16 +93,16 @@ def _taken_apart(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         raise TypeError(
             f"Cannot train on a sparse {type(sparse).__name__}. Pass a dense array, {'x' if sparse is x else 'y'}.toarray()."
         )
-    if hasattr(x, "with_format"):  # Hugging Face datasets give lists of Python numbers unless asked for tensors
+    if hasattr(x, "with_format") and not transforms(x):  # Hugging Face gives lists of numbers unless asked for tensors
         x = x.with_format("torch")
     return x, y, sample_weight
 
 
 def _checked_size(batch_size: int | None) -> int:
     size = 32 if batch_size is None else batch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, received {batch_size!r}.")
-    return size
+    return int(size)  # NumPy's, too
 
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
@@ -223,7 +227,8 @@ class _Seeded(Dataset[Any]):
     def __getitem__(self, index: Any) -> Any:
         kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
         try:
-            digest = hashlib.sha256(repr((self.seed, int(self.epoch), index)).encode()).digest()
+            number = operator.index(index) if hasattr(index, "__index__") else index  # 3, be it NumPy's or torch's
+            digest = hashlib.sha256(repr((self.seed, int(self.epoch), number)).encode()).digest()
             random.seed(digest)
             np.random.seed(int.from_bytes(digest[:4], "little"))
             torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -255,7 +260,7 @@ def first_batch(loader: Any) -> Any:
             return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
-    with random_states_kept():
+    with random_states_kept(), own_generators_kept(loader.dataset):
         dataset: Any = loader.dataset
         indices = list(range(min(loader.batch_size, len(dataset))))
         whole = getattr(dataset, "__getitems__", None)
@@ -338,7 +343,7 @@ def validated_epochs(frequency: Any) -> Callable[[int], bool]:
     Args:
         frequency: Every so many epochs, or a collection of epochs counted from 1.
     """
-    if isinstance(frequency, int) and not isinstance(frequency, bool) and frequency >= 1:
+    if isinstance(frequency, (int, np.integer)) and not isinstance(frequency, bool) and frequency >= 1:
         return lambda epoch: (epoch + 1) % frequency == 0
     if isinstance(frequency, (list, tuple, set, frozenset, range)):
         return lambda epoch: epoch + 1 in frequency

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -62,14 +62,11 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
             outputs = local["outputs"]
             return None if isinstance(outputs, Mapping) and "loss" in outputs else _of_step(outputs)
         if isinstance(owner, nn.Module) and owner in layers and name in ("forward", "_conv_forward"):
-            if isinstance(error, TypeError) and _is_torch(owner) and not isinstance(owner, nn.Sequential):
-                received = local.get(frame.f_code.co_varnames[1])
-                if not isinstance(received, Tensor):
-                    if any(received is value for value in _called_with(frames)):
-                        continue  # what the whole module was called with
-                    return _of_no_tensor(owner, module, received)
             x = next((value for value in local.values() if isinstance(value, Tensor)), None)
-            if x is not None:  # else the whole module was called with something else than a tensor
+            if isinstance(error, TypeError) and _takes_tensor(owner) and not isinstance(first := _first(frame), Tensor):
+                if not any(first is value for value in _called_with(frames)):  # the whole module, that is
+                    return _of_no_tensor(owner, module, first)
+            elif x is not None:  # else the whole module was called with something else than a tensor
                 return _of_layer(error, owner, module, x) if _is_torch(owner) else None
     return None
 
@@ -83,6 +80,11 @@ def _frames(error: BaseException) -> list[FrameType]:
     return frames
 
 
+def _first(frame: FrameType) -> Any:
+    """Return the first argument of the method that ``frame`` runs."""
+    return frame.f_locals.get(frame.f_code.co_varnames[1])
+
+
 def _called_with(frames: list[FrameType]) -> list[Any]:
     """Return what the whole module was called with."""
     return [frame.f_locals.get("x") for frame in frames if isinstance(frame.f_locals.get("self"), Signature)]
@@ -94,6 +96,10 @@ def _is_ours(frame: FrameType) -> bool:
 
 def _is_torch(layer: nn.Module) -> bool:
     return type(layer).__module__.startswith("torch.nn")
+
+
+def _takes_tensor(layer: nn.Module) -> bool:
+    return _is_torch(layer) and not isinstance(layer, nn.Sequential)
 
 
 # Layers
@@ -147,39 +153,58 @@ def _of_embedding(error: Exception, layer: nn.Embedding, x: Tensor, title: str) 
 
 
 def _size_cure(layer: nn.Module, x: Tensor) -> str | None:
-    shape = list(x.shape)
-    if isinstance(layer, nn.Linear) and len(shape) == 1:
-        one = "" if layer.in_features == 1 else "in_features=1 and "
+    """Return what to do about a size of ``x`` that ``layer`` cannot take; None where it can, or nobody knows."""
+    return next((cure(layer, x) for kind, cure in SIZE_CURES if isinstance(layer, kind)), None)
+
+
+def _linear_cure(layer: Any, x: Tensor) -> str | None:
+    shape, features = list(x.shape), layer.in_features
+    if x.ndim == 1:
+        one = "" if features == 1 else "in_features=1 and "
         return (
-            f"It expects rows of features, [N, {layer.in_features}], received one dimension, {shape}. Where each sample is one "
+            f"It expects rows of features, [N, {features}], received one dimension, {shape}. Where each sample is one "
             f"number, use {one}x[:, None]."
         )
-    if isinstance(layer, nn.Linear) and shape and shape[-1] != layer.in_features:
-        flat = x[0].numel() if x.ndim > 2 else None
-        hint = " or put nn.Flatten() before it" if flat == layer.in_features else ""
-        return f"It expects {layer.in_features} features, received {shape[-1]}. Use in_features={shape[-1]}{hint}."
-    if isinstance(layer, nn.RNNBase) and shape and shape[-1] != layer.input_size:
-        return f"It expects {layer.input_size} features, received {shape[-1]}. Use input_size={shape[-1]}."
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        dimensions = len(layer.kernel_size) + 2
-        if x.ndim not in (dimensions, dimensions - 1) or (x.ndim == dimensions - 1 and shape[0] != layer.in_channels):
-            missing = x.ndim == dimensions - 1
-            return f"It expects {dimensions} dimensions, (batch, channels, ...), received {x.ndim}." + (
-                " Add the channel: x.unsqueeze(1)." if missing else ""
-            )
-        if x.ndim == dimensions and shape[1] != layer.in_channels:
-            last = " Are the channels last? Use x.movedim(-1, 1)." if shape[-1] == layer.in_channels else ""
-            return f"It expects {layer.in_channels} channels, received {shape[1]}. Use in_channels={shape[1]}.{last}"
-        if any(size < kernel for size, kernel in zip(shape[2:], layer.kernel_size, strict=False)):
-            return (
-                f"Its kernel {list(layer.kernel_size)} is larger than what is left, {shape[2:]}. Shrink less before it."
-            )
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        if x.ndim > 1 and shape[1] != layer.num_features:
-            return f"It expects {layer.num_features} channels, received {shape[1]}. Use num_features={shape[1]}."
-        if layer.training and x.numel() == shape[1]:
-            return "BatchNorm cannot train on a batch of one sample. Use another batch_size, or drop_last=True in the DataLoader."
+    if not shape or shape[-1] == features:
+        return None
+    hint = " or put nn.Flatten() before it" if x.ndim > 2 and x[0].numel() == features else ""
+    return f"It expects {features} features, received {shape[-1]}. Use in_features={shape[-1]}{hint}."
+
+
+def _recurrent_cure(layer: Any, x: Tensor) -> str | None:
+    if not x.ndim or x.shape[-1] == layer.input_size:
+        return None
+    return f"It expects {layer.input_size} features, received {x.shape[-1]}. Use input_size={x.shape[-1]}."
+
+
+def _convolution_cure(layer: Any, x: Tensor) -> str | None:
+    shape, dimensions = list(x.shape), len(layer.kernel_size) + 2
+    lacks_one = x.ndim == dimensions - 1
+    if x.ndim != dimensions and not (lacks_one and shape[0] == layer.in_channels):  # one image without a batch is taken
+        cure = " Add the channel: x.unsqueeze(1)." if lacks_one else ""
+        return f"It expects {dimensions} dimensions, (batch, channels, ...), received {x.ndim}.{cure}"
+    if not lacks_one and shape[1] != layer.in_channels:
+        last = " Are the channels last? Use x.movedim(-1, 1)." if shape[-1] == layer.in_channels else ""
+        return f"It expects {layer.in_channels} channels, received {shape[1]}. Use in_channels={shape[1]}.{last}"
+    if any(size < kernel for size, kernel in zip(shape[2:], layer.kernel_size, strict=False)):
+        return f"Its kernel {list(layer.kernel_size)} is larger than what is left, {shape[2:]}. Shrink less before it."
     return None
+
+
+def _norm_cure(layer: Any, x: Tensor) -> str | None:
+    if x.ndim > 1 and x.shape[1] != layer.num_features:
+        return f"It expects {layer.num_features} channels, received {x.shape[1]}. Use num_features={x.shape[1]}."
+    if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
+        return "BatchNorm cannot train on a batch of one sample. Use another batch_size, or drop_last=True in the DataLoader."
+    return None
+
+
+SIZE_CURES: tuple[tuple[type[nn.Module], Callable[[Any, Tensor], str | None]], ...] = (
+    (nn.Linear, _linear_cure),
+    (nn.RNNBase, _recurrent_cure),
+    (nn.modules.conv._ConvNd, _convolution_cure),
+    (nn.modules.batchnorm._BatchNorm, _norm_cure),
+)
 
 
 # Calls, losses, metrics, gradients

@@ -27,6 +27,10 @@ from easytorch.verify import FileError
 
 FORMAT = "easytorch"
 VERSION = 1
+NO_MEMORY = (
+    MemoryError,
+    torch.OutOfMemoryError,
+)  # of the machine, or of its accelerator: the file may be as whole as ever
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
@@ -76,7 +80,7 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
             f"{str(path)!r} holds Python objects, which could run code when they are loaded, so it is not read. "
             "If you trust it, read it with torch.load(..., weights_only=False) and pass the state dict to net.load_state_dict()."
         ) from error
-    except FileError:
+    except (FileError, *NO_MEMORY):
         raise
     except Exception as error:  # torch.load raises ten kinds of exceptions on damaged files
         raise FileError(
@@ -278,7 +282,7 @@ def refused(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn whatever content of another kind raises inside into an error that names the file."""
     try:
         yield
-    except (FileError, OSError):
+    except (FileError, OSError, *NO_MEMORY):
         raise
     except (TypeError, KeyError, AttributeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
         if type(error).__name__ == "ResumeError":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,26 @@ def order_parts(loader: Any) -> list[Any]:
 
 
 def data_parts(loader: Any) -> list[Any]:
-    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms."""
+    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms, be
+    they listed or within each other.
+    """
+    return _parts_of(getattr(loader, "dataset", None))
+
+
+def _parts_of(dataset: Any) -> list[Any]:
     parts: list[Any] = []
-    waiting = [getattr(loader, "dataset", None)]
+    waiting = [dataset]
     while waiting:
         part = waiting.pop()
-        if part is None or any(part is one for one in parts) or isinstance(part, torch.Tensor):
-            continue
-        parts.append(part)
-        inside = vars(part) if hasattr(part, "__dict__") else {}
-        waiting += [inside.get(name) for name in ("dataset", "transform", "target_transform", "transforms")]
-        waiting += inside.get("datasets") or []
+        if isinstance(part, (list, tuple, Mapping)):
+            waiting += part.values() if isinstance(part, Mapping) else part
+        elif hasattr(part, "__dict__") and not isinstance(part, torch.Tensor) and all(part is not one for one in parts):
+            parts.append(part)
+            waiting += [vars(part).get(name) for name in INSIDE]
     return parts
+
+
+INSIDE = ("dataset", "datasets", "transform", "target_transform", "transforms", "_modules")
 
 
 def generators_of(*parts: Any) -> list[Any]:
@@ -67,6 +76,17 @@ def set_states(generators: list[Any], states: Iterable[Any]) -> None:
             generator.setstate((state[0], tuple(state[1]), state[2]))
         else:
             generator.bit_generator.state = _from_text(state)
+
+
+@contextlib.contextmanager
+def own_generators_kept(dataset: Any) -> Iterator[None]:
+    """Put the generators that ``dataset`` has of its own back in the end, as if nothing had been loaded inside."""
+    generators = generators_of(*_parts_of(dataset))
+    states = states_of(generators)
+    try:
+        yield
+    finally:
+        set_states(generators, states)
 
 
 def _as_text(state: Any) -> Any:

@@ -123,11 +123,10 @@ def read(scalars: Mapping[str, Scalar]) -> dict[str, float]:
 
 
 def add_up(values: list[Scalar]) -> Scalar:
-    """Sum scalars where they are, in the widest float of their device."""
-    if not any(isinstance(value, Tensor) for value in values):
-        return sum(values)
-    tensors = [value if isinstance(value, Tensor) else torch.tensor(value) for value in values]
-    return torch.stack(tensors).sum(dtype=_widest(tensors[0].device))
+    """Sum scalars where they are, in the widest float of their device; plain numbers on the host."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    rest = sum(value for value in values if not isinstance(value, Tensor))
+    return torch.stack(tensors).sum(dtype=_widest(tensors[0].device)) + rest if tensors else rest
 
 
 def _widest(device: torch.device) -> torch.dtype:

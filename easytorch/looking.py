@@ -117,7 +117,11 @@ class Looking:
             )
         return self.optimizer
 
-    def _fitted_data(self) -> tuple[str, Any]:
+    def _fitted_data(self, **given: Any) -> tuple[str, Any]:
+        """Return the data of the last fit, in words and as batches, if nothing was ``given`` that belongs to other data."""
+        alone = next((name for name, value in given.items() if value is not None), None)
+        if alone is not None:
+            raise ValueError(f"evaluate() was given {alone} without data. Pass evaluate(x, y), or leave {alone} out.")
         for name in ("validation", "training"):
             if self.last_fit.get(name) is not None:
                 return f"the {name} data of the last fit", self.last_fit[name]

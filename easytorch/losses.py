@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easytorch.batch import Batch
 from easytorch.lookup import find, name_of, nearest, quoted, snake_case
 from easytorch.misuse import (
     check_order,
@@ -170,9 +171,11 @@ class Criterion:
     Attributes:
         kind: ``"multiclass"``, ``"binary"`` or None, where the loss does not tell.
         family: The torch loss that it is, else ``type(None)``.
+        ignored: The class that does not count, None where there is no such thing.
     """
 
     kind: str | None = None
+    ignored: int | None = None
     family: type[Any] = type(None)
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
@@ -194,22 +197,24 @@ class Criterion:
         """Return the predictions and targets that a metric measures, of one ``output`` where there are several."""
         return y_pred, y
 
-    def shares(self, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
+    def shares(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what each batch of a window weighs, so that the window counts as one batch of all its samples.
 
         Args:
             sizes: The number of samples of each batch.
-            targets: The targets of each batch, looked at only where they matter.
+            batches: The parts of each batch, looked at only where they matter.
         """
         if len(sizes) == 1:
             return [1.0]
-        divisors = self.divisors(sizes, targets)
+        divisors = self.divisors(sizes, batches)
         if divisors is None:
             return [1.0] * len(sizes)
         total = sum(divisors)
+        if isinstance(total, float) and not total:  # no target counts: the loss is 0 / 0, as that of one batch would be
+            return [1.0] * len(sizes)
         return [divisor / total for divisor in divisors]
 
-    def divisors(self, sizes: Sequence[int], targets: Iterable[Any]) -> Sequence[Any] | None:
+    def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
         """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
         return sizes
 
@@ -258,29 +263,7 @@ class Loss(Criterion):
     """
 
     def __init__(self, loss: Any) -> None:
-        self.function = loss
-        if isinstance(loss, str):
-            if loss.strip().lower() in map(str.lower, vars(torch.optim)):
-                raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
-            typed = loss.strip().removesuffix("Loss").removesuffix("_loss")
-            found = find(
-                "loss",
-                typed,
-                TABLE,
-                otherwise="a torch.nn loss, or a function f(y_pred, y)",
-                common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
-                whole="easytorch.losses.TABLE",
-            )
-            self.function = found() if isinstance(found, type) else found
-        elif isinstance(loss, type) and issubclass(loss, nn.Module):
-            raise TypeError(
-                f"Expected a loss, received the class {loss.__name__}. Make an object of it: {loss.__name__}()."
-            )
-        elif not callable(loss):
-            raise TypeError(
-                f"Expected a loss, received {loss!r}. Pass a name such as 'cross_entropy' or 'mse', a torch.nn loss, or "
-                "a function f(y_pred, y)."
-            )
+        self.function = _function(loss)
         check_order("loss", name_of(self.function), self.function)
         self.family = self._family()
         self.activation: Callable[[Tensor], Tensor] | None
@@ -288,12 +271,19 @@ class Loss(Criterion):
         self._own = not self._keras and self.family not in NAMES.values() and self.family not in FUNCTIONS.values()
         self._elementwise = self._keras or self.family in ELEMENTWISE
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
-        self.ignored: int = getattr(self.function, "ignore_index", -100)
+        self.ignored: int = self._option("ignore_index", -100)
+        self.reduction: str | None = self._option("reduction", None)
         # After the first batch nothing can be wrong with these that torch would not tell.
         self._sure = type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.function.reduction != "none"
         self._unchecked = True
         self._range: tuple[Any, Any] | None = None
         self._call = functools.partial(SPREAD[self.family], self.function) if self.family in SPREAD else self.function
+
+    def _option(self, name: str, default: Any) -> Any:
+        """Return an option of the loss, be it an attribute of a module or bound by ``functools.partial``."""
+        if isinstance(self.function, functools.partial):
+            return self.function.keywords.get(name, default)
+        return getattr(self.function, name, default)
 
     def _family(self) -> type[Any]:
         base = self.function.func if isinstance(self.function, functools.partial) else self.function
@@ -323,7 +313,7 @@ class Loss(Criterion):
     @property
     def summed(self) -> bool:
         """Whether the loss adds its samples up instead of averaging them."""
-        return getattr(self.function, "reduction", None) == "sum"
+        return self.reduction == "sum"
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar.
@@ -358,24 +348,22 @@ class Loss(Criterion):
         """Whether the loss returned one value for each sample, as Keras' losses do."""
         return len(value) == _rows(y_pred) and (value.ndim == 1 or self._keras)
 
-    def divisors(self, sizes: Sequence[int], targets: Iterable[Any]) -> Sequence[Any] | None:
+    def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
         """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
         if self.summed:
             return None
         if self.family not in (nn.CrossEntropyLoss, nn.NLLLoss):
             return sizes
         try:
-            counts = [self._count(y) for y in targets]
+            counts = [self._count(batch) for batch in batches]
         except ValueError:  # batches that only the user's own step can take apart
             return sizes
         return sizes if any(count is None for count in counts) else counts
 
-    def _count(self, y: Any) -> Any:
+    def _count(self, batch: Batch) -> Any:
         """Return what the mean of cross-entropy divides by, where that is not the number of samples, else None."""
-        weight = getattr(self.function, "weight", None)
-        counted = (
-            self.family in (nn.CrossEntropyLoss, nn.NLLLoss) and isinstance(y, Tensor) and not y.is_floating_point()
-        )
+        y, weight = batch.y, self._option("weight", None)
+        counted = isinstance(y, Tensor) and not y.is_floating_point() and batch.sample_weight is None
         if not counted or (weight is None and y.ndim == 1 and self.ignored < 0):
             return None
         valid = y[y != self.ignored]
@@ -435,7 +423,9 @@ class Loss(Criterion):
     def _weighted(self, y_pred: Any, y: Any, sample_weight: Tensor) -> Tensor:
         values = self._unreduced(y_pred, y)
         if values.shape != sample_weight.shape and sample_weight.ndim <= 2 and sample_weight.numel() == len(values):
-            values = values.flatten(1).mean(1) if values.ndim > 1 else values
+            if values.ndim > 1:  # a sample's own loss
+                adds = self.reduction in ("sum", "batchmean")
+                values = values.flatten(1).sum(1) if adds else values.flatten(1).mean(1)
             sample_weight = sample_weight.flatten()
         if values.shape != sample_weight.shape:
             raise ValueError(
@@ -485,9 +475,9 @@ class SeveralLosses(Criterion):
                     f"Pass weights for {quoted(self.names)}."
                 )
             return {name: float(weight) for name, weight in weights.items()}
-        if weights is not None and len(weights) != self.count:
-            raise ValueError(f"There are {self.count} outputs, but {len(weights)} loss_weights. Pass one for each.")
-        return {f"output_{i + 1}": float(weight) for i, weight in enumerate(weights or ())}
+        if weights is not None and (not hasattr(weights, "__len__") or len(weights) != self.count):
+            raise ValueError(f"There are {self.count} outputs, but loss_weights={weights!r}. Pass one weight for each.")
+        return {name: float(weight) for name, weight in zip(self.outputs, weights or (), strict=False)}
 
     def term_names(self) -> list[str]:
         """Return ``<output>_loss`` of every output."""
@@ -500,6 +490,10 @@ class SeveralLosses(Criterion):
             parts = {f"output_{i + 1}": part for i, part in enumerate(targets)}
         for name, loss in self.losses.items():
             loss.expect(parts.get(name))
+
+    def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
+        """Return what the sum of the losses is divided by: nothing, where each of them is a sum itself."""
+        return None if all(loss.summed for loss in self.losses.values()) else sizes
 
     def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return predictions and targets of ``output``, or all of both for a metric that was given for no output."""
@@ -590,6 +584,32 @@ class OwnLoss(Criterion):
 
     def __repr__(self) -> str:
         return "the module's own loss"
+
+
+def _function(loss: Any) -> Any:
+    """Return the function, or the module of torch, for what the user passed as one loss."""
+    if isinstance(loss, str):
+        if loss.strip().lower() in map(str.lower, vars(torch.optim)):
+            raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
+        found = find(
+            "loss",
+            loss.strip().removesuffix("Loss").removesuffix("_loss"),
+            TABLE,
+            otherwise="a torch.nn loss, or a function f(y_pred, y)",
+            common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
+            whole="easytorch.losses.TABLE",
+        )
+        return found() if isinstance(found, type) else found
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise TypeError(
+            f"Expected a loss, received the class {loss.__name__}. Make an object of it: {loss.__name__}()."
+        )
+    if not callable(loss):
+        raise TypeError(
+            f"Expected a loss, received {loss!r}. Pass a name such as 'cross_entropy' or 'mse', a torch.nn loss, or "
+            "a function f(y_pred, y)."
+        )
+    return loss
 
 
 def _takes_reduction(function: Any) -> bool:

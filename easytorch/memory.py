@@ -49,6 +49,7 @@ def in_memory(
     Raises:
         TypeError: If it has no length or no index, or its samples hold something else than numbers.
         ValueError: If it is empty, loading it draws random numbers, or its samples differ in shape.
+        FileNotFoundError: If there is no folder for the cache, told before anything is loaded.
         MemoryError: If it is larger than the memory of this machine, told after the first samples.
 
     Examples:
@@ -62,6 +63,11 @@ def in_memory(
         )
     if not len(dataset):
         raise ValueError(f"The data is empty: {type(dataset).__name__} of length 0.")
+    if cache is not None and not Path(cache).absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"Cannot keep the samples in {os.fspath(cache)!r}: there is no folder {str(Path(cache).parent)!r}. Make the folder "
+            "first, or choose another place."
+        )
     began = time.perf_counter()
     probes = _probed(dataset)
     tree = _cached(cache, dataset, probes)

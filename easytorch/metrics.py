@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,6 +170,11 @@ class Metrics:
         for name, mean in self._terms.items():
             mean.load_state_dict(state["terms"][name])
         for (metric, *_), saved in zip(self._metrics, state["metrics"], strict=True):
+            if self._terms and not saved and type(metric).state_dict is Metric.state_dict:
+                warn(
+                    f"The metric {metric.name!r} keeps its numbers where no checkpoint finds them, so those of this epoch so far "
+                    "are lost. Keep them in tensors, numbers or an easytorch.Mean, or define state_dict() and load_state_dict()."
+                )
             metric.load_state_dict(saved)
 
 
@@ -298,6 +304,7 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     )
 
 
+MULTICLASS = ("multiclass_accuracy", "categorical_accuracy", "sparse_categorical_accuracy")
 LEAN = ("accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy", *ERRORS)
 TOP_5 = ("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy")  # as Keras has them by default
 OF_KERAS = ("categorical_accuracy", "sparse_categorical_accuracy", *TOP_5)
@@ -306,32 +313,19 @@ NAMES = tuple(dict.fromkeys([*LEAN, *OF_KERAS, *TORCHMETRICS, *KERAS]))
 
 def _by_name(typed: str, criterion: Criterion) -> Metric:
     name = next((name for name in spellings(typed) if name in NAMES), spellings(typed)[0])
+    if name in TORCHMETRICS:
+        return _of_torchmetrics(typed, TORCHMETRICS[name], criterion)
     if name in ("accuracy", "acc"):
-        if criterion.kind is None:
-            raise ValueError(
-                f"{typed!r} is resolved from the loss, but {criterion!r} does not tell what is counted. Name it: "
-                "'multiclass_accuracy' (the largest output wins) or 'binary_accuracy' (probabilities above 0.5)."
-            )
-        name = f"{criterion.kind}_accuracy"
-    if name in ("multiclass_accuracy", "categorical_accuracy", "sparse_categorical_accuracy"):
-        ignored = getattr(getattr(criterion, "function", None), "ignore_index", None)
-        return MeanMetric(MulticlassHits(ignored), typed, "max")
+        name = _counted_accuracy(typed, criterion)
+    if name in MULTICLASS:
+        return MeanMetric(MulticlassHits(criterion.ignored), typed, "max")
     if name == "binary_accuracy":
         return MeanMetric(BinaryHits(criterion), typed, "max")
-    if name in TOP_5:
-        return MeanMetric(TopHits(5), typed, "max")
-    if name.startswith("top_") and name.endswith("_accuracy") and name[4:-9].isdigit():
-        return MeanMetric(TopHits(int(name[4:-9])), typed, "max")
+    if top := re.fullmatch(r"top_([1-9]\d*)_accuracy", "top_5_accuracy" if name in TOP_5 else name):
+        return MeanMetric(TopHits(int(top[1])), typed, "max")
     if name in ERRORS:
         function, finish = ERRORS[name]
         return MeanMetric(function, typed, "min", finish)
-    if name in TORCHMETRICS:
-        if "classification" in TORCHMETRICS[name] and criterion.kind is None:
-            raise ValueError(
-                f"{typed!r} needs to know the task, but {criterion!r} does not tell it. Pass the torchmetrics object itself, "
-                "for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."
-            )
-        return NamedTorchMetric(typed, TORCHMETRICS[name], criterion)
     if name in KERAS:
         return MeanMetric(functools.partial(of_alike, KERAS[name]), typed, "min")
     raise ValueError(
@@ -345,6 +339,25 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
             whole="easytorch.metrics.NAMES",
         )
     )
+
+
+def _counted_accuracy(typed: str, criterion: Criterion) -> str:
+    """Return the name of the accuracy that goes with the loss."""
+    if criterion.kind is None:
+        raise ValueError(
+            f"{typed!r} is resolved from the loss, but {criterion!r} does not tell what is counted. Name it: "
+            "'multiclass_accuracy' (the largest output wins) or 'binary_accuracy' (probabilities above 0.5)."
+        )
+    return f"{criterion.kind}_accuracy"
+
+
+def _of_torchmetrics(typed: str, path: str, criterion: Criterion) -> Metric:
+    if "classification" in path and criterion.kind is None:
+        raise ValueError(
+            f"{typed!r} needs to know the task, but {criterion!r} does not tell it. Pass the torchmetrics object itself, "
+            "for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."
+        )
+    return NamedTorchMetric(typed, path, criterion)
 
 
 def _detached(leaf: Any) -> Any:

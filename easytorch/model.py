@@ -136,15 +136,8 @@ class Model(Looking, Saving):
             ValueError: If a name is unknown, with the nearest that is; nothing has changed then.
             TypeError: If an argument is of a kind that cannot be used.
         """
-        elsewhere = (
-            "self",
-            "scheduler",
-            "precision",
-            "jit_compile",
-            "strategy",
-            "channels_last",
-            "float32_matmul_precision",
-        )
+        elsewhere = ["self", "precision", "jit_compile", "strategy", "channels_last", "float32_matmul_precision"]
+        elsewhere += [] if isinstance(scheduler, str) else ["scheduler"]  # an object, which no file holds
         recipe = {key: value for key, value in locals().items() if key not in (*elsewhere, "elsewhere")}
         check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         criterion = losses.resolve(loss, loss_weights)
@@ -256,7 +249,7 @@ class Model(Looking, Saving):
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
         assert self.optimizer is not None
         sizes = [self.batch_size(batch) for batch in window]
-        shares = self.strategy.shares(self.loss, sizes, (self.unpack(batch).y for batch in window))
+        shares = self.strategy.shares(self.loss, sizes, map(self.unpack, window))
         for i, (batch, size, share) in enumerate(zip(window, sizes, shares, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):
                 outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
@@ -337,7 +330,7 @@ class Model(Looking, Saving):
         """
         self.need_compiled("evaluate")
         if x is None:
-            name, loader = self._fitted_data()
+            name, loader = self._fitted_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
             name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
         self.loss.expect(data.all_targets(loader))

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,14 @@ class Written(Gathered):
 
     def __exit__(self, *error: Any) -> None:
         """Put the files in their places, or, after an error, leave nothing behind."""
-        if error[0] is None:
-            for rows in self._files:
+        try:
+            for rows in self._files if error[0] is None else ():
                 rows.finish()
-        self._stack.__exit__(*error)
+        except BaseException:
+            error = sys.exc_info()
+            raise
+        finally:
+            self._stack.__exit__(*error)
 
     def add(self, part: Any) -> None:
         """Write the outputs of one batch."""

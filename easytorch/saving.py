@@ -96,8 +96,8 @@ class Saving:
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Take everything back from a file that ``save`` wrote, or the newest whole one of a folder; return the model.
 
-        A model that is not compiled yet is compiled as the saved one was, if that was by names alone; in its precision, where
-        the device has it.
+        A model that is not compiled yet is compiled as the saved one was, if that was by names alone (but for a scheduler, which
+        is left out where it has none); in its precision, where the device has it.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -129,12 +129,7 @@ class Saving:
         schedules = list(zip(self.schedules, content["schedules"], strict=False))
         for schedule, state in schedules:
             schedule.check_state(state)
-        if self.optimizer is not None and content.get("optimizer"):
-            self.strategy.take_optimizer(self.optimizer, content["optimizer"])
-        self.strategy.take_weights(weights)
-        for name, part in self._parts().items():
-            if name != "optimizer":
-                part.load_state_dict(content[name])
+        self._take_parts(content, weights)
         for schedule, state in schedules:
             schedule.load_state_dict(state)
 
@@ -194,25 +189,22 @@ class Saving:
             ResumeError: If the data, the callbacks, the metrics or the optimizer are not those of the run.
             FileError: If the file belongs to another module.
         """
-        with files.refused(path):
-            self._take_up(content, path)
-
-    def _take_up(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-        assert self.feed is not None
-        processes = self.strategy.processes
         if "feed" not in content:
             raise ResumeError(
                 f"{str(path)!r} was written by save(), which keeps no place in the data. Use load() and fit()."
             )
-        content = self._joined(content, path)
-        planned = self.state.last - self.state.first
-        weights = files.fit_names(content["module"], self.module, path)
+        with files.refused(path):
+            content = self._joined(content, path)
+            weights = files.fit_names(content["module"], self.module, path)
+            self._check_run(content, path)
+            self._tell_changes(content)
+            self._take_run(content, weights)
+
+    def _check_run(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+        """Raise an error unless the run in ``content`` had the callbacks, the metrics and the optimizer of this one."""
+        callbacks = [type(one).__name__ for one in self._stateful()]
         for what, before, now in (
-            (
-                "callbacks with a state",
-                [name for name, _ in content["callbacks"]],
-                [type(one).__name__ for one in self._stateful()],
-            ),
+            ("callbacks with a state", [name for name, _ in content["callbacks"]], callbacks),
             ("metrics", content["metrics"]["names"], self.metrics.names),
         ):
             if before != now:
@@ -221,32 +213,44 @@ class Saving:
                     "order, or begin anew in another folder."
                 )
         files.check_optimizer(dict(content), self.optimizer, path, ResumeError)
+        self._check(content)
+
+    def _tell_changes(self, content: Mapping[str, Any]) -> None:
+        """Warn of what is another now than in the run in ``content``, and need not be the same."""
         for line in changes({"processes": 1, **content["environment"]}, self._environment()):
             warn(f"{line}: the run goes on, but not with the same bits.")
         recipe = files.plain(self._compiled)
         for line in changes(content["compiled"] or recipe or {}, recipe or content["compiled"] or {}):
             warn(f"{line}: the run goes on with what it had.")
-        self._check(content)
+
+    def _take_run(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+        """Go on with the run in ``content``, for as many epochs as were planned."""
+        assert self.feed is not None
+        processes, planned = self.strategy.processes, self.state.last - self.state.first
         states = content.get("processes", [content])
         own = states[processes.rank] if len(states) == processes.size else states[0]
         self.feed.load_state_dict(own["feed"])
-        self.strategy.take_weights(weights)
-        for name, part in self._parts().items():
-            if name != "optimizer":
-                part.load_state_dict(content[name])
-        if self.optimizer is not None:
-            self.strategy.take_optimizer(self.optimizer, content["optimizer"])
+        self._take_parts(content, weights)
+        self.state.last = self.state.first + planned
         if len(states) == processes.size:
             self.metrics.load_state_dict(own["metrics"])
         elif processes.first:  # what all of them have measured goes on in one
             self.metrics.load_state_dict(self.metrics.merged([state["metrics"] for state in states]).state_dict())
-        self.state.last = self.state.first + planned
         self.stop_training = False
         for one, (_, state) in zip(self._stateful(), content["callbacks"], strict=True):
             if one.everywhere or processes.first:
                 one.load_state_dict(state)
         if self.stop_training:  # a run that stopped early has come to its end
             self.state.last = self.state.epoch
+
+    def _take_parts(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+        """Take over the weights and every part; the optimizer first, which may still refuse."""
+        if self.optimizer is not None and content.get("optimizer"):
+            self.strategy.take_optimizer(self.optimizer, content["optimizer"])
+        self.strategy.take_weights(weights)
+        for name, part in self._parts().items():
+            if name != "optimizer":
+                part.load_state_dict(content[name])
 
     def _check(self, content: Mapping[str, Any]) -> None:
         """Raise an error if a part of ``content`` could not be taken over."""

@@ -46,7 +46,7 @@ def fitting(
     on_interrupt: str,
 ) -> Iterator[None]:
     """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
-    find("on_interrupt", on_interrupt, {"return": None, "raise": None})
+    on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
     optimizers.check_current(model.need_optimizer("fit"), model.module)
     interrupts, begin, processes = Interrupts(), state.step, model.strategy.processes
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
@@ -77,7 +77,7 @@ def fitting(
             error = caught
             raise
         finally:
-            if model.state.step > begin:
+            if error is None or model.state.step > begin:
                 model.last_fit = {"validation": validation, "training": feed.loader, "example": feed.example}
             model.feed = None
             feed.close()
@@ -152,7 +152,8 @@ def _try_out(model: Model, loader: Any) -> None:
             with explained(model.module), measuring(model), random_states_kept():
                 model.strategy.run(model.test_step, batch)
         except (ValueError, TypeError, IndexError) as error:
-            raise type(error)(f"The validation data does not fit: {error}") from error
+            kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))
+            raise kind(f"The validation data does not fit: {error}") from error  # a subclass may want other arguments
 
 
 class Agreement(Callback):

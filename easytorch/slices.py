@@ -59,7 +59,7 @@ def _in_memory(dataset: Any) -> tuple[Any, Tensor | None, Any] | None:
         return list(dataset.tensors), None, default_collate  # which makes a list of a sample's tuple
     if type(dataset) is Subset and (below := _in_memory(dataset.dataset)) is not None:
         tree, rows, collate = below
-        own = torch.as_tensor(dataset.indices)
+        own = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return tree, own if rows is None else rows[own], collate
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from easytorch.arrays import ArrayDataset, is_array, is_map_style, quiet_generator
+from easytorch.arrays import ArrayDataset, is_array, is_map_style, quiet_generator, transforms
 from easytorch.batch import LABEL_KEYS, from_numpy, unpack
 from easytorch.memory import InMemory
+from easytorch.state import random_states_kept
 
 
 def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True) -> tuple[Any, Any]:
@@ -124,42 +125,45 @@ def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: 
 
 
 def all_targets(loader: Any) -> Any:
-    """Return all targets behind ``loader``, of several outputs in their structure; None where they are not at hand."""
+    """Return all targets behind ``loader`` as its samples bring them, of several outputs in their structure; None where nobody
+    can know that without loading them.
+    """
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, ArrayDataset):
         return unpack(dataset.tree).y
-    return targets_of(dataset)
+    return targets_of(dataset, sure=True)
 
 
-def targets_of(dataset: Any) -> Tensor | None:
-    """Return the targets of ``dataset`` where they can be read without loading its samples, else None."""
-    if isinstance(dataset, Subset):
-        targets = targets_of(dataset.dataset)
-        return None if targets is None else targets[torch.as_tensor(dataset.indices)]
-    if isinstance(dataset, ConcatDataset):
-        parts = [targets_of(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
-    found: Any
-    if isinstance(dataset, (list, tuple)):
-        found = _targets_of_samples(dataset)
-    elif isinstance(dataset, (ArrayDataset, InMemory)):
-        found = unpack(dataset.tree).y
-    elif isinstance(dataset, TensorDataset):
-        found = dataset.tensors[1] if len(dataset.tensors) > 1 else None
-    elif hasattr(dataset, "with_format"):
-        column = next((key for key in LABEL_KEYS if key in dataset.column_names), None)
-        found = dataset.with_format("numpy")[column][:] if column else None
-    else:
-        found = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
-    if isinstance(found, Tensor):
-        return found.cpu()
-    try:
-        return None if found is None or isinstance(found, Mapping) else from_numpy(np.asarray(found))
-    except (TypeError, ValueError):  # labels that are text or ragged
+def targets_of(dataset: Any, *, sure: bool = False) -> Tensor | None:
+    """Return the targets of ``dataset``, one for each sample, where they can be read without loading it, else None.
+
+    Args:
+        dataset: Any dataset, or a list of samples.
+        sure: Leave out what an attribute of a class of the user's own tells: its samples may bring something else.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return None
+    if isinstance(dataset, Subset):
+        whole = targets_of(dataset.dataset, sure=sure)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [targets_of(part, sure=sure) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
+    if _is_wrapper(dataset):
+        return targets_of(dataset.dataset, sure=sure)
+    if sure and isinstance(dataset, TensorDataset) and type(dataset) is not TensorDataset:
+        return None
+    read = next((read for kinds, read in READERS if isinstance(dataset, kinds)), None)
+    found = _as_numbers(_attribute(dataset, sure) if read is None else read(dataset))
+    return found if found is not None and found.shape[:1] == (len(dataset),) else None
 
 
-def _targets_of_samples(samples: Sequence[Any]) -> Any:
+def _is_wrapper(dataset: Any) -> bool:
+    """Whether ``dataset`` is one of this package around the user's."""
+    return type(dataset).__module__.startswith("easytorch.") and not isinstance(dataset, (ArrayDataset, InMemory))
+
+
+def _of_samples(samples: Sequence[Any]) -> Any:
     """Return the targets of a list of samples such as ``(x, y)``, None where they are not one number or row each."""
     try:
         targets = [unpack(sample).y for sample in samples]
@@ -171,3 +175,44 @@ def _targets_of_samples(samples: Sequence[Any]) -> Any:
         alike = len({target.shape for target in targets}) == 1
         return torch.stack(targets) if alike else None
     return targets
+
+
+READERS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    ((list, tuple), _of_samples),
+    ((ArrayDataset, InMemory), lambda dataset: unpack(dataset.tree).y),
+    (TensorDataset, lambda dataset: dataset.tensors[1] if len(dataset.tensors) > 1 else None),
+)
+
+
+def _attribute(dataset: Any, sure: bool) -> Any:
+    """Return a column of a Hugging Face dataset, or the attribute ``targets`` or ``labels`` of one as torchvision has them."""
+    if hasattr(dataset, "with_format") and not (sure and transforms(dataset)):
+        column = next((key for key in LABEL_KEYS if key in dataset.column_names), None)
+        return dataset.with_format("numpy")[column][:] if column else None
+    if sure and not type(dataset).__module__.startswith("torchvision."):
+        return None
+    found = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
+    transform = getattr(dataset, "target_transform", None)
+    return found if transform is None else _transformed(_as_numbers(found), transform)
+
+
+def _transformed(targets: Tensor | None, transform: Callable[[int], Any]) -> Tensor | None:
+    """Return what ``transform`` makes of each class in ``targets``; None where they are none, or it wants something else."""
+    if targets is None or targets.is_floating_point() or targets.ndim != 1:
+        return None
+    classes, places = torch.unique(targets, return_inverse=True)
+    try:
+        with random_states_kept():
+            made = [transform(int(one)) for one in classes]
+        return torch.stack([torch.as_tensor(one) for one in made])[places]
+    except Exception:  # whatever a function of the user's raises
+        return None
+
+
+def _as_numbers(found: Any) -> Tensor | None:
+    if found is None or isinstance(found, Mapping):
+        return None
+    try:
+        return found.cpu() if isinstance(found, Tensor) else from_numpy(np.asarray(found))
+    except (TypeError, ValueError):  # labels that are text or ragged
+        return None

@@ -32,8 +32,9 @@ class TrainState:
 
     def planned(self, epochs: int, initial_epoch: int | None) -> TrainState:
         """Return where a fit of so many epochs begins; see ``Model.fit``."""
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
             raise ValueError(f"epochs must be a whole number of at least 1, received {epochs!r}.")
+        epochs = int(epochs)  # NumPy's, too
         if initial_epoch is not None and not 0 <= initial_epoch < epochs:
             raise ValueError(
                 f"With initial_epoch={initial_epoch}, epochs is the last one's number and must be larger; received {epochs}."
@@ -90,7 +91,7 @@ def set_random_states(states: Mapping[str, Any]) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"].cpu())
     if torch.accelerator.is_available():
         kind = torch.get_device_module()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch import files
-from easytorch.batch import placer
+from easytorch.batch import Batch, placer
 from easytorch.calls import ExplainsArguments
 from easytorch.clock import Clock
 from easytorch.feed import Batches
@@ -82,7 +82,7 @@ def check_matmul(precision: str | None) -> None:
 def set_matmul(precision: str | None) -> None:
     """Let the whole program multiply float32 matrices in ``precision``; None leaves it as it is."""
     if precision is not None:
-        torch.set_float32_matmul_precision(MATMUL[precision])
+        torch.set_float32_matmul_precision(find("float32_matmul_precision", precision, MATMUL))
 
 
 class Strategy(ExplainsArguments):
@@ -117,10 +117,10 @@ class Strategy(ExplainsArguments):
 
     def __init__(self, device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> None:
         self.device = device = pick_device(device)
-        self.precision = precision
         self.processes = Alone()
         self.clock = Clock()  # of the epoch that runs
         dtype = find("precision", precision, PRECISIONS)
+        self.precision = next(name for name, known in PRECISIONS.items() if known == dtype)  # however it was typed
         _check_precision(device, dtype)
         autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
         self.autocast: contextlib.AbstractContextManager[Any] = autocast
@@ -199,15 +199,15 @@ class Strategy(ExplainsArguments):
         """Return ``step(batch)``, without a word to other processes."""
         return self.run(step, batch)
 
-    def shares(self, criterion: Criterion, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
+    def shares(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what the loss of each batch of a window is multiplied by, so that the window counts as one batch.
 
         Args:
             criterion: The loss, which knows what it divides by.
             sizes: The number of samples of each batch.
-            targets: The targets of each batch, looked at only where they matter.
+            batches: The parts of each batch, looked at only where they matter.
         """
-        return criterion.shares(sizes, targets)
+        return criterion.shares(sizes, batches)
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Hold gradients back from other processes until ``sync``; there are none here."""

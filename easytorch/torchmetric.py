@@ -106,7 +106,7 @@ class NamedTorchMetric(TorchMetric):
         if y_pred.ndim > 1 and y_pred.shape[-1] == 1:
             y_pred, y = y_pred.squeeze(-1), y.reshape(y_pred.shape[:-1])
         if self.metric is None:
-            self._choose(y_pred)
+            self._choose(y_pred, y)
             self._make()
         super().update(y_pred, y)
 
@@ -133,11 +133,14 @@ class NamedTorchMetric(TorchMetric):
             self._make()
             super().merge(states)
 
-    def _choose(self, y_pred: Tensor) -> None:
+    def _choose(self, y_pred: Tensor, y: Tensor) -> None:
         if "classification" not in self.path:
             return
+        ignored = self.criterion.ignored
         if self.criterion.kind == "multiclass":
             self.path, self.arguments = self.path.replace("Binary", "Multiclass"), {"num_classes": y_pred.shape[1]}
+            if ignored is not None and (y.ndim > 1 or ignored >= 0):  # as for accuracy
+                self.arguments["ignore_index"] = ignored
         elif self.criterion.kind == "binary" and y_pred.ndim > 1:
             self.path, self.arguments = self.path.replace("Binary", "Multilabel"), {"num_labels": y_pred.shape[-1]}
 

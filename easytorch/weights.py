@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from easytorch.arrays import as_tensor
 from easytorch.batch import WEIGHT_KEY, from_numpy, unpack
+from easytorch.generators import own_generators_kept
 from easytorch.notice import warn
 from easytorch.splits import all_targets, targets_of
 from easytorch.state import random_states_kept
 from easytorch.tree import describe, leaves
 
 IGNORED = -100  # which cross-entropy leaves out
+PROBES = 8  # samples that are loaded, to see whether an attribute tells their classes
 
 
 def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoader[Any]:
@@ -32,9 +34,7 @@ def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoade
     # The twin draws the same samples in the same order: only what is fetched changes, which DataLoader guards.
     vars(twin).update(
         dataset=Weighted(dataset, weights),
-        collate_fn=_WeightedCollate(
-            loader.collate_fn, loader.batch_size is not None or loader.batch_sampler is not None
-        ),
+        collate_fn=_WeightedCollate(loader.collate_fn),
         _iterator=None,
     )
     return twin
@@ -69,8 +69,8 @@ class Weighted(Dataset[Any]):
 
 
 class _WeightedCollate:
-    def __init__(self, collate: Callable[[Any], Any], batched: bool) -> None:
-        self.collate, self.batched = collate, batched
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
 
     def __call__(self, fetched: Any) -> Any:
         rows, weights = fetched
@@ -193,14 +193,8 @@ def _balanced(name: str, loader: Any) -> Tensor:
             "class_weight='balanced' must count the classes before training, which needs arrays, a Dataset or a DataLoader of "
             "one. Pass the weights as a dict."
         )
-    targets = targets_of(dataset)
-    if targets is None:  # every sample has to be loaded; the random states are put back
-        with random_states_kept():
-            targets = torch.cat(
-                [torch.as_tensor(unpack(dataset[i]).y).reshape(1, -1) for i in range(len(dataset))]
-            ).squeeze(1)
-        _check_classes(targets)
-    classes = _classes(targets).flatten()
+    targets = targets_of(dataset, sure=True)
+    classes = _loaded_classes(dataset) if targets is None else _classes(targets).flatten()
     classes = classes[classes != IGNORED]
     if classes.numel() and int(classes.min()) < 0:
         raise ValueError(
@@ -210,3 +204,19 @@ def _balanced(name: str, loader: Any) -> Tensor:
     counts = torch.bincount(classes)
     present = (counts > 0).sum()
     return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0)
+
+
+def _loaded_classes(dataset: Any) -> Tensor:
+    """Return the classes that the samples bring, by an attribute of the dataset where a few samples agree with it."""
+
+    def loaded(places: Iterable[int]) -> Tensor:
+        with random_states_kept(), own_generators_kept(dataset):
+            targets = torch.cat([torch.as_tensor(unpack(dataset[i]).y).reshape(1, -1) for i in places]).squeeze(1)
+        _check_classes(targets)
+        return _classes(targets).flatten()
+
+    told, places = targets_of(dataset), list(range(0, len(dataset), -(-len(dataset) // PROBES)))
+    if told is None or not torch.equal(_classes(told[places]).flatten(), loaded(places)):
+        return loaded(range(len(dataset)))
+    _check_classes(told)
+    return _classes(told).flatten()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -60,8 +62,11 @@ def test_a_loss_that_sums_takes_every_batch_whole():
         lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0])),
         lambda: nn.CrossEntropyLoss(ignore_index=0),
         lambda: nn.CrossEntropyLoss(ignore_index=1, weight=torch.tensor([0.2, 1.0, 5.0])),
+        lambda: functools.partial(nn.functional.cross_entropy, weight=torch.tensor([0.2, 1.0, 5.0])),
+        lambda: functools.partial(nn.functional.cross_entropy, ignore_index=0),
+        lambda: functools.partial(nn.functional.cross_entropy, reduction="sum"),
     ],
-    ids=["class weights", "an ignored class", "both"],
+    ids=["class weights", "an ignored class", "both", "bound class weights", "a bound ignored class", "a bound sum"],
 )
 def test_a_loss_that_divides_by_something_else_than_samples_is_that_of_the_whole(loss):
     whole, parts = twins(mlp())
@@ -80,6 +85,48 @@ def test_weights_count_in_accumulated_batches():
         )
         model.fit(x, y, sample_weight=weights, batch_size=batch_size, shuffle=False, epochs=2, verbose=0)
     assert furthest(whole, parts) < 1e-6
+
+
+@pytest.mark.parametrize("weights", ["sample_weight", "class_weight"])
+def test_weights_count_in_accumulated_batches_of_a_loss_with_weights_of_its_own(weights):
+    whole, parts = twins(mlp())
+    x, y = blobs(10)
+    given = (
+        {"sample_weight": torch.linspace(0.1, 2.0, 10)} if weights == "sample_weight" else {"class_weight": {1: 3.0}}
+    )
+    for net, batch_size, steps in ((whole, 10, 1), (parts, 4, 3)):
+        loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]))
+        model = Model(net, device="cpu").compile("sgd", loss, gradient_accumulation_steps=steps)
+        model.fit(x, y, batch_size=batch_size, shuffle=False, epochs=20, verbose=0, **given)
+    assert furthest(whole, parts) < 1e-6
+
+
+def test_several_losses_that_sum_take_every_batch_whole():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x):
+            return self.inner(x), self.inner(x)
+
+    whole, parts = twins(Twice())
+    x, y = blobs(10)
+    for net, batch_size, steps in ((whole, 10, 1), (parts, 4, 3)):
+        losses = [nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="sum")]
+        model = Model(net, device="cpu").compile("sgd", losses, gradient_accumulation_steps=steps)
+        model.fit(x, (y, y), batch_size=batch_size, shuffle=False, epochs=2, verbose=0)
+    assert furthest(whole, parts) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:The loss of epoch 1 is nan")
+def test_a_window_in_which_no_target_counts_is_no_division_by_zero():
+    x, _ = blobs(10)
+    model = Model(mlp(), device="cpu").compile(
+        "sgd", nn.CrossEntropyLoss(ignore_index=0), gradient_accumulation_steps=3
+    )
+    model.fit(x, torch.zeros(10, dtype=torch.int64), batch_size=4, verbose=0)
+    assert model.state.step == 1
 
 
 def test_callbacks_are_told_of_updates_not_of_batches():

@@ -280,6 +280,14 @@ def test_swa_does_not_wipe_the_statistics_where_the_data_can_be_read_only_once()
     assert swa.average.module[1].running_mean.abs().max() > 0
 
 
+def test_swa_of_a_run_that_has_come_to_its_end_measures_again_in_a_loaded_model(tmp_path):
+    train(new_model(normed), 2, first := SWA(0), resume=tmp_path)
+    again = new_model(normed).load(tmp_path)
+    train(again, 2, second := SWA(0), resume=tmp_path)
+    assert again.state.epoch == 2
+    close(second.average.module.state_dict(), first.average.module.state_dict())
+
+
 def test_swa_may_be_left_in_the_module():
     weights, model = Weights(), new_model()
     train(model, 3, weights, SWA(1, keep_average=True))

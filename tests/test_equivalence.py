@@ -117,6 +117,27 @@ def test_validation_leaves_training_bit_equal():
     assert same_weights(by_fit, by_hand)
 
 
+class Augmented(TensorDataset):
+    """Draws from a generator of its own."""
+
+    def __init__(self, *columns):
+        super().__init__(*columns)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + 0.1 * torch.randn(8, generator=self.generator), y
+
+
+def test_trying_out_validation_data_draws_nothing_from_its_own_generator():
+    x, y = blobs(50)
+    seen, fitted = Augmented(x, y), mlp()
+    expected = Model(fitted, device="cpu").compile("sgd", "cross_entropy", lr=0.0).evaluate(Augmented(x, y), verbose=0)
+    model = Model(fitted, device="cpu").compile("sgd", "cross_entropy", lr=0.0)
+    history = model.fit(x, y, validation_data=seen, verbose=0)
+    assert history["val_loss"] == [expected.loss]
+
+
 def test_workers_draw_the_batches_of_the_hand_written_loop():
     by_fit, by_hand = twins(mlp())
     torch.manual_seed(3)

@@ -1163,6 +1163,30 @@ def test_what_is_wrong_with_the_validation_data_is_said_of_it():
     refused(lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "validation data does not fit", "8 features")
 
 
+def test_an_error_of_ones_own_in_the_validation_is_told_with_its_words():
+    class PickyError(ValueError):
+        def __init__(self, what, why):
+            super().__init__(f"{what}: {why}")
+
+    class Failing(nn.Linear):
+        def forward(self, x):
+            if not self.training:
+                raise PickyError("this input", "I do not like it")
+            return super().forward(x)
+
+    model = compiled(Failing(8, 3))
+    refused(
+        lambda: fit(model, X, Y, validation_split=0.2), "validation data does not fit: this input: I do not like it"
+    )
+
+
+@pytest.mark.parametrize("given", [{"y": Y}, {"sample_weight": torch.ones(50)}, {"batch_size": 8}], ids=str)
+def test_what_belongs_to_data_is_refused_where_the_data_of_the_last_fit_is_measured(given):
+    model = compiled()
+    fit(model, X, Y)
+    refused(lambda: model.evaluate(verbose=0, **given), f"given {next(iter(given))} without data", kind=ValueError)
+
+
 def test_outputs_without_a_row_for_each_sample_are_not_joined():
     model = Model(nn.LSTM(8, 4, batch_first=True), device="cpu")
     refused(lambda: model.predict(X.reshape(-1, 1, 8), verbose=0), "one row for each sample", "predict_step")
@@ -1346,6 +1370,12 @@ def test_a_whole_float_is_a_number_of_steps():
     fit(model, X, Y, batch_size=8, epochs=2, **options)
     assert model.state.step == 6
     assert model.evaluate(X, Y, steps=2.0, verbose=0)["loss"] > 0
+
+
+def test_counts_may_be_numbers_of_numpy():
+    model = compiled()
+    fit(model, X, Y, batch_size=np.int64(10), epochs=np.int64(2), validation_data=(X, Y), validation_freq=np.int64(2))
+    assert (model.state.step, len(model.history["val_loss"])) == (10, 1)
 
 
 @pytest.mark.parametrize("value", [50 / 32, "3", True, float("nan"), float("inf"), 0], ids=str)

@@ -89,6 +89,12 @@ def test_the_learning_rate_of_a_scheduler_goes_on_after_loading(tmp_path):
     assert rest.history["lr"] == whole.history["lr"]
 
 
+def test_a_named_schedule_is_compiled_again_by_loading(tmp_path):
+    path = compiled(scheduler="cosine").fit(blob_loader(), 2, verbose=0).save(tmp_path / "model.pt")
+    loaded = Model(normed(), device="cpu").load(path)
+    assert loaded.fit(blob_loader(), 2, verbose=0)["lr"][2] > 0
+
+
 def test_the_history_goes_on_after_loading(tmp_path):
     model = compiled()
     model.fit(blob_loader(), 2, verbose=0)

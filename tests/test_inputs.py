@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import easytorch
 from easytorch import Model
-from easytorch.data import split, targets_of
+from easytorch.callbacks import Callback
+from easytorch.data import seeded, split, targets_of
 from tests.loops import blobs, furthest, mlp, same_weights, twins
 
 X, Y = blobs(50)
@@ -336,6 +337,108 @@ def test_balanced_weights_count_the_classes(data, start):
     options = {} if isinstance(data[0], DataLoader) else ARRAYS
     compiled(net).fit(*data, epochs=2, class_weight="balanced", verbose=0, **options)
     assert furthest(net, by_hand) < 1e-6
+
+
+class Shifted(Rows):
+    """Has an attribute with the labels from 1 on; its samples bring them from 0 on."""
+
+    def __init__(self):
+        super().__init__()
+        self.targets = Y + 1
+
+
+class Renumbered(Shifted):
+    """Does so as torchvision's datasets do."""
+
+    target_transform = staticmethod(lambda label: label - 1)
+
+
+Renumbered.__module__ = "torchvision.datasets.mine"
+
+
+@pytest.mark.parametrize("make", [Shifted, Renumbered])
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}, {"class_weight": CLASS_WEIGHT}], ids=str)
+def test_labels_that_a_dataset_changes_are_those_that_its_samples_bring(make, options, start):
+    expected, net = twins(start)
+    compiled(expected).fit(Rows(), 2, shuffle=False, verbose=0, **options)
+    compiled(net).fit(make(), 2, shuffle=False, verbose=0, **options)
+    assert same_weights(net, expected)
+
+
+class LowerLabels(TensorDataset):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x, y - 1
+
+
+def test_labels_that_a_kind_of_tensor_dataset_changes_are_its_own(start):
+    expected, net = twins(start)
+    compiled(expected).fit(X, Y, epochs=2, shuffle=False, verbose=0)
+    compiled(net).fit(LowerLabels(X, Y + 1), 2, shuffle=False, verbose=0)
+    assert same_weights(net, expected)
+
+
+def test_the_transform_of_a_hugging_face_dataset_is_applied(start):
+    datasets = pytest.importorskip("datasets")
+
+    def transform(rows):
+        return {"input": [2 * torch.tensor(x) for x in rows["input"]], "label": [label - 1 for label in rows["label"]]}
+
+    expected, net = twins(start)
+    compiled(expected).fit(2 * X, Y, epochs=2, shuffle=False, verbose=0)
+    rows = datasets.Dataset.from_dict({"input": X.tolist(), "label": (Y + 1).tolist()}).with_transform(transform)
+    compiled(net).fit(rows, 2, shuffle=False, verbose=0)
+    assert furthest(net, expected) < 1e-6
+
+
+def test_a_hugging_face_stream_of_unknown_columns_is_trained_on(start):
+    datasets = pytest.importorskip("datasets")
+
+    def rows():
+        for x, y in zip(X.tolist(), Y.tolist(), strict=True):
+            yield {"input": x, "label": y}
+
+    expected, net = twins(start)
+    compiled(expected).fit(X, Y, epochs=2, batch_size=8, shuffle=False, verbose=0)
+    compiled(net).fit(datasets.IterableDataset.from_generator(rows), 2, batch_size=8, verbose=0)
+    assert furthest(net, expected) < 1e-6
+
+
+def test_labels_that_a_transform_makes_are_told_as_it_makes_them():
+    assert torch.equal(targets_of(Renumbered()), Y)
+    renumbered = Renumbered()
+    renumbered.target_transform = lambda label: f"class {label}"
+    assert targets_of(renumbered) is None
+
+
+def test_an_attribute_that_has_not_one_label_for_each_sample_is_none_of_the_targets():
+    rows = Rows()
+    rows.labels = [0, 1, 2]
+    assert targets_of(rows) is None
+    first, second = split(rows, fraction=0.2)
+    assert (len(first), len(second)) == (40, 10)
+
+
+def test_an_empty_part_of_a_dataset_is_told_as_such():
+    with pytest.raises(ValueError, match="The data is empty"):
+        compiled(mlp()).evaluate(DataLoader(Subset(TensorDataset(X, Y), [])), verbose=0)
+
+
+@pytest.mark.parametrize("wrap", [lambda rows: rows, seeded], ids=["weighted", "weighted and seeded"])
+def test_a_split_of_samples_with_weights_gives_every_class_its_share(wrap):
+    y = torch.tensor([0] * 90 + [1] * 10)
+    rows = wrap(TensorDataset(torch.randn(100, 8), y))
+    compiled(mlp()).fit(
+        rows, validation_split=0.3, sample_weight=torch.ones(100), verbose=0, callbacks=[(seen := Seen())]
+    )
+    assert int(y[seen.validated].sum()) == 3
+
+
+class Seen(Callback):
+    """Notes which samples are validated on."""
+
+    def on_train_end(self, logs=None):
+        self.validated = torch.tensor(self.model.last_fit["validation"].dataset.indices)
 
 
 def test_class_and_sample_weights_multiply(start):

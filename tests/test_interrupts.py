@@ -73,10 +73,11 @@ def test_the_next_fit_after_an_interruption_trains_on():
     assert model.state.step == 10 + 14
 
 
-def test_ctrl_c_raises_after_the_ending_if_that_is_wanted():
+@pytest.mark.parametrize("wanted", ["raise", "Raise"])
+def test_ctrl_c_raises_after_the_ending_if_that_is_wanted(wanted):
     ended = []
     with pytest.raises(KeyboardInterrupt):
-        fitted(SendSignal(10), LambdaCallback(on_train_end=lambda logs: ended.append(1)), on_interrupt="raise")
+        fitted(SendSignal(10), LambdaCallback(on_train_end=lambda logs: ended.append(1)), on_interrupt=wanted)
     assert ended == [1]
 
 

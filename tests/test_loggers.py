@@ -68,6 +68,18 @@ def test_a_value_that_an_epoch_did_not_measure_is_na(tmp_path):
     assert [row["val_loss"] == "NA" for row in rows(tmp_path / "log.csv")] == [True, False, True, False]
 
 
+def test_lines_that_are_there_stay_until_all_are_written_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train(new_model(), 2, CSVLogger(tmp_path / "log.csv"))
+    before = (tmp_path / "log.csv").read_text()
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
+    with pytest.warns(UserWarning, match="CSVLogger failed and is switched off"):
+        train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv", append=True))
+    assert (tmp_path / "log.csv").read_text().startswith(before)
+
+
 def test_a_value_that_appears_later_gets_its_column(tmp_path):
     train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv"))
     assert [row["late"] for row in rows(tmp_path / "log.csv")] == ["NA", "NA", "7.0"]
@@ -143,6 +155,13 @@ def test_tensorboard_writes_running_values_as_often_as_update_freq_says(tmp_path
     pytest.importorskip("tensorboard")
     train(new_model(), 2, TensorBoard(tmp_path, update_freq=2))
     assert [step for step, _ in scalars(tmp_path / "train", "batch_loss")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("update_freq", ["batch", 0, 2.5])
+def test_an_update_freq_that_is_no_number_of_updates_is_refused_before_the_first_step(update_freq, tmp_path):
+    pytest.importorskip("tensorboard")
+    with pytest.raises(ValueError, match="update_freq must be 'epoch' or a number of updates"):
+        TensorBoard(tmp_path, update_freq=update_freq)
 
 
 def test_tensorboard_writes_histograms_of_the_parameters_if_asked(tmp_path):

@@ -213,6 +213,25 @@ def test_flat_targets_for_a_loss_of_keras_are_refused_as_those_of_torch():
         fit(nn.Linear(4, 1), "hinge", X, YES[:, 0])
 
 
+# Weights
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.MSELoss(),
+        nn.MSELoss(reduction="sum"),
+        nn.KLDivLoss(reduction="batchmean"),
+        functools.partial(nn.functional.mse_loss, reduction="sum"),
+    ],
+    ids=["mean", "sum", "batchmean", "bound sum"],
+)
+def test_weights_of_one_leave_a_loss_as_it_is(loss):
+    criterion = compiled(nn.Linear(4, 3), loss).loss
+    y_pred, y = torch.randn(8, 3).log_softmax(1), torch.randn(8, 3).softmax(1)
+    assert float(criterion(y_pred, y, torch.ones(8))) == pytest.approx(float(criterion(y_pred, y)))
+
+
 # Names
 
 

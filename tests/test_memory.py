@@ -186,6 +186,13 @@ def test_it_says_what_it_did_unless_told_not_to(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_cache_without_a_folder_is_told_before_anything_is_loaded(tmp_path):
+    dataset = Counted()
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        in_memory(dataset, cache=tmp_path / "missing" / "cache.pt", verbose=0)
+    assert dataset.loads == 0
+
+
 def test_targets_that_only_the_samples_have_are_known_afterwards():
     kept = in_memory(TensorDataset(torch.zeros(9, 2), torch.arange(9) % 3), verbose=0)
     assert targets_of(kept).tolist() == [0, 1, 2] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import warnings
 
@@ -43,6 +44,62 @@ class Bias(Metric):
 
     def compute(self):
         return self.mean.compute()
+
+
+# Shapes and weights
+
+
+@pytest.mark.parametrize("name", ["multiclass_accuracy", "top_1_accuracy"])
+def test_targets_in_a_column_are_not_paired_with_every_prediction(name):
+    def squeezing(y_pred, y):
+        return nn.functional.cross_entropy(y_pred, y.squeeze(1))
+
+    model = compiled(loss=squeezing, metrics=[name])
+    flat = compiled(metrics=["accuracy"])
+    flat.module.load_state_dict(model.module.state_dict())
+    assert model.evaluate(X, Y[:, None], verbose=0)[name] == flat.evaluate(X, Y, verbose=0).accuracy
+
+
+def test_tokens_that_do_not_count_are_left_out_whatever_form_the_loss_has():
+    y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
+    for loss in ("cross_entropy", nn.functional.cross_entropy, functools.partial(nn.functional.cross_entropy)):
+        model = Model(nn.Identity(), device="cpu").compile(None, loss, ["accuracy"])
+        assert model.evaluate(y_pred, y, verbose=0).accuracy == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("name", ["precision", "recall", "f1", "auroc"])
+def test_tokens_that_do_not_count_are_left_out_by_metrics_of_torchmetrics(name):
+    y_pred, y = torch.randn(8, 3, 5), torch.randint(3, (8, 5))
+    y[:, 3:] = -100
+    model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", [name])
+    counted = model.evaluate(y_pred[:, :, :3], y[:, :3], verbose=0)
+    assert model.evaluate(y_pred, y, verbose=0)[name] == pytest.approx(counted[name])
+
+
+def test_weights_count_in_a_weighted_accuracy_of_tokens_of_which_some_do_not():
+    y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
+    model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", weighted_metrics=["accuracy"])
+    scores = model.evaluate(y_pred, y, sample_weight=torch.tensor([3.0, 1.0]), verbose=0)
+    assert scores.accuracy == pytest.approx((3 + 1) / (3 + 1 + 1))
+
+
+def test_a_mean_of_tensors_and_plain_numbers_loses_no_digit():
+    mean = Mean()
+    mean.add(torch.tensor(1.0, dtype=torch.float64), 1)
+    mean.add(0.1, 1)
+    assert float(mean.compute()) == 1.1 / 2
+
+
+def test_a_weighted_metric_that_returns_one_number_is_refused():
+    def mean_hit(y_pred, y):
+        return (y_pred.argmax(1) == y).float().mean()
+
+    model = compiled(weighted_metrics=[mean_hit])
+    model.evaluate(X, Y, verbose=0)
+    with pytest.raises(
+        ValueError, match=r"'mean_hit' .*one number for the whole batch, but weights need one value for each"
+    ):
+        model.evaluate(X, Y, sample_weight=torch.ones(96), verbose=0)
 
 
 # Names
@@ -264,6 +321,27 @@ def test_one_output_for_two_losses_is_refused():
         compiled(1, ["mse", "mse"]).fit(X, (R, R), verbose=0)
 
 
+def test_weights_of_losses_in_a_list_belong_to_losses_by_name_in_their_order():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return dict.fromkeys("ab", super().forward(x))
+
+    module, losses = Twice(4, 3), {"a": "cross_entropy", "b": "cross_entropy"}
+    named, listed = (
+        Model(module, device="cpu")
+        .compile("sgd", losses, loss_weights=weights)
+        .evaluate(X, {"a": Y, "b": Y}, verbose=0)
+        for weights in ({"a": 0.25, "b": 0.5}, [0.25, 0.5])
+    )
+    assert listed["loss"] == named["loss"] == pytest.approx(0.75 * named["a_loss"])
+
+
+@pytest.mark.parametrize("weights", [0.5, [0.5]], ids=str)
+def test_weights_of_losses_that_are_not_one_for_each_are_refused(weights):
+    with pytest.raises(ValueError, match=r"There are 2 outputs, but loss_weights=.*Pass one weight for each"):
+        compiled(loss=["mse", "mse"], loss_weights=weights)
+
+
 def test_one_weight_for_two_losses_holds_for_both():
     model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
     assert model.fit(X, (Y, R), sample_weight=torch.zeros(96), verbose=0)["loss"] == [0.0]
@@ -330,7 +408,8 @@ def test_an_unknown_metric_that_is_near_to_none_is_told_with_a_short_list(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("acuracy", "accuracy"), ("f1score_", "f1_score"), ("kappa", "cohen_kappa")]
+    ("name", "near"),
+    [("acuracy", "accuracy"), ("f1score_", "f1_score"), ("kappa", "cohen_kappa"), ("top_0_accuracy", "top_5_accuracy")],
 )
 def test_an_unknown_metric_that_is_near_to_one_is_told_with_that_alone(name, near):
     with pytest.raises(ValueError, match=rf"Did you mean '{near}'\? Otherwise pass a function") as caught:

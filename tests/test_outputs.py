@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from easytorch import Model
+from easytorch import Model, outputs
 from tests.loops import blobs, mlp
 
 X, Y = blobs(50)
@@ -71,6 +71,17 @@ def test_a_full_disk_is_told_with_the_path(tmp_path):
             model_of(mlp()).predict(torch.zeros(5000, 8), batch_size=100, to=tmp_path / "out.npy", verbose=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_at_the_very_end_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs._Rows, "finish", full)
+    with pytest.raises(OSError, match="No space left") as caught:  # whose traceback keeps all that it has seen
+        model_of(mlp()).predict(X, to=tmp_path / "y.npy", verbose=0)
+    assert caught.value.errno == 28
     assert list(tmp_path.iterdir()) == []
 
 

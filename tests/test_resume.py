@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
-from easytorch import FileError, Model, ResumeError, files
+from easytorch import FileError, Metric, Model, ResumeError, files
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
 from easytorch.data import seeded
 from easytorch.state import random_states, random_states_kept
@@ -52,15 +52,25 @@ class Noisy(Dataset):
 
 
 class OwnNoise(Noisy):
-    """Augments from generators of its own, one of them inside a transform."""
+    """Augments from generators of its own, some of them in transforms that are listed in one."""
 
     def __init__(self):
         self.generator = torch.Generator().manual_seed(3)
-        self.transform = Shift()
+        self.transform = Both([Shift(), Shift()])
 
     def __getitem__(self, index):
         x = X[index] + 0.1 * torch.randn(8, generator=self.generator)
         return self.transform(x), Y[index]
+
+
+class Both:
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+    def __call__(self, x):
+        for transform in self.transforms:
+            x = transform(x)
+        return x
 
 
 class Shift:
@@ -207,6 +217,48 @@ def test_metrics_that_keep_every_prediction_go_on(tmp_path):
     assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, metrics=metrics))
 
 
+class Counted(Metric):
+    """Counts in plain numbers and tensors, as people write them."""
+
+    name = "counted"
+
+    def reset(self):
+        self.hits, self.rows = 0, torch.zeros(())
+
+    def update(self, y_pred, y, sample_weight=None):
+        self.hits += int((y_pred.argmax(1) == y).sum())
+        self.rows += len(y)
+
+    def compute(self):
+        return self.hits / self.rows
+
+
+class Arrays(Metric):
+    """Keeps what no file holds as it is."""
+
+    name = "arrays"
+
+    def reset(self):
+        self.found = []
+
+    def update(self, y_pred, y, sample_weight=None):
+        self.found.append(y.numpy())
+
+    def compute(self):
+        return float(np.concatenate(self.found).mean())
+
+
+def test_a_metric_of_ones_own_goes_on_in_the_middle_of_an_epoch(tmp_path):
+    undisturbed = program(tmp_path / "a", LOADERS["shuffled"], metrics=[Counted()])
+    resumed = stopped_and_continued(tmp_path / "b", LOADERS["shuffled"], 3, metrics=[Counted()])
+    assert_same_run(resumed, undisturbed)
+
+
+def test_a_metric_whose_numbers_no_checkpoint_finds_says_so(tmp_path):
+    *_, told = stopped_and_continued(tmp_path, LOADERS["shuffled"], 3, metrics=[Arrays()])
+    assert any("'arrays' keeps its numbers where no checkpoint finds them" in message for message in told)
+
+
 def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("easytorch.strategy._check_precision", lambda device, dtype: None)  # slow on a CPU, but it runs
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], precision="fp16")
@@ -285,11 +337,26 @@ def test_augmentation_is_another_in_every_epoch_and_the_same_for_any_number_of_w
     assert all(not torch.equal(alone[i], alone[j]) for i in range(4) for j in range(i))
 
 
+@pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3)], ids=["NumPy", "torch"])
+def test_a_sample_draws_the_same_numbers_whatever_kind_of_number_its_index_is(index):
+    rows = seeded(Noisy())
+    assert torch.equal(rows[index][0], rows[3][0])
+
+
 def test_the_same_command_after_the_end_trains_no_more(tmp_path):
     finished = program(tmp_path, LOADERS["shuffled"])
     again = program(tmp_path, LOADERS["shuffled"])
     assert_same_run(finished, again)
     assert again[0].state.step == 14
+
+
+def test_a_run_that_one_of_two_callbacks_has_stopped_is_not_taken_up_again(tmp_path):
+    def again():
+        model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", lr=0.0)
+        watching = [EarlyStopping("loss", patience=1), EarlyStopping("loss", patience=4)]
+        return len(model.fit(X, Y, epochs=8, shuffle=False, resume=tmp_path, callbacks=watching, verbose=0)["loss"])
+
+    assert [again(), again()] == [2, 2]
 
 
 def test_fit_resume_keeps_the_run_in_a_folder_and_goes_on_from_a_file(tmp_path):
@@ -343,6 +410,20 @@ def test_other_callbacks_are_an_error(tmp_path):
     model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
     with pytest.raises(ResumeError, match=r"had the callbacks .*EMA"):
         model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_checkpoint_that_finds_no_memory_is_neither_broken_nor_set_aside(error, tmp_path, monkeypatch):
+    program(tmp_path, LOADERS["in order"])
+    kept = sorted(tmp_path.iterdir())
+
+    def full(*_, **__):
+        raise error("out of memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(error):
+        program(tmp_path, LOADERS["in order"])
+    assert sorted(tmp_path.iterdir()) == kept
 
 
 def test_another_number_of_threads_is_a_warning(tmp_path):

@@ -123,6 +123,10 @@ def test_fp32_is_the_default_and_leaves_the_forward_alone():
     assert np.array_equal(model.predict(X, batch_size=50, verbose=0), model.module(X).detach().numpy())
 
 
+def test_a_precision_is_known_by_its_name_however_it_is_typed():
+    assert Strategy("cpu", "FP32").precision == "fp32"
+
+
 @needs_bf16
 def test_a_saved_model_is_measured_in_its_own_precision(tmp_path):
     model = compiled(optimizer="adam", precision="bf16")
@@ -211,7 +215,7 @@ def test_channels_last_changes_the_layout_and_neither_results_nor_files(tmp_path
 def test_the_precision_of_matrices_is_set_for_the_program_and_checked_before():
     before = torch.get_float32_matmul_precision()
     try:
-        compiled(float32_matmul_precision="high")
+        compiled(float32_matmul_precision="High")
         assert torch.get_float32_matmul_precision() == "high"
         with pytest.raises(ValueError, match=r"Unknown float32_matmul_precision 'hihg'\. Did you mean 'high'"):
             compiled(float32_matmul_precision="hihg")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from easytorch import files
 from easytorch.callbacks.callback import Callback
 
 
@@ -42,7 +44,7 @@ class CSVLogger(Callback):
         if new:
             self._rewrite()
         else:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
                 self._writer(file).writerow(row)
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,15 +65,16 @@ class CSVLogger(Callback):
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            writer = self._writer(file)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        writer = self._writer(text := io.StringIO())
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with files.replacing(self.path) as file:  # the lines that are there stay until all are written
+            file.write(text.getvalue().encode())
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file, delimiter=self.separator))
 
 
@@ -101,6 +104,8 @@ class TensorBoard(Callback):
         write_steps_per_second: bool = False,
         update_freq: str | int = "epoch",
     ) -> None:
+        if update_freq != "epoch" and not (type(update_freq) is int and update_freq >= 1):
+            raise ValueError(f"update_freq must be 'epoch' or a number of updates, received {update_freq!r}.")
         self.folder, self.histogram_freq, self.update_freq = Path(log_dir), histogram_freq, update_freq
         self.write_steps_per_second, self.steps, self.began = write_steps_per_second, 0, 0.0
         self._writers: dict[str, Any] = {}

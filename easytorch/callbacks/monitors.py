@@ -185,7 +185,7 @@ class EarlyStopping(Monitor):
         super().load_state_dict(state)
         self.wait, self.best_epoch, self.best_weights = state["wait"], state["best_epoch"], state["best_weights"]
         self.stopped_epoch = state["stopped_epoch"]
-        self.model.stop_training = self.stopped_epoch is not None
+        self.model.stop_training |= self.stopped_epoch is not None  # another one may have stopped the run
 
 
 def _copied(weights: Mapping[str, Any]) -> dict[str, Any]:
