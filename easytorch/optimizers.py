@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import profiler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from easytorch.lookup import find
 from easytorch.notice import warn
@@ -61,6 +63,29 @@ def resolve(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"{optimizer!r} was to make an optimizer from parameters, but it returned {made!r}.")
     return made
+
+
+NOTED = torch.optim.Optimizer.profile_hook_step(
+    lambda: None
+).__code__  # of the step that torch wraps every class' own in
+
+
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """Update the parameters, as ``optimizer.step()`` does, in two thirds of its time for a small network: it notes itself for a
+    profiler, which is left out where nobody profiles, no hook listens, and the step is the class' own.
+    """
+    method: Any = type(optimizer).step
+    watched = (
+        profiler._is_profiler_enabled
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+    if watched or "step" in vars(optimizer) or getattr(method, "__code__", None) is not NOTED:
+        optimizer.step()
+    else:
+        method.__wrapped__(optimizer)
 
 
 def zero_grad(optimizer: torch.optim.Optimizer) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from easytorch import files
+from easytorch import files, optimizers
 from easytorch.batch import Batch, placer
 from easytorch.calls import ExplainsArguments
 from easytorch.clock import Clock
@@ -240,7 +240,7 @@ class Strategy(ExplainsArguments):
             self.scaler.step(optimizer)
             self.scaler.update()
         else:
-            optimizer.step()
+            optimizers.step(optimizer)
         self.clock.mark("optimizer")
 
     def agree(self, topic: int, wish: bool) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from easytorch import Model
-from easytorch.optimizers import TABLE
+from easytorch.optimizers import TABLE, step, zero_grad
 from tests.loops import blobs, mlp, twins
 
 X, Y = blobs(64)
@@ -72,3 +74,71 @@ def test_a_replaced_zero_grad_is_called():
     optimizer.zero_grad = lambda: calls.append(1) or torch.optim.SGD.zero_grad(optimizer)
     Model(module).compile(optimizer, "cross_entropy").fit(x, y, batch_size=4, epochs=2, verbose=0)
     assert len(calls) >= 10
+
+
+def steps_of(prepare):
+    """Return how often something that ``prepare(optimizer, calls)`` has put into an optimizer was called in ten updates."""
+    x, y = blobs(20)
+    module, calls = mlp(), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    undo = prepare(optimizer, calls)
+    try:
+        Model(module).compile(optimizer, "cross_entropy").fit(x, y, batch_size=4, epochs=2, verbose=0)
+    finally:
+        if hasattr(undo, "remove"):
+            undo.remove()
+    return len(calls)
+
+
+@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
+def test_hooks_of_an_optimizer_are_called(register):
+    assert steps_of(lambda optimizer, calls: getattr(optimizer, register)(lambda *_: calls.append(1))) == 10
+
+
+@pytest.mark.parametrize("register", ["register_optimizer_step_pre_hook", "register_optimizer_step_post_hook"])
+def test_hooks_of_all_optimizers_are_called(register):
+    engine = importlib.import_module("torch.optim.optimizer")  # which torch.optim hides
+    assert steps_of(lambda optimizer, calls: getattr(engine, register)(lambda *_: calls.append(1))) == 10
+
+
+def test_a_replaced_step_is_called():
+    def replace(optimizer, calls):
+        optimizer.step = lambda: calls.append(1)
+
+    assert steps_of(replace) == 10
+
+
+def test_a_step_that_somebody_wrapped_for_the_whole_class_is_called(monkeypatch):
+    def wrap(optimizer, calls):
+        original = torch.optim.SGD.step
+
+        @functools.wraps(original)  # which makes it look like torch's own
+        def step(self, closure=None):
+            calls.append(1)
+            return original(self, closure)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", step)
+
+    assert steps_of(wrap) == 10
+
+
+def test_a_profiler_sees_every_update():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert steps_of(lambda optimizer, calls: None) == 0
+    notes = {event.key: event.count for event in profile.key_averages()}
+    assert notes["Optimizer.step#SGD.step"] == 10
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLE) - {"sparseadam"}))  # which is for sparse gradients
+def test_a_step_is_that_of_the_optimizer(name):
+    def weights(step):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(6, 4, bias=name != "muon")
+        optimizer = TABLE[name](module.parameters())
+        for _ in range(3):
+            module(torch.ones(2, 6)).square().sum().backward()
+            step(optimizer)
+            zero_grad(optimizer)
+        return module.weight
+
+    assert torch.equal(weights(step), weights(lambda optimizer: optimizer.step()))
