@@ -20,6 +20,7 @@ from easytorch.strategy import Strategy
 from easytorch.tree import map_leaves
 
 if TYPE_CHECKING:
+    from easytorch.batch import Batch
     from easytorch.losses import Criterion
     from easytorch.metrics import Metrics
 
@@ -119,12 +120,12 @@ class DataParallel(Strategy, name="ddp"):
         """Return ``step(batch)``, without a word to the other processes."""
         return super().run(step, batch)
 
-    def shares(self, criterion: Criterion, sizes: Sequence[int], targets: Iterable[Any]) -> list[Any]:
+    def shares(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what the loss of each batch is multiplied by, so that the windows of all processes count as one batch."""
         count, foreseen, sure = self.processes.size, self.processes.foreseen, self.processes.sure
         self.processes.foreseen, own = None, list(sizes) if foreseen is None else foreseen[0]
         self._idle_batches = [not one for one in own]
-        divisors = criterion.divisors(sizes, targets)
+        divisors = criterion.divisors(sizes, batches)
         if divisors is None:  # gradients are averaged, but those of a sum are to be added
             return [float(count) * bool(one) for one in own]
         mine = [

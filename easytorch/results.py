@@ -212,13 +212,13 @@ class History(Chain, Mapping[str, list[float]]):
         return list(dict.fromkeys(name.removeprefix("val_") for name in listed))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows, a tensor for each name."""
+        """Return all rows, a tensor for each name, a list where a callback has put text in."""
         names = dict.fromkeys(name for row in self.rows for name in row)
-        columns = {name: [float(row.get(name, math.nan)) for row in self.rows] for name in names}
+        columns = {name: _column([row.get(name, math.nan) for row in self.rows]) for name in names}
         measured = {name: [name in row for row in self.rows] for name in names}
         return {
             "epoch": torch.tensor(self.epoch, dtype=torch.int64),
-            "columns": {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()},
+            "columns": columns,
             "measured": {name: torch.tensor(values) for name, values in measured.items()},
             "seconds": {
                 part: torch.tensor([seconds[part] for seconds in self.seconds], dtype=torch.float64) for part in PARTS
@@ -230,9 +230,10 @@ class History(Chain, Mapping[str, list[float]]):
         epochs = [int(epoch) for epoch in state["epoch"].tolist()]
         rows: list[dict[str, float]] = [{} for _ in epochs]
         for name, values in state["columns"].items():
-            for row, value, measured in zip(rows, values.tolist(), state["measured"][name].tolist(), strict=True):
+            values = values.tolist() if isinstance(values, torch.Tensor) else values
+            for row, value, measured in zip(rows, values, state["measured"][name].tolist(), strict=True):
                 if measured:
-                    row[str(name)] = float(value)
+                    row[str(name)] = value
         seconds = {part: state["seconds"][part].tolist() for part in PARTS}
         self.rows[:], self.epoch[:] = rows, epochs
         self.seconds[:] = [{part: seconds[part][i] for part in PARTS} for i in range(len(epochs))]
@@ -240,8 +241,19 @@ class History(Chain, Mapping[str, list[float]]):
     def __repr__(self) -> str:
         if not self.rows:
             return "History(nothing yet)"
-        last = ", ".join(f"{name}={value:.4g}" for name, value in self.rows[-1].items())
+        last = ", ".join(f"{name}={_short(value)}" for name, value in self.rows[-1].items())
         return f"History({len(self.rows)} epochs; the last: {last})"
+
+
+def _column(values: list[Any]) -> Any:
+    try:
+        return torch.tensor(list(map(float, values)), dtype=torch.float64)
+    except (TypeError, ValueError):  # a run must not end for a word in its logs
+        return list(map(str, values))
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 class Scores(Chain):

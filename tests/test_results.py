@@ -406,3 +406,16 @@ def test_the_values_of_a_history_as_attributes_are_answered_with_how_they_are_ha
         _ = history.loss
     with pytest.raises(AttributeError, match=r"A history has no attribute 'anything'\.$"):
         _ = history.anything
+
+
+def test_a_word_in_the_logs_is_shown_and_kept_like_a_number(tmp_path, capsys):
+    def note(epoch, logs):
+        logs["phase"] = f"part {epoch + 1}"
+
+    x, y = blobs(20)
+    options = {"callbacks": [LambdaCallback(on_epoch_end=note)], "verbose": 2, "resume": tmp_path}
+    Model(mlp()).compile("sgd", "cross_entropy").fit(x, y, epochs=2, **options)
+    model = Model(mlp()).compile("sgd", "cross_entropy")
+    assert model.fit(x, y, epochs=3, **options)["phase"] == ["part 1", "part 2", "part 3"]
+    assert "phase part 2" in capsys.readouterr().out
+    assert "phase=part 3" in repr(model.history)

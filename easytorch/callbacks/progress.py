@@ -52,8 +52,10 @@ def _in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def number(name: str, value: float) -> str:
+def number(name: str, value: float | str) -> str:
     """Return ``value`` as people like to read it: four decimals, scientific where those would hide it."""
+    if isinstance(value, str):  # of a callback of the user's
+        return value
     if name == "lr" or name.startswith("lr_"):
         return f"{value:.4g}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"
