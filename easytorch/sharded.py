@@ -6,6 +6,7 @@ Torch's FSDP2 is imported when it is used first: it brings much, and few need it
 from __future__ import annotations
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ class FullySharded(DataParallel, name="fsdp"):
         timeout: See ``DataParallel``.
 
     Raises:
-        RuntimeError: If the process was not started as one of many.
+        RuntimeError: If the process was not started as one of many, or torch is older than 2.7.
 
     ``compile`` raises a ``ValueError`` for a module that cannot be split: with a parameter that is a single number, or with
     ``channels_last``.
@@ -60,6 +61,7 @@ class FullySharded(DataParallel, name="fsdp"):
         split_data: bool = True,
         timeout: float = 600.0,
     ) -> None:
+        _check_torch()
         super().__init__(
             device, precision, jit_compile, sync_batchnorm=sync_batchnorm, split_data=split_data, timeout=timeout
         )
@@ -188,6 +190,15 @@ class FullySharded(DataParallel, name="fsdp"):
             engine: Any = part
             engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
             (engine.unshard if whole else engine.reshard)()
+
+
+def _check_torch() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise RuntimeError(
+            f"strategy='fsdp' needs PyTorch 2.7 or later, this is {torch.__version__}. Update it, or use strategy='ddp'."
+        )
 
 
 def _check(module: nn.Module, channels_last: bool) -> None:

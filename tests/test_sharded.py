@@ -211,3 +211,9 @@ def test_what_cannot_be_split_is_refused_before_anything_is(make, channels_last,
         assert told in found
         assert "use strategy='ddp'" in found
         assert unchanged
+
+
+def test_a_torch_that_is_too_old_is_told(monkeypatch):
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, *, mesh=None, mp_policy=None: module)
+    with pytest.raises(RuntimeError, match=r"needs PyTorch 2\.7 or later, this is .*strategy='ddp'"):
+        FullySharded("cpu")
