@@ -8,7 +8,8 @@ and 0.987 on average in five folds. What was mended:
 - its training images come in the same order in every epoch: fit shuffles what has no order of its own;
 - Dropout2d on rows of features drops single elements and warns of it: there it is Dropout;
 - the loop that keeps the best weights is written by hand there, and was never run: ModelCheckpoint is that loop;
-- the learning rate falls to zero along a cosine: with the same rate to the end the test images' accuracy is 0.9908;
+- the learning rate falls to zero along a cosine: with the same rate to the end, in float32, seed 0 reached 0.9908 of the test
+  images and 0.9906 in the folds;
 - the weights that are measured are those of the best epoch, chosen by the held back images, not by the test images.
 """
 

@@ -6,9 +6,8 @@ The loss is the squared error of an image's pixels, plus how far its distributio
 
 - the divergence lacks the factor 1/2 of sigma^2 + mu^2, so that the article's loss of 32.40 is 31.01 in the true measure;
 - validation draws, for the loss is an expectation, but what is shown is decoded from the mean; the encoder runs once for a batch;
-- the grid of drawn digits fed two numbers into a decoder that takes four: the other two are 0;
-- the split has a seed, the training images come in random order, and a weight decay of next to nothing is left out;
-- the learning rate falls to zero along a cosine: without it the last epochs go up and down by a tenth.
+- the grid of drawn digits fed two numbers into a decoder that takes four: the other two are 0; the split has a seed;
+- training images come in random order, without a weight decay of next to nothing, at a rate that falls along a cosine.
 """
 
 import argparse

@@ -52,3 +52,9 @@ def test_seven_cells_learns_and_draws_its_figure(tmp_path):
     assert "109,386" in out
     assert float(re.findall(r"Test accuracy ([\d.]+)%", out)[1]) > 80
     assert (tmp_path / "digit.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_read_on_less_than_a_hundred_lines(path):
+    if path.stem != "report":  # the tool that runs the others
+        assert len(path.read_text().splitlines()) < 100

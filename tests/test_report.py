@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from examples import report
@@ -69,11 +71,40 @@ def test_finished_runs_are_kept_until_the_example_changes(folder, capsys):
     assert (folder / ".report" / "small-full-1.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "again"),
+    [
+        ("# A comment", "# Another comment", False),
+        ("Prints what it is asked for.", "Prints a number.", False),
+        ("print(f", "print( f", False),
+        ("Result: accuracy =", "Result: accuracy = 0.5\\nResult: accuracy =", True),
+    ],
+    ids=["comment", "docstring", "spaces", "text"],
+)
+def test_only_code_makes_a_finished_run_old(folder, old, new, again):
+    source, kept = (folder / "small.py").read_text(), folder / ".report" / "small-full-0.json"
+    report.main(["--out", "results.md", "--seeds", "0"])
+    before = json.loads(kept.read_text())
+    assert old in source
+    (folder / "small.py").write_text(source.replace(old, new))
+    report.main(["--out", "results.md", "--seeds", "0"])
+    assert (json.loads(kept.read_text())["content"] != before["content"]) == again
+
+
+def test_other_options_make_a_finished_run_old(folder, monkeypatch):
+    report.main(["--out", "results.md", "--seeds", "0"])
+    monkeypatch.setitem(report.OPTIONS, "small", ["--seed", "1"])
+    report.main(["--out", "results.md", "--seeds", "0"])
+    assert "| 0.910 |" in (folder / "results.md").read_text()
+
+
 def test_a_heavy_example_is_run_with_one_seed(folder, monkeypatch):
-    monkeypatch.setattr(report, "HEAVY", 0.0)
+    monkeypatch.setattr(report, "ONE_SEED", {"small"})
     report.main(["--out", "results.md"])
     assert [path.name for path in (folder / ".report").iterdir()] == ["small-full-0.json"]
-    assert "| 0.900 |" in (folder / "results.md").read_text()
+    page = (folder / "results.md").read_text()
+    assert "| 0.900 |" in page
+    assert "of `small` seed 0 alone" in page
 
 
 def test_quick_writes_no_page(folder, capsys):
