@@ -216,7 +216,7 @@ class _Seeded(Dataset[Any]):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
         self.epoch = torch.zeros((), dtype=torch.int64)
-        self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers see it change
+        self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)

@@ -27,10 +27,7 @@ from easytorch.verify import FileError
 
 FORMAT = "easytorch"
 VERSION = 1
-NO_MEMORY = (
-    MemoryError,
-    torch.OutOfMemoryError,
-)  # of the machine, or of its accelerator: the file may be as whole as ever
+NO_MEMORY = MemoryError, torch.OutOfMemoryError  # the file may be as whole as ever
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:

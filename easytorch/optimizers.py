@@ -65,9 +65,8 @@ def resolve(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch
     return made
 
 
-NOTED = torch.optim.Optimizer.profile_hook_step(
-    lambda: None
-).__code__  # of the step that torch wraps every class' own in
+# The code of what torch wraps the step of every class in.
+NOTED = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:
