@@ -88,6 +88,7 @@ TORCHKERAS = ("torchkeras", "accelerate", "matplotlib", "pandas", "torchmetrics"
 
 CONTESTANTS = {
     "raw": Contestant("plain loop"),
+    "control": Contestant("plain loop again"),
     "tuned": Contestant("tuned loop"),
     "easytorch": Contestant("easytorch", ("easytorch",), modules=("easytorch",)),
     "keras": Contestant("Keras", ("keras",), "keras", ("keras",)),
