@@ -1,4 +1,4 @@
-"""Tensors, arrays, frames and numbers as one dataset, fetched a whole batch at a time; and telling them from other data."""
+"""Tensors, arrays, frames and numbers as one dataset; and telling them from other data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easytorch.tree import describe, leaves, map_leaves
 
 
 class ArrayDataset(Dataset[Any]):
-    """Rows of tensors in any nesting, fetched a whole batch at a time.
+    """Rows of tensors in any nesting; a sample is one row of each.
 
     Args:
         tree: Tensors, arrays or frames of equal length, in dicts, lists and tuples.
@@ -41,13 +41,17 @@ class ArrayDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return map_leaves(lambda leaf: None if leaf is None else leaf[index], self.tree)
 
+
+class Batched(ArrayDataset):
+    """Rows that are fetched a whole batch at a time, which only ``as_batch`` may collate."""
+
     def __getitems__(self, indices: Sequence[int]) -> Any:  # torch fetches a batch by it, where it exists
         rows = torch.as_tensor(indices)
         return map_leaves(lambda leaf: None if leaf is None else leaf[rows.to(leaf.device)], self.tree)
 
 
 def as_batch(rows: Any) -> Any:
-    """Return ``rows``: what an ``ArrayDataset`` fetches is a batch already."""
+    """Return ``rows``: what ``Batched`` fetches is a batch already."""
     return rows
 
 

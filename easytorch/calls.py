@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from easytorch.lookup import nearest
+from easytorch.notice import warn
 
 Class = TypeVar("Class", bound=type)
 
 INSTEAD = {  # what other libraries call it, or have it for
     "learning_rate": "lr=0.001",
     "validation_batch_size": "the batch_size of a DataLoader: validation_data=DataLoader(dataset, 64)",
-    "return_dict": "dict(model.evaluate(...))",
+    "return_dict": "dict(...) of what it returns",
+    "lr": "compile(..., lr=0.001)",
+    "loss": "compile(optimizer, loss)",
+    "optimizer": "compile(optimizer, loss)",
+    "metrics": "compile(..., metrics=['accuracy'])",
+    "precision": "compile(..., precision='bf16')",
+    "scheduler": "compile(..., scheduler='cosine')",
     "val_data": "validation_data=",
     "valid_data": "validation_data=",
     "val_loader": "validation_data=",
@@ -86,7 +93,11 @@ ATTRIBUTES = {  # of a model, in Keras or of a module
     "predict_generator": "model.predict(generator)",
     "load_model": "Model(net).load(path)",
     "train": "fit(), which changes modes by itself; in a loop of your own model.module.train()",
-    "eval": "nothing: evaluate() and predict() run in eval mode; by hand model.module.eval()",
+    "eval": "not needed: evaluate() and predict() run in eval mode; by hand model.module.eval()",
+    "compute_loss": "model.loss(y_pred, y)",
+    "compiled_loss": "model.loss(y_pred, y)",
+    "compiled_metrics": "model.metrics",
+    "train_function": "train_step(batch)",
     "to": "Model(module, device=...)",
     "cuda": "Model(module, device='cuda')",
     "cpu": "Model(module, device='cpu')",
@@ -95,6 +106,23 @@ ATTRIBUTES = {  # of a model, in Keras or of a module
 ATTRIBUTES |= {
     name: f"model.module.{name}()"
     for name in ("parameters", "named_parameters", "children", "modules", "named_modules", "load_state_dict")
+}
+STEPS = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "update",
+    "unpack",
+    "batch_size",
+)  # what a model of one's own may override
+METHODS = {  # of a model in other libraries, which nobody would call
+    "training_step": "train_step(self, batch)",
+    "validation_step": "test_step(self, batch)",
+    "validation_epoch_end": "on_test_end of a callback",
+    "configure_optimizers": "compile(optimizer, ..., scheduler=...)",
+    "compute_loss": "train_step(self, batch), which returns {'loss': loss}",
+    "call": "the module's own forward()",
+    "forward": "the module's own forward()",
 }
 PACKAGE = {  # of the package, as keras has it
     "load_model": "Model(net).load(path)",
@@ -121,6 +149,29 @@ def explained_attribute(owner: str, name: str, instead: Mapping[str, str], known
         return AttributeError(f"{owner} has no {name!r}. Here it is {instead[name]}.")
     public = [one for one in known if not one.startswith("_")]
     return AttributeError(f"{owner} has no {name!r}.{'' if name.startswith('_') else nearest(name, public, 0.75)}")
+
+
+def check_steps(cls: type) -> None:
+    """Warn of methods that look like steps and are none, and refuse a step that does not take a batch alone.
+
+    Raises:
+        TypeError: If a step wants something else.
+    """
+    for name, value in vars(cls).items():
+        if not inspect.isfunction(value):
+            continue
+        near = "" if name.startswith("_") or name in STEPS else nearest(name, STEPS, 0.8)
+        if name in METHODS:
+            warn(f"Nobody calls {cls.__name__}.{name}. Here it is {METHODS[name]}.")
+        elif near and not any(hasattr(base, name) for base in cls.__bases__):
+            warn(f"Nobody calls {cls.__name__}.{name}, unless your own code does.{near}")
+        elif name in ("train_step", "test_step", "predict_step"):
+            try:
+                inspect.signature(value).bind(None, None)
+            except TypeError:
+                raise TypeError(
+                    f"{cls.__name__}.{name}{inspect.signature(value)} must take the batch alone: def {name}(self, batch)."
+                ) from None
 
 
 def refuse_assignment(name: str) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from easytorch.arrays import (
     ArrayDataset,
+    Batched,
     as_batch,
     as_tensor,
     as_tensors,
@@ -121,7 +122,7 @@ def _rows(x: Any, y: Any, sample_weight: Any) -> ArrayDataset:
     if y is None and isinstance(x, Mapping):
         x = {key: map_leaves(as_labels, part) if key in LABEL_KEYS else part for key, part in x.items()}
     y = map_leaves(as_labels, y)
-    dataset = ArrayDataset((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
+    dataset = Batched((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
     check_weights(WEIGHT_KEY, None if len(dataset) == 0 else _weights_in(dataset.tree))
     return dataset
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +46,11 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
     frames = _frames(error)
     if (told := hints.of_samples(error, frames) or hints.of_one_sample(error, frames, module)) is not None:
         return told
+    if "does not require grad" in str(error) and any(frame.f_code.co_name == "test_epoch" for frame in frames):
+        return RuntimeError(
+            "Evaluations run the step without gradients, which this one needs: override test_step, and leave out there what is "
+            "for training alone, or have gradients inside `with torch.enable_grad():`."
+        )
     layers = set(module.modules())
     for frame in reversed(frames):  # the innermost frame that we can say something about
         local, name = frame.f_locals, frame.f_code.co_name
@@ -184,8 +190,9 @@ def _convolution_cure(layer: Any, x: Tensor) -> str | None:
         cure = " Add the channel: x.unsqueeze(1)." if lacks_one else ""
         return f"It expects {dimensions} dimensions, (batch, channels, ...), received {x.ndim}.{cure}"
     if not lacks_one and shape[1] != layer.in_channels:
-        last = " Are the channels last? Use x.movedim(-1, 1)." if shape[-1] == layer.in_channels else ""
-        return f"It expects {layer.in_channels} channels, received {shape[1]}. Use in_channels={shape[1]}.{last}"
+        last = shape[-1] == layer.in_channels
+        cure = "The channels are last: use x.movedim(-1, 1)." if last else f"Use in_channels={shape[1]}."
+        return f"It expects {layer.in_channels} channels, received {shape[1]}. {cure}"
     if any(size < kernel for size, kernel in zip(shape[2:], layer.kernel_size, strict=False)):
         return f"Its kernel {list(layer.kernel_size)} is larger than what is left, {shape[2:]}. Shrink less before it."
     return None
@@ -249,8 +256,8 @@ def _of_targets(loss: Loss, y_pred: Any, y: Any) -> Exception | None:
     """Return what is wrong with outputs and targets for ``loss``, if anything is known to be."""
     if y is None:
         return ValueError(
-            f"The loss, {loss!r}, needs targets, but the batch has none. Pass fit(x, y), or batches (x, y); for a module that "
-            "learns its own input, fit(x, x)."
+            f"The loss, {loss!r}, needs targets, but the batch has none. Pass (x, y), or batches of them; for a module that "
+            "learns its own input (x, x)."
         )
     if y_pred is None:
         return TypeError("The module returned None. Does its forward() lack a return?")
@@ -262,7 +269,13 @@ def _of_targets(loss: Loss, y_pred: Any, y: Any) -> Exception | None:
             "loss=[...] or loss={...}, or pass a function f(y_pred, y) that takes them all."
         )
     if not isinstance(y, Tensor):
-        return TypeError(f"The loss, {loss!r}, takes targets as one tensor, but they are {describe(y)}. Pass numbers.")
+        single = isinstance(y, (int, float, np.generic))
+        cure = (
+            "Is it a sample? What yields batches yields whole ones; of arrays pass fit(x, y)."
+            if single
+            else "Pass numbers."
+        )
+        return TypeError(f"The loss, {loss!r}, takes targets as one tensor, but they are {describe(y)}. {cure}")
     if loss.family in (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss):
         return class_trouble(y_pred, y, loss.ignored)
     low, high = (float(y_pred.detach().min()), float(y_pred.detach().max())) if y_pred.numel() else (0.0, 1.0)

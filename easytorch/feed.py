@@ -111,6 +111,7 @@ class Feed:
                 "whole. Use a smaller batch_size or fewer processes."
             )
         self._stream = self._endless() if steps else None
+        self._ahead: list[list[Any]] = []  # the window that was taken to see whether there is one
 
     def __len__(self) -> int:
         """Return the number of windows in an epoch; 0 where it is unknown."""
@@ -120,25 +121,29 @@ class Feed:
         """Yield the number of each epoch that ``state`` still wants, as long as there is data."""
         while state.epoch < state.last:
             yield state.epoch
-            if self.exhausted and state.epoch < state.last:
+            if state.epoch < state.last and (self.exhausted or self._is_over()):
                 warn(
                     f"The data ran out in epoch {state.epoch} of {state.last}, so training stops there: a generator can be "
                     "read only once. Pass the function that makes it (not its result), a list of batches or a DataLoader."
                 )
                 return
 
+    def _is_over(self) -> bool:
+        """Whether a generator, read so many updates in an epoch, has none left for another one."""
+        if not self.once or self._stream is None:
+            return False
+        self._ahead = list(itertools.islice(self._stream, 1))
+        return not self._ahead
+
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield the windows of one epoch; of a resumed one, the rest."""
         self.clock.start()
         count, self._done = self._done, 0
-        windows = self._pass() if self._stream is None else itertools.islice(self._stream, (self.steps or 0) - count)
-        for window in windows:
-            if (
-                self.example is None and window
-            ):  # copied: a worker's memory would be shared as long as the example is kept
-                self.example = map_leaves(
-                    lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, window[0]
-                )
+        ahead, self._ahead = self._ahead, []
+        left = self.steps - count - len(ahead) if self.steps else None
+        for window in itertools.chain(ahead, itertools.islice(self._stream or self._pass(), left)):
+            if self.example is None and window:
+                self.example = map_leaves(_copied, window[0])
             self.taken = window
             count += 1
             self.clock.mark("data")
@@ -478,6 +483,11 @@ class _Deaf:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if self.init is not None:
             self.init(worker)
+
+
+def _copied(leaf: Any) -> Any:
+    """Return a copy of a tensor: a worker's memory would be shared as long as the tensor is kept."""
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 @functools.cache

@@ -43,6 +43,16 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     return _replace(Path(path), lambda file: torch.save(whole, file), _size(whole))
 
 
+def check_ending(path: str | os.PathLike[str]) -> None:
+    """Raise an error if a whole model is to be written to a file with the name of mere weights."""
+    if Path(path).suffix == ".safetensors":
+        other = str(Path(path).with_suffix(".pt"))
+        raise ValueError(
+            f"{os.fspath(path)!r} is a name for weights alone, and this would be a whole model. Name it {other!r}, or keep the "
+            "weights: save_weights(path), ModelCheckpoint(path, save_weights_only=True)."
+        )
+
+
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:
     """Write ``tensors`` in the safetensors format, as safely as ``write``, with a checksum, which the format has not."""
     save = _safetensors().save

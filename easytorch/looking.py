@@ -10,7 +10,7 @@ import torch
 from easytorch import data
 from easytorch.batch import Batch, Signature
 from easytorch.callbacks.callback import CallbackList
-from easytorch.calls import ATTRIBUTES, explained_attribute, refuse_assignment
+from easytorch.calls import ATTRIBUTES, check_steps, explained_attribute, refuse_assignment
 from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History
@@ -43,6 +43,11 @@ class Looking:
                     f"{type(self).__name__} has no {name!r}: its __init__ does not call super().__init__(module), or not first."
                 )
             raise explained_attribute(f"A {type(self).__name__}", name, ATTRIBUTES, dir(type(self)))
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.__module__.startswith("easytorch."):
+            check_steps(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "module" and "module" in vars(self):

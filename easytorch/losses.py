@@ -19,7 +19,9 @@ from easytorch.misuse import (
     check_order,
     class_range,
     class_trouble,
+    elementwise_trouble,
     head_trouble,
+    one_class_trouble,
     pairs_notice,
     range_trouble,
     row_trouble,
@@ -372,6 +374,11 @@ class Loss(Criterion):
 
     def probabilities(self, y_pred: Any) -> Any:
         """Apply softmax, exp or sigmoid, whichever the loss implies."""
+        if self.activation and not isinstance(y_pred, Tensor):
+            raise ValueError(
+                f"There is one loss, {self!r}, but the module returned {describe(y_pred)}. Let predict_step return the one of "
+                "them that the loss is of, or name a loss for each: compile(..., loss=[...])."
+            )
         return self.activation(y_pred) if self.activation else super().probabilities(y_pred)
 
     def __repr__(self) -> str:
@@ -379,6 +386,8 @@ class Loss(Criterion):
 
     def _check_first(self, y_pred: Any, y: Any) -> None:
         self._unchecked = False
+        if self._elementwise and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
+            self._check_shapes(y_pred, y)
         if self.kind == "binary" and isinstance(y, Tensor) and y.is_floating_point() and y.numel():
             low, high = self._range or (float(y.min()), float(y.max()))
             if low < 0 or high > 1:
@@ -389,10 +398,12 @@ class Loss(Criterion):
         if not isinstance(y, Tensor) or not isinstance(y_pred, Tensor):
             return
         if self.kind == "multiclass" and y_pred.ndim > 1:
+            if (trouble := one_class_trouble(y_pred)) is not None:
+                raise trouble
             self._check_classes(y_pred, y)
-        for trouble in (head_trouble(self.family, y_pred), row_trouble(self.family, y_pred, y)):
-            if trouble:
-                warn(trouble)
+        for told in (head_trouble(self.family, y_pred), row_trouble(self.family, y_pred, y)):
+            if told:
+                warn(told)
 
     def _check_classes(self, y_pred: Tensor, y: Tensor) -> None:
         if y.ndim == 1 and y_pred.ndim > 2 and not y.is_floating_point():
@@ -407,18 +418,11 @@ class Loss(Criterion):
             raise trouble
 
     def _check_shapes(self, y_pred: Tensor, y: Tensor) -> None:
-        if not y.is_floating_point() and not self._keras:
-            raise TypeError(f"The targets are {describe(y)}, but the loss, {self!r}, takes floats. Use y.float().")
-        # Torch broadcasts (N, 1) against (N,) to (N, N) and only warns: the network then learns nothing.
-        if y_pred.shape != y.shape:
-            flat = y_pred.ndim == y.ndim + 1 and y_pred.shape[-1] == 1
-            cure = "Use y.unsqueeze(1) for the targets" if flat else "Give both the same shape"
-            if y_pred.ndim + 1 == y.ndim and y.shape[-1] == 1:
-                cure = "Use y.squeeze(1) for the targets"
-            raise ValueError(
-                f"The module's output has the shape {list(y_pred.shape)} but the targets have {list(y.shape)}. "
-                f"{cure}, or end the module so that its output has the targets' shape."
-            )
+        if y_pred.shape == y.shape and (y.is_floating_point() or self._keras):
+            return
+        trouble = elementwise_trouble(repr(self), y_pred, y, floats=not self._keras)
+        if trouble:
+            raise trouble
 
     def _weighted(self, y_pred: Any, y: Any, sample_weight: Tensor) -> Tensor:
         values = self._unreduced(y_pred, y)
@@ -553,7 +557,14 @@ class SeveralLosses(Criterion):
 
     def _each(self, y_pred: Any, function: Callable[[Loss, Any], Any]) -> Any:
         outputs = self.parts(y_pred, "outputs")
-        done = {name: function(loss, outputs[name]) for name, loss in self.losses.items()}
+        done = {}
+        for name, loss in self.losses.items():
+            if loss.activation is None:
+                raise ValueError(
+                    f"The loss of {name!r}, {loss!r}, does not tell how outputs become probabilities. Call predict(), and apply "
+                    "your own activations."
+                )
+            done[name] = function(loss, outputs[name])
         return done if self.by_name else tuple(done.values())
 
     def __repr__(self) -> str:
@@ -581,6 +592,13 @@ class OwnLoss(Criterion):
         """Return the predictions beside the loss, called ``logits`` in the field, and the targets."""
         logits = y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
         return y_pred if logits is None else logits, y
+
+    def probabilities(self, y_pred: Any) -> Any:
+        """Refuse: nobody said what the outputs mean."""
+        raise ValueError(
+            "No loss was named in compile(), so nobody knows how outputs become probabilities. Call compile() with a loss, such "
+            "as 'cross_entropy', or predict(), and apply your own activation."
+        )
 
     def __repr__(self) -> str:
         return "the module's own loss"

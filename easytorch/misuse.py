@@ -1,4 +1,4 @@
-"""What is wrong with outputs and targets for a loss, and how a loss or metric was meant: asked once, not in every batch."""
+"""What is wrong with a module, or with outputs and targets for a loss, and how that was meant: asked once, not in each batch."""
 
 from __future__ import annotations
 
@@ -38,6 +38,30 @@ def check_order(kind: str, name: str, function: Any) -> None:
     )
 
 
+def check_module(module: Any) -> None:
+    """Refuse what is no module, and warn of layers in a plain list or dict, which torch does not see.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(module, nn.Module):
+        cure = "It is a Model already." if hasattr(module, "module") else "Layers go into nn.Sequential(*layers)."
+        cure = "Is it a class to be called first?" if isinstance(module, type) else cure
+        raise TypeError(f"Model takes a torch.nn.Module, received {module!r}. {cure}")
+    known = set(module.modules())
+    for owner in known:
+        for name, value in vars(owner).items():
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            hidden = [part for part in parts if isinstance(part, nn.Module) and part not in known]
+            if not name.startswith("_") and any(p.requires_grad for part in hidden for p in part.parameters()):
+                kind = "ModuleDict" if isinstance(value, dict) else "ModuleList"
+                warn(
+                    f"{type(owner).__name__}.{name} is a plain {type(value).__name__} of layers, which torch does not see: they "
+                    f"will be neither trained nor saved. Use nn.{kind}; if they are meant to stay as they are, freeze them by "
+                    "requires_grad_(False)."
+                )
+
+
 def _first_two(function: Any) -> tuple[str, str]:
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -45,6 +69,17 @@ def _first_two(function: Any) -> tuple[str, str]:
         return "", ""
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return (names[0], names[1]) if len(names) > 1 else ("", "")
+
+
+def one_class_trouble(y_pred: Tensor) -> Exception | None:
+    """Return an error if a loss that compares classes is given the outputs of a single one."""
+    if y_pred.ndim < 2 or y_pred.shape[1] != 1:
+        return None
+    return ValueError(
+        f"The module's output, {describe(y_pred)}, is of one class, but cross-entropy compares several: of one alone it is "
+        "always 0. For yes or no use loss='bce_with_logits', with floats [N, 1] as targets; to predict a number 'mse'; for "
+        "classes give the last layer an output for each of them."
+    )
 
 
 def class_trouble(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
@@ -62,14 +97,60 @@ def class_trouble(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
         return TypeError(
             f"The targets are {describe(y)}, one column for each class. Pass class numbers, y.argmax(1), or y.float()."
         )
-    if y.ndim == y_pred.ndim and y.shape[1] == 1:
+    if y.is_floating_point() and y.shape != y_pred.shape and not are_whole(y):
+        odd = float(y[y != y.round()][0])
         return ValueError(
-            f"The targets are {describe(y)}, but the loss takes class numbers of shape {list(y[:, 0].shape)}. Use y.squeeze(1)."
+            f"The targets are not whole numbers ({odd:.4g} is among them), so they are no classes. To predict a number, give the "
+            "last layer one output and use loss='mse'."
+        )
+    if y.ndim == y_pred.ndim and y.shape[1] == 1:
+        dtype = "" if y.dtype == torch.int64 else ", and y.long() of it"
+        return ValueError(
+            f"The targets are {describe(y)}, but the loss takes class numbers as int64, of shape {list(y[:, 0].shape)}. Use "
+            f"y.squeeze(1){dtype}."
         )
     if y.dtype != torch.int64 and y.shape != y_pred.shape:
         return TypeError(f"The targets are {describe(y)}, but the loss takes class numbers as int64. Use y.long().")
     found = None if y.is_floating_point() else class_range(y, ignored)
     return range_trouble(*found, y_pred.shape[1]) if found else None
+
+
+def are_whole(y: Tensor) -> bool:
+    """Whether all values of ``y`` are whole numbers, as those of classes are, be they floats."""
+    return not y.is_floating_point() or bool((y == y.round()).all())
+
+
+def elementwise_trouble(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception | None:
+    """Return what is wrong with targets for a loss that compares value by value, if anything is.
+
+    Args:
+        loss: Its name.
+        y_pred: What the module returned.
+        y: The targets.
+        floats: Whether the loss takes nothing but floats.
+    """
+    if y_pred.ndim == 2 and y_pred.shape[1] > 1 and y.shape == y_pred.shape[:1] and are_whole(y):
+        return ValueError(
+            f"The module has {y_pred.shape[1]} outputs for each sample, and the targets are one whole number each, "
+            f"{describe(y)}. If they are class numbers, the loss is 'cross_entropy'. For the loss {loss} give the last layer one "
+            "output, and the targets one column, y.unsqueeze(1)."
+        )
+    shape = None
+    # Torch broadcasts (N, 1) against (N,) to (N, N) and only warns: the network then learns nothing.
+    if y_pred.shape != y.shape:
+        flat = y_pred.ndim == y.ndim + 1 and y_pred.shape[-1] == 1
+        shape = "Use y.unsqueeze(1) for the targets" if flat else "Give both the same shape"
+        if y_pred.ndim + 1 == y.ndim and y.shape[-1] == 1:
+            shape = "Use y.squeeze(1) for the targets"
+    if floats and not y.is_floating_point():
+        both = f", and {shape[4:].removesuffix(' for the targets')} of it" if shape and shape.startswith("Use") else ""
+        return TypeError(f"The targets are {describe(y)}, but the loss, {loss}, takes floats. Use y.float(){both}.")
+    if shape is None:
+        return None
+    return ValueError(
+        f"The module's output has the shape {list(y_pred.shape)} but the targets have {list(y.shape)}. "
+        f"{shape}, or end the module so that its output has the targets' shape."
+    )
 
 
 def class_range(y: Tensor, ignored: int) -> tuple[int, int] | None:

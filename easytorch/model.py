@@ -33,6 +33,7 @@ from easytorch.logs import read
 from easytorch.looking import Looking
 from easytorch.metrics import Metrics
 from easytorch.metrics import resolve as resolve_metrics
+from easytorch.misuse import check_module
 from easytorch.outputs import Gathered
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
@@ -41,7 +42,7 @@ from easytorch.strategy import Strategy, check_matmul, check_numbers, pick_devic
 from easytorch.tree import map_leaves, to_numpy
 
 
-@explained_calls("__init__", "compile", "fit", "evaluate", "predict", "save", "load")
+@explained_calls("__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load")
 class Model(Looking, Saving):
     """A module and all it takes to train it.
 
@@ -62,13 +63,7 @@ class Model(Looking, Saving):
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
-        if not isinstance(module, nn.Module):
-            cure = (
-                "Is it a class to be called first?"
-                if isinstance(module, type)
-                else "Layers go into nn.Sequential(*layers)."
-            )
-            raise TypeError(f"Model takes a torch.nn.Module, received {module!r}. {cure}")
+        check_module(module)
         self.module = module
         self.signature = Signature.of(module)
         self.device = pick_device(device)

@@ -98,7 +98,18 @@ def zero_grad(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _make(factory: Callable[..., Any], parameters: list[nn.Parameter], lr: float | None) -> Any:
-    return factory(parameters) if lr is None else factory(parameters, lr=lr)
+    if lr is None:
+        return factory(parameters)
+    try:
+        inspect.signature(factory).bind(parameters, lr=lr)
+    except TypeError:
+        raise ValueError(
+            f"lr={lr} was given with a function that makes the optimizer and takes no lr. Set it in there, or let it take one: "
+            "lambda parameters, lr: ..."
+        ) from None
+    except ValueError:  # a built-in, which tells nothing about itself
+        return factory(parameters, lr=lr)
+    return factory(parameters, lr=lr)
 
 
 def _with_lr(optimizer: torch.optim.Optimizer, lr: float | None) -> torch.optim.Optimizer:

@@ -118,7 +118,11 @@ class History(Chain, Mapping[str, list[float]]):
         if name not in values:
             if not values:
                 raise KeyError(f"No {name!r} in the history, for no epoch has ended yet.")
-            raise KeyError(f"No {name!r} in the history.{nearest(name, values)} It holds {quoted(values)}.")
+            near = nearest(name, values)
+            wanted = name.removeprefix("val_") if isinstance(name, str) else ""
+            if not near and wanted != name and wanted in values:
+                near = " There was no validation: fit(..., validation_split=0.2) measures it."
+            raise KeyError(f"No {name!r} in the history.{near} It holds {quoted(values)}.")
         return values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -242,7 +246,7 @@ class History(Chain, Mapping[str, list[float]]):
         if not self.rows:
             return "History(nothing yet)"
         last = ", ".join(f"{name}={_short(value)}" for name, value in self.rows[-1].items())
-        return f"History({len(self.rows)} epochs; the last: {last})"
+        return f"History({len(self.rows)} epoch{'s' * (len(self.rows) != 1)}; the last: {last})"
 
 
 def _column(values: list[Any]) -> Any:

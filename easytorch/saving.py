@@ -25,6 +25,8 @@ from easytorch.strategy import Strategy, precision_here
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+KEPT = ("lr",)  # of what compile was given: in the state of the optimizer, which a resumed run takes over
+
 
 class Saving:
     """The part of ``Model`` that writes and reads files."""
@@ -50,7 +52,8 @@ class Saving:
 
     def __repr__(self) -> str:
         how = "not compiled" if self._compiled is None else f"{type(self.optimizer).__name__} on {self.loss!r}"
-        return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {how}, {self.state.epoch} epochs)"
+        epochs = f"{self.state.epoch} epoch{'s' * (self.state.epoch != 1)}"
+        return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {how}, {epochs})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy holds: no data, and nothing that is there only while ``fit`` runs."""
@@ -83,7 +86,9 @@ class Saving:
 
         Raises:
             OSError: If it cannot be written; a file that was there is unchanged then.
+            ValueError: If the name ends in ``.safetensors``, which holds weights alone.
         """
+        files.check_ending(path)
         return self._write(files.write, path, {"format": files.FORMAT, "version": files.VERSION, **self.state_dict()})
 
     def _write(self, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
@@ -203,14 +208,16 @@ class Saving:
     def _check_run(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         """Raise an error unless the run in ``content`` had the callbacks, the metrics and the optimizer of this one."""
         callbacks = [type(one).__name__ for one in self._stateful()]
+        names = [(recipe or {}).get("scheduler") for recipe in (content["compiled"], self._compiled)]
         for what, before, now in (
+            ("scheduler", *(names if all(names) else [None, None])),  # an object has no name, but a state
             ("callbacks with a state", [name for name, _ in content["callbacks"]], callbacks),
             ("metrics", content["metrics"]["names"], self.metrics.names),
         ):
             if before != now:
                 raise ResumeError(
-                    f"The run in {str(path)!r} had the {what} {before}; now they are {now}. Pass the same ones in the same "
-                    "order, or begin anew in another folder."
+                    f"The run in {str(path)!r} had the {what} {before}; now it has {now}. Pass the same in the same order, or "
+                    "begin anew in another folder."
                 )
         files.check_optimizer(dict(content), self.optimizer, path, ResumeError)
         self._check(content)
@@ -219,9 +226,14 @@ class Saving:
         """Warn of what is another now than in the run in ``content``, and need not be the same."""
         for line in changes({"processes": 1, **content["environment"]}, self._environment()):
             warn(f"{line}: the run goes on, but not with the same bits.")
-        recipe = files.plain(self._compiled)
-        for line in changes(content["compiled"] or recipe or {}, recipe or content["compiled"] or {}):
-            warn(f"{line}: the run goes on with what it had.")
+        before, now = content["compiled"], files.plain(self._compiled)
+        if not before or not now:  # an object is among them, which no file holds
+            return
+        for line in changes(before, {name: value for name, value in now.items() if name not in KEPT}):
+            warn(f"{line}: the run goes on with the new one, so its numbers are others from here on.")
+        for line in changes(before, {name: now.get(name) for name in KEPT}):
+            warn(f"{line}: the run keeps its own. For the new one, load() the checkpoint and fit() without resume.")
+        self._compiled = now | {name: before.get(name) for name in KEPT}
 
     def _take_run(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
         """Go on with the run in ``content``, for as many epochs as were planned."""

@@ -37,7 +37,7 @@ def told(sizes: dict[str, int | None]) -> str:
     """Return ``sizes`` in words."""
     known = sum(size for size in sizes.values() if size is not None)
     parts = ", ".join(f"{name} {'unknown' if size is None else in_words(size)}" for name, size in sizes.items())
-    return f"Training holds {in_words(known)} in each process: {parts}. What layers keep for the backward comes on top."
+    return f"Training holds {in_words(known)} in each process: {parts}. What layers keep for the backward pass comes on top."
 
 
 def in_words(size: float) -> str:

@@ -24,7 +24,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from easytorch.arrays import ArrayDataset, as_batch
+from easytorch.arrays import ArrayDataset, Batched, as_batch
 from easytorch.memory import InMemory
 from easytorch.order import other_order
 from easytorch.shards import Bounds, Parts
@@ -51,8 +51,10 @@ def sliced(loader: Any) -> Any:
 
 def _in_memory(dataset: Any) -> tuple[Any, Tensor | None, Any] | None:
     """Return the tensors of ``dataset``, which of their rows it has (None: all), and how its samples are collated."""
-    if type(dataset) is ArrayDataset:
+    if type(dataset) is Batched:
         return dataset.tree, None, as_batch
+    if type(dataset) is ArrayDataset:
+        return _lists(dataset.tree), None, default_collate
     if type(dataset) is InMemory:
         return dataset.tree, None, default_collate
     if type(dataset) is TensorDataset:
@@ -62,6 +64,15 @@ def _in_memory(dataset: Any) -> tuple[Any, Tensor | None, Any] | None:
         own = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return tree, own if rows is None else rows[own], collate
     return None
+
+
+def _lists(tree: Any) -> Any:
+    """Return ``tree`` with lists for its tuples, as torch's default collate makes them."""
+    if isinstance(tree, Mapping):
+        return {key: _lists(value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
+        return [_lists(value) for value in tree]
+    return tree
 
 
 class Slices:

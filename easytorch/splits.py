@@ -36,7 +36,7 @@ def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, str
             loading the samples (arrays, a ``TensorDataset``, an attribute ``targets`` or ``labels``).
 
     Returns:
-        Two datasets; of a ``DataLoader`` two loaders like it, the second in order; of arrays two ``ArrayDataset``.
+        Two datasets; of a ``DataLoader`` two loaders like it, the second in order; of arrays two parts of an ``ArrayDataset``.
 
     Raises:
         ValueError: If a part would be empty, or the data has no length or an order of its own.

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from easytorch.outputs import Gathered
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+ELSEWHERE = {  # what other libraries call them
+    "mixed_bfloat16": "bf16", "mixed_float16": "fp16", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16",
+    "bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32", "16": "fp16", "32": "fp32", "amp": "bf16",
+}  # fmt: skip
 STOP, INTERRUPT = 0, 1  # what processes agree about
 
 
@@ -119,6 +123,8 @@ class Strategy(ExplainsArguments):
         self.device = device = pick_device(device)
         self.processes = Alone()
         self.clock = Clock()  # of the epoch that runs
+        if str(precision) in ELSEWHERE:
+            raise ValueError(f"Unknown precision {precision!r}. Here it is {ELSEWHERE[str(precision)]!r}.")
         dtype = find("precision", precision, PRECISIONS)
         self.precision = next(name for name, known in PRECISIONS.items() if known == dtype)  # however it was typed
         _check_precision(device, dtype)

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from easytorch import FileError, Metric, Model
-from easytorch.callbacks import EarlyStopping, LambdaCallback
+from easytorch import FileError, Metric, Model, callbacks
+from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
 from tests.loops import blob_loader, blobs, mlp, same_weights
 
 X, Y = blobs()
@@ -135,7 +135,14 @@ def test_an_unknown_verbose_is_told_with_what_there_is(verbose):
 
 
 def test_a_precision_that_is_no_name_is_told_with_the_names():
-    refused(lambda: compiled(precision=16), "precision", "16", "'fp32', 'bf16', 'fp16'")
+    refused(lambda: compiled(precision=8), "precision", "8", "'fp32', 'bf16', 'fp16'")
+
+
+@pytest.mark.parametrize(
+    ("typed", "here"), [("mixed_bfloat16", "bf16"), ("float16", "fp16"), ("bf16-mixed", "bf16"), (16, "fp16")]
+)
+def test_a_precision_of_another_library_is_told_with_what_it_is_here(typed, here):
+    refused(lambda: compiled(precision=typed), f"Here it is '{here}'", kind=ValueError)
 
 
 def test_a_device_that_this_machine_lacks_is_told_with_those_it_has():
@@ -204,11 +211,11 @@ def test_evaluate_without_data_before_fit_asks_for_data():
 @pytest.mark.parametrize("metrics", [(), ["accuracy"]], ids=["no metric", "accuracy"])
 @pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(), functional.cross_entropy])
 def test_missing_targets_are_asked_for(loss, metrics):
-    refused(lambda: fit(compiled(loss=loss, metrics=metrics), X), "targets", r"fit\(x, y\)", kind=ValueError)
+    refused(lambda: fit(compiled(loss=loss, metrics=metrics), X), "targets", r"Pass \(x, y\)", kind=ValueError)
 
 
 def test_missing_targets_of_a_regression_are_asked_for():
-    refused(lambda: fit(compiled(loss="mse", metrics=["mae"]), X), "targets", r"fit\(x, y\)", kind=ValueError)
+    refused(lambda: fit(compiled(loss="mse", metrics=["mae"]), X), "targets", r"Pass \(x, y\)", kind=ValueError)
 
 
 @pytest.mark.parametrize(
@@ -546,7 +553,7 @@ def embedding():
         (lambda: mlp(9), X, ("'0'", "Linear", "9 features", "received 8", "in_features=8")),
         (lambda: mlp(64), IMAGES, ("'0'", "Linear", "64 features", "received 8", r"nn\.Flatten")),
         (lambda: convolutional(3), IMAGES, ("'0'", "Conv2d", "3 channels", "received 1", "in_channels=1")),
-        (lambda: convolutional(3), IMAGES.expand(-1, 3, -1, -1).movedim(1, -1), ("'0'", "Conv2d", "channels last")),
+        (lambda: convolutional(3), IMAGES.expand(-1, 3, -1, -1).movedim(1, -1), ("'0'", "Conv2d", "channels are last")),
         (lambda: convolutional(1), IMAGES.squeeze(1), ("'0'", "Conv2d", "4 dimensions", "received 3", "unsqueeze")),
         (Recurrent, torch.randn(10, 5, 3), ("'lstm'", "LSTM", "4 features", "received 3", "input_size=3")),
         (embedding, torch.full((10, 2), 8), ("'0'", "Embedding", "0 to 4", "to 8", "num_embeddings=9")),
@@ -1621,3 +1628,140 @@ def test_a_squeeze_that_fails_on_the_validation_data_is_told():
 
 def test_a_squeeze_is_told_by_predict_too():
     refused(lambda: compiled(Ending(torch.squeeze)).predict(X[:33], verbose=0), r"batch of 1 ", r"squeeze\(1\)")
+
+
+# What would train something else than it seems
+
+
+class Hidden(nn.Module):
+    """A network that keeps layers where torch does not see them."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.layers, self.head = keep(nn.Linear(4, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("keep", "told"),
+    [
+        (lambda layer: [layer], "Hidden.layers is a plain list of layers.*nn.ModuleList"),
+        (lambda layer: (layer, None), "plain tuple"),
+        (lambda layer: {"a": layer}, "plain dict.*nn.ModuleDict"),
+    ],
+    ids=["list", "tuple", "dict"],
+)
+def test_layers_that_torch_does_not_see_are_told(keep, told):
+    with pytest.warns(UserWarning, match=told):
+        Model(Hidden(keep))
+
+
+@pytest.mark.parametrize("keep", [lambda layer: [layer.requires_grad_(False)], lambda layer: nn.ModuleList([layer])])
+def test_layers_that_are_seen_or_frozen_are_not_told_of(keep):
+    Model(Hidden(keep))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("training_step", r"Nobody calls Own\.training_step\. Here it is train_step\(self, batch\)"),
+        ("configure_optimizers", r"Here it is compile\("),
+        ("trainstep", r"Nobody calls Own\.trainstep.*Did you mean 'train_step'"),
+    ],
+)
+def test_a_step_that_nobody_calls_is_told(name, told):
+    with pytest.warns(UserWarning, match=told):
+        type("Own", (Model,), {name: lambda self, batch: None})
+
+
+def test_methods_of_ones_own_are_not_told_of():
+    type(
+        "Own",
+        (Model,),
+        {"reconstruct": lambda self, x: None, "_train_steps": lambda self: None, "decode": lambda self: None},
+    )
+
+
+@pytest.mark.parametrize("step", [lambda self, x, y: None, lambda self: None, lambda self, batch, number: None])
+def test_a_step_takes_the_batch_alone(step):
+    with pytest.raises(TypeError, match=r"must take the batch alone: def train_step\(self, batch\)"):
+        type("Own", (Model,), {"train_step": step})
+
+
+def test_a_step_that_needs_gradients_is_told_to_have_another_for_evaluations():
+    class Penalized(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            x = x.requires_grad_()
+            loss = nn.functional.cross_entropy(self(x), y)
+            return {"loss": loss + torch.autograd.grad(loss, x, create_graph=True)[0].square().sum()}
+
+    model = Penalized(mlp()).compile("adam", "cross_entropy")
+    model.fit(X, Y, verbose=0)
+    refused(lambda: model.evaluate(X, Y, verbose=0), "without gradients", "override test_step", kind=RuntimeError)
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_train_begin", "on_batch_end"])
+def test_a_hook_with_other_arguments_is_told_before_anything_is_trained(hook):
+    net = mlp()
+    before = net[0].weight.clone()
+    own = type("Own", (Callback,), {hook: lambda self: None})()
+    message = refused(
+        lambda: fit(Model(net).compile("adam", "cross_entropy"), X, Y, callbacks=[own]), f"Own.{hook} takes"
+    )
+    assert f"def {hook}(self, " in message
+    assert torch.equal(net[0].weight, before)
+
+
+def test_a_function_for_a_hook_with_other_arguments_is_told_how_to_be_written():
+    own = LambdaCallback(on_epoch_end=lambda logs: None)
+    refused(
+        lambda: fit(compiled(), X, Y, callbacks=[own]), r"is called with \(epoch, logs\)", "lambda epoch, logs: ..."
+    )
+
+
+def test_callbacks_of_other_libraries_and_slips_are_answered():
+    refused(lambda: callbacks.EarlyStoping, "Did you mean 'EarlyStopping'", kind=AttributeError)
+    refused(lambda: callbacks.SwapEMAWeights, r"Here it is EMA\(\)", kind=AttributeError)
+
+
+def test_probabilities_of_several_outputs_need_to_be_said():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = mlp()
+
+        def forward(self, x):
+            return self.a(x), x
+
+    model = Model(Two()).compile("adam", ["cross_entropy", "mse"])
+    refused(lambda: model.predict_proba(X, verbose=0), "The loss of 'output_2', MSELoss", kind=ValueError)
+    model.compile("adam", "cross_entropy")
+    refused(lambda: model.predict_proba(X, verbose=0), "the module returned", "predict_step", kind=ValueError)
+    refused(lambda: Model(mlp()).predict_proba(X, verbose=0), "No loss was named", r"Call compile\(\)", kind=ValueError)
+
+
+def test_a_whole_model_is_not_named_like_weights(tmp_path):
+    for run in (
+        lambda: compiled().save(tmp_path / "best.safetensors"),
+        lambda: ModelCheckpoint(tmp_path / "best.safetensors", save_best_only=True),
+    ):
+        refused(run, "best.safetensors", "best.pt", "save_weights", kind=ValueError)
+    assert not list(tmp_path.iterdir())
+    ModelCheckpoint(tmp_path / "best.safetensors", save_weights_only=True)
+
+
+def test_an_optimizer_function_without_a_rate_is_told():
+    net = mlp()
+    make = lambda parameters: torch.optim.SGD(parameters, 0.1)  # noqa: E731  # as people write it
+    refused(lambda: Model(net).compile(make, "cross_entropy", lr=0.1), "takes no lr", kind=ValueError)
+
+
+def test_a_model_in_a_model_is_told():
+    refused(lambda: Model(Model(mlp())), "It is a Model already", kind=TypeError)
+
+
+def test_single_samples_in_the_place_of_batches_are_told():
+    refused(lambda: fit(compiled(), zip(X.numpy(), Y.numpy(), strict=True)), "Is it a sample", r"fit\(x, y\)")

@@ -172,9 +172,29 @@ def test_classes_that_come_last_are_told_to_come_second(shape, cure, metrics):
         fit(net, "cross_entropy", X, y, metrics=metrics)
 
 
-def test_one_output_for_several_classes_is_told_in_the_singular():
-    with pytest.raises(ValueError, match="the module has 1 output, for class 0 alone"):
-        fit(nn.Linear(4, 1), "cross_entropy", X, Y)
+@pytest.mark.parametrize("y", [Y, torch.zeros_like(Y), Y[:, None].float(), torch.ones(64, 1)], ids=str)
+def test_one_output_is_refused_by_a_loss_that_compares_classes(y):
+    with pytest.raises(ValueError, match=r"of one alone it is always 0\..*'bce_with_logits'"):
+        fit(nn.Linear(4, 1), "cross_entropy", X, y)
+
+
+def test_numbers_are_no_classes():
+    with pytest.raises(ValueError, match=r"not whole numbers \(.* is among them\).*loss='mse'"):
+        fit(nn.Linear(4, 3), "cross_entropy", X, X[:, 0])
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce_with_logits", "huber"])
+@pytest.mark.parametrize("y", [Y, Y.float()], ids=["int64", "float32"])
+def test_classes_for_a_loss_of_numbers_are_told_to_be_for_cross_entropy(loss, y):
+    with pytest.raises(ValueError, match=r"3 outputs for each sample.*the loss is 'cross_entropy'"):
+        fit(nn.Linear(4, 3), loss, X, y)
+
+
+def test_one_message_names_the_dtype_and_the_shape():
+    with pytest.raises(TypeError, match=r"Use y\.float\(\), and y\.unsqueeze\(1\) of it"):
+        fit(nn.Linear(4, 1), "bce_with_logits", X, (Y > 0).long())
+    with pytest.raises(ValueError, match=r"Use y\.squeeze\(1\), and y\.long\(\) of it"):
+        fit(nn.Linear(4, 3), "cross_entropy", X, Y[:, None].float())
 
 
 # As in Keras

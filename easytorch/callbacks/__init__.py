@@ -1,5 +1,7 @@
 """Callbacks: objects that are told what happens while a model trains."""
 
+from typing import Any
+
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.callback import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
@@ -8,6 +10,7 @@ from easytorch.callbacks.monitors import EarlyStopping, Monitor
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.pruning import OptunaPruning
 from easytorch.callbacks.schedules import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
+from easytorch.calls import explained_attribute
 
 __all__ = [
     "Averaging",
@@ -29,3 +32,24 @@ __all__ = [
     "TensorBoard",
     "TerminateOnNaN",
 ]
+
+ELSEWHERE = {  # what other libraries call it
+    "SwapEMAWeights": "EMA()",
+    "ExponentialMovingAverage": "EMA()",
+    "EMAWeightAveraging": "EMA()",
+    "WeightAveraging": "EMA() or SWA()",
+    "StochasticWeightAveraging": "SWA()",
+    "RemoteMonitor": "LambdaCallback(on_epoch_end=lambda epoch, logs: ...)",
+    "ProgbarLogger": "fit(verbose=1), which is the default",
+    "ProgressBar": "fit(verbose=1), which is the default",
+    "RichProgressBar": "fit(verbose=1), which is the default",
+    "TQDMProgressBar": "fit(verbose=1), which is the default",
+    "History": "what fit() returns",
+    "LearningRateMonitor": "not needed: the history has 'lr'",
+    "BaseLogger": "not needed: the history has the means",
+    "Checkpoint": "ModelCheckpoint(filepath)",
+}
+
+
+def __getattr__(name: str) -> Any:
+    raise explained_attribute("easytorch.callbacks", name, ELSEWHERE, __all__)

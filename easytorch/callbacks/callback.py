@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,9 @@ class CallbackList(Callback):
 
 
 def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(callback, hook if _overridden(callback, hook) else SHORT[hook])
+    name = hook if _overridden(callback, hook) else SHORT[hook]
+    method: Callable[..., Any] = getattr(callback, name)
+    _check_arguments(callback, name, method, list(inspect.signature(getattr(Callback, hook)).parameters)[1:])
     if not callback.expendable:
         return method
 
@@ -212,6 +215,21 @@ def _all(listeners: list[Callable[..., Any]]) -> Callable[..., None]:
             listener(*args)
 
     return tell
+
+
+def _check_arguments(callback: Callback, name: str, method: Callable[..., Any], names: list[str]) -> None:
+    """Raise a ``TypeError`` if a hook cannot be called with what it will be called with."""
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # built-in functions tell nothing about themselves
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        takes = f"takes {signature}, but is called with ({', '.join(names)})"
+        own = ", ".join(f"{one}=None" if one == "logs" else one for one in names)
+        cure = f"{name}=lambda {', '.join(names)}: ..." if name in vars(callback) else f"def {name}(self, {own})"
+        raise TypeError(f"{type(callback).__name__}.{name} {takes}. Write {cure}.") from None
 
 
 SHORT = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}  # as in Keras

@@ -102,11 +102,15 @@ class BackupAndRestore(Callback):
     def _resume(self, content: dict[str, Any], path: Path) -> None:
         self.model.load_training_state(content, path)
         state = self.model.state
-        left = (
-            f"goes on in epoch {state.epoch + 1} of {state.last}" if state.epoch < state.last else "has come to its end"
-        )
-        if self.params["verbose"] != 0:
-            self.say(f"The run in {str(path)!r}, stopped after update {state.step}, {left}")
+        if self.params["verbose"] == 0:
+            return
+        if state.epoch < state.last:
+            left = f"stopped after update {state.step}, goes on in epoch {state.epoch + 1} of {state.last}"
+            self.say(f"The run in {str(path)!r}, {left}")
+        else:
+            self.say(
+                f"The run in {str(path)!r} is finished, so nothing is trained; larger epochs= than {state.epoch} go on"
+            )
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Keep the run, if it is time."""
@@ -233,6 +237,8 @@ class ModelCheckpoint(Monitor):
         for name, count in (("keep", keep), ("keep_best", keep_best)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, or None, received {count!r}.")
+        if not save_weights_only:
+            files.check_ending(filepath)
         self._judged = save_best_only or keep_best is not None
         self._saved = 0.0
         if self._judged and self.unit in ("updates", "minutes"):

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 from easytorch.callbacks.callback import Callback
 from easytorch.callbacks.monitors import Monitor, check_name, checked_patience
 from easytorch.lookup import find
+from easytorch.verify import FileError
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -127,7 +128,10 @@ class LRScheduler(Callback):
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise an error if ``state`` is none that the scheduler can go on from."""
         if state and _is_scheduler(self.scheduler) and not set(state["scheduler"]) <= set(vars(self.scheduler)):
-            raise ValueError("the scheduler's state has other parts than the scheduler")
+            raise FileError(
+                f"The file has the state of another scheduler than {type(self.scheduler).__name__}. Compile with the one that it "
+                "was saved with, or take the weights alone: load_weights()."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state, none where it is made only when training begins."""
