@@ -59,7 +59,7 @@ class Metrics:
         for name, value in terms.items():
             scalar = _scalar(name, value)
             if name not in self._terms:
-                _check_term(name)
+                _check_term(name, self.names)
                 self._terms[name] = Mean()
             self._terms[name].add(scalar, size)
             if name == "loss":
@@ -151,7 +151,7 @@ class Metrics:
         if mode is None:
             hint = nearest(bare, {"loss", *self.names} - {bare})
             raise ValueError(
-                f"Nobody knows whether {name!r} is better high or low.{hint} Pass mode='min' or mode='max'."
+                f"It is not known whether {name!r} is better high or low.{hint} Pass mode='min' or mode='max'."
             )
         return mode
 
@@ -217,7 +217,12 @@ def _check_names(names: list[str], reserved: set[str]) -> None:
             )
 
 
-def _check_term(name: str) -> None:
+def _check_term(name: str, measured: Sequence[str]) -> None:
+    if name in measured:
+        raise ValueError(
+            f"A step returned {name!r}, and compile(metrics=...) measures it too. Return it under another name, or take it out "
+            "there."
+        )
     if name in RESERVED and name != "loss":
         raise ValueError(
             f"A step returned {name!r}, a reserved name: the logs have another value under it. Return it under another name."
@@ -370,7 +375,7 @@ def _scalar(name: str, value: Any) -> Scalar:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"A step returned {describe(value)} as {name!r}, which is no number to be logged.") from None
+        raise TypeError(f"A step returned {describe(value)} as {name!r}, which is not a number to be logged.") from None
 
 
 def _unique(names: list[str]) -> list[str]:

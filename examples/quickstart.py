@@ -1,4 +1,4 @@
-"""Learn to read handwritten digits, keep the model, take it back: the whole of easytorch in one page, without a network.
+"""Learn to read handwritten digits, keep the model, take it back: the whole of easytorch in one page, without the internet.
 
 python examples/quickstart.py
 """

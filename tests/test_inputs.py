@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import pandas as pd
@@ -14,6 +15,7 @@ import easytorch
 from easytorch import Model
 from easytorch.callbacks import Callback
 from easytorch.data import seeded, split, targets_of
+from easytorch.slices import Slices, sliced
 from tests.loops import blobs, furthest, mlp, same_weights, twins
 
 X, Y = blobs(50)
@@ -122,6 +124,15 @@ def test_26_a_generator_is_read_once_and_training_says_where_it_stopped(start):
         history = model.fit(iter(BATCHES), 3, verbose=0)
     assert history.epoch == [0]
     assert same_weights(model.module, once)
+
+
+@pytest.mark.parametrize(("batches", "epochs"), [(2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (7, 3)])
+def test_a_generator_is_read_up_to_its_last_batch_wherever_that_is(batches, epochs, start):
+    data = DataLoader(TensorDataset(*blobs(batches * 4)), 4)
+    ends = contextlib.nullcontext() if batches > 4 else pytest.warns(UserWarning, match=r"ran out.*Pass the function")
+    with ends:
+        history = compiled(start()).fit(iter(data), epochs=3, steps_per_epoch=2, verbose=0)
+    assert len(history["loss"]) == epochs
 
 
 def test_26_a_generator_without_end_is_cut_into_epochs(start, reference):
@@ -508,6 +519,33 @@ def test_a_split_gives_each_class_its_share_and_is_the_same_every_time():
     assert len(train) == 80
     assert test.indices == again.indices
     assert not set(train.indices) & set(test.indices)
+
+
+@pytest.mark.parametrize(
+    "arrays", [tuple, lambda pair: tuple(part.numpy() for part in pair)], ids=["tensors", "arrays"]
+)
+def test_a_split_of_arrays_is_two_datasets_to_train_and_to_measure_on(arrays, start):
+    pair = blobs(40)
+    train, test = split(*arrays(pair), fraction=0.25)
+    net = start()
+    model = compiled(net)
+    model.fit(train, batch_size=8, shuffle=False, verbose=0)
+    again = start()
+    plain = torch.utils.data.TensorDataset(*pair)
+    compiled(again).fit(Subset(plain, train.indices), batch_size=8, shuffle=False, verbose=0)
+    assert same_weights(net, again)
+    assert [list(part.shape) for part in next(iter(DataLoader(test, 4)))] == [[4, *pair[0].shape[1:]], [4]]
+    assert model.predict(test, verbose=0).shape[0] == 10
+    assert len(easytorch.data.in_memory(test, verbose=False)[0]) == 2
+
+
+def test_rows_in_a_dataset_make_the_batches_of_torch_be_they_sliced_or_not():
+    x, y = blobs(12)
+    for tree in ((x, y), {"x": x, "y": (y, x)}, x):
+        loader = DataLoader(easytorch.data.ArrayDataset(tree), 5)
+        assert isinstance(sliced(loader), Slices)
+        for ours, torchs in zip(sliced(loader), loader, strict=True):
+            assert str(ours) == str(torchs)
 
 
 def test_a_split_touches_no_random_generator():

@@ -1,4 +1,4 @@
-"""The first loss that is no number: training ends before the weights take harm, and the report names the culprit."""
+"""The first loss that is no number: training ends before the weights are damaged, and the report names the culprit."""
 
 from __future__ import annotations
 

@@ -426,6 +426,36 @@ def test_a_checkpoint_that_finds_no_memory_is_neither_broken_nor_set_aside(error
     assert sorted(tmp_path.iterdir()) == kept
 
 
+def compiled_as(**options):
+    torch.manual_seed(0)
+    return Model(mlp()).compile(**{"optimizer": "adam", "loss": "cross_entropy", "scheduler": "cosine"} | options)
+
+
+def test_another_rate_is_told_to_have_no_effect_and_is_not_kept(tmp_path):
+    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    with pytest.warns(UserWarning, match=r"lr was None, now it is 0\.1: the run keeps its own\..*without resume"):
+        compiled_as(lr=0.1).fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
+    history = compiled_as().fit(*blobs(), epochs=3, resume=tmp_path, verbose=0)  # nothing to be told
+    assert max(history["lr"]) <= 0.001
+
+
+def test_another_clipping_is_told_to_be_the_new_one(tmp_path):
+    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    model = compiled_as(clip_grad_norm=1e-9)
+    with pytest.warns(UserWarning, match="clip_grad_norm was None, now it is 1e-09: the run goes on with the new one"):
+        model.fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
+
+
+def test_another_schedule_is_an_error(tmp_path):
+    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    with pytest.raises(ResumeError, match="had the scheduler cosine; now it has warmup_cosine"):
+        compiled_as(scheduler="warmup_cosine").fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
+    with pytest.raises(FileError, match=r"another scheduler than OneCycleLR.*load_weights"):
+        compiled_as(scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, 100)).load(
+            next(tmp_path.glob("*.pt"))
+        )
+
+
 def test_another_number_of_threads_is_a_warning(tmp_path):
     with pytest.raises(PulledPlug):
         program(tmp_path, LOADERS["shuffled"], 4)

@@ -18,7 +18,7 @@ from easytorch.state import random_states
 
 
 class BackupAndRestore(Callback):
-    """Keeps a run in a folder, and goes on exactly where it stopped; ``fit(resume=folder)`` is the short of it.
+    """Keeps a run in a folder, and goes on exactly where it stopped; ``fit(resume=folder)`` is the short form.
 
     Kept are the weights, the optimizer, schedules, the loss scale, the totals of the metrics, every callback's state, the
     history, all random states and the place in the data. The same program continues with the very numbers that an
@@ -124,7 +124,7 @@ class BackupAndRestore(Callback):
             self.save()
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Note the random states: an interrupted validation is done again from its begin."""
+        """Note the random states: an interrupted validation is done again from its beginning."""
         self._random_before_test = random_states()
 
     def on_test_end(self, logs: Any = None) -> None:

@@ -58,7 +58,7 @@ class NaNNotice(Callback):
 
 
 class TerminateOnNaN(Callback):
-    """Ends training when a loss is NaN or infinite, before the weights take harm, and says where it came from.
+    """Ends training when a loss is NaN or infinite, before the weights are damaged, and says where it came from.
 
     The batch is run once more, with the same random numbers, and the report names the first module whose output is not
     finite, the term of the loss, and the samples. On a CPU every loss is looked at, which costs about five microseconds. On an
