@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 
 import pandas as pd
@@ -131,7 +132,7 @@ def test_a_generator_is_read_up_to_its_last_batch_wherever_that_is(batches, epoc
     data = DataLoader(TensorDataset(*blobs(batches * 4)), 4)
     ends = contextlib.nullcontext() if batches > 4 else pytest.warns(UserWarning, match=r"ran out.*Pass the function")
     with ends:
-        history = compiled(start()).fit(iter(data), epochs=3, steps_per_epoch=2, verbose=0)
+        history = compiled(copy.deepcopy(start)).fit(iter(data), epochs=3, steps_per_epoch=2, verbose=0)
     assert len(history["loss"]) == epochs
 
 
@@ -527,10 +528,10 @@ def test_a_split_gives_each_class_its_share_and_is_the_same_every_time():
 def test_a_split_of_arrays_is_two_datasets_to_train_and_to_measure_on(arrays, start):
     pair = blobs(40)
     train, test = split(*arrays(pair), fraction=0.25)
-    net = start()
+    net = copy.deepcopy(start)
     model = compiled(net)
     model.fit(train, batch_size=8, shuffle=False, verbose=0)
-    again = start()
+    again = copy.deepcopy(start)
     plain = torch.utils.data.TensorDataset(*pair)
     compiled(again).fit(Subset(plain, train.indices), batch_size=8, shuffle=False, verbose=0)
     assert same_weights(net, again)
