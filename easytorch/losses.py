@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch.batch import Batch
+from easytorch.batch import Batch, from_numpy
 from easytorch.lookup import find, name_of, nearest, quoted, snake_case
 from easytorch.misuse import (
     check_order,
@@ -134,7 +135,12 @@ ELEMENTWISE = (
     nn.BCELoss,
     nn.BCEWithLogitsLoss,
     nn.PoissonNLLLoss,
+    nn.GaussianNLLLoss,
+    nn.HingeEmbeddingLoss,
+    nn.KLDivLoss,
+    nn.SoftMarginLoss,
 )
+OF_SIGNS = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)  # torch takes -1 and 1 as whole numbers too
 
 
 # Losses of torch that take something else than (y_pred, y); y_pred is then a tuple of the module's outputs. They are functions
@@ -199,6 +205,14 @@ class Criterion:
         """Return the predictions and targets that a metric measures, of one ``output`` where there are several."""
         return y_pred, y
 
+    def weight(self, sample_weight: Any, output: str | None) -> Any:
+        """Return the weights of the part that a metric measures."""
+        return sample_weight
+
+    def prediction(self, part: Any, output: str | None) -> Any:
+        """Return what is compared with the targets in the part of ``output``, where that is not all of it."""
+        return part
+
     def shares(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what each batch of a window weighs, so that the window counts as one batch of all its samples.
 
@@ -211,9 +225,9 @@ class Criterion:
         divisors = self.divisors(sizes, batches)
         if divisors is None:
             return [1.0] * len(sizes)
-        total = sum(divisors)
-        if isinstance(total, float) and not total:  # no target counts: the loss is 0 / 0, as that of one batch would be
-            return [1.0] * len(sizes)
+        total: Any = sum(divisors)
+        if isinstance(total, Tensor):  # where no target counts the gradients are 0, and are not to be divided by it
+            total = torch.where(total == 0, 1.0, total)
         return [divisor / total for divisor in divisors]
 
     def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
@@ -332,8 +346,9 @@ class Loss(Criterion):
         return self._value(y_pred, y, sample_weight)
 
     def _value(self, y_pred: Any, y: Any, sample_weight: Any) -> Tensor:
-        if self._elementwise and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
-            self._check_shapes(y_pred, y)
+        compared = self.prediction(y_pred, None)
+        if self._elementwise and isinstance(y, Tensor) and isinstance(compared, Tensor):
+            self._check_shapes(compared, y)
         if sample_weight is not None:
             return self._weighted(y_pred, y, sample_weight)
         value = self._call(y_pred, y)
@@ -363,14 +378,16 @@ class Loss(Criterion):
         return sizes if any(count is None for count in counts) else counts
 
     def _count(self, batch: Batch) -> Any:
-        """Return what the mean of cross-entropy divides by, where that is not the number of samples, else None."""
+        """Return what the mean of cross-entropy divides by, None where the targets are no labels alone."""
         y, weight = batch.y, self._option("weight", None)
+        y = from_numpy(y) if isinstance(y, np.ndarray) else y
         counted = isinstance(y, Tensor) and not y.is_floating_point() and batch.sample_weight is None
-        if not counted or (weight is None and y.ndim == 1 and self.ignored < 0):
+        if not counted:
             return None
-        valid = y[y != self.ignored]
-        count = weight.to(y.device)[valid].sum() if weight is not None else torch.tensor(float(valid.numel()))
-        return float(count) if y.device.type == "cpu" else count
+        counts = y != self.ignored
+        if weight is not None:
+            counts = counts * weight.to(y.device)[torch.where(counts, y, 0).long()]
+        return counts.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)  # which MPS does not have
 
     def probabilities(self, y_pred: Any) -> Any:
         """Apply softmax, exp or sigmoid, whichever the loss implies."""
@@ -384,10 +401,15 @@ class Loss(Criterion):
     def __repr__(self) -> str:
         return repr(self.function) if isinstance(self.function, nn.Module) else name_of(self.function)
 
+    def prediction(self, part: Any, output: str | None) -> Any:
+        """Return what is compared with the targets: of a mean and a variance the mean."""
+        return part[0] if self.family is nn.GaussianNLLLoss and isinstance(part, (list, tuple)) else part
+
     def _check_first(self, y_pred: Any, y: Any) -> None:
         self._unchecked = False
-        if self._elementwise and isinstance(y, Tensor) and isinstance(y_pred, Tensor):
-            self._check_shapes(y_pred, y)
+        compared = self.prediction(y_pred, None)
+        if self._elementwise and isinstance(y, Tensor) and isinstance(compared, Tensor):
+            self._check_shapes(compared, y)
         if self.kind == "binary" and isinstance(y, Tensor) and y.is_floating_point() and y.numel():
             low, high = self._range or (float(y.min()), float(y.max()))
             if low < 0 or high > 1:
@@ -418,9 +440,10 @@ class Loss(Criterion):
             raise trouble
 
     def _check_shapes(self, y_pred: Tensor, y: Tensor) -> None:
-        if y_pred.shape == y.shape and (y.is_floating_point() or self._keras):
+        whole = self._keras or self.family in OF_SIGNS
+        if y_pred.shape == y.shape and (y.is_floating_point() or whole):
             return
-        trouble = elementwise_trouble(repr(self), y_pred, y, floats=not self._keras)
+        trouble = elementwise_trouble(repr(self), y_pred, y, floats=not whole)
         if trouble:
             raise trouble
 
@@ -448,6 +471,8 @@ class Loss(Criterion):
             values = self.function(y_pred, y, reduction="none")
         else:
             values = self._call(y_pred, y)
+        if self.family is nn.CTCLoss and self.reduction == "mean":  # which divides each by the length of its target
+            values = values / torch.as_tensor(y[1], device=values.device).clamp(min=1)
         if values.ndim == 0:
             raise ValueError(
                 f"Weights need the loss of each sample, but {name_of(self.function)!r} returns one number for the whole "
@@ -504,6 +529,14 @@ class SeveralLosses(Criterion):
         if output is None:
             return y_pred, y
         return self.parts(y_pred, "outputs")[output], self.parts(y, "targets")[output]
+
+    def weight(self, sample_weight: Any, output: str | None) -> Any:
+        """Return the weights of ``output``."""
+        return sample_weight if output is None else self.parts(sample_weight, "sample weights")[output]
+
+    def prediction(self, part: Any, output: str | None) -> Any:
+        """Return what the loss of ``output`` compares with its targets."""
+        return part if output is None else self.losses[output].prediction(part, None)
 
     def parts(self, tree: Any, what: str) -> dict[str, Any]:
         """Return the part of each output in ``tree``, which is the outputs, the targets or the weights."""

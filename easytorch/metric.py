@@ -36,6 +36,7 @@ class Metric(ExplainsArguments):
 
     name: str = "metric"
     mode: str | None = None
+    takes_all = True  # where the loss takes several tensors; False: only the one that it compares with the targets
 
     def __init__(self) -> None:
         self.reset()
@@ -140,7 +141,7 @@ class MeanMetric(Metric):
                 value = value.detach()
             if value.ndim and sample_weight is None:  # by far the most frequent case
                 # Counting takes a ninth of the time of adding up.
-                total = value.count_nonzero() if value.dtype is torch.bool else value.sum()
+                total = value.count_nonzero() if value.dtype is torch.bool else _total(value)
                 self.mean.add_sum(total, value.numel())
                 return
         if sample_weight is not None:
@@ -167,12 +168,16 @@ class MulticlassHits:
         best, y = y_pred.argmax(1), y.argmax(1) if y.is_floating_point() else y
         if y.shape != best.shape:  # one column, which would make pairs of all samples
             y = y.reshape(best.shape)
-        hits = best == y
-        # -100 is torch's default for tokens or pixels that do not count; the label of a whole sample never is.
-        if self.ignored is not None and (y.ndim > 1 or self.ignored >= 0):
-            counts = y != self.ignored
-            return hits & counts, counts
+        return _counted(best == y, y, self.ignored)
+
+
+def _counted(hits: Tensor, y: Tensor, ignored: int | None) -> Tensor | tuple[Tensor, Tensor]:
+    """Return ``hits``, and which of them count where some may not."""
+    # -100 is torch's default for tokens or pixels that do not count; the label of a whole sample never is.
+    if ignored is None or (y.ndim == 1 and ignored < 0):
         return hits
+    counts = y != ignored
+    return hits & counts, counts
 
 
 class BinaryHits:
@@ -190,14 +195,15 @@ class BinaryHits:
 class TopHits:
     """Whether the target is among the ``k`` largest outputs."""
 
-    def __init__(self, k: int) -> None:
-        self.k = k
+    def __init__(self, k: int, ignored: int | None = None) -> None:
+        self.k, self.ignored = k, ignored
 
-    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
-        """Return a hit or a miss for each sample."""
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return a hit or a miss for each target, and, where some may not count, which of them do."""
         y = y.argmax(1) if y.is_floating_point() else y
         best = y_pred.topk(min(self.k, y_pred.shape[1]), dim=1).indices
-        return (best == y.reshape(best[:, :1].shape)).any(1)
+        hits = (best == y.reshape(best[:, :1].shape)).any(1)
+        return _counted(hits, y.reshape(hits.shape), self.ignored)
 
 
 def squared_error(y_pred: Tensor, y: Tensor) -> Tensor:
@@ -240,7 +246,10 @@ def _rows(y_pred: Any, y: Any) -> int:
 
 
 def _total(value: Any) -> Any:
-    return value.sum() if isinstance(value, Tensor) and value.ndim else value
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    short = value.dtype in (torch.float16, torch.bfloat16)  # in which a sum overflows, or loses its digits
+    return value.sum(dtype=torch.float32 if short else None)
 
 
 def _weighted(value: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +261,7 @@ def _weighted(value: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
             "metrics=, not weighted_metrics="
         )
     weight = _expand(sample_weight, values) * counts
-    return (values * weight).sum(), weight.sum()
+    return _total(values * weight), _total(weight)
 
 
 def _is_plain(value: Any) -> bool:

@@ -49,8 +49,9 @@ class Metrics:
         self._updated = True
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
         parts = [self.criterion.part(y_pred, y, output) for _, output, _ in self._metrics]
-        for (metric, _, weighted), (part, target) in zip(self._metrics, parts, strict=True):
-            metric.update(part, target, sample_weight if weighted else None)
+        for (metric, output, weighted), (part, target) in zip(self._metrics, parts, strict=True):
+            part = part if metric.takes_all else self.criterion.prediction(part, output)
+            metric.update(part, target, self.criterion.weight(sample_weight, output) if weighted else None)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
@@ -193,6 +194,7 @@ def resolve(metrics: Any, criterion: Criterion, weighted: Any = ()) -> Metrics:
     """
     found = [(*one, False) for one in _by_output(metrics, criterion)]
     heavy = [(*one, True) for one in _by_output(weighted, criterion)]
+    _check_own([metric for metric, *_ in (*found, *heavy)])
     for metric, _, _ in heavy:
         if isinstance(metric, TorchMetric):
             raise ValueError(
@@ -203,6 +205,17 @@ def resolve(metrics: Any, criterion: Criterion, weighted: Any = ()) -> Metrics:
     measures = Metrics([*found, *heavy], criterion)
     _check_names(measures.names, {*RESERVED, *criterion.term_names()})
     return measures
+
+
+def _check_own(metrics: Sequence[Metric]) -> None:
+    """Raise a ``ValueError`` if one object is to measure two things, which would be mixed in it."""
+    measured = [metric.metric or metric if isinstance(metric, TorchMetric) else metric for metric in metrics]
+    for metric, one in zip(metrics, measured, strict=True):
+        if sum(other is one for other in measured) > 1:
+            raise ValueError(
+                f"The metric {metric.name!r} was passed twice, and one object would mix both in one number. Make an object for "
+                "each."
+            )
 
 
 RESERVED = ("loss", "lr", "epoch")  # in the logs
@@ -287,7 +300,9 @@ def _listed(value: Any) -> bool:
 
 def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     if isinstance(metric, str):
-        return _by_name(metric, criterion)
+        named = _by_name(metric, criterion)
+        named.takes_all = False
+        return named
     if isinstance(metric, Metric):
         check_order("metric", metric.name, metric.update)
         return metric
@@ -327,7 +342,7 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
     if name == "binary_accuracy":
         return MeanMetric(BinaryHits(criterion), typed, "max")
     if top := re.fullmatch(r"top_([1-9]\d*)_accuracy", "top_5_accuracy" if name in TOP_5 else name):
-        return MeanMetric(TopHits(int(top[1])), typed, "max")
+        return MeanMetric(TopHits(int(top[1]), criterion.ignored), typed, "max")
     if name in ERRORS:
         function, finish = ERRORS[name]
         return MeanMetric(function, typed, "min", finish)

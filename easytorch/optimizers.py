@@ -56,7 +56,7 @@ def resolve(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch
             TABLE,
             otherwise="a torch.optim.Optimizer, or a function that makes one from parameters",
         )
-        return cls(parameters, **({} if lr is None else {"lr": lr}), **_fast(cls, parameters))  # type: ignore[arg-type]  # each has others
+        return cls(parameters, **({} if lr is None else {"lr": lr}), **_fast(cls, parameters, module))  # type: ignore[arg-type]  # each has others
     if isinstance(optimizer, torch.optim.Optimizer):
         return _with_lr(_check_owned(optimizer, module), lr)
     made = _make(optimizer, parameters, lr)
@@ -175,10 +175,11 @@ def check_current(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
             )
 
 
-def _fast(cls: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> dict[str, bool]:
+def _fast(cls: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], module: nn.Module) -> dict[str, bool]:
     """Return ``fused`` or ``foreach`` where torch has them for these parameters; they differ in the last bits only."""
     known = inspect.signature(cls).parameters
-    plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in parameters)
+    sparse = any(getattr(part, "sparse", False) for part in module.modules())  # fused ones refuse such gradients
+    plain = not sparse and all(type(p) is nn.Parameter and p.is_floating_point() for p in parameters)
     devices = {p.device.type for p in parameters}
     if cls is torch.optim.SGD and devices == {"cpu"}:
         return {}  # without momentum it is one addition for each tensor, which nothing makes faster

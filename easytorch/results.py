@@ -207,7 +207,7 @@ class History(Chain, Mapping[str, list[float]]):
         """Return the name of each panel for the ``names`` that the user passed, one by one or in a list."""
         values = self.history
         if not names:
-            return [name for name in values if not name.startswith("val_") and name != "lr"]
+            return list(dict.fromkeys(name.removeprefix("val_") for name in values if name != "lr"))
         listed = [str(name) for some in names for name in ([some] if isinstance(some, (str, Path)) else some)]
         for name in listed:
             if name not in values and Path(name).suffix:

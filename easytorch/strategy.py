@@ -222,7 +222,7 @@ class Strategy(ExplainsArguments):
     def backward(self, loss: Tensor, share: Any = 1.0) -> None:
         """Add the gradients of ``loss`` times ``share``, scaled if the precision needs it."""
         if type(share) is not float or share != 1.0:
-            loss = loss * share
+            loss = loss * (share.to(loss.dtype) if isinstance(share, Tensor) else share)
         if self.scales:
             loss = self.scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here

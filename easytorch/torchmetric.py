@@ -19,25 +19,29 @@ from easytorch.tree import describe
 class TorchMetric(Metric):
     """A torchmetrics object, measured as it is."""
 
+    takes_all = False
+
     def __init__(self, metric: Any) -> None:
         higher = getattr(metric, "higher_is_better", None)
-        self.metric, self.name = metric, snake_case(type(metric).__name__)
+        self.metric, self.name, self.count = metric, snake_case(type(metric).__name__), 0
         metric.sync_on_compute = False  # a log that one process reads must not wait for the others: see merge
         self.mode = None if higher is None else ("max" if higher else "min")
 
     def reset(self) -> None:
         """Forget everything measured so far."""
         self.metric.reset()
+        self.count = 0
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch."""
         if isinstance(y, Tensor) and self.metric.device != y.device:
             self.metric.to(y.device)
         self.metric.update(y_pred, y)
+        self.count += 1  # which a metric around other metrics does not do itself
 
     def compute(self) -> Scalar:
         """Return the value over all batches; the mean of it where it is one for each class."""
-        if not self.metric.update_called:  # torchmetrics warns of it; nothing was measured yet
+        if not self.count:  # torchmetrics warns of it; nothing was measured yet
             return float("nan")
         value = self.metric.compute()
         if not isinstance(value, Tensor):
@@ -49,14 +53,22 @@ class TorchMetric(Metric):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the metric's own states."""
-        states = {name: getattr(self.metric, name) for name in self.metric._defaults}
-        return {"states": states, "count": self.metric.update_count}
+        states = {key: getattr(part, name) for key, (part, name) in self._states().items()}
+        return {"states": states, "count": self.count}
+
+    def _states(self) -> dict[str, tuple[Any, str]]:
+        """Return where each state is: a metric around other metrics has its numbers in those."""
+        parts = [part for part in self.metric.modules() if hasattr(part, "_defaults")]
+        return {f"{i}.{name}" if i else name: (part, name) for i, part in enumerate(parts) for name in part._defaults}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
-        for name, value in state["states"].items():
-            setattr(self.metric, name, value)
-        self.metric._update_count = state["count"]
+        states = self._states()
+        for key, value in state["states"].items():
+            part, name = states[key]
+            setattr(part, name, value)
+            part._update_count = state["count"]
+        self.metric._update_count = self.count = state["count"]
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the ``states`` of several processes, as torchmetrics would join them."""
@@ -72,7 +84,8 @@ class TorchMetric(Metric):
         TorchMetric.load_state_dict(self, {"states": joined, "count": sum(counts)})
 
     def _joined(self, name: str, values: list[Any], counts: list[int]) -> Any:
-        how = self.metric._reductions[name]
+        part, state = self._states()[name]
+        how = part._reductions[state]
         if isinstance(values[0], list):
             return [tensor for value in values for tensor in value]
         if (
@@ -87,7 +100,7 @@ class NamedTorchMetric(TorchMetric):
     """A metric of torchmetrics known by its name, made when the first batch tells the number of classes."""
 
     def __init__(self, name: str, path: str, criterion: Criterion) -> None:
-        self.name, self.path, self.criterion = name, path, criterion
+        self.name, self.path, self.criterion, self.count = name, path, criterion, 0
         self.mode = "min" if path.endswith(("Error", "Distance")) else "max"
         self.metric: Any = None
         self.arguments: dict[str, Any] = {}
@@ -96,13 +109,17 @@ class NamedTorchMetric(TorchMetric):
     def reset(self) -> None:
         """Forget everything measured so far."""
         if self.metric is not None:
-            self.metric.reset()
+            super().reset()
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch, of probabilities where the loss tells how to get them."""
         if self.criterion.kind is not None and "classification" in self.path:
             y_pred = self.criterion.probabilities(y_pred)
-            y = (y.argmax(1) if y.is_floating_point() and self.criterion.kind == "multiclass" else y).long()
+            if y.is_floating_point():  # probabilities: the largest, or on which side of 0.5, as for accuracy
+                y = y.argmax(1) if self.criterion.kind == "multiclass" else y > 0.5
+            y = y.long()
+            if self.criterion.kind == "binary" and y_pred.ndim > 2 and y_pred.shape[1] == 1:  # masks with one channel
+                y_pred, y = y_pred.flatten(), y.flatten()
         if y_pred.ndim > 1 and y_pred.shape[-1] == 1:
             y_pred, y = y_pred.squeeze(-1), y.reshape(y_pred.shape[:-1])
         if self.metric is None:
@@ -135,6 +152,8 @@ class NamedTorchMetric(TorchMetric):
 
     def _choose(self, y_pred: Tensor, y: Tensor) -> None:
         if "classification" not in self.path:
+            # Torchmetrics adds the similarities up, so that its value would grow with the data.
+            self.arguments = {"reduction": "mean"} if self.path.endswith("CosineSimilarity") else {}
             return
         ignored = self.criterion.ignored
         if self.criterion.kind == "multiclass":
@@ -142,7 +161,7 @@ class NamedTorchMetric(TorchMetric):
             if ignored is not None and (y.ndim > 1 or ignored >= 0):  # as for accuracy
                 self.arguments["ignore_index"] = ignored
         elif self.criterion.kind == "binary" and y_pred.ndim > 1:
-            self.path, self.arguments = self.path.replace("Binary", "Multilabel"), {"num_labels": y_pred.shape[-1]}
+            self.path, self.arguments = self.path.replace("Binary", "Multilabel"), {"num_labels": y_pred.shape[1]}
 
     def _make(self) -> None:
         cls = getattr(_torchmetrics_module(self.path), self.path.rpartition(".")[2], None)

@@ -11,7 +11,7 @@ import json
 import pickletools
 import struct
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ def plain(tree: Any, where: str = "content") -> Any:
         return tree
     if type(tree) is int and abs(tree) < 2**63:
         return tree
-    if isinstance(tree, Mapping) and type(tree) in (dict, OrderedDict):
+    if isinstance(tree, Mapping) and type(tree) in (dict, OrderedDict, Counter):  # as MultiStepLR keeps its milestones
         return {_key(key, where): plain(value, f"{where}[{key!r}]") for key, value in tree.items()}
     if type(tree) in (list, tuple, torch.Size):
         parts = [plain(value, f"{where}[{i}]") for i, value in enumerate(tree)]

@@ -75,6 +75,21 @@ def test_a_loss_that_divides_by_something_else_than_samples_is_that_of_the_whole
     assert furthest(whole, parts) < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["arrays", "labels of -100"])
+def test_all_kinds_of_targets_count_in_accumulated_batches(kind):
+    whole, parts = twins(mlp())
+    x, y = blobs(10)
+    loss = "cross_entropy" if kind == "labels of -100" else nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]))
+    if kind == "labels of -100":
+        y[:3] = -100
+    else:
+        x, y = x.numpy(), y.numpy()
+    for net, batches in ((whole, [(x, y)]), (parts, [(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])])):
+        model = Model(net, device="cpu").compile("sgd", loss, lr=1.0, gradient_accumulation_steps=len(batches))
+        model.fit(batches, epochs=2, verbose=0)
+    assert furthest(whole, parts) < 1e-6
+
+
 def test_weights_count_in_accumulated_batches():
     whole, parts = twins(mlp())
     x, y = blobs(10)
@@ -120,13 +135,15 @@ def test_several_losses_that_sum_take_every_batch_whole():
 
 
 @pytest.mark.filterwarnings("ignore:The loss of epoch 1 is nan")
-def test_a_window_in_which_no_target_counts_is_no_division_by_zero():
+@pytest.mark.parametrize("ignored", [0, -100])
+def test_a_window_in_which_no_target_counts_leaves_the_weights_alone(ignored):
     x, _ = blobs(10)
-    model = Model(mlp(), device="cpu").compile(
-        "sgd", nn.CrossEntropyLoss(ignore_index=0), gradient_accumulation_steps=3
-    )
-    model.fit(x, torch.zeros(10, dtype=torch.int64), batch_size=4, verbose=0)
+    net, before = twins(mlp())
+    loss = nn.CrossEntropyLoss(ignore_index=ignored)
+    model = Model(net, device="cpu").compile("sgd", loss, gradient_accumulation_steps=3)
+    model.fit(x, torch.full((10,), ignored), batch_size=4, verbose=0)
     assert model.state.step == 1
+    assert furthest(net, before) == 0
 
 
 def test_callbacks_are_told_of_updates_not_of_batches():

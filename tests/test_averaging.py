@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from easytorch.callbacks import EMA, SWA, LambdaCallback
+from easytorch.callbacks import EMA, SWA, EarlyStopping, LambdaCallback, ModelCheckpoint
 from tests.loops import same_weights
 from tests.scripted import (
     UPDATES,
@@ -292,3 +292,59 @@ def test_swa_may_be_left_in_the_module():
     weights, model = Weights(), new_model()
     train(model, 3, weights, SWA(1, keep_average=True))
     close(model.module.state_dict(), mean_of(weights.copies[1:]))
+
+
+class Tables(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 3)
+        self.register_buffer("order", torch.arange(8))
+        self.register_buffer("mask", torch.ones(8, dtype=torch.bool))
+
+    def forward(self, x):
+        return self.out((x * self.mask)[:, self.order])
+
+
+@pytest.mark.parametrize("average", [EMA(0.9), SWA(0)], ids=["EMA", "SWA"])
+def test_indices_and_masks_are_no_part_of_an_average(average):
+    _, copies = averaged_run(average, 3, Tables)
+    module = average.average.module
+    assert torch.equal(module.order, torch.arange(8))
+    assert module.mask.all()
+    assert not torch.equal(module.out.weight, copies[-1]["out.weight"])
+
+
+def test_a_checkpoint_of_swa_holds_the_weights_that_its_value_was_measured_with(tmp_path):
+    path, model = tmp_path / "{val_loss:.6f}.pt", new_model(optimizer="sgd")
+    history = train(model, 4, SWA(0), ModelCheckpoint(path, save_best_only=True))
+    files = sorted(tmp_path.iterdir())
+    assert f"{min(history['val_loss']):.6f}.pt" in {file.name for file in files}
+    for file in files:
+        weights = new_model().load_weights(file).module
+        assert loss_of(weights) == pytest.approx(float(file.stem), abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: EMA(0.5, keep_average=True), lambda: SWA(0, keep_average=True)])
+@pytest.mark.parametrize("first", [True, False], ids=["average first", "stopping first"])
+def test_the_best_weights_are_put_back_though_an_average_is_to_be_kept(make, first):
+    model, stopping, wrong = new_model(), EarlyStopping(patience=2, restore_best_weights=True), 2 - VALIDATION[1]
+    callbacks = [make(), stopping] if first else [stopping, make()]
+    history = train(model, 8, *callbacks, validation_data=(VALIDATION[0], wrong))
+    assert stopping.best == min(history["val_loss"]) < history["val_loss"][-1]
+    assert loss_of(model.module, y=wrong) == pytest.approx(stopping.best, rel=1e-5)
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_epoch_begin"])
+def test_swa_of_a_run_stopped_between_epochs_takes_each_epoch_once(hook, tmp_path):
+    def program(swa, *more, **options):
+        train(new_model(), 4, swa, *more, **options)
+        return swa.average.module.state_dict()
+
+    def interrupt(epoch, logs):
+        if epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    program(SWA(0), LambdaCallback(**{hook: interrupt}), resume=tmp_path)
+    resumed = SWA(0)
+    close(program(resumed, resume=tmp_path), program(SWA(0)))
+    assert resumed.average.n_averaged == 4

@@ -16,6 +16,7 @@ from tests.loops import same_weights
 from tests.scripted import (
     NAN,
     UPDATES,
+    Rates,
     Scripted,
     Weights,
     equal,
@@ -215,6 +216,35 @@ def test_a_name_with_a_value_that_an_epoch_did_not_measure_does_not_end_training
     train(model, 4, ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.2f}.pt"), validation_freq=2)
     assert model.state.epoch == 4
     assert {name.split("-")[0] for name in written(tmp_path)} >= {"2", "4"}
+
+
+@pytest.mark.parametrize("save_freq", [1, "5 minutes"])
+def test_a_name_with_a_value_of_validation_is_refused_between_epochs(save_freq, tmp_path):
+    model = new_model()
+    with pytest.raises(ValueError, match=r"'val_loss', which is measured after an epoch, but save_freq is in"):
+        train(model, 1, ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.2f}.pt", save_freq=save_freq))
+    assert model.state.step == 0
+
+
+def test_the_learning_rate_stands_in_names_between_epochs_too(tmp_path):
+    model = new_model(scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.5, total_steps=4))
+    train(model, 1, ModelCheckpoint(tmp_path / "{batch}-{lr:.4f}.pt", save_freq=1), rates := Rates())
+    rates.used.append(model.optimizer.param_groups[0]["lr"])
+    assert written(tmp_path) == [f"{batch}-{rate:.4f}.pt" for batch, rate in enumerate(rates.used[1:], 1)]
+
+
+@pytest.mark.parametrize("name", ["{epoch}-{loss:d}.pt", "{epoch}-{val_loss:.2x}.pt", "{epoch:s}.pt"])
+def test_a_name_that_cannot_be_filled_in_is_refused_before_the_first_step(name, tmp_path):
+    model = new_model()
+    with pytest.raises(ValueError, match=r"cannot be filled in: .*Write \{val_loss:\.3f\}"):
+        train(model, 1, ModelCheckpoint(tmp_path / name))
+    assert model.state.step == 0
+
+
+def test_a_name_may_have_words_and_whole_numbers_that_a_callback_logs(tmp_path):
+    log = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(phase="head", count=7))
+    train(new_model(), 1, log, ModelCheckpoint(tmp_path / "{phase:s}-{count:03d}.pt"))
+    assert written(tmp_path) == ["head-007.pt"]
 
 
 def test_a_checkpoint_says_what_it_writes_if_asked(tmp_path, capsys):

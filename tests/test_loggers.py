@@ -96,6 +96,14 @@ def test_a_value_that_appears_later_gets_its_column_in_an_appended_file_too(tmp_
     assert [row["late"] for row in rows(path)] == ["NA", "NA", "NA", "7.0"]
 
 
+def test_an_appended_line_is_its_own_although_the_file_ends_without_a_newline(tmp_path):
+    path, model = tmp_path / "log.csv", new_model()
+    train(model, 2, CSVLogger(path))
+    path.write_text(path.read_text().rstrip("\n"))  # as editors and killed processes leave it
+    train(model, 2, CSVLogger(path, append=True))
+    assert [float(row["loss"]) for row in rows(path)] == model.history["loss"]
+
+
 def test_a_resumed_run_writes_no_line_twice(tmp_path):
     def program(*more):
         train(new_model(), 3, CSVLogger(tmp_path / "log.csv"), *more, resume=tmp_path / "run")

@@ -197,6 +197,54 @@ def test_one_message_names_the_dtype_and_the_shape():
         fit(nn.Linear(4, 3), "cross_entropy", X, Y[:, None].float())
 
 
+class MeanAndVariance(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.mean(x), torch.full((len(x), 1), 0.5)
+
+
+LOG_PROBABILITIES = nn.Sequential(nn.Linear(4, 1), nn.LogSigmoid())
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "y"),
+    [
+        (MeanAndVariance(), "gaussian_nll", R),
+        (nn.Linear(4, 1), "hinge_embedding", 2 * YES[:, 0] - 1),
+        (nn.Linear(4, 1), "soft_margin", 2 * YES[:, 0] - 1),
+        (LOG_PROBABILITIES, "kl_div", YES[:, 0]),
+    ],
+    ids=["gaussian_nll", "hinge_embedding", "soft_margin", "kl_div"],
+)
+@pytest.mark.filterwarnings("ignore:reduction")  # torch tells of kl_div that its mean is none over samples
+def test_flat_targets_are_not_paired_with_every_prediction(net, loss, y):
+    with pytest.raises(ValueError, match=r"\[32, 1\] but the targets have \[32\]\. Use y\.unsqueeze\(1\)"):
+        fit(net, loss, X, y)
+    fit(net, loss, X, y[:, None])
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("hinge_embedding", nn.functional.hinge_embedding_loss), ("soft_margin", nn.functional.soft_margin_loss)],
+)
+def test_signs_may_be_whole_numbers_as_in_torch(name, function):
+    net, signs = nn.Linear(4, 1), 2 * YES.long() - 1
+    expected = function(net(X), signs).item()
+    assert compiled(net, name).evaluate(X, signs, verbose=0).loss == pytest.approx(expected)
+
+
+class Spoken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.out(x).log_softmax(-1).transpose(0, 1), torch.full((len(x),), 12)
+
+
 # As in Keras
 
 
@@ -250,6 +298,21 @@ def test_weights_of_one_leave_a_loss_as_it_is(loss):
     criterion = compiled(nn.Linear(4, 3), loss).loss
     y_pred, y = torch.randn(8, 3).log_softmax(1), torch.randn(8, 3).softmax(1)
     assert float(criterion(y_pred, y, torch.ones(8))) == pytest.approx(float(criterion(y_pred, y)))
+
+
+def test_weights_count_for_the_loss_that_ctc_gives_each_sample():
+    net, x, lengths = Spoken(), torch.randn(6, 12, 4), torch.tensor([2, 3, 4, 5, 5, 0])
+    labels, weights = torch.randint(1, 5, (6, 5)), torch.linspace(0.5, 2.0, 6)
+    output, sizes = net(x)
+    each = [
+        nn.functional.ctc_loss(output[:, i : i + 1], labels[i : i + 1], sizes[:1], lengths[i : i + 1])
+        for i in range(len(x))
+    ]
+    model = compiled(net, "ctc")
+    for given in (torch.ones(6), weights):
+        loss = model.evaluate([(x, (labels, lengths), given)], verbose=0).loss
+        assert loss == pytest.approx((torch.stack(each) * given).mean().item(), rel=1e-5)
+    assert model.evaluate([(x, (labels, lengths))], verbose=0).loss == pytest.approx(torch.stack(each).mean().item())
 
 
 # Names

@@ -5,15 +5,17 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import signal
 import warnings
 
 import pytest
 import torch
 import torchmetrics
+from sklearn import metrics as sklearn_metrics
 from torch import nn
 
 from easytorch import Mean, Metric, Model
-from easytorch.callbacks import EarlyStopping
+from easytorch.callbacks import EarlyStopping, LambdaCallback
 
 torch.manual_seed(0)
 X = torch.randn(96, 4)
@@ -76,6 +78,17 @@ def test_tokens_that_do_not_count_are_left_out_by_metrics_of_torchmetrics(name):
     assert model.evaluate(y_pred, y, verbose=0)[name] == pytest.approx(counted[name])
 
 
+def test_tokens_that_do_not_count_are_no_misses_of_the_largest_outputs():
+    y_pred, y = torch.randn(8, 20, 6), torch.randint(20, (8, 6))
+    y[:, 3:] = -100
+    model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", ["top_20_accuracy", "top_3_accuracy"])
+    scores = model.evaluate(y_pred, y, verbose=0)
+    flat = y_pred[:, :, :3].transpose(1, 2).reshape(-1, 20)
+    expected = sklearn_metrics.top_k_accuracy_score(y[:, :3].flatten(), flat, k=3, labels=range(20))
+    assert scores["top_20_accuracy"] == 1
+    assert scores["top_3_accuracy"] == pytest.approx(expected)
+
+
 def test_weights_count_in_a_weighted_accuracy_of_tokens_of_which_some_do_not():
     y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
     model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", weighted_metrics=["accuracy"])
@@ -88,6 +101,118 @@ def test_a_mean_of_tensors_and_plain_numbers_loses_no_digit():
     mean.add(torch.tensor(1.0, dtype=torch.float64), 1)
     mean.add(0.1, 1)
     assert float(mean.compute()) == 1.1 / 2
+
+
+@pytest.mark.parametrize("name", ["f1", "recall", "auroc"])
+def test_targets_that_are_nearly_zero_or_one_count_as_for_accuracy(name):
+    net, smooth = nn.Linear(4, 1), torch.where(X[:, :1] > 0, 0.95, 0.05)
+    net.load_state_dict({"weight": torch.tensor([[5.0, 0, 0, 0]]), "bias": torch.zeros(1)})  # it is right always
+    scores = (
+        Model(net, device="cpu").compile(None, "bce_with_logits", ["accuracy", name]).evaluate(X, smooth, verbose=0)
+    )
+    assert scores.accuracy == scores[name] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "reference"),
+    [
+        ("auroc", 1, torchmetrics.classification.BinaryAUROC()),
+        ("f1", 1, torchmetrics.classification.BinaryF1Score()),
+        ("iou", 3, torchmetrics.classification.MultilabelJaccardIndex(3)),
+        ("f1", 3, torchmetrics.classification.MultilabelF1Score(3)),
+    ],
+)
+def test_masks_are_measured_channel_by_channel(name, channels, reference):
+    images, net = torch.randn(8, 2, 4, 6), nn.Conv2d(2, channels, 1)
+    masks = (torch.rand(8, channels, 4, 6) > torch.tensor([0.2, 0.5, 0.8])[:channels, None, None]).float()
+    model = Model(net, device="cpu").compile(None, "bce_with_logits", [name])
+    expected = float(reference(net(images).sigmoid(), masks.long()))
+    assert model.evaluate(images, masks, batch_size=3, verbose=0)[name] == pytest.approx(expected)
+
+
+def test_cosine_similarity_is_a_mean_however_much_data_there_is():
+    y_pred, y = torch.randn(100, 4), torch.randn(100, 4)
+    model = Model(nn.Identity(), device="cpu").compile(None, "mse", ["cosine_similarity"])
+    expected = nn.functional.cosine_similarity(y_pred, y).mean().item()
+    assert model.evaluate(y_pred, y, verbose=0).cosine_similarity == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weights", [None, torch.ones(2048)], ids=["plain", "weighted"])
+def test_sums_of_short_floats_neither_overflow_nor_lose_their_digits(dtype, weights):
+    y_pred, y = torch.full((2048, 1), 101.0, dtype=dtype), torch.zeros(2048, 1, dtype=dtype)
+    model = Model(nn.Identity(), device="cpu").compile(None, "l1", ["mae"], weighted_metrics=["mse"])
+    y_pred[0] = 1
+    mae, mse = list(model.evaluate(y_pred, y, sample_weight=weights, batch_size=2048, verbose=0))[1:]
+    errors = (y_pred - y).abs()
+    assert mae == pytest.approx(errors.double().mean().item(), rel=1e-4)
+    assert mse == pytest.approx(errors.square().double().mean().item(), rel=1e-4)
+
+
+def test_of_mean_and_variance_names_measure_the_mean_and_functions_get_both():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.out(x), torch.full((len(x), 1), 0.5)
+
+    def covered(y_pred, y):
+        mean, variance = y_pred
+        return ((mean - y).abs() < 2 * variance.sqrt()).float()
+
+    net = Net()
+    metrics = ["mae", "r2", torchmetrics.MeanSquaredError(), covered]
+    scores = Model(net, device="cpu").compile(None, "gaussian_nll", metrics).evaluate(X, R, verbose=0)
+    mean = net(X)[0].detach()
+    errors = (mean - R).abs()
+    assert scores.mae == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert scores.r2 == pytest.approx(sklearn_metrics.r2_score(R, mean), rel=1e-4)
+    assert scores.mean_squared_error == pytest.approx(errors.square().mean().item(), rel=1e-5)
+    assert scores.covered == pytest.approx((errors < 2 * 0.5**0.5).float().mean().item())
+
+    class WithMore(Net):
+        def forward(self, x):
+            return super().forward(x), self.out(x)
+
+    net = WithMore()
+    model = Model(net, device="cpu").compile(None, ["gaussian_nll", "mse"], [["mae", covered], []])
+    scores = model.evaluate(X, (R, R), verbose=0)
+    errors = (net(X)[1].detach() - R).abs()
+    assert scores.output_1_mae == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert scores.output_1_covered == pytest.approx((errors < 2 * 0.5**0.5).float().mean().item())
+
+
+def test_a_metric_around_others_is_measured():
+    net, y = nn.Linear(4, 2), X[:, :2] + 1
+    metric = torchmetrics.MultioutputWrapper(torchmetrics.MeanSquaredError(), 2)
+    model = Model(net, device="cpu").compile(None, "mse", [metric])
+    expected = (net(X) - y).square().mean().item()
+    for _ in range(2):  # the second has forgotten the first
+        scores = model.evaluate(X, y, batch_size=40, verbose=0)
+        assert scores.multioutput_wrapper == pytest.approx(expected, rel=1e-5)
+
+
+AROUND = {
+    "compositional_metric": lambda: torchmetrics.MeanSquaredError() + torchmetrics.MeanAbsoluteError(),
+    "multioutput_wrapper": lambda: torchmetrics.MultioutputWrapper(torchmetrics.MeanSquaredError(), 1),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_metric_around_others_goes_on_in_the_middle_of_an_epoch(name, tmp_path):
+    def run(folder, stop=None):
+        torch.manual_seed(0)
+        halt = LambdaCallback(
+            on_train_batch_end=lambda *_: model.state.step == stop and signal.raise_signal(signal.SIGINT)
+        )
+        model = compiled(1, "mse", [AROUND[name]()])
+        return model.fit(X, R, batch_size=16, resume=tmp_path / folder, callbacks=[halt], verbose=0)
+
+    undisturbed = run("whole")
+    run("parts", stop=4)
+    assert run("parts")[name] == undisturbed[name]
 
 
 def test_a_weighted_metric_that_returns_one_number_is_refused():
@@ -415,3 +540,35 @@ def test_an_unknown_metric_that_is_near_to_one_is_told_with_that_alone(name, nea
     with pytest.raises(ValueError, match=rf"Did you mean '{near}'\? Otherwise pass a function") as caught:
         compiled(metrics=[name])
     assert len(str(caught.value)) < 200
+
+
+def test_weights_by_output_are_those_of_the_metric_of_each():
+    net, weights = TwoHeads(named=True), {"kind": torch.rand(96), "size": torch.rand(96)}
+    metrics = {"kind": ["accuracy"], "size": ["mae"]}
+    model = Model(net, device="cpu").compile(None, BY_NAME, weighted_metrics=metrics)
+    scores = model.evaluate(X, {"kind": Y, "size": R}, sample_weight=weights, verbose=0)
+    outputs = {name: output.detach() for name, output in net(X).items()}
+    hits = sklearn_metrics.accuracy_score(Y, outputs["kind"].argmax(1), sample_weight=weights["kind"])
+    errors = sklearn_metrics.mean_absolute_error(R, outputs["size"], sample_weight=weights["size"])
+    assert scores.kind_accuracy == pytest.approx(hits)
+    assert scores.size_mae == pytest.approx(errors, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [torchmetrics.MeanSquaredError, Bias], ids=["torchmetrics", "own"])
+def test_one_metric_object_for_two_outputs_is_refused(make):
+    metric = make()
+    for metrics in ([[metric], [metric]], [[], [metric, metric]]):
+        with pytest.raises(ValueError, match=r"was passed twice.*Make an object for each"):
+            Model(TwoHeads(), device="cpu").compile("sgd", ["mse", "mse"], metrics)
+    with pytest.raises(ValueError, match="was passed twice"):
+        compiled(1, "mse", [metric], weighted_metrics=[metric])
+    Model(TwoHeads(), device="cpu").compile("sgd", ["mse", "mse"], [[make()], [make()]])
+
+
+def test_two_metric_objects_may_have_the_same_attributes():
+    class Named(Bias):
+        def __init__(self, name):
+            self.name, self.metric = name, "l2"
+            super().__init__()
+
+    assert compiled(1, "mse", [Named("a"), Named("b")]).metrics.names == ["a", "b"]

@@ -42,6 +42,18 @@ def test_an_optimizer_that_torch_has_fused_is_fused(name):
     assert Model(mlp(), device="cpu").compile(name, "cross_entropy").optimizer.defaults["fused"] is True
 
 
+@pytest.mark.parametrize("name", ["adagrad", "sgd"])
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch tells it of its own Adagrad
+def test_a_module_with_sparse_gradients_is_trained_by_name(name):
+    ours, theirs = twins(nn.EmbeddingBag(100, 2, sparse=True))
+    words, y = torch.randint(100, (64, 5)), Y % 2
+    Model(ours, device="cpu").compile(name, "cross_entropy").fit(words, y, batch_size=64, verbose=0)
+    optimizer = TABLE[name](theirs.parameters())
+    nn.functional.cross_entropy(theirs(words), y).backward()
+    optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
 def test_plain_sgd_by_name_is_that_of_the_hand_written_loop_to_the_last_bit():
     optimizer = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", lr=0.1).optimizer
     assert not optimizer.defaults["fused"]  # without momentum the plain one is faster on a CPU

@@ -420,6 +420,21 @@ def test_a_bar_of_unknown_length_counts_the_steps(clock):
     assert "left" not in shown
 
 
+def test_the_bar_of_a_resumed_epoch_tells_the_speed_of_its_own_steps(clock):
+    bar = silent_bar()
+    bar.model.state.epoch_step = 9000
+    bar.on_epoch_begin(0)
+    for step in range(9000, 9020):
+        clock.now += 0.1
+        bar.on_train_batch_end(step, {"loss": 0.5})
+    bar.end()
+    shown = ESCAPE.sub("", bar.console.file.getvalue())
+    assert " 9000/10000" in shown
+    assert "9020/10000 10/s" in shown
+    assert "1:38 left" in shown
+    assert not re.search(r"\d{3}/s", shown)
+
+
 def test_names_in_brackets_are_shown_as_they_are(clock):
     bar = silent_bar()
     bar.on_epoch_begin(0)
@@ -443,6 +458,18 @@ def test_a_notebook_gets_one_table_with_a_row_for_each_epoch(clock, monkeypatch)
     assert "Epoch 1/1, step 1/10000" in pages[0]
     assert pages[-1].count("<tr>") == 3
     assert "<td>1.3 s</td><td>0.5000</td><td>0.2500</td>" in pages[-1]
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_predict_batch_end"])
+def test_a_table_does_not_keep_the_line_of_a_pass_that_is_over(hook, clock, monkeypatch):
+    table, pages = silent_table(monkeypatch)
+    table.on_epoch_begin(0)
+    if hook != "on_train_batch_end":
+        getattr(table, hook.replace("_batch_end", "_begin"))()
+    run_steps(table, clock, hook, seconds=1)
+    assert "step" in pages[-1]
+    getattr(table, hook.replace("_batch", ""))({"loss": 0.5})
+    assert "step" not in pages[-1]
 
 
 def test_a_table_has_a_column_for_every_name():

@@ -130,6 +130,16 @@ def test_plot_returns_a_figure_with_a_panel_for_each_value_and_writes_nothing(tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plot_has_a_panel_for_what_validation_alone_measures():
+    class Measured(Model):
+        def test_step(self, batch):
+            return super().test_step(batch) | {"iou": torch.tensor(0.5)}
+
+    model = Measured(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    figure = model.fit(X, Y, epochs=2, validation_data=(X, Y), verbose=0).plot()
+    assert [(axes.get_title(), len(axes.lines)) for axes in figure.axes] == [("loss", 2), ("iou", 1)]
+
+
 def test_plot_writes_the_file_that_was_asked_for(tmp_path):
     fitted().plot(path=tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

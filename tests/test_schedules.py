@@ -150,6 +150,61 @@ def test_torchs_plateau_takes_the_loss_where_nothing_is_validated():
     assert history["lr"] == [0.1, 0.1, 0.05]
 
 
+def test_torchs_plateau_does_not_compare_the_loss_with_validations_now_and_then():
+    plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0))
+    values = {"loss": [0, 0, 0, 0], "val_loss": [None, 2, None, 1]}
+    history = train(new_model(), 4, Scripted(**values), plateau, validation_freq=2)
+    assert history["lr"] == [0.1] * 4
+    assert plateau.scheduler.best == 1
+
+
+def test_torchs_plateau_takes_the_loss_where_a_validation_of_ones_own_has_none():
+    class Measured(Model):
+        def test_step(self, batch):
+            return {"iou": torch.tensor(0.5)}
+
+    plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0))
+    model = Measured(nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    assert train(model, 3, Scripted(loss=[1, 2, 3]), plateau)["lr"] == [0.1, 0.1, 0.05]
+
+
+OF_MILESTONES = {
+    "alone": lambda o: lr_scheduler.MultiStepLR(o, [1, 3]),
+    "after a warm-up": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 2), lr_scheduler.MultiStepLR(o, [1, 2])], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("where", OF_MILESTONES)
+def test_a_scheduler_with_milestones_goes_on_in_a_resumed_run(where, tmp_path):
+    def rates(epochs, **options):
+        scheduler = LRScheduler(OF_MILESTONES[where], "epoch")
+        return train(new_model(scheduler=scheduler), epochs, **options)["lr"]
+
+    for epochs in (2, 6):
+        resumed = rates(epochs, resume=tmp_path)
+    assert resumed == rates(6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", torch.optim.Adam], ids=["fused", "by steps"])
+def test_updates_that_fp16_skips_are_no_steps_of_a_scheduler(optimizer, monkeypatch):
+    monkeypatch.setattr("easytorch.strategy._check_precision", lambda device, dtype: None)  # slow on a CPU, but it runs
+    model = new_model(
+        optimizer=optimizer, precision="fp16", scheduler=LRScheduler(PER_EPOCH["ExponentialLR"], "update")
+    )
+    changed, before = [], [model.module.weight.detach().clone()]
+
+    def note(batch, logs):
+        changed.append(not torch.equal(model.module.weight, before[0]))
+        before[0] = model.module.weight.detach().clone()
+
+    look = LambdaCallback(on_train_batch_end=note)
+    model.fit(1000 * X, Y, epochs=4, batch_size=16, callbacks=[look], verbose=0)
+    assert set(changed) == {True, False}  # at first the loss is scaled too much
+    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(0.001 * 0.5 ** sum(changed))
+
+
 def test_torchs_plateau_is_told_of_a_monitor_that_will_not_be_there_before_the_first_step():
     plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o), monitor="val_acuracy")
     model = new_model(metrics=["accuracy"], scheduler=plateau)
@@ -195,6 +250,22 @@ def test_the_named_one_cycle_is_torchs_up_to_the_optimizers_rate_and_ends_at_abo
     assert rates.used == pytest.approx(expected)
     assert max(rates.used) == pytest.approx(0.1, rel=0.05)
     assert model.optimizer.param_groups[0]["lr"] < 1e-5
+
+
+def test_the_named_one_cycle_takes_optimizers_without_momentum():
+    model, rates = new_model(optimizer="adagrad", scheduler="one_cycle"), Rates()
+    train(model, 2, rates)
+    total = 2 * UPDATES
+    expected = rates_of(lambda o: lr_scheduler.OneCycleLR(o, 0.01, total + 1, cycle_momentum=False), total)
+    assert rates.used == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", Schedule.NAMES)
+def test_a_named_schedule_is_as_long_as_the_fit_that_goes_on_with_a_finished_run(name, tmp_path):
+    train(new_model(scheduler=name), 2, resume=tmp_path)
+    train(new_model(scheduler=name), 4, rates := Rates(), resume=tmp_path)
+    # The first update still has the rate that the run ended with.
+    assert rates.used[1:] == pytest.approx(rates_in(4, scheduler=name)[2 * UPDATES + 1 :])
 
 
 def test_a_named_schedule_begins_again_in_a_second_fit():
@@ -385,3 +456,15 @@ def test_a_schedule_that_returns_nothing_is_told():
 def test_a_scheduler_class_that_needs_more_than_the_optimizer_is_told():
     with pytest.raises(TypeError, match=r"scheduler=lambda optimizer: StepLR\(optimizer, \.\.\.\).*step_size"):
         Model(nn.Linear(2, 2)).compile("sgd", "cross_entropy", scheduler=lr_scheduler.StepLR)
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"), [((1e-2, 1e-6), (1e-5, 1e-6)), ((1e-5, 1e-2), (1e-5, 1e-5))], ids=["below", "at min_lr"]
+)
+def test_plateau_lowers_the_groups_above_min_lr_and_raises_none(rates, expected):
+    def groups(parameters):
+        return torch.optim.SGD([{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)])
+
+    model = new_model(optimizer=groups)
+    train(model, 5, Scripted(val_loss=[1] * 5), ReduceLROnPlateau(patience=1, min_lr=1e-5))
+    assert [group["lr"] for group in model.optimizer.param_groups] == pytest.approx(expected)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from easytorch.batch import Signature
 from easytorch.callbacks.callback import Callback
@@ -25,6 +25,8 @@ class Averaging(Callback):
     Attributes:
         average: The ``AveragedModel``; its ``module`` is like yours, with the averaged weights.
     """
+
+    priority = -1  # so that a callback that puts back the best weights has the last word
 
     average: AveragedModel
     _of: torch.nn.Module  # whose average it is
@@ -121,7 +123,7 @@ class EMA(Averaging):
     def make(self) -> AveragedModel:
         """Return a new average."""
         average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # torch has no types here
-        return _counted_here(AveragedModel(self.model.module, multi_avg_fn=average, use_buffers=True))
+        return _counted_here(AveragedModel(self.model.module, multi_avg_fn=_of_floats(average), use_buffers=True))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Take the new weights into the average."""
@@ -145,24 +147,44 @@ class SWA(Averaging):
         if not share and (type(start_epoch) is not int or start_epoch < 0):
             raise ValueError(f"start_epoch must be an epoch from 0 on, or a share below 1, received {start_epoch!r}.")
         self.start_epoch = start_epoch
+        self._due = False  # whether an epoch has ended whose weights are not in the average yet
 
     def make(self) -> AveragedModel:
         """Return a new average."""
-        return _counted_here(AveragedModel(self.model.module, use_buffers=True))
+        average = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # torch has no types here
+        return _counted_here(AveragedModel(self.model.module, multi_avg_fn=_of_floats(average), use_buffers=True))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Take the weights of the last epoch into the average, now that callbacks have saved what it measured."""
+        self._take()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Take the weights into the average."""
+        """Note whether the weights of this epoch count."""
         state = self.model.state
         planned = state.last - state.first
         start = (
             state.first + int(self.start_epoch * planned) if isinstance(self.start_epoch, float) else self.start_epoch
         )
-        if epoch >= start:
+        self._due = epoch >= start
+
+    def _take(self) -> None:
+        if self._due:
             self.average.update_parameters(self.model.module)
+        self._due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, and whether weights are to go into it."""
+        return super().state_dict() | {"due": self._due}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        super().load_state_dict(state)
+        self._due = state.get("due", False)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Measure the statistics of BatchNorm for the average."""
         self.on_test_end()
+        self._take()
         normed = torch.nn.modules.batchnorm._BatchNorm
         if self._averaged() and any(isinstance(part, normed) for part in self.average.modules()):
             self._measure_batch_norm()
@@ -189,6 +211,19 @@ class _Called(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.signature.call(self.module, x)
+
+
+def _of_floats(average: Callable[..., None]) -> Callable[..., None]:
+    """Let ``average`` have the floats, and copy the rest: a mask and a table of indices have no mean."""
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            average(averaged, current, count)
+        else:
+            for own, new in zip(averaged, current, strict=True):
+                own.copy_(new)
+
+    return update
 
 
 def _counted_here(average: AveragedModel) -> AveragedModel:

@@ -260,6 +260,19 @@ class ModelCheckpoint(Monitor):
         for name in _fields(self.filepath):
             if name not in ("epoch", "batch"):
                 check_name(name, f"filepath={self.filepath!r} names", self.model)
+                if self.unit in ("updates", "minutes") and name.startswith("val_"):
+                    raise ValueError(
+                        f"filepath={self.filepath!r} names {name!r}, which is measured after an epoch, but save_freq is in "
+                        f"{self.unit}."
+                    )
+        likely = dict.fromkeys(self.model.log_names(), 1.0) | {"epoch": 1, "batch": 1}
+        try:
+            if all(name in likely for name in _fields(self.filepath)):  # of what else is logged nobody knows the type
+                self.filepath.format(**likely)
+        except ValueError as error:
+            raise ValueError(
+                f"filepath={self.filepath!r} cannot be filled in: {error}. Write {{val_loss:.3f}}."
+            ) from error
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Write, if it is time."""
@@ -285,7 +298,9 @@ class ModelCheckpoint(Monitor):
     ) -> None:
         self._saved = self.model.strategy.now()
         names = dict(logs.items() if logs else {}) | {"epoch": epoch + 1}
-        names |= {} if batch is None else {"batch": batch + 1}
+        if batch is not None:
+            rate = float(self.model.need_optimizer("fit").param_groups[0]["lr"])
+            names |= {"batch": batch + 1, "lr": rate}
         if any(name not in names for name in _fields(self.filepath)):  # an epoch that was not validated
             return
         path = self.filepath.format(**names)

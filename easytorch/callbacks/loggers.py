@@ -34,12 +34,13 @@ class CSVLogger(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Take over the lines that are to stay."""
-        self.rows = self._read() if self.append else []
+        self.rows, self._whole = self._read() if self.append else [], False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the epoch's line."""
         row = {"epoch": str(epoch)} | {name: _text(value) for name, value in (logs or {}).items()}
-        new = not self.rows or any(name not in self._columns() for name in row)
+        # A file that was there may end in half a line.
+        new = not self._whole or any(name not in self._columns() for name in row)
         self.rows.append(row)
         if new:
             self._rewrite()
@@ -70,6 +71,7 @@ class CSVLogger(Callback):
         writer.writerows(self.rows)
         with files.replacing(self.path) as file:  # the lines that are there stay until all are written
             file.write(text.getvalue().encode())
+        self._whole = True
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():

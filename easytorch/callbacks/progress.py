@@ -265,12 +265,14 @@ class Bar(Live):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Draw the empty bar."""
         super().on_epoch_begin(epoch)
-        self.draw(0, {})
+        self.before = self.model.state.epoch_step  # made before the epoch was resumed, in no time of this clock
+        self.draw(self.before, {})
 
     def begin(self, title: str, total: int | None) -> None:
         """Begin a pass of ``total`` steps; what is over before the first drawing is due needs no bar."""
         self.end()
         self.heading, self.total, self.clock = title, total, time.perf_counter()
+        self.before = 0
         self.due = self.clock + self.INTERVAL
 
     def draw(self, step: int, logs: dict[str, float]) -> None:
@@ -295,8 +297,8 @@ class Bar(Live):
             line.append("━" * full, "bar.complete" if step < total else "bar.finished")
             line.append("━" * (long - full) + " ", "bar.back")
         line.append(f"{step:>{len(str(total))}}/{total}" if total else str(step))
-        if step and width >= 70:
-            pace = step / max(time.perf_counter() - self.clock, 1e-9)
+        if step > self.before and width >= 70:
+            pace = (step - self.before) / max(time.perf_counter() - self.clock, 1e-9)
             if width >= 90:
                 line.append(f" {pace:,.0f}/s" if pace >= 10 else f" {pace:.2g}/s", "dim")
             if total and step < total:
@@ -350,6 +352,8 @@ class Table(Live):
 
     def end(self) -> None:
         """Show the finished rows alone."""
+        if self.handle is not None:
+            self._show(self.rows)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start a new table."""

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,8 +106,10 @@ class LRScheduler(Callback):
         optimizer.register_step_post_hook(self._note_update)
         self._bound = optimizer
 
-    def _note_update(self, *_: Any) -> None:
-        self._updated = True
+    def _note_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A fused optimizer is stepped in a skipped update too, and leaves the weights alone by itself.
+        scaled = self.step_every == "update" and "model" in vars(self) and self.model.strategy.scales
+        self._updated = not (scaled and bool(getattr(optimizer, "found_inf", False)))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Step after an update."""
@@ -119,8 +122,11 @@ class LRScheduler(Callback):
         if self.step_every != "epoch":
             return
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
-            name = self.monitor or ("val_loss" if "val_loss" in (logs or {}) else "loss")
-            if name in (logs or {}):
+            logs = logs or {}
+            # An epoch that is not validated has no value, rather than another one to be compared with the best.
+            unmeasured = self.model.callbacks.params["validated"] and not any(name.startswith("val_") for name in logs)
+            name = self.monitor or ("val_loss" if unmeasured or "val_loss" in logs else "loss")
+            if name in logs:
                 self.scheduler.step(logs[name])
         else:
             self.scheduler.step()
@@ -142,6 +148,15 @@ class LRScheduler(Callback):
         self.check_state(state)
         if state and _is_scheduler(self.scheduler):
             self.scheduler.load_state_dict(dict(state["scheduler"]))
+            _count_milestones(self.scheduler)
+
+
+def _count_milestones(scheduler: Any) -> None:
+    """Make the milestones of MultiStepLR, which a file has as a dict, a Counter again."""
+    if isinstance(getattr(scheduler, "milestones", None), dict):
+        scheduler.milestones = Counter(scheduler.milestones)
+    for part in getattr(scheduler, "_schedulers", ()):
+        _count_milestones(part)
 
 
 class Schedule(LRScheduler):
@@ -184,10 +199,18 @@ class Schedule(LRScheduler):
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = group["initial_lr"] = rate
         if self.name == "one_cycle":
-            self.scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=self.rates, total_steps=total + 1)
+            cycles = not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
+            self.scheduler = lr_scheduler.OneCycleLR(optimizer, self.rates, total + 1, cycle_momentum=cycles)
             return
         rise = round(self.warmup * total)
         self.scheduler = lr_scheduler.LambdaLR(optimizer, functools.partial(_warmup_cosine, rise, total))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, over as many updates as this fit has."""
+        own = vars(self.scheduler) if _is_scheduler(self.scheduler) else {}
+        length = {key: own[key] for key in ("total_steps", "_schedule_phases") if key in own}
+        super().load_state_dict(state)
+        own.update(length)
 
 
 def _warmup_cosine(rise: int, total: int, step: int) -> float:
@@ -292,9 +315,9 @@ class ReduceLROnPlateau(Monitor):
         if cooling:  # Keras counts the last epoch of it
             return
         self.wait += 1
-        old = _lr(self.model)
-        if self.wait >= self.patience and old > self.min_lr:
-            _set_lr(self.model, *(max(group["lr"] * self.factor, self.min_lr) for group in self._groups()))
+        rates = [float(group["lr"]) for group in self._groups()]
+        if self.wait >= self.patience and max(rates) > self.min_lr:
+            _set_lr(self.model, *(min(rate, max(rate * self.factor, self.min_lr)) for rate in rates))
             self.cooling, self.wait = self.cooldown, 0
             if self.verbose:
                 self.say(f"Epoch {epoch + 1}: {self.monitor} has not been better; learning rate {_lr(self.model):.4g}")
