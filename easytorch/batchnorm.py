@@ -34,10 +34,12 @@ class SyncBatchNorm(_BatchNorm):
                 self.running_var,
                 self.weight,
                 self.bias,
-                self.training,
+                self.training or self.running_mean is None,
                 self.momentum or 0.0,
                 self.eps,
             )
+        dtype = x.dtype
+        x = x.float() if dtype in (torch.bfloat16, torch.float16) else x  # whose sums would lose rows
         others = [i for i in range(x.ndim) if i != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         rows = torch.full((1,), float(x.numel() // x.shape[1]), dtype=x.dtype)
@@ -49,7 +51,7 @@ class SyncBatchNorm(_BatchNorm):
         normed: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
         if self.affine:
             normed = normed * self.weight.reshape(shape) + self.bias.reshape(shape)
-        return normed
+        return normed.to(dtype)
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Take any number of dimensions from two on."""

@@ -31,7 +31,7 @@ def explained(module: nn.Module) -> Iterator[None]:
     """Raise what fails inside again, with an explanation where there is one; the original error stays its cause."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
         better = diagnose(error, module)
         hints.reword(better or error, _frames(error))
         if better is None:
@@ -63,8 +63,12 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
         if isinstance(owner, Strategy) and name == "backward":
             return _of_backward(error, local["loss"])
         if isinstance(owner, Signature) and name == "call" and isinstance(error, TypeError):
-            return _of_call(error, module, owner, local["x"]) if "argument" in str(error) else None
-        if name == "update" and frame is frames[-1] and "outputs" in local:
+            inside = any(one.f_code is getattr(type(module).forward, "__code__", None) for one in frames)
+            own = type(module).__module__.startswith("torch.nn")
+            if "argument" not in str(error) or (inside and not own):  # a call in a forward() of the user's own
+                return None
+            return _of_call(error, module, owner, local["x"])
+        if name == "update" and frame is frames[-1] and "outputs" in local and hasattr(owner, "train_step"):
             outputs = local["outputs"]
             return None if isinstance(outputs, Mapping) and "loss" in outputs else _of_step(outputs)
         if isinstance(owner, nn.Module) and owner in layers and name in ("forward", "_conv_forward"):
@@ -142,7 +146,7 @@ def _of_layer(error: Exception, layer: nn.Module, module: nn.Module, x: Tensor) 
             f"{title}: it computes with {_name(parameter.dtype)}. Pass floats, for example x.float() "
             "(and images divided by 255, as torchvision's ToTensor does)."
         )
-    cure = _size_cure(layer, x)
+    cure = _size_cure(layer, x, error)
     return ValueError(f"{title}. {cure}") if cure else ValueError(f"{title}: {error}")
 
 
@@ -150,40 +154,42 @@ def _of_embedding(error: Exception, layer: nn.Embedding, x: Tensor, title: str) 
     if x.is_floating_point():
         return TypeError(f"{title}: it looks up rows by whole numbers. Pass x.long().")
     low, high = int(x.min()), int(x.max())
+    if low < 0:
+        return IndexError(f"{title}: the input has numbers down to {low}, but rows count from 0. Renumber the input.")
     return IndexError(
         f"{title}: it has rows 0 to {layer.num_embeddings - 1}, but the input has numbers from {low} to {high}. "
         f"Use num_embeddings={high + 1} or renumber the input."
-        if low < 0 or high >= layer.num_embeddings
+        if high >= layer.num_embeddings
         else f"{title}: {error}"
     )
 
 
-def _size_cure(layer: nn.Module, x: Tensor) -> str | None:
+def _size_cure(layer: nn.Module, x: Tensor, error: Exception) -> str | None:
     """Return what to do about a size of ``x`` that ``layer`` cannot take; None where it can, or nobody knows."""
-    return next((cure(layer, x) for kind, cure in SIZE_CURES if isinstance(layer, kind)), None)
+    return next((cure(layer, x, error) for kind, cure in SIZE_CURES if isinstance(layer, kind)), None)
 
 
-def _linear_cure(layer: Any, x: Tensor) -> str | None:
+def _linear_cure(layer: Any, x: Tensor, error: Exception) -> str | None:
     shape, features = list(x.shape), layer.in_features
+    if not shape or shape[-1] == features:
+        return None
     if x.ndim == 1:
         one = "" if features == 1 else "in_features=1 and "
         return (
             f"It expects rows of features, [N, {features}], received one dimension, {shape}. Where each sample is one "
             f"number, use {one}x[:, None]."
         )
-    if not shape or shape[-1] == features:
-        return None
     hint = " or put nn.Flatten() before it" if x.ndim > 2 and x[0].numel() == features else ""
     return f"It expects {features} features, received {shape[-1]}. Use in_features={shape[-1]}{hint}."
 
 
-def _recurrent_cure(layer: Any, x: Tensor) -> str | None:
+def _recurrent_cure(layer: Any, x: Tensor, error: Exception) -> str | None:
     if not x.ndim or x.shape[-1] == layer.input_size:
         return None
     return f"It expects {layer.input_size} features, received {x.shape[-1]}. Use input_size={x.shape[-1]}."
 
 
-def _convolution_cure(layer: Any, x: Tensor) -> str | None:
+def _convolution_cure(layer: Any, x: Tensor, error: Exception) -> str | None:
     shape, dimensions = list(x.shape), len(layer.kernel_size) + 2
     lacks_one = x.ndim == dimensions - 1
     if x.ndim != dimensions and not (lacks_one and shape[0] == layer.in_channels):  # one image without a batch is taken
@@ -193,12 +199,17 @@ def _convolution_cure(layer: Any, x: Tensor) -> str | None:
         last = shape[-1] == layer.in_channels
         cure = "The channels are last: use x.movedim(-1, 1)." if last else f"Use in_channels={shape[1]}."
         return f"It expects {layer.in_channels} channels, received {shape[1]}. {cure}"
-    if any(size < kernel for size, kernel in zip(shape[2:], layer.kernel_size, strict=False)):
+    if "greater than actual input size" in str(error):
         return f"Its kernel {list(layer.kernel_size)} is larger than what is left, {shape[2:]}. Shrink less before it."
     return None
 
 
-def _norm_cure(layer: Any, x: Tensor) -> str | None:
+def _norm_cure(layer: Any, x: Tensor, error: Exception) -> str | None:
+    if re.search(r"expected .*D input", str(error)) and 2 <= x.ndim <= 5:
+        if x.ndim > 3 and x[0].numel() == layer.num_features:
+            return f"It takes another number of dimensions: {error}. Put nn.Flatten() before it."
+        fitting = f"{type(layer).__name__[:-2]}{max(x.ndim - 2, 1)}d"
+        return f"It takes another number of dimensions: {error}. Use nn.{fitting}({x.shape[1]})."
     if x.ndim > 1 and x.shape[1] != layer.num_features:
         return f"It expects {layer.num_features} channels, received {x.shape[1]}. Use num_features={x.shape[1]}."
     if layer.training and x.ndim > 1 and x.numel() == x.shape[1]:
@@ -206,7 +217,7 @@ def _norm_cure(layer: Any, x: Tensor) -> str | None:
     return None
 
 
-SIZE_CURES: tuple[tuple[type[nn.Module], Callable[[Any, Tensor], str | None]], ...] = (
+SIZE_CURES: tuple[tuple[type[nn.Module], Callable[[Any, Tensor, Exception], str | None]], ...] = (
     (nn.Linear, _linear_cure),
     (nn.RNNBase, _recurrent_cure),
     (nn.modules.conv._ConvNd, _convolution_cure),
@@ -318,8 +329,9 @@ def _of_backward(error: Exception, loss: Any) -> Exception | None:
         return _squeezed(found[1])
     if "second time" in str(error):
         return RuntimeError(
-            "The gradients of this loss were computed already. A step returns the loss, and the model does the rest: leave "
-            "backward(), optimizer.step() and zero_grad() out of train_step, or override update()."
+            "The gradients of something in this loss were computed already. Does the module keep a tensor from one batch to the "
+            "next, such as the state of an LSTM or GRU? Detach it: state.detach(). Or does train_step call backward()? Leave "
+            "backward(), optimizer.step() and zero_grad() out of it, or override update()."
         )
     if not loss.requires_grad:
         return ValueError(

@@ -330,6 +330,8 @@ class Feed:
         """
         between = epoch_step == 0 and not self.steps
         own = getattr(self._reader, "state_dict", None)
+        resumed = {} if between or self._resume is None else self._resume
+        place = {name: resumed[name] for name in PLACE if name in resumed}
         return {
             "passes": self.passes,
             "used": 0 if between else self.used,
@@ -344,6 +346,7 @@ class Feed:
             "window": self.window,
             "processes": self.processes.size,
             "offset": 0 if between else self.offset,
+            **place,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -413,6 +416,10 @@ class Feed:
             "(augmentation), the run is not that of an undisturbed one from here on. Wrap it in "
             "easytorch.data.seeded(dataset) to make it exact."
         )
+
+
+# What a run that was resumed, and has read nothing yet, hands on as it came.
+PLACE = ("passes", "used", "begin", "generators", "order", "loader", "offset")
 
 
 class Batches:

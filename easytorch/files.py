@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -139,7 +140,8 @@ def set_aside(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            path.rename(path.with_name(f"{path.name}.aside"))
+            names = itertools.chain([f"{path.name}.aside"], (f"{path.name}.aside-{i}" for i in itertools.count(2)))
+            path.rename(next(one for name in names if not (one := path.with_name(name)).exists()))
 
 
 def keep_newest(folder: str | os.PathLike[str], count: int) -> None:
@@ -265,13 +267,22 @@ def _fits_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
             return False
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
             return False
-        if any(not set(group) >= set(optimizer.defaults) for group in groups):
+        twin = type(optimizer).__new__(type(optimizer))
+        filled = [dict(group) for group in groups]
+        # An older torch knew fewer settings: this adds them, as load_state_dict will.
+        twin.__setstate__(
+            {**vars(optimizer), "state": {}, "param_groups": filled, "defaults": dict(optimizer.defaults)}
+        )
+        if any(not set(group) >= set(optimizer.defaults) for group in filled):
             return False
         parameters = dict(
             pair
             for group, own in zip(groups, optimizer.param_groups, strict=True)
             for pair in zip(group["params"], own["params"], strict=True)
         )
+        known = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
+        if known == [torch.optim.Optimizer] or isinstance(optimizer, torch.optim.LBFGS):
+            return set(states) <= set(parameters)  # what these keep need not be as large as the parameter
         loose = isinstance(optimizer, torch.optim.Adafactor)  # keeps the means of rows and columns alone
         return all(
             value.ndim == 0 or value.shape == parameters[number].shape or loose
@@ -300,16 +311,22 @@ def refused(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` if it is numbers, text, None, and lists and dicts of these; else None."""
+    """Return ``value``, NumPy's numbers as Python's, if it is numbers, text, None, lists and dicts of these; else None."""
 
-    def is_plain(part: Any) -> bool:
-        if isinstance(part, Mapping):
-            return all(isinstance(key, (str, int)) and is_plain(inner) for key, inner in part.items())
+    def made(part: Any) -> Any:
+        part = part.item() if isinstance(part, np.generic) else part
+        if isinstance(part, Mapping) and all(isinstance(key, (str, int)) for key in part):
+            return {key: made(inner) for key, inner in part.items()}
         if isinstance(part, (list, tuple)):
-            return all(map(is_plain, part))
-        return part is None or type(part) in (bool, int, float, str)
+            return [*map(made, part)] if isinstance(part, list) else (*map(made, part),)
+        if part is None or type(part) in (bool, int, float, str):
+            return part
+        raise TypeError
 
-    return value if is_plain(value) else None
+    try:
+        return made(value)
+    except TypeError:
+        return None
 
 
 def bare(module: nn.Module) -> dict[str, Any]:

@@ -132,22 +132,26 @@ def _collected(children: list[Any], timeout: float | None) -> list[Any]:
 
 @contextlib.contextmanager
 def _handing_on(children: list[Any]) -> Iterator[None]:
-    """Hand Ctrl-C on to the processes, which end in order by it, and go on waiting."""
+    """Hand Ctrl-C and SIGTERM on to the processes, which end in order by it, and go on waiting."""
 
-    def hand_on(*_: Any) -> None:
+    def hand_on(number: int, _: Any) -> None:
         for child, _pipe in children:
             if child.is_alive():
-                os.kill(child.pid, signal.SIGINT)
+                os.kill(child.pid, number)
 
+    numbers = [signal.SIGINT]
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # who has a handler of his own ends this process by it
+        numbers.append(signal.SIGTERM)
     try:
-        before = signal.signal(signal.SIGINT, hand_on)
+        before = {number: signal.signal(number, hand_on) for number in numbers}
     except ValueError:  # only the main thread can have handlers
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end(children: list[Any]) -> None:

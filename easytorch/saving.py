@@ -266,7 +266,8 @@ class Saving:
 
     def _check(self, content: Mapping[str, Any]) -> None:
         """Raise an error if a part of ``content`` could not be taken over."""
-        if self.optimizer is not None and "optimizer" not in content:
+        had = content.get("optimizer_kind", "") is not None  # a model without an optimizer has none to take
+        if self.optimizer is not None and had and "optimizer" not in content:
             raise KeyError("optimizer")
         TrainState().load_state_dict(content["state"])
         History().load_state_dict(content["history"])

@@ -102,6 +102,7 @@ ALLOWED |= {f"torch._utils _rebuild_{kind}" for kind in REBUILD}
 ALLOWED |= {
     f"torch {name}" for name, one in vars(torch).items() if isinstance(one, torch.dtype) or name.endswith("Storage")
 }
+NUMBERS = {"BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1"}  # no file makes much of them: they are as large in it
 OTHERS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 
 
@@ -110,7 +111,7 @@ def _verify_instructions(path: Path, instructions: bytes, members: int) -> None:
     steps = 300_000 + 400 * members
     try:
         for name, argument, trouble in _followed(instructions):
-            steps -= 1
+            steps -= name not in NUMBERS
             if name in OTHERS or (name == "GLOBAL" and argument not in ALLOWED):
                 raise FileError(
                     f"{str(path)!r} holds Python objects ({argument or name}), which could run code when they are loaded, "
@@ -192,8 +193,8 @@ def plain(tree: Any, where: str = "content") -> Any:
         tree = tree.item()
     if isinstance(tree, np.ndarray) and tree.dtype.kind in "biuf":
         return torch.from_numpy(tree.copy())
-    if isinstance(tree, torch.Tensor) and tree.layout == torch.strided:
-        return tree
+    if isinstance(tree, torch.Tensor) and (bare := _bare(tree)) is not None:
+        return bare
     if tree is None or type(tree) in (bool, float, str, torch.dtype):
         return tree
     if type(tree) is int and abs(tree) < 2**63:
@@ -207,6 +208,20 @@ def plain(tree: Any, where: str = "content") -> Any:
         f"{where} is {type(tree).__name__}, {str(tree)[:60]!r}, which a file of tensors and plain values cannot hold. Let "
         "state_dict() return tensors, numbers, text, and dicts and lists of these."
     )
+
+
+def _bare(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Return ``tensor`` without subclass and attributes, with memory for all its values; None if no file can hold it."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return None
+    if hasattr(tensor, "full_tensor"):  # a part of one, which is written by itself
+        return tensor
+    if type(tensor) is not torch.nn.Parameter and (type(tensor) is not torch.Tensor or vars(tensor)):
+        if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:  # its values are elsewhere
+            return None
+        tensor = tensor.as_subclass(torch.Tensor)
+    expanded = tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    return tensor.clone(memory_format=torch.contiguous_format) if expanded else tensor
 
 
 def _key(key: Any, where: str) -> Any:

@@ -348,3 +348,40 @@ def test_swa_of_a_run_stopped_between_epochs_takes_each_epoch_once(hook, tmp_pat
     resumed = SWA(0)
     close(program(resumed, resume=tmp_path), program(SWA(0)))
     assert resumed.average.n_averaged == 4
+
+
+@pytest.mark.parametrize("others", [lambda: EMA(0.5), lambda: SWA(0)], ids=["EMA", "SWA"])
+def test_two_averages_in_one_fit_are_refused_before_the_first_step(others):
+    model = new_model()
+    with pytest.raises(ValueError, match=r"both keep an average.*Pass one of them"):
+        train(model, 1, EMA(0.8), others())
+    assert model.state.step == 0
+
+
+def test_two_averages_in_one_evaluation_are_refused_and_change_no_weights():
+    ema, swa, model = EMA(0.8), SWA(0), new_model()
+    train(model, 1, ema)
+    train(model, 1, swa)
+    before = copy.deepcopy(model.module.state_dict())
+    with pytest.raises(ValueError, match=r"both keep an average.*Pass one of them"):
+        model.evaluate(X, Y, callbacks=[ema, swa], verbose=0)
+    assert equal(model.module.state_dict(), before)
+
+
+class Counting(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 3)
+        self.register_buffer("places", torch.arange(100))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
+def test_whole_numbers_are_those_of_the_module_and_no_means(average):
+    callback = average()
+    train(new_model(Counting), 3, callback)
+    assert callback.average.module.places.tolist() == list(range(100))
+    assert callback.average.module.calls == 3 * UPDATES

@@ -211,6 +211,19 @@ def test_a_name_with_an_unknown_value_is_refused_before_the_first_step(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "save_freq", "unknown"),
+    [("{batch}.pt", "epoch", "batch"), ("{val_loss:.2f}.pt", 1, "val_loss"), ("{lr}.pt", 1, "lr")],
+)
+def test_a_name_with_a_value_that_no_file_will_know_is_refused_before_the_first_step(
+    name, save_freq, unknown, tmp_path
+):
+    model = new_model()
+    with pytest.raises(ValueError, match=rf"names '{unknown}', which is not known when a file is written"):
+        train(model, 1, ModelCheckpoint(tmp_path / name, save_freq=save_freq))
+    assert model.state.step == 0
+
+
 def test_a_name_with_a_value_that_an_epoch_did_not_measure_does_not_end_training(tmp_path):
     model = new_model()
     train(model, 4, ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.2f}.pt"), validation_freq=2)
@@ -325,6 +338,24 @@ def test_going_on_from_a_file_leaves_the_other_files_beside_it_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     run(tmp_path / "good.pt")
     assert {"thesis.txt", "good.pt"} <= set(written(tmp_path))
+
+
+def test_a_checkpoint_is_set_aside_beside_the_one_of_before(tmp_path):
+    crashed(tmp_path, at=2 * UPDATES + 1)
+    for _ in range(2):
+        run(files.step_path(tmp_path, UPDATES), delete_checkpoint=False, keep=9)
+    aside = ["step-0000000006.pt.aside", "step-0000000006.pt.aside-2", "step-0000000009.pt.aside"]
+    assert [name for name in written(tmp_path) if "aside" in name] == aside
+
+
+def test_a_backup_used_again_after_an_interrupted_validation_keeps_the_random_states_of_now(tmp_path):
+    backup = BackupAndRestore(tmp_path, save_freq=1, delete_checkpoint=False)
+    press = LambdaCallback(on_test_batch_end=lambda *_: signal.raise_signal(signal.SIGINT))
+    train(new_model(dropping), 2, backup, press)
+    train(new_model(dropping), 2, backup, validation_data=None)
+    kept = files.newest(tmp_path)[1]
+    assert kept["state"]["step"] == 2 * UPDATES
+    assert torch.equal(kept["feed"]["random"]["torch"], torch.get_rng_state())
 
 
 def test_the_backup_stays_after_an_error(tmp_path):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import DataParallel, Model, Strategy
-from easytorch.batchnorm import SyncBatchNorm
+from easytorch.batchnorm import SyncBatchNorm, synchronized
 from easytorch.parallel import Notes
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
@@ -299,12 +299,30 @@ def test_on_an_accelerator_the_note_is_read_in_one_of_sixteen_updates():
 def test_batchnorm_is_replaced_in_place():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     weight, names = net[1].weight, list(net.state_dict())
-    from easytorch.batchnorm import synchronized
-
     synchronized(net)
     assert type(net[1]) is SyncBatchNorm
     assert net[1].weight is weight
     assert list(net.state_dict()) == names
+
+
+def normed_in_halves():
+    DataParallel("cpu")
+    x = (torch.randn(601, 4) + 30).bfloat16()
+    return SyncBatchNorm(4)(x), functional.batch_norm(x.float(), None, None, training=True)
+
+
+def test_batchnorm_of_halves_sums_in_floats_and_returns_halves():
+    for normed, expected in together(normed_in_halves):
+        assert normed.dtype == torch.bfloat16
+        torch.testing.assert_close(normed.float(), expected, rtol=0.01, atol=0.02)
+
+
+def test_batchnorm_without_running_statistics_measures_the_batch_in_eval_mode():
+    norm, x = nn.BatchNorm1d(4, track_running_stats=False).eval(), torch.randn(9, 4)
+    net = nn.Sequential(norm)
+    expected = net(x)
+    synchronized(net)
+    torch.testing.assert_close(net(x), expected)
 
 
 def failing():

@@ -557,7 +557,11 @@ def embedding():
         (lambda: convolutional(1), IMAGES.squeeze(1), ("'0'", "Conv2d", "4 dimensions", "received 3", "unsqueeze")),
         (Recurrent, torch.randn(10, 5, 3), ("'lstm'", "LSTM", "4 features", "received 3", "input_size=3")),
         (embedding, torch.full((10, 2), 8), ("'0'", "Embedding", "0 to 4", "to 8", "num_embeddings=9")),
+        (embedding, torch.full((10, 2), -1), ("'0'", "Embedding", "down to -1", "rows count from 0", "Renumber")),
         (embedding, torch.randn(10, 2), ("'0'", "Embedding", "float32", "whole numbers", r"x\.long\(\)")),
+        (lambda: nn.BatchNorm2d(8), X, ("BatchNorm2d", "got 2D", r"Use nn\.BatchNorm1d\(8\)")),
+        (lambda: nn.BatchNorm1d(64), IMAGES, ("BatchNorm1d", "got 4D", r"Put nn\.Flatten\(\) before it")),
+        (lambda: nn.BatchNorm1d(1), IMAGES, ("BatchNorm1d", "got 4D", r"Use nn\.BatchNorm2d\(1\)")),
         (lambda: mlp(1), X[:, 0], ("one", r"x\[:, None\]")),
         (mlp, X.mul(9).byte(), ("'0'", "Linear", "uint8", "float32", r"x\.float\(\)")),
         (mlp, X.mul(9).long(), ("'0'", "Linear", "int64", "float32", r"x\.float\(\)")),
@@ -571,7 +575,11 @@ def embedding():
         "Conv2d without a channel",
         "LSTM",
         "Embedding out of range",
+        "Embedding of negative numbers",
         "Embedding of floats",
+        "BatchNorm2d behind Flatten",
+        "BatchNorm1d before Flatten",
+        "BatchNorm1d of images",
         "Linear of single numbers",
         "Linear of uint8",
         "Linear of int64",
@@ -585,6 +593,61 @@ def test_a_layer_that_does_not_fit_its_input_is_named(verb, net, x, parts):
         "predict": lambda: compiled(net()).predict(x, verbose=0),
     }
     refused(run[verb], *parts, kind=(ValueError, TypeError, IndexError))
+
+
+def test_a_state_that_is_kept_from_batch_to_batch_is_told_to_be_detached():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head, self.state = nn.GRU(8, 4), nn.Linear(4, 3), None
+
+        def forward(self, x):
+            output, self.state = self.gru(x, self.state)
+            return self.head(output)
+
+    refused(lambda: fit(compiled(Keeping()), X, Y), "LSTM or GRU", r"state\.detach\(\)", kind=RuntimeError)
+
+
+class Inner(nn.Module):
+    """A module with one part, to be called by ``forward`` in a way of its own."""
+
+    def __init__(self, part, call):
+        super().__init__()
+        self.part, self.call = part, call
+
+    def forward(self, inputs):
+        return self.call(self.part, inputs)
+
+
+def test_a_call_inside_forward_that_fails_is_not_taken_for_that_of_forward():
+    net = Inner(nn.Linear(8, 3), lambda part, inputs: part(inputs["a"], 3))
+    with pytest.raises(TypeError, match=r"takes 2 positional arguments but 3 were given$"):
+        fit(compiled(net), {"a": X}, Y)
+
+
+def test_a_layer_of_floats_with_one_row_of_doubles_is_told_of_its_type_and_not_of_its_shape():
+    net = Inner(nn.Linear(8, 3), lambda part, x: part(x[0].double()))
+    told = refused(lambda: fit(compiled(net), X, Y), "'part'", "Linear", "float64", kind=(ValueError, RuntimeError))
+    assert "rows of features" not in told
+
+
+def test_a_convolution_of_doubles_that_its_padding_saves_is_not_told_of_its_kernel():
+    net = Inner(nn.Conv2d(1, 4, 3, padding=1), lambda part, x: part(x.double()))
+    told = refused(lambda: fit(compiled(net), torch.randn(50, 1, 2, 2), Y), "'part'", "Conv2d", "float64")
+    assert "larger than what is left" not in told
+
+
+def test_attention_of_another_width_is_named():
+    net = Inner(nn.MultiheadAttention(6, 2), lambda part, x: part(x, x, x)[0])
+    refused(lambda: fit(compiled(net), X, Y), "'part'", "MultiheadAttention", r"\[32, 8\]", "6")
+
+
+def test_an_assertion_of_ones_own_stays_what_it_is():
+    def call(part, x):
+        assert x.shape[1] == 9, "nine features"
+
+    with pytest.raises(AssertionError, match=r"^nine features"):
+        fit(compiled(Inner(nn.Linear(9, 3), call)), X, Y)
 
 
 def test_an_inner_layer_is_named_by_its_path():
@@ -633,6 +696,15 @@ def test_a_metric_that_fails_is_named_with_what_it_was_given(metric, name):
         r"int64 \[32\]",
         "metrics=",
     )
+
+
+def test_an_error_of_ones_own_metric_is_told_of_the_metric():
+    class Own(Count):
+        def update(self, outputs, y, sample_weight=None):
+            raise RuntimeError("the metric's own error")
+
+    told = refused(lambda: fit(compiled(metrics=[Own()]), X, Y), "metric 'count' failed", "the metric's own error")
+    assert "train_step" not in told
 
 
 def test_a_metric_that_fails_at_the_end_of_an_epoch_is_named():
@@ -1163,7 +1235,7 @@ def test_a_step_that_optimizes_itself_is_told():
             loss.backward()
             return {"loss": loss}
 
-    refused(lambda: fit(Own(mlp(), device="cpu").compile("sgd"), X, Y), "leave backward", "update", kind=RuntimeError)
+    refused(lambda: fit(Own(mlp(), device="cpu").compile("sgd"), X, Y), "Leave backward", "update", kind=RuntimeError)
 
 
 def test_what_is_wrong_with_the_validation_data_is_said_of_it():

@@ -9,6 +9,7 @@ import resource
 import signal
 import stat
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -270,6 +271,31 @@ def test_a_compiled_model_keeps_its_own_compile_when_it_loads(tmp_path):
     assert other.metrics.names == ["accuracy"]
 
 
+def test_settings_that_an_older_torch_did_not_know_are_those_of_this_one(tmp_path):
+    model = compiled(optimizer="adam")
+    model.fit(blob_loader(), verbose=0)
+    content = files.read(model.save(tmp_path / "model.pt"))
+    for group in content["optimizer"]["param_groups"]:
+        del group["decoupled_weight_decay"]
+    other = compiled(optimizer="adam").load(files.write(tmp_path / "older.pt", content))
+    assert other.optimizer.param_groups[0]["decoupled_weight_decay"] is False
+    for each in (model, other):
+        each.fit(blob_loader(), verbose=0)
+    assert same_weights(other.module, model.module)
+
+
+def test_a_model_saved_without_an_optimizer_is_loaded_into_a_compiled_one(tmp_path):
+    model = Model(normed(), device="cpu")
+    other = compiled().load(model.save(tmp_path / "model.pt"))
+    assert same_weights(other.module, model.module)
+    other.fit(blob_loader(), verbose=0)
+
+
+def test_a_model_compiled_with_a_number_of_numpy_needs_no_compile_after_loading(tmp_path):
+    path = compiled(optimizer="adam", lr=np.float64(0.02)).save(tmp_path / "model.pt")
+    assert Model(normed(), device="cpu").load(path).optimizer.param_groups[0]["lr"] == 0.02
+
+
 def test_the_state_of_another_optimizer_is_left_out_with_a_warning(tmp_path):
     model = compiled(optimizer="adam")
     model.fit(blob_loader(), verbose=0)
@@ -459,3 +485,59 @@ def test_ctrl_c_while_a_file_is_written_is_ctrl_c_and_leaves_the_old_file(tmp_pa
         files.write(path, {f"x{i}": torch.ones(64) for i in range(8)})
     assert files.read(path)["x"].tolist() == [0, 0, 0]
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Everything that is written can be read
+
+
+def test_long_lists_of_numbers_are_read_again(tmp_path):
+    numbers = [0.5, 3, 300, 70_000, 2**40] * 61_000
+    path = files.write(tmp_path / "numbers.pt", {"numbers": numbers})
+    assert files.read(path)["numbers"] == numbers
+
+
+class Tagged(torch.Tensor):
+    """A tensor of one's own kind, as the libraries of images have them."""
+
+
+def tensor_with_a_note():
+    tensor = torch.ones(3)
+    tensor.note = "mine"
+    return tensor
+
+
+ODD = {
+    "a subclass": lambda: torch.ones(3).as_subclass(Tagged),
+    "expanded": lambda: torch.ones(1).expand(3000),
+    "overlapping": lambda: torch.arange(9.0).unfold(0, 3, 1),
+    "with an attribute": tensor_with_a_note,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_tensors_are_read_again_as_plain_ones(tmp_path, kind):
+    tensor = ODD[kind]()
+    read = files.read(files.write(tmp_path / "odd.pt", {"odd": tensor}))["odd"]
+    assert type(read) is torch.Tensor
+    assert read.tolist() == tensor.tolist()
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_module_with_an_odd_buffer_is_loaded_again(tmp_path, kind):
+    odd, plain = nn.Linear(8, 3), nn.Linear(8, 3)
+    odd.register_buffer("odd", ODD[kind]())
+    plain.register_buffer("odd", torch.zeros(ODD[kind]().shape))  # torch cannot copy into values that share memory
+    other = compiled(plain).load(compiled(odd).save(tmp_path / "model.pt"))
+    assert other.module.odd.tolist() == odd.odd.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")  # is deprecated, and still there
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), lambda: torch.ones(3, device="meta")],
+    ids=["quantized", "without values"],
+)
+def test_tensors_that_could_not_be_read_again_are_refused(tmp_path, make):
+    with pytest.raises(TypeError, match=r"\['odd'\] is Tensor.* cannot hold"):
+        files.write(tmp_path / "odd.pt", {"odd": make()})
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from easytorch import Model, files
-from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback
+from easytorch.callbacks import SWA, Callback, EarlyStopping, LambdaCallback
 from tests.loops import blob_loader, blobs, mlp, same_weights
 
 X, Y = blobs(50)
@@ -94,6 +95,29 @@ def test_a_second_ctrl_c_stops_at_once():
 
     with pytest.raises(KeyboardInterrupt):
         fitted(Twice())
+
+
+def test_a_second_ctrl_c_waits_for_no_pass_over_the_data_that_swa_would_make():
+    class Counted(torch.utils.data.Dataset):
+        read = 0
+
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, index):
+            self.read += 1
+            return X[index], Y[index]
+
+    class Twice(Callback):
+        def on_before_optimizer_step(self):
+            if self.model.state.step == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    rows, model = Counted(), model_of(torch.nn.Sequential(torch.nn.BatchNorm1d(8), mlp()))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(torch.utils.data.DataLoader(rows, 8), 3, callbacks=[SWA(0), Twice()], verbose=0)
+    assert rows.read < 2 * 50
 
 
 @pytest.mark.parametrize("hook", ["update", "validation"])
@@ -230,6 +254,42 @@ def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_nobody_behind(numb
     _, content = files.newest(tmp_path)
     assert content["state"]["step"] > 0
     assert members(process.pid) == []
+
+
+LAUNCH = """
+    import time
+    from easytorch import launch
+
+    def wait():
+        print("ready", flush=True)
+        time.sleep(100)
+
+    launch(wait, processes=2, start="fork")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes in /proc")
+def test_sigterm_to_a_launch_leaves_nobody_behind():
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LAUNCH)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert [process.stdout.readline() for _ in range(2)] == 2 * ["ready\n"]
+        time.sleep(0.2)  # until it waits for them
+        process.terminate()
+        process.wait(timeout=60)
+        assert process.returncode != 0
+        assert members(process.pid) == []
+    finally:
+        process.stdout.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from easytorch import Model, files
 from easytorch.callbacks import Callback, TerminateOnNaN
 from tests.loops import blobs, mlp, same_weights, twins
+from tests.scripted import raising
 
 X, Y = blobs(50)
 
@@ -176,3 +177,19 @@ def test_a_validation_loss_that_is_no_number_is_told_once():
     with pytest.warns(UserWarning, match="The validation loss of epoch 1 is nan, that of training is not") as told:
         model.fit(X, Y, epochs=3, validation_data=(x, y), verbose=0)
     assert len(told) == 1
+
+
+def test_a_file_that_cannot_be_written_does_not_take_the_report_along(tmp_path):
+    x = X.clone()
+    x[37] = float("nan")
+    (tmp_path / "nofolder").touch()
+    model, report = stopped(mlp(), x, path=tmp_path / "nofolder" / "nan.pt")
+    assert "samples of the dataset: 37" in report
+    assert "nan.pt" in report
+    assert model.stop_training
+
+
+def test_an_error_of_another_callback_before_training_is_told_as_it_is():
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    with pytest.raises(RuntimeError, match=r"^on_train_begin failed$"):
+        model.fit(X, Y, callbacks=[raising("on_train_begin"), TerminateOnNaN()], verbose=0)

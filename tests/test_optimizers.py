@@ -12,7 +12,7 @@ from torch import nn
 
 from easytorch import Model
 from easytorch.optimizers import TABLE, step, zero_grad
-from tests.loops import blobs, mlp, twins
+from tests.loops import blobs, mlp, same_weights, twins
 
 X, Y = blobs(64)
 SPECIAL = {"sparseadam", "muon"}  # for sparse gradients; for matrices only
@@ -154,3 +154,48 @@ def test_a_step_is_that_of_the_optimizer(name):
         return module.weight
 
     assert torch.equal(weights(step), weights(lambda optimizer: optimizer.step()))
+
+
+class OfSomebodyElse(torch.optim.Optimizer):
+    """Keeps states in shapes and kinds of its own."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.05})
+
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["seen"] = [*state.get("seen", []), 1.0]
+            state["speed"] = 0.9 * state.get("speed", torch.zeros(1)) + parameter.grad.abs().mean()
+            parameter.data.sub_(0.05 * state["speed"] * parameter.grad.sign())
+
+
+def test_a_run_with_an_optimizer_of_somebody_else_is_resumed_and_loaded(tmp_path):
+    def run(epochs, **options):
+        torch.manual_seed(0)
+        model = Model(mlp(), device="cpu").compile(OfSomebodyElse, "cross_entropy")
+        model.fit(X, Y, epochs=epochs, verbose=0, **options)
+        return model
+
+    undisturbed = run(3)
+    run(1, resume=tmp_path)
+    resumed = run(3, resume=tmp_path)
+    assert same_weights(resumed.module, undisturbed.module)
+    loaded = Model(mlp(), device="cpu").compile(OfSomebodyElse, "cross_entropy").load(tmp_path)
+    assert loaded.optimizer.state_dict() == resumed.optimizer.state_dict()
+
+
+def test_the_state_of_lbfgs_is_loaded(tmp_path):
+    def closure():
+        loss = model.module(X).square().mean()
+        model.optimizer.zero_grad()
+        loss.backward()
+        return loss
+
+    def compiled():
+        return Model(mlp(), device="cpu").compile(torch.optim.LBFGS, "cross_entropy")
+
+    model = compiled()
+    model.optimizer.step(closure)
+    other = compiled().load(model.save(tmp_path / "model.pt"))
+    assert other.optimizer.state_dict()["state"][0].keys() == model.optimizer.state_dict()["state"][0].keys()

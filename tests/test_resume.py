@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import warnings
 
 import numpy as np
@@ -137,7 +138,15 @@ class Dropping(nn.Module):
 
 
 def program(
-    folder, make_loader, plug=None, accumulate=1, epochs=EPOCHS, metrics=("accuracy",), precision="fp32", **fit
+    folder,
+    make_loader,
+    plug=None,
+    accumulate=1,
+    epochs=EPOCHS,
+    metrics=("accuracy",),
+    precision="fp32",
+    save_freq=1,
+    **fit,
 ):
     """Run the user's program from its first line: it knows nothing of earlier runs but the folder."""
     torch.manual_seed(0)
@@ -152,9 +161,9 @@ def program(
         scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=40),
     )
     ema = EMA(0.9)
-    callbacks = [ema, EarlyStopping(patience=5), BackupAndRestore(folder, save_freq=1, delete_checkpoint=False)]
+    callbacks = [ema, EarlyStopping(patience=5), BackupAndRestore(folder, save_freq, delete_checkpoint=False)]
     if plug is not None:
-        callbacks.append(PullPlug(plug))
+        callbacks.append(plug if isinstance(plug, Callback) else PullPlug(plug))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(make_loader(), epochs, callbacks=callbacks, validation_data=(X[:20], Y[:20]), verbose=0, **fit)
@@ -209,6 +218,15 @@ def test_a_stream_cut_into_epochs_goes_on_across_passes(tmp_path):
     for step in range(1, 21):
         continued = stopped_and_continued(tmp_path / str(step), LOADERS["shuffled"], step, epochs=4, steps_per_epoch=5)
         assert_same_run(undisturbed, continued)
+
+
+@pytest.mark.parametrize(("hook", "step"), [("on_before_optimizer_step", 4), ("on_test_batch_begin", 5)])
+def test_a_stream_interrupted_at_the_end_of_an_epoch_and_killed_in_the_next_goes_on(hook, step, tmp_path):
+    options = {"epochs": 4, "steps_per_epoch": 5, "save_freq": "epoch"}
+    undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], **options)
+    press = LambdaCallback(**{hook: lambda *_: press.model.state.step == step and signal.raise_signal(signal.SIGINT)})
+    assert program(tmp_path / "stopped", LOADERS["shuffled"], press, **options)[0].history.interrupted
+    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 8, **options))
 
 
 def test_metrics_that_keep_every_prediction_go_on(tmp_path):

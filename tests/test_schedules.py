@@ -63,6 +63,25 @@ def test_an_update_is_a_window_of_accumulated_batches():
     assert rates == rates_of(PER_UPDATE["OneCycleLR"], 4)
 
 
+def milestones(optimizer):
+    return lr_scheduler.MultiStepLR(optimizer, milestones=[1, 3, 3])
+
+
+def milestones_after_warming_up(optimizer):
+    warming = lr_scheduler.ConstantLR(optimizer, 0.5, 1)
+    return lr_scheduler.SequentialLR(optimizer, [warming, milestones(optimizer)], milestones=[1])
+
+
+@pytest.mark.parametrize("make", [milestones, milestones_after_warming_up])
+def test_milestones_go_on_in_a_run_that_is_resumed(make, tmp_path):
+    def rates(epochs, **options):
+        model = new_model(scheduler=LRScheduler(make, "epoch"))
+        return train(model, epochs, **options)["lr"]
+
+    rates(2, resume=tmp_path)
+    assert rates(6, resume=tmp_path) == rates(6)
+
+
 DOUBTFUL = {
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=10),
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.5**step),
@@ -273,6 +292,14 @@ def test_a_named_schedule_begins_again_in_a_second_fit():
     train(model, 2, first)
     train(model, 2, second)
     assert first.used == second.used
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "warmup_cosine"])
+def test_a_named_schedule_of_a_run_with_more_epochs_goes_to_the_end_of_these(name, tmp_path):
+    train(new_model(scheduler=name), 2, resume=tmp_path)
+    rates = Rates()
+    train(new_model(scheduler=name), 4, rates, resume=tmp_path)
+    assert rates.used == pytest.approx(rates_in(4, scheduler=name)[2 * UPDATES :])
 
 
 def test_a_named_schedule_may_stand_among_the_callbacks():

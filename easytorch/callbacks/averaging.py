@@ -46,14 +46,15 @@ class Averaging(Callback):
                 f"{type(self).__name__} keeps a copy of the module, but with strategy='fsdp' every process has parts of it only. "
                 "Use strategy='ddp', or leave the average out."
             )
+        self._check_alone()
         if "average" not in vars(self) or self._of is not self.model.module:
             self.average, self._of = self.make(), self.model.module
         self._swapped = False
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Put the average into the module."""
-        if self._averaged() and not self._swapped:
-            self._swap()
+        self._check_alone()
+        self._put()
 
     def on_test_end(self, logs: Any = None) -> None:
         """Put the weights of training back."""
@@ -79,7 +80,7 @@ class Averaging(Callback):
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Use the average inside, for ``evaluate``, ``predict`` or ``save``, and the weights of training afterwards."""
-        self.on_test_begin()
+        self._put()
         try:
             yield
         finally:
@@ -93,8 +94,22 @@ class Averaging(Callback):
         """Go on from ``state``."""
         self.average.load_state_dict(state["average"])
 
+    def _check_alone(self) -> None:
+        """Raise an error if there is another average: each would take the other's for the weights of training."""
+        averages = [one for one in self.model.callbacks.callbacks if isinstance(one, Averaging)]
+        others = [one for one in averages if one is not self]
+        if others:
+            raise ValueError(
+                f"{type(self).__name__} and {type(others[0]).__name__} both keep an average, and evaluations can measure one "
+                "only. Pass one of them."
+            )
+
     def _averaged(self) -> bool:
         return "average" in vars(self) and bool(self.average.n_averaged)
+
+    def _put(self) -> None:
+        if self._averaged() and not self._swapped:
+            self._swap()
 
     def _swap(self) -> None:
         """Exchange the values in place: the optimizer holds on to the very tensors of the module."""
@@ -148,6 +163,7 @@ class SWA(Averaging):
             raise ValueError(f"start_epoch must be an epoch from 0 on, or a share below 1, received {start_epoch!r}.")
         self.start_epoch = start_epoch
         self._due = False  # whether an epoch has ended whose weights are not in the average yet
+        self._failed = False
 
     def make(self) -> AveragedModel:
         """Return a new average."""
@@ -181,12 +197,23 @@ class SWA(Averaging):
         super().load_state_dict(state)
         self._due = state.get("due", False)
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begin a new average, or go on with that of an earlier fit."""
+        self._failed = False
+        super().on_train_begin(logs)
+
+    def on_exception(self, error: BaseException) -> None:
+        """Note that the run did not come to its end: who stops it does not wait for another pass over the data."""
+        self._failed = True
+        super().on_exception(error)
+
     def on_train_end(self, logs: Any = None) -> None:
         """Measure the statistics of BatchNorm for the average."""
         self.on_test_end()
         self._take()
         normed = torch.nn.modules.batchnorm._BatchNorm
-        if self._averaged() and any(isinstance(part, normed) for part in self.average.modules()):
+        ended = not self._failed and not self.model.history.interrupted
+        if ended and self._averaged() and any(isinstance(part, normed) for part in self.average.modules()):
             self._measure_batch_norm()
         super().on_train_end(logs)
 

@@ -65,7 +65,7 @@ class BackupAndRestore(Callback):
     def on_restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         self._saved, self._failed, self._ended_by_error = self.model.strategy.now(), None, False
-        self._begun = False
+        self._begun, self._random_before_test = False, None
         processes = self.model.strategy.processes
         path, content = self._found() if processes.first else (None, {})
         path = processes.same(path)
@@ -258,13 +258,13 @@ class ModelCheckpoint(Monitor):
             file = os.path.join(self.filepath, "model-{epoch}.pt")
             raise ValueError(f"filepath={self.filepath!r} is a folder. Name the file in it, {file!r}.")
         for name in _fields(self.filepath):
+            if (name == "batch") if self.unit == "epochs" else name.startswith("val_"):
+                raise ValueError(
+                    f"filepath={self.filepath!r} names {name!r}, which is not known when a file is written: save_freq counts "
+                    f"{self.unit}. Leave it out."
+                )
             if name not in ("epoch", "batch"):
                 check_name(name, f"filepath={self.filepath!r} names", self.model)
-                if self.unit in ("updates", "minutes") and name.startswith("val_"):
-                    raise ValueError(
-                        f"filepath={self.filepath!r} names {name!r}, which is measured after an epoch, but save_freq is in "
-                        f"{self.unit}."
-                    )
         likely = dict.fromkeys(self.model.log_names(), 1.0) | {"epoch": 1, "batch": 1}
         try:
             if all(name in likely for name in _fields(self.filepath)):  # of what else is logged nobody knows the type

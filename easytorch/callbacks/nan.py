@@ -80,6 +80,7 @@ class TerminateOnNaN(Callback):
     def __init__(self, raise_error: bool = False, path: str | os.PathLike[str] | None = None) -> None:
         self.raise_error, self.path = raise_error, path
         self.report: str | None = None
+        self._held_back = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find out how to look without waiting."""
@@ -156,7 +157,10 @@ class TerminateOnNaN(Callback):
                 "report": self.report,
                 "module": files.bare(self.model.module),
             }
-            self.report += f"\n  Written to {files.write(Path(self.path), content)}, to reproduce it."
+            try:
+                self.report += f"\n  Written to {files.write(Path(self.path), content)}, to reproduce it."
+            except (OSError, TypeError) as error:  # what was found matters more
+                self.report += f"\n  {error}"
         self.model.need_optimizer("fit").zero_grad()  # without gradients the optimizer does nothing
         self.model.stop_training = self.model.callbacks.damaged = True
         if self.raise_error:

@@ -179,6 +179,7 @@ class Schedule(LRScheduler):
         super().__init__(None, "update")
         self.warmup = 0.0 if self.name == "cosine" else warmup
         self.rates: list[float] = []
+        self._total = 0
 
     def bind(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Note the optimizer and its learning rates, the highest of the schedule."""
@@ -195,7 +196,7 @@ class Schedule(LRScheduler):
             raise ValueError(
                 f"scheduler={self.name!r} must know how long training is, but this data has no length. Pass steps_per_epoch."
             )
-        total = self.params["steps"] * (self.model.state.last - self.model.state.first)
+        self._total = total = self.params["steps"] * (self.model.state.last - self.model.state.first)
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = group["initial_lr"] = rate
         if self.name == "one_cycle":
@@ -205,12 +206,22 @@ class Schedule(LRScheduler):
         rise = round(self.warmup * total)
         self.scheduler = lr_scheduler.LambdaLR(optimizer, functools.partial(_warmup_cosine, rise, total))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's state and the number of updates that it is for."""
+        state = super().state_dict()
+        return {**state, "total": self._total} if state else state
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``, over as many updates as this fit has."""
-        own = vars(self.scheduler) if _is_scheduler(self.scheduler) else {}
-        length = {key: own[key] for key in ("total_steps", "_schedule_phases") if key in own}
+        """Go on from ``state``, to the end of the fit that runs now, which may be longer than the one before."""
+        length = ("total_steps", "_schedule_phases")  # of OneCycleLR, which raises an error behind its end
+        kept = {name: value for name, value in getattr(self.scheduler, "__dict__", {}).items() if name in length}
         super().load_state_dict(state)
-        own.update(length)
+        if kept:
+            vars(self.scheduler).update(kept)
+        done = self.scheduler.last_epoch if _is_scheduler(self.scheduler) else 0
+        if state.get("total", self._total) != self._total and 0 < done <= self._total:
+            self.scheduler.last_epoch -= 1
+            self.scheduler.step()  # or the next update would have the rate of the shorter schedule
 
 
 def _warmup_cosine(rise: int, total: int, step: int) -> float:
