@@ -139,7 +139,8 @@ def _frame_values(frame: Any) -> np.ndarray[Any, Any]:
 def is_arrays(x: Any, y: Any) -> bool:
     """Whether ``x``, with the targets ``y`` or without, is all rows at once, in any nesting."""
     if isinstance(x, Mapping):
-        return all(is_array(leaf) for leaf in leaves(x))
+        numbers = () if y is None else (int, float, np.generic)  # lists of them; without targets the dict is refused
+        return all(is_array(leaf) or isinstance(leaf, numbers) for leaf in leaves(x))
     if isinstance(x, (list, tuple)):  # without targets a list holds batches
         return y is not None or (isinstance(x, tuple) and len(x) > 0 and all(map(is_array, leaves(x))))
     return is_array(x)

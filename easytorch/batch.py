@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from easytorch.tree import describe, leaves, map_leaves
 
@@ -76,6 +77,8 @@ def batch_size(batch: Any) -> int:
     targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if isinstance(batch, Mapping):
         targets = next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    if isinstance(targets, (tuple, list)) and targets and all(isinstance(one, Mapping) for one in targets):
+        return len(targets)  # a dict for each sample, as detection has them
     for part in (targets, batch):
         sizes = {len(leaf) for leaf in leaves(part) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0}
         if len(sizes) == 1:
@@ -113,6 +116,9 @@ def _place_batch(device: torch.device, dtype: torch.dtype | None, batch: Any) ->
 def _place(device: torch.device, dtype: torch.dtype | None, leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         leaf = from_numpy(leaf)
+    if isinstance(leaf, PackedSequence):
+        packed: Any = leaf  # whose to() torch declares for a dtype alone; the batch sizes stay on the CPU
+        return packed.to(device, dtype if dtype is not None and packed.data.is_floating_point() else packed.data.dtype)
     if not isinstance(leaf, Tensor):
         return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
     wanted = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
@@ -137,6 +143,10 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
         raise _no_numbers(array)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)  # torch computes little with unsigned integers
+    if not array.dtype.isnative:  # torch has one byte order, and no long doubles
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array) if array.ndim else array)

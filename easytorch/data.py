@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from easytorch.arrays import (
     ArrayDataset,
@@ -26,13 +35,13 @@ from easytorch.arrays import (
     stacked,
     transforms,
 )
-from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Signature, as_labels, batch_size
+from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Batch, Signature, as_labels, batch_size, unpack
 from easytorch.feed import Feed, length, signal_proof, whole
 from easytorch.generators import own_generators_kept
 from easytorch.memory import InMemory, in_memory
 from easytorch.notice import warn
 from easytorch.processes import Alone
-from easytorch.splits import all_targets, split, split_loader, targets_of
+from easytorch.splits import all_targets, draws_all, split, split_loader, targets_of
 from easytorch.state import random_states_kept
 from easytorch.tree import describe, leaves, map_leaves
 from easytorch.weights import ClassWeight, Weighted, check_weights, with_sample_weight
@@ -261,9 +270,14 @@ def first_batch(loader: Any) -> Any:
             return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
-    with random_states_kept(), own_generators_kept(loader.dataset):
+    with random_states_kept(), own_generators_kept([loader.dataset, loader.collate_fn]):
         dataset: Any = loader.dataset
-        indices = list(range(min(loader.batch_size, len(dataset))))
+        if type(loader.sampler) is SubsetRandomSampler:
+            indices = list(loader.sampler.indices[: loader.batch_size])
+        elif draws_all(loader):
+            indices = list(range(min(loader.batch_size, len(dataset))))
+        else:  # only the sampler knows what can be loaded
+            return None
         whole = getattr(dataset, "__getitems__", None)
         return loader.collate_fn(whole(indices) if whole else [dataset[i] for i in indices])
 
@@ -282,6 +296,7 @@ def fit_data(
     validation_steps: int | None,
     epochs: int,
     processes: Alone,
+    unpack: Callable[[Any], Batch] = unpack,
 ) -> tuple[Feed, Any]:
     """Return the feed of the training data, and the batches of the validation data or None; see ``Model.fit``."""
     if shuffle is None and is_indexed(x, y):
@@ -295,9 +310,9 @@ def fit_data(
         validation = _validation(validation_data, batch_size, once=epochs == 1 or validation_steps is not None)
     elif validation_split:
         loader, validation = _split(loader, validation_split)
-    weigh = None if class_weight is None else ClassWeight(class_weight, loader)
+    weigh = None if class_weight is None else ClassWeight(class_weight, loader, unpack)
     unsure = isinstance(loader, DataLoader) and loader.num_workers > 0 and not draws_nothing(loader.dataset)
-    return Feed(loader, window, steps, weigh, unsure, processes), signal_proof(validation)
+    return Feed(loader, window, steps, weigh, unsure, processes, validation), signal_proof(validation)
 
 
 def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:
@@ -422,7 +437,9 @@ def one_row_each(outputs: Any, batch: Any) -> Any:
 
 def in_order(loader: Any) -> Any:
     """Return ``loader``, with a warning if it draws its samples in random order: outputs would not match the samples."""
-    if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
+    if isinstance(loader, DataLoader) and isinstance(
+        getattr(loader.batch_sampler, "sampler", loader.sampler), RandomSampler
+    ):
         warn(
             "This DataLoader shuffles, so the outputs come in another order than its dataset's samples. Pass a DataLoader "
             "with shuffle=False, or the dataset itself."

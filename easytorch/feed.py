@@ -64,6 +64,7 @@ class Feed:
         weigh: Applied to each batch.
         unsure: Whether loading may draw random numbers that nothing can restore.
         processes: Those who share the data.
+        beside: The batches to validate on, whose generators go on in a resumed run too.
 
     Attributes:
         lends: What to do where this process has no batch and others have. False: it is left out, and a window may be empty. True:
@@ -78,6 +79,7 @@ class Feed:
         weigh: Callable[[Any], Any] | None = None,
         unsure: bool = False,
         processes: Alone | None = None,
+        beside: Any = None,
     ) -> None:
         if length(loader) == 0:
             raise ValueError(
@@ -86,7 +88,7 @@ class Feed:
         steps = whole("steps_per_epoch", steps)
         self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
         self.processes = processes or Alone()
-        self.lends = False
+        self.lends, self.beside = False, beside
         self._last: Any = None  # the batch to lend
         self.once = isinstance(loader, Iterator)
         self.example: Any = None
@@ -287,18 +289,20 @@ class Feed:
 
     def _batches(self, skip: int) -> Iterator[Any]:
         batches: Iterator[Any]
-        if self._order is not None or not skip:
-            batches = self._iterator = started(self._reader)
-            return batches
-        if self._loader_state is not None:
+        if self._loader_state is not None and skip:
             self._reader.load_state_dict(self._loader_state)
-            batches = self._iterator = started(self._reader)
-        else:
+        batches = self._iterator = started(self._reader)
+        if not skip:
+            return batches
+        if self._order is not None:
+            batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
+            if self._order.resume is None:  # it has skipped; a loader of the user's own may not ask it
+                return batches
+        if self._loader_state is None:
             warn(
                 f"{type(self.loader).__name__} has no sampler that could skip, so the {skip} batches that were used before "
                 "are read again and thrown away."
             )
-            batches = self._iterator = started(self._reader)
             thrown = list(itertools.islice(batches, skip))
             if self.lends and thrown and thrown[-1] is not shards.IDLE:
                 self._last = self._weighed(thrown[-1])
@@ -340,6 +344,7 @@ class Feed:
             "random": random_states(),
             "generators": states_of(generators_of(*order_parts(self.loader))),
             "data_generators": states_of(generators_of(*data_parts(self.loader))),
+            "beside": states_of(self._generators_beside()),
             "order": self._order.mark(self.used) if self._order is not None and not between else None,
             "loader": own() if own is not None and not between else None,
             "size": self._size(),
@@ -379,8 +384,13 @@ class Feed:
         else:
             set_states(order, state["generators"])
         set_states(of_data, state["data_generators"])
+        if len(state.get("beside", ())) == len(self._generators_beside()):
+            set_states(self._generators_beside(), state.get("beside", ()))
         if self.unsure and getattr(self.loader, "persistent_workers", False) and not state["used"]:
             self._warn_of_workers()
+
+    def _generators_beside(self) -> list[Any]:
+        return generators_of(*order_parts(self.beside), *data_parts(self.beside))
 
     def _redealt(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return ``state``, of another number of processes, for this one: what all of them have used is skipped."""

@@ -14,20 +14,20 @@ import torch
 def order_parts(loader: Any) -> list[Any]:
     """Return what of ``loader`` may draw random numbers for the order: a resumed pass draws them again."""
     batch_sampler = getattr(loader, "batch_sampler", None)
-    inner = getattr(batch_sampler, "sampler", None) or getattr(loader, "sampler", None)
+    inner = getattr(batch_sampler, "sampler", getattr(loader, "sampler", None))  # an array has no truth value
     return [part for part in (loader, batch_sampler, inner) if part is not None]
 
 
 def data_parts(loader: Any) -> list[Any]:
-    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, and their transforms, be
-    they listed or within each other.
+    """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, their transforms, be they
+    listed or within each other, and the collation.
     """
-    return _parts_of(getattr(loader, "dataset", None))
+    return _parts_of([getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)])
 
 
-def _parts_of(dataset: Any) -> list[Any]:
+def _parts_of(source: Any) -> list[Any]:
     parts: list[Any] = []
-    waiting = [dataset]
+    waiting = [source]
     while waiting:
         part = waiting.pop()
         if isinstance(part, (list, tuple, Mapping)):
@@ -38,7 +38,8 @@ def _parts_of(dataset: Any) -> list[Any]:
     return parts
 
 
-INSIDE = ("dataset", "datasets", "transform", "target_transform", "transforms", "_modules")
+INSIDE = ("collate", "dataset", "datasets", "transform", "target_transform", "transforms", "_modules")
+KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
 def generators_of(*parts: Any) -> list[Any]:
@@ -46,9 +47,8 @@ def generators_of(*parts: Any) -> list[Any]:
     found: list[Any] = []
     for part in parts:
         for value in getattr(part, "__dict__", {}).values():
-            if isinstance(value, (torch.Generator, random.Random, np.random.Generator)) and all(
-                value is not one for one in found
-            ):
+            has_state = isinstance(value, KINDS) and not isinstance(value, random.SystemRandom)
+            if has_state and all(value is not one for one in found):
                 found.append(value)
     return found
 
@@ -62,6 +62,8 @@ def states_of(generators: list[Any]) -> list[Any]:
         elif isinstance(generator, random.Random):
             version, internal, gauss = generator.getstate()
             states.append([version, list(internal), gauss])
+        elif isinstance(generator, np.random.RandomState):
+            states.append(_as_text(generator.get_state(legacy=False)))
         else:
             states.append(_as_text(generator.bit_generator.state))
     return states
@@ -74,14 +76,16 @@ def set_states(generators: list[Any], states: Iterable[Any]) -> None:
             generator.set_state(state.cpu())
         elif isinstance(generator, random.Random):
             generator.setstate((state[0], tuple(state[1]), state[2]))
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(_from_text(state))
         else:
             generator.bit_generator.state = _from_text(state)
 
 
 @contextlib.contextmanager
-def own_generators_kept(dataset: Any) -> Iterator[None]:
-    """Put the generators that ``dataset`` has of its own back in the end, as if nothing had been loaded inside."""
-    generators = generators_of(*_parts_of(dataset))
+def own_generators_kept(source: Any) -> Iterator[None]:
+    """Put the generators that ``source``, one or several, has of its own back in the end, as if nothing had been loaded."""
+    generators = generators_of(*_parts_of(source))
     states = states_of(generators)
     try:
         yield
@@ -101,6 +105,6 @@ def _as_text(state: Any) -> Any:
 def _from_text(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {key: _from_text(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return np.asarray([_from_text(value) for value in state])
+    if isinstance(state, list):  # of words of up to 64 bits, which fit in no int64
+        return np.asarray([_from_text(value) for value in state], dtype=np.uint64)
     return int(state[4:]) if isinstance(state, str) and state.startswith("int ") else state

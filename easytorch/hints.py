@@ -71,7 +71,7 @@ def _given(frames: Sequence[FrameType]) -> tuple[Any, Any]:
     """Return the inputs and targets that the user passed, the first of several; None where they came otherwise."""
     call = next((frame.f_locals for frame in _callers() if _is_verb(frame)), {})
     x, y = call.get("x"), call.get("y")
-    if any(frame.f_code.co_name == "_try_out" for frame in frames):
+    if any(frame.f_code.co_name == "_try_out" for frame in frames) and call.get("validation_data") is not None:
         x, y = call.get("validation_data"), None
     if isinstance(x, list) and x and isinstance(x[0], (tuple, list)) and y is None:  # a list of batches
         x = tuple(x[0])

@@ -47,7 +47,7 @@ def in_memory(
         verbose: 0 shows nothing; otherwise a bar in a terminal, and a line when it is done.
 
     Raises:
-        TypeError: If it has no length or no index, or its samples hold something else than numbers.
+        TypeError: If it has no length or no index, or its samples hold something else than numbers, or differ in dtype.
         ValueError: If it is empty, loading it draws random numbers, or its samples differ in shape.
         FileNotFoundError: If there is no folder for the cache, told before anything is loaded.
         MemoryError: If it is larger than the memory of this machine, told after the first samples.
@@ -175,6 +175,10 @@ def _loaded(dataset: Any, num_workers: int, bar: Any) -> Any:
             for whole, part in zip(leaves(tree), leaves(chunk), strict=True):
                 if whole.shape[1:] != part.shape[1:]:
                     raise _uneven([f"{list(whole.shape[1:])}", f"{list(part.shape[1:])}"])
+                if whole.dtype != part.dtype:
+                    raise TypeError(
+                        f"The samples differ in dtype: {whole.dtype} and {part.dtype}. Return one in every case."
+                    )
                 whole[done : done + len(part)] = part
             done += len(part)
             advance(len(part))

@@ -33,17 +33,17 @@ class Order(Iterable[Any]):
     """
 
     def __init__(self, sampler: Any, memory: int) -> None:
-        self.sampler, self.memory = sampler, memory
+        self.inner, self.memory = sampler, memory  # not "sampler", which a batch sampler has of its own
         self.resume: Mapping[str, Any] | None = None
         self.start(None, {})
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.inner)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("sampler", "memory"):
+        if name in ("inner", "memory"):
             raise AttributeError(name)
-        return getattr(self.sampler, name)
+        return getattr(self.inner, name)
 
     def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
         """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
@@ -71,12 +71,12 @@ class Order(Iterable[Any]):
                 batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
             mark = resume["order"]  # None where another number of processes had other batches
             if mark is not None and self.mark(resume["used"]) != mark:
-                raise other_order(getattr(self.sampler, "batch_sampler", self.sampler))
+                raise other_order(getattr(self.inner, "batch_sampler", self.inner))
             set_random_states(self.now)  # nothing is drawn between here and the loading of the next batch
         yield from batches
 
     def _drawn(self) -> Iterator[Any]:
-        for indices in self.sampler:
+        for indices in self.inner:
             self.drawn += 1
             self.batches.append(indices)
             self.marks.append(_digest(indices, self.marks[-1]))
@@ -84,6 +84,6 @@ class Order(Iterable[Any]):
 
 
 def _digest(indices: Any, before: int) -> int:
-    if type(indices) is list and type(indices[0]) is int:
+    if type(indices) is list and indices and type(indices[0]) is int:
         return hash((before, *indices))  # a microsecond; hashes of whole numbers are the same in every process
     return zlib.crc32(repr(indices).encode(), before & 0xFFFFFFFF)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import struct
@@ -38,7 +39,12 @@ class Gathered(contextlib.AbstractContextManager["Gathered"]):
         """Return all outputs, joined."""
         if not self.parts:
             raise ValueError(NO_BATCH)
-        return concatenate(self.parts)
+        try:
+            return concatenate(self.parts)
+        except ValueError as error:  # "must match exactly", as NumPy says
+            raise ValueError(
+                "The outputs of the batches differ in shape, so they do not fit in one array. Pad them in predict_step."
+            ) from error
 
     @staticmethod
     def to(path: str | os.PathLike[str] | None) -> Gathered:
@@ -185,4 +191,8 @@ def _names(tree: Any, prefix: str = "") -> list[str]:
         return [name for key, value in tree.items() for name in _names(value, f"{prefix}.{key}")]
     if isinstance(tree, (tuple, list)):
         return [name for i, value in enumerate(tree) for name in _names(value, f"{prefix}.{i}")]
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return [
+            name for one in dataclasses.fields(tree) for name in _names(getattr(tree, one.name), f"{prefix}.{one.name}")
+        ]
     return [prefix]

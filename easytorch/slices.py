@@ -41,7 +41,10 @@ def sliced(loader: Any) -> Any:
     if not plain or type(loader.sampler) not in KNOWN:
         return loader
     batches = loader.batch_sampler
-    if type(batches.batch_sampler if isinstance(batches, Parts) else batches) is not BatchSampler:
+    inner = batches.batch_sampler if isinstance(batches, Parts) else batches
+    if type(inner) is not BatchSampler or inner.sampler is not loader.sampler:  # a batch_sampler has its own
+        return loader
+    if getattr(loader.sampler, "generator", None) is torch.default_generator:  # the module draws from it in between
         return loader
     found = _in_memory(loader.dataset)
     if found is None or loader.collate_fn is not found[2]:
@@ -114,6 +117,7 @@ class Slices:
     def __iter__(self) -> Iterator[Any]:
         # A loader draws a seed for its workers when it begins, even if it has none.
         torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
+        self.tree, self.rows, _ = _in_memory(self.loader.dataset) or (self.tree, self.rows, None)  # may have changed
         self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
         self.bounds = self._dealt()
         resume, self.resume = self.resume, None
@@ -124,6 +128,9 @@ class Slices:
                 raise other_order(self.loader.sampler)
             set_random_states(self.now)
         positions = self.order if self.rows is None else self.rows[self.order]
+        below = positions < 0  # counted from the end
+        if bool(below.any()):
+            positions = torch.where(below, positions + len(next(leaves(self.tree))), positions)
         self.positions = {leaf.device: positions.to(leaf.device) for leaf in leaves(self.tree) if leaf is not None}
         for begin, end in self.bounds[used:]:
             if end > begin:
@@ -141,6 +148,9 @@ class Slices:
 
     def _take(self, begin: int, end: int) -> Any:
         if self.in_order and self.rows is None:  # copied: what a module does to its input stays there
-            return map_leaves(lambda leaf: None if leaf is None else leaf[begin:end].clone(), self.tree)
+            return map_leaves(
+                lambda leaf: None if leaf is None else leaf[begin:end].clone(memory_format=torch.contiguous_format),
+                self.tree,
+            )
         rows = {device: positions[begin:end] for device, positions in self.positions.items()}
         return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, rows[leaf.device]), self.tree)

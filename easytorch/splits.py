@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -41,7 +42,7 @@ def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, str
     Raises:
         ValueError: If a part would be empty, or the data has no length or an order of its own.
     """
-    if isinstance(y, (int, float)):  # split(data, 0.2)
+    if isinstance(y, (int, float, np.number)):  # split(data, 0.2)
         y, fraction = None, y
     if isinstance(data, DataLoader):
         return split_loader(data, fraction, seed, stratify)
@@ -63,7 +64,7 @@ def split_indices(
     size: int, fraction: float, seed: int = 0, targets: Tensor | None = None
 ) -> tuple[list[int], list[int]]:
     """Return the row numbers of the two parts; see ``split``."""
-    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+    if not isinstance(fraction, (int, float, np.number)) or not 0 < fraction < 1:
         raise ValueError(f"A split needs a fraction between 0 and 1, received {fraction!r}: 0.2 is 20 %.")
     count = round(size * fraction)
     if not 0 < count < size:
@@ -71,6 +72,8 @@ def split_indices(
             f"A split of {size} samples by {fraction} leaves one part empty. Pass more data or another fraction."
         )
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    if targets is not None and targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets.squeeze(1)
     if targets is not None and _are_classes(targets):
         order = order[torch.argsort(targets[order], stable=True)]  # class by class, each in random order
         # Every (size / count)-th of them goes to the second part, so each class gives its share, up to one sample.
@@ -91,7 +94,7 @@ def _are_classes(targets: Tensor) -> bool:
 def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: bool) -> tuple[Any, Any]:
     """Return two loaders like ``loader``; see ``split``."""
     sampler = loader.sampler
-    random = isinstance(sampler, RandomSampler) and not sampler.replacement
+    random = isinstance(sampler, RandomSampler) and not sampler.replacement and len(sampler) == len(sampler.data_source)
     if (
         loader.batch_size is None
         or isinstance(loader.dataset, IterableDataset)
@@ -129,9 +132,17 @@ def all_targets(loader: Any) -> Any:
     can know that without loading them.
     """
     dataset = getattr(loader, "dataset", None)
+    if not draws_all(loader):  # the targets of samples that are never drawn may be anything
+        return None
     if isinstance(dataset, ArrayDataset):
         return unpack(dataset.tree).y
     return targets_of(dataset, sure=True)
+
+
+def draws_all(loader: Any) -> bool:
+    """Whether ``loader`` surely draws from all samples of its dataset."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
+    return type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler)
 
 
 def targets_of(dataset: Any, *, sure: bool = False) -> Tensor | None:

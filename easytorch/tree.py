@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -22,6 +23,8 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
         return type(tree)([map_leaves(function, value) for value in tree])
     if isinstance(tree, Mapping):
         return _like(tree, {key: map_leaves(function, value) for key, value in tree.items()})
+    if isinstance(tree, PackedSequence):  # a named tuple, whose parts do not all go to one device
+        return function(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_leaves(function, value) for value in tree))
     if isinstance(tree, (tuple, list)):

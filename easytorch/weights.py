@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from easytorch.arrays import as_tensor
-from easytorch.batch import WEIGHT_KEY, from_numpy, unpack
+from easytorch.batch import WEIGHT_KEY, Batch, from_numpy, unpack
 from easytorch.generators import own_generators_kept
 from easytorch.notice import warn
 from easytorch.splits import all_targets, targets_of
@@ -80,9 +80,19 @@ class _WeightedCollate:
 def add_weight(batch: Any, weight: Tensor) -> Any:
     """Return ``batch`` with ``weight`` as its third part, multiplied with the weights that it has already."""
     if isinstance(batch, Mapping):
-        return {**batch, WEIGHT_KEY: weight * batch[WEIGHT_KEY] if WEIGHT_KEY in batch else weight}
+        return {**batch, WEIGHT_KEY: _multiplied(batch[WEIGHT_KEY], weight) if WEIGHT_KEY in batch else weight}
     x, y, own = unpack(batch)
-    return (x, y, weight if own is None else own * weight)
+    return (x, y, weight if own is None else _multiplied(own, weight))
+
+
+def _multiplied(own: Any, weight: Tensor) -> Any:
+    """Return the product of two weights, each of which has one number for each sample, or for each value."""
+    own = from_numpy(own) if isinstance(own, np.ndarray) else own
+    if own.ndim < weight.ndim:
+        own, weight = weight, own
+    if weight.numel() == len(own):
+        weight = weight.reshape(len(own), *[1] * (own.ndim - 1))
+    return own * weight
 
 
 class ClassWeight:
@@ -94,7 +104,8 @@ class ClassWeight:
         loader: The training data, which ``"balanced"`` counts.
     """
 
-    def __init__(self, weights: Any, loader: Any) -> None:
+    def __init__(self, weights: Any, loader: Any, unpack: Callable[[Any], Batch] = unpack) -> None:
+        self.unpack = unpack
         targets = all_targets(loader)
         self._unchecked = not isinstance(targets, Tensor)
         if isinstance(targets, Tensor):
@@ -104,7 +115,7 @@ class ClassWeight:
 
     def __call__(self, batch: Any) -> Any:
         """Return ``batch`` with weights."""
-        y = unpack(batch).y
+        y = self.unpack(batch).y
         y = from_numpy(y) if isinstance(y, np.ndarray) else y
         if not isinstance(y, Tensor):
             raise ValueError(
@@ -121,6 +132,7 @@ class ClassWeight:
 
 def _table(weights: Any, targets: Any) -> Tensor:
     """Return the weight of each class, by its number."""
+    weights = weights.to_dict() if hasattr(weights, "to_dict") else weights  # a series, by its index
     if not isinstance(weights, Mapping):
         table = torch.as_tensor(weights, dtype=torch.float32)
         if table.ndim != 1 or not len(table):
@@ -188,6 +200,8 @@ def _balanced(name: str, loader: Any) -> Tensor:
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, Weighted):
         dataset = dataset.dataset
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, Weighted):  # of validation_split
+        dataset = Subset(dataset.dataset.dataset, dataset.indices)
     if dataset is None or isinstance(dataset, IterableDataset):
         raise ValueError(
             "class_weight='balanced' must count the classes before training, which needs arrays, a Dataset or a DataLoader of "

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 import easytorch
 from easytorch import Model
+from easytorch.batch import batch_size, placer
 from easytorch.callbacks import Callback
 from easytorch.data import seeded, split, targets_of
 from easytorch.slices import Slices, sliced
@@ -195,6 +207,7 @@ SEVERAL = {
         lambda: ([{"right": x[:, 3:], "left": x[:, :3], "kind": y} for x, y in BATCHES],),
         {},
     ),
+    "22 dict of lists": (Sum, lambda: ({"left": LEFT.tolist(), "right": RIGHT.tolist()}, Y.tolist()), ARRAYS),
     "24 a dict of all rows": (Sum, lambda: ({"left": LEFT, "right": RIGHT, "labels": Y},), ARRAYS),
 }
 
@@ -227,6 +240,8 @@ def test_29_a_hugging_face_dataset_trains_as_it_is(start, reference):
 PREDICTED = {
     "nested lists": (mlp, X.tolist()),
     "lists of NumPy's numbers": (mlp, [list(row) for row in X.numpy()]),
+    "the byte order of another machine": (mlp, X.numpy().astype(">f4")),
+    "long doubles": (mlp, X.numpy().astype(np.longdouble)),
     "a list of rows": (mlp, list(X)),
     "a list of NumPy's rows": (mlp, list(X.numpy())),
     "a list of inputs": (lambda: Sum(mlp()), [LEFT, RIGHT]),
@@ -291,6 +306,145 @@ def test_a_module_may_make_its_own_loss(start, reference):
     assert model.predict({"features": X}, verbose=0)["logits"].shape == (50, 3)
 
 
+# Loaders and samplers that decide themselves what is drawn
+
+
+@pytest.mark.parametrize("order", [np.arange(50), torch.arange(50)], ids=["NumPy", "torch"])
+def test_a_sampler_may_be_an_array(order, start, reference):
+    _, net = twins(start)
+    compiled(net).fit(DataLoader(TensorDataset(X, Y), 8, sampler=order), 2, verbose=0)
+    assert same_weights(net, reference)
+
+
+class Repeat:
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        while True:
+            yield from self.sampler
+
+
+class MultiEpochs(DataLoader):
+    """Keeps its workers by a sampler without end, as in timm."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._DataLoader__initialized = False
+        self.batch_sampler = Repeat(self.batch_sampler)
+        self._DataLoader__initialized = True
+        self.iterator = super().__iter__()
+
+    def __len__(self):
+        return len(self.batch_sampler.sampler)
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            yield next(self.iterator)
+
+
+def test_a_loader_may_count_the_batches_of_its_own_sampler(start, reference):
+    _, net = twins(start)
+    compiled(net).fit(MultiEpochs(TensorDataset(X, Y), 8), 2, verbose=0)
+    assert same_weights(net, reference)
+
+
+LABELLED = range(10, 50)
+PARTLY = TensorDataset(X, torch.cat([torch.full((10,), -1), Y[10:]]))
+
+
+class PartlyCorrupt(Rows):
+    def __getitem__(self, index):
+        if index not in LABELLED:
+            raise OSError(f"sample {index} is corrupt")
+        return super().__getitem__(index)
+
+
+class Keyed(Dataset):
+    """Has no length, and keys of its own."""
+
+    def __getitem__(self, key):
+        return X[int(key[1:])], Y[int(key[1:])]
+
+
+def some(dataset):
+    return DataLoader(dataset, 8, sampler=SubsetRandomSampler(LABELLED))
+
+
+DRAWN = {
+    "training on some": lambda model: model.fit(some(PARTLY), verbose=0),
+    "measuring some": lambda model: model.evaluate(some(PARTLY), verbose=0),
+    "validating on some": lambda model: model.fit(X, Y, validation_data=some(PartlyCorrupt()), verbose=0),
+    "keys": lambda model: model.fit(X, Y, validation_data=DataLoader(Keyed(), 2, sampler=["k4", "k5"]), verbose=0),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_samples_that_a_sampler_never_draws_are_never_looked_at(kind):
+    assert DRAWN[kind](compiled(mlp()))
+
+
+@pytest.mark.parametrize("rng", [np.random.RandomState, lambda seed: random.SystemRandom()], ids=["seeded", "not"])
+def test_trying_out_the_validation_data_leaves_its_generator_alone(rng):
+    drawn = []
+
+    class Drawing(Rows):
+        def __init__(self):
+            super().__init__(X[:4], Y[:4])
+            self.rng = rng(0)
+
+        def __getitem__(self, index):
+            drawn.append(self.rng.random())
+            return super().__getitem__(index)
+
+    compiled(mlp()).fit(X, Y, validation_data=DataLoader(Drawing(), 4), verbose=0)
+    assert rng is not np.random.RandomState or drawn[-4:] == np.random.RandomState(0).random(4).tolist()
+
+
+def test_trying_out_the_validation_data_leaves_the_generator_of_its_collation_alone():
+    drawn = []
+
+    class Drawing:
+        def __init__(self):
+            self.rng = np.random.default_rng(0)
+
+        def __call__(self, samples):
+            drawn.append(self.rng.random())
+            return default_collate(samples)
+
+    compiled(mlp()).fit(X, Y, validation_data=DataLoader(Rows(), 50, collate_fn=Drawing()), verbose=0)
+    assert drawn[-1] == np.random.default_rng(0).random()
+
+
+def test_a_packed_sequence_goes_to_the_device_as_torch_sends_it():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 1).double(), torch.ones(2, 1).double()])
+    placed, y = placer(torch.device("meta"), torch.float32)((packed, torch.ones(2)))
+    expected = packed.to("meta")
+    assert placed.data.device == expected.data.device == y.device
+    assert placed.batch_sizes.device == expected.batch_sizes.device
+    assert placed.data.dtype == torch.float32
+
+
+def detection(boxes):
+    """Return a batch as detection has them: a dict of targets for each image, with so many boxes."""
+    return tuple(torch.zeros(3, 8, 8) for _ in boxes), tuple({"boxes": torch.zeros(count, 4)} for count in boxes)
+
+
+@pytest.mark.parametrize("boxes", [[2, 2, 2, 2], [1, 4], [3]], ids=str)
+def test_a_batch_of_images_with_boxes_has_as_many_samples_as_images(boxes):
+    assert batch_size(detection(boxes)) == len(boxes)
+
+
+def test_the_mean_over_batches_of_detection_counts_images():
+    class Counting(Model):
+        def train_step(self, batch):
+            return {"loss": 0 * self.module[0].weight.sum() + len(batch[0])}
+
+    model = Counting(mlp(), device="cpu").compile("sgd")
+    history = model.fit([detection([1, 1, 1]), detection([3])], verbose=0)
+    assert history["loss"] == [2.5]  # three images of 3, one of 1
+
+
 # Weights, peers.md rows 43 and 44: the same for every kind of data
 
 WEIGHTS = torch.linspace(0.0, 2.0, 50)
@@ -349,6 +503,41 @@ def test_balanced_weights_count_the_classes(data, start):
     options = {} if isinstance(data[0], DataLoader) else ARRAYS
     compiled(net).fit(*data, epochs=2, class_weight="balanced", verbose=0, **options)
     assert furthest(net, by_hand) < 1e-6
+
+
+def test_balanced_weights_count_the_classes_beside_weights_of_samples_and_a_split(start):
+    options = {"sample_weight": WEIGHTS, "validation_split": 0.2, "shuffle": False, "verbose": 0}
+    expected, net = twins(start)
+    compiled(net).fit(Rows(), class_weight="balanced", callbacks=[(seen := Seen())], **options)
+    trained = torch.ones(50, dtype=torch.bool)
+    trained[seen.validated] = False
+    counts = torch.bincount(Y[trained])
+    compiled(expected).fit(Rows(), class_weight=(40 / (3 * counts)).tolist(), **options)
+    assert furthest(net, expected) < 1e-6
+
+
+def test_class_weights_may_be_a_series_in_any_order(start):
+    expected, net = twins(start)
+    series = 1 / pd.Series(Y.numpy()).value_counts()
+    assert series.index.tolist() != [0, 1, 2]
+    compiled(expected).fit(X, Y, class_weight=series.to_dict(), verbose=0, **ARRAYS)
+    compiled(net).fit(X, Y, class_weight=series, verbose=0, **ARRAYS)
+    assert same_weights(net, expected)
+
+
+def test_class_weights_find_targets_under_a_name_that_is_no_input(start):
+    class Named(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, features):
+            return self.net(features)
+
+    expected, net = twins(start)
+    compiled(expected).fit(X, Y, class_weight=CLASS_WEIGHT, verbose=0, **ARRAYS)
+    compiled(Named(net)).fit({"features": X, "kind": Y}, class_weight=CLASS_WEIGHT, verbose=0, **ARRAYS)
+    assert same_weights(net, expected)
 
 
 class Shifted(Rows):
@@ -459,6 +648,45 @@ def test_class_and_sample_weights_multiply(start):
     assert furthest(net, by_hand) < 1e-6
 
 
+class Tagger(nn.Module):
+    """Finds a class for each of four places."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.net(x.reshape(len(x), 4, 2)).movedim(2, 1)
+
+
+@pytest.mark.parametrize("rows", [4, 6], ids=["as many samples as places", "more samples than places"])
+def test_the_weight_of_a_sample_multiplies_those_of_its_places(rows):
+    net, x = Tagger(), X[:rows]
+    y, weights = Y[: 4 * rows].reshape(rows, 4), torch.arange(float(rows))
+    losses = nn.functional.cross_entropy(net(x), y, reduction="none") * torch.tensor([1.0, 3.0, 2.0])[y]
+    expected = float((losses * weights[:, None]).mean().detach())
+    model = compiled(net)
+    history = model.fit(x, y, class_weight=[1.0, 3.0, 2.0], sample_weight=weights, verbose=0)
+    assert history["loss"] == [pytest.approx(expected)]
+
+
+SHAPES = {
+    "a column": lambda: ((X, Y), {"sample_weight": WEIGHTS[:, None]}),
+    "NumPy in batches": lambda: (([(X.numpy(), Y.numpy(), WEIGHTS.numpy())],), {}),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_weights_of_samples_multiply_those_of_classes_also_as(kind, start):
+    data, options = SHAPES[kind]()
+    net = twins(start)[1]
+    losses = nn.functional.cross_entropy(net(X), Y, reduction="none")
+    history = compiled(net).fit(
+        *data, class_weight=CLASS_WEIGHT, verbose=0, **options, **({"batch_size": 50} if options else {})
+    )
+    assert history["loss"] == [pytest.approx(float((losses * class_weights() * WEIGHTS).mean().detach()))]
+
+
 TRUTHS = (Y == 1).numpy()
 
 
@@ -547,6 +775,46 @@ def test_rows_in_a_dataset_make_the_batches_of_torch_be_they_sliced_or_not():
         assert isinstance(sliced(loader), Slices)
         for ours, torchs in zip(sliced(loader), loader, strict=True):
             assert str(ours) == str(torchs)
+
+
+@pytest.mark.parametrize("y", [X.clone(), Y], ids=["targets shaped as the inputs", "labels"])
+def test_the_parts_of_split_arrays_go_into_a_plain_loader(y):
+    train, test = split(X, y, 0.2)
+    for part in (train, test):
+        batch = next(iter(DataLoader(part, len(part))))
+        assert not isinstance(batch, torch.Tensor)
+        inputs, targets = batch
+        assert torch.equal(inputs, X[part.indices])
+        assert torch.equal(targets, y[part.indices])
+
+
+def test_the_parts_of_split_arrays_are_trained_and_validated_on():
+    train, test = split(X, Y, 0.2)
+    assert "val_loss" in compiled(mlp()).fit(train, validation_data=test, verbose=0)
+
+
+def test_a_column_of_labels_is_split_with_a_share_of_each_class():
+    y = torch.tensor([0] * 98 + [1] * 2)[:, None]
+    _, expected = split(TensorDataset(torch.randn(100, 2), y[:, 0]), 0.5)
+    _, test = split(TensorDataset(torch.randn(100, 2), y), 0.5)
+    assert test.indices == expected.indices
+    assert int(y[test.indices].sum()) == 1
+
+
+def test_a_share_may_be_a_number_of_numpy():
+    assert [len(part) for part in split(X, Y.numpy(), np.float32(0.2))] == [40, 10]
+
+
+def test_a_loader_that_draws_only_some_samples_is_not_split():
+    rows = TensorDataset(X, Y)
+    loader = DataLoader(rows, 8, sampler=RandomSampler(rows, num_samples=10))
+    with pytest.raises(ValueError, match="validation_split cannot split this DataLoader: it has a sampler"):
+        compiled(mlp()).fit(loader, validation_split=0.2, verbose=0)
+
+
+def test_wrong_targets_of_a_split_are_told_in_the_terms_of_what_was_given():
+    with pytest.raises(TypeError, match=r'y\.astype\("int64"\)'):
+        compiled(mlp()).fit(X.numpy(), Y.numpy().astype("float32"), validation_split=0.2, verbose=0)
 
 
 def test_a_split_touches_no_random_generator():

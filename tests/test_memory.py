@@ -120,6 +120,12 @@ def test_samples_of_different_shape_are_refused_with_both_shapes():
         in_memory(Counted(600, change=lambda i, x: x[:3] if i == 300 else x), verbose=0)
 
 
+def test_samples_of_different_dtype_are_refused_instead_of_rounded():
+    samples = [(torch.zeros(1), 1)] * 256 + [(torch.zeros(1), 2.5)] * 44  # which are loaded 256 at a time
+    with pytest.raises(TypeError, match=r"differ in dtype: torch\.int64 and torch\.float64"):
+        in_memory(samples, verbose=0)
+
+
 def test_what_is_no_number_is_refused():
     with pytest.raises(TypeError, match=r"something else than numbers.*ToTensor"):
         in_memory(Counted(change=lambda i, x: object()), verbose=0)

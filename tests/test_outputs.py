@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 
 import numpy as np
@@ -49,6 +50,23 @@ def test_several_outputs_are_several_files_in_one_structure(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.logits.npy", "out.pair.0.npy", "out.pair.1.npy"]
 
 
+@dataclasses.dataclass
+class Found:
+    logits: torch.Tensor
+    sizes: torch.Tensor
+
+
+def test_the_fields_of_a_dataclass_are_several_files(tmp_path):
+    class Finder(nn.Module):
+        def forward(self, x):
+            return Found(x, x.sum(1))
+
+    found = model_of(Finder()).predict(X, to=tmp_path / "out.npy", verbose=0)
+    assert np.array_equal(found.logits, X.numpy())
+    assert np.array_equal(found.sizes, X.sum(1).numpy())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.logits.npy", "out.sizes.npy"]
+
+
 def test_an_error_on_the_way_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "out.npy"
     np.save(path, np.arange(3))
@@ -85,11 +103,19 @@ def test_an_error_at_the_very_end_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_fit_in_one_array_is_told(tmp_path):
-    class Ragged(nn.Module):
-        def forward(self, x):
-            return x[:, : 2 + int(x[0, 0])]
+class Ragged(nn.Module):
+    def forward(self, x):
+        return x[:, : 2 + int(x[0, 0])]
 
+
+def test_outputs_in_memory_that_differ_in_shape_are_told():
+    x = torch.zeros(32, 8)
+    x[16:] = 1
+    with pytest.raises(ValueError, match=r"outputs of the batches differ in shape.*predict_step"):
+        model_of(Ragged()).predict(x, batch_size=16, verbose=0)
+
+
+def test_what_does_not_fit_in_one_array_is_told(tmp_path):
     x = torch.zeros(32, 8)
     x[16:] = 1
     with pytest.raises(ValueError, match=r"outputs of the batches differ.*\[2\].*\[3\].*predict_step"):

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from easytorch import FileError, Metric, Model, ResumeError, files
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
@@ -160,13 +167,14 @@ def program(
         precision=precision,
         scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=40),
     )
+    fit["validation_data"] = fit["validation_data"]() if "validation_data" in fit else (X[:20], Y[:20])
     ema = EMA(0.9)
     callbacks = [ema, EarlyStopping(patience=5), BackupAndRestore(folder, save_freq, delete_checkpoint=False)]
     if plug is not None:
         callbacks.append(plug if isinstance(plug, Callback) else PullPlug(plug))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(make_loader(), epochs, callbacks=callbacks, validation_data=(X[:20], Y[:20]), verbose=0, **fit)
+        model.fit(make_loader(), epochs, callbacks=callbacks, verbose=0, **fit)
     return model, ema, [str(warning.message) for warning in caught]
 
 
@@ -289,6 +297,81 @@ def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
     files.write(path, content)
     with pytest.raises(AssertionError):
         assert_same_run(undisturbed, program(tmp_path / "mutated", LOADERS["shuffled"], precision="fp16"))
+
+
+class NoisyBy(Noisy):
+    """Augments from NumPy's generator ``rng``."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __getitem__(self, index):
+        return X[index] + 0.1 * self.rng.normal(), Y[index]
+
+
+class ShuffledBy(OwnOrder):
+    def __init__(self, rng):
+        self.rng = rng
+
+
+class MixedBy:
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __call__(self, samples):
+        x, y = default_collate(samples)
+        return x + 0.1 * self.rng.normal(), y
+
+
+class Cached(DataLoader):
+    """Loads all of its batches once."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.batches = list(super().__iter__())
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+GENERATORS = {
+    "Philox": lambda: np.random.Generator(np.random.Philox(1)),
+    "SFC64": lambda: np.random.Generator(np.random.SFC64(3)),
+    "RandomState": lambda: np.random.RandomState(3),
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_augmentation_by_any_generator_of_numpy_goes_on(kind, tmp_path):
+    def loader():
+        return DataLoader(NoisyBy(GENERATORS[kind]()), 8)
+
+    assert_same_run(program(tmp_path / "a", loader), stopped_and_continued(tmp_path / "b", loader, 10))
+
+
+DRAWING = {
+    "sampler": lambda: DataLoader(ROWS, 8, sampler=ShuffledBy(np.random.RandomState(3))),
+    "collation": lambda: DataLoader(ROWS, 8, collate_fn=MixedBy(np.random.default_rng(3))),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWING)
+def test_what_draws_beside_the_dataset_goes_on(kind, tmp_path):
+    undisturbed = program(tmp_path / "a", DRAWING[kind])
+    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "b", DRAWING[kind], 10))
+
+
+def test_the_generators_of_the_validation_data_go_on(tmp_path):
+    fit = {"validation_data": lambda: DataLoader(NoisyBy(np.random.default_rng(3)), 8)}
+    undisturbed = program(tmp_path / "a", LOADERS["shuffled"], **fit)
+    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "b", LOADERS["shuffled"], 10, **fit))
+
+
+def test_a_loader_that_asks_no_sampler_skips_what_was_used(tmp_path):
+    undisturbed = program(tmp_path / "a", lambda: Cached(ROWS, 8))
+    continued = stopped_and_continued(tmp_path / "b", lambda: Cached(ROWS, 8), 10)
+    assert_same_run(undisturbed, continued)
+    assert any("Cached has no sampler that could skip" in message for message in continued[2])
 
 
 def test_several_stops_are_as_good_as_one(tmp_path):

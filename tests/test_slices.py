@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     RandomSampler,
     Subset,
@@ -15,8 +19,9 @@ from torch.utils.data import (
 )
 
 from easytorch import Model
+from easytorch.callbacks import LambdaCallback
 from easytorch.slices import Slices, sliced
-from tests.loops import blobs
+from tests.loops import blobs, hand_loop, mlp, same_weights, twins
 
 X, Y = blobs(50)
 ROWS = TensorDataset(X, Y)
@@ -40,6 +45,8 @@ LOADERS = {
     "a subset": lambda: DataLoader(Subset(ROWS, range(5, 40)), 8, shuffle=True),
     "a subset in order": lambda: DataLoader(Subset(ROWS, range(39, 4, -1)), 8),
     "a subset of a subset": lambda: DataLoader(Subset(Subset(ROWS, range(5, 40)), range(0, 30, 2)), 8, shuffle=True),
+    "rows counted from the end": lambda: DataLoader(Subset(ROWS, range(-40, 0)), 8, shuffle=True),
+    "rows counted from the end of a subset": lambda: DataLoader(Subset(Subset(ROWS, range(-20, 0)), [-1, 3, -7]), 2),
 }
 
 
@@ -107,3 +114,61 @@ def test_a_module_that_changes_its_input_does_not_change_the_data():
         model.evaluate(DataLoader(ROWS, 8), verbose=0)
         model.predict(DataLoader(ROWS, 8), verbose=0)
     assert torch.equal(X, before)
+
+
+def test_a_batch_sampler_decides_what_is_drawn():
+    def loader():
+        draws_the_last = WeightedRandomSampler([0.0] * 49 + [1.0], 50)
+        return DataLoader(TensorDataset(X), batch_sampler=BatchSampler(draws_the_last, 8, drop_last=True))
+
+    assert np.array_equal(Model(nn.Identity(), device="cpu").predict(loader(), verbose=0), X[[49] * 48].numpy())
+
+
+def test_a_batch_sampler_that_shuffles_is_told_when_predicting():
+    loader = DataLoader(TensorDataset(X), batch_sampler=BatchSampler(RandomSampler(ROWS), 8, drop_last=False))
+    with pytest.warns(UserWarning, match="This DataLoader shuffles"):
+        Model(nn.Identity(), device="cpu").predict(loader, verbose=0)
+
+
+class Flat(nn.Module):
+    """Looks at its input as rows of numbers, which takes them one after the other in memory."""
+
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+def test_a_batch_in_order_lies_in_memory_as_the_loader_would_lay_it():
+    images = torch.arange(96.0).reshape(2, 4, 4, 3).permute(0, 3, 1, 2)
+    expected = images.reshape(2, -1).numpy()
+    model = Model(Flat(), device="cpu")
+    assert np.array_equal(model.predict(DataLoader(TensorDataset(images), 2), verbose=0), expected)
+    assert np.array_equal(model.predict(images, verbose=0), expected)
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, Rows])
+def test_tensors_that_a_callback_replaces_are_trained_on_from_the_next_epoch(kind):
+    rows = kind(X, Y)
+
+    def relabel(epoch, logs):
+        rows.tensors = (X, torch.zeros_like(Y))
+
+    expected, net = twins(mlp())
+    hand_loop(expected, DataLoader(ROWS, 8), torch.optim.SGD(expected.parameters(), 0.1), nn.CrossEntropyLoss(), 1)
+    zeros = DataLoader(TensorDataset(X, torch.zeros_like(Y)), 8)
+    hand_loop(expected, zeros, torch.optim.SGD(expected.parameters(), 0.1), nn.CrossEntropyLoss(), 1)
+    model = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    model.fit(DataLoader(rows, 8), 2, callbacks=[LambdaCallback(on_epoch_end=relabel)], verbose=0)
+    assert same_weights(net, expected)
+
+
+def test_an_order_drawn_from_the_global_generator_shares_it_with_dropout():
+    def loader():
+        torch.manual_seed(1)
+        return DataLoader(ROWS, 8, shuffle=True, generator=torch.default_generator)
+
+    expected = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    net = copy.deepcopy(expected)
+    optimizer = torch.optim.SGD(expected.parameters(), 0.1)
+    hand_loop(expected, loader(), optimizer, nn.CrossEntropyLoss(), 2)
+    Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.1).fit(loader(), 2, verbose=0)
+    assert same_weights(net, expected)
