@@ -189,6 +189,8 @@ def is_indexed(x: Any, y: Any = None) -> bool:
 
 
 def _not_empty(dataset: Any) -> Any:
+    if length(dataset) is None:
+        raise TypeError(f"{type(dataset).__name__} has no length. Give it __len__(), the number of its samples.")
     if not len(dataset):
         raise ValueError(f"The data is empty: {type(dataset).__name__} of length 0. Check how it was read or filtered.")
     return dataset

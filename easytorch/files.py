@@ -447,6 +447,8 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if path.exists() and not path.is_file():  # /dev/null, a pipe
+            raise OSError(errno.EINVAL, "it is no ordinary file")
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"there is no folder {str(path.parent)!r}")
         _sweep_old(path)

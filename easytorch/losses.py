@@ -521,8 +521,18 @@ class SeveralLosses(Criterion):
             loss.expect(parts.get(name))
 
     def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
-        """Return what the sum of the losses is divided by: nothing, where each of them is a sum itself."""
-        return None if all(loss.summed for loss in self.losses.values()) else sizes
+        """Return what the sum of the losses is divided by: nothing, where each of them is a sum itself.
+
+        Raises:
+            ValueError: If some are sums and others means, which have no divisor in common.
+        """
+        summed = [name for name, loss in self.losses.items() if loss.summed]
+        if 0 < len(summed) < len(self.losses):
+            raise ValueError(
+                f"The losses of {quoted(summed)} add their samples up and the others average them, so that several batches "
+                "cannot count as one. Use one reduction for all, and loss_weights."
+            )
+        return None if summed else sizes
 
     def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return predictions and targets of ``output``, or all of both for a metric that was given for no output."""

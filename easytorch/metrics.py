@@ -310,7 +310,7 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
         if not hasattr(metric, "_defaults"):
             raise TypeError(f"{metric!r} holds several metrics. Pass them one by one.")
         check_order("metric", type(metric).__name__, metric.update)
-        return TorchMetric(metric)
+        return TorchMetric(metric, criterion)
     if isinstance(metric, type):
         raise TypeError(
             f"Expected a metric, received the class {metric.__name__}. Make an object of it: {metric.__name__}()."

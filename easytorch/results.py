@@ -251,9 +251,11 @@ class History(Chain, Mapping[str, list[float]]):
 
 def _column(values: list[Any]) -> Any:
     try:
-        return torch.tensor(list(map(float, values)), dtype=torch.float64)
-    except (TypeError, ValueError):  # a run must not end for a word in its logs
-        return list(map(str, values))
+        if not any(isinstance(value, str) for value in values):
+            return torch.tensor(list(map(float, values)), dtype=torch.float64)
+    except (TypeError, ValueError):
+        pass  # no number
+    return list(map(str, values))  # a run must not end for a word in its logs
 
 
 def _short(value: Any) -> str:

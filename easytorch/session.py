@@ -153,7 +153,9 @@ def _try_out(model: Model, loader: Any) -> None:
                 model.strategy.run(model.test_step, batch)
         except (ValueError, TypeError, IndexError) as error:
             kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))
-            raise kind(f"The validation data does not fit: {error}") from error  # a subclass may want other arguments
+            raise kind(
+                f"On the validation data, which is tried first: {error}"
+            ) from error  # a subclass may want other arguments
 
 
 class Agreement(Callback):

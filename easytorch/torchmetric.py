@@ -21,7 +21,9 @@ class TorchMetric(Metric):
 
     takes_all = False
 
-    def __init__(self, metric: Any) -> None:
+    def __init__(self, metric: Any, criterion: Criterion | None = None) -> None:
+        # Losses of yes and no take floats as targets, these metrics whole numbers.
+        self._rounds = getattr(criterion, "kind", None) == "binary" and _is_classification(metric)
         higher = getattr(metric, "higher_is_better", None)
         self.metric, self.name, self.count = metric, snake_case(type(metric).__name__), 0
         metric.sync_on_compute = False  # a log that one process reads must not wait for the others: see merge
@@ -36,6 +38,8 @@ class TorchMetric(Metric):
         """Measure one batch."""
         if isinstance(y, Tensor) and self.metric.device != y.device:
             self.metric.to(y.device)
+        if self._rounds and isinstance(y, Tensor) and y.is_floating_point():
+            y = (y > 0.5).long()
         self.metric.update(y_pred, y)
         self.count += 1  # which a metric around other metrics does not do itself
 
@@ -96,11 +100,16 @@ class TorchMetric(Metric):
         return stacked if how is None else how(stacked)
 
 
+def _is_classification(metric: Any) -> bool:
+    return type(metric).__module__.startswith("torchmetrics.classification")
+
+
 class NamedTorchMetric(TorchMetric):
     """A metric of torchmetrics known by its name, made when the first batch tells the number of classes."""
 
     def __init__(self, name: str, path: str, criterion: Criterion) -> None:
         self.name, self.path, self.criterion, self.count = name, path, criterion, 0
+        self._rounds = False  # which is done here
         self.mode = "min" if path.endswith(("Error", "Distance")) else "max"
         self.metric: Any = None
         self.arguments: dict[str, Any] = {}

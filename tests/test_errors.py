@@ -1239,7 +1239,7 @@ def test_a_step_that_optimizes_itself_is_told():
 
 
 def test_what_is_wrong_with_the_validation_data_is_said_of_it():
-    refused(lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "validation data does not fit", "8 features")
+    refused(lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "On the validation data", "8 features")
 
 
 def test_an_error_of_ones_own_in_the_validation_is_told_with_its_words():
@@ -1255,7 +1255,8 @@ def test_an_error_of_ones_own_in_the_validation_is_told_with_its_words():
 
     model = compiled(Failing(8, 3))
     refused(
-        lambda: fit(model, X, Y, validation_split=0.2), "validation data does not fit: this input: I do not like it"
+        lambda: fit(model, X, Y, validation_split=0.2),
+        "which is tried first: this input: I do not like it",
     )
 
 
@@ -1837,3 +1838,40 @@ def test_a_model_in_a_model_is_told():
 
 def test_single_samples_in_the_place_of_batches_are_told():
     refused(lambda: fit(compiled(), zip(X.numpy(), Y.numpy(), strict=True)), "Is it a sample", r"fit\(x, y\)")
+
+
+def test_a_dataset_without_a_length_is_told():
+    class Unsized(Dataset):
+        def __getitem__(self, index):
+            return X[index], Y[index]
+
+    refused(lambda: fit(compiled(), Unsized()), "Unsized has no length", "__len__", kind=TypeError)
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    refused(lambda: compiled().save(path), "no ordinary file", kind=OSError)
+    assert path.is_fifo()
+
+
+def test_losses_that_add_up_and_losses_that_average_cannot_be_accumulated():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    losses = ["cross_entropy", nn.CrossEntropyLoss(reduction="sum")]
+    model = Model(Two()).compile("sgd", losses, gradient_accumulation_steps=2)
+    refused(lambda: model.fit(X, (Y, Y), batch_size=8, verbose=0), "'output_2' add their samples up", kind=ValueError)
+    Model(Two()).compile("sgd", losses).fit(X, (Y, Y), batch_size=8, verbose=0)
+
+
+def test_a_folder_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fit(compiled(), X, Y, resume="~/run", callbacks=[ModelCheckpoint("~/best/{epoch}.pt")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "run"]

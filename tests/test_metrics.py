@@ -572,3 +572,21 @@ def test_two_metric_objects_may_have_the_same_attributes():
             super().__init__()
 
     assert compiled(1, "mse", [Named("a"), Named("b")]).metrics.names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metric"),
+    [
+        (1, torchmetrics.classification.BinaryAveragePrecision),
+        (3, lambda: torchmetrics.classification.MultilabelAUROC(3)),
+    ],
+    ids=["binary", "multilabel"],
+)
+def test_objects_of_torchmetrics_go_with_a_loss_of_yes_and_no_whose_targets_are_floats(outputs, metric):
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 4), (torch.rand(60, outputs) > 0.5).float()
+    net = nn.Linear(4, outputs)
+    scores = Model(net).compile(None, "bce_with_logits", [metric()]).evaluate(x, y, verbose=0)
+    reference = metric()
+    reference.update(net(x).detach(), y.long())
+    assert list(scores)[1] == pytest.approx(float(reference.compute()))

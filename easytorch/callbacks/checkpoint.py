@@ -48,7 +48,7 @@ class BackupAndRestore(Callback):
             raise ValueError(f"save_freq must be 'epoch' or a number of updates, received {save_freq!r}.")
         if keep < 1:
             raise ValueError(f"keep must be at least 1, received {keep!r}.")
-        self.folder = Path(backup_dir)
+        self.folder = Path(backup_dir).expanduser()
         self.save_freq, self.minutes, self.keep, self.delete_checkpoint = save_freq, minutes, keep, delete_checkpoint
         self.source = self.folder
         self._ended_by_error = self._begun = False
@@ -227,7 +227,7 @@ class ModelCheckpoint(Monitor):
         keep_best: int | None = None,
     ) -> None:
         super().__init__(monitor, mode)
-        self.filepath, self.verbose = os.fspath(filepath), verbose
+        self.filepath, self.verbose = os.path.expanduser(filepath), verbose
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self.every, self.unit = _frequency(save_freq)
         self.initial_value_threshold, self.keep, self.keep_best = initial_value_threshold, keep, keep_best

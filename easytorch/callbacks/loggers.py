@@ -29,7 +29,7 @@ class CSVLogger(Callback):
     everywhere = False
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
-        self.path, self.separator, self.append = Path(filename), separator, append
+        self.path, self.separator, self.append = Path(filename).expanduser(), separator, append
         self.rows: list[dict[str, str]] = []
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -108,7 +108,7 @@ class TensorBoard(Callback):
     ) -> None:
         if update_freq != "epoch" and not (type(update_freq) is int and update_freq >= 1):
             raise ValueError(f"update_freq must be 'epoch' or a number of updates, received {update_freq!r}.")
-        self.folder, self.histogram_freq, self.update_freq = Path(log_dir), histogram_freq, update_freq
+        self.folder, self.histogram_freq, self.update_freq = Path(log_dir).expanduser(), histogram_freq, update_freq
         self.write_steps_per_second, self.steps, self.began = write_steps_per_second, 0, 0.0
         self._writers: dict[str, Any] = {}
         self.epochs = 0
