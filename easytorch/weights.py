@@ -87,7 +87,7 @@ def add_weight(batch: Any, weight: Tensor) -> Any:
 
 def _multiplied(own: Any, weight: Tensor) -> Any:
     """Return the product of two weights, each of which has one number for each sample, or for each value."""
-    own = from_numpy(own) if isinstance(own, np.ndarray) else own
+    own = from_numpy(own) if isinstance(own, np.ndarray) else torch.as_tensor(own)
     if own.ndim < weight.ndim:
         own, weight = weight, own
     if weight.numel() == len(own):
