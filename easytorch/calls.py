@@ -120,9 +120,6 @@ METHODS = {  # of a model in other libraries, which nobody would call
     "validation_step": "test_step(self, batch)",
     "validation_epoch_end": "on_test_end of a callback",
     "configure_optimizers": "compile(optimizer, ..., scheduler=...)",
-    "compute_loss": "train_step(self, batch), which returns {'loss': loss}",
-    "call": "the module's own forward()",
-    "forward": "the module's own forward()",
 }
 PACKAGE = {  # of the package, as keras has it
     "load_model": "Model(net).load(path)",

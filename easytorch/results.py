@@ -250,12 +250,13 @@ class History(Chain, Mapping[str, list[float]]):
 
 
 def _column(values: list[Any]) -> Any:
+    words = list(map(str, values))  # a run must not end for a word in its logs
+    if any(isinstance(value, str) for value in values):
+        return words
     try:
-        if not any(isinstance(value, str) for value in values):
-            return torch.tensor(list(map(float, values)), dtype=torch.float64)
+        return torch.tensor(list(map(float, values)), dtype=torch.float64)
     except (TypeError, ValueError):
-        pass  # no number
-    return list(map(str, values))  # a run must not end for a word in its logs
+        return words
 
 
 def _short(value: Any) -> str:
