@@ -40,7 +40,7 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     Raises:
         OSError: If it cannot be written; the message names the file, the reason and what to do.
     """
-    whole = verify.plain(dict(content), "the content")
+    whole = verify.to_plain(dict(content), "the content")
     return _replace(Path(path), lambda file: torch.save(whole, file), _size(whole))
 
 
@@ -310,7 +310,7 @@ def refused(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def plain(value: Any) -> Any:
+def plain_or_none(value: Any) -> Any:
     """Return ``value``, NumPy's numbers as Python's, if it is numbers, text, None, lists and dicts of these; else None."""
 
     def made(part: Any) -> Any:

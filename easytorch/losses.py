@@ -247,7 +247,7 @@ class Criterion:
         return probabilities.argmax(1) if self.kind == "multiclass" else (probabilities > 0.5).long()
 
 
-def resolve(loss: Any, weights: Any = None) -> Criterion:
+def resolve_loss(loss: Any, weights: Any = None) -> Criterion:
     """Return the criterion for what the user passed to ``compile``.
 
     Args:

@@ -15,7 +15,7 @@ from easytorch.logs import Mean, Scalar
 from easytorch.lookup import name_of
 from easytorch.losses import Criterion
 from easytorch.tree import leaves
-from easytorch.verify import plain
+from easytorch.verify import to_plain
 
 
 class Metric(ExplainsArguments):
@@ -63,7 +63,7 @@ class Metric(ExplainsArguments):
         """Return what a restart needs: every attribute that is made of tensors, numbers and text, or has a ``state_dict``."""
         own = {key: value for key, value in vars(self).items() if key not in ("name", "mode")}
         return {
-            key: value.state_dict() if hasattr(value, "state_dict") else plain(value)
+            key: value.state_dict() if hasattr(value, "state_dict") else to_plain(value)
             for key, value in own.items()
             if hasattr(value, "state_dict") or _is_plain(value)
         }
@@ -267,7 +267,7 @@ def _weighted(value: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
 def _is_plain(value: Any) -> bool:
     """Whether a file can hold ``value`` and give it back as it is."""
     try:
-        plain(value)
+        to_plain(value)
     except TypeError:
         return False
     return not any(isinstance(leaf, np.ndarray) for leaf in leaves(value))

@@ -179,7 +179,7 @@ class Metrics:
             metric.load_state_dict(saved)
 
 
-def resolve(metrics: Any, criterion: Criterion, weighted: Any = ()) -> Metrics:
+def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> Metrics:
     """Return the metrics for what the user passed to ``compile``.
 
     Args:

@@ -32,7 +32,7 @@ from easytorch.feed import Feed, length
 from easytorch.logs import read
 from easytorch.looking import Looking
 from easytorch.metrics import Metrics
-from easytorch.metrics import resolve as resolve_metrics
+from easytorch.metrics import resolve_metrics
 from easytorch.misuse import check_module
 from easytorch.outputs import Gathered
 from easytorch.results import History, Scores
@@ -135,7 +135,7 @@ class Model(Looking, Saving):
         elsewhere += [] if isinstance(scheduler, str) else ["scheduler"]  # an object, which no file holds
         recipe = {key: value for key, value in locals().items() if key not in (*elsewhere, "elsewhere")}
         check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
-        criterion = losses.resolve(loss, loss_weights)
+        criterion = losses.resolve_loss(loss, loss_weights)
         measures = resolve_metrics(metrics, criterion, weighted_metrics)
         place = Strategy.of(strategy, self.device, precision, jit_compile)
         check_matmul(float32_matmul_precision)

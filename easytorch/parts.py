@@ -59,7 +59,7 @@ class Writer:
         self.finish()
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
-        rest, tensors = taken_out(verify.plain(dict(content), "the content"))
+        rest, tensors = taken_out(verify.to_plain(dict(content), "the content"))
         self._folder = self.processes.same(files.unused_parts(path))
         storage: Any = _Storage(path, self._folder, self.processes.rank, map_leaves(_copy, rest), list(tensors))
         named = {str(number): tensor for number, tensor in enumerate(tensors.values())}

@@ -57,7 +57,7 @@ class Saving:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy holds: no data, and nothing that is there only while ``fit`` runs."""
-        recipe = None if self._compiled is None else files.plain(self._compiled) or {}
+        recipe = None if self._compiled is None else files.plain_or_none(self._compiled) or {}
         silent = CallbackList([], self, {})  # type: ignore[arg-type]  # which is a Model
         return vars(self) | {"callbacks": silent, "feed": None, "last_fit": {}, "_compiled": recipe}
 
@@ -76,7 +76,7 @@ class Saving:
         parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
         parts["precision"] = self.strategy.precision
-        return parts | {"module": form(files.bare(self.module)), "compiled": files.plain(self._compiled)}
+        return parts | {"module": form(files.bare(self.module)), "compiled": files.plain_or_none(self._compiled)}
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
         """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
@@ -226,7 +226,7 @@ class Saving:
         """Warn of what is another now than in the run in ``content``, and need not be the same."""
         for line in changes({"processes": 1, **content["environment"]}, self._environment()):
             warn(f"{line}: the run goes on, but not with the same bits.")
-        before, now = content["compiled"], files.plain(self._compiled)
+        before, now = content["compiled"], files.plain_or_none(self._compiled)
         if not before or not now:  # an object is among them, which no file holds
             return
         for line in changes(before, {name: value for name, value in now.items() if name not in KEPT}):

@@ -181,7 +181,7 @@ def content(tree: Any, path: Path) -> Any:
 DEPTH = 50
 
 
-def plain(tree: Any, where: str = "content") -> Any:
+def to_plain(tree: Any, where: str = "content") -> Any:
     """Return ``tree`` as a file can hold it: tensors, numbers, text, None, dicts, lists and tuples.
 
     NumPy's numbers become Python's, its arrays tensors.
@@ -200,9 +200,9 @@ def plain(tree: Any, where: str = "content") -> Any:
     if type(tree) is int and abs(tree) < 2**63:
         return tree
     if isinstance(tree, Mapping) and type(tree) in (dict, OrderedDict, Counter):  # as MultiStepLR keeps its milestones
-        return {_key(key, where): plain(value, f"{where}[{key!r}]") for key, value in tree.items()}
+        return {_key(key, where): to_plain(value, f"{where}[{key!r}]") for key, value in tree.items()}
     if type(tree) in (list, tuple, torch.Size):
-        parts = [plain(value, f"{where}[{i}]") for i, value in enumerate(tree)]
+        parts = [to_plain(value, f"{where}[{i}]") for i, value in enumerate(tree)]
         return parts if type(tree) is list else tuple(parts)
     raise TypeError(
         f"{where} is {type(tree).__name__}, {str(tree)[:60]!r}, which a file of tensors and plain values cannot hold. Let "
