@@ -3,17 +3,16 @@
 from typing import Any
 
 from easytorch import callbacks, data
-from easytorch.calls import PACKAGE, explained_attribute
+from easytorch._utils.api_hints import PACKAGE, explained_attribute
+from easytorch.errors import FileError, ResumeError
 from easytorch.launcher import launch
 from easytorch.logs import Mean
 from easytorch.metric import Metric
 from easytorch.model import Model
-from easytorch.order import ResumeError
 from easytorch.parallel import DataParallel
 from easytorch.results import History, Scores
 from easytorch.sharded import FullySharded
 from easytorch.strategy import Strategy
-from easytorch.verify import FileError
 
 __version__ = "0.1.0"
 

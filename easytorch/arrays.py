@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch.batch import PADDING, from_numpy
-from easytorch.tree import describe, leaves, map_leaves
 
 
 class ArrayDataset(Dataset[Any]):
@@ -162,8 +162,3 @@ def transforms(dataset: Any) -> bool:
     """Whether ``dataset`` is one of Hugging Face that puts its rows through a function of the user's (``with_transform``)."""
     chosen = getattr(dataset, "format", None)
     return isinstance(chosen, Mapping) and chosen.get("type") == "custom"
-
-
-def quiet_generator(shuffle: bool | None) -> torch.Generator | None:
-    """A loader draws a number whenever it begins; one without an order to draw need not change anybody else's numbers."""
-    return None if shuffle else torch.Generator()

@@ -22,6 +22,11 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from easytorch._utils.forward_signature import Signature
+from easytorch._utils.integers import whole
+from easytorch._utils.pytree import describe, leaves, map_leaves
+from easytorch._utils.rng import own_generators_kept, quiet_generator, random_states_kept
+from easytorch._utils.warnings import warn
 from easytorch.arrays import (
     ArrayDataset,
     Batched,
@@ -31,19 +36,14 @@ from easytorch.arrays import (
     is_array,
     is_arrays,
     is_map_style,
-    quiet_generator,
     stacked,
     transforms,
 )
-from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Batch, Signature, as_labels, batch_size, unpack
-from easytorch.feed import Feed, length, signal_proof, whole
-from easytorch.generators import own_generators_kept
+from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, batch_size, unpack
+from easytorch.feed import Feed, length, signal_proof
 from easytorch.memory import InMemory, in_memory
-from easytorch.notice import warn
 from easytorch.processes import Alone
 from easytorch.splits import all_targets, draws_all, split, split_loader, targets_of
-from easytorch.state import random_states_kept
-from easytorch.tree import describe, leaves, map_leaves
 from easytorch.weights import ClassWeight, Weighted, check_weights, with_sample_weight
 
 __all__ = ["ArrayDataset", "all_targets", "as_loader", "in_memory", "seeded", "split", "targets_of"]

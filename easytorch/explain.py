@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from easytorch import hints
-from easytorch.batch import Signature
-from easytorch.lookup import quoted
+from easytorch._utils.forward_signature import Signature
+from easytorch._utils.internal import is_internal
+from easytorch._utils.pytree import describe
+from easytorch._utils.registry import quoted
 from easytorch.losses import Criterion, Loss
 from easytorch.metrics import Metrics
 from easytorch.misuse import class_trouble
 from easytorch.strategy import Strategy
-from easytorch.tree import describe
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ def _called_with(frames: list[FrameType]) -> list[Any]:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("easytorch.")
+    return is_internal(frame)
 
 
 def _is_torch(layer: nn.Module) -> bool:

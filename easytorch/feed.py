@@ -11,27 +11,36 @@ import atexit
 import copy
 import functools
 import itertools
-import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch import shards
+from easytorch._utils.integers import whole
+from easytorch._utils.pytree import map_leaves
+from easytorch._utils.rng import (
+    data_parts,
+    generators_of,
+    order_parts,
+    random_states,
+    random_states_kept,
+    set_random_states,
+    set_states,
+    states_of,
+)
+from easytorch._utils.timer import Clock
+from easytorch._utils.warnings import warn
 from easytorch.batch import NO_BATCH
-from easytorch.clock import Clock
+from easytorch.errors import ResumeError
 from easytorch.fetch import Fetched, fetched
-from easytorch.generators import data_parts, generators_of, order_parts, set_states, states_of
-from easytorch.notice import warn
-from easytorch.order import Order, ResumeError
+from easytorch.order import Order
 from easytorch.processes import Alone
 from easytorch.slices import Slices, sliced
-from easytorch.state import TrainState, random_states, random_states_kept, set_random_states
-from easytorch.tree import map_leaves
+from easytorch.state import TrainState
 
 
 def length(loader: Any) -> int | None:
@@ -40,17 +49,6 @@ def length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:  # a loader over an IterableDataset has a __len__ that raises
         return None
-
-
-def whole(name: str, value: Any) -> int | None:
-    """Return the count ``value`` of the argument ``name`` as an int, also where it is 3.0; None stays None."""
-    if value is None:
-        return None
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not is_number or value != value or value < 1 or value != math.floor(min(value, 2**62)):
-        cure = f" Use {math.ceil(value)}." if is_number and 1 < value < 2**62 else ""
-        raise ValueError(f"{name} must be a whole number and at least 1, received {value!r}.{cure}")
-    return int(value)
 
 
 class Feed:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch import modes
+from easytorch._utils import train_mode
+from easytorch._utils.pytree import describe, leaves
+from easytorch._utils.rng import random_states_kept
 from easytorch.arrays import as_tensor, is_array
-from easytorch.state import random_states_kept
-from easytorch.tree import describe, leaves
 
 VERBS = ("fit", "evaluate", "train_on_batch", "test_on_batch", "_predict")
 LARGEST = 10_000_000  # values; no single sample is larger
@@ -169,7 +169,7 @@ def _rows(module: nn.Module, x: Tensor) -> int | None:
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
     try:
-        with modes.evaluating(module), torch.no_grad(), random_states_kept():
+        with train_mode.evaluating(module), torch.no_grad(), random_states_kept():
             outputs = module(x)
     except Exception:  # whatever a module of the user's raises: it does not take this input
         return None

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easytorch import data
-from easytorch.batch import Batch, Signature
+from easytorch._utils.api_hints import ATTRIBUTES, check_steps, explained_attribute, refuse_assignment
+from easytorch._utils.forward_signature import Signature
+from easytorch._utils.internal import is_internal
+from easytorch.batch import Batch
 from easytorch.callbacks.callback import CallbackList
-from easytorch.calls import ATTRIBUTES, check_steps, explained_attribute, refuse_assignment
 from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History
@@ -46,7 +48,7 @@ class Looking:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if not cls.__module__.startswith("easytorch."):
+        if not is_internal(cls):
             check_steps(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -62,7 +64,7 @@ class Looking:
 
     @property
     def _is_plain(self) -> bool:
-        return type(self).__module__.startswith("easytorch.")
+        return is_internal(type(self))
 
     @property
     def history(self) -> History:
@@ -100,7 +102,7 @@ class Looking:
 
     def has_own(self, method: str) -> bool:
         """Whether ``method`` was overridden by the user."""
-        return not str(getattr(type(self), method).__module__).startswith("easytorch.")
+        return not is_internal(getattr(type(self), method))
 
     def need_compiled(self, verb: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils.api_hints import check_order
+from easytorch._utils.pytree import describe
+from easytorch._utils.registry import find, name_of, nearest, quoted, snake_case
+from easytorch._utils.warnings import warn
 from easytorch.batch import Batch, from_numpy
-from easytorch.lookup import find, name_of, nearest, quoted, snake_case
 from easytorch.misuse import (
-    check_order,
     class_range,
     class_trouble,
     elementwise_trouble,
@@ -27,8 +29,6 @@ from easytorch.misuse import (
     range_trouble,
     row_trouble,
 )
-from easytorch.notice import warn
-from easytorch.tree import describe
 
 LAYERS = ("AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")  # a layer and its loss in one
 NAMES: dict[str, type[nn.Module]] = {

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from easytorch import files
-from easytorch.notice import warn
-from easytorch.tree import describe, leaves, map_leaves
+from easytorch._utils.pytree import describe, leaves, map_leaves
+from easytorch._utils.warnings import warn
 
 CHUNK = 256  # samples loaded at once
 PROBES = 8  # samples that are loaded again, to see whether they are still the same

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easytorch.calls import ExplainsArguments
+from easytorch._utils.api_hints import ExplainsArguments
+from easytorch._utils.pytree import leaves
+from easytorch._utils.registry import name_of
 from easytorch.logs import Mean, Scalar
-from easytorch.lookup import name_of
 from easytorch.losses import Criterion
-from easytorch.tree import leaves
 from easytorch.verify import to_plain
 
 

@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from easytorch.notice import warn
-from easytorch.tree import describe
-
-TARGETS = {
-    "actual", "expected", "ground_truth", "gt", "label", "labels", "target", "targets", "true", "truth", "y", "y_test", "y_true",
-}  # fmt: skip
-PREDICTIONS = {
-    "input", "inputs", "logit", "logits", "output", "outputs", "pred", "prediction", "predictions", "predicted", "preds",
-    "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yhat",
-}  # fmt: skip
-
-
-def check_order(kind: str, name: str, function: Any) -> None:
-    """Refuse a loss or metric whose first two parameters are named like targets and predictions, as Keras has them.
-
-    Raises:
-        ValueError: If both names say so; one alone may mean anything.
-    """
-    first, second = _first_two(function.forward if isinstance(function, nn.Module) else function)
-    if first.lower() not in TARGETS or second.lower() not in PREDICTIONS:
-        return
-    called = name if inspect.isfunction(function) and name.isidentifier() else "f"
-    raise ValueError(
-        f"The {kind} {name!r} takes ({first}, {second}), but easytorch calls {called}(y_pred, y), predictions first, as torch "
-        f"does. Swap the arguments, or pass lambda y_pred, y: {called}(y, y_pred)."
-    )
+from easytorch._utils.pytree import describe
+from easytorch._utils.warnings import warn
 
 
 def check_module(module: Any) -> None:
@@ -60,15 +35,6 @@ def check_module(module: Any) -> None:
                     f"will be neither trained nor saved. Use nn.{kind}; if they are meant to stay as they are, freeze them by "
                     "requires_grad_(False)."
                 )
-
-
-def _first_two(function: Any) -> tuple[str, str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # built-in functions tell nothing about themselves
-        return "", ""
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return (names[0], names[1]) if len(names) > 1 else ("", "")
 
 
 def one_class_trouble(y_pred: Tensor) -> Exception | None:

@@ -20,26 +20,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from easytorch import data, losses, modes, optimizers, session
-from easytorch.batch import NO_BATCH, Batch, Signature, batch_size, unpack
+from easytorch import data, losses, optimizers, session
+from easytorch._utils import train_mode
+from easytorch._utils.api_hints import explained_calls
+from easytorch._utils.forward_signature import Signature
+from easytorch._utils.pytree import map_leaves, to_numpy
+from easytorch.batch import NO_BATCH, Batch, batch_size, unpack
 from easytorch.callbacks.callback import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
-from easytorch.calls import explained_calls
 from easytorch.explain import explained
 from easytorch.feed import Feed, length
 from easytorch.logs import read
 from easytorch.looking import Looking
-from easytorch.metrics import Metrics
-from easytorch.metrics import resolve_metrics
+from easytorch.metrics import Metrics, resolve_metrics
 from easytorch.misuse import check_module
 from easytorch.outputs import Gathered
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState
 from easytorch.strategy import Strategy, check_matmul, check_numbers, pick_device, set_matmul
-from easytorch.tree import map_leaves, to_numpy
 
 
 @explained_calls("__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load")
@@ -377,7 +378,7 @@ class Model(Looking, Saving):
         loader = data.in_order(data.as_loader(data.inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
         gathered, batches = self.strategy.gathering(gathered), self.strategy.batches(loader, steps)
-        with session.watched(self, listeners), modes.evaluating(self.module), torch.no_grad(), gathered:
+        with session.watched(self, listeners), train_mode.evaluating(self.module), torch.no_grad(), gathered:
             self.callbacks.params["test_steps"] = length(batches)
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(batches):

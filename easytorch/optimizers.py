@@ -12,8 +12,8 @@ from torch import nn
 from torch.autograd import profiler
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from easytorch.lookup import find
-from easytorch.notice import warn
+from easytorch._utils.registry import find
+from easytorch._utils.warnings import warn
 
 TABLE: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): optimizer

@@ -8,11 +8,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from easytorch.state import set_random_states
-
-
-class ResumeError(ValueError):
-    """A run that cannot go on exactly where it stopped: why, and what to do."""
+from easytorch._utils.rng import set_random_states
+from easytorch.errors import ResumeError
 
 
 def other_order(sampler: Any) -> ResumeError:

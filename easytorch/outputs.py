@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from easytorch import files
+from easytorch._utils import atomic_file
+from easytorch._utils.pytree import concatenate, leaves, map_leaves
 from easytorch.batch import NO_BATCH
 from easytorch.processes import Alone
-from easytorch.tree import concatenate, leaves, map_leaves
 
 HEADER = 256  # bytes; as many digits as the number of rows may ever get have room in it
 
@@ -141,7 +141,7 @@ class Written(Gathered):
         if not self._paths:
             self._tree, self._paths = part, [self.path.with_suffix(f"{name}.npy") for name in _names(part)]
             for array, path in zip(arrays if self.writes else (), self._paths, strict=self.writes):
-                self._files.append(_Rows(self._stack.enter_context(files.replacing(path)), array))
+                self._files.append(_Rows(self._stack.enter_context(atomic_file.replacing(path)), array))
         for rows, array in zip(self._files, arrays, strict=self.writes):
             rows.write(array)
 
@@ -156,7 +156,7 @@ class Written(Gathered):
 class _Rows:
     """A ``.npy`` file that grows; the format is that of numpy.lib.format, version 1.0."""
 
-    def __init__(self, file: files.Honest, first: Any) -> None:
+    def __init__(self, file: atomic_file.Honest, first: Any) -> None:
         if not isinstance(first, np.ndarray) or not first.ndim:
             raise ValueError(
                 f"Only outputs with one row for each sample can be written to a file, and one of them is {first!r}. Override "

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from easytorch._utils.pytree import map_leaves
 from easytorch.batchnorm import synchronized
 from easytorch.feed import Batches
 from easytorch.outputs import Gathered, Joined, Written
 from easytorch.processes import Alone, Together
 from easytorch.strategy import Strategy
-from easytorch.tree import map_leaves
 
 if TYPE_CHECKING:
     from easytorch.batch import Batch

@@ -33,9 +33,10 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from easytorch import files, verify
+from easytorch import errors, files, verify
+from easytorch._utils import atomic_file
+from easytorch._utils.pytree import map_leaves
 from easytorch.processes import Alone
-from easytorch.tree import map_leaves
 
 Place = tuple[Any, ...]  # the keys that lead to a tensor in nested dicts and lists
 
@@ -98,7 +99,7 @@ def read(content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, to
     table, named = content["parts"], {}
     room = sum(size for _, size, _ in table["files"])
     if sum(torch.Size(entry["shape"]).numel() * entry["dtype"].itemsize for entry in table["tensors"]) > room:
-        raise verify.FileError(f"{str(path)!r} is not whole: its tensors ask for more memory than its parts hold.")
+        raise errors.FileError(f"{str(path)!r} is not whole: its tensors ask for more memory than its parts hold.")
     for number, entry in enumerate(table["tensors"]):
         named[str(number)] = empty(torch.Size(entry["shape"]), entry["dtype"])
     places = [tuple(entry["place"]) for entry in table["tensors"]]
@@ -183,7 +184,7 @@ class _Storage(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the small file, when all parts are on the disk; only one process does."""
-        files.sync_folder(self.folder)
+        atomic_file.sync_folder(self.folder)
         lie = {one.index: one.storage_data for some in results for one in some}
         written = {told[0]: told for told, _ in lie.values()}
         numbers = {name: number for number, name in enumerate(written)}

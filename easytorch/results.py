@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch.clock import PARTS, Clock, shares
-from easytorch.lookup import find, nearest, quoted
+from easytorch._utils.registry import find, nearest, quoted
+from easytorch._utils.timer import PARTS, Clock, shares
 
 if TYPE_CHECKING:
     from easytorch.model import Model

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from easytorch import files
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.schedules import LRScheduler
+from easytorch.errors import ResumeError
 from easytorch.feed import Feed
 from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
-from easytorch.notice import warn
-from easytorch.order import ResumeError
 from easytorch.results import History
 from easytorch.state import TrainState, changes, environment
 from easytorch.strategy import Strategy, precision_here

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch import data, modes, optimizers
+from easytorch import data, optimizers
+from easytorch._utils import train_mode
+from easytorch._utils.registry import find
+from easytorch._utils.rng import random_states, random_states_kept, set_random_states
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
 from easytorch.explain import explained
-from easytorch.lookup import find
 from easytorch.processes import launched
-from easytorch.state import TrainState, random_states, random_states_kept, set_random_states
+from easytorch.state import TrainState
 from easytorch.strategy import INTERRUPT, STOP
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def training(model: Model, callbacks: CallbackList, state: TrainState | None = N
     model.stop_training = False
     optimizer.zero_grad()
     model.strategy.begin()
-    with listening(model, callbacks), explained(model.module), modes.training(model.module):
+    with listening(model, callbacks), explained(model.module), train_mode.training(model.module):
         try:
             yield
         except BaseException:
@@ -115,7 +117,7 @@ def measuring(model: Model) -> Iterator[None]:
     outer, model.metrics = model.metrics, model.metrics.fresh()
     model.strategy.clock.mark("rest")
     try:
-        with modes.evaluating(model.module), torch.no_grad():
+        with train_mode.evaluating(model.module), torch.no_grad():
             yield
     finally:
         model.metrics = outer

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils.pytree import map_leaves
 from easytorch.feed import Batches
 from easytorch.parallel import DataParallel, Notes
 from easytorch.strategy import PRECISIONS, Strategy
-from easytorch.tree import map_leaves
 
 
 class FullySharded(DataParallel, name="fsdp"):

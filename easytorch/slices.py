@@ -24,12 +24,12 @@ from torch.utils.data import (
     default_collate,
 )
 
+from easytorch._utils.pytree import leaves, map_leaves
+from easytorch._utils.rng import set_random_states
 from easytorch.arrays import ArrayDataset, Batched, as_batch
 from easytorch.memory import InMemory
 from easytorch.order import other_order
 from easytorch.shards import Bounds, Parts
-from easytorch.state import set_random_states
-from easytorch.tree import leaves, map_leaves
 
 # They draw all of their order when they begin; a sampler of the user's own may draw while it runs.
 KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)

@@ -19,10 +19,11 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from easytorch.arrays import ArrayDataset, is_array, is_map_style, quiet_generator, transforms
+from easytorch._utils.internal import is_internal
+from easytorch._utils.rng import quiet_generator, random_states_kept
+from easytorch.arrays import ArrayDataset, is_array, is_map_style, transforms
 from easytorch.batch import LABEL_KEYS, from_numpy, unpack
 from easytorch.memory import InMemory
-from easytorch.state import random_states_kept
 
 
 def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True) -> tuple[Any, Any]:
@@ -171,7 +172,7 @@ def targets_of(dataset: Any, *, sure: bool = False) -> Tensor | None:
 
 def _is_wrapper(dataset: Any) -> bool:
     """Whether ``dataset`` is one of this package around the user's."""
-    return type(dataset).__module__.startswith("easytorch.") and not isinstance(dataset, (ArrayDataset, InMemory))
+    return is_internal(type(dataset)) and not isinstance(dataset, (ArrayDataset, InMemory))
 
 
 def _of_samples(samples: Sequence[Any]) -> Any:

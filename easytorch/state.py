@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,50 +61,6 @@ class TrainState:
             raise ValueError(f"the state of training must be the counts {sorted(fields)}, received {dict(state)}")
         for name, value in state.items():
             setattr(self, name, value)
-
-
-def random_states() -> dict[str, Any]:
-    """Return the states of the generators of Python, NumPy, torch and each accelerator, as tensors and plain values."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    states: dict[str, Any] = {
-        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
-        "numpy": [
-            name,
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.accelerator.is_available():
-        kind = torch.get_device_module()
-        states["accelerators"] = [kind.get_rng_state(i) for i in range(torch.accelerator.device_count())]
-    return states
-
-
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Put every generator back to where ``random_states`` found it."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"].cpu())
-    if torch.accelerator.is_available():
-        kind = torch.get_device_module()
-        for i, state in enumerate(states.get("accelerators", [])[: torch.accelerator.device_count()]):
-            kind.set_rng_state(state.cpu(), i)
-
-
-@contextlib.contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Put every generator back in the end, so that what happens inside leaves no trace."""
-    states = random_states()
-    try:
-        yield
-    finally:
-        set_random_states(states)
 
 
 def environment(device: torch.device, precision: str, jit_compile: bool, processes: int = 1) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from easytorch import files, optimizers
+from easytorch._utils.api_hints import ExplainsArguments
+from easytorch._utils.registry import find, nearest
+from easytorch._utils.timer import Clock
+from easytorch._utils.warnings import warn
 from easytorch.batch import Batch, placer
-from easytorch.calls import ExplainsArguments
-from easytorch.clock import Clock
 from easytorch.feed import Batches
-from easytorch.lookup import find, nearest
-from easytorch.notice import warn
 from easytorch.processes import Alone, launched, local_rank
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from easytorch import modes
-from easytorch.batch import Signature
-from easytorch.state import random_states_kept
-from easytorch.tree import map_leaves
+from easytorch._utils import train_mode
+from easytorch._utils.forward_signature import Signature
+from easytorch._utils.pytree import map_leaves
+from easytorch._utils.rng import random_states_kept
 
 
 def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:
@@ -45,7 +45,7 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
 
     signature.call(record, x)
     inputs = recorded["args"] or recorded["kwargs"]  # torchinfo passes a list by position and a dict by name
-    with random_states_kept(), modes.evaluating(module):
+    with random_states_kept(), train_mode.evaluating(module):
         table = torchinfo.summary(module, input_data=inputs, **options)
     torchinfo.torchinfo._cached_forward_pass.clear()  # it would keep the module alive for ever
     return _shown_once(_narrowed(table))

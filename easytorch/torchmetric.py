@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easytorch._utils.pytree import describe
+from easytorch._utils.registry import snake_case
 from easytorch.logs import Scalar
-from easytorch.lookup import snake_case
 from easytorch.losses import Criterion
 from easytorch.metric import Metric
-from easytorch.tree import describe
 
 
 class TorchMetric(Metric):

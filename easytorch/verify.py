@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-
-class FileError(ValueError):
-    """A file that is not what it should be: its name, what is wrong with it, and what to do."""
+from easytorch._utils.plain import DEPTH, _bare, _key
+from easytorch.errors import FileError
 
 
 def archive(path: Path) -> None:
@@ -178,9 +177,6 @@ def content(tree: Any, path: Path) -> Any:
     return walk(tree, 0)
 
 
-DEPTH = 50
-
-
 def to_plain(tree: Any, where: str = "content") -> Any:
     """Return ``tree`` as a file can hold it: tensors, numbers, text, None, dicts, lists and tuples.
 
@@ -207,28 +203,6 @@ def to_plain(tree: Any, where: str = "content") -> Any:
     raise TypeError(
         f"{where} is {type(tree).__name__}, {str(tree)[:60]!r}, which a file of tensors and plain values cannot hold. Let "
         "state_dict() return tensors, numbers, text, and dicts and lists of these."
-    )
-
-
-def _bare(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return ``tensor`` without subclass and attributes, with memory for all its values; None if no file can hold it."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        return None
-    if hasattr(tensor, "full_tensor"):  # a part of one, which is written by itself
-        return tensor
-    if type(tensor) is not torch.nn.Parameter and (type(tensor) is not torch.Tensor or vars(tensor)):
-        if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:  # its values are elsewhere
-            return None
-        tensor = tensor.as_subclass(torch.Tensor)
-    expanded = tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
-    return tensor.clone(memory_format=torch.contiguous_format) if expanded else tensor
-
-
-def _key(key: Any, where: str) -> Any:
-    if type(key) in (str, bool) or (type(key) is int and abs(key) < 2**63):
-        return key
-    raise TypeError(
-        f"{where} has the key {key!r} of type {type(key).__name__}; keys in a file are text or whole numbers."
     )
 
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from easytorch._utils.pytree import describe, leaves
+from easytorch._utils.rng import own_generators_kept, random_states_kept
+from easytorch._utils.warnings import warn
 from easytorch.arrays import as_tensor
 from easytorch.batch import WEIGHT_KEY, Batch, from_numpy, unpack
-from easytorch.generators import own_generators_kept
-from easytorch.notice import warn
 from easytorch.splits import all_targets, targets_of
-from easytorch.state import random_states_kept
-from easytorch.tree import describe, leaves
 
 IGNORED = -100  # which cross-entropy leaves out
 PROBES = 8  # samples that are loaded, to see whether an attribute tells their classes

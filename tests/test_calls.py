@@ -10,7 +10,7 @@ from torch import nn
 
 import easytorch
 from easytorch import Model, callbacks
-from easytorch.calls import ATTRIBUTES, INSTEAD, INSTEAD_OF_OPTIONS, PACKAGE
+from easytorch._utils.api_hints import ATTRIBUTES, INSTEAD, INSTEAD_OF_OPTIONS, PACKAGE
 from tests.loops import blobs, mlp
 
 X, Y = blobs()

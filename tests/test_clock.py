@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
-from easytorch.clock import PARTS, Clock, shares
+from easytorch._utils.timer import PARTS, Clock, shares
 from easytorch.feed import Feed
 from tests.loops import blobs, mlp
 

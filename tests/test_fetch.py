@@ -19,10 +19,10 @@ from torch.utils.data import (
 )
 
 from easytorch import Model
+from easytorch._utils.pytree import leaves
 from easytorch.feed import Batches
 from easytorch.fetch import Fetched, collated, fetched
 from easytorch.slices import sliced
-from easytorch.tree import leaves
 
 
 class Drawing(Dataset):

@@ -485,7 +485,9 @@ def test_25_triplets_carry_sample_weights(start):
     assert furthest(net, by_hand) < 1e-6
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", nn.functional.cross_entropy, nn.CrossEntropyLoss()], ids=["name", "function", "module"])
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", nn.functional.cross_entropy, nn.CrossEntropyLoss()], ids=["name", "function", "module"]
+)
 @pytest.mark.parametrize("data", [(X, Y), (DataLoader(Rows(), 8),), (BATCHES,)], ids=["arrays", "loader", "batches"])
 def test_class_weights_work_for(data, loss, start):
     options = ARRAYS if len(data) == 2 else {}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from easytorch import Model
-from easytorch.lookup import nearest
+from easytorch._utils.registry import nearest
 
 torch.manual_seed(0)
 X = torch.randn(64, 4)

@@ -23,9 +23,9 @@ import torch
 from rich.console import Console
 
 from easytorch import Model
+from easytorch._utils.timer import Clock as Seconds
 from easytorch.callbacks import LambdaCallback, progress
 from easytorch.callbacks.progress import Bar, Lines, Table, duration, number, table_html
-from easytorch.clock import Clock as Seconds
 from tests.loops import blob_loader, blobs, mlp
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")

@@ -21,9 +21,9 @@ from torch.utils.data import (
 )
 
 from easytorch import FileError, Metric, Model, ResumeError, files
+from easytorch._utils.rng import random_states, random_states_kept
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
 from easytorch.data import seeded
-from easytorch.state import random_states, random_states_kept
 from tests.loops import blobs, mlp, same_weights
 
 X, Y = blobs(50)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from easytorch._utils.api_hints import explained_attribute
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.callback import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
@@ -10,7 +11,6 @@ from easytorch.callbacks.monitors import EarlyStopping, Monitor
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.pruning import OptunaPruning
 from easytorch.callbacks.schedules import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
-from easytorch.calls import explained_attribute
 
 __all__ = [
     "Averaging",

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-from easytorch.batch import Signature
+from easytorch._utils.forward_signature import Signature
+from easytorch._utils.rng import random_states_kept
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback
-from easytorch.notice import warn
-from easytorch.state import random_states_kept
 
 
 class Averaging(Callback):

@@ -7,10 +7,11 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from easytorch.calls import ExplainsArguments
-from easytorch.lookup import nearest
-from easytorch.notice import warn
-from easytorch.tree import describe
+from easytorch._utils.api_hints import ExplainsArguments
+from easytorch._utils.internal import is_internal
+from easytorch._utils.pytree import describe
+from easytorch._utils.registry import nearest
+from easytorch._utils.warnings import warn
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -127,7 +128,7 @@ class LambdaCallback(Callback):
     def __init__(self, **hooks: Callable[..., Any] | None) -> None:
         for name, function in hooks.items():
             if name not in HOOKS:
-                from easytorch.lookup import quoted
+                from easytorch._utils.registry import quoted
 
                 raise ValueError(f"There is no hook {name!r}.{nearest(name, HOOKS)} Hooks are {quoted(HOOKS)}.")
             if function is not None:
@@ -165,8 +166,7 @@ class CallbackList(Callback):
     def has_own(self) -> bool:
         """Whether there is a callback with code of the user's own."""
         return any(
-            isinstance(callback, LambdaCallback) or not type(callback).__module__.startswith("easytorch.")
-            for callback in self.callbacks
+            isinstance(callback, LambdaCallback) or not is_internal(type(callback)) for callback in self.callbacks
         )
 
     def finish(self, error: BaseException | None, logs: Any) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from easytorch import files
+from easytorch._utils.rng import random_states
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback
 from easytorch.callbacks.monitors import Monitor, check_name
-from easytorch.notice import warn
-from easytorch.state import random_states
 
 
 class BackupAndRestore(Callback):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easytorch import files
+from easytorch._utils import atomic_file
 from easytorch.callbacks.callback import Callback
 
 
@@ -69,7 +69,7 @@ class CSVLogger(Callback):
         writer = self._writer(text := io.StringIO())
         writer.writeheader()
         writer.writerows(self.rows)
-        with files.replacing(self.path) as file:  # the lines that are there stay until all are written
+        with atomic_file.replacing(self.path) as file:  # the lines that are there stay until all are written
             file.write(text.getvalue().encode())
         self._whole = True
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from easytorch._utils.registry import find, nearest, quoted
 from easytorch.callbacks.callback import Callback
-from easytorch.lookup import find, nearest, quoted
 
 if TYPE_CHECKING:
     from easytorch.model import Model

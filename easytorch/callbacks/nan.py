@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from easytorch import files
+from easytorch._utils.pytree import leaves
+from easytorch._utils.rng import random_states, set_random_states
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback
-from easytorch.notice import warn
-from easytorch.state import random_states, set_random_states
-from easytorch.tree import leaves
 
 
 class NaNNotice(Callback):

@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from easytorch._utils.registry import nearest
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback
-from easytorch.lookup import nearest
-from easytorch.notice import warn
 
 VERBOSE = (0, 1, 2, "auto")
 

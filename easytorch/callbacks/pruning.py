@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from easytorch._utils.pytree import describe
 from easytorch.callbacks.monitors import Monitor
-from easytorch.tree import describe
 
 
 class OptunaPruning(Monitor):

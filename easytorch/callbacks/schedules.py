@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from easytorch._utils.registry import find
 from easytorch.callbacks.callback import Callback
 from easytorch.callbacks.monitors import Monitor, check_name, checked_patience
-from easytorch.lookup import find
-from easytorch.verify import FileError
+from easytorch.errors import FileError
 
 if TYPE_CHECKING:
     from easytorch.model import Model

@@ -1,4 +1,4 @@
-"""Nested batches: the few things that must be done to a dict of tuples of tensors."""
+"""Nested batches: map, concatenate and describe."""
 
 from __future__ import annotations
 

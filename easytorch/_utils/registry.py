@@ -1,4 +1,4 @@
-"""From a name to an object, and to the nearest name when there is none."""
+"""Objects by name, with suggestions for misspelled names."""
 
 from __future__ import annotations
 

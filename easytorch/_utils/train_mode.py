@@ -1,4 +1,4 @@
-"""Train and eval mode, remembered for each submodule and put back as they were."""
+"""Train and eval mode, restored for each submodule."""
 
 from __future__ import annotations
 

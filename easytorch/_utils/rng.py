@@ -1,4 +1,4 @@
-"""The random generators that a loader, its sampler or its dataset have of their own."""
+"""Random number generators: snapshots of the global ones and of a loader's."""
 
 from __future__ import annotations
 
@@ -108,3 +108,52 @@ def _from_text(state: Any) -> Any:
     if isinstance(state, list):  # of words of up to 64 bits, which fit in no int64
         return np.asarray([_from_text(value) for value in state], dtype=np.uint64)
     return int(state[4:]) if isinstance(state, str) and state.startswith("int ") else state
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of the generators of Python, NumPy, torch and each accelerator, as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.accelerator.is_available():
+        kind = torch.get_device_module()
+        states["accelerators"] = [kind.get_rng_state(i) for i in range(torch.accelerator.device_count())]
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put every generator back to where ``random_states`` found it."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if torch.accelerator.is_available():
+        kind = torch.get_device_module()
+        for i, state in enumerate(states.get("accelerators", [])[: torch.accelerator.device_count()]):
+            kind.set_rng_state(state.cpu(), i)
+
+
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Put every generator back in the end, so that what happens inside leaves no trace."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
+
+
+def quiet_generator(shuffle: bool | None) -> torch.Generator | None:
+    """A loader draws a number whenever it begins; one without an order to draw need not change anybody else's numbers."""
+    return None if shuffle else torch.Generator()

@@ -1,4 +1,4 @@
-"""What hands know from other libraries and is not here, arguments and attributes: answered with what is."""
+"""Hints for arguments and attributes that other libraries have."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from easytorch.lookup import nearest
-from easytorch.notice import warn
+from torch import nn
+
+from easytorch._utils.registry import nearest
+from easytorch._utils.warnings import warn
 
 Class = TypeVar("Class", bound=type)
-
 INSTEAD = {  # what other libraries call it, or have it for
     "learning_rate": "lr=0.001",
     "validation_batch_size": "the batch_size of a DataLoader: validation_data=DataLoader(dataset, 64)",
@@ -44,7 +45,6 @@ INSTEAD = {  # what other libraries call it, or have it for
     "save_format": "one format, and safetensors for weights: save_weights('model.safetensors')",
     "write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
-
 INSTEAD_OF_OPTIONS = {  # of what a class is made with
     "BackupAndRestore.double_checkpoint": "keep=2, which is the default",
     "BackupAndRestore.path": "backup_dir=",
@@ -66,7 +66,6 @@ INSTEAD_OF_OPTIONS = {  # of what a class is made with
     "TensorBoard.profile_batch": "torch.profiler, in a callback of your own",
     "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
-
 WEIGHTS = "model.module.state_dict(), and load_state_dict() of it"
 ATTRIBUTES = {  # of a model, in Keras or of a module
     "layers": "the module's own parts: model.module.children()",
@@ -231,3 +230,37 @@ def _cure(method: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: 
     if len(args) > len(positional) and keywords:
         return f" Name what comes after {positional[-1]}: {name}({', '.join(positional[1:])}, {keywords[0]}=..., ...)."
     return f" See help({title})."
+
+
+TARGETS = {
+    "actual", "expected", "ground_truth", "gt", "label", "labels", "target", "targets", "true", "truth", "y", "y_test", "y_true",
+}  # fmt: skip
+PREDICTIONS = {
+    "input", "inputs", "logit", "logits", "output", "outputs", "pred", "prediction", "predictions", "predicted", "preds",
+    "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yhat",
+}  # fmt: skip
+
+
+def check_order(kind: str, name: str, function: Any) -> None:
+    """Refuse a loss or metric whose first two parameters are named like targets and predictions, as Keras has them.
+
+    Raises:
+        ValueError: If both names say so; one alone may mean anything.
+    """
+    first, second = _first_two(function.forward if isinstance(function, nn.Module) else function)
+    if first.lower() not in TARGETS or second.lower() not in PREDICTIONS:
+        return
+    called = name if inspect.isfunction(function) and name.isidentifier() else "f"
+    raise ValueError(
+        f"The {kind} {name!r} takes ({first}, {second}), but easytorch calls {called}(y_pred, y), predictions first, as torch "
+        f"does. Swap the arguments, or pass lambda y_pred, y: {called}(y, y_pred)."
+    )
+
+
+def _first_two(function: Any) -> tuple[str, str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # built-in functions tell nothing about themselves
+        return "", ""
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return (names[0], names[1]) if len(names) > 1 else ("", "")

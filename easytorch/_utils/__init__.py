@@ -1,0 +1,1 @@
+"""Private helpers; they import nothing else of the package."""
