@@ -4,8 +4,8 @@ from typing import Any
 
 from easytorch import callbacks, data
 from easytorch._utils.api_hints import PACKAGE, explained_attribute
+from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, ResumeError
-from easytorch.launcher import launch
 from easytorch.logs import Mean
 from easytorch.metric import Metric
 from easytorch.model import Model

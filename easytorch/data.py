@@ -40,9 +40,9 @@ from easytorch.arrays import (
     transforms,
 )
 from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, batch_size, unpack
+from easytorch.distributed.process_group import Alone
 from easytorch.feed import Feed, length, signal_proof
 from easytorch.memory import InMemory, in_memory
-from easytorch.processes import Alone
 from easytorch.splits import all_targets, draws_all, split, split_loader, targets_of
 from easytorch.weights import ClassWeight, Weighted, check_weights, with_sample_weight
 

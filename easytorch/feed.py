@@ -35,10 +35,10 @@ from easytorch._utils.rng import (
 from easytorch._utils.timer import Clock
 from easytorch._utils.warnings import warn
 from easytorch.batch import NO_BATCH
+from easytorch.distributed.process_group import Alone
 from easytorch.errors import ResumeError
 from easytorch.fetch import Fetched, fetched
 from easytorch.order import Order
-from easytorch.processes import Alone
 from easytorch.slices import Slices, sliced
 from easytorch.state import TrainState
 

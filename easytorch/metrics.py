@@ -14,10 +14,10 @@ from easytorch._utils.api_hints import check_order
 from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import name_of, nearest, quoted, spellings, unknown
 from easytorch._utils.warnings import warn
+from easytorch.distributed.process_group import Alone
 from easytorch.logs import Logs, Mean, Scalar
 from easytorch.losses import KERAS, Criterion, SeveralLosses
 from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits, of_alike
-from easytorch.processes import Alone
 from easytorch.torchmetric import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
 
 

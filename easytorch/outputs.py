@@ -17,7 +17,7 @@ import numpy as np
 from easytorch._utils import atomic_file
 from easytorch._utils.pytree import concatenate, leaves, map_leaves
 from easytorch.batch import NO_BATCH
-from easytorch.processes import Alone
+from easytorch.distributed.process_group import Alone
 
 HEADER = 256  # bytes; as many digits as the number of rows may ever get have room in it
 

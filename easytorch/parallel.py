@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from easytorch._utils.pytree import map_leaves
-from easytorch.batchnorm import synchronized
+from easytorch.distributed.process_group import Alone, Together
+from easytorch.distributed.sync_batchnorm import synchronized
 from easytorch.feed import Batches
 from easytorch.outputs import Gathered, Joined, Written
-from easytorch.processes import Alone, Together
 from easytorch.strategy import Strategy
 
 if TYPE_CHECKING:

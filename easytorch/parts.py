@@ -36,7 +36,7 @@ from torch.futures import Future
 from easytorch import errors, files, verify
 from easytorch._utils import atomic_file
 from easytorch._utils.pytree import map_leaves
-from easytorch.processes import Alone
+from easytorch.distributed.process_group import Alone
 
 Place = tuple[Any, ...]  # the keys that lead to a tensor in nested dicts and lists
 

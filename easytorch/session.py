@@ -20,8 +20,8 @@ from easytorch._utils.rng import random_states, random_states_kept, set_random_s
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
+from easytorch.distributed.process_group import launched
 from easytorch.explain import explained
-from easytorch.processes import launched
 from easytorch.state import TrainState
 from easytorch.strategy import INTERRUPT, STOP
 

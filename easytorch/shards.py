@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from easytorch.batch import batch_size
-from easytorch.processes import Alone
+from easytorch.distributed.process_group import Alone
 
 IDLE: Any = object()  # stands for a batch where a process has none and others have
 Bounds = list[tuple[int, int]]

@@ -17,8 +17,8 @@ from easytorch._utils.registry import find, nearest
 from easytorch._utils.timer import Clock
 from easytorch._utils.warnings import warn
 from easytorch.batch import Batch, placer
+from easytorch.distributed.process_group import Alone, launched, local_rank
 from easytorch.feed import Batches
-from easytorch.processes import Alone, launched, local_rank
 
 if TYPE_CHECKING:
     from easytorch.losses import Criterion

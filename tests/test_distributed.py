@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import DataParallel, Model, Strategy
-from easytorch.batchnorm import SyncBatchNorm, synchronized
+from easytorch.distributed.sync_batchnorm import SyncBatchNorm, synchronized
 from easytorch.parallel import Notes
 from tests.loops import blobs, mlp
 from tests.many import furthest, together

@@ -23,8 +23,8 @@ from torch.utils.data import (
 
 from easytorch import DataParallel, Mean, Metric, Model
 from easytorch.callbacks import Callback, CSVLogger, EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
+from easytorch.distributed.process_group import Alone
 from easytorch.feed import Feed
-from easytorch.processes import Alone
 from easytorch.shards import Equal, part
 from tests.loops import blobs, mlp
 from tests.many import furthest, together

@@ -1,4 +1,4 @@
-"""Starting a function in many processes, from a notebook, a test or a program."""
+"""A function in several processes of one machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BatchNorm that measures the batch of all processes, on every device."""
+"""BatchNorm over the batches of all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that run the same program together: who they are, how they find each other, what they tell each other."""
+"""The ranks of a run and their collectives."""
 
 from __future__ import annotations
 
