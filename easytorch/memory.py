@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from easytorch import files
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
+from easytorch.checkpoint import files
 
 CHUNK = 256  # samples loaded at once
 PROBES = 8  # samples that are loaded again, to see whether they are still the same

@@ -13,9 +13,9 @@ from torch import Tensor
 from easytorch._utils.api_hints import ExplainsArguments
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import name_of
+from easytorch.checkpoint.validation import to_plain
 from easytorch.logs import Mean, Scalar
 from easytorch.losses import Criterion
-from easytorch.verify import to_plain
 
 
 class Metric(ExplainsArguments):

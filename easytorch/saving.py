@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from easytorch import files
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.schedules import LRScheduler
+from easytorch.checkpoint import files, rotation, state_dicts
 from easytorch.errors import ResumeError
 from easytorch.feed import Feed
 from easytorch.losses import Criterion
@@ -76,7 +76,7 @@ class Saving:
         parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
         parts["precision"] = self.strategy.precision
-        return parts | {"module": form(files.bare(self.module)), "compiled": files.plain_or_none(self._compiled)}
+        return parts | {"module": form(state_dicts.bare(self.module)), "compiled": files.plain_or_none(self._compiled)}
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
         """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
@@ -110,7 +110,7 @@ class Saving:
         """
         self.strategy.processes.wait()  # for a file that process 0 may be writing
         if Path(path).is_dir():
-            path, content = files.newest(path, self.device)
+            path, content = rotation.newest(path, self.device)
         else:
             content = files.read_model(path, self.device)
         before = dict(vars(self))
@@ -125,11 +125,11 @@ class Saving:
     def _take(self, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
         """Take over ``content``, or raise before anything has changed but attributes."""
         content = self._joined(content, path)
-        weights = files.fit_names(content["module"], self.module, path)
+        weights = state_dicts.fit_names(content["module"], self.module, path)
         if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"], **precision_here(self.device, content.get("precision")))
         self.lacks_compile = self._compiled is None and bool(content.get("optimizer"))
-        files.check_optimizer(content, self.optimizer, path)
+        state_dicts.check_optimizer(content, self.optimizer, path)
         self._check(content)
         schedules = list(zip(self.schedules, content["schedules"], strict=False))
         for schedule, state in schedules:
@@ -142,14 +142,14 @@ class Saving:
         """Return ``content`` with the tensors that lie in parts beside ``path``, where it has some."""
         if content.get("parts") is None:
             return dict(content)
-        from easytorch import parts
+        from easytorch.checkpoint import dcp
 
-        return parts.read(content, Path(path), self.strategy.empty)
+        return dcp.read(content, Path(path), self.strategy.empty)
 
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
         write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-        return self._write(write, path, self.strategy.whole(files.bare(self.module)))
+        return self._write(write, path, self.strategy.whole(state_dicts.bare(self.module)))
 
     def load_weights(self, path: str | os.PathLike[str]) -> Self:
         """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
@@ -162,7 +162,7 @@ class Saving:
         with files.refused(path):
             content = files.read(path, self.device)
             weights = files.weights_in(self._joined(content, path) if files.is_model(content) else content)
-        self.strategy.take_weights(files.fit_names(weights, self.module, path))
+        self.strategy.take_weights(state_dicts.fit_names(weights, self.module, path))
         return self
 
     def training_state(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Saving:
             )
         with files.refused(path):
             content = self._joined(content, path)
-            weights = files.fit_names(content["module"], self.module, path)
+            weights = state_dicts.fit_names(content["module"], self.module, path)
             self._check_run(content, path)
             self._tell_changes(content)
             self._take_run(content, weights)
@@ -219,7 +219,7 @@ class Saving:
                     f"The run in {str(path)!r} had the {what} {before}; now it has {now}. Pass the same in the same order, or "
                     "begin anew in another folder."
                 )
-        files.check_optimizer(dict(content), self.optimizer, path, ResumeError)
+        state_dicts.check_optimizer(dict(content), self.optimizer, path, ResumeError)
         self._check(content)
 
     def _tell_changes(self, content: Mapping[str, Any]) -> None:

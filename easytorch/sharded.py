@@ -147,7 +147,7 @@ class FullySharded(DataParallel, name="fsdp"):
             super().write(path, content)
             return
         if self._writer is None:
-            from easytorch.parts import Writer
+            from easytorch.checkpoint.dcp import Writer
 
             self._writer = Writer(self.processes, self._timeout)
         self._writer.begin(path, content)

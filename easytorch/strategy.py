@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from easytorch import files, optimizers
+from easytorch import optimizers
 from easytorch._utils.api_hints import ExplainsArguments
 from easytorch._utils.registry import find, nearest
 from easytorch._utils.timer import Clock
 from easytorch._utils.warnings import warn
 from easytorch.batch import Batch, placer
+from easytorch.checkpoint import files
 from easytorch.distributed.process_group import Alone, launched, local_rank
 from easytorch.feed import Batches
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from easytorch import Model, files
+from easytorch import FileError, Model
 from easytorch.callbacks import EMA, BackupAndRestore
+from easytorch.checkpoint import files, rotation
 from tests.loops import blob_loader
 
 EPOCHS = 12
@@ -92,10 +93,10 @@ def run(kills: int, folder: Path, seed: int = 0, numbers: tuple[int, ...] = (sig
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (0, 130, 143):
                 raise RuntimeError(f"a run failed with status {os.WEXITSTATUS(status)}")
             report.kills += 1
-            for path in files.checkpoints(place):
+            for path in rotation.checkpoints(place):
                 try:
                     files.read_model(path)
-                except files.FileError:
+                except FileError:
                     report.broken += 1
         report.stray += len(list(place.glob(".step-*")))
         found = files.read(place / "final.pt")

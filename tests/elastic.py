@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from easytorch import Model, files
+from easytorch import Model
 from easytorch.callbacks import BackupAndRestore, Callback
+from easytorch.checkpoint import files, rotation
 from tests.loops import blob_loader
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +102,7 @@ def end_one(folder: Path, rng: random.Random, after: int, how: str = "kill") -> 
 
 
 def last_step(folder: Path) -> int:
-    found = files.checkpoints(folder / "run")
+    found = rotation.checkpoints(folder / "run")
     return int(found[0].stem.removeprefix("step-")) if found else 0
 
 

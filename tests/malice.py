@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 
-from easytorch import Model, files
+from easytorch import Model
+from easytorch.checkpoint import files
 from tests.damage import good_files, identical, model, net
 from tests.loops import blobs
 
@@ -190,7 +191,7 @@ def calls(canary: str) -> dict[str, bytes]:
             ("numpy", "load", canary),
             ("operator", "methodcaller", "system", shell),
             ("code", "interact", python),
-            ("easytorch.files", "shutil.rmtree", canary),
+            ("easytorch.checkpoint.rotation", "shutil.rmtree", canary),
         ]
     }
     return found | {

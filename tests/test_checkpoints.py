@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from easytorch import FileError, Model, files
+from easytorch import FileError, Model
 from easytorch.callbacks import BackupAndRestore, EarlyStopping, LambdaCallback, ModelCheckpoint
+from easytorch.checkpoint import rotation
 from tests.loops import same_weights
 from tests.scripted import (
     NAN,
@@ -280,7 +281,7 @@ def dropping():
 
 
 def steps_in(folder):
-    return [int(path.stem.removeprefix("step-")) for path in reversed(files.checkpoints(folder))]
+    return [int(path.stem.removeprefix("step-")) for path in reversed(rotation.checkpoints(folder))]
 
 
 def run(folder, *more, epochs=3, **options):
@@ -334,7 +335,7 @@ def test_deleting_the_backup_leaves_other_files_of_the_folder_alone(tmp_path):
 
 def test_going_on_from_a_file_leaves_the_other_files_beside_it_alone(tmp_path):
     run(tmp_path / "a", delete_checkpoint=False)
-    shutil.copy(files.step_path(tmp_path / "a", UPDATES * 3), tmp_path / "good.pt")
+    shutil.copy(rotation.step_path(tmp_path / "a", UPDATES * 3), tmp_path / "good.pt")
     (tmp_path / "thesis.txt").write_text("years of work")
     run(tmp_path / "good.pt")
     assert {"thesis.txt", "good.pt"} <= set(written(tmp_path))
@@ -343,7 +344,7 @@ def test_going_on_from_a_file_leaves_the_other_files_beside_it_alone(tmp_path):
 def test_a_checkpoint_is_set_aside_beside_the_one_of_before(tmp_path):
     crashed(tmp_path, at=2 * UPDATES + 1)
     for _ in range(2):
-        run(files.step_path(tmp_path, UPDATES), delete_checkpoint=False, keep=9)
+        run(rotation.step_path(tmp_path, UPDATES), delete_checkpoint=False, keep=9)
     aside = ["step-0000000006.pt.aside", "step-0000000006.pt.aside-2", "step-0000000009.pt.aside"]
     assert [name for name in written(tmp_path) if "aside" in name] == aside
 
@@ -353,7 +354,7 @@ def test_a_backup_used_again_after_an_interrupted_validation_keeps_the_random_st
     press = LambdaCallback(on_test_batch_end=lambda *_: signal.raise_signal(signal.SIGINT))
     train(new_model(dropping), 2, backup, press)
     train(new_model(dropping), 2, backup, validation_data=None)
-    kept = files.newest(tmp_path)[1]
+    kept = rotation.newest(tmp_path)[1]
     assert kept["state"]["step"] == 2 * UPDATES
     assert torch.equal(kept["feed"]["random"]["torch"], torch.get_rng_state())
 
@@ -411,7 +412,7 @@ def test_to_keep_less_than_one_backup_is_refused(keep, tmp_path):
 def test_a_broken_newest_backup_is_passed_over_with_a_warning(tmp_path):
     undisturbed = run(None)
     crashed(tmp_path, at=2 * UPDATES + 1)
-    newest = files.step_path(tmp_path, 2 * UPDATES)
+    newest = rotation.step_path(tmp_path, 2 * UPDATES)
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=rf"{newest.name}.*Passed over, for the older 'step-0000000003\.pt'"):
         continued = run(tmp_path)
@@ -420,7 +421,7 @@ def test_a_broken_newest_backup_is_passed_over_with_a_warning(tmp_path):
 
 def test_a_folder_with_broken_backups_alone_is_an_error_before_the_first_step(tmp_path):
     crashed(tmp_path, at=2 * UPDATES + 1)
-    for path in files.checkpoints(tmp_path):
+    for path in rotation.checkpoints(tmp_path):
         path.write_bytes(b"PK")
     with pytest.raises(FileError, match=r"None of the 2 checkpoints .* is whole"):
         run(tmp_path)

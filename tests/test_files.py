@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from easytorch import Model, files
+from easytorch import Model
 from easytorch._utils import atomic_file
+from easytorch.checkpoint import files
 from tests.loops import blob_loader, blobs, mlp, same_weights
 
 

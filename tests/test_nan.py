@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from easytorch import Model, files
+from easytorch import Model
 from easytorch.callbacks import Callback, TerminateOnNaN
+from easytorch.checkpoint import files
 from tests.loops import blobs, mlp, same_weights, twins
 from tests.scripted import raising
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from easytorch import FileError, FullySharded, Model, files
+from easytorch import FileError, FullySharded, Model
 from easytorch.callbacks import BackupAndRestore, Callback, EarlyStopping, ModelCheckpoint
+from easytorch.checkpoint import files, rotation
 from tests.many import furthest, together
 from tests.test_distributed_resume import PulledPlug, PullPlug
 from tests.test_sharded import Blocks, X, Y, compiled, weights_of
@@ -68,7 +69,7 @@ def test_each_process_writes_its_own_and_a_small_file_tells_what_lies_where(tmp_
         for step in (1, 2)
         for name in (".parts-0", ".parts-0/00000.pt", ".parts-0/00001.pt", ".pt")
     ]
-    small = files.read_model(files.step_path(tmp_path, 2))
+    small = files.read_model(rotation.step_path(tmp_path, 2))
     assert small["module"] == dict.fromkeys(Blocks().state_dict())
     parts = [files.read(one)["tensors"] for one in sorted((tmp_path / "step-0000000002.parts-0").iterdir())]
     numbers = sum(value.numel() for value in Blocks().state_dict().values())
@@ -99,7 +100,7 @@ def test_what_three_processes_have_written_is_read_by_two_by_one_and_by_a_proces
 
 def loaded(strategy, folder):
     model = compiled(strategy).load(folder)
-    weights = compiled(strategy).load_weights(files.checkpoints(folder)[0])
+    weights = compiled(strategy).load_weights(rotation.checkpoints(folder)[0])
     return model.state.step, weights_of(model), weights_of(weights)
 
 
@@ -134,7 +135,7 @@ def written_beside(folder):
 
         def on_train_batch_end(self, batch, logs=None):
             step = self.model.state.step
-            seen[step] = weights_of(self.model), [path.name for path in files.checkpoints(folder)]
+            seen[step] = weights_of(self.model), [path.name for path in rotation.checkpoints(folder)]
             if step == 3:
                 held.free.set()
 
@@ -147,8 +148,8 @@ def written_beside(folder):
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path):
     seen, _ = together(written_beside, tmp_path)
     assert [names for _, names in seen.values()][:3] == [[], [], []]
-    assert files.step_path(tmp_path, 2).name in seen[4][1]
-    older = compiled("one").load(files.step_path(tmp_path, 2))
+    assert rotation.step_path(tmp_path, 2).name in seen[4][1]
+    older = compiled("one").load(rotation.step_path(tmp_path, 2))
     assert furthest(weights_of(older), seen[2][0]) == 0
     assert furthest(weights_of(older), seen[3][0]) > 0
 
@@ -175,7 +176,7 @@ def test_killed_while_it_is_written_the_one_before_is_taken_and_what_is_left_is_
     (whole, losses, _), *_ = together(kept, tmp_path / "whole", None)
     with pytest.raises(RuntimeError, match="failed; the others were ended"):
         together(killed_while_writing, tmp_path / "run", rank, moment)
-    assert [path.name for path in files.checkpoints(tmp_path / "run")] == ["step-0000000001.pt"]
+    assert [path.name for path in rotation.checkpoints(tmp_path / "run")] == ["step-0000000001.pt"]
     assert (tmp_path / "run" / "step-0000000002.parts-0").exists()
     for weights, again, (step, _) in together(kept, tmp_path / "run", None):
         assert step == 1
@@ -220,7 +221,7 @@ def test_a_disk_that_is_full_for_one_process_is_one_warning_and_training_goes_on
 def test_where_the_last_checkpoint_cannot_be_written_all_processes_say_so_after_training(tmp_path):
     for _, told, _ in together(full_disk, tmp_path, (9,)):
         assert "No space left on device" in told
-    assert [path.name for path in files.checkpoints(tmp_path)] == ["step-0000000008.pt", "step-0000000007.pt"]
+    assert [path.name for path in rotation.checkpoints(tmp_path)] == ["step-0000000008.pt", "step-0000000007.pt"]
     together(kept, tmp_path, None, 9)
 
 
@@ -238,10 +239,10 @@ def test_a_checkpoint_with_a_part_that_is_not_its_own_is_passed_over(damage, tol
     together(kept, tmp_path, 3)
     damage(tmp_path / "step-0000000003.parts-0" / "00001.pt")
     with pytest.warns(UserWarning, match=rf"{told}.*Passed over, for the older 'step-0000000002\.pt'"):
-        path, _ = files.newest(tmp_path)
+        path, _ = rotation.newest(tmp_path)
     with pytest.raises(FileError, match=told):
-        compiled("one").load(files.step_path(tmp_path, 3))
-    assert path == files.step_path(tmp_path, 2)
+        compiled("one").load(rotation.step_path(tmp_path, 3))
+    assert path == rotation.step_path(tmp_path, 2)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_a_checkpoint_with_a_part_that_is_not_its_own_is_passed_over(damage, tol
 )
 def test_a_table_that_nobody_wrote_is_refused(change, told, tmp_path):
     together(kept, tmp_path, 2)
-    path = files.step_path(tmp_path, 2)
+    path = rotation.step_path(tmp_path, 2)
     content = files.read(path)
     change(content["parts"])
     files.write(path, content)
@@ -282,7 +283,7 @@ def test_parts_of_no_checkpoint_are_swept_and_those_of_a_way_not_taken_stay(tmp_
     (tmp_path / "step-0000000003.parts-1").mkdir()
     (tmp_path / "step-0000000007.parts-0").mkdir()
     together(kept, tmp_path / "step-0000000002.pt", 3)
-    files.sweep(tmp_path)
+    rotation.sweep(tmp_path)
     names = {path.split("/")[0] for path in parts_in(tmp_path)}
     steps = {f"step-000000000{step}.{kind}" for step, kind in ((2, "pt"), (2, "parts-0"), (3, "pt"), (3, "parts-2"))}
     assert names == steps | {"step-0000000003.pt.aside", "step-0000000003.parts-0"}
@@ -314,7 +315,7 @@ def interrupted(folder):
 def test_after_ctrl_c_the_last_checkpoint_is_whole_when_fit_returns(tmp_path):
     (ended, step, weights), _ = together(interrupted, tmp_path)
     assert ended
-    path, content = files.newest(tmp_path)
+    path, content = rotation.newest(tmp_path)
     assert content["state"]["step"] == step
     assert furthest(weights_of(compiled("one").load(path)), weights) == 0
 

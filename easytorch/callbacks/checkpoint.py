@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easytorch import files
 from easytorch._utils.rng import random_states
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback
 from easytorch.callbacks.monitors import Monitor, check_name
+from easytorch.checkpoint import files, rotation
 
 
 class BackupAndRestore(Callback):
@@ -88,16 +88,16 @@ class BackupAndRestore(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise type(error)(error.errno, f"Cannot keep the run in {str(self.folder)!r}: {error.strerror}.") from error
-        files.sweep(self.folder)
-        if not files.checkpoints(self.folder):
+        rotation.sweep(self.folder)
+        if not rotation.checkpoints(self.folder):
             return None, {}
-        path, content = files.newest(self.folder, self.model.device)
+        path, content = rotation.newest(self.folder, self.model.device)
         self._leave_newer(path)
         return path, content
 
     def _leave_newer(self, source: Path) -> None:
         """Set those checkpoints aside that are newer than the one to go on from: broken ones, or of a way not taken."""
-        files.set_aside(path for path in files.checkpoints(self.folder) if path.name > source.name)
+        rotation.set_aside(path for path in rotation.checkpoints(self.folder) if path.name > source.name)
 
     def _resume(self, content: dict[str, Any], path: Path) -> None:
         self.model.load_training_state(content, path)
@@ -145,7 +145,7 @@ class BackupAndRestore(Callback):
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
         failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.damaged
         if ended and self.delete_checkpoint and not failed and self.model.strategy.processes.first:
-            files.keep_newest(self.folder, 0)
+            rotation.keep_newest(self.folder, 0)
             with contextlib.suppress(OSError):  # there is something else in it
                 self.folder.rmdir()
         elif self._failed is not None:
@@ -162,7 +162,7 @@ class BackupAndRestore(Callback):
             content["feed"]["random"] = self._random_before_test
         self._complete()
         try:
-            self.model.strategy.write(files.step_path(self.folder, self.model.state.step), content)
+            self.model.strategy.write(rotation.step_path(self.folder, self.model.state.step), content)
             if final:
                 self.model.strategy.written()
         except OSError as error:
@@ -187,7 +187,7 @@ class BackupAndRestore(Callback):
 
     def _tidy(self) -> None:
         if self.model.strategy.processes.first:
-            files.keep_newest(self.folder, self.keep)
+            rotation.keep_newest(self.folder, self.keep)
 
 
 class ModelCheckpoint(Monitor):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easytorch import files
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import random_states, set_random_states
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback
+from easytorch.checkpoint import files, state_dicts
 
 
 class NaNNotice(Callback):
@@ -155,7 +155,7 @@ class TerminateOnNaN(Callback):
                 "window": window,
                 "random": random,
                 "report": self.report,
-                "module": files.bare(self.model.module),
+                "module": state_dicts.bare(self.model.module),
             }
             try:
                 self.report += f"\n  Written to {files.write(Path(self.path), content)}, to reproduce it."

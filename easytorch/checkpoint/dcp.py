@@ -1,11 +1,4 @@
-"""Checkpoints in parts: each process writes what it keeps of the weights, while training goes on.
-
-Torch's distributed checkpoint (DCP) plans who writes and who reads what, here only how is told. Each process has a file, like any
-other of this library; and last of all comes a small one with all the rest, which tells what lies where, and the size and the
-checksum of each part. Without it the parts are nothing. What DCP would keep as a pickle stands in it as numbers.
-
-It is imported when it is used first: DCP brings much, and few need it.
-"""
+"""Sharded checkpoints through torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
@@ -33,9 +26,10 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from easytorch import errors, files, verify
+from easytorch import errors
 from easytorch._utils import atomic_file
 from easytorch._utils.pytree import map_leaves
+from easytorch.checkpoint import files, rotation, validation
 from easytorch.distributed.process_group import Alone
 
 Place = tuple[Any, ...]  # the keys that lead to a tensor in nested dicts and lists
@@ -60,8 +54,8 @@ class Writer:
         self.finish()
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
-        rest, tensors = taken_out(verify.to_plain(dict(content), "the content"))
-        self._folder = self.processes.same(files.unused_parts(path))
+        rest, tensors = taken_out(validation.to_plain(dict(content), "the content"))
+        self._folder = self.processes.same(rotation.unused_parts(path))
         storage: Any = _Storage(path, self._folder, self.processes.rank, map_leaves(_copy, rest), list(tensors))
         named = {str(number): tensor for number, tensor in enumerate(tensors.values())}
         self._task = async_save(named, storage_writer=storage, process_group=self._group)  # type: ignore[assignment]  # a future, as asked
@@ -177,7 +171,7 @@ class _Storage(StorageWriter):
         """Write the part of this process."""
         tensors = [planner.resolve_data(item).detach().clone() for item in plan.items]  # each in a memory of its own
         path = files.write(self.folder / f"{self.rank:05}.pt", {"tensors": tensors})
-        told = [path.name, path.stat().st_size, verify.sha256(path)]
+        told = [path.name, path.stat().st_size, validation.sha256(path)]
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(item.index, 0, (told, number)) for number, item in enumerate(plan.items)])
         return done
@@ -199,7 +193,7 @@ class _Storage(StorageWriter):
             shape, dtype = list(about.size), about.properties.dtype
             tensors.append({"place": list(place), "shape": shape, "dtype": dtype, "chunks": torch.tensor(chunks)})
         parts = {"folder": self.folder.name, "files": list(written.values()), "tensors": tensors}
-        before = files.parts_of(self.path)
+        before = rotation.parts_of(self.path)
         files.write(self.path, self.rest | {"parts": parts})
         if before is not None:
             shutil.rmtree(before, ignore_errors=True)

@@ -1,8 +1,4 @@
-"""Whether a file is whole, and nothing but tensors and plain values, before torch looks at it.
-
-Torch writes checksums into its archives but does not verify them: half of all damaged files load with wrong numbers. And a file
-must never run code, nor ask for more memory than its own size.
-"""
+"""Integrity checks of a file before torch reads it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Files: atomic, verified, free of code."""
