@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from easytorch._utils import train_mode
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.rng import random_states_kept
-from easytorch.arrays import as_tensor, is_array
+from easytorch.data.arrays import as_tensor, is_array
 
 VERBS = ("fit", "evaluate", "train_on_batch", "test_on_batch", "_predict")
 LARGEST = 10_000_000  # values; no single sample is larger

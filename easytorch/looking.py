@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch import data
 from easytorch._utils.api_hints import ATTRIBUTES, check_steps, explained_attribute, refuse_assignment
 from easytorch._utils.forward_signature import Signature
 from easytorch._utils.internal import is_internal
-from easytorch.batch import Batch
 from easytorch.callbacks.callback import CallbackList
+from easytorch.data.batch import Batch
+from easytorch.data.loader import one_batch
+from easytorch.data.predictions import inputs
 from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History
@@ -78,7 +79,7 @@ class Looking:
             x: Inputs, for the shapes; by default those of the last fit. Without any the table has no shapes.
             options: Passed on to ``torchinfo.summary``.
         """
-        batch = self.last_fit.get("example") if x is None else data.one_batch(data.inputs(x, self.signature))
+        batch = self.last_fit.get("example") if x is None else one_batch(inputs(x, self.signature))
         x = None if batch is None else self.unpack(self.strategy.place(batch)).x
         table = summarize(self.module, x, self.device, **options)
         print(table)

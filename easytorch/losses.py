@@ -18,7 +18,7 @@ from easytorch._utils.api_hints import check_order
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find, name_of, nearest, quoted, snake_case
 from easytorch._utils.warnings import warn
-from easytorch.batch import Batch, from_numpy
+from easytorch.data.batch import Batch, from_numpy
 from easytorch.misuse import (
     class_range,
     class_trouble,

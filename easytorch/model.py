@@ -25,18 +25,19 @@ from easytorch._utils import train_mode
 from easytorch._utils.api_hints import explained_calls
 from easytorch._utils.forward_signature import Signature
 from easytorch._utils.pytree import map_leaves, to_numpy
-from easytorch.batch import NO_BATCH, Batch, batch_size, unpack
 from easytorch.callbacks.callback import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import displays
 from easytorch.callbacks.schedules import LRScheduler
+from easytorch.data.batch import NO_BATCH, Batch, batch_size, length, unpack
+from easytorch.data.epoch_iterator import Feed
+from easytorch.data.loader import fit_data, one_batch, validated_epochs
+from easytorch.data.predictions import Gathered, in_order, inputs, one_row_each
 from easytorch.explain import explained
-from easytorch.feed import Feed, length
 from easytorch.logs import read
 from easytorch.looking import Looking
 from easytorch.metrics import Metrics, resolve_metrics
 from easytorch.misuse import check_module
-from easytorch.outputs import Gathered
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState
@@ -207,11 +208,11 @@ class Model(Looking, Saving):
         optimizer = self.need_optimizer("fit")
         if isinstance(y, numbers.Integral):
             y, epochs = None, int(y)
-        feed, validation = data.fit_data(
+        feed, validation = fit_data(
             x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
             self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.processes, self.unpack,
         )  # fmt: skip
-        validated = data.validated_epochs(validation_freq if validation is not None else ())
+        validated = validated_epochs(validation_freq if validation is not None else ())
         listeners = [*self.schedules, *listed(callbacks), *BackupAndRestore.at(resume), *displays(verbose)]
         state = self.state.planned(epochs, initial_epoch)
         with session.fitting(self, listeners, state, feed, validation, verbose, on_interrupt):
@@ -375,7 +376,7 @@ class Model(Looking, Saving):
         verbose: Any,
         gathered: Gathered,
     ) -> Any:
-        loader = data.in_order(data.as_loader(data.inputs(x, self.signature), batch_size=batch_size))
+        loader = in_order(data.as_loader(inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
         gathered, batches = self.strategy.gathering(gathered), self.strategy.batches(loader, steps)
         with session.watched(self, listeners), train_mode.evaluating(self.module), torch.no_grad(), gathered:
@@ -384,7 +385,7 @@ class Model(Looking, Saving):
             for i, batch in enumerate(batches):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
-                gathered.add(map_leaves(to_numpy, data.one_row_each(outputs, batch)))
+                gathered.add(map_leaves(to_numpy, one_row_each(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
             self.callbacks.on_predict_end({})
         return gathered.result()
@@ -394,7 +395,7 @@ class Model(Looking, Saving):
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Update the weights once, by the whole of ``x`` and ``y``, and return the scores of this batch."""
         self.need_optimizer("train_on_batch")
-        batch = data.one_batch(x, y, sample_weight)
+        batch = one_batch(x, y, sample_weight)
         self.metrics.reset()
         with session.training(self, CallbackList([], self, {})):
             self.update([batch])
@@ -405,8 +406,8 @@ class Model(Looking, Saving):
         """Return the scores of one batch, in eval mode."""
         self.need_compiled("test_on_batch")
         with explained(self.module):
-            return Scores(self.test_epoch([data.one_batch(x, y, sample_weight)]), self, "this batch")
+            return Scores(self.test_epoch([one_batch(x, y, sample_weight)]), self, "this batch")
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
-        return self._predict([data.one_batch(x)], lambda y_pred: y_pred, None, None, (), 0, Gathered())
+        return self._predict([one_batch(x)], lambda y_pred: y_pred, None, None, (), 0, Gathered())

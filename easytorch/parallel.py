@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from easytorch._utils.pytree import map_leaves
+from easytorch.data.epoch_iterator import Batches
+from easytorch.data.predictions import Gathered, Joined, Written
 from easytorch.distributed.process_group import Alone, Together
 from easytorch.distributed.sync_batchnorm import synchronized
-from easytorch.feed import Batches
-from easytorch.outputs import Gathered, Joined, Written
 from easytorch.strategy import Strategy
 
 if TYPE_CHECKING:
-    from easytorch.batch import Batch
+    from easytorch.data.batch import Batch
     from easytorch.losses import Criterion
     from easytorch.metrics import Metrics
 

@@ -14,8 +14,8 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.schedules import LRScheduler
 from easytorch.checkpoint import files, rotation, state_dicts
+from easytorch.data.epoch_iterator import Feed
 from easytorch.errors import ResumeError
-from easytorch.feed import Feed
 from easytorch.losses import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History

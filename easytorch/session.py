@@ -20,13 +20,14 @@ from easytorch._utils.rng import random_states, random_states_kept, set_random_s
 from easytorch.callbacks.callback import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
+from easytorch.data.loader import first_batch
 from easytorch.distributed.process_group import launched
 from easytorch.explain import explained
 from easytorch.state import TrainState
 from easytorch.strategy import INTERRUPT, STOP
 
 if TYPE_CHECKING:
-    from easytorch.feed import Feed
+    from easytorch.data.epoch_iterator import Feed
     from easytorch.model import Model
 
 
@@ -147,7 +148,7 @@ def listening(model: Model, callbacks: CallbackList) -> Iterator[None]:
 
 def _try_out(model: Model, loader: Any) -> None:
     """Take one step on the validation data, so that what is wrong with it is told before training, not after."""
-    batch = data.first_batch(loader)
+    batch = first_batch(loader)
     model.loss.expect(data.all_targets(loader))
     if batch is not None:
         try:

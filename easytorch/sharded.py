@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.pytree import map_leaves
-from easytorch.feed import Batches
+from easytorch.data.epoch_iterator import Batches
 from easytorch.parallel import DataParallel, Notes
 from easytorch.strategy import PRECISIONS, Strategy
 

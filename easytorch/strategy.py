@@ -16,15 +16,15 @@ from easytorch._utils.api_hints import ExplainsArguments
 from easytorch._utils.registry import find, nearest
 from easytorch._utils.timer import Clock
 from easytorch._utils.warnings import warn
-from easytorch.batch import Batch, placer
 from easytorch.checkpoint import files
+from easytorch.data.batch import Batch, placer
+from easytorch.data.epoch_iterator import Batches
 from easytorch.distributed.process_group import Alone, launched, local_rank
-from easytorch.feed import Batches
 
 if TYPE_CHECKING:
+    from easytorch.data.predictions import Gathered
     from easytorch.losses import Criterion
     from easytorch.metrics import Metrics
-    from easytorch.outputs import Gathered
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ELSEWHERE = {  # what other libraries call them

@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, WeightedRandomSampler, random_split
 
 import easytorch
-from easytorch.data import in_memory, seeded, split, targets_of
+from easytorch.data import in_memory, split, targets_of
+from easytorch.data.seeded import seeded
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data")

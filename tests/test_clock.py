@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
 from easytorch._utils.timer import PARTS, Clock, shares
-from easytorch.feed import Feed
+from easytorch.data.epoch_iterator import Feed
 from tests.loops import blobs, mlp
 
 X, Y = blobs(48)

@@ -23,9 +23,9 @@ from torch.utils.data import (
 
 from easytorch import DataParallel, Mean, Metric, Model
 from easytorch.callbacks import Callback, CSVLogger, EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
+from easytorch.data.epoch_iterator import Feed
+from easytorch.data.sharding import Equal, part
 from easytorch.distributed.process_group import Alone
-from easytorch.feed import Feed
-from easytorch.shards import Equal, part
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 

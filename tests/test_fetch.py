@@ -20,9 +20,8 @@ from torch.utils.data import (
 
 from easytorch import Model
 from easytorch._utils.pytree import leaves
-from easytorch.feed import Batches
-from easytorch.fetch import Fetched, collated, fetched
-from easytorch.slices import sliced
+from easytorch.data.epoch_iterator import Batches
+from easytorch.data.fast_loaders import Fetched, collated, fetched, sliced
 
 
 class Drawing(Dataset):

@@ -25,10 +25,11 @@ from torch.utils.data import (
 
 import easytorch
 from easytorch import Model
-from easytorch.batch import batch_size, placer
 from easytorch.callbacks import Callback
-from easytorch.data import seeded, split, targets_of
-from easytorch.slices import Slices, sliced
+from easytorch.data import split, targets_of
+from easytorch.data.batch import batch_size, placer
+from easytorch.data.fast_loaders import Slices, sliced
+from easytorch.data.seeded import seeded
 from tests.loops import blobs, furthest, mlp, same_weights, twins
 
 X, Y = blobs(50)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from easytorch import Model
 from easytorch.data import in_memory, split, targets_of
-from easytorch.slices import Slices, sliced
+from easytorch.data.fast_loaders import Slices, sliced
 from tests.loops import mlp, same_weights, twins
 
 FEATURES = 6

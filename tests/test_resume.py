@@ -24,7 +24,7 @@ from easytorch import FileError, Metric, Model, ResumeError
 from easytorch._utils.rng import random_states, random_states_kept
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
 from easytorch.checkpoint import files, rotation
-from easytorch.data import seeded
+from easytorch.data.seeded import seeded
 from tests.loops import blobs, mlp, same_weights
 
 X, Y = blobs(50)

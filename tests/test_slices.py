@@ -20,7 +20,7 @@ from torch.utils.data import (
 
 from easytorch import Model
 from easytorch.callbacks import LambdaCallback
-from easytorch.slices import Slices, sliced
+from easytorch.data.fast_loaders import Slices, sliced
 from tests.loops import blobs, hand_loop, mlp, same_weights, twins
 
 X, Y = blobs(50)

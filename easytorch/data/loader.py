@@ -1,37 +1,21 @@
-"""Whatever the user passed, as batches: recognizing it, and handing it to the loop."""
+"""Conversion of the user's data to batches."""
 
 from __future__ import annotations
 
-import hashlib
-import operator
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-)
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
-from easytorch._utils.forward_signature import Signature
 from easytorch._utils.integers import whole
-from easytorch._utils.pytree import describe, leaves, map_leaves
+from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.rng import own_generators_kept, quiet_generator, random_states_kept
-from easytorch._utils.warnings import warn
-from easytorch.arrays import (
+from easytorch.data.arrays import (
     ArrayDataset,
     Batched,
     as_batch,
-    as_tensor,
     as_tensors,
     is_array,
     is_arrays,
@@ -39,14 +23,14 @@ from easytorch.arrays import (
     stacked,
     transforms,
 )
-from easytorch.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, batch_size, unpack
+from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, length, unpack
+from easytorch.data.epoch_iterator import Feed
+from easytorch.data.in_memory import InMemory
+from easytorch.data.sample_weights import ClassWeight, Weighted, check_weights, with_sample_weight
+from easytorch.data.seeded import _Seeded
+from easytorch.data.splits import draws_all, split_loader
+from easytorch.data.workers import signal_proof
 from easytorch.distributed.process_group import Alone
-from easytorch.feed import Feed, length, signal_proof
-from easytorch.memory import InMemory, in_memory
-from easytorch.splits import all_targets, draws_all, split, split_loader, targets_of
-from easytorch.weights import ClassWeight, Weighted, check_weights, with_sample_weight
-
-__all__ = ["ArrayDataset", "all_targets", "as_loader", "in_memory", "seeded", "split", "targets_of"]
 
 ACCEPTED = (
     "a DataLoader, a Dataset, tensors, NumPy arrays or pandas frames (x, y), dicts or tuples of these, a generator, a "
@@ -208,54 +192,6 @@ def refuse(source: Any, **arguments: Any) -> None:
             raise ValueError(f"{name} cannot be given with a {type(source).__name__}. {cure}: leave {name} out.")
 
 
-def seeded(dataset: Any, seed: int = 0) -> Dataset[Any]:
-    """Return ``dataset`` with random numbers that belong to its samples, not to the moment.
-
-    Augmentation inside a loader's workers draws from generators that nothing can restore. Wrapped so, a sample draws the
-    same numbers whoever loads it, whenever: from ``seed``, the epoch and its index. So a run resumes exactly in the middle
-    of an epoch, with any number of workers.
-
-    Python's, NumPy's and torch's global generators are seeded so, not generators of the dataset's own.
-
-    Args:
-        dataset: Any map-style dataset.
-        seed: Another seed draws other numbers.
-    """
-    return _Seeded(dataset, seed)
-
-
-class _Seeded(Dataset[Any]):
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-        self.epoch = torch.zeros((), dtype=torch.int64)
-        self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        try:
-            number = operator.index(index) if hasattr(index, "__index__") else index  # 3, be it NumPy's or torch's
-            digest = hashlib.sha256(repr((self.seed, int(self.epoch), number)).encode()).digest()
-            random.seed(digest)
-            np.random.seed(int.from_bytes(digest[:4], "little"))
-            torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            return self.dataset[index]
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
-            torch.set_rng_state(kept[2])
-
-    def __getattr__(self, name: str) -> Any:  # targets, classes, ...
-        if name in ("dataset", "__getitems__"):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-
 def draws_nothing(dataset: Any) -> bool:
     """Whether loading the same sample of ``dataset`` twice surely gives the same values."""
     if isinstance(dataset, ConcatDataset):
@@ -373,77 +309,3 @@ def validated_epochs(frequency: Any) -> Callable[[int], bool]:
 def one_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
     return as_tensors(x) if y is None and sample_weight is None else _rows(x, y, sample_weight).tree
-
-
-def inputs(x: Any, signature: Signature) -> Any:
-    """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
-    if isinstance(x, list):
-        return _listed_inputs(x, signature)
-    several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
-    return (x,) if several and all(map(is_array, x)) else x
-
-
-def _listed_inputs(x: list[Any], signature: Signature) -> Any:
-    """Return a list as what ``fit`` takes it for beside targets, numbers, rows or several inputs; else it holds batches."""
-    if isinstance(next(leaves(x), None), (int, float, np.generic)):
-        return as_tensors(x)
-    if signature.required > 1 and all(_are_arrays(part, signature.required) for part in x):
-        return [(tuple(part),) for part in x]  # batches of several inputs, which cannot be (x, y)
-    if len(x) < 2 or not all(map(is_array, x)):
-        return x
-    if signature.required == len(x):
-        return (x,)
-    shapes = {np.shape(part) for part in x}
-    if len(shapes) == 1 and all(map(_is_row, x)):
-        return torch.stack([as_tensor(row) for row in x])
-    if len(shapes) == 1:
-        count = "one input" if len(signature.names) == 1 else f"{len(signature.names) or 'any number of'} inputs"
-        raise ValueError(
-            f"The module takes {', '.join([count, *map(repr, signature.names)])}, but predict() was given a list of {len(x)} "
-            f"arrays of one shape, {describe(x)}. Pass several inputs as a tuple, samples as one array, torch.stack(x), and "
-            "batches as [(x1,), (x2,), ...]."
-        )
-    return x
-
-
-def _are_arrays(part: Any, count: int) -> bool:
-    return isinstance(part, (tuple, list)) and len(part) == count and all(map(is_array, part))
-
-
-def _is_row(part: Any) -> bool:
-    """Whether ``part`` is the features of one sample; a batch of single whole numbers is nothing unusual, one of floats is."""
-    tensor = as_tensor(part)
-    return bool(tensor.ndim == 1 and tensor.is_floating_point())
-
-
-def one_row_each(outputs: Any, batch: Any) -> Any:
-    """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
-    if outputs is None:
-        raise TypeError("There are no outputs: does forward(), or predict_step, lack its return?")
-    try:
-        size = batch_size(batch)
-    except ValueError:  # a batch of another library
-        return outputs
-    single = isinstance(outputs, Tensor)
-    if single and outputs.shape[:1] == (size,):
-        return outputs
-    shapes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves(outputs) if isinstance(leaf, Tensor)}
-    if not shapes - {size} - (set() if single else {0}):  # beside others a single number may stand, such as a loss
-        return outputs
-    raise ValueError(
-        f"predict() joins outputs that have one row for each sample, but for a batch of {size} the module returned "
-        f"{describe(outputs)}. Override predict_step to return what has a row for each, or use squeeze(1) for squeeze() in "
-        "forward()."
-    )
-
-
-def in_order(loader: Any) -> Any:
-    """Return ``loader``, with a warning if it draws its samples in random order: outputs would not match the samples."""
-    if isinstance(loader, DataLoader) and isinstance(
-        getattr(loader.batch_sampler, "sampler", loader.sampler), RandomSampler
-    ):
-        warn(
-            "This DataLoader shuffles, so the outputs come in another order than its dataset's samples. Pass a DataLoader "
-            "with shuffle=False, or the dataset itself."
-        )
-    return loader

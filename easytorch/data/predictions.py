@@ -1,4 +1,4 @@
-"""What ``predict`` gathers, batch by batch: arrays in memory, or files for what does not fit there."""
+"""Inputs and outputs of predict, in memory or in files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,92 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
 
 from easytorch._utils import atomic_file
-from easytorch._utils.pytree import concatenate, leaves, map_leaves
-from easytorch.batch import NO_BATCH
+from easytorch._utils.forward_signature import Signature
+from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
+from easytorch._utils.warnings import warn
+from easytorch.data.arrays import as_tensor, as_tensors, is_array
+from easytorch.data.batch import NO_BATCH, batch_size
 from easytorch.distributed.process_group import Alone
+
+
+def inputs(x: Any, signature: Signature) -> Any:
+    """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
+    if isinstance(x, list):
+        return _listed_inputs(x, signature)
+    several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
+    return (x,) if several and all(map(is_array, x)) else x
+
+
+def _listed_inputs(x: list[Any], signature: Signature) -> Any:
+    """Return a list as what ``fit`` takes it for beside targets, numbers, rows or several inputs; else it holds batches."""
+    if isinstance(next(leaves(x), None), (int, float, np.generic)):
+        return as_tensors(x)
+    if signature.required > 1 and all(_are_arrays(part, signature.required) for part in x):
+        return [(tuple(part),) for part in x]  # batches of several inputs, which cannot be (x, y)
+    if len(x) < 2 or not all(map(is_array, x)):
+        return x
+    if signature.required == len(x):
+        return (x,)
+    shapes = {np.shape(part) for part in x}
+    if len(shapes) == 1 and all(map(_is_row, x)):
+        return torch.stack([as_tensor(row) for row in x])
+    if len(shapes) == 1:
+        count = "one input" if len(signature.names) == 1 else f"{len(signature.names) or 'any number of'} inputs"
+        raise ValueError(
+            f"The module takes {', '.join([count, *map(repr, signature.names)])}, but predict() was given a list of {len(x)} "
+            f"arrays of one shape, {describe(x)}. Pass several inputs as a tuple, samples as one array, torch.stack(x), and "
+            "batches as [(x1,), (x2,), ...]."
+        )
+    return x
+
+
+def _are_arrays(part: Any, count: int) -> bool:
+    return isinstance(part, (tuple, list)) and len(part) == count and all(map(is_array, part))
+
+
+def _is_row(part: Any) -> bool:
+    """Whether ``part`` is the features of one sample; a batch of single whole numbers is nothing unusual, one of floats is."""
+    tensor = as_tensor(part)
+    return bool(tensor.ndim == 1 and tensor.is_floating_point())
+
+
+def one_row_each(outputs: Any, batch: Any) -> Any:
+    """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
+    if outputs is None:
+        raise TypeError("There are no outputs: does forward(), or predict_step, lack its return?")
+    try:
+        size = batch_size(batch)
+    except ValueError:  # a batch of another library
+        return outputs
+    single = isinstance(outputs, Tensor)
+    if single and outputs.shape[:1] == (size,):
+        return outputs
+    shapes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves(outputs) if isinstance(leaf, Tensor)}
+    if not shapes - {size} - (set() if single else {0}):  # beside others a single number may stand, such as a loss
+        return outputs
+    raise ValueError(
+        f"predict() joins outputs that have one row for each sample, but for a batch of {size} the module returned "
+        f"{describe(outputs)}. Override predict_step to return what has a row for each, or use squeeze(1) for squeeze() in "
+        "forward()."
+    )
+
+
+def in_order(loader: Any) -> Any:
+    """Return ``loader``, with a warning if it draws its samples in random order: outputs would not match the samples."""
+    if isinstance(loader, DataLoader) and isinstance(
+        getattr(loader.batch_sampler, "sampler", loader.sampler), RandomSampler
+    ):
+        warn(
+            "This DataLoader shuffles, so the outputs come in another order than its dataset's samples. Pass a DataLoader "
+            "with shuffle=False, or the dataset itself."
+        )
+    return loader
+
 
 HEADER = 256  # bytes; as many digits as the number of rows may ever get have room in it
 

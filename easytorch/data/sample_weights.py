@@ -1,4 +1,4 @@
-"""Weights of samples and classes, for every kind of data: they travel as the third part of a batch."""
+"""Weights of samples and classes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.rng import own_generators_kept, random_states_kept
 from easytorch._utils.warnings import warn
-from easytorch.arrays import as_tensor
-from easytorch.batch import WEIGHT_KEY, Batch, from_numpy, unpack
-from easytorch.splits import all_targets, targets_of
+from easytorch.data.arrays import as_tensor
+from easytorch.data.batch import WEIGHT_KEY, Batch, from_numpy, unpack
+from easytorch.data.splits import all_targets, targets_of
 
 IGNORED = -100  # which cross-entropy leaves out
 PROBES = 8  # samples that are loaded, to see whether an attribute tells their classes

@@ -1,8 +1,4 @@
-"""Rows that are in memory, sliced a batch at a time.
-
-A ``DataLoader`` over a ``TensorDataset`` fetches sample by sample and puts the samples together again, which takes many times as
-long as taking the rows of a batch at once. The samples, their order and every random number that is drawn are the same here.
-"""
+"""DataLoader replacements without overhead per sample."""
 
 from __future__ import annotations
 
@@ -15,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
+    MapDataPipe,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -26,10 +24,10 @@ from torch.utils.data import (
 
 from easytorch._utils.pytree import leaves, map_leaves
 from easytorch._utils.rng import set_random_states
-from easytorch.arrays import ArrayDataset, Batched, as_batch
-from easytorch.memory import InMemory
-from easytorch.order import other_order
-from easytorch.shards import Bounds, Parts
+from easytorch.data.arrays import ArrayDataset, Batched, as_batch
+from easytorch.data.in_memory import InMemory
+from easytorch.data.resumable_sampler import other_order
+from easytorch.data.sharding import Bounds, Parts
 
 # They draw all of their order when they begin; a sampler of the user's own may draw while it runs.
 KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -154,3 +152,49 @@ class Slices:
             )
         rows = {device: positions[begin:end] for device, positions in self.positions.items()}
         return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, rows[leaf.device]), self.tree)
+
+
+def fetched(loader: Any) -> Any:
+    """Return the batches of ``loader`` as ``Fetched``, if it is a plain one without workers; else ``loader`` itself."""
+    plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
+    if not plain or loader.batch_sampler is None or isinstance(loader.dataset, (IterableDataset, MapDataPipe)):
+        return loader
+    return Fetched(loader)
+
+
+class Fetched:
+    """The batches of a ``DataLoader`` without workers."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        self.dataset: Any = loader.dataset
+        self.together = getattr(loader.dataset, "__getitems__", None)
+        self.collate = collated if loader.collate_fn is default_collate else loader.collate_fn
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = iter(self.loader.batch_sampler)  # type: ignore[arg-type]  # asked for above
+        # A loader draws a seed for its workers when it begins, even if it has none.
+        torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
+        return map(self.fetch, indices)
+
+    def fetch(self, indices: Any) -> Any:
+        """Return the batch of the samples at ``indices``."""
+        dataset = self.dataset
+        samples = self.together(indices) if self.together else [dataset[index] for index in indices]
+        return self.collate(samples)
+
+
+def collated(samples: Any) -> Any:
+    """Return what ``default_collate`` does, for samples such as ``(image, label)`` with fewer questions on the way."""
+    first = samples[0] if type(samples) is list and samples else None
+    if type(first) is not tuple or not all(map(_plain, first)) or {*map(len, samples)} != {len(first)}:
+        return default_collate(samples)
+    columns = zip(*samples, strict=True)
+    return [torch.stack(column) if type(column[0]) is Tensor else torch.tensor(column) for column in columns]
+
+
+def _plain(part: Any) -> bool:
+    return type(part) is int or (type(part) is Tensor and part.layout is torch.strided and not part.is_nested)

@@ -1,4 +1,4 @@
-"""What a batch is: its inputs, targets and weights, its size, and how a module is called with it."""
+"""One batch: its inputs, targets, weights, size and device."""
 
 from __future__ import annotations
 
@@ -185,3 +185,11 @@ def _no_numbers(array: np.ndarray[Any, Any]) -> TypeError:
         f"Expected numbers, received an array of {kind} with shape {list(array.shape)}. Turn text into "
         "numbers first, for example labels by sklearn.preprocessing.LabelEncoder, columns by pandas.get_dummies."
     )
+
+
+def length(loader: Any) -> int | None:
+    """Return the number of batches in ``loader``, None where it cannot be known."""
+    try:
+        return len(loader)
+    except TypeError:  # a loader over an IterableDataset has a __len__ that raises
+        return None

@@ -1,4 +1,4 @@
-"""The order in which a sampler gives the data: remembered, compared, and taken up in the middle."""
+"""A sampler that can continue in the middle of an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splitting data in two, every class with its share, and the targets that tell the classes."""
+"""Stratified splits, and the targets of a dataset."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from torch.utils.data import (
 
 from easytorch._utils.internal import is_internal
 from easytorch._utils.rng import quiet_generator, random_states_kept
-from easytorch.arrays import ArrayDataset, is_array, is_map_style, transforms
-from easytorch.batch import LABEL_KEYS, from_numpy, unpack
-from easytorch.memory import InMemory
+from easytorch.data.arrays import ArrayDataset, is_array, is_map_style, transforms
+from easytorch.data.batch import LABEL_KEYS, from_numpy, unpack
+from easytorch.data.in_memory import InMemory
 
 
 def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Tensors, arrays, frames and numbers as one dataset; and telling them from other data."""
+"""Tensors, arrays and frames as one dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from easytorch._utils.pytree import describe, leaves, map_leaves
-from easytorch.batch import PADDING, from_numpy
+from easytorch.data.batch import PADDING, from_numpy
 
 
 class ArrayDataset(Dataset[Any]):

@@ -1,4 +1,4 @@
-"""A dataset that is run once and then kept in memory as tensors, for those whose loading takes longer than their training."""
+"""A dataset loaded once and held in memory as tensors."""
 
 from __future__ import annotations
 

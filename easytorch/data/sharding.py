@@ -1,8 +1,4 @@
-"""Each process' part of the data: as many batches for everyone in training, every sample once in evaluation.
-
-So many batches in a row as there are processes are one batch of all of them, a round. What a process needs to know of the
-others, how many samples a round has, it counts in the order, which it knows as a whole.
-"""
+"""Each rank's share of the batches."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from easytorch.batch import batch_size
+from easytorch.data.batch import batch_size
 from easytorch.distributed.process_group import Alone
 
 IDLE: Any = object()  # stands for a batch where a process has none and others have

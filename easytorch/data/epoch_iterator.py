@@ -1,25 +1,14 @@
-"""The training data as the loop eats it: windows of batches, and the place in them, so that a run can go on anywhere.
-
-What makes a place exact: the random states when the pass over the data began, so that the sampler draws the same order
-again; the number of batches that were used since, which the sampler skips without loading them; and the random states of
-now, put back at the moment when the next batch is drawn.
-"""
+"""Training data in windows, with an exact position for resume."""
 
 from __future__ import annotations
 
-import atexit
-import copy
-import functools
 import itertools
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from easytorch import shards
 from easytorch._utils.integers import whole
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import (
@@ -34,21 +23,14 @@ from easytorch._utils.rng import (
 )
 from easytorch._utils.timer import Clock
 from easytorch._utils.warnings import warn
-from easytorch.batch import NO_BATCH
+from easytorch.data import sharding
+from easytorch.data.batch import NO_BATCH, length
+from easytorch.data.fast_loaders import Fetched, Slices, fetched, sliced
+from easytorch.data.resumable_sampler import Order
+from easytorch.data.workers import signal_proof, started
 from easytorch.distributed.process_group import Alone
 from easytorch.errors import ResumeError
-from easytorch.fetch import Fetched, fetched
-from easytorch.order import Order
-from easytorch.slices import Slices, sliced
 from easytorch.state import TrainState
-
-
-def length(loader: Any) -> int | None:
-    """Return the number of batches in ``loader``, None where it cannot be known."""
-    try:
-        return len(loader)
-    except TypeError:  # a loader over an IterableDataset has a __len__ that raises
-        return None
 
 
 class Feed:
@@ -104,7 +86,7 @@ class Feed:
         self._loader_state: Any = None
         self._now: dict[str, Any] = {}
         self._order: Order | Slices | None = None
-        self._reader, self._part = self._watched(shards.part(signal_proof(loader), self.processes, training=True))
+        self._reader, self._part = self._watched(sharding.part(signal_proof(loader), self.processes, training=True))
         if length(self._reader) == 0:
             raise ValueError(
                 f"There is not one round of batches for {self.processes.size} processes, and drop_last=True drops what is not "
@@ -208,14 +190,14 @@ class Feed:
         if self.lends:
             window = [self._lent(batch) for batch in window]
         else:
-            window = [batch for batch in window if batch is not shards.IDLE]
+            window = [batch for batch in window if batch is not sharding.IDLE]
         own = [count for count, _ in rounds if count or self.lends]
         self.processes.foreseen = own, sum(total for _, total in rounds)
         self.processes.sure, self.processes.idle = self._part.counts, not any(own)
         return window
 
     def _lent(self, batch: Any) -> Any:
-        if batch is not shards.IDLE:
+        if batch is not sharding.IDLE:
             self._last = batch
         elif self._last is None:
             self._last = self._spare()
@@ -237,10 +219,10 @@ class Feed:
         for batch in batches:
             count += 1
             yield batch
-        yield from itertools.repeat(shards.IDLE, len(self._part.rounds) - count)
+        yield from itertools.repeat(sharding.IDLE, len(self._part.rounds) - count)
 
     def _weighed(self, batch: Any) -> Any:
-        return batch if batch is shards.IDLE or self.weigh is None else self.weigh(batch)
+        return batch if batch is sharding.IDLE or self.weigh is None else self.weigh(batch)
 
     def _endless(self) -> Iterator[list[Any]]:
         while True:
@@ -302,7 +284,7 @@ class Feed:
                 "are read again and thrown away."
             )
             thrown = list(itertools.islice(batches, skip))
-            if self.lends and thrown and thrown[-1] is not shards.IDLE:
+            if self.lends and thrown and thrown[-1] is not sharding.IDLE:
                 self._last = self._weighed(thrown[-1])
             if len(thrown) < skip:
                 raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
@@ -393,7 +375,7 @@ class Feed:
     def _redealt(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return ``state``, of another number of processes, for this one: what all of them have used is skipped."""
         before = state.get("processes", 1)
-        if isinstance(self._reader, shards.Own) and state["used"]:
+        if isinstance(self._reader, sharding.Own) and state["used"]:
             raise ResumeError(
                 f"The run that is to be resumed had {before} processes, which brought data of their own; now there are "
                 f"{self.processes.size}, and nobody knows what is left. Start as many, or begin anew in another folder."
@@ -441,7 +423,7 @@ class Batches:
 
     def __init__(self, loader: Any, steps: int | None = None, processes: Alone | None = None) -> None:
         self.processes = processes = processes or Alone()
-        self.reader = fetched(sliced(shards.part(loader, processes, training=False)))
+        self.reader = fetched(sliced(sharding.part(loader, processes, training=False)))
         steps = whole("steps", steps)
         self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.size)
         self.first: Callable[[], object] = bool  # what to do before the first of them
@@ -459,58 +441,6 @@ class Batches:
         return itertools.islice(started(self.reader), self.steps)
 
 
-def signal_proof(loader: Any) -> Any:
-    """Return a twin of a ``DataLoader`` whose workers outlive the signals meant for the process that trains."""
-    if not isinstance(loader, DataLoader):
-        return loader
-    twin = copy.copy(loader)
-    vars(twin)["_iterator"] = None
-    if loader.num_workers:
-        twin.worker_init_fn = _Deaf(loader.worker_init_fn)
-        _end_workers_at_exit()
-    return twin
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def started(loader: Any) -> Iterator[Any]:
-    """Return ``iter(loader)``; signals wait until workers that are to outlive them are ready to."""
-    if not isinstance(getattr(loader, "worker_init_fn", None), _Deaf) or not hasattr(signal, "pthread_sigmask"):
-        return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which the workers inherit
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Deaf:
-    """Starts a worker that does not die of the signals meant for the process that trains: no Ctrl-C, not the first SIGTERM."""
-
-    def __init__(self, init: Callable[[int], None] | None) -> None:
-        self.init = init
-
-    def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        if self.init is not None:
-            self.init(worker)
-
-
 def _copied(leaf: Any) -> Any:
     """Return a copy of a tensor: a worker's memory would be shared as long as the tensor is kept."""
     return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
-
-
-@functools.cache
-def _end_workers_at_exit() -> None:
-    """Send every child that is left a SIGTERM before ``multiprocessing`` does: the second ends a worker for sure."""
-
-    def terminate() -> None:
-        for child in multiprocessing.active_children():
-            child.terminate()
-
-    atexit.register(terminate)

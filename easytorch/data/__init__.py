@@ -1,0 +1,9 @@
+"""Whatever the user passes, as batches."""
+
+from easytorch.data.arrays import ArrayDataset
+from easytorch.data.in_memory import in_memory
+from easytorch.data.loader import as_loader
+from easytorch.data.seeded import seeded
+from easytorch.data.splits import all_targets, split, targets_of
+
+__all__ = ["ArrayDataset", "all_targets", "as_loader", "in_memory", "seeded", "split", "targets_of"]
