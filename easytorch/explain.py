@@ -21,9 +21,9 @@ from easytorch._utils.forward_signature import Signature
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quoted
-from easytorch.losses import Criterion, Loss
+from easytorch.losses.checks import class_trouble
+from easytorch.losses.criterion import Criterion, Loss
 from easytorch.metrics import Metrics
-from easytorch.misuse import class_trouble
 from easytorch.strategy import Strategy
 
 

@@ -14,7 +14,7 @@ from easytorch.callbacks.callback import CallbackList
 from easytorch.data.batch import Batch
 from easytorch.data.loader import one_batch
 from easytorch.data.predictions import inputs
-from easytorch.losses import Criterion
+from easytorch.losses.criterion import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History
 from easytorch.sizes import told, training_sizes

@@ -15,7 +15,7 @@ from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import name_of
 from easytorch.checkpoint.validation import to_plain
 from easytorch.logs import Mean, Scalar
-from easytorch.losses import Criterion
+from easytorch.losses.criterion import Criterion
 
 
 class Metric(ExplainsArguments):

@@ -16,7 +16,8 @@ from easytorch._utils.registry import name_of, nearest, quoted, spellings, unkno
 from easytorch._utils.warnings import warn
 from easytorch.distributed.process_group import Alone
 from easytorch.logs import Logs, Mean, Scalar
-from easytorch.losses import KERAS, Criterion, SeveralLosses
+from easytorch.losses.criterion import Criterion, SeveralLosses
+from easytorch.losses.keras import KERAS
 from easytorch.metric import ERRORS, BinaryHits, MeanMetric, Metric, MulticlassHits, TopHits, of_alike
 from easytorch.torchmetric import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from easytorch import data, losses, optimizers, session
+from easytorch import data, optimizers, session
 from easytorch._utils import train_mode
 from easytorch._utils.api_hints import explained_calls
 from easytorch._utils.forward_signature import Signature
@@ -33,11 +33,12 @@ from easytorch.data.batch import NO_BATCH, Batch, batch_size, length, unpack
 from easytorch.data.epoch_iterator import Feed
 from easytorch.data.loader import fit_data, one_batch, validated_epochs
 from easytorch.data.predictions import Gathered, in_order, inputs, one_row_each
+from easytorch.diagnostics.module_checks import check_module
 from easytorch.explain import explained
 from easytorch.logs import read
 from easytorch.looking import Looking
+from easytorch.losses.criterion import Criterion, OwnLoss, resolve_loss
 from easytorch.metrics import Metrics, resolve_metrics
-from easytorch.misuse import check_module
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState
@@ -74,7 +75,7 @@ class Model(Looking, Saving):
         self.state = TrainState()
         self.stop_training = False
         self.optimizer: torch.optim.Optimizer | None = None
-        self.loss: losses.Criterion = losses.OwnLoss()
+        self.loss: Criterion = OwnLoss()
         self.metrics = Metrics([], self.loss)
         self.schedules: list[LRScheduler] = []
         self.callbacks = CallbackList([], self, {})
@@ -137,7 +138,7 @@ class Model(Looking, Saving):
         elsewhere += [] if isinstance(scheduler, str) else ["scheduler"]  # an object, which no file holds
         recipe = {key: value for key, value in locals().items() if key not in (*elsewhere, "elsewhere")}
         check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
-        criterion = losses.resolve_loss(loss, loss_weights)
+        criterion = resolve_loss(loss, loss_weights)
         measures = resolve_metrics(metrics, criterion, weighted_metrics)
         place = Strategy.of(strategy, self.device, precision, jit_compile)
         check_matmul(float32_matmul_precision)

@@ -21,7 +21,7 @@ from easytorch.strategy import Strategy
 
 if TYPE_CHECKING:
     from easytorch.data.batch import Batch
-    from easytorch.losses import Criterion
+    from easytorch.losses.criterion import Criterion
     from easytorch.metrics import Metrics
 
 

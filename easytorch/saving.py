@@ -16,7 +16,7 @@ from easytorch.callbacks.schedules import LRScheduler
 from easytorch.checkpoint import files, rotation, state_dicts
 from easytorch.data.epoch_iterator import Feed
 from easytorch.errors import ResumeError
-from easytorch.losses import Criterion
+from easytorch.losses.criterion import Criterion
 from easytorch.metrics import Metrics
 from easytorch.results import History
 from easytorch.state import TrainState, changes, environment

@@ -12,7 +12,7 @@ from torch import Tensor
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import snake_case
 from easytorch.logs import Scalar
-from easytorch.losses import Criterion
+from easytorch.losses.criterion import Criterion
 from easytorch.metric import Metric
 
 

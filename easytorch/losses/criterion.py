@@ -1,4 +1,4 @@
-"""Losses by name, weighted by sample where weights are given, and of several outputs."""
+"""The loss as the loop uses it: one, several, or the module's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 
 from easytorch._utils.api_hints import check_order
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import find, name_of, nearest, quoted, snake_case
+from easytorch._utils.registry import find, name_of, nearest, quoted
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, from_numpy
-from easytorch.misuse import (
+from easytorch.losses.checks import (
     class_range,
     class_trouble,
     elementwise_trouble,
@@ -29,148 +28,8 @@ from easytorch.misuse import (
     range_trouble,
     row_trouble,
 )
-
-LAYERS = ("AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")  # a layer and its loss in one
-NAMES: dict[str, type[nn.Module]] = {
-    snake_case(name.removesuffix("Loss")): getattr(nn, name)
-    for name in dir(nn)
-    if name.endswith("Loss") and name not in LAYERS
-}
-ALIASES: dict[str, type[nn.Module]] = {
-    "ce": nn.CrossEntropyLoss,
-    "crossentropy": nn.CrossEntropyLoss,
-    "categorical_crossentropy": nn.CrossEntropyLoss,
-    "sparse_categorical_crossentropy": nn.CrossEntropyLoss,
-    "binary_crossentropy": nn.BCELoss,
-    "binary_cross_entropy": nn.BCELoss,
-    "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
-    "mae": nn.L1Loss,
-    "mean_absolute_error": nn.L1Loss,
-    "mean_squared_error": nn.MSELoss,
-    "negative_log_likelihood": nn.NLLLoss,
-}
-
-
-def mean_absolute_percentage_error(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return ``100 * |y - y_pred| / |y|`` of each value, as Keras defines it."""
-    return 100 * ((y - y_pred) / y.abs().clamp(min=1e-7)).abs()
-
-
-def mean_squared_logarithmic_error(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return ``(log(y + 1) - log(y_pred + 1)) ** 2`` of each value, as Keras defines it."""
-    return (y.clamp(min=1e-7).log1p() - y_pred.clamp(min=1e-7).log1p()).square()
-
-
-def log_cosh(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return ``log(cosh(y_pred - y))`` of each value, in a form that does not overflow."""
-    x = y_pred - y
-    return x + nn.functional.softplus(-2.0 * x) - math.log(2.0)
-
-
-def poisson(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return ``y_pred - y * log(y_pred)`` of each value, as Keras defines it."""
-    return y_pred - y * (y_pred + 1e-7).log()
-
-
-def kl_divergence(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return ``sum(y * log(y / y_pred))`` of each sample, of probabilities, as Keras defines it."""
-    y_pred, y = y_pred.clamp(1e-7, 1), y.clamp(1e-7, 1)
-    return (y * (y / y_pred).log()).sum(-1)
-
-
-def hinge(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return ``max(1 - y * y_pred, 0)`` of each value, as Keras defines it: labels 0 and 1 count as -1 and 1."""
-    y = y.to(y_pred.dtype)
-    binary = ((y == 0) | (y == 1)).all()  # of the batch; it stays on the device
-    return (1 - torch.where(binary, 2 * y - 1, y) * y_pred).clamp(min=0)
-
-
-def squared_hinge(y_pred: Tensor, y: Tensor) -> Tensor:
-    """Return the square of ``hinge``, as Keras defines it."""
-    return hinge(y_pred, y).square()
-
-
-KERAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # which torch has not, or defines otherwise
-    "hinge": hinge,
-    "kl_divergence": kl_divergence,
-    "kld": kl_divergence,
-    "log_cosh": log_cosh,
-    "mape": mean_absolute_percentage_error,
-    "mean_absolute_percentage_error": mean_absolute_percentage_error,
-    "mean_squared_logarithmic_error": mean_squared_logarithmic_error,
-    "msle": mean_squared_logarithmic_error,
-    "poisson": poisson,
-    "squared_hinge": squared_hinge,
-}
-TABLE: dict[str, Any] = dict(sorted((NAMES | ALIASES | KERAS).items()))
-
-# What turns a module's output into probabilities, and whether classes exclude each other.
-ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor]]] = {
-    nn.CrossEntropyLoss: ("multiclass", functools.partial(torch.softmax, dim=1)),
-    nn.NLLLoss: ("multiclass", torch.exp),
-    nn.MultiMarginLoss: ("multiclass", functools.partial(torch.softmax, dim=1)),
-    nn.BCEWithLogitsLoss: ("binary", torch.sigmoid),
-    nn.MultiLabelSoftMarginLoss: ("binary", torch.sigmoid),
-    nn.BCELoss: ("binary", nn.Identity()),
-}
-NO_ACTIVATION: tuple[None, None] = (None, None)
-FUNCTIONS: dict[Any, type[nn.Module]] = {
-    nn.functional.cross_entropy: nn.CrossEntropyLoss,
-    nn.functional.nll_loss: nn.NLLLoss,
-    nn.functional.multi_margin_loss: nn.MultiMarginLoss,
-    nn.functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
-    nn.functional.multilabel_soft_margin_loss: nn.MultiLabelSoftMarginLoss,
-    nn.functional.binary_cross_entropy: nn.BCELoss,
-    nn.functional.mse_loss: nn.MSELoss,
-    nn.functional.l1_loss: nn.L1Loss,
-    nn.functional.smooth_l1_loss: nn.SmoothL1Loss,
-    nn.functional.huber_loss: nn.HuberLoss,
-    nn.functional.poisson_nll_loss: nn.PoissonNLLLoss,
-}
-ELEMENTWISE = (
-    nn.MSELoss,
-    nn.L1Loss,
-    nn.SmoothL1Loss,
-    nn.HuberLoss,
-    nn.BCELoss,
-    nn.BCEWithLogitsLoss,
-    nn.PoissonNLLLoss,
-    nn.GaussianNLLLoss,
-    nn.HingeEmbeddingLoss,
-    nn.KLDivLoss,
-    nn.SoftMarginLoss,
-)
-OF_SIGNS = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)  # torch takes -1 and 1 as whole numbers too
-
-
-# Losses of torch that take something else than (y_pred, y); y_pred is then a tuple of the module's outputs. They are functions
-# with a name, which can be pickled.
-
-
-def _of_pair(loss: nn.Module, y_pred: Any, y: Any) -> Any:
-    return loss(*y_pred, y)
-
-
-def _of_triplet(loss: nn.Module, y_pred: Any, y: Any) -> Any:
-    return loss(*y_pred)
-
-
-def _gaussian_nll(loss: nn.Module, y_pred: Any, y: Any) -> Any:
-    return loss(y_pred[0], y, y_pred[1])
-
-
-def _ctc(loss: nn.Module, y_pred: Any, y: Any) -> Any:
-    return loss(y_pred[0], y[0], y_pred[1], y[1])
-
-
-SPREAD: dict[type[nn.Module], Callable[[nn.Module, Any, Any], Tensor]] = {
-    nn.CosineEmbeddingLoss: _of_pair,
-    nn.MarginRankingLoss: _of_pair,
-    nn.TripletMarginLoss: _of_triplet,
-    nn.TripletMarginWithDistanceLoss: _of_triplet,
-    nn.GaussianNLLLoss: _gaussian_nll,
-    nn.CTCLoss: _ctc,
-}
+from easytorch.losses.keras import KERAS
+from easytorch.losses.names import ACTIVATIONS, ELEMENTWISE, FUNCTIONS, NAMES, NO_ACTIVATION, OF_SIGNS, SPREAD, TABLE
 
 
 class Criterion:

@@ -1,0 +1,1 @@
+"""Messages for errors; runs only after an exception."""

@@ -1,0 +1,5 @@
+"""Losses by name, function or object."""
+
+from easytorch.losses.names import TABLE
+
+__all__ = ["TABLE"]
