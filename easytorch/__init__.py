@@ -6,8 +6,8 @@ from easytorch import callbacks, data
 from easytorch._utils.api_hints import PACKAGE, explained_attribute
 from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, ResumeError
-from easytorch.logs import Mean
-from easytorch.metric import Metric
+from easytorch.metrics.aggregation import Mean
+from easytorch.metrics.base import Metric
 from easytorch.model import Model
 from easytorch.parallel import DataParallel
 from easytorch.results import History, Scores

@@ -23,7 +23,7 @@ from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quoted
 from easytorch.losses.checks import class_trouble
 from easytorch.losses.criterion import Criterion, Loss
-from easytorch.metrics import Metrics
+from easytorch.metrics.collection import Metrics
 from easytorch.strategy import Strategy
 
 

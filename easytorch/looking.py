@@ -15,7 +15,7 @@ from easytorch.data.batch import Batch
 from easytorch.data.loader import one_batch
 from easytorch.data.predictions import inputs
 from easytorch.losses.criterion import Criterion
-from easytorch.metrics import Metrics
+from easytorch.metrics.collection import Metrics
 from easytorch.results import History
 from easytorch.sizes import told, training_sizes
 from easytorch.strategy import Strategy

@@ -35,10 +35,11 @@ from easytorch.data.loader import fit_data, one_batch, validated_epochs
 from easytorch.data.predictions import Gathered, in_order, inputs, one_row_each
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.explain import explained
-from easytorch.logs import read
 from easytorch.looking import Looking
 from easytorch.losses.criterion import Criterion, OwnLoss, resolve_loss
-from easytorch.metrics import Metrics, resolve_metrics
+from easytorch.metrics.aggregation import read
+from easytorch.metrics.collection import Metrics
+from easytorch.metrics.names import resolve_metrics
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState

@@ -22,7 +22,7 @@ from easytorch.strategy import Strategy
 if TYPE_CHECKING:
     from easytorch.data.batch import Batch
     from easytorch.losses.criterion import Criterion
-    from easytorch.metrics import Metrics
+    from easytorch.metrics.collection import Metrics
 
 
 class DataParallel(Strategy, name="ddp"):

@@ -17,7 +17,7 @@ from easytorch.checkpoint import files, rotation, state_dicts
 from easytorch.data.epoch_iterator import Feed
 from easytorch.errors import ResumeError
 from easytorch.losses.criterion import Criterion
-from easytorch.metrics import Metrics
+from easytorch.metrics.collection import Metrics
 from easytorch.results import History
 from easytorch.state import TrainState, changes, environment
 from easytorch.strategy import Strategy, precision_here

@@ -24,7 +24,7 @@ from easytorch.distributed.process_group import Alone, launched, local_rank
 if TYPE_CHECKING:
     from easytorch.data.predictions import Gathered
     from easytorch.losses.criterion import Criterion
-    from easytorch.metrics import Metrics
+    from easytorch.metrics.collection import Metrics
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ELSEWHERE = {  # what other libraries call them

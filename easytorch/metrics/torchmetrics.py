@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics: objects as they are, and names, made when the first batch tells the task."""
+"""Adapter for metrics of torchmetrics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import snake_case
-from easytorch.logs import Scalar
 from easytorch.losses.criterion import Criterion
-from easytorch.metric import Metric
+from easytorch.metrics.aggregation import Scalar
+from easytorch.metrics.base import Metric
 
 
 class TorchMetric(Metric):

@@ -1,4 +1,4 @@
-"""Scalars that stay on the device until somebody reads them."""
+"""Scalars that stay on the device until they are read."""
 
 from __future__ import annotations
 
