@@ -24,7 +24,7 @@ from easytorch._utils.registry import quoted
 from easytorch.losses.checks import class_trouble
 from easytorch.losses.criterion import Criterion, Loss
 from easytorch.metrics.collection import Metrics
-from easytorch.strategy import Strategy
+from easytorch.strategies.base import Strategy
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from easytorch.losses.criterion import Criterion
 from easytorch.metrics.collection import Metrics
 from easytorch.results import History
 from easytorch.sizes import told, training_sizes
-from easytorch.strategy import Strategy
+from easytorch.strategies.base import Strategy
 from easytorch.summary import summarize
 
 

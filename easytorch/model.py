@@ -43,7 +43,8 @@ from easytorch.metrics.names import resolve_metrics
 from easytorch.results import History, Scores
 from easytorch.saving import Saving
 from easytorch.state import TrainState
-from easytorch.strategy import Strategy, check_matmul, check_numbers, pick_device, set_matmul
+from easytorch.strategies.base import Strategy
+from easytorch.strategies.device import check_matmul, check_numbers, pick_device, set_matmul
 
 
 @explained_calls("__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load")

@@ -20,7 +20,8 @@ from easytorch.losses.criterion import Criterion
 from easytorch.metrics.collection import Metrics
 from easytorch.results import History
 from easytorch.state import TrainState, changes, environment
-from easytorch.strategy import Strategy, precision_here
+from easytorch.strategies.base import Strategy
+from easytorch.strategies.device import precision_here
 
 if TYPE_CHECKING:
     from typing_extensions import Self

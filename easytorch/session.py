@@ -24,7 +24,7 @@ from easytorch.data.loader import first_batch
 from easytorch.distributed.process_group import launched
 from easytorch.explain import explained
 from easytorch.state import TrainState
-from easytorch.strategy import INTERRUPT, STOP
+from easytorch.strategies.base import INTERRUPT, STOP
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import Feed

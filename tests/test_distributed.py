@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import DataParallel, Model, Strategy
 from easytorch.distributed.sync_batchnorm import SyncBatchNorm, synchronized
-from easytorch.parallel import Notes
+from easytorch.strategies.control import Notes
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 

@@ -12,6 +12,7 @@ import torch
 from easytorch import DataParallel, FullySharded, Model, Strategy
 from easytorch import strategy as strategies
 from easytorch.callbacks import Callback
+from easytorch.strategies import device
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 from tests.test_sharded import Blocks, weights_of
@@ -23,7 +24,7 @@ STRATEGIES = {
     "fsdp": functools.partial(FullySharded, "cpu", unit=40),
 }
 needs_bf16 = pytest.mark.skipif(
-    not strategies._cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
+    not device._cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
 )
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++) here")
 

@@ -16,7 +16,8 @@ from torch.utils.data import TensorDataset
 from easytorch import Model, Strategy
 from easytorch import strategy as strategies
 from easytorch.callbacks import LambdaCallback
-from easytorch.strategy import pick_device
+from easytorch.strategies import device
+from easytorch.strategies.device import pick_device
 from tests.loops import blob_loader, blobs, furthest, mlp, same_weights, twins
 
 X, Y = blobs()
@@ -82,7 +83,7 @@ def test_an_x86_processor_without_the_instructions_has_no_bf16(monkeypatch):
 
 
 needs_bf16 = pytest.mark.skipif(
-    not strategies._cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
+    not device._cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
 )
 
 

@@ -1,7 +1,4 @@
-"""Processes that keep a part each of weights, gradients and optimizer: their strategy, at the places the loop asks about.
-
-Torch's FSDP2 is imported when it is used first: it brings much, and few need it.
-"""
+"""Fully sharded training on FSDP2."""
 
 from __future__ import annotations
 
@@ -17,8 +14,10 @@ from torch import Tensor, nn
 
 from easytorch._utils.pytree import map_leaves
 from easytorch.data.epoch_iterator import Batches
-from easytorch.parallel import DataParallel, Notes
-from easytorch.strategy import PRECISIONS, Strategy
+from easytorch.strategies.base import Strategy
+from easytorch.strategies.control import Notes
+from easytorch.strategies.ddp import DataParallel
+from easytorch.strategies.device import PRECISIONS
 
 
 class FullySharded(DataParallel, name="fsdp"):

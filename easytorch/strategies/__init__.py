@@ -1,0 +1,1 @@
+"""Devices, precisions and processes a step runs on."""
