@@ -10,7 +10,7 @@ import torch
 from easytorch._utils.api_hints import ATTRIBUTES, check_steps, explained_attribute, refuse_assignment
 from easytorch._utils.forward_signature import Signature
 from easytorch._utils.internal import is_internal
-from easytorch.callbacks.callback import CallbackList
+from easytorch.callbacks.base import CallbackList
 from easytorch.data.batch import Batch
 from easytorch.data.loader import one_batch
 from easytorch.data.predictions import inputs

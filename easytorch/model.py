@@ -25,10 +25,10 @@ from easytorch._utils import train_mode
 from easytorch._utils.api_hints import explained_calls
 from easytorch._utils.forward_signature import Signature
 from easytorch._utils.pytree import map_leaves, to_numpy
-from easytorch.callbacks.callback import Callback, CallbackList, listed
+from easytorch.callbacks.base import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
+from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import displays
-from easytorch.callbacks.schedules import LRScheduler
 from easytorch.data.batch import NO_BATCH, Batch, batch_size, length, unpack
 from easytorch.data.epoch_iterator import Feed
 from easytorch.data.loader import fit_data, one_batch, validated_epochs

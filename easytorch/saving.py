@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from easytorch._utils.warnings import warn
-from easytorch.callbacks.callback import Callback, CallbackList
-from easytorch.callbacks.schedules import LRScheduler
+from easytorch.callbacks.base import Callback, CallbackList
+from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.checkpoint import files, rotation, state_dicts
 from easytorch.data.epoch_iterator import Feed
 from easytorch.errors import ResumeError

@@ -17,7 +17,7 @@ from easytorch import data, optimizers
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
 from easytorch._utils.rng import random_states, random_states_kept, set_random_states
-from easytorch.callbacks.callback import Callback, CallbackList
+from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
 from easytorch.data.loader import first_batch

@@ -4,13 +4,13 @@ from typing import Any
 
 from easytorch._utils.api_hints import explained_attribute
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
-from easytorch.callbacks.callback import Callback, CallbackList, LambdaCallback
+from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
+from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
-from easytorch.callbacks.monitors import EarlyStopping, Monitor
+from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from easytorch.callbacks.nan import TerminateOnNaN
-from easytorch.callbacks.pruning import OptunaPruning
-from easytorch.callbacks.schedules import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
+from easytorch.callbacks.optuna import OptunaPruning
 
 __all__ = [
     "Averaging",

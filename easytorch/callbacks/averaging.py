@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 from easytorch._utils.forward_signature import Signature
 from easytorch._utils.rng import random_states_kept
 from easytorch._utils.warnings import warn
-from easytorch.callbacks.callback import Callback
+from easytorch.callbacks.base import Callback
 
 
 class Averaging(Callback):

@@ -12,8 +12,8 @@ from typing import Any
 
 from easytorch._utils.rng import random_states
 from easytorch._utils.warnings import warn
-from easytorch.callbacks.callback import Callback
-from easytorch.callbacks.monitors import Monitor, check_name
+from easytorch.callbacks.base import Callback
+from easytorch.callbacks.early_stopping import Monitor, check_name
 from easytorch.checkpoint import files, rotation
 
 

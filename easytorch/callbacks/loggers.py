@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from easytorch._utils import atomic_file
-from easytorch.callbacks.callback import Callback
+from easytorch.callbacks.base import Callback
 
 
 class CSVLogger(Callback):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import random_states, set_random_states
 from easytorch._utils.warnings import warn
-from easytorch.callbacks.callback import Callback
+from easytorch.callbacks.base import Callback
 from easytorch.checkpoint import files, state_dicts
 
 

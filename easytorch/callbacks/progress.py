@@ -11,7 +11,7 @@ from typing import Any
 
 from easytorch._utils.registry import nearest
 from easytorch._utils.warnings import warn
-from easytorch.callbacks.callback import Callback
+from easytorch.callbacks.base import Callback
 
 VERBOSE = (0, 1, 2, "auto")
 

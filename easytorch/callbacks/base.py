@@ -1,4 +1,4 @@
-"""What can be told while a model trains, and the list that tells it only to those who listen."""
+"""The base class of callbacks and the list that calls them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A callback that ends a trial of an Optuna study when the other trials were better."""
+"""Pruning of Optuna trials."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easytorch._utils.pytree import describe
-from easytorch.callbacks.monitors import Monitor
+from easytorch.callbacks.early_stopping import Monitor
 
 
 class OptunaPruning(Monitor):

@@ -1,4 +1,4 @@
-"""Callbacks that change the learning rate."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from easytorch._utils.registry import find
-from easytorch.callbacks.callback import Callback
-from easytorch.callbacks.monitors import Monitor, check_name, checked_patience
+from easytorch.callbacks.base import Callback
+from easytorch.callbacks.early_stopping import Monitor, check_name, checked_patience
 from easytorch.errors import FileError
 
 if TYPE_CHECKING:
     from easytorch.model import Model
+
 
 PER_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 PER_EPOCH = (

@@ -1,4 +1,4 @@
-"""Callbacks that watch one value and act when it stops getting better."""
+"""Monitored values and early stopping."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easytorch._utils.registry import find, nearest, quoted
-from easytorch.callbacks.callback import Callback
+from easytorch.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from easytorch.model import Model
+
 
 MODES = {"auto": "auto", "min": "min", "max": "max"}
 
