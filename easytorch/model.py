@@ -34,7 +34,7 @@ from easytorch.data.epoch_iterator import Feed
 from easytorch.data.loader import fit_data, one_batch, validated_epochs
 from easytorch.data.predictions import Gathered, in_order, inputs, one_row_each
 from easytorch.diagnostics.module_checks import check_module
-from easytorch.explain import explained
+from easytorch.diagnostics.torch_errors import explained
 from easytorch.looking import Looking
 from easytorch.losses.criterion import Criterion, OwnLoss, resolve_loss
 from easytorch.metrics.aggregation import read

@@ -21,8 +21,8 @@ from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
 from easytorch.data.loader import first_batch
+from easytorch.diagnostics.torch_errors import explained
 from easytorch.distributed.process_group import launched
-from easytorch.explain import explained
 from easytorch.state import TrainState
 from easytorch.strategies.base import INTERRUPT, STOP
 

@@ -1,8 +1,4 @@
-"""Errors of torch, told again in the user's words: which layer, which batch, which target, and what to do.
-
-Nothing here runs as long as nothing fails. What went wrong is read off the frames of the traceback, where the layer, its
-input, the outputs and the targets still are.
-"""
+"""Errors of torch as messages that name layer, batch or target."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch import hints
 from easytorch._utils.forward_signature import Signature
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quoted
+from easytorch.diagnostics import data_errors
 from easytorch.losses.checks import class_trouble
 from easytorch.losses.criterion import Criterion, Loss
 from easytorch.metrics.collection import Metrics
@@ -34,7 +30,7 @@ def explained(module: nn.Module) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
         better = diagnose(error, module)
-        hints.reword(better or error, _frames(error))
+        data_errors.reword(better or error, _frames(error))
         if better is None:
             raise
         raise better from error
@@ -45,7 +41,7 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
     if isinstance(error, torch.OutOfMemoryError):
         return None
     frames = _frames(error)
-    if (told := hints.of_samples(error, frames) or hints.of_one_sample(error, frames, module)) is not None:
+    if (told := data_errors.of_samples(error, frames) or data_errors.of_one_sample(error, frames, module)) is not None:
         return told
     if "does not require grad" in str(error) and any(frame.f_code.co_name == "test_epoch" for frame in frames):
         return RuntimeError(

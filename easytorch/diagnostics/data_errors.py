@@ -1,7 +1,4 @@
-"""What is wrong with data, said of the very thing that the user passed: one sample, samples that make no batch, an array.
-
-Nothing here runs as long as nothing fails.
-"""
+"""Errors in data as messages about what the user passed."""
 
 from __future__ import annotations
 
@@ -22,7 +19,6 @@ from easytorch.data.arrays import as_tensor, is_array
 
 VERBS = ("fit", "evaluate", "train_on_batch", "test_on_batch", "_predict")
 LARGEST = 10_000_000  # values; no single sample is larger
-
 # Cures are written for tensors; these are the same for what has no such method.
 ARRAY = {
     ".long()": '{}.astype("int64")',
