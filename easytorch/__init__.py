@@ -9,10 +9,10 @@ from easytorch.errors import FileError, ResumeError
 from easytorch.metrics.aggregation import Mean
 from easytorch.metrics.base import Metric
 from easytorch.model import Model
-from easytorch.results import History, Scores
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.ddp import DataParallel
 from easytorch.strategies.fsdp import FullySharded
+from easytorch.training.results import History, Scores
 
 __version__ = "0.1.0"
 

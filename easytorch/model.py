@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from easytorch import data, optimizers, session
+from easytorch import data, optimizers
 from easytorch._utils import train_mode
 from easytorch._utils.api_hints import explained_calls
 from easytorch._utils.forward_signature import Signature
@@ -35,16 +35,17 @@ from easytorch.data.loader import fit_data, one_batch, validated_epochs
 from easytorch.data.predictions import Gathered, in_order, inputs, one_row_each
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.diagnostics.torch_errors import explained
-from easytorch.looking import Looking
 from easytorch.losses.criterion import Criterion, OwnLoss, resolve_loss
 from easytorch.metrics.aggregation import read
 from easytorch.metrics.collection import Metrics
 from easytorch.metrics.names import resolve_metrics
-from easytorch.results import History, Scores
-from easytorch.saving import Saving
-from easytorch.state import TrainState
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import check_matmul, check_numbers, pick_device, set_matmul
+from easytorch.training import session
+from easytorch.training.looking import Looking
+from easytorch.training.model_io import Saving
+from easytorch.training.results import History, Scores
+from easytorch.training.state import TrainState
 
 
 @explained_calls("__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load")

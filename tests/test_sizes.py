@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import report, scaling
-from easytorch.sizes import in_words, told, training_sizes
+from easytorch.training.summary import in_words, told, training_sizes
 from tests.loops import blobs, mlp
 
 X, Y = blobs()

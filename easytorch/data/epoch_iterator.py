@@ -30,7 +30,7 @@ from easytorch.data.resumable_sampler import Order
 from easytorch.data.workers import signal_proof, started
 from easytorch.distributed.process_group import Alone
 from easytorch.errors import ResumeError
-from easytorch.state import TrainState
+from easytorch.training.state import TrainState
 
 
 class Feed:

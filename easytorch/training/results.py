@@ -1,4 +1,4 @@
-"""What ``fit`` and ``evaluate`` return: numbers a Keras user expects, and the model's verbs to go on with."""
+"""History and Scores."""
 
 from __future__ import annotations
 

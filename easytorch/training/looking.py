@@ -1,4 +1,4 @@
-"""How a model is looked at: what it is made of, what its logs will hold, what it still lacks."""
+"""What a model reports about itself."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from easytorch.data.loader import one_batch
 from easytorch.data.predictions import inputs
 from easytorch.losses.criterion import Criterion
 from easytorch.metrics.collection import Metrics
-from easytorch.results import History
-from easytorch.sizes import told, training_sizes
 from easytorch.strategies.base import Strategy
-from easytorch.summary import summarize
+from easytorch.training.results import History
+from easytorch.training.summary import summarize, told, training_sizes
 
 
 class Looking:

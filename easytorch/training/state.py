@@ -1,13 +1,11 @@
-"""What must survive a restart, beyond the parts that know their own state: where training is, and the random states."""
+"""Position of the training: epochs and updates."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import torch
 
 
 @dataclasses.dataclass
@@ -61,22 +59,3 @@ class TrainState:
             raise ValueError(f"the state of training must be the counts {sorted(fields)}, received {dict(state)}")
         for name, value in state.items():
             setattr(self, name, value)
-
-
-def environment(device: torch.device, precision: str, jit_compile: bool, processes: int = 1) -> dict[str, Any]:
-    """Return what, beside the state, decides about the last bits of every number."""
-    return {
-        "torch": torch.__version__.split("+")[0],
-        "threads": torch.get_num_threads(),
-        "device": device.type,
-        "precision": precision,
-        "jit_compile": jit_compile,
-        "processes": processes,
-    }
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for each difference between two environments."""
-    return [
-        f"{name} was {before.get(name)}, now it is {value}" for name, value in now.items() if before.get(name) != value
-    ]

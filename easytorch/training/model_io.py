@@ -1,4 +1,4 @@
-"""How a model is kept in a file and taken back."""
+"""Saving, loading and resuming of a model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,33 @@ from easytorch.data.epoch_iterator import Feed
 from easytorch.errors import ResumeError
 from easytorch.losses.criterion import Criterion
 from easytorch.metrics.collection import Metrics
-from easytorch.results import History
-from easytorch.state import TrainState, changes, environment
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import precision_here
+from easytorch.training.results import History
+from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+def environment(device: torch.device, precision: str, jit_compile: bool, processes: int = 1) -> dict[str, Any]:
+    """Return what, beside the state, decides about the last bits of every number."""
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": precision,
+        "jit_compile": jit_compile,
+        "processes": processes,
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for each difference between two environments."""
+    return [
+        f"{name} was {before.get(name)}, now it is {value}" for name, value in now.items() if before.get(name) != value
+    ]
+
 
 KEPT = ("lr",)  # of what compile was given: in the state of the optimizer, which a resumed run takes over
 

@@ -1,0 +1,1 @@
+"""What surrounds the loop: sessions, signals, state, results, files."""
