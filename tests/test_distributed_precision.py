@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from easytorch import DataParallel, FullySharded, Model, Strategy
-from easytorch import strategy as strategies
 from easytorch.callbacks import Callback
-from easytorch.strategies import device
+from easytorch.strategies import base, device
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 from tests.test_sharded import Blocks, weights_of
@@ -33,7 +32,7 @@ def trained(strategy, size, folder=None, kind=Model, callbacks=(), **options):
     """Train for two epochs on the CPU, where fp16 is slow, but runs."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strategies, "_check_precision", lambda device, dtype: None)
+        patch.setattr(base, "_check_precision", lambda device, dtype: None)
         place = STRATEGIES[strategy](**options)
     if place.scales:  # the usual scale overflows in the first update of two processes, and in none of one
         place.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)

@@ -287,7 +287,9 @@ def test_a_metric_whose_numbers_no_checkpoint_finds_says_so(tmp_path):
 
 
 def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("easytorch.strategy._check_precision", lambda device, dtype: None)  # slow on a CPU, but it runs
+    monkeypatch.setattr(
+        "easytorch.strategies.base._check_precision", lambda device, dtype: None
+    )  # slow on a CPU, but it runs
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], precision="fp16")
     assert undisturbed[0].strategy.state_dict()["scaler"]["scale"] == 2.0**15  # it overflowed once
     assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, precision="fp16"))

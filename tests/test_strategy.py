@@ -14,7 +14,6 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from easytorch import Model, Strategy
-from easytorch import strategy as strategies
 from easytorch.callbacks import LambdaCallback
 from easytorch.strategies import device
 from easytorch.strategies.device import pick_device
@@ -69,7 +68,7 @@ def test_fp16_on_a_cpu_is_refused_with_the_reason():
 
 
 def test_bf16_on_a_processor_without_it_is_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(strategies, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
     with pytest.raises(ValueError, match=r"'bf16' needs .* which this processor does not have.*Use 'fp32'"):
         compiled(precision="bf16")
 
@@ -141,7 +140,7 @@ def test_a_saved_model_is_measured_in_its_own_precision(tmp_path):
 def test_a_saved_model_whose_precision_is_not_to_be_had_computes_in_fp32_and_says_so(tmp_path, monkeypatch):
     model = compiled(optimizer="adam", precision="bf16")
     model.save(tmp_path / "model.pt")
-    monkeypatch.setattr(strategies, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
     with pytest.warns(UserWarning, match=r"computed in bf16; this one does it in fp32\. .*does not have"):
         again = Model(copy.deepcopy(model.module)).load(tmp_path / "model.pt")
     assert again.strategy.precision == "fp32"

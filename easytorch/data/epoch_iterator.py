@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -30,7 +30,9 @@ from easytorch.data.resumable_sampler import Order
 from easytorch.data.workers import signal_proof, started
 from easytorch.distributed.process_group import Alone
 from easytorch.errors import ResumeError
-from easytorch.training.state import TrainState
+
+if TYPE_CHECKING:
+    from easytorch.training.state import TrainState
 
 
 class Feed:

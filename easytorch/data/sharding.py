@@ -16,6 +16,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size
 from easytorch.distributed.process_group import Alone
 
@@ -149,7 +150,7 @@ def _even(begin: int, end: int, rank: int, size: int) -> tuple[int, int]:
 def counts_rows(collate: Any) -> bool:
     """Whether ``collate`` surely makes as many rows as it is given samples."""
     inner = getattr(collate, "collate", collate)  # of samples that bring weights
-    return inner is default_collate or getattr(inner, "__module__", "") == "easytorch.arrays"
+    return inner is default_collate or inner is as_batch
 
 
 class Turns(Iterable[Any]):
