@@ -229,7 +229,7 @@ class Model(Looking, Saving):
                 logs["lr"] = float(optimizer.param_groups[0]["lr"])
                 self.state.end_epoch()
                 self.metrics.reset()
-                self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs, self.strategy.clock))
+                self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs, self.strategy.timer))
                 if self.stop_training:
                     break
         return self.history
@@ -383,7 +383,7 @@ class Model(Looking, Saving):
         loader = in_order(data.as_loader(inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
         gathered, batches = self.strategy.gathering(gathered), self.strategy.batches(loader, steps)
-        with session.watched(self, listeners), train_mode.evaluating(self.module), torch.no_grad(), gathered:
+        with session.watched(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
             self.callbacks.params["test_steps"] = length(batches)
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(batches):

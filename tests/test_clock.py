@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
-from easytorch._utils.timer import PARTS, Clock, shares
+from easytorch._utils.timer import PARTS, Timer, shares
 from easytorch.data.epoch_iterator import Feed
 from tests.loops import blobs, mlp
 
@@ -51,7 +51,7 @@ def fitted(net, data, optimizer="sgd", epochs=1, **options):
 
 
 def test_a_clock_gives_each_second_to_one_part():
-    clock = Clock()
+    clock = Timer()
     time.sleep(0.02)
     clock.mark("data")
     time.sleep(0.01)

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from easytorch import Model
-from easytorch._utils.timer import Clock as Seconds
+from easytorch._utils.timer import Timer as Seconds
 from easytorch.callbacks import LambdaCallback, progress
 from easytorch.callbacks.progress import Bar, Lines, Table, duration, number, table_html
 from tests.loops import blob_loader, blobs, mlp
@@ -257,7 +257,7 @@ def test_a_dumb_terminal_gets_plain_lines():
 # What it costs
 
 
-class Clock:
+class Timer:
     """A clock that stands still unless somebody moves it."""
 
     def __init__(self):
@@ -281,7 +281,7 @@ class CountedLogs(dict):
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
+    clock = Timer()
     monkeypatch.setattr(progress, "time", clock)
     return clock
 

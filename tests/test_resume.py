@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from easytorch import FileError, Metric, Model, ResumeError
-from easytorch._utils.rng import random_states, random_states_kept
+from easytorch._utils.rng import get_rng_state, preserve_rng_state
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
 from easytorch.checkpoint import files, rotation
 from easytorch.data.seeded import seeded
@@ -600,9 +600,9 @@ def program_start():
 
 
 def random_of_another_seed():
-    with random_states_kept():
+    with preserve_rng_state():
         torch.manual_seed(99)
-        return random_states()
+        return get_rng_state()
 
 
 def callback_state(content, name):
@@ -631,11 +631,11 @@ def test_the_state_of_every_generator_matters(generator, tmp_path):
     with pytest.raises(PulledPlug):
         program(tmp_path / "stopped", LOADERS["random augmentation"], 10)
     path, content = rotation.newest(tmp_path / "stopped")
-    with random_states_kept():
+    with preserve_rng_state():
         torch.manual_seed(99)
         random.seed(99)
         np.random.seed(99)
-        content["feed"]["random"][generator] = random_states()[generator]
+        content["feed"]["random"][generator] = get_rng_state()[generator]
     files.write(path, content)
     with pytest.raises(AssertionError):
         assert_same_run(undisturbed, program(tmp_path / "stopped", LOADERS["random augmentation"]))

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 
-def order_parts(loader: Any) -> list[Any]:
+def order_sources(loader: Any) -> list[Any]:
     """Return what of ``loader`` may draw random numbers for the order: a resumed pass draws them again."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     inner = getattr(batch_sampler, "sampler", getattr(loader, "sampler", None))  # an array has no truth value
     return [part for part in (loader, batch_sampler, inner) if part is not None]
 
 
-def data_parts(loader: Any) -> list[Any]:
+def sample_sources(loader: Any) -> list[Any]:
     """Return what of ``loader`` may draw random numbers for the samples: datasets within datasets, their transforms, be they
     listed or within each other, and the collation.
     """
@@ -42,7 +42,7 @@ INSIDE = ("collate", "dataset", "datasets", "transform", "target_transform", "tr
 KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
-def generators_of(*parts: Any) -> list[Any]:
+def find_generators(*parts: Any) -> list[Any]:
     """Return the random generators among the attributes of ``parts``, each once."""
     found: list[Any] = []
     for part in parts:
@@ -53,7 +53,7 @@ def generators_of(*parts: Any) -> list[Any]:
     return found
 
 
-def states_of(generators: list[Any]) -> list[Any]:
+def get_generator_states(generators: list[Any]) -> list[Any]:
     """Return the state of each generator, as tensors and plain values."""
     states: list[Any] = []
     for generator in generators:
@@ -69,7 +69,7 @@ def states_of(generators: list[Any]) -> list[Any]:
     return states
 
 
-def set_states(generators: list[Any], states: Iterable[Any]) -> None:
+def set_generator_states(generators: list[Any], states: Iterable[Any]) -> None:
     """Put each generator back to its state."""
     for generator, state in zip(generators, states, strict=True):
         if isinstance(generator, torch.Generator):
@@ -83,14 +83,14 @@ def set_states(generators: list[Any], states: Iterable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def own_generators_kept(source: Any) -> Iterator[None]:
+def preserve_generators(source: Any) -> Iterator[None]:
     """Put the generators that ``source``, one or several, has of its own back in the end, as if nothing had been loaded."""
-    generators = generators_of(*_parts_of(source))
-    states = states_of(generators)
+    generators = find_generators(*_parts_of(source))
+    states = get_generator_states(generators)
     try:
         yield
     finally:
-        set_states(generators, states)
+        set_generator_states(generators, states)
 
 
 def _as_text(state: Any) -> Any:
@@ -110,7 +110,7 @@ def _from_text(state: Any) -> Any:
     return int(state[4:]) if isinstance(state, str) and state.startswith("int ") else state
 
 
-def random_states() -> dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """Return the states of the generators of Python, NumPy, torch and each accelerator, as tensors and plain values."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -131,7 +131,7 @@ def random_states() -> dict[str, Any]:
     return states
 
 
-def set_random_states(states: Mapping[str, Any]) -> None:
+def set_rng_state(states: Mapping[str, Any]) -> None:
     """Put every generator back to where ``random_states`` found it."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
@@ -145,15 +145,15 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def random_states_kept() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Put every generator back in the end, so that what happens inside leaves no trace."""
-    states = random_states()
+    states = get_rng_state()
     try:
         yield
     finally:
-        set_random_states(states)
+        set_rng_state(states)
 
 
-def quiet_generator(shuffle: bool | None) -> torch.Generator | None:
+def private_generator(shuffle: bool | None) -> torch.Generator | None:
     """A loader draws a number whenever it begins; one without an order to draw need not change anybody else's numbers."""
     return None if shuffle else torch.Generator()

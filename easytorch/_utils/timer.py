@@ -7,7 +7,7 @@ from time import perf_counter
 PARTS = ("data", "model", "optimizer", "validation", "rest")
 
 
-class Clock:
+class Timer:
     """Counts the seconds of an epoch by part: each mark gives the time since the last one to a part.
 
     ``data`` is waiting for batches, ``model`` the forward and the backward with the copies to the device, ``optimizer`` the

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from easytorch._utils.forward_signature import Signature
-from easytorch._utils.rng import random_states_kept
+from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 
@@ -224,7 +224,7 @@ class SWA(Averaging):
                 "The training data can be read only once, so SWA keeps the mean of BatchNorm's statistics as they are."
             )
             return
-        with random_states_kept():  # a second fit draws what it would have drawn
+        with preserve_rng_state():  # a second fit draws what it would have drawn
             inputs = ([self.model.unpack(self.model.strategy.place(batch)).x] for batch in loader)
             update_bn(inputs, _Called(self.average.module, self.model.signature))
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easytorch._utils.rng import random_states
+from easytorch._utils.rng import get_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor, check_name
@@ -125,7 +125,7 @@ class BackupAndRestore(Callback):
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Note the random states: an interrupted validation is done again from its beginning."""
-        self._random_before_test = random_states()
+        self._random_before_test = get_rng_state()
 
     def on_test_end(self, logs: Any = None) -> None:
         """Note that validation was not interrupted."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.pytree import leaves
-from easytorch._utils.rng import random_states, set_random_states
+from easytorch._utils.rng import get_rng_state, set_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.checkpoint import files, state_dicts
@@ -170,7 +170,7 @@ class TerminateOnNaN(Callback):
     def _autopsy(self, random: list[Tensor], window: list[Any], indices: list[Any] | None) -> list[str]:
         """Run the batches again, with a hook on every module, and return what was found, a line for each."""
         model, found = self.model, _Witness(self.model.module)
-        kept, buffers = random_states(), [(buffer, buffer.clone()) for buffer in model.module.buffers()]
+        kept, buffers = get_rng_state(), [(buffer, buffer.clone()) for buffer in model.module.buffers()]
         metrics, model.metrics = model.metrics, model.metrics.fresh()
         try:
             _set_random(random, model.device)
@@ -189,7 +189,7 @@ class TerminateOnNaN(Callback):
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
-            set_random_states(kept)
+            set_rng_state(kept)
         if model.strategy.processes.size > 1:
             return [f"The batch of process {model.strategy.processes.rank} is finite: it is another one's."]
         return [

@@ -271,9 +271,9 @@ class Bar(Live):
     def begin(self, title: str, total: int | None) -> None:
         """Begin a pass of ``total`` steps; what is over before the first drawing is due needs no bar."""
         self.end()
-        self.heading, self.total, self.clock = title, total, time.perf_counter()
+        self.heading, self.total, self.timer = title, total, time.perf_counter()
         self.before = 0
-        self.due = self.clock + self.INTERVAL
+        self.due = self.timer + self.INTERVAL
 
     def draw(self, step: int, logs: dict[str, float]) -> None:
         """Show that ``step`` steps are done."""
@@ -298,7 +298,7 @@ class Bar(Live):
             line.append("━" * (long - full) + " ", "bar.back")
         line.append(f"{step:>{len(str(total))}}/{total}" if total else str(step))
         if step > self.before and width >= 70:
-            pace = (step - self.before) / max(time.perf_counter() - self.clock, 1e-9)
+            pace = (step - self.before) / max(time.perf_counter() - self.timer, 1e-9)
             if width >= 90:
                 line.append(f" {pace:,.0f}/s" if pace >= 10 else f" {pace:.2g}/s", "dim")
             if total and step < total:

@@ -12,16 +12,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from easytorch._utils.integers import whole
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import (
-    data_parts,
-    generators_of,
-    order_parts,
-    random_states,
-    random_states_kept,
-    set_random_states,
-    set_states,
-    states_of,
+    find_generators,
+    get_generator_states,
+    get_rng_state,
+    order_sources,
+    preserve_rng_state,
+    sample_sources,
+    set_generator_states,
+    set_rng_state,
 )
-from easytorch._utils.timer import Clock
+from easytorch._utils.timer import Timer
 from easytorch._utils.warnings import warn
 from easytorch.data import sharding
 from easytorch.data.batch import NO_BATCH, length
@@ -76,7 +76,7 @@ class Feed:
         self.example: Any = None
         self.taken: list[Any] = []  # the window that the loop has now
         self.exhausted = False
-        self.clock = Clock()
+        self.timer = Timer()
         self.passes = 0  # passes over the data begun, in this fit
         self.earlier = 0  # epochs before this fit, for samplers and datasets that count them
         self.used = 0  # batches that the loop took in this pass
@@ -121,7 +121,7 @@ class Feed:
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield the windows of one epoch; of a resumed one, the rest."""
-        self.clock.start()
+        self.timer.start()
         count, self._done = self._done, 0
         ahead, self._ahead = self._ahead, []
         left = self.steps - count - len(ahead) if self.steps else None
@@ -130,9 +130,9 @@ class Feed:
                 self.example = map_leaves(_copied, window[0])
             self.taken = window
             count += 1
-            self.clock.mark("data")
+            self.timer.mark("data")
             yield window
-            self.clock.mark("rest")
+            self.timer.mark("rest")
         self.exhausted = count < self.steps if self.steps else self.once
         if not count:
             raise ValueError(NO_BATCH)
@@ -212,7 +212,7 @@ class Feed:
             raise ValueError(
                 f"Process {self.processes.rank} has no batch, not even a first one. Use fewer processes or a smaller batch_size."
             )
-        with random_states_kept():
+        with preserve_rng_state():
             return self._weighed(Fetched(loader).fetch([0, 0]))  # BatchNorm could not take a single sample
 
     def _padded(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -237,22 +237,22 @@ class Feed:
     def _start_pass(self) -> int:
         """Note the random states at the begin of a pass, or put back those of the pass to resume; return what to skip."""
         resume, self._resume = self._resume, None
-        order = generators_of(*order_parts(self.loader))
+        order = find_generators(*order_sources(self.loader))
         if resume is None:
             self._agree(order)
             self.passes += 1
-            self._begin = {"random": random_states(), "generators": states_of(order)}
+            self._begin = {"random": get_rng_state(), "generators": get_generator_states(order)}
             self.used = self.offset = 0
         else:
             self.offset = resume.get("offset", 0)
             self.passes, self.used, self._begin = resume["passes"], resume["used"], dict(resume["begin"])
-            self._now = random_states()
-            set_random_states(self._begin["random"])
-            set_states(order, self._begin["generators"])
+            self._now = get_rng_state()
+            set_rng_state(self._begin["random"])
+            set_generator_states(order, self._begin["generators"])
         if getattr(self._reader, "persistent_workers", False) and self._reader._iterator is None and self.passes > 1:
             # Workers that live on draw no new seed; those of a resumed run, which start now, must not either.
             self._reader.generator = torch.Generator()
-        for part in [*order_parts(self.loader), *data_parts(self.loader)]:
+        for part in [*order_sources(self.loader), *sample_sources(self.loader)]:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self.earlier + self.passes - 1)
         if self._part is not None:
@@ -264,10 +264,10 @@ class Feed:
     def _agree(self, order: list[Any]) -> None:
         """Have the random states of process 0, so that everybody draws the same order."""
         if self.processes.size > 1:
-            random, own = self.processes.same((random_states(), states_of(order)))
+            random, own = self.processes.same((get_rng_state(), get_generator_states(order)))
             if not self.processes.first:
-                set_random_states(random)
-                set_states(order, own)
+                set_rng_state(random)
+                set_generator_states(order, own)
 
     def _batches(self, skip: int) -> Iterator[Any]:
         batches: Iterator[Any]
@@ -290,7 +290,7 @@ class Feed:
                 self._last = self._weighed(thrown[-1])
             if len(thrown) < skip:
                 raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
-        set_random_states(self._now)
+        set_rng_state(self._now)
         return batches
 
     def _watched(self, loader: Any) -> tuple[Any, Any]:
@@ -323,10 +323,10 @@ class Feed:
             "used": 0 if between else self.used,
             "epoch_step": epoch_step,
             "begin": {} if between else self._begin,
-            "random": random_states(),
-            "generators": states_of(generators_of(*order_parts(self.loader))),
-            "data_generators": states_of(generators_of(*data_parts(self.loader))),
-            "beside": states_of(self._generators_beside()),
+            "random": get_rng_state(),
+            "generators": get_generator_states(find_generators(*order_sources(self.loader))),
+            "data_generators": get_generator_states(find_generators(*sample_sources(self.loader))),
+            "beside": get_generator_states(self._generators_beside()),
             "order": self._order.mark(self.used) if self._order is not None and not between else None,
             "loader": own() if own is not None and not between else None,
             "size": self._size(),
@@ -342,7 +342,7 @@ class Feed:
         Raises:
             ResumeError: If the data has another length, or is put together otherwise.
         """
-        order, of_data = generators_of(*order_parts(self.loader)), generators_of(*data_parts(self.loader))
+        order, of_data = find_generators(*order_sources(self.loader)), find_generators(*sample_sources(self.loader))
         for what, before, now in (
             ("samples, batches and batch size", state["size"], self._size()),
             ("batches in an update", state["window"], self.window),
@@ -356,7 +356,7 @@ class Feed:
                 )
         self.passes = state["passes"]
         self._done = state["epoch_step"]
-        set_random_states(state["random"])
+        set_rng_state(state["random"])
         if state.get("processes", 1) != self.processes.size:
             state = self._redealt(state)
         if state["used"] or state.get("offset", 0):
@@ -364,15 +364,15 @@ class Feed:
             if self.unsure:
                 self._warn_of_workers()
         else:
-            set_states(order, state["generators"])
-        set_states(of_data, state["data_generators"])
+            set_generator_states(order, state["generators"])
+        set_generator_states(of_data, state["data_generators"])
         if len(state.get("beside", ())) == len(self._generators_beside()):
-            set_states(self._generators_beside(), state.get("beside", ()))
+            set_generator_states(self._generators_beside(), state.get("beside", ()))
         if self.unsure and getattr(self.loader, "persistent_workers", False) and not state["used"]:
             self._warn_of_workers()
 
     def _generators_beside(self) -> list[Any]:
-        return generators_of(*order_parts(self.beside), *data_parts(self.beside))
+        return find_generators(*order_sources(self.beside), *sample_sources(self.beside))
 
     def _redealt(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return ``state``, of another number of processes, for this one: what all of them have used is skipped."""
@@ -439,7 +439,7 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         self.first()
         if self.processes.size > 1:
-            set_random_states(self.processes.same(random_states()))  # everybody draws the same order
+            set_rng_state(self.processes.same(get_rng_state()))  # everybody draws the same order
         return itertools.islice(started(self.reader), self.steps)
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 
 from easytorch._utils.pytree import leaves, map_leaves
-from easytorch._utils.rng import set_random_states
+from easytorch._utils.rng import set_rng_state
 from easytorch.data.arrays import ArrayDataset, Batched, as_batch
 from easytorch.data.in_memory import InMemory
 from easytorch.data.resumable_sampler import other_order
@@ -124,7 +124,7 @@ class Slices:
             used = resume["used"]
             if resume["order"] is not None and self.mark(used) != resume["order"]:
                 raise other_order(self.loader.sampler)
-            set_random_states(self.now)
+            set_rng_state(self.now)
         positions = self.order if self.rows is None else self.rows[self.order]
         below = positions < 0  # counted from the end
         if bool(below.any()):

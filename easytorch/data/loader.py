@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 from easytorch._utils.integers import whole
 from easytorch._utils.pytree import describe, map_leaves
-from easytorch._utils.rng import own_generators_kept, quiet_generator, random_states_kept
+from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch.data.arrays import (
     ArrayDataset,
     Batched,
@@ -59,13 +59,15 @@ def as_loader(
     _check_shuffle(x, shuffle)
     if is_arrays(x, y):
         dataset = _not_empty(_rows(x, y, sample_weight))
-        return DataLoader(dataset, size, shuffle=bool(shuffle), collate_fn=as_batch, generator=quiet_generator(shuffle))
+        return DataLoader(
+            dataset, size, shuffle=bool(shuffle), collate_fn=as_batch, generator=private_generator(shuffle)
+        )
     refuse(x, y=y)
     if isinstance(x, IterableDataset):
         refuse(x, sample_weight=sample_weight)
         return DataLoader(x, size)
     if not isinstance(x, DataLoader) and is_map_style(x):
-        x = DataLoader(_not_empty(x), size, shuffle=bool(shuffle), generator=quiet_generator(shuffle))
+        x = DataLoader(_not_empty(x), size, shuffle=bool(shuffle), generator=private_generator(shuffle))
     else:
         refuse(x, batch_size=batch_size, shuffle=shuffle)
     if not isinstance(x, DataLoader) or isinstance(x.dataset, IterableDataset):
@@ -204,11 +206,11 @@ def draws_nothing(dataset: Any) -> bool:
 def first_batch(loader: Any) -> Any:
     """Return the first batch of data that can be read again, without a trace in any random state; else None."""
     if isinstance(loader, (Sequence, Replayed)):
-        with random_states_kept():
+        with preserve_rng_state():
             return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
-    with random_states_kept(), own_generators_kept([loader.dataset, loader.collate_fn]):
+    with preserve_rng_state(), preserve_generators([loader.dataset, loader.collate_fn]):
         dataset: Any = loader.dataset
         if type(loader.sampler) is SubsetRandomSampler:
             indices = list(loader.sampler.indices[: loader.batch_size])

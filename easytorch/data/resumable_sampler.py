@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from easytorch._utils.rng import set_random_states
+from easytorch._utils.rng import set_rng_state
 from easytorch.errors import ResumeError
 
 
@@ -69,7 +69,7 @@ class Order(Iterable[Any]):
             mark = resume["order"]  # None where another number of processes had other batches
             if mark is not None and self.mark(resume["used"]) != mark:
                 raise other_order(getattr(self.inner, "batch_sampler", self.inner))
-            set_random_states(self.now)  # nothing is drawn between here and the loading of the next batch
+            set_rng_state(self.now)  # nothing is drawn between here and the loading of the next batch
         yield from batches
 
     def _drawn(self) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from easytorch._utils.pytree import describe, leaves
-from easytorch._utils.rng import own_generators_kept, random_states_kept
+from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import as_tensor
 from easytorch.data.batch import WEIGHT_KEY, Batch, from_numpy, unpack
@@ -223,7 +223,7 @@ def _loaded_classes(dataset: Any) -> Tensor:
     """Return the classes that the samples bring, by an attribute of the dataset where a few samples agree with it."""
 
     def loaded(places: Iterable[int]) -> Tensor:
-        with random_states_kept(), own_generators_kept(dataset):
+        with preserve_rng_state(), preserve_generators(dataset):
             targets = torch.cat([torch.as_tensor(unpack(dataset[i]).y).reshape(1, -1) for i in places]).squeeze(1)
         _check_classes(targets)
         return _classes(targets).flatten()

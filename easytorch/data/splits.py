@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from easytorch._utils.internal import is_internal
-from easytorch._utils.rng import quiet_generator, random_states_kept
+from easytorch._utils.rng import preserve_rng_state, private_generator
 from easytorch.data.arrays import ArrayDataset, is_array, is_map_style, transforms
 from easytorch.data.batch import LABEL_KEYS, from_numpy, unpack
 from easytorch.data.in_memory import InMemory
@@ -124,7 +124,7 @@ def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: 
     drop_last, generator = loader.drop_last, getattr(sampler, "generator", None) or loader.generator
     return (
         DataLoader(first, shuffle=random, drop_last=drop_last, generator=generator, **settings),
-        DataLoader(second, generator=quiet_generator(False), **settings),
+        DataLoader(second, generator=private_generator(False), **settings),
     )
 
 
@@ -214,7 +214,7 @@ def _transformed(targets: Tensor | None, transform: Callable[[int], Any]) -> Ten
         return None
     classes, places = torch.unique(targets, return_inverse=True)
     try:
-        with random_states_kept():
+        with preserve_rng_state():
             made = [transform(int(one)) for one in classes]
         return torch.stack([torch.as_tensor(one) for one in made])[places]
     except Exception:  # whatever a function of the user's raises

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from easytorch._utils import train_mode
 from easytorch._utils.pytree import describe, leaves
-from easytorch._utils.rng import random_states_kept
+from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.arrays import as_tensor, is_array
 
 VERBS = ("fit", "evaluate", "train_on_batch", "test_on_batch", "_predict")
@@ -165,7 +165,7 @@ def _rows(module: nn.Module, x: Tensor) -> int | None:
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
     try:
-        with train_mode.evaluating(module), torch.no_grad(), random_states_kept():
+        with train_mode.in_eval_mode(module), torch.no_grad(), preserve_rng_state():
             outputs = module(x)
     except Exception:  # whatever a module of the user's raises: it does not take this input
         return None

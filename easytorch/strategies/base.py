@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from easytorch import optimizers
 from easytorch._utils.api_hints import ExplainsArguments
 from easytorch._utils.registry import find
-from easytorch._utils.timer import Clock
+from easytorch._utils.timer import Timer
 from easytorch.checkpoint import files
 from easytorch.data.batch import Batch, placer
 from easytorch.data.epoch_iterator import Batches
@@ -63,7 +63,7 @@ class Strategy(ExplainsArguments):
     def __init__(self, device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> None:
         self.device = device = pick_device(device)
         self.processes = Alone()
-        self.clock = Clock()  # of the epoch that runs
+        self.timer = Timer()  # of the epoch that runs
         if str(precision) in ELSEWHERE:
             raise ValueError(f"Unknown precision {precision!r}. Here it is {ELSEWHERE[str(precision)]!r}.")
         dtype = find("precision", precision, PRECISIONS)
@@ -167,7 +167,7 @@ class Strategy(ExplainsArguments):
         if self.scales:
             loss = self.scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-        self.clock.mark("model")
+        self.timer.mark("model")
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients back to their true size."""
@@ -188,7 +188,7 @@ class Strategy(ExplainsArguments):
             self.scaler.update()
         else:
             optimizers.step(optimizer)
-        self.clock.mark("optimizer")
+        self.timer.mark("optimizer")
 
     def agree(self, topic: int, wish: bool) -> bool:
         """Whether some process wishes something, ``STOP`` or ``INTERRUPT``; asked after every update, all get one answer."""

@@ -44,7 +44,7 @@ class Notes(nn.Module):
     def begin(self) -> None:
         """Start the clock."""
         self.wishes, self.granted = [False, False], [False, False]  # of STOP and INTERRUPT
-        self.clock, self.updates, self._began = 0.0, 0, time.monotonic()
+        self.timer, self.updates, self._began = 0.0, 0, time.monotonic()
         self._told: tuple[float, ...]
         self._told, self._message, self._lost = (0.0, 0.0, 0.0), self._silence, 0.0
         self.note.grad = None
@@ -79,7 +79,7 @@ class Notes(nn.Module):
                 note.grad = self.processes.added(note.grad, note.device).to(note.dtype) / self.processes.size
             *wishes, clock, self._lost = note.grad.tolist()
             self.granted = [wish > 0 for wish in wishes]
-            self.clock = max(self.clock, clock * self.processes.size)  # gradients are averaged
+            self.timer = max(self.timer, clock * self.processes.size)  # gradients are averaged
 
     def broken(self) -> Any:
         """Whether a loss was not finite."""

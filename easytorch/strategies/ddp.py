@@ -177,7 +177,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def now(self) -> float:
         """Return the seconds since training began, on the clock of process 0, as all were told in the last update."""
-        return self.notes.clock
+        return self.notes.timer
 
     def _settle(self) -> None:
         """Let DDP lay gradients out as it will keep them: sums in another layout have other last bits, so a run that is

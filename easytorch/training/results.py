@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easytorch._utils.registry import find, nearest, quoted
-from easytorch._utils.timer import PARTS, Clock, shares
+from easytorch._utils.timer import PARTS, Timer, shares
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -136,7 +136,7 @@ class History(Chain, Mapping[str, list[float]]):
         """The seconds of each epoch as shares of all of them."""
         return [shares(seconds) for seconds in self.seconds]
 
-    def append(self, epoch: int, logs: dict[str, float], clock: Clock) -> dict[str, float]:
+    def append(self, epoch: int, logs: dict[str, float], timer: Timer) -> dict[str, float]:
         """Keep ``logs`` as the row of ``epoch``, and return it."""
         self.rows.append(logs)
         self.epoch.append(epoch)

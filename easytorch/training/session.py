@@ -11,7 +11,7 @@ import torch
 from easytorch import data, optimizers
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
-from easytorch._utils.rng import random_states, random_states_kept, set_random_states
+from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
@@ -44,7 +44,7 @@ def fitting(
     every = [*callbacks, *notices, Agreement(), interrupts]
     listeners = CallbackList(every, model, params | {"validated": validation is not None})
     model.history.params, model.history.interrupted = params, False
-    model.feed, feed.earlier, feed.clock = feed, state.first, model.strategy.clock
+    model.feed, feed.earlier, feed.timer = feed, state.first, model.strategy.timer
     # An update of the user's own may ask for anything of its batches, so that it must have one.
     feed.lends, model.metrics.processes = model.strategy.lends or model.has_own("update"), processes
     with training(model, listeners, state), interrupts:
@@ -57,7 +57,7 @@ def fitting(
             model.loss.expect(data.all_targets(feed.loader))
             yield
             if processes.size > 1:
-                set_random_states(processes.same(random_states()))  # after training all go on alike
+                set_rng_state(processes.same(get_rng_state()))  # after training all go on alike
                 processes.copy_first(list(model.module.buffers()))
         except Interruption:
             model.history.interrupted = True
@@ -86,7 +86,7 @@ def training(model: Model, callbacks: CallbackList, state: TrainState | None = N
     model.stop_training = False
     optimizer.zero_grad()
     model.strategy.begin()
-    with listening(model, callbacks), explained(model.module), train_mode.training(model.module):
+    with listening(model, callbacks), explained(model.module), train_mode.in_train_mode(model.module):
         try:
             yield
         except BaseException:
@@ -103,13 +103,13 @@ def training(model: Model, callbacks: CallbackList, state: TrainState | None = N
 def measuring(model: Model) -> Iterator[None]:
     """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
     outer, model.metrics = model.metrics, model.metrics.fresh()
-    model.strategy.clock.mark("rest")
+    model.strategy.timer.mark("rest")
     try:
-        with train_mode.evaluating(model.module), torch.no_grad():
+        with train_mode.in_eval_mode(model.module), torch.no_grad():
             yield
     finally:
         model.metrics = outer
-        model.strategy.clock.mark("validation")
+        model.strategy.timer.mark("validation")
 
 
 @contextlib.contextmanager
@@ -139,7 +139,7 @@ def _try_out(model: Model, loader: Any) -> None:
     model.loss.expect(data.all_targets(loader))
     if batch is not None:
         try:
-            with explained(model.module), measuring(model), random_states_kept():
+            with explained(model.module), measuring(model), preserve_rng_state():
                 model.strategy.run(model.test_step, batch)
         except (ValueError, TypeError, IndexError) as error:
             kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))

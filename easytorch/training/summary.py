@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from easytorch._utils import train_mode
 from easytorch._utils.forward_signature import Signature
 from easytorch._utils.pytree import map_leaves
-from easytorch._utils.rng import random_states_kept
+from easytorch._utils.rng import preserve_rng_state
 
 
 def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:
@@ -46,7 +46,7 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
 
     signature.call(record, x)
     inputs = recorded["args"] or recorded["kwargs"]  # torchinfo passes a list by position and a dict by name
-    with random_states_kept(), train_mode.evaluating(module):
+    with preserve_rng_state(), train_mode.in_eval_mode(module):
         table = torchinfo.summary(module, input_data=inputs, **options)
     torchinfo.torchinfo._cached_forward_pass.clear()  # it would keep the module alive for ever
     return _shown_once(_narrowed(table))
