@@ -3,7 +3,7 @@
 from typing import Any
 
 from easytorch import callbacks, data
-from easytorch._utils.api_hints import PACKAGE, explained_attribute
+from easytorch._utils.api_hints import PACKAGE, missing_attribute_error
 from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, ResumeError
 from easytorch.metrics.aggregation import Mean
@@ -37,4 +37,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in callbacks.__all__:
         raise AttributeError(f"easytorch has no {name!r}. Here it is easytorch.callbacks.{name}.")
-    raise explained_attribute("easytorch", name, PACKAGE, __all__)
+    raise missing_attribute_error("easytorch", name, PACKAGE, __all__)

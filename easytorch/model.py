@@ -22,8 +22,8 @@ from torch import nn
 
 from easytorch import data, optimizers
 from easytorch._utils import train_mode
-from easytorch._utils.api_hints import explained_calls
-from easytorch._utils.forward_signature import Signature
+from easytorch._utils.api_hints import explain_bad_arguments
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch.callbacks.base import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
@@ -48,7 +48,9 @@ from easytorch.training.results import History, Scores
 from easytorch.training.state import TrainState
 
 
-@explained_calls("__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load")
+@explain_bad_arguments(
+    "__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load"
+)
 class Model(Looking, Saving):
     """A module and all it takes to train it.
 
@@ -71,7 +73,7 @@ class Model(Looking, Saving):
     def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
         check_module(module)
         self.module = module
-        self.signature = Signature.of(module)
+        self.signature = ForwardSignature.of(module)
         self.device = pick_device(device)
         self.strategy = Strategy(self.device)
         self.strategy.prepare(module)

@@ -10,7 +10,7 @@ from torch import nn
 
 import easytorch
 from easytorch import Model, callbacks
-from easytorch._utils.api_hints import ATTRIBUTES, INSTEAD, INSTEAD_OF_OPTIONS, PACKAGE
+from easytorch._utils.api_hints import ARGUMENT_HINTS, ATTRIBUTE_HINTS, OPTION_HINTS, PACKAGE
 from tests.loops import blobs, mlp
 
 X, Y = blobs()
@@ -60,10 +60,10 @@ def test_signatures_and_docstrings_stay_those_of_the_methods():
 
 def test_what_is_offered_instead_exists():
     known = {name for method in (Model.compile, Model.fit) for name in inspect.signature(method).parameters}
-    offered = {found[1] for text in INSTEAD.values() if (found := re.match(r"(\w+)=", text))}
+    offered = {found[1] for text in ARGUMENT_HINTS.values() if (found := re.match(r"(\w+)=", text))}
     assert len(offered) > 5
     assert offered <= known
-    assert all(INSTEAD[name].startswith("compile(") for name in known & set(INSTEAD))
+    assert all(ARGUMENT_HINTS[name].startswith("compile(") for name in known & set(ARGUMENT_HINTS))
 
 
 # Attributes
@@ -97,7 +97,7 @@ def test_hasattr_and_copies_work_on_a_model():
 
 
 def test_no_hint_hides_an_attribute_that_is_there():
-    assert not set(ATTRIBUTES) & set(dir(compiled()))
+    assert not set(ATTRIBUTE_HINTS) & set(dir(compiled()))
     assert not set(PACKAGE) & set(easytorch.__all__)
 
 
@@ -241,8 +241,8 @@ def test_signatures_of_classes_stay_as_they_are_written():
 
 
 def test_what_is_offered_instead_of_an_option_exists():
-    assert len(INSTEAD_OF_OPTIONS) > 10
-    for option, instead in INSTEAD_OF_OPTIONS.items():
+    assert len(OPTION_HINTS) > 10
+    for option, instead in OPTION_HINTS.items():
         name, unknown = option.split(".")
         known = inspect.signature(getattr(callbacks, name, None) or getattr(easytorch, name)).parameters
         offered = re.match(r"(\w+)=", instead)

@@ -48,17 +48,17 @@ def programs(path: Path) -> list[Block]:
     ]
 
 
-def name_of(path: Path) -> str:
+def get_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", PROSE, ids=name_of)
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
 def test_no_block_of_a_page_is_empty(path):
     empty = [block.line for block in blocks(path.read_text(encoding="utf-8")) if not block.text.strip()]
-    assert not empty, f"{name_of(path)}: empty blocks at lines {empty}"
+    assert not empty, f"{get_name(path)}: empty blocks at lines {empty}"
 
 
-@pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
 def test_every_program_of_a_page_runs(path, tmp_path, monkeypatch):
     """Programs with a comment ``# pip install package`` are left out where the package is not there."""
     if importlib.util.find_spec("matplotlib"):
@@ -71,23 +71,23 @@ def test_every_program_of_a_page_runs(path, tmp_path, monkeypatch):
         if not all(map(importlib.util.find_spec, re.findall(r"# pip install (\w+)$", block.text, re.M))):
             continue
         source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
-        exec(compile(source, name_of(path), "exec"), page.__dict__)
+        exec(compile(source, get_name(path), "exec"), page.__dict__)
 
 
 def test_few_programs_are_only_sketches():
-    sketches = [f"{name_of(path)}:{b.line}" for path in PROSE for b in blocks(path.read_text()) if "sketch" in b.info]
+    sketches = [f"{get_name(path)}:{b.line}" for path in PROSE for b in blocks(path.read_text()) if "sketch" in b.info]
     assert len(sketches) <= 4, sketches
 
 
-@pytest.mark.parametrize("path", PROSE, ids=name_of)
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
 def test_quotations_of_the_code_are_the_code(path):
     for block in blocks(path.read_text(encoding="utf-8")):
         title = re.search(r'title="(easytorch/[\w/]+\.py)"', block.info)
         if title and not block.text.startswith("--8<--"):
             code = [line.strip() for line in (ROOT / title[1]).read_text(encoding="utf-8").splitlines()]
-            quoted = [line.strip() for line in block.text.strip().splitlines()]
-            found = any(code[i : i + len(quoted)] == quoted for i in range(len(code)))
-            assert found, f"{name_of(path)}:{block.line} quotes what is no longer in {title[1]}:\n{block.text}"
+            quote_list = [line.strip() for line in block.text.strip().splitlines()]
+            found = any(code[i : i + len(quote_list)] == quote_list for i in range(len(code)))
+            assert found, f"{get_name(path)}:{block.line} quotes what is no longer in {title[1]}:\n{block.text}"
 
 
 # Links
@@ -107,19 +107,19 @@ def anchors(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", PROSE, ids=name_of)
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
 def test_every_internal_link_leads_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
         if re.match(r"[a-z]+:", target):
             continue
         file, _, anchor = target.partition("#")
         page = (path.parent / file).resolve() if file else path
-        assert page.exists(), f"{name_of(path)} links to {target!r}, which is not there"
+        assert page.exists(), f"{get_name(path)} links to {target!r}, which is not there"
         if anchor and page.suffix == ".md":
             known = anchors(page)
             member = any(anchor.startswith(f"{name}.") for name in known)
             assert anchor in known or member, (
-                f"{name_of(path)} links to {target!r}; {name_of(page)} has {sorted(known)}"
+                f"{get_name(path)} links to {target!r}; {get_name(page)} has {sorted(known)}"
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from easytorch import Model
-from easytorch._utils.registry import nearest
+from easytorch._utils.registry import did_you_mean
 
 torch.manual_seed(0)
 X = torch.randn(64, 4)
@@ -348,4 +348,4 @@ def test_an_unknown_loss_that_is_near_to_none_is_told_with_a_short_list(name):
     ],
 )
 def test_only_names_that_are_near_are_offered(typed, names, near):
-    assert nearest(typed, names) == ("" if near is None else f" Did you mean {near!r}?")
+    assert did_you_mean(typed, names) == ("" if near is None else f" Did you mean {near!r}?")

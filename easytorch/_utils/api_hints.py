@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from easytorch._utils.registry import nearest
+from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 
 Class = TypeVar("Class", bound=type)
-INSTEAD = {  # what other libraries call it, or have it for
+ARGUMENT_HINTS = {  # what other libraries call it, or have it for
     "learning_rate": "lr=0.001",
     "validation_batch_size": "the batch_size of a DataLoader: validation_data=DataLoader(dataset, 64)",
     "return_dict": "dict(...) of what it returns",
@@ -45,7 +45,7 @@ INSTEAD = {  # what other libraries call it, or have it for
     "save_format": "one format, and safetensors for weights: save_weights('model.safetensors')",
     "write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
-INSTEAD_OF_OPTIONS = {  # of what a class is made with
+OPTION_HINTS = {  # of what a class is made with
     "BackupAndRestore.double_checkpoint": "keep=2, which is the default",
     "BackupAndRestore.path": "backup_dir=",
     "CSVLogger.path": "filename=",
@@ -67,7 +67,7 @@ INSTEAD_OF_OPTIONS = {  # of what a class is made with
     "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the numbers",
 }
 WEIGHTS = "model.module.state_dict(), and load_state_dict() of it"
-ATTRIBUTES = {  # of a model, in Keras or of a module
+ATTRIBUTE_HINTS = {  # of a model, in Keras or of a module
     "layers": "the module's own parts: model.module.children()",
     "get_layer": "model.module.get_submodule(name)",
     "weights": "list(model.module.parameters()), with their names by model.module.named_parameters()",
@@ -102,7 +102,7 @@ ATTRIBUTES = {  # of a model, in Keras or of a module
     "cpu": "Model(module, device='cpu')",
     "forward": "model(x), or model.module(x)",
 }
-ATTRIBUTES |= {
+ATTRIBUTE_HINTS |= {
     name: f"model.module.{name}()"
     for name in ("parameters", "named_parameters", "children", "modules", "named_modules", "load_state_dict")
 }
@@ -114,7 +114,7 @@ STEPS = (
     "unpack",
     "batch_size",
 )  # what a model of one's own may override
-METHODS = {  # of a model in other libraries, which nobody would call
+METHOD_HINTS = {  # of a model in other libraries, which nobody would call
     "training_step": "train_step(self, batch)",
     "validation_step": "test_step(self, batch)",
     "validation_epoch_end": "on_test_end of a callback",
@@ -139,12 +139,12 @@ PACKAGE = {  # of the package, as keras has it
 }
 
 
-def explained_attribute(owner: str, name: str, instead: Mapping[str, str], known: Iterable[str]) -> AttributeError:
+def missing_attribute_error(owner: str, name: str, instead: Mapping[str, str], known: Iterable[str]) -> AttributeError:
     """Return the error for an attribute that is not there: what it is here, else the nearest that there is."""
     if name in instead:
         return AttributeError(f"{owner} has no {name!r}. Here it is {instead[name]}.")
     public = [one for one in known if not one.startswith("_")]
-    return AttributeError(f"{owner} has no {name!r}.{'' if name.startswith('_') else nearest(name, public, 0.75)}")
+    return AttributeError(f"{owner} has no {name!r}.{'' if name.startswith('_') else did_you_mean(name, public, 0.75)}")
 
 
 def check_steps(cls: type) -> None:
@@ -156,9 +156,9 @@ def check_steps(cls: type) -> None:
     for name, value in vars(cls).items():
         if not inspect.isfunction(value):
             continue
-        near = "" if name.startswith("_") or name in STEPS else nearest(name, STEPS, 0.8)
-        if name in METHODS:
-            warn(f"Nobody calls {cls.__name__}.{name}. Here it is {METHODS[name]}.")
+        near = "" if name.startswith("_") or name in STEPS else did_you_mean(name, STEPS, 0.8)
+        if name in METHOD_HINTS:
+            warn(f"Nobody calls {cls.__name__}.{name}. Here it is {METHOD_HINTS[name]}.")
         elif near and not any(hasattr(base, name) for base in cls.__bases__):
             warn(f"Nobody calls {cls.__name__}.{name}, unless your own code does.{near}")
         elif name in ("train_step", "test_step", "predict_step"):
@@ -170,22 +170,22 @@ def check_steps(cls: type) -> None:
                 ) from None
 
 
-def refuse_assignment(name: str) -> None:
+def check_assignment(name: str) -> None:
     """Raise an ``AttributeError`` for an attribute of a plain model that nobody would read."""
     if name in ("lr", "learning_rate", "trainable"):
-        raise AttributeError(f"Nothing reads model.{name}. Use {ATTRIBUTES[name]}.")
+        raise AttributeError(f"Nothing reads model.{name}. Use {ATTRIBUTE_HINTS[name]}.")
 
 
-class ExplainsArguments:
+class HelpfulInit:
     """A base whose subclasses, yours too, say what to pass where Python only says what not to pass when they are made."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            explained_calls("__init__")(cls)
+            explain_bad_arguments("__init__")(cls)
 
 
-def explained_calls(*names: str) -> Callable[[Class], Class]:
+def explain_bad_arguments(*names: str) -> Callable[[Class], Class]:
     """Return a decorator that lets these methods of a class say what to pass where Python only says what not."""
 
     def decorate(cls: Class) -> Class:
@@ -221,10 +221,10 @@ def _cure(method: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: 
         return f" It is a method of a model: {cls.__name__}(module).{name}(...)."
     known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD][1:]
     unknown = next((key for key in kwargs if key not in known), None)
-    if instead := INSTEAD.get(str(unknown)) if "." in title else INSTEAD_OF_OPTIONS.get(f"{title}.{unknown}"):
+    if instead := ARGUMENT_HINTS.get(str(unknown)) if "." in title else OPTION_HINTS.get(f"{title}.{unknown}"):
         return f" Here it is {instead}."
     if unknown is not None:
-        return nearest(unknown, known) or f" {name}() takes {', '.join(known) or 'nothing'}."
+        return did_you_mean(unknown, known) or f" {name}() takes {', '.join(known) or 'nothing'}."
     positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
     keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     if len(args) > len(positional) and keywords:
@@ -241,7 +241,7 @@ PREDICTIONS = {
 }  # fmt: skip
 
 
-def check_order(kind: str, name: str, function: Any) -> None:
+def check_argument_order(kind: str, name: str, function: Any) -> None:
     """Refuse a loss or metric whose first two parameters are named like targets and predictions, as Keras has them.
 
     Raises:

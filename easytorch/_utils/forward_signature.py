@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 
-class Signature(NamedTuple):
+class ForwardSignature(NamedTuple):
     """The arguments that a module's ``forward`` takes."""
 
     names: tuple[str, ...]
@@ -18,7 +18,7 @@ class Signature(NamedTuple):
     required: int = 1  # arguments that have no default
 
     @classmethod
-    def of(cls, module: nn.Module) -> Signature:
+    def of(cls, module: nn.Module) -> ForwardSignature:
         """Read the signature of ``module.forward``."""
         parameters = inspect.signature(module.forward).parameters.values()
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

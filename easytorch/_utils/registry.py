@@ -19,7 +19,7 @@ def snake_case(name: str) -> str:
     return words
 
 
-def nearest(name: Any, names: Iterable[Any], cutoff: float | None = None) -> str:
+def did_you_mean(name: Any, names: Iterable[Any], cutoff: float | None = None) -> str:
     """Return `` Did you mean 'adam'?`` or nothing, to be put into an error message.
 
     Args:
@@ -57,14 +57,14 @@ def find(kind: str, name: Any, table: Mapping[str, T], **message: Any) -> T:
         message: What else is said if there is none; see ``unknown``.
     """
     if not isinstance(name, str):
-        raise ValueError(unknown(kind, name, table, near="", **message))
+        raise ValueError(unknown_name_message(kind, name, table, near="", **message))
     for candidate in spellings(name):
         if candidate in table:
             return table[candidate]
-    raise ValueError(unknown(kind, name, table, near=nearest(spellings(name)[0], table), **message))
+    raise ValueError(unknown_name_message(kind, name, table, near=did_you_mean(spellings(name)[0], table), **message))
 
 
-def unknown(
+def unknown_name_message(
     kind: str,
     name: Any,
     names: Iterable[str],
@@ -88,19 +88,23 @@ def unknown(
     title = f"Unknown {kind} {name!r}.{near}"
     if near and common:
         return f"{title} Otherwise pass {otherwise}."
-    shown = f"a name such as {quoted(common)}; all are in {whole}. Or pass " if common else f"one of {quoted(names)}"
+    shown = (
+        f"a name such as {quote_list(common)}; all are in {whole}. Or pass "
+        if common
+        else f"one of {quote_list(names)}"
+    )
     between = ", " if otherwise and not common else ""
     return f"{title} Pass {shown}{between}{otherwise}."
 
 
-def name_of(function: Any) -> str:
+def get_name(function: Any) -> str:
     """Return the name a user would recognize ``function`` by."""
     if isinstance(function, functools.partial):
-        return name_of(function.func)
+        return get_name(function.func)
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def quoted(names: Iterable[Any], most: int = 40) -> str:
+def quote_list(names: Iterable[Any], most: int = 40) -> str:
     """Return ``'adam', 'sgd', ...`` of at most ``most`` names."""
     listed = [repr(name) for name in names]
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")

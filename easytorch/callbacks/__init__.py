@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from easytorch._utils.api_hints import explained_attribute
+from easytorch._utils.api_hints import missing_attribute_error
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
@@ -52,4 +52,4 @@ ELSEWHERE = {  # what other libraries call it
 
 
 def __getattr__(name: str) -> Any:
-    raise explained_attribute("easytorch.callbacks", name, ELSEWHERE, __all__)
+    raise missing_attribute_error("easytorch.callbacks", name, ELSEWHERE, __all__)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-from easytorch._utils.forward_signature import Signature
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -232,7 +232,7 @@ class SWA(Averaging):
 class _Called(torch.nn.Module):
     """The module as ``update_bn`` calls it, with one argument, whatever it is called with."""
 
-    def __init__(self, module: torch.nn.Module, signature: Signature) -> None:
+    def __init__(self, module: torch.nn.Module, signature: ForwardSignature) -> None:
         super().__init__()
         self.module, self.signature = module, signature
 

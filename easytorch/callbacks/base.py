@@ -7,17 +7,17 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.api_hints import ExplainsArguments
+from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import nearest
+from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 
 if TYPE_CHECKING:
     from easytorch.model import Model
 
 
-class Callback(ExplainsArguments):
+class Callback(HelpfulInit):
     """Watches a model while it trains; override the hooks you need.
 
     Epochs and batches are counted from 0. ``logs`` are values by name: in ``on_epoch_end`` a plain dict, which is kept in
@@ -43,7 +43,7 @@ class Callback(ExplainsArguments):
         super().__init_subclass__(**options)
         for name in vars(cls):
             if name.startswith("on_") and not hasattr(Callback, name) and name not in SHORT.values():
-                warn(f"{cls.__name__}.{name} is no hook, and nobody calls it.{nearest(name, HOOKS)}")
+                warn(f"{cls.__name__}.{name} is no hook, and nobody calls it.{did_you_mean(name, HOOKS)}")
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Run before the first epoch of a fit."""
@@ -128,9 +128,11 @@ class LambdaCallback(Callback):
     def __init__(self, **hooks: Callable[..., Any] | None) -> None:
         for name, function in hooks.items():
             if name not in HOOKS:
-                from easytorch._utils.registry import quoted
+                from easytorch._utils.registry import quote_list
 
-                raise ValueError(f"There is no hook {name!r}.{nearest(name, HOOKS)} Hooks are {quoted(HOOKS)}.")
+                raise ValueError(
+                    f"There is no hook {name!r}.{did_you_mean(name, HOOKS)} Hooks are {quote_list(HOOKS)}."
+                )
             if function is not None:
                 setattr(self, name, function)
 

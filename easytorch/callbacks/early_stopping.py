@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch._utils.registry import find, nearest, quoted
+from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Monitor(Callback):
         unmeasured = self.model.callbacks.params["validated"] and not any(name.startswith("val_") for name in logs)
         if not known and not (unmeasured and self.monitor.startswith("val_")):
             raise ValueError(
-                f"{type(self).__name__} monitors {self.monitor!r}, which is not in the logs.{nearest(self.monitor, logs)} "
-                f"There are {quoted(logs)}."
+                f"{type(self).__name__} monitors {self.monitor!r}, which is not in the logs.{did_you_mean(self.monitor, logs)} "
+                f"There are {quote_list(logs)}."
             )
         return logs.get(self.monitor)
 
@@ -81,13 +81,13 @@ def check_name(name: str, who: str, model: Model) -> None:
     Where a step or a callback of the user's own may log more, only what looks misspelt is refused now.
     """
     names = model.log_names()
-    if name in names or (model.may_log_more() and not nearest(name, names, cutoff=0.85)):
+    if name in names or (model.may_log_more() and not did_you_mean(name, names, cutoff=0.85)):
         return
     cure = ""
     if name.startswith("val_") and not any(known.startswith("val_") for known in names):
         cure = " Pass validation_data or validation_split to fit() to have it."
-    told = f"{who} {name!r}, which will not be in the logs.{nearest(name, names)}{cure}"
-    raise ValueError(f"{told} There will be {quoted(names)}.")
+    told = f"{who} {name!r}, which will not be in the logs.{did_you_mean(name, names)}{cure}"
+    raise ValueError(f"{told} There will be {quote_list(names)}.")
 
 
 def checked_patience(patience: Any) -> int:

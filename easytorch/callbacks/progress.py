@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from easytorch._utils.registry import nearest
+from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 
@@ -28,7 +28,7 @@ def displays(verbose: int | str) -> list[Callback]:
     """
     if verbose not in VERBOSE:
         raise ValueError(
-            f"Unknown verbose {verbose!r}.{nearest(verbose, VERBOSE)} Pass 0 (nothing), 1 or 'auto' (a live bar in a terminal, "
+            f"Unknown verbose {verbose!r}.{did_you_mean(verbose, VERBOSE)} Pass 0 (nothing), 1 or 'auto' (a live bar in a terminal, "
             "lines elsewhere), or 2 (one line for each epoch)."
         )
     if verbose == 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from easytorch._utils.atomic_file import _replace
 from easytorch._utils.pytree import leaves
-from easytorch._utils.registry import nearest
+from easytorch._utils.registry import did_you_mean
 from easytorch.checkpoint import validation
 from easytorch.errors import FileError, ResumeError
 
@@ -68,7 +68,7 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
     path = Path(path)
     if not path.exists():
         beside = [other.name for other in path.parent.glob("*") if other.is_file()] if path.parent.exists() else []
-        raise FileNotFoundError(f"There is no file {str(path)!r}.{nearest(path.name, beside)}")
+        raise FileNotFoundError(f"There is no file {str(path)!r}.{did_you_mean(path.name, beside)}")
     if path.is_dir():
         raise FileError(f"{str(path)!r} is a folder. Name the file in it.")
     if path.suffix == ".safetensors":

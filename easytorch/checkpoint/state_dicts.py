@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.registry import nearest
+from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.errors import FileError
 
@@ -112,7 +112,7 @@ def fit_names(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> di
         ("missing in the file", missing, unexpected[:ROWS], wanted),
         ("not in the module", unexpected, missing[:ROWS], tensors),
     ):
-        hints = {name: nearest(name[:200], others).strip() for name in some[:ROWS]}
+        hints = {name: did_you_mean(name[:200], others).strip() for name in some[:ROWS]}
         rows += [(what, name[:200], _shape(shapes[name]), hints.get(name, "")) for name in some]
     for name in wanted:
         if name in tensors and isinstance(wanted[name], Tensor) and not _same_kind(tensors[name], wanted[name]):

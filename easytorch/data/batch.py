@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from easytorch._utils.forward_signature import Signature
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     sample_weight: Any = None
 
 
-def unpack(batch: Any, signature: Signature | None = None) -> Batch:
+def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
     """Split ``batch`` into inputs, targets and sample weights.
 
     Args:
@@ -45,11 +45,11 @@ def unpack(batch: Any, signature: Signature | None = None) -> Batch:
             f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict."
         )
     if isinstance(batch, Mapping):
-        return _unpack_dict(batch, signature or Signature((), any_keyword=True))
+        return _unpack_dict(batch, signature or ForwardSignature((), any_keyword=True))
     return Batch(batch)
 
 
-def _unpack_dict(batch: Mapping[str, Any], signature: Signature) -> Batch:
+def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch:
     label = next((key for key in LABEL_KEYS if key in batch), None)
     inputs: Any = {key: value for key, value in batch.items() if key in signature.names}
     if label is None and inputs:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from easytorch._utils import atomic_file
-from easytorch._utils.forward_signature import Signature
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import as_tensor, as_tensors, is_array
@@ -26,7 +26,7 @@ from easytorch.data.batch import NO_BATCH, batch_size
 from easytorch.distributed.process_group import Alone
 
 
-def inputs(x: Any, signature: Signature) -> Any:
+def inputs(x: Any, signature: ForwardSignature) -> Any:
     """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
     if isinstance(x, list):
         return _listed_inputs(x, signature)
@@ -34,7 +34,7 @@ def inputs(x: Any, signature: Signature) -> Any:
     return (x,) if several and all(map(is_array, x)) else x
 
 
-def _listed_inputs(x: list[Any], signature: Signature) -> Any:
+def _listed_inputs(x: list[Any], signature: ForwardSignature) -> Any:
     """Return a list as what ``fit`` takes it for beside targets, numbers, rows or several inputs; else it holds batches."""
     if isinstance(next(leaves(x), None), (int, float, np.generic)):
         return as_tensors(x)

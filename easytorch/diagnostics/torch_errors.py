@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.forward_signature import Signature
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import quoted
+from easytorch._utils.registry import quote_list
 from easytorch.diagnostics import data_errors
 from easytorch.losses.checks import class_trouble
 from easytorch.losses.criterion import Criterion, Loss
@@ -59,7 +59,7 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
             return _of_metric(error, owner.criterion, local)
         if isinstance(owner, Strategy) and name == "backward":
             return _of_backward(error, local["loss"])
-        if isinstance(owner, Signature) and name == "call" and isinstance(error, TypeError):
+        if isinstance(owner, ForwardSignature) and name == "call" and isinstance(error, TypeError):
             inside = any(one.f_code is getattr(type(module).forward, "__code__", None) for one in frames)
             own = type(module).__module__.startswith("torch.nn")
             if "argument" not in str(error) or (inside and not own):  # a call in a forward() of the user's own
@@ -94,7 +94,7 @@ def _first(frame: FrameType) -> Any:
 
 def _called_with(frames: list[FrameType]) -> list[Any]:
     """Return what the whole module was called with."""
-    return [frame.f_locals.get("x") for frame in frames if isinstance(frame.f_locals.get("self"), Signature)]
+    return [frame.f_locals.get("x") for frame in frames if isinstance(frame.f_locals.get("self"), ForwardSignature)]
 
 
 def _is_ours(frame: FrameType) -> bool:
@@ -225,8 +225,8 @@ SIZE_CURES: tuple[tuple[type[nn.Module], Callable[[Any, Tensor, Exception], str 
 # Calls, losses, metrics, gradients
 
 
-def _of_call(error: Exception, module: nn.Module, signature: Signature, x: Any) -> Exception:
-    takes = quoted(signature.names) if signature.names else "nothing"
+def _of_call(error: Exception, module: nn.Module, signature: ForwardSignature, x: Any) -> Exception:
+    takes = quote_list(signature.names) if signature.names else "nothing"
     return TypeError(
         f"{type(module).__name__}.forward takes {takes}, but the inputs of the batch are {describe(x)} ({error}). "
         "Batches are (x, y); x is one tensor, a tuple with one tensor for each argument, or a dict named like the arguments."

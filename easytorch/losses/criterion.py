@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.api_hints import check_order
+from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import find, name_of, nearest, quoted
+from easytorch._utils.registry import did_you_mean, find, get_name, quote_list
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, from_numpy
 from easytorch.losses.checks import (
@@ -139,7 +139,7 @@ class Loss(Criterion):
 
     def __init__(self, loss: Any) -> None:
         self.function = _function(loss)
-        check_order("loss", name_of(self.function), self.function)
+        check_argument_order("loss", get_name(self.function), self.function)
         self.family = self._family()
         self.activation: Callable[[Tensor], Tensor] | None
         self._keras = self.function in KERAS.values()
@@ -258,7 +258,7 @@ class Loss(Criterion):
         return self.activation(y_pred) if self.activation else super().probabilities(y_pred)
 
     def __repr__(self) -> str:
-        return repr(self.function) if isinstance(self.function, nn.Module) else name_of(self.function)
+        return repr(self.function) if isinstance(self.function, nn.Module) else get_name(self.function)
 
     def prediction(self, part: Any, output: str | None) -> Any:
         """Return what is compared with the targets: of a mean and a variance the mean."""
@@ -334,7 +334,7 @@ class Loss(Criterion):
             values = values / torch.as_tensor(y[1], device=values.device).clamp(min=1)
         if values.ndim == 0:
             raise ValueError(
-                f"Weights need the loss of each sample, but {name_of(self.function)!r} returns one number for the whole "
+                f"Weights need the loss of each sample, but {get_name(self.function)!r} returns one number for the whole "
                 "batch. Let it return one value for each sample, or leave the weights out."
             )
         return values
@@ -359,8 +359,8 @@ class SeveralLosses(Criterion):
             unknown = [name for name in weights if name not in self.names]
             if unknown:
                 raise ValueError(
-                    f"loss_weights name the output {unknown[0]!r}, which has no loss.{nearest(unknown[0], self.names)} "
-                    f"Pass weights for {quoted(self.names)}."
+                    f"loss_weights name the output {unknown[0]!r}, which has no loss.{did_you_mean(unknown[0], self.names)} "
+                    f"Pass weights for {quote_list(self.names)}."
                 )
             return {name: float(weight) for name, weight in weights.items()}
         if weights is not None and (not hasattr(weights, "__len__") or len(weights) != self.count):
@@ -388,7 +388,7 @@ class SeveralLosses(Criterion):
         summed = [name for name, loss in self.losses.items() if loss.summed]
         if 0 < len(summed) < len(self.losses):
             raise ValueError(
-                f"The losses of {quoted(summed)} add their samples up and the others average them, so that several batches "
+                f"The losses of {quote_list(summed)} add their samples up and the others average them, so that several batches "
                 "cannot count as one. Use one reduction for all, and loss_weights."
             )
         return None if summed else sizes
@@ -416,7 +416,7 @@ class SeveralLosses(Criterion):
         fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == self.count
         if isinstance(tree, Mapping) != self.by_name or not fits:
             raise ValueError(
-                f"The losses are for {quoted(self.names)}, but the {what} are {describe(tree)}. Pass losses, outputs "
+                f"The losses are for {quote_list(self.names)}, but the {what} are {describe(tree)}. Pass losses, outputs "
                 "and targets all as dicts with the same keys, or all as lists or tuples of the same length."
             )
         if isinstance(tree, Mapping):

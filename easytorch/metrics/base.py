@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easytorch._utils.api_hints import ExplainsArguments
+from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.pytree import leaves
-from easytorch._utils.registry import name_of
+from easytorch._utils.registry import get_name
 from easytorch.checkpoint.validation import to_plain
 from easytorch.metrics.aggregation import Mean, Scalar
 
 
-class Metric(ExplainsArguments):
+class Metric(HelpfulInit):
     """What is measured over many batches: subclass it, or pass a function, a name or a torchmetrics object instead.
 
     A metric has a ``name`` for the logs and a ``mode``, ``"max"`` or ``"min"``, whichever is better (None: unknown).
@@ -119,7 +119,7 @@ class MeanMetric(Metric):
         mode: str | None = None,
         finish: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.function, self.name, self.mode, self.finish = function, name or name_of(function), mode, finish
+        self.function, self.name, self.mode, self.finish = function, name or get_name(function), mode, finish
         super().__init__()
 
     def reset(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from easytorch._utils.pytree import describe, map_leaves
-from easytorch._utils.registry import nearest
+from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.distributed.process_group import Alone
 from easytorch.losses.criterion import Criterion
@@ -146,7 +146,7 @@ class Metrics:
         known = dict(zip(self.names, (metric.mode for metric, *_ in self._metrics), strict=True))
         mode = known.get(bare) or ("min" if bare == "loss" or bare.endswith("_loss") else None)
         if mode is None:
-            hint = nearest(bare, {"loss", *self.names} - {bare})
+            hint = did_you_mean(bare, {"loss", *self.names} - {bare})
             raise ValueError(
                 f"It is not known whether {name!r} is better high or low.{hint} Pass mode='min' or mode='max'."
             )

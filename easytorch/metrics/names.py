@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easytorch._utils.api_hints import check_order
+from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import name_of, nearest, quoted, spellings, unknown
+from easytorch._utils.registry import did_you_mean, get_name, quote_list, spellings, unknown_name_message
 from easytorch.losses.criterion import Criterion, SeveralLosses
 from easytorch.losses.keras import KERAS
 from easytorch.metrics.base import MeanMetric, Metric
@@ -77,7 +77,7 @@ def _by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | N
         for name, some in named.items():
             if name not in criterion.losses and (some or name not in criterion.outputs):
                 raise ValueError(
-                    f"metrics name the output {name!r}, which has no loss.{nearest(name, criterion.names)}"
+                    f"metrics name the output {name!r}, which has no loss.{did_you_mean(name, criterion.names)}"
                 )
         return [
             (_resolve_one(metric, criterion.losses[name]), name)
@@ -108,7 +108,7 @@ def _of_the_only_output(metrics: list[Any], criterion: SeveralLosses) -> Criteri
         each: Any = {criterion.outputs[0]: named}
         each = each if criterion.by_name else [named, *[[] for _ in criterion.outputs[1:]]]
         raise ValueError(
-            f"The metric {named[0]!r} does not say which of the outputs, {quoted(criterion.outputs)}, it measures. Pass a list "
+            f"The metric {named[0]!r} does not say which of the outputs, {quote_list(criterion.outputs)}, it measures. Pass a list "
             f"for each, such as metrics={each!r}."
         )
     return criterion
@@ -128,19 +128,19 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
         named.takes_all = False
         return named
     if isinstance(metric, Metric):
-        check_order("metric", metric.name, metric.update)
+        check_argument_order("metric", metric.name, metric.update)
         return metric
     if is_torchmetric(metric):
         if not hasattr(metric, "_defaults"):
             raise TypeError(f"{metric!r} holds several metrics. Pass them one by one.")
-        check_order("metric", type(metric).__name__, metric.update)
+        check_argument_order("metric", type(metric).__name__, metric.update)
         return TorchMetric(metric, criterion)
     if isinstance(metric, type):
         raise TypeError(
             f"Expected a metric, received the class {metric.__name__}. Make an object of it: {metric.__name__}()."
         )
     if callable(metric):
-        check_order("metric", name_of(metric), metric)
+        check_argument_order("metric", get_name(metric), metric)
         return MeanMetric(metric)
     raise TypeError(
         f"Expected a metric, received {metric!r}. Pass a name such as 'accuracy', a function f(y_pred, y), an "
@@ -173,11 +173,11 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
     if name in KERAS:
         return MeanMetric(functools.partial(of_alike, KERAS[name]), typed, "min")
     raise ValueError(
-        unknown(
+        unknown_name_message(
             "metric",
             typed,
             NAMES,
-            near=nearest(name, NAMES),
+            near=did_you_mean(name, NAMES),
             otherwise="a function f(y_pred, y), an easytorch.Metric or a torchmetrics object",
             common=("accuracy", "top_5_accuracy", "f1", "auroc", "mae", "rmse", "r2"),
             whole="easytorch.metrics.NAMES",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch import optimizers
-from easytorch._utils.api_hints import ExplainsArguments
+from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
 from easytorch.checkpoint import files
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STOP, INTERRUPT = 0, 1  # what processes agree about
 
 
-class Strategy(ExplainsArguments):
+class Strategy(HelpfulInit):
     """Runs the steps of one process on one device.
 
     The loop calls it and asks nothing: what a place or a precision does not need, it does not do.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from easytorch._utils.registry import find, nearest
+from easytorch._utils.registry import did_you_mean, find
 from easytorch._utils.warnings import warn
 from easytorch.distributed.process_group import launched, local_rank
 
@@ -76,7 +76,7 @@ def set_matmul(precision: str | None) -> None:
 def _nearest_device(device: Any, here: list[str]) -> str:
     if str(device).strip().lower() == "gpu":
         return " Did you mean 'auto'?"
-    return nearest(device, ["auto", *here, "cuda", "mps", "xpu"])
+    return did_you_mean(device, ["auto", *here, "cuda", "mps", "xpu"])
 
 
 def _check_precision(device: torch.device, dtype: torch.dtype | None) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch._utils.api_hints import ATTRIBUTES, check_steps, explained_attribute, refuse_assignment
-from easytorch._utils.forward_signature import Signature
+from easytorch._utils.api_hints import ATTRIBUTE_HINTS, check_assignment, check_steps, missing_attribute_error
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.internal import is_internal
 from easytorch.callbacks.base import CallbackList
 from easytorch.data.batch import Batch
@@ -26,7 +26,7 @@ class Looking:
 
     module: torch.nn.Module
     device: torch.device
-    signature: Signature
+    signature: ForwardSignature
     strategy: Strategy
     optimizer: torch.optim.Optimizer | None
     loss: Criterion
@@ -44,7 +44,7 @@ class Looking:
                 raise AttributeError(
                     f"{type(self).__name__} has no {name!r}: its __init__ does not call super().__init__(module), or not first."
                 )
-            raise explained_attribute(f"A {type(self).__name__}", name, ATTRIBUTES, dir(type(self)))
+            raise missing_attribute_error(f"A {type(self).__name__}", name, ATTRIBUTE_HINTS, dir(type(self)))
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -59,7 +59,7 @@ class Looking:
         if name == "loss" and not isinstance(value, Criterion):
             raise TypeError(f"The loss is chosen by compile(optimizer, loss), received {value!r} as model.loss.")
         if self._is_plain:
-            refuse_assignment(name)
+            check_assignment(name)
         super().__setattr__(name, value)
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch._utils.registry import find, nearest, quoted
+from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.timer import PARTS, Timer, shares
 
 if TYPE_CHECKING:
@@ -118,11 +118,11 @@ class History(Chain, Mapping[str, list[float]]):
         if name not in values:
             if not values:
                 raise KeyError(f"No {name!r} in the history, for no epoch has ended yet.")
-            near = nearest(name, values)
+            near = did_you_mean(name, values)
             wanted = name.removeprefix("val_") if isinstance(name, str) else ""
             if not near and wanted != name and wanted in values:
                 near = " There was no validation: fit(..., validation_split=0.2) measures it."
-            raise KeyError(f"No {name!r} in the history.{near} It holds {quoted(values)}.")
+            raise KeyError(f"No {name!r} in the history.{near} It holds {quote_list(values)}.")
         return values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -288,7 +288,7 @@ class Scores(Chain):
             return list(self._values.values())[key]
         if key not in self._values:
             raise KeyError(
-                f"No {key!r} among the scores.{nearest(key, self._values)} There are {quoted(self._values)}."
+                f"No {key!r} among the scores.{did_you_mean(key, self._values)} There are {quote_list(self._values)}."
             )
         return self._values[key]
 
@@ -296,7 +296,9 @@ class Scores(Chain):
         values = self.__dict__.get("_values", {})
         if name in values:
             return float(values[name])
-        raise AttributeError(f"No {name!r} among the scores.{nearest(name, values)} There are {quoted(values)}.")
+        raise AttributeError(
+            f"No {name!r} among the scores.{did_you_mean(name, values)} There are {quote_list(values)}."
+        )
 
     def __float__(self) -> float:
         if len(self) == 1:

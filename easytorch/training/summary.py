@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils import train_mode
-from easytorch._utils.forward_signature import Signature
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
 
@@ -37,7 +37,7 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
     } | options
     if x is None or not options.keys().isdisjoint(("input_data", "input_size")):
         return _shown_once(_narrowed(torchinfo.summary(module, **options)))
-    signature = Signature.of(module)
+    signature = ForwardSignature.of(module)
     x = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, x)
     recorded: dict[str, Any] = {}
 
