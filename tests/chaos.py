@@ -93,7 +93,7 @@ def run(kills: int, folder: Path, seed: int = 0, numbers: tuple[int, ...] = (sig
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (0, 130, 143):
                 raise RuntimeError(f"a run failed with status {os.WEXITSTATUS(status)}")
             report.kills += 1
-            for path in rotation.checkpoints(place):
+            for path in rotation.list_checkpoints(place):
                 try:
                     files.read_model(path)
                 except FileError:

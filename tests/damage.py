@@ -55,7 +55,7 @@ def good_files(folder: Path) -> dict[str, Path]:
     found = {
         "model": trained.save(folder / "model.pt"),
         "weights": trained.save_weights(folder / "weights.pt"),
-        "checkpoint": rotation.checkpoints(folder / "run")[0],
+        "checkpoint": rotation.list_checkpoints(folder / "run")[0],
     }
     with contextlib.suppress(ImportError):
         found["safetensors"] = trained.save_weights(folder / "weights.safetensors")
@@ -402,7 +402,7 @@ def _train_on_full_disk(folder: Path, budget: Callable[[int], Any], say: Callabl
 
         def fill(epoch: int, logs: Any, stack: Any = stack, ends_full: bool = ends_full, run: Path = run) -> None:
             if epoch == 2:
-                say(checkpoints=[path.name for path in rotation.checkpoints(run)], run=str(run))
+                say(checkpoints=[path.name for path in rotation.list_checkpoints(run)], run=str(run))
                 stack.enter_context(budget(3000))
             elif epoch == 5 and not ends_full:
                 stack.close()
@@ -430,8 +430,8 @@ def _train_on_full_disk(folder: Path, budget: Callable[[int], Any], say: Callabl
             wanted=2 * epochs,
             error=error,
             warnings=[str(warning.message) for warning in caught],
-            checkpoints=[path.name for path in rotation.checkpoints(run)],
-            newest=rotation.newest(run)[1]["state"]["step"],
+            checkpoints=[path.name for path in rotation.list_checkpoints(run)],
+            newest=rotation.read_newest(run)[1]["state"]["step"],
             left=[entry for entry in os.listdir(run) if entry.endswith(".tmp")],
         )
 

@@ -102,7 +102,7 @@ def end_one(folder: Path, rng: random.Random, after: int, how: str = "kill") -> 
 
 
 def last_step(folder: Path) -> int:
-    found = rotation.checkpoints(folder / "run")
+    found = rotation.list_checkpoints(folder / "run")
     return int(found[0].stem.removeprefix("step-")) if found else 0
 
 

@@ -281,7 +281,7 @@ def dropping():
 
 
 def steps_in(folder):
-    return [int(path.stem.removeprefix("step-")) for path in reversed(rotation.checkpoints(folder))]
+    return [int(path.stem.removeprefix("step-")) for path in reversed(rotation.list_checkpoints(folder))]
 
 
 def run(folder, *more, epochs=3, **options):
@@ -354,7 +354,7 @@ def test_a_backup_used_again_after_an_interrupted_validation_keeps_the_random_st
     press = LambdaCallback(on_test_batch_end=lambda *_: signal.raise_signal(signal.SIGINT))
     train(new_model(dropping), 2, backup, press)
     train(new_model(dropping), 2, backup, validation_data=None)
-    kept = rotation.newest(tmp_path)[1]
+    kept = rotation.read_newest(tmp_path)[1]
     assert kept["state"]["step"] == 2 * UPDATES
     assert torch.equal(kept["feed"]["random"]["torch"], torch.get_rng_state())
 
@@ -421,7 +421,7 @@ def test_a_broken_newest_backup_is_passed_over_with_a_warning(tmp_path):
 
 def test_a_folder_with_broken_backups_alone_is_an_error_before_the_first_step(tmp_path):
     crashed(tmp_path, at=2 * UPDATES + 1)
-    for path in rotation.checkpoints(tmp_path):
+    for path in rotation.list_checkpoints(tmp_path):
         path.write_bytes(b"PK")
     with pytest.raises(FileError, match=r"None of the 2 checkpoints .* is whole"):
         run(tmp_path)

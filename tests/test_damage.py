@@ -103,7 +103,7 @@ def test_damage_that_hits_both_the_checksums_name_and_a_value_is_refused(tmp_pat
 @pytest.mark.parametrize("kind", MUTATORS)
 def test_a_folder_whose_newest_file_is_damaged_gives_the_one_before_and_says_so(kind, tmp_path):
     good_files(tmp_path)
-    newest, older = rotation.checkpoints(tmp_path / "run")
+    newest, older = rotation.list_checkpoints(tmp_path / "run")
     wanted = files.read(older)
     data, rng = newest.read_bytes(), random.Random(kind)
     newest.write_bytes(damaged(data, kind, rng))
@@ -148,7 +148,7 @@ def _stopped(folder, epoch, **options):
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(tmp_path):
     undisturbed = _program(tmp_path / "undisturbed")
     _stopped(tmp_path / "run", 3)
-    newest = rotation.checkpoints(tmp_path / "run")[0]
+    newest = rotation.list_checkpoints(tmp_path / "run")[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=newest.name):
         resumed = _program(tmp_path / "run")
@@ -157,7 +157,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to
 
 def test_a_folder_of_damaged_files_alone_is_an_error_that_names_the_newest(tmp_path):
     good_files(tmp_path)
-    for path in rotation.checkpoints(tmp_path / "run"):
+    for path in rotation.list_checkpoints(tmp_path / "run"):
         path.write_bytes(path.read_bytes()[:1000])
     for load in (lambda: model().load(tmp_path / "run"), lambda: model().fit(X, Y, resume=tmp_path / "run", verbose=0)):
         with pytest.raises(FileError, match=r"step-0000000004\.pt"):
@@ -167,12 +167,12 @@ def test_a_folder_of_damaged_files_alone_is_an_error_that_names_the_newest(tmp_p
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_broken_newest_file_never_costs_the_whole_ones(keep, tmp_path):
     _stopped(tmp_path / "run", 3, keep=2)
-    newest = rotation.checkpoints(tmp_path / "run")[0]
+    newest = rotation.list_checkpoints(tmp_path / "run")[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     wholes = []
 
     def look(step, logs):
-        wholes.append(sum(map(_is_whole, rotation.checkpoints(tmp_path / "run"))))
+        wholes.append(sum(map(_is_whole, rotation.list_checkpoints(tmp_path / "run"))))
 
     torch.manual_seed(0)
     one = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
@@ -187,7 +187,7 @@ def test_a_broken_newest_file_never_costs_the_whole_ones(keep, tmp_path):
 def test_whoever_goes_back_to_an_older_file_keeps_what_is_written_from_there(tmp_path):
     _program(tmp_path / "run", save_freq=1, keep=8)
     older = rotation.step_path(tmp_path / "run", 2)
-    for path in rotation.checkpoints(tmp_path / "run"):  # so that the new ones can be told from the old ones
+    for path in rotation.list_checkpoints(tmp_path / "run"):  # so that the new ones can be told from the old ones
         os.utime(path, (0, 0))
     torch.manual_seed(0)
     one = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
@@ -206,13 +206,13 @@ def test_at_the_end_only_the_checkpoints_are_deleted(tmp_path):
     one = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     one.fit(X, Y, epochs=2, callbacks=[BackupAndRestore(tmp_path / "run")], verbose=0)
     assert all(path.exists() for path in mine)
-    assert not rotation.checkpoints(tmp_path / "run")
+    assert not rotation.list_checkpoints(tmp_path / "run")
 
 
 def test_a_checkpoint_file_given_to_backup_and_restore_does_not_cost_its_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("months of work")
     shutil.copytree(good_files(tmp_path / "good")["checkpoint"].parent, tmp_path / "run")
-    start = rotation.checkpoints(tmp_path / "run")[0]
+    start = rotation.list_checkpoints(tmp_path / "run")[0]
     shutil.move(start, tmp_path / "start.pt")
     one = model()
     keeper = BackupAndRestore(tmp_path / "start.pt")
@@ -397,7 +397,7 @@ def test_a_checkpoint_cannot_make_us_delete_a_file_that_training_did_not_write(t
     fit(ModelCheckpoint(tmp_path / "models" / "{epoch}.pt", keep=1), resume=tmp_path / "run")
     victim = tmp_path / "thesis.tex"
     victim.write_text("months of work")
-    path = rotation.checkpoints(tmp_path / "run")[-1]
+    path = rotation.list_checkpoints(tmp_path / "run")[-1]
     content = files.read(path)
     state = next(state for name, state in content["callbacks"] if name == "ModelCheckpoint")
     state["written"] = [[str(victim), None]]
@@ -478,7 +478,7 @@ def _cut_while_keeping(folder, keep=1, writes=5, states=2500, tidy=None, **optio
             files.write(path, _content(step))
             images[path.name] = path.read_bytes()
             cut.acknowledge()
-            rotation.keep_newest(folder, keep)
+            rotation.delete_old(folder, keep)
     destroyed, lost, examples = 0, 0, []
     for number, (moment, left) in enumerate(cut.states(states)):
         names = [name for name in left if not name.startswith(".")]
@@ -505,8 +505,8 @@ def test_no_power_cut_loses_an_acknowledged_checkpoint_of_a_run(keep, tmp_path):
         folder.mkdir()
         for name, data in left.items():
             (folder / name).write_bytes(data)
-        rotation.sweep(folder)
-        assert rotation.newest(folder)[1]["step"] >= moment.acknowledged
+        rotation.remove_stale(folder)
+        assert rotation.read_newest(folder)[1]["step"] >= moment.acknowledged
         assert all(path.name.startswith("step-") for path in folder.iterdir())
 
 
@@ -520,7 +520,7 @@ def test_the_model_of_power_cuts_sees_every_step_that_is_left_out(tmp_path):
     assert destroyed > 100
     _, lost, _ = _cut_while_keeping(tmp_path / "d", deaf_to="folder")
     assert lost > 100
-    _, lost, _ = _cut_while_keeping(tmp_path / "e", tidy=lambda folder: rotation.keep_newest(folder, 0))
+    _, lost, _ = _cut_while_keeping(tmp_path / "e", tidy=lambda folder: rotation.delete_old(folder, 0))
     assert lost > 100
 
 

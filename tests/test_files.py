@@ -475,14 +475,14 @@ def test_an_uncompiled_model_is_saved_and_loaded(tmp_path):
 def test_ctrl_c_while_a_file_is_written_is_ctrl_c_and_leaves_the_old_file(tmp_path, monkeypatch, call):
     """torch.save ends in a RuntimeError about a wrong position then."""
     path = files.write(tmp_path / "a.pt", {"x": torch.zeros(3)})
-    calls, honest = itertools.count(1), atomic_file.Honest.write
+    calls, honest = itertools.count(1), atomic_file.ErrorRecordingFile.write
 
     def write(self, data):
         if next(calls) == call:
             signal.raise_signal(signal.SIGINT)
         return honest(self, data)
 
-    monkeypatch.setattr(atomic_file.Honest, "write", write)
+    monkeypatch.setattr(atomic_file.ErrorRecordingFile, "write", write)
     with pytest.raises(KeyboardInterrupt):
         files.write(path, {f"x{i}": torch.ones(64) for i in range(8)})
     assert files.read(path)["x"].tolist() == [0, 0, 0]

@@ -151,7 +151,7 @@ def test_best_weights_come_back_after_an_interruption(tmp_path):
     history = model.fit(blob_loader(), 5, callbacks=callbacks, resume=tmp_path, verbose=0)
     assert history.interrupted
     assert all(torch.equal(best[name], value) for name, value in model.module.state_dict().items())
-    kept = rotation.newest(tmp_path)[1]["module"]  # the checkpoint has the weights of training, not the best
+    kept = rotation.read_newest(tmp_path)[1]["module"]  # the checkpoint has the weights of training, not the best
     assert not all(torch.equal(best[name], value) for name, value in kept.items())
 
 
@@ -184,7 +184,7 @@ def test_sigterm_ends_the_process_with_its_usual_status_after_the_checkpoint(tmp
     with pytest.raises(SystemExit) as ended:
         fitted(SendSignal(10, signal.SIGTERM), resume=tmp_path)
     assert ended.value.code == 143
-    assert rotation.checkpoints(tmp_path)[0].name == "step-0000000010.pt"
+    assert rotation.list_checkpoints(tmp_path)[0].name == "step-0000000010.pt"
 
 
 PROGRAM = """
@@ -245,14 +245,14 @@ def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_nobody_behind(numb
     process = start(tmp_path, workers)
     assert process.stdout.readline() == "ready\n"
     deadline = time.monotonic() + 60
-    while not rotation.checkpoints(tmp_path) and time.monotonic() < deadline:
+    while not rotation.list_checkpoints(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == (143 if number == signal.SIGTERM else 0), err
     assert "Traceback" not in err
     assert ("interrupted" in out) == (number == signal.SIGINT)
-    _, content = rotation.newest(tmp_path)
+    _, content = rotation.read_newest(tmp_path)
     assert content["state"]["step"] > 0
     assert members(process.pid) == []
 

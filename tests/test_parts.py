@@ -100,7 +100,7 @@ def test_what_three_processes_have_written_is_read_by_two_by_one_and_by_a_proces
 
 def loaded(strategy, folder):
     model = compiled(strategy).load(folder)
-    weights = compiled(strategy).load_weights(rotation.checkpoints(folder)[0])
+    weights = compiled(strategy).load_weights(rotation.list_checkpoints(folder)[0])
     return model.state.step, weights_of(model), weights_of(weights)
 
 
@@ -135,7 +135,7 @@ def written_beside(folder):
 
         def on_train_batch_end(self, batch, logs=None):
             step = self.model.state.step
-            seen[step] = weights_of(self.model), [path.name for path in rotation.checkpoints(folder)]
+            seen[step] = weights_of(self.model), [path.name for path in rotation.list_checkpoints(folder)]
             if step == 3:
                 held.free.set()
 
@@ -176,7 +176,7 @@ def test_killed_while_it_is_written_the_one_before_is_taken_and_what_is_left_is_
     (whole, losses, _), *_ = together(kept, tmp_path / "whole", None)
     with pytest.raises(RuntimeError, match="failed; the others were ended"):
         together(killed_while_writing, tmp_path / "run", rank, moment)
-    assert [path.name for path in rotation.checkpoints(tmp_path / "run")] == ["step-0000000001.pt"]
+    assert [path.name for path in rotation.list_checkpoints(tmp_path / "run")] == ["step-0000000001.pt"]
     assert (tmp_path / "run" / "step-0000000002.parts-0").exists()
     for weights, again, (step, _) in together(kept, tmp_path / "run", None):
         assert step == 1
@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_for_one_process_is_one_warning_and_training_goes_on
 def test_where_the_last_checkpoint_cannot_be_written_all_processes_say_so_after_training(tmp_path):
     for _, told, _ in together(full_disk, tmp_path, (9,)):
         assert "No space left on device" in told
-    assert [path.name for path in rotation.checkpoints(tmp_path)] == ["step-0000000008.pt", "step-0000000007.pt"]
+    assert [path.name for path in rotation.list_checkpoints(tmp_path)] == ["step-0000000008.pt", "step-0000000007.pt"]
     together(kept, tmp_path, None, 9)
 
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_with_a_part_that_is_not_its_own_is_passed_over(damage, tol
     together(kept, tmp_path, 3)
     damage(tmp_path / "step-0000000003.parts-0" / "00001.pt")
     with pytest.warns(UserWarning, match=rf"{told}.*Passed over, for the older 'step-0000000002\.pt'"):
-        path, _ = rotation.newest(tmp_path)
+        path, _ = rotation.read_newest(tmp_path)
     with pytest.raises(FileError, match=told):
         compiled("one").load(rotation.step_path(tmp_path, 3))
     assert path == rotation.step_path(tmp_path, 2)
@@ -283,7 +283,7 @@ def test_parts_of_no_checkpoint_are_swept_and_those_of_a_way_not_taken_stay(tmp_
     (tmp_path / "step-0000000003.parts-1").mkdir()
     (tmp_path / "step-0000000007.parts-0").mkdir()
     together(kept, tmp_path / "step-0000000002.pt", 3)
-    rotation.sweep(tmp_path)
+    rotation.remove_stale(tmp_path)
     names = {path.split("/")[0] for path in parts_in(tmp_path)}
     steps = {f"step-000000000{step}.{kind}" for step, kind in ((2, "pt"), (2, "parts-0"), (3, "pt"), (3, "parts-2"))}
     assert names == steps | {"step-0000000003.pt.aside", "step-0000000003.parts-0"}
@@ -315,7 +315,7 @@ def interrupted(folder):
 def test_after_ctrl_c_the_last_checkpoint_is_whole_when_fit_returns(tmp_path):
     (ended, step, weights), _ = together(interrupted, tmp_path)
     assert ended
-    path, content = rotation.newest(tmp_path)
+    path, content = rotation.read_newest(tmp_path)
     assert content["state"]["step"] == step
     assert furthest(weights_of(compiled("one").load(path)), weights) == 0
 

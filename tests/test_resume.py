@@ -295,7 +295,7 @@ def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
     assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, precision="fp16"))
     with pytest.raises(PulledPlug):
         program(tmp_path / "mutated", LOADERS["shuffled"], 10, precision="fp16")
-    path, content = rotation.newest(tmp_path / "mutated")
+    path, content = rotation.read_newest(tmp_path / "mutated")
     content["strategy"]["scaler"]["scale"] = 2.0**10
     files.write(path, content)
     with pytest.raises(AssertionError):
@@ -614,7 +614,7 @@ def test_leaving_out_one_part_would_not_go_unnoticed(part, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], epochs=3)
     with pytest.raises(PulledPlug):
         program(tmp_path / "stopped", LOADERS["shuffled"], 10, epochs=3)
-    path, content = rotation.newest(tmp_path / "stopped")
+    path, content = rotation.read_newest(tmp_path / "stopped")
     PARTS[part](content)
     files.write(path, content)
     try:
@@ -630,7 +630,7 @@ def test_the_state_of_every_generator_matters(generator, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["random augmentation"])
     with pytest.raises(PulledPlug):
         program(tmp_path / "stopped", LOADERS["random augmentation"], 10)
-    path, content = rotation.newest(tmp_path / "stopped")
+    path, content = rotation.read_newest(tmp_path / "stopped")
     with preserve_rng_state():
         torch.manual_seed(99)
         random.seed(99)

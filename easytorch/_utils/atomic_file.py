@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def _replace(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
-    with replacing(path, needed) as file:
+def write_atomically(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
+    with replace_atomically(path, needed) as file:
         try:
             fill(file)  # type: ignore[arg-type]  # writes, seeks and tells
         except RuntimeError as error:
@@ -26,7 +26,7 @@ def _replace(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
+def replace_atomically(path: Path, needed: int = 0) -> Iterator[ErrorRecordingFile]:
     """Give a temporary file beside ``path``, and put it in the place of ``path`` when it is whole and on the disk.
 
     Args:
@@ -37,7 +37,7 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
         OSError: If it cannot be written, with the reason and what to do; whatever was at ``path`` is unchanged then.
     """
     temporary: str | None = None
-    file: Honest | None = None
+    file: ErrorRecordingFile | None = None
     replaced, filled = False, False
     path = path.resolve() if path.is_symlink() else path
     try:
@@ -52,7 +52,7 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(descriptor, "wb") as raw:
-            file = Honest(raw)
+            file = ErrorRecordingFile(raw)
             yield file
             filled = True
             raw.flush()
@@ -60,7 +60,7 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
         os.chmod(temporary, _mode(path))
         os.replace(temporary, path)
         replaced = True
-        sync_folder(path.parent)
+        fsync_folder(path.parent)
     except OSError as error:
         if file is not None and not filled and file.error is None:
             raise  # of those who fill it: data that cannot be read, for example
@@ -71,7 +71,7 @@ def replacing(path: Path, needed: int = 0) -> Iterator[Honest]:
                 os.unlink(temporary)
 
 
-class Honest(io.RawIOBase):
+class ErrorRecordingFile(io.RawIOBase):
     """A file that remembers why a write failed, since torch.save forgets it."""
 
     def __init__(self, raw: IO[bytes]) -> None:
@@ -144,7 +144,7 @@ def _mode(path: Path) -> int:
     return 0o666 & ~mask
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Have the names of the files in ``folder`` outlive a power cut."""
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -88,16 +88,16 @@ class BackupAndRestore(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise type(error)(error.errno, f"Cannot keep the run in {str(self.folder)!r}: {error.strerror}.") from error
-        rotation.sweep(self.folder)
-        if not rotation.checkpoints(self.folder):
+        rotation.remove_stale(self.folder)
+        if not rotation.list_checkpoints(self.folder):
             return None, {}
-        path, content = rotation.newest(self.folder, self.model.device)
+        path, content = rotation.read_newest(self.folder, self.model.device)
         self._leave_newer(path)
         return path, content
 
     def _leave_newer(self, source: Path) -> None:
         """Set those checkpoints aside that are newer than the one to go on from: broken ones, or of a way not taken."""
-        rotation.set_aside(path for path in rotation.checkpoints(self.folder) if path.name > source.name)
+        rotation.archive_checkpoints(path for path in rotation.list_checkpoints(self.folder) if path.name > source.name)
 
     def _resume(self, content: dict[str, Any], path: Path) -> None:
         self.model.load_training_state(content, path)
@@ -145,7 +145,7 @@ class BackupAndRestore(Callback):
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
         failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.damaged
         if ended and self.delete_checkpoint and not failed and self.model.strategy.processes.first:
-            rotation.keep_newest(self.folder, 0)
+            rotation.delete_old(self.folder, 0)
             with contextlib.suppress(OSError):  # there is something else in it
                 self.folder.rmdir()
         elif self._failed is not None:
@@ -187,7 +187,7 @@ class BackupAndRestore(Callback):
 
     def _tidy(self) -> None:
         if self.model.strategy.processes.first:
-            rotation.keep_newest(self.folder, self.keep)
+            rotation.delete_old(self.folder, self.keep)
 
 
 class ModelCheckpoint(Monitor):

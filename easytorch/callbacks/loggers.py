@@ -69,7 +69,7 @@ class CSVLogger(Callback):
         writer = self._writer(text := io.StringIO())
         writer.writeheader()
         writer.writerows(self.rows)
-        with atomic_file.replacing(self.path) as file:  # the lines that are there stay until all are written
+        with atomic_file.replace_atomically(self.path) as file:  # the lines that are there stay until all are written
             file.write(text.getvalue().encode())
         self._whole = True
 

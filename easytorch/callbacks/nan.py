@@ -155,7 +155,7 @@ class TerminateOnNaN(Callback):
                 "window": window,
                 "random": random,
                 "report": self.report,
-                "module": state_dicts.bare(self.model.module),
+                "module": state_dicts.unwrapped_state_dict(self.model.module),
             }
             try:
                 self.report += f"\n  Written to {files.write(Path(self.path), content)}, to reproduce it."

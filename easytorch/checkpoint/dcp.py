@@ -54,8 +54,8 @@ class Writer:
         self.finish()
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
-        rest, tensors = taken_out(validation.to_plain(dict(content), "the content"))
-        self._folder = self.processes.same(rotation.unused_parts(path))
+        rest, tensors = extract_tensors(validation.to_serializable(dict(content), "the content"))
+        self._folder = self.processes.same(rotation.unused_shard_folder(path))
         storage: Any = _Storage(path, self._folder, self.processes.rank, map_leaves(_copy, rest), list(tensors))
         named = {str(number): tensor for number, tensor in enumerate(tensors.values())}
         self._task = async_save(named, storage_writer=storage, process_group=self._group)  # type: ignore[assignment]  # a future, as asked
@@ -104,11 +104,11 @@ def read(content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, to
         except CheckpointException as failure:
             raise next(cause for cause, _ in failure.failures.values()) from failure
     rest = {key: value for key, value in content.items() if key != "parts"}
-    whole: dict[str, Any] = put_back(rest, dict(zip(places, named.values(), strict=True)))
+    whole: dict[str, Any] = insert_tensors(rest, dict(zip(places, named.values(), strict=True)))
     return whole
 
 
-def taken_out(tree: Any) -> tuple[Any, dict[Place, Tensor]]:
+def extract_tensors(tree: Any) -> tuple[Any, dict[Place, Tensor]]:
     """Return ``tree`` with None for every tensor of which processes keep parts, and these tensors by their places."""
     found: dict[Place, Tensor] = {}
 
@@ -121,7 +121,7 @@ def taken_out(tree: Any) -> tuple[Any, dict[Place, Tensor]]:
     return _placed(note, tree, ()), found
 
 
-def put_back(tree: Any, tensors: Mapping[Place, Tensor]) -> Any:
+def insert_tensors(tree: Any, tensors: Mapping[Place, Tensor]) -> Any:
     """Return ``tree`` with ``tensors`` at their places."""
     return _placed(lambda leaf, place: tensors.get(place, leaf), tree, ())
 
@@ -178,7 +178,7 @@ class _Storage(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the small file, when all parts are on the disk; only one process does."""
-        atomic_file.sync_folder(self.folder)
+        atomic_file.fsync_folder(self.folder)
         lie = {one.index: one.storage_data for some in results for one in some}
         written = {told[0]: told for told, _ in lie.values()}
         numbers = {name: number for number, name in enumerate(written)}
@@ -193,7 +193,7 @@ class _Storage(StorageWriter):
             shape, dtype = list(about.size), about.properties.dtype
             tensors.append({"place": list(place), "shape": shape, "dtype": dtype, "chunks": torch.tensor(chunks)})
         parts = {"folder": self.folder.name, "files": list(written.values()), "tensors": tensors}
-        before = rotation.parts_of(self.path)
+        before = rotation.shard_folder_of(self.path)
         files.write(self.path, self.rest | {"parts": parts})
         if before is not None:
             shutil.rmtree(before, ignore_errors=True)

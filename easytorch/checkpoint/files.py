@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easytorch._utils.atomic_file import _replace
+from easytorch._utils.atomic_file import write_atomically
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import did_you_mean
 from easytorch.checkpoint import validation
@@ -33,8 +33,8 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     Raises:
         OSError: If it cannot be written; the message names the file, the reason and what to do.
     """
-    whole = validation.to_plain(dict(content), "the content")
-    return _replace(Path(path), lambda file: torch.save(whole, file), _size(whole))
+    whole = validation.to_serializable(dict(content), "the content")
+    return write_atomically(Path(path), lambda file: torch.save(whole, file), _size(whole))
 
 
 def check_ending(path: str | os.PathLike[str]) -> None:
@@ -53,7 +53,7 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
     # The format knows neither shared nor strided memory; names that share a tensor are written once each.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = save(plain, metadata={validation.CHECKSUM: validation.digest(save(plain))})
-    return _replace(Path(path), lambda file: file.write(data), len(data))
+    return write_atomically(Path(path), lambda file: file.write(data), len(data))
 
 
 def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
@@ -73,9 +73,9 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
         raise FileError(f"{str(path)!r} is a folder. Name the file in it.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, device)
-    validation.archive(path)
+    validation.check_archive(path)
     try:
-        return validation.content(torch.load(path, map_location=device, weights_only=True), path)
+        return validation.check_content(torch.load(path, map_location=device, weights_only=True), path)
     except pickle.UnpicklingError as error:
         raise FileError(
             f"{str(path)!r} holds Python objects, which could run code when they are loaded, so it is not read. "
@@ -123,12 +123,12 @@ def read_model(
             "pip install --upgrade easytorch-fit"
         )
     if content.get("parts") is not None and not verified:
-        validation.parts(content["parts"], Path(path))
+        validation.check_shards(content["parts"], Path(path))
     return dict(content)
 
 
 @contextlib.contextmanager
-def refused(path: str | os.PathLike[str]) -> Iterator[None]:
+def as_file_error(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn whatever content of another kind raises inside into an error that names the file."""
     try:
         yield
@@ -140,7 +140,7 @@ def refused(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def plain_or_none(value: Any) -> Any:
+def to_serializable_or_none(value: Any) -> Any:
     """Return ``value``, NumPy's numbers as Python's, if it is numbers, text, None, lists and dicts of these; else None."""
 
     def made(part: Any) -> Any:
@@ -159,7 +159,7 @@ def plain_or_none(value: Any) -> Any:
         return None
 
 
-def weights_in(content: Any) -> Any:
+def extract_weights(content: Any) -> Any:
     """Return the state dict in what a file holds: the whole, or what people call it in a larger dict."""
     if not isinstance(content, Mapping):
         return content

@@ -23,19 +23,19 @@ def step_path(folder: str | os.PathLike[str], step: int) -> Path:
     return Path(folder) / f"step-{step:010}.pt"
 
 
-def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the checkpoints in ``folder``, the newest first."""
     return sorted(Path(folder).glob("step-" + "[0-9]" * 10 + ".pt"), reverse=True)
 
 
-def newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
+def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
     """Return path and content of the newest whole checkpoint in ``folder``, with a warning if a newer one is broken.
 
     Raises:
         FileNotFoundError: If there is none.
         FileError: If none is whole.
     """
-    found = checkpoints(folder)
+    found = list_checkpoints(folder)
     if not found:
         raise FileNotFoundError(
             f"There is no checkpoint in {str(folder)!r}: no file named like {step_path(folder, 123).name!r}."
@@ -55,7 +55,7 @@ def newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -
     ) from broken[0]
 
 
-def set_aside(paths: Iterable[Path]) -> None:
+def archive_checkpoints(paths: Iterable[Path]) -> None:
     """Rename checkpoints that a run does not go on from, so that they are neither deleted nor taken for its newest.
 
     Their parts stay where they are: the files know them by name.
@@ -66,17 +66,17 @@ def set_aside(paths: Iterable[Path]) -> None:
             path.rename(next(one for name in names if not (one := path.with_name(name)).exists()))
 
 
-def keep_newest(folder: str | os.PathLike[str], count: int) -> None:
+def delete_old(folder: str | os.PathLike[str], count: int) -> None:
     """Delete all but the ``count`` newest checkpoints in ``folder``."""
-    for path in checkpoints(folder)[count:]:
-        parts = parts_of(path)
+    for path in list_checkpoints(folder)[count:]:
+        parts = shard_folder_of(path)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         if parts is not None:
             shutil.rmtree(parts, ignore_errors=True)
 
 
-def sweep(folder: str | os.PathLike[str]) -> None:
+def remove_stale(folder: str | os.PathLike[str]) -> None:
     """Delete what a killed process left half written in ``folder``, and parts that belong to no checkpoint."""
     for path in Path(folder).glob(".step-*.pt.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
@@ -87,20 +87,20 @@ def sweep(folder: str | os.PathLike[str]) -> None:
             shutil.rmtree(parts, ignore_errors=True)
 
 
-def unused_parts(path: Path) -> Path:
+def unused_shard_folder(path: Path) -> Path:
     """Return the name of a folder, which is not there yet, for the parts of the checkpoint ``path``."""
     stem = path.name.split(".")[0]
     return next(one for i in itertools.count() if not (one := path.with_name(f"{stem}.parts-{i}")).exists())
 
 
-def parts_of(path: Path) -> Path | None:
+def shard_folder_of(path: Path) -> Path | None:
     """Return the folder with the parts of the checkpoint ``path``, None if it has none that could be found."""
     if not path.exists() or not any(path.parent.glob(f"{path.name.split('.')[0]}.parts-*")):
         return None  # without having read a large file
     try:
         content = read(path)
         return (
-            path.parent / validation.parts_name(content["parts"], path)
+            path.parent / validation.shard_folder_name(content["parts"], path)
             if is_model(content) and "parts" in content
             else None
         )

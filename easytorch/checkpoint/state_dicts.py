@@ -76,7 +76,7 @@ def _fits_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
         return False
 
 
-def bare(module: nn.Module) -> dict[str, Any]:
+def unwrapped_state_dict(module: nn.Module) -> dict[str, Any]:
     """Return the module's state dict under its own names, without those of wrappers (DataParallel, torch.compile) in it."""
     wraps = set()
     for name, part in module.named_modules():
@@ -91,7 +91,7 @@ def bare(module: nn.Module) -> dict[str, Any]:
     return {own(name): value for name, value in module.state_dict().items()}
 
 
-def fit_names(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
+def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the tensors ``found`` in a file under the names of ``module``, wrappers stripped on either side.
 
     Raises:

@@ -19,7 +19,7 @@ from easytorch._utils.plain import DEPTH, _bare, _key
 from easytorch.errors import FileError
 
 
-def archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Raise an error unless ``path`` is an archive of torch.save, whole, and no larger inside than outside."""
     size = path.stat().st_size
     if not size:
@@ -144,7 +144,7 @@ def _followed(instructions: bytes) -> Iterator[tuple[str, Any, bool]]:
             stack += [argument if name == "GLOBAL" else name] * len(opcode.stack_after)
 
 
-def content(tree: Any, path: Path) -> Any:
+def check_content(tree: Any, path: Path) -> Any:
     """Return what was read, in plain dicts, lists and tuples.
 
     Raises:
@@ -173,7 +173,7 @@ def content(tree: Any, path: Path) -> Any:
     return walk(tree, 0)
 
 
-def to_plain(tree: Any, where: str = "content") -> Any:
+def to_serializable(tree: Any, where: str = "content") -> Any:
     """Return ``tree`` as a file can hold it: tensors, numbers, text, None, dicts, lists and tuples.
 
     NumPy's numbers become Python's, its arrays tensors.
@@ -192,9 +192,9 @@ def to_plain(tree: Any, where: str = "content") -> Any:
     if type(tree) is int and abs(tree) < 2**63:
         return tree
     if isinstance(tree, Mapping) and type(tree) in (dict, OrderedDict, Counter):  # as MultiStepLR keeps its milestones
-        return {_key(key, where): to_plain(value, f"{where}[{key!r}]") for key, value in tree.items()}
+        return {_key(key, where): to_serializable(value, f"{where}[{key!r}]") for key, value in tree.items()}
     if type(tree) in (list, tuple, torch.Size):
-        parts = [to_plain(value, f"{where}[{i}]") for i, value in enumerate(tree)]
+        parts = [to_serializable(value, f"{where}[{i}]") for i, value in enumerate(tree)]
         return parts if type(tree) is list else tuple(parts)
     raise TypeError(
         f"{where} is {type(tree).__name__}, {str(tree)[:60]!r}, which a file of tensors and plain values cannot hold. Let "
@@ -204,7 +204,7 @@ def to_plain(tree: Any, where: str = "content") -> Any:
 
 def parts(table: Any, path: Path) -> None:
     """Raise an error unless all parts of the checkpoint ``path``, as its ``table`` names them, are there and unchanged."""
-    folder = path.parent / parts_name(table, path)
+    folder = path.parent / shard_folder_name(table, path)
     try:
         told = [(str(name), int(size), str(checksum)) for name, size, checksum in table["files"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -217,7 +217,7 @@ def parts(table: Any, path: Path) -> None:
             raise FileError(f"{str(path)!r} is damaged: its part {str(part)!r} has changed. Take an older copy.")
 
 
-def parts_name(table: Any, path: Path) -> str:
+def shard_folder_name(table: Any, path: Path) -> str:
     """Return the name of the folder of the parts, which must lie beside ``path`` and belong to the same step."""
     name = table.get("folder") if isinstance(table, Mapping) else None
     if not isinstance(name, str) or not name.startswith(f"{path.name.split('.')[0]}.parts-") or Path(name).name != name:

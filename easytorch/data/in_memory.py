@@ -215,7 +215,7 @@ def _cached(cache: Any, dataset: Any, probes: Any) -> Any:
         raise ValueError(
             f"{os.fspath(cache)} is no cache of in_memory, so it is not overwritten. Pass another file name."
         )
-    with files.refused(cache):
+    with files.as_file_error(cache):
         rows = _places(len(dataset))
         if content["samples"] == len(dataset) and _same(map_leaves(lambda leaf: leaf[rows], content["tree"]), probes):
             return content["tree"]

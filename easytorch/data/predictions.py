@@ -222,7 +222,7 @@ class Written(Gathered):
         if not self._paths:
             self._tree, self._paths = part, [self.path.with_suffix(f"{name}.npy") for name in _names(part)]
             for array, path in zip(arrays if self.writes else (), self._paths, strict=self.writes):
-                self._files.append(_Rows(self._stack.enter_context(atomic_file.replacing(path)), array))
+                self._files.append(_Rows(self._stack.enter_context(atomic_file.replace_atomically(path)), array))
         for rows, array in zip(self._files, arrays, strict=self.writes):
             rows.write(array)
 
@@ -237,7 +237,7 @@ class Written(Gathered):
 class _Rows:
     """A ``.npy`` file that grows; the format is that of numpy.lib.format, version 1.0."""
 
-    def __init__(self, file: atomic_file.Honest, first: Any) -> None:
+    def __init__(self, file: atomic_file.ErrorRecordingFile, first: Any) -> None:
         if not isinstance(first, np.ndarray) or not first.ndim:
             raise ValueError(
                 f"Only outputs with one row for each sample can be written to a file, and one of them is {first!r}. Override "

@@ -13,7 +13,7 @@ from torch import Tensor
 from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import get_name
-from easytorch.checkpoint.validation import to_plain
+from easytorch.checkpoint.validation import to_serializable
 from easytorch.metrics.aggregation import Mean, Scalar
 
 
@@ -62,7 +62,7 @@ class Metric(HelpfulInit):
         """Return what a restart needs: every attribute that is made of tensors, numbers and text, or has a ``state_dict``."""
         own = {key: value for key, value in vars(self).items() if key not in ("name", "mode")}
         return {
-            key: value.state_dict() if hasattr(value, "state_dict") else to_plain(value)
+            key: value.state_dict() if hasattr(value, "state_dict") else to_serializable(value)
             for key, value in own.items()
             if hasattr(value, "state_dict") or _is_plain(value)
         }
@@ -183,7 +183,7 @@ def _weighted(value: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
 def _is_plain(value: Any) -> bool:
     """Whether a file can hold ``value`` and give it back as it is."""
     try:
-        to_plain(value)
+        to_serializable(value)
     except TypeError:
         return False
     return not any(isinstance(leaf, np.ndarray) for leaf in leaves(value))

@@ -78,7 +78,7 @@ class Saving:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy holds: no data, and nothing that is there only while ``fit`` runs."""
-        recipe = None if self._compiled is None else files.plain_or_none(self._compiled) or {}
+        recipe = None if self._compiled is None else files.to_serializable_or_none(self._compiled) or {}
         silent = CallbackList([], self, {})  # type: ignore[arg-type]  # which is a Model
         return vars(self) | {"callbacks": silent, "feed": None, "last_fit": {}, "_compiled": recipe}
 
@@ -97,7 +97,10 @@ class Saving:
         parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
         parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
         parts["precision"] = self.strategy.precision
-        return parts | {"module": form(state_dicts.bare(self.module)), "compiled": files.plain_or_none(self._compiled)}
+        return parts | {
+            "module": form(state_dicts.unwrapped_state_dict(self.module)),
+            "compiled": files.to_serializable_or_none(self._compiled),
+        }
 
     def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
         """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
@@ -131,12 +134,12 @@ class Saving:
         """
         self.strategy.processes.wait()  # for a file that process 0 may be writing
         if Path(path).is_dir():
-            path, content = rotation.newest(path, self.device)
+            path, content = rotation.read_newest(path, self.device)
         else:
             content = files.read_model(path, self.device)
         before = dict(vars(self))
         try:
-            with files.refused(path):
+            with files.as_file_error(path):
                 self._take(content, path)
         except BaseException:
             vars(self).update(before)
@@ -146,7 +149,7 @@ class Saving:
     def _take(self, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
         """Take over ``content``, or raise before anything has changed but attributes."""
         content = self._joined(content, path)
-        weights = state_dicts.fit_names(content["module"], self.module, path)
+        weights = state_dicts.match_state_dict(content["module"], self.module, path)
         if self._compiled is None and content.get("compiled"):
             self.compile(**content["compiled"], **precision_here(self.device, content.get("precision")))
         self.lacks_compile = self._compiled is None and bool(content.get("optimizer"))
@@ -165,12 +168,12 @@ class Saving:
             return dict(content)
         from easytorch.checkpoint import dcp
 
-        return dcp.read(content, Path(path), self.strategy.empty)
+        return dcp.read_shards(content, Path(path), self.strategy.empty)
 
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
         write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-        return self._write(write, path, self.strategy.whole(state_dicts.bare(self.module)))
+        return self._write(write, path, self.strategy.whole(state_dicts.unwrapped_state_dict(self.module)))
 
     def load_weights(self, path: str | os.PathLike[str]) -> Self:
         """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
@@ -180,10 +183,10 @@ class Saving:
             FileError: If it holds no weights, is damaged, or belongs to another module; nothing has changed then.
         """
         self.strategy.processes.wait()  # for a file that process 0 may be writing
-        with files.refused(path):
+        with files.as_file_error(path):
             content = files.read(path, self.device)
-            weights = files.weights_in(self._joined(content, path) if files.is_model(content) else content)
-        self.strategy.take_weights(state_dicts.fit_names(weights, self.module, path))
+            weights = files.extract_weights(self._joined(content, path) if files.is_model(content) else content)
+        self.strategy.take_weights(state_dicts.match_state_dict(weights, self.module, path))
         return self
 
     def training_state(self) -> dict[str, Any]:
@@ -219,9 +222,9 @@ class Saving:
             raise ResumeError(
                 f"{str(path)!r} was written by save(), which keeps no place in the data. Use load() and fit()."
             )
-        with files.refused(path):
+        with files.as_file_error(path):
             content = self._joined(content, path)
-            weights = state_dicts.fit_names(content["module"], self.module, path)
+            weights = state_dicts.match_state_dict(content["module"], self.module, path)
             self._check_run(content, path)
             self._tell_changes(content)
             self._take_run(content, weights)
@@ -247,7 +250,7 @@ class Saving:
         """Warn of what is another now than in the run in ``content``, and need not be the same."""
         for line in changes({"processes": 1, **content["environment"]}, self._environment()):
             warn(f"{line}: the run goes on, but not with the same bits.")
-        before, now = content["compiled"], files.plain_or_none(self._compiled)
+        before, now = content["compiled"], files.to_serializable_or_none(self._compiled)
         if not before or not now:  # an object is among them, which no file holds
             return
         for line in changes(before, {name: value for name, value in now.items() if name not in KEPT}):
