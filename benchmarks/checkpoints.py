@@ -40,12 +40,12 @@ def train(width: int, parts: bool) -> list[float]:
     net = nn.Sequential(*[nn.Linear(width, width) for _ in range(LAYERS)])
     strategy = easytorch.FullySharded("cpu", sharded_checkpoints=parts)
     model = easytorch.Model(net, device="cpu").compile("adam", "mse", strategy=strategy)
-    rows = torch.randn(BATCH * strategy.processes.size * EVERY * CHECKPOINTS, width)
+    rows = torch.randn(BATCH * strategy.group.world_size * EVERY * CHECKPOINTS, width)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(strategy.processes.same(folder)) / "run"
+        place = Path(strategy.group.broadcast(folder)) / "run"
         timed = Timed(place, EVERY, minutes=None)  # deletes its files in the end
         model.fit(rows, rows, batch_size=BATCH, callbacks=[timed], verbose=0)
-        strategy.processes.wait()
+        strategy.group.barrier()
     return timed.seconds[1:]
 
 
@@ -58,9 +58,9 @@ def main() -> None:
     found: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(args.rounds):
         for parts, seconds in found.items():
-            seconds += easytorch.launch(train, args.width, parts, processes=args.processes)[0]
+            seconds += easytorch.launch(train, args.width, parts, processes=args.group)[0]
     megabytes = 3 * 4 * LAYERS * (args.width**2 + args.width) / 1e6  # weights and two moments in float32
-    print(f"{args.processes} processes, {megabytes:.0f} MB, seconds that training waits, median of {len(found[True])}:")
+    print(f"{args.group} processes, {megabytes:.0f} MB, seconds that training waits, median of {len(found[True])}:")
     for parts, seconds in found.items():
         low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
         print(f"  {'in parts' if parts else 'in one file'}: {middle:.2f} ({low:.2f} to {high:.2f})")

@@ -61,10 +61,10 @@ def main() -> None:
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--rounds", type=int, default=7)
     args = options.parse_args()
-    measured = easytorch.launch(measure, args.rounds, processes=args.processes)[0]
+    measured = easytorch.launch(measure, args.rounds, processes=args.group)[0]
     ratios = sorted(ours / hand for hand, ours in measured)
     hand, ours = (statistics.median(column) for column in zip(*measured, strict=True))
-    updates = ROWS // BATCH // args.processes
+    updates = ROWS // BATCH // args.group
     print(f"by hand {1e3 * hand / updates:.2f} ms an update, fit {1e3 * ours / updates:.2f} ms")
     print(f"ratio {statistics.median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f})")
 

@@ -216,7 +216,7 @@ class Model(Looking, Saving):
             y, epochs = None, int(y)
         feed, validation = fit_data(
             x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
-            self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.processes, self.unpack,
+            self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.group, self.unpack,
         )  # fmt: skip
         validated = validated_epochs(validation_freq if validation is not None else ())
         listeners = [*self.schedules, *listed(callbacks), *BackupAndRestore.at(resume), *displays(verbose)]

@@ -57,7 +57,7 @@ def program(folder: Path, strategy: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
     model = Model(net, device="cpu").compile("adam", "cross_entropy", metrics=["accuracy"], strategy=strategy)
-    rank = model.strategy.processes.rank
+    rank = model.strategy.group.rank
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
     backup = BackupAndRestore(folder / "run", save_freq=1, delete_checkpoint=False)
     model.fit(blob_loader(shuffle=True), 20, callbacks=[backup, Slowly(folder / f"{rank}.fail")], verbose=0)

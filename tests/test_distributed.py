@@ -256,7 +256,7 @@ def test_programs_with_different_seeds_train_one_model_on_all_samples():
 def names_of_files(folder):
     model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
     model.fit(*blobs(20), verbose=0)
-    rank = model.strategy.processes.rank
+    rank = model.strategy.group.rank
     path = model.save(folder / f"{rank}.pt")
     model.load(folder / "0.pt")
     return path.exists()
@@ -283,7 +283,7 @@ def test_an_unknown_strategy_is_refused():
 
 
 def test_on_an_accelerator_the_note_is_read_in_one_of_sixteen_updates():
-    notes = Notes(mlp(), torch.device("cpu"), Strategy("cpu").processes)
+    notes = Notes(mlp(), torch.device("cpu"), Strategy("cpu").group)
     notes.every = Notes.EVERY
     notes.begin()
     reads = []

@@ -25,14 +25,14 @@ from easytorch import DataParallel, Mean, Metric, Model
 from easytorch.callbacks import Callback, CSVLogger, EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
 from easytorch.data.epoch_iterator import Feed
 from easytorch.data.sharding import Equal, part
-from easytorch.distributed.process_group import Alone
+from easytorch.distributed.process_group import SingleProcess
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 
 X, Y = blobs(71)
 
 
-class Third(Alone):
+class Third(SingleProcess):
     """A process among others, none of which is there."""
 
     def __init__(self, rank, size):

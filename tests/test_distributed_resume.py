@@ -120,7 +120,7 @@ def rows_seen(folder, place, kind, plug, name):
             assert model.history.rows[0]["accuracy"] * 50 == pytest.approx(
                 round(model.history.rows[0]["accuracy"] * 50)
             )
-    torch.save(torch.cat(model.seen), place / f"{name}-{model.strategy.processes.rank}.pt")
+    torch.save(torch.cat(model.seen), place / f"{name}-{model.strategy.group.rank}.pt")
 
 
 def own_data(folder, plug):

@@ -302,7 +302,7 @@ def deleting(folder):
 
 class Stop(Callback):
     def on_train_batch_end(self, batch, logs=None):
-        if self.model.state.step == 3 and self.model.strategy.processes.rank == 1:
+        if self.model.state.step == 3 and self.model.strategy.group.rank == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
 

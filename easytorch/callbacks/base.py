@@ -104,7 +104,7 @@ class Callback(HelpfulInit):
 
     def say(self, text: str) -> None:
         """Print ``text``, in process 0 alone."""
-        if self.model.strategy.processes.first:
+        if self.model.strategy.group.is_main:
             print(text, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class CallbackList(Callback):
         for callback in self.callbacks:
             callback.model, callback.params = model, params
             vars(callback).pop("broken", None)  # one that failed in another fit is tried again
-        first = model.strategy.processes.first
+        first = model.strategy.group.is_main
         self.heard = [callback for callback in self.callbacks if callback.everywhere or first]
         for hook in HOOKS:
             listeners = [_listener(callback, hook) for callback in self.heard if _overrides(callback, hook)]

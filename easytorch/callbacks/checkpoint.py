@@ -66,9 +66,9 @@ class BackupAndRestore(Callback):
         """Go on from the newest whole checkpoint, if there is one."""
         self._saved, self._failed, self._ended_by_error = self.model.strategy.now(), None, False
         self._begun, self._random_before_test = False, None
-        processes = self.model.strategy.processes
-        path, content = self._found() if processes.first else (None, {})
-        path = processes.same(path)
+        processes = self.model.strategy.group
+        path, content = self._found() if processes.is_main else (None, {})
+        path = processes.broadcast(path)
         if path is not None:
             self.folder = path.parent
             self._resume(content or files.read_model(path, self.model.device, verified=True), path)
@@ -144,7 +144,7 @@ class BackupAndRestore(Callback):
         self._complete()
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
         failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.damaged
-        if ended and self.delete_checkpoint and not failed and self.model.strategy.processes.first:
+        if ended and self.delete_checkpoint and not failed and self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, 0)
             with contextlib.suppress(OSError):  # there is something else in it
                 self.folder.rmdir()
@@ -182,11 +182,11 @@ class BackupAndRestore(Callback):
 
     def _fail(self, error: OSError) -> None:
         self._failed = error
-        if self.model.strategy.processes.first:
+        if self.model.strategy.group.is_main:
             warn(f"{error} Training goes on; the next checkpoint is tried again.")
 
     def _tidy(self) -> None:
-        if self.model.strategy.processes.first:
+        if self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, self.keep)
 
 
@@ -336,7 +336,7 @@ class ModelCheckpoint(Monitor):
             {self.best_path} if self.best_path else set()
         )
         for path, _ in self.written:
-            if path not in kept and self.model.strategy.processes.first:
+            if path not in kept and self.model.strategy.group.is_main:
                 Path(path).unlink(missing_ok=True)
         self.written = [entry for entry in self.written if entry[0] in kept]
 

@@ -190,8 +190,8 @@ class TerminateOnNaN(Callback):
                 for buffer, value in buffers:
                     buffer.copy_(value)
             set_rng_state(kept)
-        if model.strategy.processes.size > 1:
-            return [f"The batch of process {model.strategy.processes.rank} is finite: it is another one's."]
+        if model.strategy.group.world_size > 1:
+            return [f"The batch of process {model.strategy.group.rank} is finite: it is another one's."]
         return [
             "Run again it is finite: the module draws random numbers that cannot be restored, or changes while it runs."
         ]

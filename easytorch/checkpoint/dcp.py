@@ -30,7 +30,7 @@ from easytorch import errors
 from easytorch._utils import atomic_file
 from easytorch._utils.pytree import map_leaves
 from easytorch.checkpoint import files, rotation, validation
-from easytorch.distributed.process_group import Alone
+from easytorch.distributed.process_group import SingleProcess
 
 Place = tuple[Any, ...]  # the keys that lead to a tensor in nested dicts and lists
 
@@ -43,8 +43,8 @@ class Writer:
         timeout: Seconds after which a process that hears nothing of the others gives up.
     """
 
-    def __init__(self, processes: Alone, timeout: float) -> None:
-        self.processes, self.timeout = processes, datetime.timedelta(seconds=timeout)
+    def __init__(self, group: SingleProcess, timeout: float) -> None:
+        self.group, self.timeout = processes, datetime.timedelta(seconds=timeout)
         self._group: Any = None  # of their own, since messages of the training must not meet theirs
         self._task: Task[Any] | None = None
         self._folder = Path()
@@ -55,8 +55,8 @@ class Writer:
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
         rest, tensors = extract_tensors(validation.to_serializable(dict(content), "the content"))
-        self._folder = self.processes.same(rotation.unused_shard_folder(path))
-        storage: Any = _Storage(path, self._folder, self.processes.rank, map_leaves(_copy, rest), list(tensors))
+        self._folder = self.group.broadcast(rotation.unused_shard_folder(path))
+        storage: Any = _Storage(path, self._folder, self.group.rank, map_leaves(_copy, rest), list(tensors))
         named = {str(number): tensor for number, tensor in enumerate(tensors.values())}
         self._task = async_save(named, storage_writer=storage, process_group=self._group)  # type: ignore[assignment]  # a future, as asked
 
@@ -71,7 +71,7 @@ class Writer:
             if task is not None:
                 task.result()
         except CheckpointException as failure:
-            if self.processes.first:
+            if self.group.is_main:
                 shutil.rmtree(self._folder, ignore_errors=True)
             causes = [cause for cause, _ in failure.failures.values() if isinstance(cause, OSError)]
             if not causes:

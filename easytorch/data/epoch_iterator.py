@@ -28,7 +28,7 @@ from easytorch.data.batch import NO_BATCH, length
 from easytorch.data.fast_loaders import Fetched, Slices, fetched, sliced
 from easytorch.data.resumable_sampler import Order
 from easytorch.data.workers import signal_proof, started
-from easytorch.distributed.process_group import Alone
+from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Feed:
         steps: int | None = None,
         weigh: Callable[[Any], Any] | None = None,
         unsure: bool = False,
-        processes: Alone | None = None,
+        group: SingleProcess | None = None,
         beside: Any = None,
     ) -> None:
         if length(loader) == 0:
@@ -69,7 +69,7 @@ class Feed:
             )
         steps = whole("steps_per_epoch", steps)
         self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
-        self.processes = processes or Alone()
+        self.group = processes or SingleProcess()
         self.lends, self.beside = False, beside
         self._last: Any = None  # the batch to lend
         self.once = isinstance(loader, Iterator)
@@ -88,10 +88,10 @@ class Feed:
         self._loader_state: Any = None
         self._now: dict[str, Any] = {}
         self._order: Order | Slices | None = None
-        self._reader, self._part = self._watched(sharding.part(signal_proof(loader), self.processes, training=True))
+        self._reader, self._part = self._watched(sharding.part(signal_proof(loader), self.group, training=True))
         if length(self._reader) == 0:
             raise ValueError(
-                f"There is not one round of batches for {self.processes.size} processes, and drop_last=True drops what is not "
+                f"There is not one round of batches for {self.group.world_size} processes, and drop_last=True drops what is not "
                 "whole. Use a smaller batch_size or fewer processes."
             )
         self._stream = self._endless() if steps else None
@@ -173,7 +173,7 @@ class Feed:
             end()
         self._iterator = self._reader = self._stream = None
         self.taken = []
-        self.processes.idle, self.processes.foreseen = False, None
+        self.group.idle, self.group.foreseen = False, None
 
     def _pass(self) -> Iterator[list[Any]]:
         """Yield the windows of one pass over the data, or the rest of the pass in which the run stopped."""
@@ -194,8 +194,8 @@ class Feed:
         else:
             window = [batch for batch in window if batch is not sharding.IDLE]
         own = [count for count, _ in rounds if count or self.lends]
-        self.processes.foreseen = own, sum(total for _, total in rounds)
-        self.processes.sure, self.processes.idle = self._part.counts, not any(own)
+        self.group.foreseen = own, sum(total for _, total in rounds)
+        self.group.sure, self.group.idle = self._part.counts, not any(own)
         return window
 
     def _lent(self, batch: Any) -> Any:
@@ -210,7 +210,7 @@ class Feed:
         loader = self.loader
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             raise ValueError(
-                f"Process {self.processes.rank} has no batch, not even a first one. Use fewer processes or a smaller batch_size."
+                f"Process {self.group.rank} has no batch, not even a first one. Use fewer processes or a smaller batch_size."
             )
         with preserve_rng_state():
             return self._weighed(Fetched(loader).fetch([0, 0]))  # BatchNorm could not take a single sample
@@ -263,9 +263,9 @@ class Feed:
 
     def _agree(self, order: list[Any]) -> None:
         """Have the random states of process 0, so that everybody draws the same order."""
-        if self.processes.size > 1:
-            random, own = self.processes.same((get_rng_state(), get_generator_states(order)))
-            if not self.processes.first:
+        if self.group.world_size > 1:
+            random, own = self.group.broadcast((get_rng_state(), get_generator_states(order)))
+            if not self.group.is_main:
                 set_rng_state(random)
                 set_generator_states(order, own)
 
@@ -296,8 +296,8 @@ class Feed:
     def _watched(self, loader: Any) -> tuple[Any, Any]:
         """Return a twin of ``loader`` whose order can be resumed, and what knows the rounds of it, where there are others."""
         if not isinstance(loader, DataLoader):
-            return loader, None if self.processes.size == 1 else loader
-        twin, dealer = sliced(loader), None if self.processes.size == 1 else loader.batch_sampler
+            return loader, None if self.group.world_size == 1 else loader
+        twin, dealer = sliced(loader), None if self.group.world_size == 1 else loader.batch_sampler
         if isinstance(twin, Slices):
             self._order = twin
             return twin, dealer
@@ -331,7 +331,7 @@ class Feed:
             "loader": own() if own is not None and not between else None,
             "size": self._size(),
             "window": self.window,
-            "processes": self.processes.size,
+            "processes": self.group.world_size,
             "offset": 0 if between else self.offset,
             **place,
         }
@@ -357,7 +357,7 @@ class Feed:
         self.passes = state["passes"]
         self._done = state["epoch_step"]
         set_rng_state(state["random"])
-        if state.get("processes", 1) != self.processes.size:
+        if state.get("processes", 1) != self.group.world_size:
             state = self._redealt(state)
         if state["used"] or state.get("offset", 0):
             self._resume, self._loader_state = state, state["loader"]
@@ -380,11 +380,11 @@ class Feed:
         if isinstance(self._reader, sharding.Own) and state["used"]:
             raise ResumeError(
                 f"The run that is to be resumed had {before} processes, which brought data of their own; now there are "
-                f"{self.processes.size}, and nobody knows what is left. Start as many, or begin anew in another folder."
+                f"{self.group.world_size}, and nobody knows what is left. Start as many, or begin anew in another folder."
             )
-        self.processes.diverge()
+        self.group.seed_per_rank()
         skipped = state.get("offset", 0) + state["used"] * before
-        alone = self.processes.size == 1
+        alone = self.group.world_size == 1
         return {
             **state,
             "used": skipped if alone else 0,
@@ -423,11 +423,11 @@ class Batches:
         processes: Those who share them.
     """
 
-    def __init__(self, loader: Any, steps: int | None = None, processes: Alone | None = None) -> None:
-        self.processes = processes = processes or Alone()
+    def __init__(self, loader: Any, steps: int | None = None, group: SingleProcess | None = None) -> None:
+        self.group = processes = processes or SingleProcess()
         self.reader = fetched(sliced(sharding.part(loader, processes, training=False)))
         steps = whole("steps", steps)
-        self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.size)
+        self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.world_size)
         self.first: Callable[[], object] = bool  # what to do before the first of them
 
     def __len__(self) -> int:
@@ -438,8 +438,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         self.first()
-        if self.processes.size > 1:
-            set_rng_state(self.processes.same(get_rng_state()))  # everybody draws the same order
+        if self.group.world_size > 1:
+            set_rng_state(self.group.broadcast(get_rng_state()))  # everybody draws the same order
         return itertools.islice(started(self.reader), self.steps)
 
 

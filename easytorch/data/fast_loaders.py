@@ -141,7 +141,7 @@ class Slices:
         bounds = bounds[: rows // self.size] if dropped else bounds
         if self.parts is None:
             return bounds
-        self.parts.processes.diverge()
+        self.parts.group.seed_per_rank()
         return self.parts.deal(bounds)
 
     def _take(self, begin: int, end: int) -> Any:

@@ -30,7 +30,7 @@ from easytorch.data.sample_weights import ClassWeight, Weighted, check_weights, 
 from easytorch.data.seeded import _Seeded
 from easytorch.data.splits import draws_all, split_loader
 from easytorch.data.workers import signal_proof
-from easytorch.distributed.process_group import Alone
+from easytorch.distributed.process_group import SingleProcess
 
 ACCEPTED = (
     "a DataLoader, a Dataset, tensors, NumPy arrays or pandas frames (x, y), dicts or tuples of these, a generator, a "
@@ -235,7 +235,7 @@ def fit_data(
     steps: int | None,
     validation_steps: int | None,
     epochs: int,
-    processes: Alone,
+    group: SingleProcess,
     unpack: Callable[[Any], Batch] = unpack,
 ) -> tuple[Feed, Any]:
     """Return the feed of the training data, and the batches of the validation data or None; see ``Model.fit``."""

@@ -23,7 +23,7 @@ from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import as_tensor, as_tensors, is_array
 from easytorch.data.batch import NO_BATCH, batch_size
-from easytorch.distributed.process_group import Alone
+from easytorch.distributed.process_group import SingleProcess
 
 
 def inputs(x: Any, signature: ForwardSignature) -> Any:
@@ -141,9 +141,9 @@ class Joined(Gathered):
         processes: Those who predict.
     """
 
-    def __init__(self, inner: Gathered, processes: Alone) -> None:
+    def __init__(self, inner: Gathered, group: SingleProcess) -> None:
         super().__init__()
-        self.inner, self.processes = inner, processes
+        self.inner, self.group = inner, processes
         self.streams = isinstance(inner, Written)  # round by round then: there may be more than fits in memory
 
     def __enter__(self) -> Joined:
@@ -158,9 +158,9 @@ class Joined(Gathered):
                 while self._round([]):
                     pass
             elif error[0] is None:
-                self._take(self.processes.gather(self.parts))
+                self._take(self.group.gather(self.parts))
         if error[0] is None:
-            self.processes.wait()  # the file is in its place
+            self.group.barrier()  # the file is in its place
 
     def add(self, part: Any) -> None:
         """Take the outputs of one batch."""
@@ -174,12 +174,12 @@ class Joined(Gathered):
         return self.inner.result()
 
     def _round(self, parts: list[Any]) -> bool:
-        found = self.processes.gather(parts)
+        found = self.group.gather(parts)
         self._take(found)
         return any(found)
 
     def _take(self, found: list[list[Any]]) -> None:
-        if self.processes.splits:  # the first of each, then the second of each
+        if self.group.splits_data:  # the first of each, then the second of each
             found = [[part] for round_ in itertools.zip_longest(*found) for part in round_ if part is not None]
         for part in itertools.chain.from_iterable(found):
             self.inner.add(part)

@@ -18,22 +18,22 @@ from torch.utils.data import (
 
 from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size
-from easytorch.distributed.process_group import Alone
+from easytorch.distributed.process_group import SingleProcess
 
 IDLE: Any = object()  # stands for a batch where a process has none and others have
 Bounds = list[tuple[int, int]]
 
 
-def part(loader: Any, processes: Alone, training: bool) -> Any:
+def part(loader: Any, group: SingleProcess, training: bool) -> Any:
     """Return this process' part of the batches of ``loader``: a ``DataLoader`` for one, else an iterable.
 
     In training every process has as many batches, some of them ``IDLE``, and of what is left for the last round an even
     share. In evaluation each has every so-many-th batch, none is changed, and none is there twice.
     """
-    if processes.size == 1:
+    if processes.world_size == 1:
         return loader
     dealt = _is_torchs(loader)
-    if not processes.splits or (is_given(loader) and not dealt):
+    if not processes.splits_data or (is_given(loader) and not dealt):
         return Own(loader, processes) if training else loader
     if (
         not isinstance(loader, DataLoader)
@@ -79,15 +79,15 @@ class Parts:
     """
 
     def __init__(
-        self, batch_sampler: Any, processes: Alone, training: bool, collate: Callable[[Any], Any] | None = None
+        self, batch_sampler: Any, group: SingleProcess, training: bool, collate: Callable[[Any], Any] | None = None
     ) -> None:
-        self.batch_sampler, self.processes, self.training = batch_sampler, processes, training
+        self.batch_sampler, self.group, self.training = batch_sampler, processes, training
         self.counts = counts_rows(collate)
         self.offset = 0
         self.rounds: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        count, rank, size = len(self.batch_sampler) - self.offset, self.processes.rank, self.processes.size
+        count, rank, size = len(self.batch_sampler) - self.offset, self.group.rank, self.group.world_size
         if not self.training:
             return -(-(count - rank) // size)
         return count // size if self._drops else -(-count // size)
@@ -102,7 +102,7 @@ class Parts:
         order = list(itertools.chain.from_iterable(batches))
         ends = list(itertools.accumulate(map(len, batches)))
         bounds = [(end - len(indices), end) for indices, end in zip(batches, ends, strict=True)]
-        self.processes.diverge()
+        self.group.seed_per_rank()
         for begin, end in self.deal(bounds):
             if end > begin:
                 yield order[begin:end]
@@ -113,7 +113,7 @@ class Parts:
 
     def deal(self, bounds: Bounds) -> Bounds:
         """Return where the batches of this process begin and end in the order, given where all of them do."""
-        rank, size, bounds = self.processes.rank, self.processes.size, bounds[self.offset :]
+        rank, size, bounds = self.group.rank, self.group.world_size, bounds[self.offset :]
         if not self.training:
             return bounds[rank::size]
         groups = [bounds[i : i + size] for i in range(0, len(bounds), size)]
@@ -134,7 +134,7 @@ class Equal(Parts):
     def deal(self, bounds: Bounds) -> Bounds:
         """Return where the batches begin and end in the order of this process."""
         own = bounds[self.offset :]
-        self.rounds = [(end - begin, (end - begin) * self.processes.size) for begin, end in own]
+        self.rounds = [(end - begin, (end - begin) * self.group.world_size) for begin, end in own]
         return own
 
 
@@ -156,13 +156,13 @@ def counts_rows(collate: Any) -> bool:
 class Turns(Iterable[Any]):
     """Every so-many-th batch of a stream that all processes read, since nobody can skip in it."""
 
-    def __init__(self, loader: Any, processes: Alone, training: bool) -> None:
-        self.loader, self.processes, self.training = loader, processes, training
+    def __init__(self, loader: Any, group: SingleProcess, training: bool) -> None:
+        self.loader, self.group, self.training = loader, processes, training
         self.counts, self.offset = True, 0
         self.rounds: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        count, rank, size = len(self.loader), self.processes.rank, self.processes.size
+        count, rank, size = len(self.loader), self.group.rank, self.group.world_size
         return -(-count // size) if self.training else -(-(count - rank) // size)
 
     def __getattr__(self, name: str) -> Any:  # state_dict, load_state_dict, worker_init_fn
@@ -174,7 +174,7 @@ class Turns(Iterable[Any]):
         return self._turns(iter(self.loader))  # begun here and now, where signals wait for its workers
 
     def _turns(self, stream: Iterator[Any]) -> Iterator[Any]:
-        rank, size, self.rounds = self.processes.rank, self.processes.size, []
+        rank, size, self.rounds = self.group.rank, self.group.world_size, []
         stream = itertools.islice(stream, self.offset, None)
         while group := list(itertools.islice(stream, size)):
             own = group[rank] if rank < len(group) else IDLE
@@ -188,8 +188,8 @@ class Turns(Iterable[Any]):
 class Own(Iterable[Any]):
     """Batches that only this process has; those who have none left are idle as long as others have."""
 
-    def __init__(self, loader: Any, processes: Alone) -> None:
-        self.loader, self.processes = loader, processes
+    def __init__(self, loader: Any, group: SingleProcess) -> None:
+        self.loader, self.group = loader, processes
         self.counts, self.offset = True, 0
         self.rounds: list[tuple[int, int]] = []
 
@@ -208,7 +208,7 @@ class Own(Iterable[Any]):
         self.rounds = []
         for batch in itertools.chain(batches, itertools.repeat(IDLE)):
             own = _rows(batch)
-            total = int(self.processes.total(own))
+            total = int(self.group.all_reduce_sum(own))
             if not total:
                 return
             self.rounds.append((own, total))

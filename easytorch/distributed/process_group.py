@@ -17,12 +17,17 @@ from torch.distributed import distributed_c10d
 
 from easytorch._utils.pytree import map_leaves
 
-NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process that it starts
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)  # what torchrun tells each process that it starts
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether ``torchrun``, ``easytorch.launch`` or another launcher has started this process as one of many."""
-    return all(name in os.environ for name in NEEDED)
+    return all(name in os.environ for name in LAUNCHER_VARIABLES)
 
 
 def local_rank() -> int:
@@ -30,7 +35,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
 
 
-class Alone:
+class SingleProcess:
     """One process, which hears but itself: what it is told to share comes back as it was.
 
     Attributes:
@@ -88,7 +93,7 @@ class Alone:
         """Let each process draw random numbers of its own, from here on."""
 
 
-class Together(Alone):
+class ProcessGroup(SingleProcess):
     """The processes of a launcher, as ``torch.distributed`` connects them.
 
     Args:
@@ -102,7 +107,7 @@ class Together(Alone):
 
     def __init__(self, device: torch.device, timeout: float = 600.0, splits: bool = True) -> None:
         if not dist.is_initialized():
-            if not launched():
+            if not is_launched():
                 raise RuntimeError(
                     "Many processes need a launcher, and this process was started alone. Start the program by 'torchrun "
                     "--nproc-per-node=2 train.py', or call easytorch.launch(function, processes=2)."

@@ -18,7 +18,7 @@ from easytorch._utils.timer import Timer
 from easytorch.checkpoint import files
 from easytorch.data.batch import Batch, placer
 from easytorch.data.epoch_iterator import Batches
-from easytorch.distributed.process_group import Alone, launched
+from easytorch.distributed.process_group import SingleProcess, is_launched
 from easytorch.strategies.device import ELSEWHERE, PRECISIONS, _can_compile, _check_precision, pick_device
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Strategy(HelpfulInit):
 
     def __init__(self, device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> None:
         self.device = device = pick_device(device)
-        self.processes = Alone()
+        self.group = SingleProcess()
         self.timer = Timer()  # of the epoch that runs
         if str(precision) in ELSEWHERE:
             raise ValueError(f"Unknown precision {precision!r}. Here it is {ELSEWHERE[str(precision)]!r}.")
@@ -82,7 +82,7 @@ class Strategy(HelpfulInit):
     @staticmethod
     def auto(device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> Strategy:
         """Return ``DataParallel`` in a process that ``torchrun`` has started, else one device."""
-        return Strategy.kinds["ddp" if launched() else "one"](device, precision, jit_compile)
+        return Strategy.kinds["ddp" if is_launched() else "one"](device, precision, jit_compile)
 
     @staticmethod
     def of(wanted: Any, device: torch.device, precision: str, jit_compile: bool) -> Strategy:
@@ -120,7 +120,7 @@ class Strategy(HelpfulInit):
 
     def batches(self, loader: Any, steps: int | None = None) -> Batches:
         """Return the batches of ``loader`` to measure or predict: all of them, or the first ``steps``."""
-        return Batches(loader, steps, self.processes)
+        return Batches(loader, steps, self.group)
 
     def merged(self, metrics: Metrics) -> Metrics:
         """Return what was measured in all processes."""
@@ -217,13 +217,13 @@ class Strategy(HelpfulInit):
             OSError: In every process, if it cannot be written.
         """
         error: OSError | None = None
-        if self.processes.first:
+        if self.group.is_main:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write(path, content)
             except OSError as caught:
                 error = caught
-        error = self.processes.same(error)
+        error = self.group.broadcast(error)
         if error is not None:
             raise error
 

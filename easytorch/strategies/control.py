@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.pytree import map_leaves
-from easytorch.distributed.process_group import Alone
+from easytorch.distributed.process_group import SingleProcess
 
 
 class Notes(nn.Module):
@@ -31,10 +31,10 @@ class Notes(nn.Module):
     __setattr__ = object.__setattr__  # type: ignore[assignment]  # that of a module looks for parameters, in every update
     note: nn.Parameter
 
-    def __init__(self, module: nn.Module, device: torch.device, processes: Alone, apart: bool = False) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, apart: bool = False) -> None:
         super().__init__()
         self.add_module("module", module)
-        self.processes, self.apart = processes, apart
+        self.group, self.apart = processes, apart
         wide = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
         dtype = torch.float64 if wide else torch.float32
         self.register_parameter("note", nn.Parameter(torch.zeros(4, device=device, dtype=dtype)))
@@ -64,7 +64,7 @@ class Notes(nn.Module):
 
     def _write(self) -> Tensor:
         due = (self.updates + 1) % self.every == 0
-        clock = round(time.monotonic() - self._began, 1) if due and self.processes.first else 0.0
+        clock = round(time.monotonic() - self._began, 1) if due and self.group.is_main else 0.0
         told = (*map(float, self.wishes), clock)
         if told != self._told:
             self._told, self._message = told, self._silence.new_tensor(told)
@@ -76,10 +76,12 @@ class Notes(nn.Module):
         note = self.note
         if self.updates % self.every == 0 and note.grad is not None:
             if self.apart:
-                note.grad = self.processes.added(note.grad, note.device).to(note.dtype) / self.processes.size
+                note.grad = (
+                    self.group.all_reduce_sum_on_device(note.grad, note.device).to(note.dtype) / self.group.world_size
+                )
             *wishes, clock, self._lost = note.grad.tolist()
             self.granted = [wish > 0 for wish in wishes]
-            self.timer = max(self.timer, clock * self.processes.size)  # gradients are averaged
+            self.timer = max(self.timer, clock * self.group.world_size)  # gradients are averaged
 
     def broken(self) -> Any:
         """Whether a loss was not finite."""

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from easytorch.data.epoch_iterator import Batches
 from easytorch.data.predictions import Gathered, Joined, Written
-from easytorch.distributed.process_group import Together
+from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import synchronized
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.control import Notes
@@ -61,7 +61,7 @@ class DataParallel(Strategy, name="ddp"):
         super().__init__(device, precision, jit_compile)
         if self.device.type != "cpu":
             torch.accelerator.set_device_index(self.device.index or 0)
-        self.processes = Together(self.device, timeout, split_data)
+        self.group = ProcessGroup(self.device, timeout, split_data)
         self.options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
         self.sync_batchnorm = sync_batchnorm
         self.lends = sync_batchnorm  # every process must have a batch then
@@ -74,13 +74,13 @@ class DataParallel(Strategy, name="ddp"):
             synchronized(module.to(self.device))
         super().prepare(module)
         self.module = module
-        self.processes.copy_first([*module.parameters(), *module.buffers()])
+        self.group.broadcast_tensors([*module.parameters(), *module.buffers()])
 
     def begin(self) -> None:
         """Get ready for updates: find out which parameters are trained, which may have changed."""
         trained = [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
         if self._replica is None or trained != self._trained:
-            self._trained, self.notes = trained, Notes(self.module, self.device, self.processes)
+            self._trained, self.notes = trained, Notes(self.module, self.device, self.group)
             self._replica = DistributedDataParallel(self.notes, **self.options)
             if not self._replica.static_graph:  # else the first update would not be like the others
                 self._settle()
@@ -95,19 +95,19 @@ class DataParallel(Strategy, name="ddp"):
     def batches(self, loader: Any, steps: int | None = None) -> Batches:
         """Return this process' batches of ``loader``; statistics of BatchNorm are those of process 0 from now on."""
         batches = super().batches(loader, steps)
-        batches.first = functools.partial(self.processes.copy_first, list(self.module.buffers()))
+        batches.first = functools.partial(self.group.broadcast_tensors, list(self.module.buffers()))
         return batches
 
     def merged(self, metrics: Metrics) -> Metrics:
         """Return what was measured in all processes."""
         metrics.settle()  # two numbers travel faster than the hundreds that they are the sums of
-        return metrics.merged(self.processes.gather(metrics.state_dict()))
+        return metrics.merged(self.group.gather(metrics.state_dict()))
 
     def gathering(self, gathered: Gathered) -> Gathered:
         """Return what gathers the outputs of all processes in ``gathered``."""
         if isinstance(gathered, Written):
-            gathered.writes = self.processes.first
-        return Joined(gathered, self.processes)
+            gathered.writes = self.group.is_main
+        return Joined(gathered, self.group)
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; where gradients are wanted, they will meet those of the other processes."""
@@ -121,8 +121,8 @@ class DataParallel(Strategy, name="ddp"):
 
     def shares(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what the loss of each batch is multiplied by, so that the windows of all processes count as one batch."""
-        count, foreseen, sure = self.processes.size, self.processes.foreseen, self.processes.sure
-        self.processes.foreseen, own = None, list(sizes) if foreseen is None else foreseen[0]
+        count, foreseen, sure = self.group.world_size, self.group.foreseen, self.group.sure
+        self.group.foreseen, own = None, list(sizes) if foreseen is None else foreseen[0]
         self._idle_batches = [not one for one in own]
         divisors = criterion.divisors(sizes, batches)
         if divisors is None:  # gradients are averaged, but those of a sum are to be added
@@ -131,8 +131,12 @@ class DataParallel(Strategy, name="ddp"):
             divisor if one else 0 for divisor, one in zip(divisors, own, strict=True)
         ]  # a lent batch counts nothing
         if self._plain is None:
-            self._plain = not self.processes.any(divisors is not sizes or not sure or foreseen is None or mine != own)
-        total = foreseen[1] if self._plain and foreseen is not None else self.processes.added(sum(mine), self.device)
+            self._plain = not self.group.any_rank(divisors is not sizes or not sure or foreseen is None or mine != own)
+        total = (
+            foreseen[1]
+            if self._plain and foreseen is not None
+            else self.group.all_reduce_sum_on_device(sum(mine), self.device)
+        )
         return [divisor * count / total if isinstance(divisor, Tensor) or divisor else 0.0 for divisor in mine]
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
@@ -142,7 +146,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def _turn(self, sync: bool) -> None:
         """Note whose turn it is: that of a batch which counts, or which is lent; of the last of a window, or not."""
-        self._synced, self.processes.idle = sync, bool(self._idle_batches) and self._idle_batches.pop(0)
+        self._synced, self.group.idle = sync, bool(self._idle_batches) and self._idle_batches.pop(0)
 
     def backward(self, loss: Tensor, share: Any = 1.0) -> None:
         """Add the gradients of ``loss`` times ``share``; those of all processes meet, unless they are held back."""

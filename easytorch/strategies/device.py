@@ -8,7 +8,7 @@ import torch
 
 from easytorch._utils.registry import did_you_mean, find
 from easytorch._utils.warnings import warn
-from easytorch.distributed.process_group import launched, local_rank
+from easytorch.distributed.process_group import is_launched, local_rank
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ELSEWHERE = {  # what other libraries call them
@@ -26,7 +26,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     here = ["cpu"] + ([accelerator.type] if accelerator else [])
     if isinstance(device, str) and device.strip().lower() == "auto":
-        if accelerator is not None and launched():  # each process of a machine has one of its own
+        if accelerator is not None and is_launched():  # each process of a machine has one of its own
             return torch.device(accelerator.type, local_rank() % torch.accelerator.device_count())
         return accelerator or torch.device("cpu")
     try:

@@ -98,7 +98,7 @@ class FullySharded(DataParallel, name="fsdp"):
         policy = MixedPrecisionPolicy() if PRECISIONS[self.precision] is None else low
         for block in _blocks(module, self.unit):
             fully_shard(block, mp_policy=policy)
-        notes = Notes(module, self.device, self.processes, apart=True)
+        notes = Notes(module, self.device, self.group, apart=True)
         fully_shard(notes, mp_policy=policy, ignored_params={notes.note})
         parts = dict(module.named_parameters())
         for group in optimizer.param_groups if optimizer is not None else ():
@@ -148,7 +148,7 @@ class FullySharded(DataParallel, name="fsdp"):
         if self._writer is None:
             from easytorch.checkpoint.dcp import Writer
 
-            self._writer = Writer(self.processes, self._timeout)
+            self._writer = Writer(self.group, self._timeout)
         self._writer.begin(path, content)
 
     def written(self) -> None:

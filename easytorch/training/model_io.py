@@ -120,7 +120,7 @@ class Saving:
             raise ValueError(
                 f"{os.fspath(path)!r} is the name of a folder. Name the file, {os.path.join(path, 'model.pt')!r}."
             )
-        return write(path, content) if self.strategy.processes.first else Path(path)
+        return write(path, content) if self.strategy.group.is_main else Path(path)
 
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Take everything back from a file that ``save`` wrote, or the newest whole one of a folder; return the model.
@@ -132,7 +132,7 @@ class Saving:
             FileNotFoundError: If there is no such file.
             FileError: If it is not such a file, is damaged, or belongs to another module; nothing has changed then.
         """
-        self.strategy.processes.wait()  # for a file that process 0 may be writing
+        self.strategy.group.barrier()  # for a file that process 0 may be writing
         if Path(path).is_dir():
             path, content = rotation.read_newest(path, self.device)
         else:
@@ -182,7 +182,7 @@ class Saving:
             FileNotFoundError: If there is no such file.
             FileError: If it holds no weights, is damaged, or belongs to another module; nothing has changed then.
         """
-        self.strategy.processes.wait()  # for a file that process 0 may be writing
+        self.strategy.group.barrier()  # for a file that process 0 may be writing
         with files.as_file_error(path):
             content = files.read(path, self.device)
             weights = files.extract_weights(self._joined(content, path) if files.is_model(content) else content)
@@ -204,12 +204,12 @@ class Saving:
         """Return what each process has of its own: totals, random states and its place in the data."""
         assert self.feed is not None
         own = {"metrics": self.metrics.state_dict(), "feed": self.feed.state_dict(self.state.epoch_step)}
-        states = self.strategy.processes.gather(own)
+        states = self.strategy.group.gather(own)
         return states[0] if len(states) == 1 else {**states[0], "processes": states}
 
     def _environment(self) -> dict[str, Any]:
         strategy = self.strategy
-        return environment(self.device, strategy.precision, strategy.jit_compile, strategy.processes.size)
+        return environment(self.device, strategy.precision, strategy.jit_compile, strategy.group.world_size)
 
     def load_training_state(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         """Go on exactly where ``training_state`` was taken; only while ``fit`` begins.
@@ -262,19 +262,19 @@ class Saving:
     def _take_run(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
         """Go on with the run in ``content``, for as many epochs as were planned."""
         assert self.feed is not None
-        processes, planned = self.strategy.processes, self.state.last - self.state.first
+        processes, planned = self.strategy.group, self.state.last - self.state.first
         states = content.get("processes", [content])
-        own = states[processes.rank] if len(states) == processes.size else states[0]
+        own = states[processes.rank] if len(states) == processes.world_size else states[0]
         self.feed.load_state_dict(own["feed"])
         self._take_parts(content, weights)
         self.state.last = self.state.first + planned
-        if len(states) == processes.size:
+        if len(states) == processes.world_size:
             self.metrics.load_state_dict(own["metrics"])
-        elif processes.first:  # what all of them have measured goes on in one
+        elif processes.is_main:  # what all of them have measured goes on in one
             self.metrics.load_state_dict(self.metrics.merged([state["metrics"] for state in states]).state_dict())
         self.stop_training = False
         for one, (_, state) in zip(self._stateful(), content["callbacks"], strict=True):
-            if one.everywhere or processes.first:
+            if one.everywhere or processes.is_main:
                 one.load_state_dict(state)
         if self.stop_training:  # a run that stopped early has come to its end
             self.state.last = self.state.epoch

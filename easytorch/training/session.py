@@ -38,7 +38,7 @@ def fitting(
     """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
     optimizers.check_current(model.need_optimizer("fit"), model.module)
-    interrupts, begin, processes = Interrupts(), state.step, model.strategy.processes
+    interrupts, begin, processes = Interrupts(), state.step, model.strategy.group
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
     notices = [NaNNotice()] if len(feed) else [NaNNotice(), EndlessNotice()]
     every = [*callbacks, *notices, Agreement(), interrupts]
@@ -46,7 +46,7 @@ def fitting(
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.timer = feed, state.first, model.strategy.timer
     # An update of the user's own may ask for anything of its batches, so that it must have one.
-    feed.lends, model.metrics.processes = model.strategy.lends or model.has_own("update"), processes
+    feed.lends, model.metrics.group = model.strategy.lends or model.has_own("update"), processes
     with training(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
@@ -56,12 +56,12 @@ def fitting(
             _try_out(model, validation)
             model.loss.expect(data.all_targets(feed.loader))
             yield
-            if processes.size > 1:
-                set_rng_state(processes.same(get_rng_state()))  # after training all go on alike
-                processes.copy_first(list(model.module.buffers()))
+            if processes.world_size > 1:
+                set_rng_state(processes.broadcast(get_rng_state()))  # after training all go on alike
+                processes.broadcast_tensors(list(model.module.buffers()))
         except Interruption:
             model.history.interrupted = True
-            interrupts.caught = int(processes.largest(interrupts.caught or 0))  # of one process, or of all
+            interrupts.caught = int(processes.all_reduce_max(interrupts.caught or 0))  # of one process, or of all
             listeners.on_interrupt()
         except BaseException as caught:
             error = caught

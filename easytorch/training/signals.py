@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from easytorch.callbacks.base import Callback
-from easytorch.distributed.process_group import launched
+from easytorch.distributed.process_group import is_launched
 from easytorch.strategies.base import INTERRUPT, STOP
 
 ECHO = 2.0  # seconds in which a launcher hands a signal on
@@ -34,7 +34,7 @@ class Agreement(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Ask all whether somebody wishes to stop."""
-        self.model.stop_training = self.model.strategy.processes.any(self.model.stop_training)
+        self.model.stop_training = self.model.strategy.group.any_rank(self.model.stop_training)
 
 
 class Interrupts(Callback):
@@ -65,13 +65,13 @@ class Interrupts(Callback):
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        echo = launched() and time.monotonic() - self._since < ECHO
+        echo = is_launched() and time.monotonic() - self._since < ECHO
         if self.caught is not None and echo:
             return
         if self.caught is not None:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.caught, self._since = number, time.monotonic()
-        if number == signal.SIGINT and self.model.strategy.processes.first:
+        if number == signal.SIGINT and self.model.strategy.group.is_main:
             print("\nStopping after this update; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -81,12 +81,12 @@ class Interrupts(Callback):
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave, if somebody asked for it; many processes leave when all have measured."""
-        if self.caught is not None and self.model.strategy.processes.size == 1:
+        if self.caught is not None and self.model.strategy.group.world_size == 1:
             raise Interruption
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Leave, if somebody asked for it."""
-        if self.model.strategy.processes.any(self.caught is not None):
+        if self.model.strategy.group.any_rank(self.caught is not None):
             raise Interruption
 
     def settle(self, on_interrupt: str) -> None:
@@ -95,5 +95,5 @@ class Interrupts(Callback):
             raise SystemExit(128 + signal.SIGTERM)
         if self.caught == signal.SIGINT and on_interrupt == "raise":
             raise KeyboardInterrupt
-        if self.caught == signal.SIGINT and self.model.strategy.processes.first:
+        if self.caught == signal.SIGINT and self.model.strategy.group.is_main:
             print(f"Stopped after update {self.model.state.step}. The program goes on.", file=sys.stderr, flush=True)
