@@ -29,10 +29,10 @@ from easytorch.callbacks.base import Callback, CallbackList, listed
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import displays
-from easytorch.data.batch import NO_BATCH, Batch, batch_size, length, unpack
-from easytorch.data.epoch_iterator import Feed
-from easytorch.data.loader import fit_data, one_batch, validated_epochs
-from easytorch.data.predictions import Gathered, in_order, inputs, one_row_each
+from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, length, unpack
+from easytorch.data.epoch_iterator import EpochIterator
+from easytorch.data.loader import make_fit_data, one_batch, validated_epochs
+from easytorch.data.predictions import OutputCollector, check_one_row_per_sample, in_order, inputs
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.diagnostics.torch_errors import explained
 from easytorch.losses.criterion import Criterion, OwnLoss, resolve_loss
@@ -86,7 +86,7 @@ class Model(Looking, Saving):
         self.callbacks = CallbackList([], self, {})
         self._history = History()
         self._compiled: dict[str, Any] | None = None
-        self.feed: Feed | None = None  # the training data, while fit runs
+        self.feed: EpochIterator | None = None  # the training data, while fit runs
         self.last_fit: dict[str, Any] = {}
 
     def compile(
@@ -214,7 +214,7 @@ class Model(Looking, Saving):
         optimizer = self.need_optimizer("fit")
         if isinstance(y, numbers.Integral):
             y, epochs = None, int(y)
-        feed, validation = fit_data(
+        feed, validation = make_fit_data(
             x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
             self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.group, self.unpack,
         )  # fmt: skip
@@ -283,7 +283,7 @@ class Model(Looking, Saving):
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
             scores = read(self.strategy.merged(self.metrics).compute())
         if not scores:
-            raise ValueError(NO_BATCH)
+            raise ValueError(EMPTY_DATA)
         self.callbacks.on_test_end(scores)
         return scores
 
@@ -362,15 +362,15 @@ class Model(Looking, Saving):
             callbacks: Objects that are told what happens.
             verbose: 0 nothing; otherwise a live bar, in a terminal.
         """
-        return self._predict(x, lambda y_pred: y_pred, batch_size, steps, callbacks, verbose, Gathered.to(to))
+        return self._predict(x, lambda y_pred: y_pred, batch_size, steps, callbacks, verbose, OutputCollector.to(to))
 
     def predict_proba(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return probabilities: the outputs after the softmax, exp or sigmoid that the loss implies."""
-        return self._predict(x, self.loss.probabilities, batch_size, None, (), verbose, Gathered())
+        return self._predict(x, self.loss.probabilities, batch_size, None, (), verbose, OutputCollector())
 
     def predict_classes(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return the most probable class of each sample; 0 or 1 for each label of a binary loss."""
-        return self._predict(x, self.loss.classes, batch_size, None, (), verbose, Gathered())
+        return self._predict(x, self.loss.classes, batch_size, None, (), verbose, OutputCollector())
 
     def _predict(
         self,
@@ -380,9 +380,9 @@ class Model(Looking, Saving):
         steps: int | None,
         callbacks: Any,
         verbose: Any,
-        gathered: Gathered,
+        gathered: OutputCollector,
     ) -> Any:
-        loader = in_order(data.as_loader(inputs(x, self.signature), batch_size=batch_size))
+        loader = warn_if_shuffled(data.as_loader(inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
         gathered, batches = self.strategy.gathering(gathered), self.strategy.batches(loader, steps)
         with session.watched(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
@@ -391,7 +391,7 @@ class Model(Looking, Saving):
             for i, batch in enumerate(batches):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = finish(self.strategy.run(self.predict_step, batch))
-                gathered.add(map_leaves(to_numpy, one_row_each(outputs, batch)))
+                gathered.add(map_leaves(to_numpy, check_one_row_per_sample(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
             self.callbacks.on_predict_end({})
         return gathered.result()
@@ -416,4 +416,4 @@ class Model(Looking, Saving):
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
-        return self._predict([one_batch(x)], lambda y_pred: y_pred, None, None, (), 0, Gathered())
+        return self._predict([one_batch(x)], lambda y_pred: y_pred, None, None, (), 0, OutputCollector())

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
 from easytorch._utils.timer import PARTS, Timer, shares
-from easytorch.data.epoch_iterator import Feed
+from easytorch.data.epoch_iterator import EpochIterator
 from tests.loops import blobs, mlp
 
 X, Y = blobs(48)
@@ -121,8 +121,8 @@ def test_what_is_quick_is_not_told(capsys):
 
 
 def test_the_cure_fits_the_data():
-    assert Feed(DataLoader(TensorDataset(X, Y), 8)).cure(CPU) is None  # it is sliced already
-    assert "num_workers=4" in Feed(DataLoader(Slow(), 4, num_workers=2)).cure(CPU)
-    assert "DataLoader" in Feed([(X, Y)]).cure(CPU)
-    assert "pin_memory" in Feed(DataLoader(Slow(), 4)).cure(torch.device("meta"))
-    assert "pin_memory" not in Feed(DataLoader(Slow(), 4)).cure(CPU)
+    assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).cure(CPU) is None  # it is sliced already
+    assert "num_workers=4" in EpochIterator(DataLoader(Slow(), 4, num_workers=2)).cure(CPU)
+    assert "DataLoader" in EpochIterator([(X, Y)]).cure(CPU)
+    assert "pin_memory" in EpochIterator(DataLoader(Slow(), 4)).cure(torch.device("meta"))
+    assert "pin_memory" not in EpochIterator(DataLoader(Slow(), 4)).cure(CPU)

@@ -23,8 +23,8 @@ from torch.utils.data import (
 
 from easytorch import DataParallel, Mean, Metric, Model
 from easytorch.callbacks import Callback, CSVLogger, EarlyStopping, ReduceLROnPlateau, TerminateOnNaN
-from easytorch.data.epoch_iterator import Feed
-from easytorch.data.sharding import Equal, part
+from easytorch.data.epoch_iterator import EpochIterator
+from easytorch.data.sharding import PreshardedBatchSampler, part
 from easytorch.distributed.process_group import SingleProcess
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
@@ -93,7 +93,7 @@ def test_what_is_dropped_is_what_is_less_than_a_round():
     own = indices(DataLoader(ROWS, 8, drop_last=True), 2, training=True)
     assert [len(mine) for mine in own] == [3, 3]
     with pytest.raises(ValueError, match="not one round of batches for 2 processes"):
-        Feed(DataLoader(ROWS, 40, drop_last=True), processes=Third(0, 2))
+        EpochIterator(DataLoader(ROWS, 40, drop_last=True), processes=Third(0, 2))
 
 
 def test_batches_of_a_sampler_of_ones_own_stay_whole():
@@ -113,7 +113,7 @@ def test_batches_of_a_sampler_of_ones_own_stay_whole():
 def test_a_sampler_that_knows_the_processes_is_left_as_it_is():
     loader = DataLoader(ROWS, 4, sampler=DistributedSampler(ROWS, 3, 1, shuffle=False))
     twin = part(loader, Third(1, 3), training=True)
-    assert type(twin.batch_sampler) is Equal
+    assert type(twin.batch_sampler) is PreshardedBatchSampler
     assert list(twin.batch_sampler) == list(loader.batch_sampler)
     assert twin.batch_sampler.rounds == [(4, 12)] * 4 + [(1, 3)]
     measured = part(loader, Third(1, 3), training=False)  # without what it repeats

@@ -20,8 +20,8 @@ from torch.utils.data import (
 
 from easytorch import Model
 from easytorch._utils.pytree import leaves
-from easytorch.data.epoch_iterator import Batches
-from easytorch.data.fast_loaders import Fetched, collated, fetched, sliced
+from easytorch.data.epoch_iterator import EvalIterator
+from easytorch.data.fast_loaders import MapBatches, as_map_batches, as_tensor_batches, fast_collate
 
 
 class Drawing(Dataset):
@@ -81,8 +81,8 @@ def passes(make, way):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_fetched_batches_are_those_of_the_loader_and_draw_its_numbers(kind):
-    assert isinstance(fetched(LOADERS[kind]()), Fetched)
-    assert passes(LOADERS[kind], lambda loader: iter(Batches(loader))) == passes(LOADERS[kind], iter)
+    assert isinstance(as_map_batches(LOADERS[kind]()), MapBatches)
+    assert passes(LOADERS[kind], lambda loader: iter(EvalIterator(loader))) == passes(LOADERS[kind], iter)
 
 
 class Stream(IterableDataset):
@@ -102,13 +102,13 @@ class OwnLoader(DataLoader):
         lambda: DataLoader(Stream(), 4),
         lambda: OwnLoader(Drawing(), 4),
         lambda: [1, 2],
-        lambda: sliced(DataLoader(TensorDataset(torch.rand(9, 3)), 4)),
+        lambda: as_tensor_batches(DataLoader(TensorDataset(torch.rand(9, 3)), 4)),
     ],
     ids=["workers", "no batches", "a stream", "own loader", "no loader", "slices"],
 )
 def test_what_does_something_else_is_left_alone(make):
     loader = make()
-    assert fetched(loader) is loader
+    assert as_map_batches(loader) is loader
 
 
 def test_an_error_of_the_dataset_is_raised_as_it_is():
@@ -140,7 +140,7 @@ SAMPLES = {
 
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_samples_are_put_together_as_torch_does_it(kind):
-    ours, theirs = (collate(SAMPLES[kind]) for collate in (collated, default_collate))
+    ours, theirs = (collate(SAMPLES[kind]) for collate in (fast_collate, default_collate))
     assert repr(ours) == repr(theirs)
     dtypes = [[leaf.dtype for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)] for tree in (ours, theirs)]
     assert dtypes[0] == dtypes[1]
@@ -160,7 +160,7 @@ def test_samples_are_put_together_as_torch_does_it(kind):
 )
 def test_samples_that_do_not_go_together_are_refused_in_the_words_of_torch(samples):
     said = []
-    for collate in (collated, default_collate):
+    for collate in (fast_collate, default_collate):
         with pytest.raises((TypeError, RuntimeError, IndexError, ValueError)) as error:
             collate(samples)
         said.append((type(error.value), str(error.value)))

@@ -27,8 +27,8 @@ import easytorch
 from easytorch import Model
 from easytorch.callbacks import Callback
 from easytorch.data import split, targets_of
-from easytorch.data.batch import batch_size, placer
-from easytorch.data.fast_loaders import Slices, sliced
+from easytorch.data.batch import batch_size, make_to_device
+from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from easytorch.data.seeded import seeded
 from tests.loops import blobs, furthest, mlp, same_weights, twins
 
@@ -419,7 +419,7 @@ def test_trying_out_the_validation_data_leaves_the_generator_of_its_collation_al
 
 def test_a_packed_sequence_goes_to_the_device_as_torch_sends_it():
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, 1).double(), torch.ones(2, 1).double()])
-    placed, y = placer(torch.device("meta"), torch.float32)((packed, torch.ones(2)))
+    placed, y = make_to_device(torch.device("meta"), torch.float32)((packed, torch.ones(2)))
     expected = packed.to("meta")
     assert placed.data.device == expected.data.device == y.device
     assert placed.batch_sizes.device == expected.batch_sizes.device
@@ -775,8 +775,8 @@ def test_rows_in_a_dataset_make_the_batches_of_torch_be_they_sliced_or_not():
     x, y = blobs(12)
     for tree in ((x, y), {"x": x, "y": (y, x)}, x):
         loader = DataLoader(easytorch.data.ArrayDataset(tree), 5)
-        assert isinstance(sliced(loader), Slices)
-        for ours, torchs in zip(sliced(loader), loader, strict=True):
+        assert isinstance(as_tensor_batches(loader), TensorBatches)
+        for ours, torchs in zip(as_tensor_batches(loader), loader, strict=True):
             assert str(ours) == str(torchs)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from easytorch import Model
 from easytorch.data import in_memory, split, targets_of
-from easytorch.data.fast_loaders import Slices, sliced
+from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from tests.loops import mlp, same_weights, twins
 
 FEATURES = 6
@@ -72,8 +72,8 @@ def test_training_on_it_is_training_on_the_dataset_bit_for_bit(workers):
 
 def test_a_loader_of_it_and_of_its_parts_is_sliced():
     kept = in_memory(Counted(), verbose=0)
-    assert isinstance(sliced(DataLoader(kept, 8, shuffle=True)), Slices)
-    assert isinstance(sliced(DataLoader(Subset(kept, range(5, 20)), 8)), Slices)
+    assert isinstance(as_tensor_batches(DataLoader(kept, 8, shuffle=True)), TensorBatches)
+    assert isinstance(as_tensor_batches(DataLoader(Subset(kept, range(5, 20)), 8)), TensorBatches)
     first, second = split(kept)
     assert (len(first), len(second)) == (40, 10)
 

@@ -97,7 +97,7 @@ def test_an_error_at_the_very_end_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(rows):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predictions._Rows, "finish", full)
+    monkeypatch.setattr(predictions.GrowingNpyFile, "finish", full)
     with pytest.raises(OSError, match="No space left") as caught:  # whose traceback keeps all that it has seen
         model_of(mlp()).predict(X, to=tmp_path / "y.npy", verbose=0)
     assert caught.value.errno == 28

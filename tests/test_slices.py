@@ -20,7 +20,7 @@ from torch.utils.data import (
 
 from easytorch import Model
 from easytorch.callbacks import LambdaCallback
-from easytorch.data.fast_loaders import Slices, sliced
+from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from tests.loops import blobs, hand_loop, mlp, same_weights, twins
 
 X, Y = blobs(50)
@@ -54,13 +54,13 @@ def passes(make, slice_it):
     """Return the batches of two passes, and the state of the global generator after them."""
     torch.manual_seed(3)
     loader = make()
-    batches = [batch for _ in range(2) for batch in (sliced(loader) if slice_it else loader)]
+    batches = [batch for _ in range(2) for batch in (as_tensor_batches(loader) if slice_it else loader)]
     return batches, torch.get_rng_state()
 
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_slices_are_the_batches_of_the_loader_and_draw_its_numbers(kind):
-    assert isinstance(sliced(LOADERS[kind]()), Slices)
+    assert isinstance(as_tensor_batches(LOADERS[kind]()), TensorBatches)
     (mine, my_state), (torchs, torchs_state) = passes(LOADERS[kind], True), passes(LOADERS[kind], False)
     assert len(mine) == len(torchs)
     for one, other in zip(mine, torchs, strict=True):
@@ -95,7 +95,7 @@ class OwnOrder(torch.utils.data.Sampler):
 )
 def test_what_may_do_something_else_is_left_alone(make):
     loader = make()
-    assert sliced(loader) is loader
+    assert as_tensor_batches(loader) is loader
 
 
 def test_a_module_that_changes_its_input_does_not_change_the_data():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from easytorch._utils.pytree import describe, leaves, map_leaves
-from easytorch.data.batch import PADDING, from_numpy
+from easytorch.data.batch import PAD_HINT, from_numpy
 
 
 class ArrayDataset(Dataset[Any]):
@@ -42,7 +42,7 @@ class ArrayDataset(Dataset[Any]):
         return map_leaves(lambda leaf: None if leaf is None else leaf[index], self.tree)
 
 
-class Batched(ArrayDataset):
+class BatchedArrayDataset(ArrayDataset):
     """Rows that are fetched a whole batch at a time, which only ``as_batch`` may collate."""
 
     def __getitems__(self, indices: Sequence[int]) -> Any:  # torch fetches a batch by it, where it exists
@@ -84,7 +84,7 @@ def as_tensor(leaf: Any) -> Any:
     )
 
 
-def stacked(x: Any, y: Any) -> tuple[Any, Any]:
+def stack_samples(x: Any, y: Any) -> tuple[Any, Any]:
     """Return ``x`` and ``y``, where both are lists of one part for each sample with the parts as the rows of one tensor.
 
     A list of arrays may also be several inputs. Those have one row for each sample themselves, which tells the two apart.
@@ -113,7 +113,9 @@ def _array(numbers: Any) -> np.ndarray[Any, Any]:
     try:
         return np.asarray(numbers)
     except ValueError as error:  # "inhomogeneous shape", as NumPy says
-        raise ValueError(f"The rows of a list differ in shape, so that it is no array of numbers. {PADDING}") from error
+        raise ValueError(
+            f"The rows of a list differ in shape, so that it is no array of numbers. {PAD_HINT}"
+        ) from error
 
 
 def _rows(leaf: Any) -> Any:

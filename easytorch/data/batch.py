@@ -16,8 +16,8 @@ from easytorch._utils.pytree import describe, leaves, map_leaves
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 WEIGHT_KEY = "sample_weight"
-PADDING = "Pad them to one length, for example by torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
-NO_BATCH = "The data is empty: there was not one batch in it. Was the generator read before?"
+PAD_HINT = "Pad them to one length, for example by torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
+EMPTY_DATA = "The data is empty: there was not one batch in it. Was the generator read before?"
 
 
 class Batch(NamedTuple):
@@ -91,7 +91,7 @@ def batch_size(batch: Any) -> int:
     raise ValueError(f"Cannot tell how many samples are in this batch: {describe(batch)}. Pass tensors or arrays.")
 
 
-def placer(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any]:
+def make_to_device(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any]:
     """Return the function that brings a batch to ``device`` and its floats to ``dtype`` (None: as they are).
 
     Arrays become tensors, anything that is neither array nor tensor stays what it is. From pinned memory the copy
@@ -178,7 +178,7 @@ def _no_numbers(array: np.ndarray[Any, Any]) -> TypeError:
                 "them: np.stack(x)."
             )
         return TypeError(
-            f"Expected numbers, received an array of rows of different lengths, {', '.join(map(str, lengths[:3]))}. {PADDING}"
+            f"Expected numbers, received an array of rows of different lengths, {', '.join(map(str, lengths[:3]))}. {PAD_HINT}"
         )
     kind = "text" if array.dtype.kind in "US" or isinstance(first, str) else str(array.dtype)
     return TypeError(

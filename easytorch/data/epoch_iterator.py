@@ -24,10 +24,10 @@ from easytorch._utils.rng import (
 from easytorch._utils.timer import Timer
 from easytorch._utils.warnings import warn
 from easytorch.data import sharding
-from easytorch.data.batch import NO_BATCH, length
-from easytorch.data.fast_loaders import Fetched, Slices, fetched, sliced
-from easytorch.data.resumable_sampler import Order
-from easytorch.data.workers import signal_proof, started
+from easytorch.data.batch import EMPTY_DATA, length
+from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches
+from easytorch.data.resumable_sampler import ResumableSampler
+from easytorch.data.workers import iterate, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from easytorch.training.state import TrainState
 
 
-class Feed:
+class EpochIterator:
     """The training data as windows of batches, one window for each update, epoch after epoch.
 
     Args:
@@ -70,7 +70,7 @@ class Feed:
         steps = whole("steps_per_epoch", steps)
         self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
         self.group = processes or SingleProcess()
-        self.lends, self.beside = False, beside
+        self.needs_batch_every_step, self.beside = False, beside
         self._last: Any = None  # the batch to lend
         self.once = isinstance(loader, Iterator)
         self.example: Any = None
@@ -87,8 +87,10 @@ class Feed:
         self._iterator: Any = None  # of the pass that runs
         self._loader_state: Any = None
         self._now: dict[str, Any] = {}
-        self._order: Order | Slices | None = None
-        self._reader, self._part = self._watched(sharding.part(signal_proof(loader), self.group, training=True))
+        self._order: ResumableSampler | TensorBatches | None = None
+        self._reader, self._part = self._watched(
+            sharding.shard_loader(shield_workers(loader), self.group, training=True)
+        )
         if length(self._reader) == 0:
             raise ValueError(
                 f"There is not one round of batches for {self.group.world_size} processes, and drop_last=True drops what is not "
@@ -135,7 +137,7 @@ class Feed:
             self.timer.mark("rest")
         self.exhausted = count < self.steps if self.steps else self.once
         if not count:
-            raise ValueError(NO_BATCH)
+            raise ValueError(EMPTY_DATA)
 
     def indices(self) -> list[Any] | None:
         """Return the dataset's indices of each batch in the window that the loop has now; None where nobody knows."""
@@ -147,7 +149,7 @@ class Feed:
     def cure(self, device: torch.device) -> str | None:
         """Say what would shorten the wait for data; None where nothing would."""
         loader = self.loader
-        if isinstance(self._reader, Slices):
+        if isinstance(self._reader, TensorBatches):
             return None
         if not isinstance(loader, DataLoader):
             return "A Dataset in a DataLoader(num_workers=2) is loaded while the model trains."
@@ -189,17 +191,17 @@ class Feed:
     def _own(self, window: list[Any]) -> list[Any]:
         """Return what of ``window`` this process has, and tell what all of them have."""
         rounds = self._part.rounds[self.used - len(window) : self.used]
-        if self.lends:
+        if self.needs_batch_every_step:
             window = [self._lent(batch) for batch in window]
         else:
-            window = [batch for batch in window if batch is not sharding.IDLE]
-        own = [count for count, _ in rounds if count or self.lends]
+            window = [batch for batch in window if batch is not sharding.NO_BATCH]
+        own = [count for count, _ in rounds if count or self.needs_batch_every_step]
         self.group.foreseen = own, sum(total for _, total in rounds)
         self.group.sure, self.group.idle = self._part.counts, not any(own)
         return window
 
     def _lent(self, batch: Any) -> Any:
-        if batch is not sharding.IDLE:
+        if batch is not sharding.NO_BATCH:
             self._last = batch
         elif self._last is None:
             self._last = self._spare()
@@ -213,7 +215,7 @@ class Feed:
                 f"Process {self.group.rank} has no batch, not even a first one. Use fewer processes or a smaller batch_size."
             )
         with preserve_rng_state():
-            return self._weighed(Fetched(loader).fetch([0, 0]))  # BatchNorm could not take a single sample
+            return self._weighed(MapBatches(loader).fetch([0, 0]))  # BatchNorm could not take a single sample
 
     def _padded(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches, and ``IDLE`` for those that only others have in the end."""
@@ -221,10 +223,10 @@ class Feed:
         for batch in batches:
             count += 1
             yield batch
-        yield from itertools.repeat(sharding.IDLE, len(self._part.rounds) - count)
+        yield from itertools.repeat(sharding.NO_BATCH, len(self._part.rounds) - count)
 
     def _weighed(self, batch: Any) -> Any:
-        return batch if batch is sharding.IDLE or self.weigh is None else self.weigh(batch)
+        return batch if batch is sharding.NO_BATCH or self.weigh is None else self.weigh(batch)
 
     def _endless(self) -> Iterator[list[Any]]:
         while True:
@@ -273,7 +275,7 @@ class Feed:
         batches: Iterator[Any]
         if self._loader_state is not None and skip:
             self._reader.load_state_dict(self._loader_state)
-        batches = self._iterator = started(self._reader)
+        batches = self._iterator = iterate(self._reader)
         if not skip:
             return batches
         if self._order is not None:
@@ -286,7 +288,7 @@ class Feed:
                 "are read again and thrown away."
             )
             thrown = list(itertools.islice(batches, skip))
-            if self.lends and thrown and thrown[-1] is not sharding.IDLE:
+            if self.needs_batch_every_step and thrown and thrown[-1] is not sharding.NO_BATCH:
                 self._last = self._weighed(thrown[-1])
             if len(thrown) < skip:
                 raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
@@ -297,16 +299,16 @@ class Feed:
         """Return a twin of ``loader`` whose order can be resumed, and what knows the rounds of it, where there are others."""
         if not isinstance(loader, DataLoader):
             return loader, None if self.group.world_size == 1 else loader
-        twin, dealer = sliced(loader), None if self.group.world_size == 1 else loader.batch_sampler
-        if isinstance(twin, Slices):
+        twin, dealer = as_tensor_batches(loader), None if self.group.world_size == 1 else loader.batch_sampler
+        if isinstance(twin, TensorBatches):
             self._order = twin
             return twin, dealer
         if not isinstance(loader.dataset, IterableDataset) and not hasattr(loader, "load_state_dict"):
             kind = "sampler" if loader.batch_sampler is None else "batch_sampler"
             ahead = loader.num_workers * (loader.prefetch_factor or 0)
-            self._order = Order(getattr(loader, kind), memory=ahead + self.window + 1)
+            self._order = ResumableSampler(getattr(loader, kind), memory=ahead + self.window + 1)
             vars(twin)[kind] = self._order  # DataLoader guards it against a change of mind; the order does not change
-        return fetched(twin), dealer
+        return as_map_batches(twin), dealer
 
     def state_dict(self, epoch_step: int) -> dict[str, Any]:
         """Return the place in the data, and the random states.
@@ -377,7 +379,7 @@ class Feed:
     def _redealt(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return ``state``, of another number of processes, for this one: what all of them have used is skipped."""
         before = state.get("processes", 1)
-        if isinstance(self._reader, sharding.Own) and state["used"]:
+        if isinstance(self._reader, sharding.PerRankStream) and state["used"]:
             raise ResumeError(
                 f"The run that is to be resumed had {before} processes, which brought data of their own; now there are "
                 f"{self.group.world_size}, and nobody knows what is left. Start as many, or begin anew in another folder."
@@ -414,7 +416,7 @@ class Feed:
 PLACE = ("passes", "used", "begin", "generators", "order", "loader", "offset")
 
 
-class Batches:
+class EvalIterator:
     """The batches to measure or to predict, by the fastest way to them; of many processes each has its own.
 
     Args:
@@ -425,7 +427,7 @@ class Batches:
 
     def __init__(self, loader: Any, steps: int | None = None, group: SingleProcess | None = None) -> None:
         self.group = processes = processes or SingleProcess()
-        self.reader = fetched(sliced(sharding.part(loader, processes, training=False)))
+        self.reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, processes, training=False)))
         steps = whole("steps", steps)
         self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.world_size)
         self.first: Callable[[], object] = bool  # what to do before the first of them
@@ -440,7 +442,7 @@ class Batches:
         self.first()
         if self.group.world_size > 1:
             set_rng_state(self.group.broadcast(get_rng_state()))  # everybody draws the same order
-        return itertools.islice(started(self.reader), self.steps)
+        return itertools.islice(iterate(self.reader), self.steps)
 
 
 def _copied(leaf: Any) -> Any:

@@ -24,22 +24,22 @@ from torch.utils.data import (
 
 from easytorch._utils.pytree import leaves, map_leaves
 from easytorch._utils.rng import set_rng_state
-from easytorch.data.arrays import ArrayDataset, Batched, as_batch
+from easytorch.data.arrays import ArrayDataset, BatchedArrayDataset, as_batch
 from easytorch.data.in_memory import InMemory
-from easytorch.data.resumable_sampler import other_order
-from easytorch.data.sharding import Bounds, Parts
+from easytorch.data.resumable_sampler import order_changed_error
+from easytorch.data.sharding import Bounds, ShardedBatchSampler
 
 # They draw all of their order when they begin; a sampler of the user's own may draw while it runs.
 KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
-def sliced(loader: Any) -> Any:
+def as_tensor_batches(loader: Any) -> Any:
     """Return the batches of ``loader`` as ``Slices``, if all of its samples are in memory; else ``loader`` itself."""
     plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
     if not plain or type(loader.sampler) not in KNOWN:
         return loader
     batches = loader.batch_sampler
-    inner = batches.batch_sampler if isinstance(batches, Parts) else batches
+    inner = batches.batch_sampler if isinstance(batches, ShardedBatchSampler) else batches
     if type(inner) is not BatchSampler or inner.sampler is not loader.sampler:  # a batch_sampler has its own
         return loader
     if getattr(loader.sampler, "generator", None) is torch.default_generator:  # the module draws from it in between
@@ -47,12 +47,12 @@ def sliced(loader: Any) -> Any:
     found = _in_memory(loader.dataset)
     if found is None or loader.collate_fn is not found[2]:
         return loader
-    return Slices(loader, found[0], found[1])
+    return TensorBatches(loader, found[0], found[1])
 
 
 def _in_memory(dataset: Any) -> tuple[Any, Tensor | None, Any] | None:
     """Return the tensors of ``dataset``, which of their rows it has (None: all), and how its samples are collated."""
-    if type(dataset) is Batched:
+    if type(dataset) is BatchedArrayDataset:
         return dataset.tree, None, as_batch
     if type(dataset) is ArrayDataset:
         return _lists(dataset.tree), None, default_collate
@@ -76,7 +76,7 @@ def _lists(tree: Any) -> Any:
     return tree
 
 
-class Slices:
+class TensorBatches:
     """The batches of a ``DataLoader``, and the order they come in.
 
     Args:
@@ -88,7 +88,7 @@ class Slices:
     def __init__(self, loader: DataLoader[Any], tree: Any, rows: Tensor | None) -> None:
         self.loader, self.tree, self.rows = loader, tree, rows
         self.size: int = loader.batch_sampler.batch_size  # type: ignore[union-attr]  # asked for in sliced()
-        self.parts = loader.batch_sampler if isinstance(loader.batch_sampler, Parts) else None
+        self.parts = loader.batch_sampler if isinstance(loader.batch_sampler, ShardedBatchSampler) else None
         self.bounds: Bounds = []
         self.in_order = type(loader.sampler) is SequentialSampler
         self.order = torch.empty(0, dtype=torch.int64)
@@ -123,7 +123,7 @@ class Slices:
         if resume is not None:
             used = resume["used"]
             if resume["order"] is not None and self.mark(used) != resume["order"]:
-                raise other_order(self.loader.sampler)
+                raise order_changed_error(self.loader.sampler)
             set_rng_state(self.now)
         positions = self.order if self.rows is None else self.rows[self.order]
         below = positions < 0  # counted from the end
@@ -154,22 +154,22 @@ class Slices:
         return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, rows[leaf.device]), self.tree)
 
 
-def fetched(loader: Any) -> Any:
+def as_map_batches(loader: Any) -> Any:
     """Return the batches of ``loader`` as ``Fetched``, if it is a plain one without workers; else ``loader`` itself."""
     plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
     if not plain or loader.batch_sampler is None or isinstance(loader.dataset, (IterableDataset, MapDataPipe)):
         return loader
-    return Fetched(loader)
+    return MapBatches(loader)
 
 
-class Fetched:
+class MapBatches:
     """The batches of a ``DataLoader`` without workers."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
         self.dataset: Any = loader.dataset
         self.together = getattr(loader.dataset, "__getitems__", None)
-        self.collate = collated if loader.collate_fn is default_collate else loader.collate_fn
+        self.collate = fast_collate if loader.collate_fn is default_collate else loader.collate_fn
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -187,7 +187,7 @@ class Fetched:
         return self.collate(samples)
 
 
-def collated(samples: Any) -> Any:
+def fast_collate(samples: Any) -> Any:
     """Return what ``default_collate`` does, for samples such as ``(image, label)`` with fewer questions on the way."""
     first = samples[0] if type(samples) is list and samples else None
     if type(first) is not tuple or not all(map(_plain, first)) or {*map(len, samples)} != {len(first)}:

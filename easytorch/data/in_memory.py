@@ -106,7 +106,7 @@ class InMemory(Dataset[Any]):
         return value
 
 
-class _Fixed(Dataset[Any]):
+class DeterministicDataset(Dataset[Any]):
     """Loads samples, a chunk at a time, and refuses to draw random numbers on the way, in whatever process it does."""
 
     def __init__(self, dataset: Any) -> None:
@@ -142,7 +142,7 @@ def _places(size: int) -> list[int]:
 
 def _probed(dataset: Any) -> Any:
     """Return a few samples from all over the data as a batch, loaded twice to see that they stay the same."""
-    first, second = (_collated(_Fixed(dataset).__getitems__(_places(len(dataset)))) for _ in range(2))
+    first, second = (_collated(DeterministicDataset(dataset).__getitems__(_places(len(dataset)))) for _ in range(2))
     if not _same(first, second):
         raise _refusal(dataset, "gives other values the second time")
     return first
@@ -165,7 +165,7 @@ def _collated(samples: list[Any]) -> Any:
 
 def _loaded(dataset: Any, num_workers: int, bar: Any) -> Any:
     loader = DataLoader(
-        _Fixed(dataset), CHUNK, num_workers=num_workers, collate_fn=_collated, generator=torch.Generator()
+        DeterministicDataset(dataset), CHUNK, num_workers=num_workers, collate_fn=_collated, generator=torch.Generator()
     )
     tree, done = None, 0
     with bar as advance:

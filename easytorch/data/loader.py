@@ -14,22 +14,22 @@ from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch.data.arrays import (
     ArrayDataset,
-    Batched,
+    BatchedArrayDataset,
     as_batch,
     as_tensors,
     is_array,
     is_arrays,
     is_map_style,
-    stacked,
+    stack_samples,
     transforms,
 )
 from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, length, unpack
-from easytorch.data.epoch_iterator import Feed
+from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
-from easytorch.data.sample_weights import ClassWeight, Weighted, check_weights, with_sample_weight
-from easytorch.data.seeded import _Seeded
-from easytorch.data.splits import draws_all, split_loader
-from easytorch.data.workers import signal_proof
+from easytorch.data.sample_weights import ClassWeight, WeightedDataset, check_weights, with_sample_weight
+from easytorch.data.seeded import SeededDataset
+from easytorch.data.splits import draws_all_samples, split_loader
+from easytorch.data.workers import shield_workers
 from easytorch.distributed.process_group import SingleProcess
 
 ACCEPTED = (
@@ -113,11 +113,11 @@ def _check_shuffle(x: Any, shuffle: Any) -> None:
 
 def _rows(x: Any, y: Any, sample_weight: Any) -> ArrayDataset:
     """Return arrays, in any nesting, as the rows of one dataset."""
-    x, y = stacked(x, y)
+    x, y = stack_samples(x, y)
     if y is None and isinstance(x, Mapping):
         x = {key: map_leaves(as_labels, part) if key in LABEL_KEYS else part for key, part in x.items()}
     y = map_leaves(as_labels, y)
-    dataset = Batched((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
+    dataset = BatchedArrayDataset((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
     check_weights(WEIGHT_KEY, None if len(dataset) == 0 else _weights_in(dataset.tree))
     return dataset
 
@@ -194,13 +194,13 @@ def refuse(source: Any, **arguments: Any) -> None:
             raise ValueError(f"{name} cannot be given with a {type(source).__name__}. {cure}: leave {name} out.")
 
 
-def draws_nothing(dataset: Any) -> bool:
+def is_deterministic(dataset: Any) -> bool:
     """Whether loading the same sample of ``dataset`` twice surely gives the same values."""
     if isinstance(dataset, ConcatDataset):
-        return all(map(draws_nothing, dataset.datasets))
-    if isinstance(dataset, (Subset, Weighted)):
-        return draws_nothing(dataset.dataset)
-    return isinstance(dataset, (ArrayDataset, InMemory, TensorDataset, _Seeded))
+        return all(map(is_deterministic, dataset.datasets))
+    if isinstance(dataset, (Subset, WeightedDataset)):
+        return is_deterministic(dataset.dataset)
+    return isinstance(dataset, (ArrayDataset, InMemory, TensorDataset, SeededDataset))
 
 
 def first_batch(loader: Any) -> Any:
@@ -214,7 +214,7 @@ def first_batch(loader: Any) -> Any:
         dataset: Any = loader.dataset
         if type(loader.sampler) is SubsetRandomSampler:
             indices = list(loader.sampler.indices[: loader.batch_size])
-        elif draws_all(loader):
+        elif draws_all_samples(loader):
             indices = list(range(min(loader.batch_size, len(dataset))))
         else:  # only the sampler knows what can be loaded
             return None
@@ -222,7 +222,7 @@ def first_batch(loader: Any) -> Any:
         return loader.collate_fn(whole(indices) if whole else [dataset[i] for i in indices])
 
 
-def fit_data(
+def make_fit_data(
     x: Any,
     y: Any,
     batch_size: int | None,
@@ -237,7 +237,7 @@ def fit_data(
     epochs: int,
     group: SingleProcess,
     unpack: Callable[[Any], Batch] = unpack,
-) -> tuple[Feed, Any]:
+) -> tuple[EpochIterator, Any]:
     """Return the feed of the training data, and the batches of the validation data or None; see ``Model.fit``."""
     if shuffle is None and is_indexed(x, y):
         shuffle = True
@@ -251,8 +251,8 @@ def fit_data(
     elif validation_split:
         loader, validation = _split(loader, validation_split)
     weigh = None if class_weight is None else ClassWeight(class_weight, loader, unpack)
-    unsure = isinstance(loader, DataLoader) and loader.num_workers > 0 and not draws_nothing(loader.dataset)
-    return Feed(loader, window, steps, weigh, unsure, processes, validation), signal_proof(validation)
+    unsure = isinstance(loader, DataLoader) and loader.num_workers > 0 and not is_deterministic(loader.dataset)
+    return EpochIterator(loader, window, steps, weigh, unsure, processes, validation), shield_workers(validation)
 
 
 def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:

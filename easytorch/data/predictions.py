@@ -22,7 +22,7 @@ from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import as_tensor, as_tensors, is_array
-from easytorch.data.batch import NO_BATCH, batch_size
+from easytorch.data.batch import EMPTY_DATA, batch_size
 from easytorch.distributed.process_group import SingleProcess
 
 
@@ -67,7 +67,7 @@ def _is_row(part: Any) -> bool:
     return bool(tensor.ndim == 1 and tensor.is_floating_point())
 
 
-def one_row_each(outputs: Any, batch: Any) -> Any:
+def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
     """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
     if outputs is None:
         raise TypeError("There are no outputs: does forward(), or predict_step, lack its return?")
@@ -103,7 +103,7 @@ def in_order(loader: Any) -> Any:
 HEADER = 256  # bytes; as many digits as the number of rows may ever get have room in it
 
 
-class Gathered(contextlib.AbstractContextManager["Gathered"]):
+class OutputCollector(contextlib.AbstractContextManager["Gathered"]):
     """Outputs in memory."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Gathered(contextlib.AbstractContextManager["Gathered"]):
     def result(self) -> Any:
         """Return all outputs, joined."""
         if not self.parts:
-            raise ValueError(NO_BATCH)
+            raise ValueError(EMPTY_DATA)
         try:
             return concatenate(self.parts)
         except ValueError as error:  # "must match exactly", as NumPy says
@@ -128,12 +128,12 @@ class Gathered(contextlib.AbstractContextManager["Gathered"]):
             ) from error
 
     @staticmethod
-    def to(path: str | os.PathLike[str] | None) -> Gathered:
+    def to(path: str | os.PathLike[str] | None) -> OutputCollector:
         """Return what gathers in memory, or in files at ``path``."""
-        return Gathered() if path is None else Written(Path(path))
+        return OutputCollector() if path is None else NpyWriter(Path(path))
 
 
-class Joined(Gathered):
+class DistributedCollector(OutputCollector):
     """Outputs of many processes, each of which predicts every so-many-th batch, or data of its own.
 
     Args:
@@ -141,12 +141,12 @@ class Joined(Gathered):
         processes: Those who predict.
     """
 
-    def __init__(self, inner: Gathered, group: SingleProcess) -> None:
+    def __init__(self, inner: OutputCollector, group: SingleProcess) -> None:
         super().__init__()
         self.inner, self.group = inner, processes
-        self.streams = isinstance(inner, Written)  # round by round then: there may be more than fits in memory
+        self.streams = isinstance(inner, NpyWriter)  # round by round then: there may be more than fits in memory
 
-    def __enter__(self) -> Joined:
+    def __enter__(self) -> DistributedCollector:
         self.inner.__enter__()
         return self
 
@@ -185,7 +185,7 @@ class Joined(Gathered):
             self.inner.add(part)
 
 
-class Written(Gathered):
+class NpyWriter(OutputCollector):
     """Outputs in ``.npy`` files, one for each array, written row by row; they appear when they are whole.
 
     Args:
@@ -200,7 +200,7 @@ class Written(Gathered):
         super().__init__()
         self.path = path
         self._stack = contextlib.ExitStack()
-        self._files: list[_Rows] = []
+        self._files: list[GrowingNpyFile] = []
         self._paths: list[Path] = []
         self._tree: Any = None
         self.writes = True  # not where another process does it
@@ -222,19 +222,21 @@ class Written(Gathered):
         if not self._paths:
             self._tree, self._paths = part, [self.path.with_suffix(f"{name}.npy") for name in _names(part)]
             for array, path in zip(arrays if self.writes else (), self._paths, strict=self.writes):
-                self._files.append(_Rows(self._stack.enter_context(atomic_file.replace_atomically(path)), array))
+                self._files.append(
+                    GrowingNpyFile(self._stack.enter_context(atomic_file.replace_atomically(path)), array)
+                )
         for rows, array in zip(self._files, arrays, strict=self.writes):
             rows.write(array)
 
     def result(self) -> Any:
         """Return the files as arrays that are read from the disk when they are used."""
         if not self._paths:
-            raise ValueError(NO_BATCH)
+            raise ValueError(EMPTY_DATA)
         paths = iter(self._paths)
         return map_leaves(lambda _: np.load(next(paths), mmap_mode="r"), self._tree)
 
 
-class _Rows:
+class GrowingNpyFile:
     """A ``.npy`` file that grows; the format is that of numpy.lib.format, version 1.0."""
 
     def __init__(self, file: atomic_file.ErrorRecordingFile, first: Any) -> None:

@@ -12,7 +12,7 @@ from easytorch._utils.rng import set_rng_state
 from easytorch.errors import ResumeError
 
 
-def other_order(sampler: Any) -> ResumeError:
+def order_changed_error(sampler: Any) -> ResumeError:
     """Return the error for a sampler that does not give the order of the run that is to be resumed."""
     return ResumeError(
         "The data comes in another order than in the run that is to be resumed, so it cannot go on in the middle of the epoch. "
@@ -21,7 +21,7 @@ def other_order(sampler: Any) -> ResumeError:
     )
 
 
-class Order(Iterable[Any]):
+class ResumableSampler(Iterable[Any]):
     """Stands in for a loader's sampler: knows the order that it gave, and can begin after what was used.
 
     Args:
@@ -68,7 +68,7 @@ class Order(Iterable[Any]):
                 batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
             mark = resume["order"]  # None where another number of processes had other batches
             if mark is not None and self.mark(resume["used"]) != mark:
-                raise other_order(getattr(self.inner, "batch_sampler", self.inner))
+                raise order_changed_error(getattr(self.inner, "batch_sampler", self.inner))
             set_rng_state(self.now)  # nothing is drawn between here and the loading of the next batch
         yield from batches
 

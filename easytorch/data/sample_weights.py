@@ -32,8 +32,8 @@ def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoade
     twin = copy.copy(loader)
     # The twin draws the same samples in the same order: only what is fetched changes, which DataLoader guards.
     vars(twin).update(
-        dataset=Weighted(dataset, weights),
-        collate_fn=_WeightedCollate(loader.collate_fn),
+        dataset=WeightedDataset(dataset, weights),
+        collate_fn=WeightedCollate(loader.collate_fn),
         _iterator=None,
     )
     return twin
@@ -49,7 +49,7 @@ def check_weights(name: str, weights: Any) -> None:
             )
 
 
-class Weighted(Dataset[Any]):
+class WeightedDataset(Dataset[Any]):
     """A dataset whose samples bring their weights."""
 
     def __init__(self, dataset: Any, weights: Tensor) -> None:
@@ -67,7 +67,7 @@ class Weighted(Dataset[Any]):
         return rows, self.weights[torch.as_tensor(indices)]
 
 
-class _WeightedCollate:
+class WeightedCollate:
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
@@ -197,16 +197,16 @@ def _balanced(name: str, loader: Any) -> Tensor:
             f"Unknown class_weight {name!r}. Pass 'balanced', a dict {{0: 1.0, 1: 2.0}} or one weight for each class."
         )
     dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, Weighted):
+    if isinstance(dataset, WeightedDataset):
         dataset = dataset.dataset
-    if isinstance(dataset, Subset) and isinstance(dataset.dataset, Weighted):  # of validation_split
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, WeightedDataset):  # of validation_split
         dataset = Subset(dataset.dataset.dataset, dataset.indices)
     if dataset is None or isinstance(dataset, IterableDataset):
         raise ValueError(
             "class_weight='balanced' must count the classes before training, which needs arrays, a Dataset or a DataLoader of "
             "one. Pass the weights as a dict."
         )
-    targets = targets_of(dataset, sure=True)
+    targets = targets_of(dataset, trusted_only=True)
     classes = _loaded_classes(dataset) if targets is None else _classes(targets).flatten()
     classes = classes[classes != IGNORED]
     if classes.numel() and int(classes.min()) < 0:

@@ -25,10 +25,10 @@ def seeded(dataset: Any, seed: int = 0) -> Dataset[Any]:
         dataset: Any map-style dataset.
         seed: Another seed draws other numbers.
     """
-    return _Seeded(dataset, seed)
+    return SeededDataset(dataset, seed)
 
 
-class _Seeded(Dataset[Any]):
+class SeededDataset(Dataset[Any]):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
         self.epoch = torch.zeros((), dtype=torch.int64)

@@ -20,11 +20,11 @@ from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size
 from easytorch.distributed.process_group import SingleProcess
 
-IDLE: Any = object()  # stands for a batch where a process has none and others have
+NO_BATCH: Any = object()  # stands for a batch where a process has none and others have
 Bounds = list[tuple[int, int]]
 
 
-def part(loader: Any, group: SingleProcess, training: bool) -> Any:
+def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
     """Return this process' part of the batches of ``loader``: a ``DataLoader`` for one, else an iterable.
 
     In training every process has as many batches, some of them ``IDLE``, and of what is left for the last round an even
@@ -32,25 +32,25 @@ def part(loader: Any, group: SingleProcess, training: bool) -> Any:
     """
     if processes.world_size == 1:
         return loader
-    dealt = _is_torchs(loader)
-    if not processes.splits_data or (is_given(loader) and not dealt):
-        return Own(loader, processes) if training else loader
+    dealt = _uses_distributed_sampler(loader)
+    if not processes.splits_data or (is_presharded(loader) and not dealt):
+        return PerRankStream(loader, processes) if training else loader
     if (
         not isinstance(loader, DataLoader)
         or isinstance(loader.dataset, IterableDataset)
         or loader.batch_sampler is None
     ):
-        return Turns(loader, processes, training)
+        return RoundRobinStream(loader, processes, training)
     twin, batches = copy.copy(loader), loader.batch_sampler
     if dealt and not training:
         batches = BatchSampler(SequentialSampler(loader.dataset), loader.batch_size or 1, drop_last=False)  # type: ignore[arg-type]  # it has a length
         vars(twin).update(sampler=batches.sampler)
-    kind = Equal if dealt and training else Parts
+    kind = PreshardedBatchSampler if dealt and training else ShardedBatchSampler
     vars(twin).update(batch_sampler=kind(batches, processes, training, loader.collate_fn), _iterator=None)
     return twin
 
 
-def is_given(loader: Any) -> bool:
+def is_presharded(loader: Any) -> bool:
     """Whether the data is split between processes already, by a sampler or a dataset that knows of them."""
     batches, dataset = getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)
     samplers = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
@@ -58,13 +58,13 @@ def is_given(loader: Any) -> bool:
     return known or getattr(dataset if dataset is not None else loader, "_distributed", None) is not None
 
 
-def _is_torchs(loader: Any) -> bool:
+def _uses_distributed_sampler(loader: Any) -> bool:
     """Whether the split is that of torch, with as many samples for everyone; in evaluation it is taken back."""
     sampler = getattr(loader, "sampler", None)
     return type(sampler) is DistributedSampler and type(loader.batch_sampler) is BatchSampler
 
 
-class Parts:
+class ShardedBatchSampler:
     """Stands in for a batch sampler: deals its batches to the processes.
 
     Args:
@@ -125,7 +125,7 @@ class Parts:
         return own
 
 
-class Equal(Parts):
+class PreshardedBatchSampler(ShardedBatchSampler):
     """Stands in for a batch sampler that knows of the processes, and has as many samples for each."""
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ def counts_rows(collate: Any) -> bool:
     return inner is default_collate or inner is as_batch
 
 
-class Turns(Iterable[Any]):
+class RoundRobinStream(Iterable[Any]):
     """Every so-many-th batch of a stream that all processes read, since nobody can skip in it."""
 
     def __init__(self, loader: Any, group: SingleProcess, training: bool) -> None:
@@ -177,15 +177,15 @@ class Turns(Iterable[Any]):
         rank, size, self.rounds = self.group.rank, self.group.world_size, []
         stream = itertools.islice(stream, self.offset, None)
         while group := list(itertools.islice(stream, size)):
-            own = group[rank] if rank < len(group) else IDLE
+            own = group[rank] if rank < len(group) else NO_BATCH
             if self.training:
                 self.rounds.append((_rows(own), sum(map(_rows, group))))
                 yield own
-            elif own is not IDLE:
+            elif own is not NO_BATCH:
                 yield own
 
 
-class Own(Iterable[Any]):
+class PerRankStream(Iterable[Any]):
     """Batches that only this process has; those who have none left are idle as long as others have."""
 
     def __init__(self, loader: Any, group: SingleProcess) -> None:
@@ -206,7 +206,7 @@ class Own(Iterable[Any]):
 
     def _rounds(self, batches: Iterator[Any]) -> Iterator[Any]:
         self.rounds = []
-        for batch in itertools.chain(batches, itertools.repeat(IDLE)):
+        for batch in itertools.chain(batches, itertools.repeat(NO_BATCH)):
             own = _rows(batch)
             total = int(self.group.all_reduce_sum(own))
             if not total:
@@ -216,4 +216,4 @@ class Own(Iterable[Any]):
 
 
 def _rows(batch: Any) -> int:
-    return 0 if batch is IDLE else batch_size(batch)
+    return 0 if batch is NO_BATCH else batch_size(batch)

@@ -133,14 +133,14 @@ def all_targets(loader: Any) -> Any:
     can know that without loading them.
     """
     dataset = getattr(loader, "dataset", None)
-    if not draws_all(loader):  # the targets of samples that are never drawn may be anything
+    if not draws_all_samples(loader):  # the targets of samples that are never drawn may be anything
         return None
     if isinstance(dataset, ArrayDataset):
         return unpack(dataset.tree).y
-    return targets_of(dataset, sure=True)
+    return targets_of(dataset, trusted_only=True)
 
 
-def draws_all(loader: Any) -> bool:
+def draws_all_samples(loader: Any) -> bool:
     """Whether ``loader`` surely draws from all samples of its dataset."""
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
     return type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler)

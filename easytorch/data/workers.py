@@ -13,14 +13,14 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 
-def signal_proof(loader: Any) -> Any:
+def shield_workers(loader: Any) -> Any:
     """Return a twin of a ``DataLoader`` whose workers outlive the signals meant for the process that trains."""
     if not isinstance(loader, DataLoader):
         return loader
     twin = copy.copy(loader)
     vars(twin)["_iterator"] = None
     if loader.num_workers:
-        twin.worker_init_fn = _Deaf(loader.worker_init_fn)
+        twin.worker_init_fn = IgnoreSignals(loader.worker_init_fn)
         _end_workers_at_exit()
     return twin
 
@@ -28,9 +28,9 @@ def signal_proof(loader: Any) -> Any:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def started(loader: Any) -> Iterator[Any]:
+def iterate(loader: Any) -> Iterator[Any]:
     """Return ``iter(loader)``; signals wait until workers that are to outlive them are ready to."""
-    if not isinstance(getattr(loader, "worker_init_fn", None), _Deaf) or not hasattr(signal, "pthread_sigmask"):
+    if not isinstance(getattr(loader, "worker_init_fn", None), IgnoreSignals) or not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which the workers inherit
     try:
@@ -39,7 +39,7 @@ def started(loader: Any) -> Iterator[Any]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Deaf:
+class IgnoreSignals:
     """Starts a worker that does not die of the signals meant for the process that trains: no Ctrl-C, not the first SIGTERM."""
 
     def __init__(self, init: Callable[[int], None] | None) -> None:

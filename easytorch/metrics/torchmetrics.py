@@ -96,8 +96,8 @@ class TorchMetric(Metric):
             getattr(how, "__name__", "") == "dim_zero_mean"
         ):  # which torchmetrics takes of means that may have unequal weights
             return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
-        stacked = torch.stack(values)
-        return stacked if how is None else how(stacked)
+        stack_samples = torch.stack(values)
+        return stack_samples if how is None else how(stack_samples)
 
 
 def _is_classification(metric: Any) -> bool:

@@ -16,13 +16,13 @@ from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
 from easytorch.checkpoint import files
-from easytorch.data.batch import Batch, placer
-from easytorch.data.epoch_iterator import Batches
+from easytorch.data.batch import Batch, make_to_device
+from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.distributed.process_group import SingleProcess, is_launched
 from easytorch.strategies.device import ELSEWHERE, PRECISIONS, _can_compile, _check_precision, pick_device
 
 if TYPE_CHECKING:
-    from easytorch.data.predictions import Gathered
+    from easytorch.data.predictions import OutputCollector
     from easytorch.losses.criterion import Criterion
     from easytorch.metrics.collection import Metrics
 
@@ -51,7 +51,7 @@ class Strategy(HelpfulInit):
 
     kinds: ClassVar[dict[str, type[Strategy]]] = {}
     """What ``compile`` knows by name."""
-    lends = False  # whether every process must have a batch in every update
+    needs_batch_every_step = False  # whether every process must have a batch in every update
     gradient_copies = 1  # how often every gradient is held
     channels_last = False  # whether images and convolutions have their channels last in memory
 
@@ -75,7 +75,7 @@ class Strategy(HelpfulInit):
         # Asked in each step, since even a context or a scaler that does nothing takes its time.
         self.autocasts, self.scales = dtype is not None, self.scaler.is_enabled()
         self.jit_compile = jit_compile and _can_compile(device)
-        self._place: Callable[[Any], Any] = placer(device, None)
+        self._place: Callable[[Any], Any] = make_to_device(device, None)
         self.forward: Callable[..., Any] = _unprepared
         """The module, or its compiled twin."""
 
@@ -112,21 +112,21 @@ class Strategy(HelpfulInit):
         if self.channels_last:
             module.to(memory_format=torch.channels_last)
         dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
-        self._place = placer(self.device, dtypes.pop() if len(dtypes) == 1 else None)
+        self._place = make_to_device(self.device, dtypes.pop() if len(dtypes) == 1 else None)
         self.forward = torch.compile(module) if self.jit_compile else module
 
     def begin(self) -> None:
         """Get ready for updates, which begin now."""
 
-    def batches(self, loader: Any, steps: int | None = None) -> Batches:
+    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
         """Return the batches of ``loader`` to measure or predict: all of them, or the first ``steps``."""
-        return Batches(loader, steps, self.group)
+        return EvalIterator(loader, steps, self.group)
 
     def merged(self, metrics: Metrics) -> Metrics:
         """Return what was measured in all processes."""
         return metrics
 
-    def gathering(self, gathered: Gathered) -> Gathered:
+    def gathering(self, gathered: OutputCollector) -> OutputCollector:
         """Return what gathers the outputs of all processes in ``gathered``."""
         return gathered
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from easytorch.data.epoch_iterator import Batches
-from easytorch.data.predictions import Gathered, Joined, Written
+from easytorch.data.epoch_iterator import EvalIterator
+from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
 from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import synchronized
 from easytorch.strategies.base import Strategy
@@ -64,7 +64,7 @@ class DataParallel(Strategy, name="ddp"):
         self.group = ProcessGroup(self.device, timeout, split_data)
         self.options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
         self.sync_batchnorm = sync_batchnorm
-        self.lends = sync_batchnorm  # every process must have a batch then
+        self.needs_batch_every_step = sync_batchnorm  # every process must have a batch then
         self._replica: Any = None
         self._trained: list[int] = []
 
@@ -92,7 +92,7 @@ class DataParallel(Strategy, name="ddp"):
         self._synced, self._met = True, False
         self._idle_batches: list[bool] = []  # of those of the window that are still to come
 
-    def batches(self, loader: Any, steps: int | None = None) -> Batches:
+    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
         """Return this process' batches of ``loader``; statistics of BatchNorm are those of process 0 from now on."""
         batches = super().batches(loader, steps)
         batches.first = functools.partial(self.group.broadcast_tensors, list(self.module.buffers()))
@@ -103,11 +103,11 @@ class DataParallel(Strategy, name="ddp"):
         metrics.settle()  # two numbers travel faster than the hundreds that they are the sums of
         return metrics.merged(self.group.gather(metrics.state_dict()))
 
-    def gathering(self, gathered: Gathered) -> Gathered:
+    def gathering(self, gathered: OutputCollector) -> OutputCollector:
         """Return what gathers the outputs of all processes in ``gathered``."""
-        if isinstance(gathered, Written):
+        if isinstance(gathered, NpyWriter):
             gathered.writes = self.group.is_main
-        return Joined(gathered, self.group)
+        return DistributedCollector(gathered, self.group)
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; where gradients are wanted, they will meet those of the other processes."""
@@ -150,7 +150,12 @@ class DataParallel(Strategy, name="ddp"):
 
     def backward(self, loss: Tensor, share: Any = 1.0) -> None:
         """Add the gradients of ``loss`` times ``share``; those of all processes meet, unless they are held back."""
-        if type(share) is float and share == 0.0 and not self.lends and not self._replica.find_unused_parameters:
+        if (
+            type(share) is float
+            and share == 0.0
+            and not self.needs_batch_every_step
+            and not self._replica.find_unused_parameters
+        ):
             # Of a batch in which no target counts the loss is 0 / 0, and would spoil the gradients of all.
             loss, share = _nothing([*self._parameters(), self.notes.note]), 1.0
         super().backward(loss, share)

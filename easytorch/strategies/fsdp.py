@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.pytree import map_leaves
-from easytorch.data.epoch_iterator import Batches
+from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.control import Notes
 from easytorch.strategies.ddp import DataParallel
@@ -64,7 +64,10 @@ class FullySharded(DataParallel, name="fsdp"):
         super().__init__(
             device, precision, jit_compile, sync_batchnorm=sync_batchnorm, split_data=split_data, timeout=timeout
         )
-        self.unit, self.lends = unit, True  # whoever has no batch must have a forward, in which weights are gathered
+        self.unit, self.needs_batch_every_step = (
+            unit,
+            True,
+        )  # whoever has no batch must have a forward, in which weights are gathered
         self._gathered = False
         self.sharded_checkpoints, self._timeout = sharded_checkpoints, timeout
         self._writer: Any = None
@@ -109,7 +112,7 @@ class FullySharded(DataParallel, name="fsdp"):
         """Get ready for updates."""
         self._start()
 
-    def batches(self, loader: Any, steps: int | None = None) -> Batches:
+    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
         """Return this process' batches of ``loader``, of which others may have more: nothing is gathered between two of them."""
         self._gather(True)
         return super().batches(loader, steps)

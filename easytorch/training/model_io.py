@@ -14,7 +14,7 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.checkpoint import files, rotation, state_dicts
-from easytorch.data.epoch_iterator import Feed
+from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.errors import ResumeError
 from easytorch.losses.criterion import Criterion
 from easytorch.metrics.collection import Metrics
@@ -60,7 +60,7 @@ class Saving:
     loss: Criterion
     metrics: Metrics
     callbacks: CallbackList
-    feed: Feed | None
+    feed: EpochIterator | None
     stop_training: bool
     schedules: list[LRScheduler]
     _history: History

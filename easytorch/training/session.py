@@ -21,7 +21,7 @@ from easytorch.training.signals import Agreement, Interruption, Interrupts
 from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
-    from easytorch.data.epoch_iterator import Feed
+    from easytorch.data.epoch_iterator import EpochIterator
     from easytorch.model import Model
 
 
@@ -30,7 +30,7 @@ def fitting(
     model: Model,
     callbacks: list[Callback],
     state: TrainState,
-    feed: Feed,
+    feed: EpochIterator,
     validation: Any,
     verbose: Any,
     on_interrupt: str,
@@ -46,7 +46,10 @@ def fitting(
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.timer = feed, state.first, model.strategy.timer
     # An update of the user's own may ask for anything of its batches, so that it must have one.
-    feed.lends, model.metrics.group = model.strategy.lends or model.has_own("update"), processes
+    feed.needs_batch_every_step, model.metrics.group = (
+        model.strategy.needs_batch_every_step or model.has_own("update"),
+        processes,
+    )
     with training(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
