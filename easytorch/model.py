@@ -35,7 +35,7 @@ from easytorch.data.loader import make_fit_data, one_batch, validated_epochs
 from easytorch.data.predictions import OutputCollector, check_one_row_per_sample, in_order, inputs
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.diagnostics.torch_errors import explained
-from easytorch.losses.criterion import Criterion, OwnLoss, resolve_loss
+from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import read
 from easytorch.metrics.collection import Metrics
 from easytorch.metrics.names import resolve_metrics
@@ -80,7 +80,7 @@ class Model(Looking, Saving):
         self.state = TrainState()
         self.stop_training = False
         self.optimizer: torch.optim.Optimizer | None = None
-        self.loss: Criterion = OwnLoss()
+        self.loss: Criterion = ModuleLoss()
         self.metrics = Metrics([], self.loss)
         self.schedules: list[LRScheduler] = []
         self.callbacks = CallbackList([], self, {})
@@ -336,7 +336,7 @@ class Model(Looking, Saving):
             name, loader = self._fitted_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
             name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
-        self.loss.expect(data.all_targets(loader))
+        self.loss.prepare(data.all_targets(loader))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose, "data": name})
         with session.watched(self, listeners):
             return Scores(self.test_epoch(loader, steps), self, name)

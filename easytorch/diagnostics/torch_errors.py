@@ -17,8 +17,8 @@ from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quote_list
 from easytorch.diagnostics import data_errors
-from easytorch.losses.checks import class_trouble
-from easytorch.losses.criterion import Criterion, Loss
+from easytorch.losses.checks import label_error
+from easytorch.losses.criterion import Criterion, SingleLoss
 from easytorch.metrics.collection import Metrics
 from easytorch.strategies.base import Strategy
 
@@ -52,7 +52,7 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
     for frame in reversed(frames):  # the innermost frame that we can say something about
         local, name = frame.f_locals, frame.f_code.co_name
         owner = local.get("self")
-        if isinstance(owner, Loss) and name in ("terms", "__call__", "_unreduced"):
+        if isinstance(owner, SingleLoss) and name in ("terms", "__call__", "_unreduced"):
             y_pred, y = local["y_pred"], local["y"]
             return _of_squeezed(y_pred, y) if _is_ours(frames[-1]) else _of_loss(error, owner, y_pred, y)
         if isinstance(owner, Metrics) and name == "update" and "metric" in local:
@@ -254,13 +254,13 @@ def _squeezed(output: str) -> Exception:
     )
 
 
-def _of_loss(error: Exception, loss: Loss, y_pred: Any, y: Any) -> Exception:
+def _of_loss(error: Exception, loss: SingleLoss, y_pred: Any, y: Any) -> Exception:
     return _of_targets(loss, y_pred, y) or ValueError(
         f"The loss, {loss!r}, cannot compare the module's output, {describe(y_pred)}, with the targets, {describe(y)}: {error}"
     )
 
 
-def _of_targets(loss: Loss, y_pred: Any, y: Any) -> Exception | None:
+def _of_targets(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
     """Return what is wrong with outputs and targets for ``loss``, if anything is known to be."""
     if y is None:
         return ValueError(
@@ -285,7 +285,7 @@ def _of_targets(loss: Loss, y_pred: Any, y: Any) -> Exception | None:
         )
         return TypeError(f"The loss, {loss!r}, takes targets as one tensor, but they are {describe(y)}. {cure}")
     if loss.family in (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss):
-        return class_trouble(y_pred, y, loss.ignored)
+        return label_error(y_pred, y, loss.ignored)
     low, high = (float(y_pred.detach().min()), float(y_pred.detach().max())) if y_pred.numel() else (0.0, 1.0)
     if loss.family is nn.BCELoss and (low < 0 or high > 1):
         return ValueError(
@@ -297,7 +297,7 @@ def _of_targets(loss: Loss, y_pred: Any, y: Any) -> Exception | None:
 
 def _of_metric(error: Exception, criterion: Criterion, local: dict[str, Any]) -> Exception:
     y_pred, y = local["part"], local["target"]
-    if isinstance(criterion, Loss) and (told := _of_targets(criterion, y_pred, y)):
+    if isinstance(criterion, SingleLoss) and (told := _of_targets(criterion, y_pred, y)):
         return told
     return ValueError(
         f"The metric {local['metric'].name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "

@@ -13,7 +13,7 @@ from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
 
 
-def one_class_trouble(y_pred: Tensor) -> Exception | None:
+def single_class_error(y_pred: Tensor) -> Exception | None:
     """Return an error if a loss that compares classes is given the outputs of a single one."""
     if y_pred.ndim < 2 or y_pred.shape[1] != 1:
         return None
@@ -24,7 +24,7 @@ def one_class_trouble(y_pred: Tensor) -> Exception | None:
     )
 
 
-def class_trouble(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
+def label_error(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
     """Return what is wrong with ``y`` as the classes of ``y_pred``, if anything is."""
     if y_pred.ndim < 2:
         return ValueError(
@@ -39,7 +39,7 @@ def class_trouble(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
         return TypeError(
             f"The targets are {describe(y)}, one column for each class. Pass class numbers, y.argmax(1), or y.float()."
         )
-    if y.is_floating_point() and y.shape != y_pred.shape and not are_whole(y):
+    if y.is_floating_point() and y.shape != y_pred.shape and not are_integers(y):
         odd = float(y[y != y.round()][0])
         return ValueError(
             f"The targets are not whole numbers ({odd:.4g} is among them), so they are no classes. To predict a number, give the "
@@ -53,16 +53,16 @@ def class_trouble(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
         )
     if y.dtype != torch.int64 and y.shape != y_pred.shape:
         return TypeError(f"The targets are {describe(y)}, but the loss takes class numbers as int64. Use y.long().")
-    found = None if y.is_floating_point() else class_range(y, ignored)
-    return range_trouble(*found, y_pred.shape[1]) if found else None
+    found = None if y.is_floating_point() else label_range(y, ignored)
+    return label_range_error(*found, y_pred.shape[1]) if found else None
 
 
-def are_whole(y: Tensor) -> bool:
+def are_integers(y: Tensor) -> bool:
     """Whether all values of ``y`` are whole numbers, as those of classes are, be they floats."""
     return not y.is_floating_point() or bool((y == y.round()).all())
 
 
-def elementwise_trouble(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception | None:
+def shape_error(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception | None:
     """Return what is wrong with targets for a loss that compares value by value, if anything is.
 
     Args:
@@ -71,7 +71,7 @@ def elementwise_trouble(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> E
         y: The targets.
         floats: Whether the loss takes nothing but floats.
     """
-    if y_pred.ndim == 2 and y_pred.shape[1] > 1 and y.shape == y_pred.shape[:1] and are_whole(y):
+    if y_pred.ndim == 2 and y_pred.shape[1] > 1 and y.shape == y_pred.shape[:1] and are_integers(y):
         return ValueError(
             f"The module has {y_pred.shape[1]} outputs for each sample, and the targets are one whole number each, "
             f"{describe(y)}. If they are class numbers, the loss is 'cross_entropy'. For the loss {loss} give the last layer one "
@@ -95,13 +95,13 @@ def elementwise_trouble(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> E
     )
 
 
-def class_range(y: Tensor, ignored: int) -> tuple[int, int] | None:
+def label_range(y: Tensor, ignored: int) -> tuple[int, int] | None:
     """Return the lowest and the highest label in ``y``, None where there is none."""
     y = y[y != ignored]
     return (int(y.min()), int(y.max())) if y.numel() else None
 
 
-def range_trouble(low: int, high: int, classes: int) -> Exception | None:
+def label_range_error(low: int, high: int, classes: int) -> Exception | None:
     """Return an error if labels from ``low`` to ``high`` are not classes 0 to ``classes`` - 1."""
     if low >= 0 and high < classes:
         return None
@@ -132,7 +132,7 @@ ONE_COLUMN = (
 )
 
 
-def head_trouble(family: type[Any], y_pred: Tensor) -> str | None:
+def last_layer_warning(family: type[Any], y_pred: Tensor) -> str | None:
     """Return what is wrong with the last layer for a loss of ``family``, if anything is known to be.
 
     Values alone cannot tell a sigmoid, for logits may lie between 0 and 1 as well.
@@ -156,7 +156,7 @@ def head_trouble(family: type[Any], y_pred: Tensor) -> str | None:
     return None
 
 
-def row_trouble(family: type[Any], y_pred: Tensor, y: Tensor) -> str | None:
+def soft_target_warning(family: type[Any], y_pred: Tensor, y: Tensor) -> str | None:
     """Return what is wrong with rows of targets as the probabilities that cross-entropy takes, if anything is."""
     rows = family is nn.CrossEntropyLoss and y.is_floating_point() and y.ndim > 1 and y.shape == y_pred.shape
     if not rows or not y.numel():

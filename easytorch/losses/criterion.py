@@ -19,17 +19,26 @@ from easytorch._utils.registry import did_you_mean, find, get_name, quote_list
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, from_numpy
 from easytorch.losses.checks import (
-    class_range,
-    class_trouble,
-    elementwise_trouble,
-    head_trouble,
-    one_class_trouble,
+    label_error,
+    label_range,
+    label_range_error,
+    last_layer_warning,
     pairs_notice,
-    range_trouble,
-    row_trouble,
+    shape_error,
+    single_class_error,
+    soft_target_warning,
 )
 from easytorch.losses.keras import KERAS
-from easytorch.losses.names import ACTIVATIONS, ELEMENTWISE, FUNCTIONS, NAMES, NO_ACTIVATION, OF_SIGNS, SPREAD, TABLE
+from easytorch.losses.names import (
+    ACTIVATIONS,
+    CALL_ADAPTERS,
+    ELEMENTWISE,
+    FUNCTIONS,
+    NAMES,
+    NO_ACTIVATION,
+    SIGNED_TARGET_LOSSES,
+    TABLE,
+)
 
 
 class Criterion:
@@ -57,7 +66,7 @@ class Criterion:
         """Return ``{"loss": scalar}`` and whatever else is worth a column in the logs."""
         return {"loss": self(y_pred, y, sample_weight)}
 
-    def expect(self, targets: Any) -> None:
+    def prepare(self, targets: Any) -> None:
         """Be ready for new data, whose ``targets`` are known as a whole or not; they are checked in the first batch."""
 
     def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
@@ -81,7 +90,7 @@ class Criterion:
         """
         if len(sizes) == 1:
             return [1.0]
-        divisors = self.divisors(sizes, batches)
+        divisors = self.normalizers(sizes, batches)
         if divisors is None:
             return [1.0] * len(sizes)
         total: Any = sum(divisors)
@@ -89,7 +98,7 @@ class Criterion:
             total = torch.where(total == 0, 1.0, total)
         return [divisor / total for divisor in divisors]
 
-    def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
+    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
         """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
         return sizes
 
@@ -119,18 +128,18 @@ def resolve_loss(loss: Any, weights: Any = None) -> Criterion:
         TypeError: If it is none of these.
     """
     if isinstance(loss, (list, tuple, Mapping)):
-        return SeveralLosses(loss, weights)
+        return MultiOutputLoss(loss, weights)
     if weights is not None:
         raise ValueError(
             f"loss_weights={weights!r} are for several outputs, but there is one loss, {loss!r}. Pass a list or dict of "
             "losses, or leave loss_weights out."
         )
     if loss is None:
-        return OwnLoss()
-    return Loss(loss)
+        return ModuleLoss()
+    return SingleLoss(loss)
 
 
-class Loss(Criterion):
+class SingleLoss(Criterion):
     """One loss of one output.
 
     Without weights it is the very call the user would have written. With weights each sample's own loss is
@@ -152,7 +161,11 @@ class Loss(Criterion):
         self._sure = type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.function.reduction != "none"
         self._unchecked = True
         self._range: tuple[Any, Any] | None = None
-        self._call = functools.partial(SPREAD[self.family], self.function) if self.family in SPREAD else self.function
+        self._call = (
+            functools.partial(CALL_ADAPTERS[self.family], self.function)
+            if self.family in CALL_ADAPTERS
+            else self.function
+        )
 
     def _option(self, name: str, default: Any) -> Any:
         """Return an option of the loss, be it an attribute of a module or bound by ``functools.partial``."""
@@ -169,13 +182,13 @@ class Loss(Criterion):
         except TypeError:  # a callable object that cannot be hashed
             return type(None)
 
-    def expect(self, targets: Any) -> None:
+    def prepare(self, targets: Any) -> None:
         """Note the range of all labels, so that the first batch tells whether every one has an output."""
         self._unchecked = True
         self._range = None
         if isinstance(targets, Tensor) and targets.numel():
             if targets.dtype == torch.int64 and self.kind == "multiclass":
-                self._range = class_range(targets, self.ignored)
+                self._range = label_range(targets, self.ignored)
             elif self.kind == "binary":
                 self._range = (float(targets.min()), float(targets.max()))
 
@@ -224,7 +237,7 @@ class Loss(Criterion):
         """Whether the loss returned one value for each sample, as Keras' losses do."""
         return len(value) == _rows(y_pred) and (value.ndim == 1 or self._keras)
 
-    def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
+    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
         """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
         if self.summed:
             return None
@@ -279,10 +292,10 @@ class Loss(Criterion):
         if not isinstance(y, Tensor) or not isinstance(y_pred, Tensor):
             return
         if self.kind == "multiclass" and y_pred.ndim > 1:
-            if (trouble := one_class_trouble(y_pred)) is not None:
+            if (trouble := single_class_error(y_pred)) is not None:
                 raise trouble
             self._check_classes(y_pred, y)
-        for told in (head_trouble(self.family, y_pred), row_trouble(self.family, y_pred, y)):
+        for told in (last_layer_warning(self.family, y_pred), soft_target_warning(self.family, y_pred, y)):
             if told:
                 warn(told)
 
@@ -292,17 +305,17 @@ class Loss(Criterion):
                 f"The module's output has the shape {list(y_pred.shape)}, but for one label each the loss takes [N, classes]. "
                 "Is an nn.Flatten() missing before the last layer?"
             )
-        trouble = range_trouble(*self._range, y_pred.shape[1]) if self._range else None
+        trouble = label_range_error(*self._range, y_pred.shape[1]) if self._range else None
         if y.device.type != "cpu":  # there a wrong label ends the process; on a CPU torch raises, and explain tells why
-            trouble = trouble or class_trouble(y_pred, y, self.ignored)
+            trouble = trouble or label_error(y_pred, y, self.ignored)
         if trouble:
             raise trouble
 
     def _check_shapes(self, y_pred: Tensor, y: Tensor) -> None:
-        whole = self._keras or self.family in OF_SIGNS
+        whole = self._keras or self.family in SIGNED_TARGET_LOSSES
         if y_pred.shape == y.shape and (y.is_floating_point() or whole):
             return
-        trouble = elementwise_trouble(repr(self), y_pred, y, floats=not whole)
+        trouble = shape_error(repr(self), y_pred, y, floats=not whole)
         if trouble:
             raise trouble
 
@@ -325,7 +338,9 @@ class Loss(Criterion):
         if isinstance(self.function, nn.Module) and hasattr(self.function, "reduction"):
             twin: Any = copy.copy(self.function)
             twin.reduction = "none"
-            values: Tensor = SPREAD[self.family](twin, y_pred, y) if self.family in SPREAD else twin(y_pred, y)
+            values: Tensor = (
+                CALL_ADAPTERS[self.family](twin, y_pred, y) if self.family in CALL_ADAPTERS else twin(y_pred, y)
+            )
         elif _takes_reduction(self.function):
             values = self.function(y_pred, y, reduction="none")
         else:
@@ -340,7 +355,7 @@ class Loss(Criterion):
         return values
 
 
-class SeveralLosses(Criterion):
+class MultiOutputLoss(Criterion):
     """A weighted sum of losses, one for each output of the module, each logged as ``<output>_loss``.
 
     Lists belong to tuples or lists of outputs, named ``output_1``, ``output_2``, ...; dicts belong to dicts of outputs.
@@ -349,7 +364,7 @@ class SeveralLosses(Criterion):
     def __init__(self, losses: Sequence[Any] | Mapping[str, Any], weights: Any = None) -> None:
         self.by_name = isinstance(losses, Mapping)
         named = losses if isinstance(losses, Mapping) else {f"output_{i + 1}": loss for i, loss in enumerate(losses)}
-        self.losses = {name: Loss(loss) for name, loss in named.items() if loss is not None}
+        self.losses = {name: SingleLoss(loss) for name, loss in named.items() if loss is not None}
         self.names = list(self.losses)  # an output without a loss needs no target in a dict
         self.outputs, self.count = list(named), len(named)
         self.weights = dict.fromkeys(self.names, 1.0) | self._named_weights(weights)
@@ -371,15 +386,15 @@ class SeveralLosses(Criterion):
         """Return ``<output>_loss`` of every output."""
         return [f"{name}_loss" for name in self.losses]
 
-    def expect(self, targets: Any) -> None:
+    def prepare(self, targets: Any) -> None:
         """Let each loss be ready for its own targets."""
         parts = targets if isinstance(targets, Mapping) else dict.fromkeys(self.names[: len(self.names) == 1], targets)
         if isinstance(targets, (list, tuple)):
             parts = {f"output_{i + 1}": part for i, part in enumerate(targets)}
         for name, loss in self.losses.items():
-            loss.expect(parts.get(name))
+            loss.prepare(parts.get(name))
 
-    def divisors(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
+    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
         """Return what the sum of the losses is divided by: nothing, where each of them is a sum itself.
 
         Raises:
@@ -457,7 +472,7 @@ class SeveralLosses(Criterion):
         """Return the classes of every output, in the outputs' own structure."""
         return self._each(y_pred, lambda loss, part: loss.classes(part))
 
-    def _each(self, y_pred: Any, function: Callable[[Loss, Any], Any]) -> Any:
+    def _each(self, y_pred: Any, function: Callable[[SingleLoss, Any], Any]) -> Any:
         outputs = self.parts(y_pred, "outputs")
         done = {}
         for name, loss in self.losses.items():
@@ -473,7 +488,7 @@ class SeveralLosses(Criterion):
         return repr(self.losses)
 
 
-class OwnLoss(Criterion):
+class ModuleLoss(Criterion):
     """The loss that the module makes itself: its output is the loss, or carries it as ``loss``."""
 
     def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None) -> Tensor:

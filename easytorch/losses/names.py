@@ -68,7 +68,7 @@ ELEMENTWISE = (
     nn.KLDivLoss,
     nn.SoftMarginLoss,
 )
-OF_SIGNS = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)  # torch takes -1 and 1 as whole numbers too
+SIGNED_TARGET_LOSSES = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)  # torch takes -1 and 1 as whole numbers too
 
 
 # Losses of torch that take something else than (y_pred, y); y_pred is then a tuple of the module's outputs. They are functions
@@ -91,7 +91,7 @@ def _ctc(loss: nn.Module, y_pred: Any, y: Any) -> Any:
     return loss(y_pred[0], y[0], y_pred[1], y[1])
 
 
-SPREAD: dict[type[nn.Module], Callable[[nn.Module, Any, Any], Tensor]] = {
+CALL_ADAPTERS: dict[type[nn.Module], Callable[[nn.Module, Any, Any], Tensor]] = {
     nn.CosineEmbeddingLoss: _of_pair,
     nn.MarginRankingLoss: _of_pair,
     nn.TripletMarginLoss: _of_triplet,

@@ -10,7 +10,7 @@ from typing import Any
 from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, get_name, quote_list, spellings, unknown_name_message
-from easytorch.losses.criterion import Criterion, SeveralLosses
+from easytorch.losses.criterion import Criterion, MultiOutputLoss
 from easytorch.losses.keras import KERAS
 from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import RESERVED, Metrics
@@ -67,8 +67,10 @@ def _check_names(names: list[str], reserved: set[str]) -> None:
 
 
 def _by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | None]]:
-    if isinstance(metrics, Mapping) or (isinstance(criterion, SeveralLosses) and any(map(_listed, _as_list(metrics)))):
-        if not isinstance(criterion, SeveralLosses):
+    if isinstance(metrics, Mapping) or (
+        isinstance(criterion, MultiOutputLoss) and any(map(_listed, _as_list(metrics)))
+    ):
+        if not isinstance(criterion, MultiOutputLoss):
             raise ValueError(
                 f"metrics by output, {describe(metrics)}, need losses by output. Pass loss={{output: ...}} too, or a "
                 "plain list of metrics."
@@ -86,12 +88,12 @@ def _by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | N
             for metric in _as_list(some)
         ]
     listed = _as_list(metrics)
-    if isinstance(criterion, SeveralLosses):
+    if isinstance(criterion, MultiOutputLoss):
         criterion = _of_the_only_output(listed, criterion)
     return [(_resolve_one(metric, criterion), None) for metric in listed]
 
 
-def _in_order(metrics: Sequence[Any], criterion: SeveralLosses) -> dict[str, Any]:
+def _in_order(metrics: Sequence[Any], criterion: MultiOutputLoss) -> dict[str, Any]:
     if len(metrics) != criterion.count:
         raise ValueError(
             f"There are {criterion.count} outputs, but {len(metrics)} lists of metrics. Pass one for each; it may be empty."
@@ -99,7 +101,7 @@ def _in_order(metrics: Sequence[Any], criterion: SeveralLosses) -> dict[str, Any
     return dict(zip(criterion.outputs, metrics, strict=True))
 
 
-def _of_the_only_output(metrics: list[Any], criterion: SeveralLosses) -> Criterion:
+def _of_the_only_output(metrics: list[Any], criterion: MultiOutputLoss) -> Criterion:
     """Return the loss of the only output; of several, a name does not say which one it measures."""
     if criterion.count == 1 and criterion.names:
         return criterion.losses[criterion.names[0]]

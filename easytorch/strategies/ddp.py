@@ -124,7 +124,7 @@ class DataParallel(Strategy, name="ddp"):
         count, foreseen, sure = self.group.world_size, self.group.foreseen, self.group.sure
         self.group.foreseen, own = None, list(sizes) if foreseen is None else foreseen[0]
         self._idle_batches = [not one for one in own]
-        divisors = criterion.divisors(sizes, batches)
+        divisors = criterion.normalizers(sizes, batches)
         if divisors is None:  # gradients are averaged, but those of a sum are to be added
             return [float(count) * bool(one) for one in own]
         mine = [

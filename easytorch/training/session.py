@@ -57,7 +57,7 @@ def fitting(
             listeners.on_train_begin({})
             listeners.on_restore()
             _try_out(model, validation)
-            model.loss.expect(data.all_targets(feed.loader))
+            model.loss.prepare(data.all_targets(feed.loader))
             yield
             if processes.world_size > 1:
                 set_rng_state(processes.broadcast(get_rng_state()))  # after training all go on alike
@@ -139,7 +139,7 @@ def listening(model: Model, callbacks: CallbackList) -> Iterator[None]:
 def _try_out(model: Model, loader: Any) -> None:
     """Take one step on the validation data, so that what is wrong with it is told before training, not after."""
     batch = first_batch(loader)
-    model.loss.expect(data.all_targets(loader))
+    model.loss.prepare(data.all_targets(loader))
     if batch is not None:
         try:
             with explained(model.module), measuring(model), preserve_rng_state():
