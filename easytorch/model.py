@@ -37,7 +37,7 @@ from easytorch.diagnostics.module_checks import check_module
 from easytorch.diagnostics.torch_errors import explained
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import read
-from easytorch.metrics.collection import Metrics
+from easytorch.metrics.collection import MetricCollection
 from easytorch.metrics.names import resolve_metrics
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import check_matmul, check_numbers, pick_device, set_matmul
@@ -81,7 +81,7 @@ class Model(Looking, Saving):
         self.stop_training = False
         self.optimizer: torch.optim.Optimizer | None = None
         self.loss: Criterion = ModuleLoss()
-        self.metrics = Metrics([], self.loss)
+        self.metrics = MetricCollection([], self.loss)
         self.schedules: list[LRScheduler] = []
         self.callbacks = CallbackList([], self, {})
         self._history = History()

@@ -282,12 +282,12 @@ def zip_tricks(good: bytes) -> dict[str, bytes]:
     bomb = b"\x80\x02" + call("builtins", "bytearray", number(BOMB)) + b"."
     zeros = bytes(BOMB)
 
-    def fresh() -> tuple[list[Member], Member, list[Member]]:
+    def new_copy() -> tuple[list[Member], Member, list[Member]]:
         members = members_of(good)
         instructions = next(member for member in members if member.name.endswith(b"/data.pkl"))
         return members, instructions, [member for member in members if member is not instructions]
 
-    members, instructions, others = fresh()
+    members, instructions, others = new_copy()
     root = instructions.name.split(b"/")[0] + b"/"
     found["deflated bomb beside"] = archive([*members, Member(root + b"data/999", zeros, 8)])
     found["deflated instructions"] = archive([Member(instructions.name, instructions.data, 8), *others])
@@ -350,7 +350,7 @@ def zip_tricks(good: bytes) -> dict[str, bytes]:
             member.central, member.local = {}, {field: value} if member is largest and field != "place" else {}
         if field != "place":
             found[f"{name} before the data"] = archive(members)
-    members, instructions, others = fresh()
+    members, instructions, others = new_copy()
     largest = max(others, key=lambda member: len(member.data))
     for name, values in (
         ("zip64: places beyond the world", (len(largest.data), len(largest.data), 2**64 - 1)),
@@ -362,7 +362,7 @@ def zip_tricks(good: bytes) -> dict[str, bytes]:
         largest.central = {"size": 2**32 - 1, "packed": 2**32 - 1, "place": 2**32 - 1}
         largest.extra = struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
         found[name] = archive(members)
-    members, instructions, others = fresh()
+    members, instructions, others = new_copy()
     for member in members:
         member.flags, member.local = 8, {"crc": 0, "packed": 0, "size": 0}
         member.after = struct.pack("<4s3L", b"PK\7\x08", zlib.crc32(member.data), len(member.data), len(member.data))
@@ -370,27 +370,27 @@ def zip_tricks(good: bytes) -> dict[str, bytes]:
     for member in members:
         member.after = struct.pack("<4s3L", b"PK\7\x08", 1, 2**31, 2**31)
     found["data descriptors that lie"] = archive(members)
-    members, instructions, others = fresh()
+    members, instructions, others = new_copy()
     for member in members:
         member.flags = 1
     found["encrypted"] = archive(members)
-    members, instructions, others = fresh()
-    plain = archive(fresh()[0])
-    found["huge comment"] = archive(fresh()[0], comment=b"PK\5\6" * 16_000)
+    members, instructions, others = new_copy()
+    plain = archive(new_copy()[0])
+    found["huge comment"] = archive(new_copy()[0], comment=b"PK\5\6" * 16_000)
     ends = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 0)
-    found["an end within the comment"] = archive(fresh()[0], comment=ends)
-    bombed = archive([Member(root + b"data.pkl", bomb), *fresh()[2]])
-    found["another archive in the comment"] = archive(fresh()[0], comment=bombed[:60_000])
-    found["another archive in front"] = archive(fresh()[0], prefix=bombed)
+    found["an end within the comment"] = archive(new_copy()[0], comment=ends)
+    bombed = archive([Member(root + b"data.pkl", bomb), *new_copy()[2]])
+    found["another archive in the comment"] = archive(new_copy()[0], comment=bombed[:60_000])
+    found["another archive in front"] = archive(new_copy()[0], prefix=bombed)
     found["two archives"] = bombed + plain
-    found["two archives, zip64"] = _two_archives(fresh()[0], [Member(root + b"data.pkl", bomb), *fresh()[2]])
-    found["data in front"] = archive(fresh()[0], prefix=b"#!/bin/sh\ntouch canary\n")
-    found["a program in front"] = archive(fresh()[0], prefix=b"\x7fELF" + bytes(5000))
+    found["two archives, zip64"] = _two_archives(new_copy()[0], [Member(root + b"data.pkl", bomb), *new_copy()[2]])
+    found["data in front"] = archive(new_copy()[0], prefix=b"#!/bin/sh\ntouch canary\n")
+    found["a program in front"] = archive(new_copy()[0], prefix=b"\x7fELF" + bytes(5000))
     legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
-    found["old format in front: bomb"] = archive(fresh()[0], prefix=legacy + bomb)
-    found["old format in front: bomb first"] = archive(fresh()[0], prefix=bomb)
+    found["old format in front: bomb"] = archive(new_copy()[0], prefix=legacy + bomb)
+    found["old format in front: bomb first"] = archive(new_copy()[0], prefix=bomb)
     found["old format in front: other weights"] = archive(
-        fresh()[0],
+        new_copy()[0],
         prefix=saved({"0.weight": torch.zeros(24, 8)}, _use_new_zipfile_serialization=False),
     )
     found["data behind"] = plain + b"x" * 1000
@@ -404,7 +404,11 @@ def zip_tricks(good: bytes) -> dict[str, bytes]:
         [Member(m.name, m.data[:-1] if m.name == largest.name else m.data) for m in members]
     )
     found["TorchScript"] = archive(
-        [*fresh()[0], Member(root + b"constants.pkl", b"\x80\x02)."), Member(root + b"code/__torch__.py", b"import os")]
+        [
+            *new_copy()[0],
+            Member(root + b"constants.pkl", b"\x80\x02)."),
+            Member(root + b"code/__torch__.py", b"import os"),
+        ]
     )
     found["a program of torch.export"] = archive(
         [Member(b"p/archive_format", b"pt2"), Member(b"p/models/model.json", b"{}"), Member(b"p/data.pkl", bomb)]

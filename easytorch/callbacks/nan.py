@@ -171,7 +171,7 @@ class TerminateOnNaN(Callback):
         """Run the batches again, with a hook on every module, and return what was found, a line for each."""
         model, found = self.model, _Witness(self.model.module)
         kept, buffers = get_rng_state(), [(buffer, buffer.clone()) for buffer in model.module.buffers()]
-        metrics, model.metrics = model.metrics, model.metrics.fresh()
+        metrics, model.metrics = model.metrics, model.metrics.new_copy()
         try:
             _set_random(random, model.device)
             for number, batch in enumerate(window):

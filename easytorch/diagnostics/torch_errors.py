@@ -19,7 +19,7 @@ from easytorch._utils.registry import quote_list
 from easytorch.diagnostics import data_errors
 from easytorch.losses.checks import label_error
 from easytorch.losses.criterion import Criterion, SingleLoss
-from easytorch.metrics.collection import Metrics
+from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 
 
@@ -55,7 +55,7 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
         if isinstance(owner, SingleLoss) and name in ("terms", "__call__", "_unreduced"):
             y_pred, y = local["y_pred"], local["y"]
             return _of_squeezed(y_pred, y) if _is_ours(frames[-1]) else _of_loss(error, owner, y_pred, y)
-        if isinstance(owner, Metrics) and name == "update" and "metric" in local:
+        if isinstance(owner, MetricCollection) and name == "update" and "metric" in local:
             return _of_metric(error, owner.criterion, local)
         if isinstance(owner, Strategy) and name == "backward":
             return _of_backward(error, local["loss"])

@@ -27,13 +27,13 @@ class Mean:
         """Count ``value``, the mean of ``weight`` samples."""
         self._pending.append((value, weight, weight))
         if len(self._pending) >= self.PENDING:
-            self.settle()
+            self.flush()
 
     def add_sum(self, total: Scalar, count: Scalar) -> None:
         """Count ``total``, the sum of ``count`` samples; the count too may be a tensor on the device."""
         self._pending.append((total, 1, count))
         if len(self._pending) >= self.PENDING:
-            self.settle()
+            self.flush()
 
     def compute(self) -> Scalar:
         """Return the mean so far; NaN of nothing."""
@@ -64,7 +64,7 @@ class Mean:
             total, count = other._sums()
             self._total, self._count = self._total + total, self._count + count
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Sum up what waits."""
         self._total, self._count = self._sums()
         self._pending = []

@@ -35,7 +35,9 @@ class Metric(HelpfulInit):
 
     name: str = "metric"
     mode: str | None = None
-    takes_all = True  # where the loss takes several tensors; False: only the one that it compares with the targets
+    takes_all_outputs = (
+        True  # where the loss takes several tensors; False: only the one that it compares with the targets
+    )
 
     def __init__(self) -> None:
         self.reset()
@@ -52,7 +54,7 @@ class Metric(HelpfulInit):
         """Return the value over all batches since the last reset, preferably as a scalar tensor."""
         raise NotImplementedError(f"{type(self).__name__} must define compute()")
 
-    def fresh(self) -> Metric:
+    def new_copy(self) -> Metric:
         """Return a copy that has measured nothing."""
         twin = copy.deepcopy(self)
         twin.reset()
@@ -75,11 +77,11 @@ class Metric(HelpfulInit):
             else:
                 setattr(self, key, value)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Sum up what waits in every ``Mean``: the pass is over, and what was measured is sent to other processes."""
         for value in vars(self).values():
             if isinstance(value, Mean):
-                value.settle()
+                value.flush()
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the ``states`` of several processes, as if all had been measured here.
@@ -126,7 +128,7 @@ class MeanMetric(Metric):
         """Forget everything measured so far."""
         self.mean = Mean()
 
-    def fresh(self) -> Metric:
+    def new_copy(self) -> Metric:
         """Return a copy that has measured nothing."""
         twin = copy.copy(self)
         twin.reset()

@@ -17,7 +17,7 @@ from easytorch.metrics.aggregation import Logs, Mean, Scalar
 from easytorch.metrics.base import Metric
 
 
-class Metrics:
+class MetricCollection:
     """All that is logged: the terms of the loss, then every metric, in the order of ``compile``.
 
     Args:
@@ -46,7 +46,7 @@ class Metrics:
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
         parts = [self.criterion.part(y_pred, y, output) for _, output, _ in self._metrics]
         for (metric, output, weighted), (part, target) in zip(self._metrics, parts, strict=True):
-            part = part if metric.takes_all else self.criterion.prediction(part, output)
+            part = part if metric.takes_all_outputs else self.criterion.prediction(part, output)
             metric.update(part, target, self.criterion.weight(sample_weight, output) if weighted else None)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
@@ -109,24 +109,24 @@ class Metrics:
         for metric, *_ in self._metrics:
             metric.reset()
 
-    def fresh(self) -> Metrics:
+    def new_copy(self) -> MetricCollection:
         """Return a copy that has measured nothing, for another pass at the same time."""
-        twins = [(metric.fresh(), output, weighted) for metric, output, weighted in self._metrics]
-        fresh = Metrics(twins, self.criterion)
+        twins = [(metric.new_copy(), output, weighted) for metric, output, weighted in self._metrics]
+        fresh = MetricCollection(twins, self.criterion)
         fresh._told = self._told
         return fresh
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Sum up what waits to be summed: the pass is over, and what was measured is sent to other processes."""
         for mean in self._terms.values():
-            mean.settle()
+            mean.flush()
         for metric, *_ in self._metrics:
-            metric.settle()
+            metric.flush()
 
-    def merged(self, states: Sequence[Mapping[str, Any]]) -> Metrics:
+    def merged(self, states: Sequence[Mapping[str, Any]]) -> MetricCollection:
         """Return a copy that has measured what those of several processes have, given the ``state_dict`` of each."""
         self._tell_of_idle()
-        whole = self.fresh()
+        whole = self.new_copy()
         whole._updated = True
         names = dict.fromkeys(name for state in states for name in state["terms"])
         for name in names:

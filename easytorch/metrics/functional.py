@@ -61,17 +61,17 @@ class TopHits:
 
 def squared_error(y_pred: Tensor, y: Tensor) -> Tensor:
     """Return the squared difference of each value."""
-    return (_alike(y_pred, y) - y).square()
+    return (_reshape_like(y_pred, y) - y).square()
 
 
 def absolute_error(y_pred: Tensor, y: Tensor) -> Tensor:
     """Return the absolute difference of each value."""
-    return (_alike(y_pred, y) - y).abs()
+    return (_reshape_like(y_pred, y) - y).abs()
 
 
-def of_alike(function: Callable[[Tensor, Tensor], Tensor], y_pred: Tensor, y: Tensor) -> Tensor:
+def with_target_shape(function: Callable[[Tensor, Tensor], Tensor], y_pred: Tensor, y: Tensor) -> Tensor:
     """Return what ``function`` makes of predictions in the shape of the targets."""
-    return function(_alike(y_pred, y), y)
+    return function(_reshape_like(y_pred, y), y)
 
 
 def root(mean: Any) -> Any:
@@ -89,5 +89,5 @@ ERRORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Any], Any]
 }
 
 
-def _alike(y_pred: Tensor, y: Tensor) -> Tensor:
+def _reshape_like(y_pred: Tensor, y: Tensor) -> Tensor:
     return y_pred.reshape(y.shape) if y_pred.shape != y.shape and y_pred.numel() == y.numel() else y_pred

@@ -13,12 +13,12 @@ from easytorch._utils.registry import did_you_mean, get_name, quote_list, spelli
 from easytorch.losses.criterion import Criterion, MultiOutputLoss
 from easytorch.losses.keras import KERAS
 from easytorch.metrics.base import MeanMetric, Metric
-from easytorch.metrics.collection import RESERVED, Metrics
-from easytorch.metrics.functional import ERRORS, BinaryHits, MulticlassHits, TopHits, of_alike
+from easytorch.metrics.collection import RESERVED, MetricCollection
+from easytorch.metrics.functional import ERRORS, BinaryHits, MulticlassHits, TopHits, with_target_shape
 from easytorch.metrics.torchmetrics import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
 
 
-def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> Metrics:
+def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> MetricCollection:
     """Return the metrics for what the user passed to ``compile``.
 
     Args:
@@ -41,7 +41,7 @@ def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> M
                 "or pass a function that returns one value for each sample."
             )
         metric.name = f"weighted_{metric.name}" if metric.name in {m.name for m, *_ in found} else metric.name
-    measures = Metrics([*found, *heavy], criterion)
+    measures = MetricCollection([*found, *heavy], criterion)
     _check_names(measures.names, {*RESERVED, *criterion.term_names()})
     return measures
 
@@ -127,7 +127,7 @@ def _listed(value: Any) -> bool:
 def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     if isinstance(metric, str):
         named = _by_name(metric, criterion)
-        named.takes_all = False
+        named.takes_all_outputs = False
         return named
     if isinstance(metric, Metric):
         check_argument_order("metric", metric.name, metric.update)
@@ -173,7 +173,7 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
         function, finish = ERRORS[name]
         return MeanMetric(function, typed, "min", finish)
     if name in KERAS:
-        return MeanMetric(functools.partial(of_alike, KERAS[name]), typed, "min")
+        return MeanMetric(functools.partial(with_target_shape, KERAS[name]), typed, "min")
     raise ValueError(
         unknown_name_message(
             "metric",

@@ -19,7 +19,7 @@ from easytorch.metrics.base import Metric
 class TorchMetric(Metric):
     """A torchmetrics object, measured as it is."""
 
-    takes_all = False
+    takes_all_outputs = False
 
     def __init__(self, metric: Any, criterion: Criterion | None = None) -> None:
         # Losses of yes and no take floats as targets, these metrics whole numbers.

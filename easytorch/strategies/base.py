@@ -24,7 +24,7 @@ from easytorch.strategies.device import ELSEWHERE, PRECISIONS, _can_compile, _ch
 if TYPE_CHECKING:
     from easytorch.data.predictions import OutputCollector
     from easytorch.losses.criterion import Criterion
-    from easytorch.metrics.collection import Metrics
+    from easytorch.metrics.collection import MetricCollection
 
 
 STOP, INTERRUPT = 0, 1  # what processes agree about
@@ -122,7 +122,7 @@ class Strategy(HelpfulInit):
         """Return the batches of ``loader`` to measure or predict: all of them, or the first ``steps``."""
         return EvalIterator(loader, steps, self.group)
 
-    def merged(self, metrics: Metrics) -> Metrics:
+    def merged(self, metrics: MetricCollection) -> MetricCollection:
         """Return what was measured in all processes."""
         return metrics
 

@@ -21,7 +21,7 @@ from easytorch.strategies.control import Notes
 if TYPE_CHECKING:
     from easytorch.data.batch import Batch
     from easytorch.losses.criterion import Criterion
-    from easytorch.metrics.collection import Metrics
+    from easytorch.metrics.collection import MetricCollection
 
 
 class DataParallel(Strategy, name="ddp"):
@@ -98,9 +98,9 @@ class DataParallel(Strategy, name="ddp"):
         batches.first = functools.partial(self.group.broadcast_tensors, list(self.module.buffers()))
         return batches
 
-    def merged(self, metrics: Metrics) -> Metrics:
+    def merged(self, metrics: MetricCollection) -> MetricCollection:
         """Return what was measured in all processes."""
-        metrics.settle()  # two numbers travel faster than the hundreds that they are the sums of
+        metrics.flush()  # two numbers travel faster than the hundreds that they are the sums of
         return metrics.merged(self.group.gather(metrics.state_dict()))
 
     def gathering(self, gathered: OutputCollector) -> OutputCollector:

@@ -15,7 +15,7 @@ from easytorch.data.batch import Batch
 from easytorch.data.loader import one_batch
 from easytorch.data.predictions import inputs
 from easytorch.losses.criterion import Criterion
-from easytorch.metrics.collection import Metrics
+from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 from easytorch.training.results import History
 from easytorch.training.summary import summarize, told, training_sizes
@@ -30,7 +30,7 @@ class Looking:
     strategy: Strategy
     optimizer: torch.optim.Optimizer | None
     loss: Criterion
-    metrics: Metrics
+    metrics: MetricCollection
     callbacks: CallbackList
     last_fit: dict[str, Any]
     _history: History

@@ -17,7 +17,7 @@ from easytorch.checkpoint import files, rotation, state_dicts
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.errors import ResumeError
 from easytorch.losses.criterion import Criterion
-from easytorch.metrics.collection import Metrics
+from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import precision_here
 from easytorch.training.results import History
@@ -58,7 +58,7 @@ class Saving:
     strategy: Strategy
     state: TrainState
     loss: Criterion
-    metrics: Metrics
+    metrics: MetricCollection
     callbacks: CallbackList
     feed: EpochIterator | None
     stop_training: bool

@@ -105,7 +105,7 @@ def training(model: Model, callbacks: CallbackList, state: TrainState | None = N
 @contextlib.contextmanager
 def measuring(model: Model) -> Iterator[None]:
     """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
-    outer, model.metrics = model.metrics, model.metrics.fresh()
+    outer, model.metrics = model.metrics, model.metrics.new_copy()
     model.strategy.timer.mark("rest")
     try:
         with train_mode.in_eval_mode(model.module), torch.no_grad():
