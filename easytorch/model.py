@@ -246,13 +246,13 @@ class Model(Looking, Saving):
             self.callbacks.on_train_batch_end(batch, self.metrics.logs)
             if self.stop_training:
                 break
-        return read(self.strategy.merged(self.metrics).compute())
+        return read(self.strategy.merge_metrics(self.metrics).compute())
 
     def update(self, window: list[Any]) -> None:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
         assert self.optimizer is not None
         sizes = [self.batch_size(batch) for batch in window]
-        shares = self.strategy.shares(self.loss, sizes, map(self.unpack, window))
+        shares = self.strategy.loss_weights(self.loss, sizes, map(self.unpack, window))
         for i, (batch, size, share) in enumerate(zip(window, sizes, shares, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):
                 outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
@@ -281,7 +281,7 @@ class Model(Looking, Saving):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
-            scores = read(self.strategy.merged(self.metrics).compute())
+            scores = read(self.strategy.merge_metrics(self.metrics).compute())
         if not scores:
             raise ValueError(EMPTY_DATA)
         self.callbacks.on_test_end(scores)
@@ -384,7 +384,7 @@ class Model(Looking, Saving):
     ) -> Any:
         loader = warn_if_shuffled(data.as_loader(inputs(x, self.signature), batch_size=batch_size))
         listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
-        gathered, batches = self.strategy.gathering(gathered), self.strategy.batches(loader, steps)
+        gathered, batches = self.strategy.output_collector(gathered), self.strategy.batches(loader, steps)
         with session.watched(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
             self.callbacks.params["test_steps"] = length(batches)
             self.callbacks.on_predict_begin({})

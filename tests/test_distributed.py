@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import DataParallel, Model, Strategy
 from easytorch.distributed.sync_batchnorm import SyncBatchNorm, synchronized
-from easytorch.strategies.control import Notes
+from easytorch.strategies.control import ControlChannel
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 
@@ -283,8 +283,8 @@ def test_an_unknown_strategy_is_refused():
 
 
 def test_on_an_accelerator_the_note_is_read_in_one_of_sixteen_updates():
-    notes = Notes(mlp(), torch.device("cpu"), Strategy("cpu").group)
-    notes.every = Notes.EVERY
+    notes = ControlChannel(mlp(), torch.device("cpu"), Strategy("cpu").group)
+    notes.every = ControlChannel.EVERY
     notes.begin()
     reads = []
     for _ in range(32):

@@ -21,7 +21,7 @@ from tests.test_distributed_resume import PulledPlug, PullPlug
 from tests.test_sharded import Blocks, X, Y, compiled, weights_of
 
 
-def kept(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
+def to_checkpoint(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
     """Train three epochs, or so many updates, and return all numbers; the folder is all that is known of earlier runs."""
     model = compiled(strategy)
     backup = BackupAndRestore(folder, **({"save_freq": 1, "delete_checkpoint": False} | options))
@@ -52,7 +52,7 @@ class Watch(Callback):
         self.look(self.model)
 
     def look(self, model):
-        state = model.strategy.whole(model.optimizer.state_dict()["state"])
+        state = model.strategy.gather_full(model.optimizer.state_dict()["state"])
         moments = {f"{i} {name}": value for i, values in state.items() for name, value in values.items()}
         numbers = {name: value.clone() for name, value in (weights_of(model) | moments).items()}
         self.begun.append((model.state.step, numbers))

@@ -225,7 +225,7 @@ class SWA(Averaging):
             )
             return
         with preserve_rng_state():  # a second fit draws what it would have drawn
-            inputs = ([self.model.unpack(self.model.strategy.place(batch)).x] for batch in loader)
+            inputs = ([self.model.unpack(self.model.strategy.to_device(batch)).x] for batch in loader)
             update_bn(inputs, _Called(self.average.module, self.model.signature))
 
 

@@ -164,7 +164,7 @@ class BackupAndRestore(Callback):
         try:
             self.model.strategy.write(rotation.step_path(self.folder, self.model.state.step), content)
             if final:
-                self.model.strategy.written()
+                self.model.strategy.wait_for_checkpoint()
         except OSError as error:
             if final:
                 raise
@@ -176,7 +176,7 @@ class BackupAndRestore(Callback):
     def _complete(self) -> None:
         """Wait for a checkpoint that is written beside the training."""
         try:
-            self.model.strategy.written()
+            self.model.strategy.wait_for_checkpoint()
         except OSError as error:
             self._fail(error)
 

@@ -113,11 +113,11 @@ class TerminateOnNaN(Callback):
             self._put_aside()
             return
         bad = not all(map(isfinite, self._losses))
-        if self.model.strategy.suspects(bad):
+        if self.model.strategy.loss_not_finite(bad):
             self._end(self._random, self._feed.taken, self._feed.indices())
 
     def _put_aside(self) -> None:
-        bad = self.model.strategy.suspects(~torch.stack(list(self._losses)).isfinite().all())
+        bad = self.model.strategy.loss_not_finite(~torch.stack(list(self._losses)).isfinite().all())
         optimizer: Any = self.model.optimizer
         optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # fused kernels update nothing where it is 1
         self._waiting.append((bad, self._random, self._feed.taken, self._feed.indices()))
@@ -197,7 +197,7 @@ class TerminateOnNaN(Callback):
         ]
 
     def _findings(self, terms: list[str], found: _Witness, batch: Any, indices: Any) -> list[str]:
-        x, y, _ = self.model.unpack(self.model.strategy.place(batch))
+        x, y, _ = self.model.unpack(self.model.strategy.to_device(batch))
         lines = [f"Term of the loss: {', '.join(terms)}"]
         broken = [name for name, value in self.model.module.named_parameters() if not bool(value.isfinite().all())]
         if broken:

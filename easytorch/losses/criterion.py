@@ -81,7 +81,7 @@ class Criterion:
         """Return what is compared with the targets in the part of ``output``, where that is not all of it."""
         return part
 
-    def shares(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
+    def loss_weights(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what each batch of a window weighs, so that the window counts as one batch of all its samples.
 
         Args:

@@ -122,15 +122,15 @@ class Strategy(HelpfulInit):
         """Return the batches of ``loader`` to measure or predict: all of them, or the first ``steps``."""
         return EvalIterator(loader, steps, self.group)
 
-    def merged(self, metrics: MetricCollection) -> MetricCollection:
+    def merge_metrics(self, metrics: MetricCollection) -> MetricCollection:
         """Return what was measured in all processes."""
         return metrics
 
-    def gathering(self, gathered: OutputCollector) -> OutputCollector:
+    def output_collector(self, gathered: OutputCollector) -> OutputCollector:
         """Return what gathers the outputs of all processes in ``gathered``."""
         return gathered
 
-    def place(self, batch: Any) -> Any:
+    def to_device(self, batch: Any) -> Any:
         """Bring a batch to the device, its floats to the module's dtype."""
         return self._place(batch)
 
@@ -146,7 +146,7 @@ class Strategy(HelpfulInit):
         """Return ``step(batch)``, without a word to other processes."""
         return self.run(step, batch)
 
-    def shares(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
+    def loss_weights(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what the loss of each batch of a window is multiplied by, so that the window counts as one batch.
 
         Args:
@@ -154,7 +154,7 @@ class Strategy(HelpfulInit):
             sizes: The number of samples of each batch.
             batches: The parts of each batch, looked at only where they matter.
         """
-        return criterion.shares(sizes, batches)
+        return criterion.loss_weights(sizes, batches)
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Hold gradients back from other processes until ``sync``; there are none here."""
@@ -190,11 +190,11 @@ class Strategy(HelpfulInit):
             optimizers.step(optimizer)
         self.timer.mark("optimizer")
 
-    def agree(self, topic: int, wish: bool) -> bool:
+    def any_rank(self, topic: int, wish: bool) -> bool:
         """Whether some process wishes something, ``STOP`` or ``INTERRUPT``; asked after every update, all get one answer."""
         return wish
 
-    def suspects(self, bad: Any) -> Any:
+    def loss_not_finite(self, bad: Any) -> Any:
         """Whether a loss of this update was not finite, in any process; ``bad`` is what was found in this one."""
         return bad
 
@@ -202,13 +202,13 @@ class Strategy(HelpfulInit):
         """Return the seconds on a clock that shows all processes the same."""
         return time.monotonic()
 
-    def whole(self, tree: Any) -> Any:
+    def gather_full(self, tree: Any) -> Any:
         """Return ``tree`` with every tensor whole, of which processes may have parts."""
         return tree
 
-    def kept(self, tree: Any) -> Any:
+    def to_checkpoint(self, tree: Any) -> Any:
         """Return ``tree`` as the checkpoints of a run keep it."""
-        return self.whole(tree)
+        return self.gather_full(tree)
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint ``content``, and have it written by the next ``written``; all processes must do so.
@@ -227,7 +227,7 @@ class Strategy(HelpfulInit):
         if error is not None:
             raise error
 
-    def written(self) -> None:
+    def wait_for_checkpoint(self) -> None:
         """Wait until the checkpoint that was begun is whole.
 
         Raises:
@@ -238,11 +238,11 @@ class Strategy(HelpfulInit):
         """Return a tensor for a part of a checkpoint to be read into, or what this process keeps of one."""
         return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def take_weights(self, weights: Mapping[str, Any]) -> None:
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
         """Let the module have ``weights``."""
         self.module.load_state_dict(weights)
 
-    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Let ``optimizer`` have ``state``."""
         optimizer.load_state_dict(dict(state))
 

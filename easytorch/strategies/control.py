@@ -13,7 +13,7 @@ from easytorch._utils.pytree import map_leaves
 from easytorch.distributed.process_group import SingleProcess
 
 
-class Notes(nn.Module):
+class ControlChannel(nn.Module):
     """The step itself as a module, to be wrapped, so that the user's stays the user's and a step may call any part of it.
 
     With the gradients travels a note, as that of one more parameter: what all processes must know at the same update costs no
@@ -59,7 +59,7 @@ class Notes(nn.Module):
     def _attach(self, loss: Tensor, message: Tensor) -> Tensor:
         if loss.ndim or not loss.requires_grad:
             return loss
-        carried: Tensor = _Carry.apply(loss, self.note, message)
+        carried: Tensor = AttachFlags.apply(loss, self.note, message)
         return carried
 
     def _write(self) -> Tensor:
@@ -95,7 +95,7 @@ class Notes(nn.Module):
             self.note.grad = None
 
 
-class _Carry(torch.autograd.Function):
+class AttachFlags(torch.autograd.Function):
     """A loss as it is; in the backward pass a message, and 0 or NaN for the loss, become the gradient of a note."""
 
     @staticmethod

@@ -16,7 +16,7 @@ from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCo
 from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import synchronized
 from easytorch.strategies.base import Strategy
-from easytorch.strategies.control import Notes
+from easytorch.strategies.control import ControlChannel
 
 if TYPE_CHECKING:
     from easytorch.data.batch import Batch
@@ -80,7 +80,7 @@ class DataParallel(Strategy, name="ddp"):
         """Get ready for updates: find out which parameters are trained, which may have changed."""
         trained = [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
         if self._replica is None or trained != self._trained:
-            self._trained, self.notes = trained, Notes(self.module, self.device, self.group)
+            self._trained, self.notes = trained, ControlChannel(self.module, self.device, self.group)
             self._replica = DistributedDataParallel(self.notes, **self.options)
             if not self._replica.static_graph:  # else the first update would not be like the others
                 self._settle()
@@ -98,12 +98,12 @@ class DataParallel(Strategy, name="ddp"):
         batches.first = functools.partial(self.group.broadcast_tensors, list(self.module.buffers()))
         return batches
 
-    def merged(self, metrics: MetricCollection) -> MetricCollection:
+    def merge_metrics(self, metrics: MetricCollection) -> MetricCollection:
         """Return what was measured in all processes."""
         metrics.flush()  # two numbers travel faster than the hundreds that they are the sums of
         return metrics.merged(self.group.gather(metrics.state_dict()))
 
-    def gathering(self, gathered: OutputCollector) -> OutputCollector:
+    def output_collector(self, gathered: OutputCollector) -> OutputCollector:
         """Return what gathers the outputs of all processes in ``gathered``."""
         if isinstance(gathered, NpyWriter):
             gathered.writes = self.group.is_main
@@ -119,7 +119,7 @@ class DataParallel(Strategy, name="ddp"):
         """Return ``step(batch)``, without a word to the other processes."""
         return super().run(step, batch)
 
-    def shares(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
+    def loss_weights(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return what the loss of each batch is multiplied by, so that the windows of all processes count as one batch."""
         count, foreseen, sure = self.group.world_size, self.group.foreseen, self.group.sure
         self.group.foreseen, own = None, list(sizes) if foreseen is None else foreseen[0]
@@ -175,12 +175,12 @@ class DataParallel(Strategy, name="ddp"):
         self._synced, self._met = True, False
         self._idle_batches.clear()
 
-    def agree(self, topic: int, wish: bool) -> bool:
+    def any_rank(self, topic: int, wish: bool) -> bool:
         """Whether some process wished something before the last update, in which all were told."""
         self.notes.wishes[topic] |= wish
         return self.notes.granted[topic]
 
-    def suspects(self, bad: Any) -> Any:
+    def loss_not_finite(self, bad: Any) -> Any:
         """Whether a loss of this update was not finite, in any process; ``bad`` is what was found in this one."""
         return self.notes.broken()
 

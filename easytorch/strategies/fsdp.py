@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from easytorch._utils.pytree import map_leaves
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.strategies.base import Strategy
-from easytorch.strategies.control import Notes
+from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel
 from easytorch.strategies.device import PRECISIONS
 
@@ -91,7 +91,7 @@ class FullySharded(DataParallel, name="fsdp"):
             if self.jit_compile:  # each by itself: what gathers it, before and after, cannot be compiled
                 vars(block)["forward"] = torch.compile(block.forward)
 
-    def _shard(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Notes:
+    def _shard(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> ControlChannel:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         names = {parameter: name for name, parameter in module.named_parameters()}
@@ -101,7 +101,7 @@ class FullySharded(DataParallel, name="fsdp"):
         policy = MixedPrecisionPolicy() if PRECISIONS[self.precision] is None else low
         for block in _blocks(module, self.unit):
             fully_shard(block, mp_policy=policy)
-        notes = Notes(module, self.device, self.group, apart=True)
+        notes = ControlChannel(module, self.device, self.group, apart=True)
         fully_shard(notes, mp_policy=policy, ignored_params={notes.note})
         parts = dict(module.named_parameters())
         for group in optimizer.param_groups if optimizer is not None else ():
@@ -135,13 +135,13 @@ class FullySharded(DataParallel, name="fsdp"):
         engine.set_is_last_backward(sync)
         return contextlib.nullcontext()
 
-    def whole(self, tree: Any) -> Any:
+    def gather_full(self, tree: Any) -> Any:
         """Return ``tree`` with every tensor whole, on the CPU; all processes must ask for it."""
         return map_leaves(lambda leaf: leaf.full_tensor().cpu() if _is_part(leaf) else leaf, tree)
 
-    def kept(self, tree: Any) -> Any:
+    def to_checkpoint(self, tree: Any) -> Any:
         """Return ``tree`` as the checkpoints of a run keep it: in parts, if they are sharded."""
-        return tree if self.sharded_checkpoints else self.whole(tree)
+        return tree if self.sharded_checkpoints else self.gather_full(tree)
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint ``content``, each process its part of it; the one before must be written."""
@@ -154,7 +154,7 @@ class FullySharded(DataParallel, name="fsdp"):
             self._writer = Writer(self.group, self._timeout)
         self._writer.begin(path, content)
 
-    def written(self) -> None:
+    def wait_for_checkpoint(self) -> None:
         """Wait until the checkpoint that was begun is whole."""
         if self._writer is not None:
             self._writer.finish()
@@ -166,13 +166,13 @@ class FullySharded(DataParallel, name="fsdp"):
         mesh = next(iter(self.module.parameters())).device_mesh  # type: ignore[attr-defined]  # of those that are in parts
         return empty(shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
 
-    def take_weights(self, weights: Mapping[str, Any]) -> None:
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
         """Let the module have ``weights``, which are whole."""
         self._gather(False)
         own = self.module.state_dict()
         self.module.load_state_dict({name: _like(value, own[name]) for name, value in weights.items()})
 
-    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Let ``optimizer`` have ``state``, which is whole."""
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbers = [number for group in state["param_groups"] for number in group["params"]]

@@ -79,7 +79,7 @@ class Looking:
             options: Passed on to ``torchinfo.summary``.
         """
         batch = self.last_fit.get("example") if x is None else one_batch(inputs(x, self.signature))
-        x = None if batch is None else self.unpack(self.strategy.place(batch)).x
+        x = None if batch is None else self.unpack(self.strategy.to_device(batch)).x
         table = summarize(self.module, x, self.device, **options)
         print(table)
         if self.optimizer is not None:

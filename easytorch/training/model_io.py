@@ -90,7 +90,7 @@ class Saving:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
-        return self._state(self.strategy.whole)
+        return self._state(self.strategy.gather_full)
 
     def _state(self, form: Callable[[Any], Any]) -> dict[str, Any]:
         parts = {name: form(part.state_dict()) for name, part in self._parts().items()}
@@ -173,7 +173,7 @@ class Saving:
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
         write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-        return self._write(write, path, self.strategy.whole(state_dicts.unwrapped_state_dict(self.module)))
+        return self._write(write, path, self.strategy.gather_full(state_dicts.unwrapped_state_dict(self.module)))
 
     def load_weights(self, path: str | os.PathLike[str]) -> Self:
         """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
@@ -186,16 +186,18 @@ class Saving:
         with files.as_file_error(path):
             content = files.read(path, self.device)
             weights = files.extract_weights(self._joined(content, path) if files.is_model(content) else content)
-        self.strategy.take_weights(state_dicts.match_state_dict(weights, self.module, path))
+        self.strategy.load_weights(state_dicts.match_state_dict(weights, self.module, path))
         return self
 
     def training_state(self) -> dict[str, Any]:
         """Return everything that a run needs to go on exactly here; only while ``fit`` runs."""
         assert self.feed is not None
-        return self._state(self.strategy.kept) | {
+        return self._state(self.strategy.to_checkpoint) | {
             "format": files.FORMAT,
             "version": files.VERSION,
-            "callbacks": [[type(one).__name__, self.strategy.kept(one.state_dict())] for one in self._stateful()],
+            "callbacks": [
+                [type(one).__name__, self.strategy.to_checkpoint(one.state_dict())] for one in self._stateful()
+            ],
             "environment": self._environment(),
             **self._own_state(),
         }
@@ -282,8 +284,8 @@ class Saving:
     def _take_parts(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
         """Take over the weights and every part; the optimizer first, which may still refuse."""
         if self.optimizer is not None and content.get("optimizer"):
-            self.strategy.take_optimizer(self.optimizer, content["optimizer"])
-        self.strategy.take_weights(weights)
+            self.strategy.load_optimizer_state(self.optimizer, content["optimizer"])
+        self.strategy.load_weights(weights)
         for name, part in self._parts().items():
             if name != "optimizer":
                 part.load_state_dict(content[name])

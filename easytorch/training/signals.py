@@ -28,7 +28,7 @@ class Agreement(Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Stop if all know that somebody wishes it, or that no number is worth anything any more."""
         known = self.model.callbacks.damaged and self.model.stop_training
-        stop = self.model.strategy.agree(STOP, self.model.stop_training) or known
+        stop = self.model.strategy.any_rank(STOP, self.model.stop_training) or known
         if stop != self.model.stop_training:
             self.model.stop_training = stop
 
@@ -76,7 +76,7 @@ class Interrupts(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave, if somebody asked for it."""
-        if self.model.strategy.agree(INTERRUPT, self.caught is not None):
+        if self.model.strategy.any_rank(INTERRUPT, self.caught is not None):
             raise Interruption
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
