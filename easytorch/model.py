@@ -25,10 +25,10 @@ from easytorch._utils import train_mode
 from easytorch._utils.api_hints import explain_bad_arguments
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves, to_numpy
-from easytorch.callbacks.base import Callback, CallbackList, listed
+from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.lr_schedulers import LRScheduler
-from easytorch.callbacks.progress import displays
+from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, length, unpack
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import make_fit_data, one_batch, validated_epochs
@@ -219,7 +219,12 @@ class Model(Looking, Saving):
             self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.group, self.unpack,
         )  # fmt: skip
         validated = validated_epochs(validation_freq if validation is not None else ())
-        listeners = [*self.schedules, *listed(callbacks), *BackupAndRestore.at(resume), *displays(verbose)]
+        listeners = [
+            *self.schedules,
+            *as_callback_list(callbacks),
+            *BackupAndRestore.at(resume),
+            *progress_callbacks(verbose),
+        ]
         state = self.state.planned(epochs, initial_epoch)
         with session.fitting(self, listeners, state, feed, validation, verbose, on_interrupt):
             for epoch in feed.epochs(self.state):
@@ -337,7 +342,9 @@ class Model(Looking, Saving):
         else:
             name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
         self.loss.prepare(data.all_targets(loader))
-        listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose, "data": name})
+        listeners = CallbackList(
+            [*as_callback_list(callbacks), *progress_callbacks(verbose)], self, {"verbose": verbose, "data": name}
+        )
         with session.watched(self, listeners):
             return Scores(self.test_epoch(loader, steps), self, name)
 
@@ -383,7 +390,9 @@ class Model(Looking, Saving):
         gathered: OutputCollector,
     ) -> Any:
         loader = warn_if_shuffled(data.as_loader(inputs(x, self.signature), batch_size=batch_size))
-        listeners = CallbackList([*listed(callbacks), *displays(verbose)], self, {"verbose": verbose})
+        listeners = CallbackList(
+            [*as_callback_list(callbacks), *progress_callbacks(verbose)], self, {"verbose": verbose}
+        )
         gathered, batches = self.strategy.output_collector(gathered), self.strategy.batches(loader, steps)
         with session.watched(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
             self.callbacks.params["test_steps"] = length(batches)

@@ -36,8 +36,8 @@ class Callback(HelpfulInit):
     model: Model
     params: dict[str, Any]
     priority = 0  # those with more are told later
-    expendable = False  # whether training goes on without it when it fails
-    everywhere = True  # whether it runs in each process, or in process 0 alone: what shows or writes something
+    optional = False  # whether training goes on without it when it fails
+    on_all_ranks = True  # whether it runs in each process, or in process 0 alone: what shows or writes something
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -99,7 +99,7 @@ class Callback(HelpfulInit):
     def on_exception(self, error: BaseException) -> None:
         """Run when training fails, before ``on_train_end``; the error is raised again afterwards."""
 
-    def give_up(self) -> None:
+    def close_on_failure(self) -> None:
         """Let go of everything, when an expendable callback has failed."""
 
     def say(self, text: str) -> None:
@@ -144,13 +144,13 @@ class CallbackList(Callback):
     """Tells every callback, in order; a hook that nobody overrides costs one call of an empty function."""
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
-        self.damaged = False  # whether training ended by numbers that are none, so that nothing of it is to be kept
+        self.diverged = False  # whether training ended by numbers that are none, so that nothing of it is to be kept
         self.callbacks, self.params = sorted(map(_checked, callbacks), key=lambda callback: callback.priority), params
         for callback in self.callbacks:
             callback.model, callback.params = model, params
             vars(callback).pop("broken", None)  # one that failed in another fit is tried again
         first = model.strategy.group.is_main
-        self.heard = [callback for callback in self.callbacks if callback.everywhere or first]
+        self.heard = [callback for callback in self.callbacks if callback.on_all_ranks or first]
         for hook in HOOKS:
             listeners = [_listener(callback, hook) for callback in self.heard if _overrides(callback, hook)]
             if listeners:
@@ -165,7 +165,7 @@ class CallbackList(Callback):
                     stack.enter_context(callback.averaged())
             yield
 
-    def has_own(self) -> bool:
+    def has_user_callbacks(self) -> bool:
         """Whether there is a callback with code of the user's own."""
         return any(
             isinstance(callback, LambdaCallback) or not is_internal(type(callback)) for callback in self.callbacks
@@ -195,7 +195,7 @@ def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
     name = hook if _overridden(callback, hook) else SHORT[hook]
     method: Callable[..., Any] = getattr(callback, name)
     _check_arguments(callback, name, method, list(inspect.signature(getattr(Callback, hook)).parameters)[1:])
-    if not callback.expendable:
+    if not callback.optional:
         return method
 
     def tell(*args: Any) -> None:
@@ -204,7 +204,7 @@ def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
                 method(*args)
             except (Exception, SystemExit) as error:  # rich ends the process when its pipe is broken
                 vars(callback)["broken"] = True
-                callback.give_up()
+                callback.close_on_failure()
                 name = type(callback).__name__
                 warn(f"{name} failed and is switched off; training goes on. {type(error).__name__}: {error}")
 
@@ -245,7 +245,7 @@ def _overridden(callback: Callback, hook: str) -> bool:
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
-def listed(callbacks: Any) -> list[Any]:
+def as_callback_list(callbacks: Any) -> list[Any]:
     """Return the callbacks that the user passed as a list.
 
     Raises:

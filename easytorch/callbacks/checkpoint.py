@@ -143,7 +143,7 @@ class BackupAndRestore(Callback):
         """Delete the files of a run that came to its end, if that is wanted; say if the last one could not be written."""
         self._complete()
         ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
-        failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.damaged
+        failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.diverged
         if ended and self.delete_checkpoint and not failed and self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, 0)
             with contextlib.suppress(OSError):  # there is something else in it
@@ -155,7 +155,7 @@ class BackupAndRestore(Callback):
 
     def save(self, final: bool = False) -> None:
         """Write a checkpoint, or begin to, if that goes on beside the training; a failure is a warning until the last one."""
-        if self.model.callbacks.damaged:  # the last whole one is from before the damage
+        if self.model.callbacks.diverged:  # the last whole one is from before the damage
             return
         content = self.model.training_state()
         if self._random_before_test is not None:

@@ -81,7 +81,7 @@ def check_name(name: str, who: str, model: Model) -> None:
     Where a step or a callback of the user's own may log more, only what looks misspelt is refused now.
     """
     names = model.log_names()
-    if name in names or (model.may_log_more() and not did_you_mean(name, names, cutoff=0.85)):
+    if name in names or (model.logs_are_open() and not did_you_mean(name, names, cutoff=0.85)):
         return
     cure = ""
     if name.startswith("val_") and not any(known.startswith("val_") for known in names):
@@ -90,7 +90,7 @@ def check_name(name: str, who: str, model: Model) -> None:
     raise ValueError(f"{told} There will be {quote_list(names)}.")
 
 
-def checked_patience(patience: Any) -> int:
+def check_patience(patience: Any) -> int:
     """Return ``patience``, or raise a ``ValueError`` if it is no number of epochs."""
     if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
         raise ValueError(f"patience must be a whole number of epochs, 0 or more, received {patience!r}.")
@@ -128,7 +128,7 @@ class EarlyStopping(Monitor):
         start_from_epoch: int = 0,
     ) -> None:
         super().__init__(monitor, mode, min_delta)
-        self.patience, self.verbose, self.baseline = checked_patience(patience), verbose, baseline
+        self.patience, self.verbose, self.baseline = check_patience(patience), verbose, baseline
         self.restore_best_weights, self.start_from_epoch = restore_best_weights, start_from_epoch
         self._forget()
 

@@ -25,8 +25,8 @@ class CSVLogger(Callback):
         append: Go on in a file that is there, instead of replacing it.
     """
 
-    expendable = True
-    everywhere = False
+    optional = True
+    on_all_ranks = False
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         self.path, self.separator, self.append = Path(filename).expanduser(), separator, append
@@ -96,8 +96,8 @@ class TensorBoard(Callback):
         update_freq: ``"epoch"``; or a number of updates after which the running values are written too, as ``batch_loss``, ...
     """
 
-    expendable = True
-    everywhere = False
+    optional = True
+    on_all_ranks = False
 
     def __init__(
         self,

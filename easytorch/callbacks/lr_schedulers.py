@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 
 from easytorch._utils.registry import find
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.early_stopping import Monitor, check_name, checked_patience
+from easytorch.callbacks.early_stopping import Monitor, check_name, check_patience
 from easytorch.errors import FileError
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ class ReduceLROnPlateau(Monitor):
             raise ValueError(f"factor must be below 1, or the learning rate would not fall; received {factor!r}.")
         self.factor, self.patience, self.verbose, self.cooldown, self.min_lr = (
             factor,
-            checked_patience(patience),
+            check_patience(patience),
             verbose,
             cooldown,
             min_lr,

@@ -22,7 +22,7 @@ from easytorch.checkpoint import files, state_dicts
 class NaNNotice(Callback):
     """Tells, once in a fit, that the loss of an epoch is no number; every fit has one."""
 
-    everywhere = False
+    on_all_ranks = False
 
     def __init__(self) -> None:
         self.told = False
@@ -162,7 +162,7 @@ class TerminateOnNaN(Callback):
             except (OSError, TypeError) as error:  # what was found matters more
                 self.report += f"\n  {error}"
         self.model.need_optimizer("fit").zero_grad()  # without gradients the optimizer does nothing
-        self.model.stop_training = self.model.callbacks.damaged = True
+        self.model.stop_training = self.model.callbacks.diverged = True
         if self.raise_error:
             raise FloatingPointError(self.report)
         warn(self.report)

@@ -83,7 +83,7 @@ class OptunaPruning(Monitor):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Report the value, and ask whether to go on."""
-        value = math.nan if self.model.callbacks.damaged else self.value(logs or {})
+        value = math.nan if self.model.callbacks.diverged else self.value(logs or {})
         if value is None:
             return
         self._report(epoch, value)

@@ -16,7 +16,7 @@ from easytorch.callbacks.base import Callback
 VERBOSE = (0, 1, 2, "auto")
 
 
-def displays(verbose: int | str) -> list[Callback]:
+def progress_callbacks(verbose: int | str) -> list[Callback]:
     """Return the callbacks that show what ``verbose`` asks for.
 
     Args:
@@ -88,8 +88,8 @@ class Lines(Callback):
     """One plain line for each epoch, without a single control character."""
 
     priority = 20
-    expendable = True
-    everywhere = False
+    optional = True
+    on_all_ranks = False
 
     WAIT, PATIENCE = 0.3, 1.0  # the share and the seconds of an epoch above which waiting for data is told
 
@@ -152,7 +152,7 @@ class Lines(Callback):
 class EndlessNotice(Callback):
     """Tells, once in a fit over data without a length, that its first epoch takes long: the data may never end."""
 
-    everywhere = False
+    on_all_ranks = False
 
     PATIENCE = 60.0  # seconds
 
@@ -312,7 +312,7 @@ class Bar(Live):
             self.live.stop()
             self.live = None
 
-    def give_up(self) -> None:
+    def close_on_failure(self) -> None:
         """Give standard output back, which rich has taken."""
         with contextlib.suppress(Exception, SystemExit):
             self.end()

@@ -27,7 +27,7 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as zipped:
             _verify_layout(path, zipped, size)
-            damaged = zipped.testzip()
+            diverged = zipped.testzip()
             instructions = b"" if damaged else zipped.read(_instructions(zipped))
     except FileError:
         raise

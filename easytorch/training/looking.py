@@ -96,11 +96,11 @@ class Looking:
         names = ["loss", *self.loss.term_names(), *self.metrics.names]
         return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), "lr"]
 
-    def may_log_more(self) -> bool:
+    def logs_are_open(self) -> bool:
         """Whether a step, or a callback, of the user's own may add to the logs."""
-        return self.has_own("train_step") or self.has_own("update") or self.callbacks.has_own()
+        return self.overrides("train_step") or self.overrides("update") or self.callbacks.has_user_callbacks()
 
-    def has_own(self, method: str) -> bool:
+    def overrides(self, method: str) -> bool:
         """Whether ``method`` was overridden by the user."""
         return not is_internal(getattr(type(self), method))
 

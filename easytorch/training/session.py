@@ -47,7 +47,7 @@ def fitting(
     model.feed, feed.earlier, feed.timer = feed, state.first, model.strategy.timer
     # An update of the user's own may ask for anything of its batches, so that it must have one.
     feed.needs_batch_every_step, model.metrics.group = (
-        model.strategy.needs_batch_every_step or model.has_own("update"),
+        model.strategy.needs_batch_every_step or model.overrides("update"),
         processes,
     )
     with training(model, listeners, state), interrupts:

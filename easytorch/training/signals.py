@@ -27,7 +27,7 @@ class Agreement(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Stop if all know that somebody wishes it, or that no number is worth anything any more."""
-        known = self.model.callbacks.damaged and self.model.stop_training
+        known = self.model.callbacks.diverged and self.model.stop_training
         stop = self.model.strategy.any_rank(STOP, self.model.stop_training) or known
         if stop != self.model.stop_training:
             self.model.stop_training = stop
