@@ -34,7 +34,7 @@ from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import make_fit_data, one_batch, validated_epochs
 from easytorch.data.predictions import OutputCollector, check_one_row_per_sample, in_order, inputs
 from easytorch.diagnostics.module_checks import check_module
-from easytorch.diagnostics.torch_errors import explained
+from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import read
 from easytorch.metrics.collection import MetricCollection
@@ -211,7 +211,7 @@ class Model(Looking, Saving):
             RuntimeError: If the model has no optimizer yet.
             ValueError, TypeError: If an argument or the data does not fit, told before anything has changed.
         """
-        optimizer = self.need_optimizer("fit")
+        optimizer = self._require_optimizer("fit")
         if isinstance(y, numbers.Integral):
             y, epochs = None, int(y)
         feed, validation = make_fit_data(
@@ -226,7 +226,7 @@ class Model(Looking, Saving):
             *progress_callbacks(verbose),
         ]
         state = self.state.planned(epochs, initial_epoch)
-        with session.fitting(self, listeners, state, feed, validation, verbose, on_interrupt):
+        with session.fit_session(self, listeners, state, feed, validation, verbose, on_interrupt):
             for epoch in feed.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
                 logs = self.train_epoch(feed)
@@ -281,7 +281,7 @@ class Model(Looking, Saving):
         batches = self.strategy.batches(loader, steps)
         self.callbacks.params["test_steps"] = length(batches)
         self.callbacks.on_test_begin({})
-        with session.measuring(self):
+        with session.evaluation_session(self):
             for i, batch in enumerate(batches):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
@@ -336,7 +336,7 @@ class Model(Looking, Saving):
             callbacks: Objects that are told what happens.
             verbose: As in ``fit``.
         """
-        self.need_compiled("evaluate")
+        self._require_compiled("evaluate")
         if x is None:
             name, loader = self._fitted_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
@@ -345,7 +345,7 @@ class Model(Looking, Saving):
         listeners = CallbackList(
             [*as_callback_list(callbacks), *progress_callbacks(verbose)], self, {"verbose": verbose, "data": name}
         )
-        with session.watched(self, listeners):
+        with session.reporting_errors(self, listeners):
             return Scores(self.test_epoch(loader, steps), self, name)
 
     def predict(
@@ -394,7 +394,7 @@ class Model(Looking, Saving):
             [*as_callback_list(callbacks), *progress_callbacks(verbose)], self, {"verbose": verbose}
         )
         gathered, batches = self.strategy.output_collector(gathered), self.strategy.batches(loader, steps)
-        with session.watched(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
+        with session.reporting_errors(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
             self.callbacks.params["test_steps"] = length(batches)
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(batches):
@@ -409,18 +409,18 @@ class Model(Looking, Saving):
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Update the weights once, by the whole of ``x`` and ``y``, and return the scores of this batch."""
-        self.need_optimizer("train_on_batch")
+        self._require_optimizer("train_on_batch")
         batch = one_batch(x, y, sample_weight)
         self.metrics.reset()
-        with session.training(self, CallbackList([], self, {})):
+        with session.update_session(self, CallbackList([], self, {})):
             self.update([batch])
             self.state.step += 1
         return Scores(read(self.metrics.compute()), self, "this batch")
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Return the scores of one batch, in eval mode."""
-        self.need_compiled("test_on_batch")
-        with explained(self.module):
+        self._require_compiled("test_on_batch")
+        with translate_errors(self.module):
             return Scores(self.test_epoch([one_batch(x, y, sample_weight)]), self, "this batch")
 
     def predict_on_batch(self, x: Any) -> Any:

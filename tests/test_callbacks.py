@@ -40,7 +40,7 @@ class Recorder(Callback):
     def __init__(self):
         self.events = []
 
-    def told(self, hook):
+    def format_memory(self, hook):
         return [arguments for name, arguments in self.events if name == hook]
 
 

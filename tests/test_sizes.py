@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import report, scaling
-from easytorch.training.summary import in_words, told, training_sizes
+from easytorch.training.summary import estimate_memory, format_bytes, format_memory
 from tests.loops import blobs, mlp
 
 X, Y = blobs()
@@ -36,16 +36,16 @@ def stepped(module, optimizer):
 def test_the_optimizers_state_is_foreseen_to_the_byte(name, options):
     module = mlp()
     optimizer = getattr(torch.optim, name)(module.parameters(), **options)
-    foreseen = training_sizes(module, optimizer)
+    foreseen = estimate_memory(module, optimizer)
     assert all(parameter.grad is None for parameter in module.parameters())
-    assert foreseen == training_sizes(module, stepped(module, optimizer))
+    assert foreseen == estimate_memory(module, stepped(module, optimizer))
     assert foreseen["gradients"] == sum(parameter.grad.nbytes for parameter in module.parameters())
 
 
 def test_a_module_larger_than_any_memory_is_foreseen_in_no_memory():
     with torch.device("meta"):
         module = nn.Sequential(*[nn.Linear(2**16, 2**16, bias=False) for _ in range(40)])  # 687 GB
-    sizes = training_sizes(module, torch.optim.AdamW(module.parameters()))
+    sizes = estimate_memory(module, torch.optim.AdamW(module.parameters()))
     assert sizes["weights"] == sizes["gradients"] == 40 * 2**32 * 4
     assert sizes["optimizer"] == 2 * sizes["weights"] + 40 * 4
 
@@ -53,20 +53,20 @@ def test_a_module_larger_than_any_memory_is_foreseen_in_no_memory():
 def test_what_is_frozen_has_no_gradients_and_buffers_are_weights_that_are_held():
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     module[0].requires_grad_(False)
-    sizes = training_sizes(module, torch.optim.SGD(module[1:].parameters(), momentum=0.9))
+    sizes = estimate_memory(module, torch.optim.SGD(module[1:].parameters(), momentum=0.9))
     assert sizes == {"weights": 4 * (20 + 8 + 10) + 4 * 8 + 8, "gradients": 4 * 18, "optimizer": 4 * 18}
-    assert training_sizes(module, None) == {"weights": sizes["weights"], "gradients": 0, "optimizer": 0}
+    assert estimate_memory(module, None) == {"weights": sizes["weights"], "gradients": 0, "optimizer": 0}
 
 
 def test_an_optimizer_that_nobody_can_foresee_is_told():
     module = mlp()
-    sizes = training_sizes(module, torch.optim.LBFGS(module.parameters()))
+    sizes = estimate_memory(module, torch.optim.LBFGS(module.parameters()))
     assert sizes["optimizer"] is None
-    assert "optimizer unknown" in told(sizes)
+    assert "optimizer unknown" in format_memory(sizes)
 
 
 def test_sizes_are_told_in_words():
-    assert [in_words(size) for size in (12, 45_700, 999_900, 1.5e6, 107e9, 2e12)] == [
+    assert [format_bytes(size) for size in (12, 45_700, 999_900, 1.5e6, 107e9, 2e12)] == [
         "12 bytes",
         "45.7 KB",
         "1 MB",

@@ -299,7 +299,7 @@ class ModelCheckpoint(Monitor):
         self._saved = self.model.strategy.now()
         names = dict(logs.items() if logs else {}) | {"epoch": epoch + 1}
         if batch is not None:
-            rate = float(self.model.need_optimizer("fit").param_groups[0]["lr"])
+            rate = float(self.model._require_optimizer("fit").param_groups[0]["lr"])
             names |= {"batch": batch + 1, "lr": rate}
         if any(name not in names for name in _fields(self.filepath)):  # an epoch that was not validated
             return

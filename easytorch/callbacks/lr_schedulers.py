@@ -192,7 +192,7 @@ class Schedule(LRScheduler):
     def on_train_begin(self, logs: Any = None) -> None:
         """Make the schedule for this fit."""
         super().on_train_begin(logs)
-        optimizer = self.model.need_optimizer("fit")
+        optimizer = self.model._require_optimizer("fit")
         if not self.params["steps"]:
             raise ValueError(
                 f"scheduler={self.name!r} must know how long training is, but this data has no length. Pass steps_per_epoch."
@@ -254,7 +254,7 @@ class LearningRateScheduler(Callback):
         if epoch == self.applied:
             return
         self.applied = epoch
-        lr = float(self.model.need_optimizer("fit").param_groups[0]["lr"])
+        lr = float(self.model._require_optimizer("fit").param_groups[0]["lr"])
         value = self.schedule(*((epoch, lr) if _takes_two(self.schedule) else (epoch,)))
         if not isinstance(value, numbers.Real) and not isinstance(value, Tensor):
             raise TypeError(
@@ -335,7 +335,7 @@ class ReduceLROnPlateau(Monitor):
                 self.say(f"Epoch {epoch + 1}: {self.monitor} has not been better; learning rate {_lr(self.model):.4g}")
 
     def _groups(self) -> list[dict[str, Any]]:
-        return self.model.need_optimizer("fit").param_groups
+        return self.model._require_optimizer("fit").param_groups
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and the counts."""
@@ -348,11 +348,11 @@ class ReduceLROnPlateau(Monitor):
 
 
 def _lr(model: Model) -> float:
-    return float(model.need_optimizer("fit").param_groups[0]["lr"])
+    return float(model._require_optimizer("fit").param_groups[0]["lr"])
 
 
 def _set_lr(model: Model, *rates: float) -> None:
-    groups = model.need_optimizer("fit").param_groups
+    groups = model._require_optimizer("fit").param_groups
     for group, rate in zip(groups, rates if len(rates) == len(groups) else rates[:1] * len(groups), strict=True):
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)

@@ -85,7 +85,7 @@ class TerminateOnNaN(Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Find out how to look without waiting."""
         self.report = None
-        optimizer = self.model.need_optimizer("fit")
+        optimizer = self.model._require_optimizer("fit")
         self._waiting: list[tuple[Tensor, list[Tensor], list[Any], list[Any] | None]] = []
         held_back = self.model.device.type != "cpu" and bool(optimizer.defaults.get("fused"))
         self._held_back = held_back and not self.model.strategy.scaler.is_enabled()
@@ -161,7 +161,7 @@ class TerminateOnNaN(Callback):
                 self.report += f"\n  Written to {files.write(Path(self.path), content)}, to reproduce it."
             except (OSError, TypeError) as error:  # what was found matters more
                 self.report += f"\n  {error}"
-        self.model.need_optimizer("fit").zero_grad()  # without gradients the optimizer does nothing
+        self.model._require_optimizer("fit").zero_grad()  # without gradients the optimizer does nothing
         self.model.stop_training = self.model.callbacks.diverged = True
         if self.raise_error:
             raise FloatingPointError(self.report)

@@ -99,7 +99,7 @@ def _first(tree: Any) -> Any:
 COLLATING = ("default_collate", "collate", "collated", "collate_tensor_fn")
 
 
-def of_samples(error: Exception, frames: Sequence[FrameType]) -> Exception | None:
+def explain_collate_error(error: Exception, frames: Sequence[FrameType]) -> Exception | None:
     """Return what is wrong with the samples of a dataset, of which no batch could be made."""
     text = str(error)
     if "DataLoader worker" not in text and not any(frame.f_code.co_name in COLLATING for frame in frames):
@@ -133,7 +133,7 @@ def of_samples(error: Exception, frames: Sequence[FrameType]) -> Exception | Non
 # One sample in the place of a batch
 
 
-def of_one_sample(error: Exception, frames: Sequence[FrameType], module: nn.Module) -> Exception | None:
+def explain_missing_batch_dim(error: Exception, frames: Sequence[FrameType], module: nn.Module) -> Exception | None:
     """Return what dimension ``predict`` misses in its input, found by trying the module on it with one more."""
     x = next((f.f_locals.get("x") for f in frames if _is_verb(f) and f.f_code.co_name == "_predict"), None)
     x = x[0] if isinstance(x, list) and len(x) == 1 else x  # as predict_on_batch passes it

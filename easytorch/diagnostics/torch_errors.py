@@ -24,7 +24,7 @@ from easytorch.strategies.base import Strategy
 
 
 @contextlib.contextmanager
-def explained(module: nn.Module) -> Iterator[None]:
+def translate_errors(module: nn.Module) -> Iterator[None]:
     """Raise what fails inside again, with an explanation where there is one; the original error stays its cause."""
     try:
         yield
@@ -41,7 +41,10 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
     if isinstance(error, torch.OutOfMemoryError):
         return None
     frames = _frames(error)
-    if (told := data_errors.of_samples(error, frames) or data_errors.of_one_sample(error, frames, module)) is not None:
+    if (
+        told := data_errors.explain_collate_error(error, frames)
+        or data_errors.explain_missing_batch_dim(error, frames, module)
+    ) is not None:
         return told
     if "does not require grad" in str(error) and any(frame.f_code.co_name == "test_epoch" for frame in frames):
         return RuntimeError(

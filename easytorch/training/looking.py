@@ -18,7 +18,7 @@ from easytorch.losses.criterion import Criterion
 from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 from easytorch.training.results import History
-from easytorch.training.summary import summarize, told, training_sizes
+from easytorch.training.summary import estimate_memory, format_memory, summarize
 
 
 class Looking:
@@ -83,8 +83,8 @@ class Looking:
         table = summarize(self.module, x, self.device, **options)
         print(table)
         if self.optimizer is not None:
-            sizes = training_sizes(self.module, self.optimizer, self.strategy.gradient_copies)
-            print(textwrap.fill(told(sizes), 80))
+            sizes = estimate_memory(self.module, self.optimizer, self.strategy.gradient_copies)
+            print(textwrap.fill(format_memory(sizes), 80))
         return table
 
     def unpack(self, batch: Any) -> Batch:
@@ -104,7 +104,7 @@ class Looking:
         """Whether ``method`` was overridden by the user."""
         return not is_internal(getattr(type(self), method))
 
-    def need_compiled(self, verb: str) -> None:
+    def _require_compiled(self, verb: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``verb``."""
         if self._compiled is None:
             again = (
@@ -115,9 +115,9 @@ class Looking:
                 f"Call compile() before {verb}(): model.compile('adam', 'cross_entropy').{again if self.lacks_compile else ''}"
             )
 
-    def need_optimizer(self, verb: str) -> torch.optim.Optimizer:
+    def _require_optimizer(self, verb: str) -> torch.optim.Optimizer:
         """Return the optimizer, or raise a ``RuntimeError`` if there is none for ``verb``."""
-        self.need_compiled(verb)
+        self._require_compiled(verb)
         if self.optimizer is None:
             raise RuntimeError(
                 f"{verb}() needs an optimizer, but compile() was given none: model.compile('adam', ...)."

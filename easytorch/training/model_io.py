@@ -46,7 +46,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-KEPT = ("lr",)  # of what compile was given: in the state of the optimizer, which a resumed run takes over
+RESTORED_FROM_CHECKPOINT = (
+    "lr",
+)  # of what compile was given: in the state of the optimizer, which a resumed run takes over
 
 
 class Saving:
@@ -255,11 +257,13 @@ class Saving:
         before, now = content["compiled"], files.to_serializable_or_none(self._compiled)
         if not before or not now:  # an object is among them, which no file holds
             return
-        for line in changes(before, {name: value for name, value in now.items() if name not in KEPT}):
+        for line in changes(
+            before, {name: value for name, value in now.items() if name not in RESTORED_FROM_CHECKPOINT}
+        ):
             warn(f"{line}: the run goes on with the new one, so its numbers are others from here on.")
-        for line in changes(before, {name: now.get(name) for name in KEPT}):
+        for line in changes(before, {name: now.get(name) for name in RESTORED_FROM_CHECKPOINT}):
             warn(f"{line}: the run keeps its own. For the new one, load() the checkpoint and fit() without resume.")
-        self._compiled = now | {name: before.get(name) for name in KEPT}
+        self._compiled = now | {name: before.get(name) for name in RESTORED_FROM_CHECKPOINT}
 
     def _take_run(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
         """Go on with the run in ``content``, for as many epochs as were planned."""

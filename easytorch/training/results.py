@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from easytorch.model import Model
 
 
-class Chain:
+class ModelVerbs:
     """Passes the model's verbs on, so that ``model.fit(...).evaluate().save()`` can be said in one breath."""
 
     model: Model
@@ -59,7 +59,7 @@ class Chain:
         return self.model.summary(*args, **kwargs)
 
 
-class History(Chain, Mapping[str, list[float]]):
+class History(ModelVerbs, Mapping[str, list[float]]):
     """The numbers of every epoch, over all fits of a model.
 
     ``history["loss"]`` is a list with one value for each epoch in which it was measured; ``history.history`` is all of
@@ -263,7 +263,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-class Scores(Chain):
+class Scores(ModelVerbs):
     """The numbers of one evaluation: ``loss, accuracy = scores``, ``scores["accuracy"]``, ``scores.accuracy``.
 
     The loss alone, without metrics, may be used as the number it is: ``float(scores)``, ``scores < 0.1``.

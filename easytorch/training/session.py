@@ -16,8 +16,8 @@ from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
 from easytorch.data.loader import first_batch
-from easytorch.diagnostics.torch_errors import explained
-from easytorch.training.signals import Agreement, Interruption, Interrupts
+from easytorch.diagnostics.torch_errors import translate_errors
+from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def fitting(
+def fit_session(
     model: Model,
     callbacks: list[Callback],
     state: TrainState,
@@ -37,11 +37,11 @@ def fitting(
 ) -> Iterator[None]:
     """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
-    optimizers.check_current(model.need_optimizer("fit"), model.module)
-    interrupts, begin, processes = Interrupts(), state.step, model.strategy.group
+    optimizers.check_current(model._require_optimizer("fit"), model.module)
+    interrupts, begin, processes = SignalHandler(), state.step, model.strategy.group
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
     notices = [NaNNotice()] if len(feed) else [NaNNotice(), EndlessNotice()]
-    every = [*callbacks, *notices, Agreement(), interrupts]
+    every = [*callbacks, *notices, StopConsensus(), interrupts]
     listeners = CallbackList(every, model, params | {"validated": validation is not None})
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.timer = feed, state.first, model.strategy.timer
@@ -50,13 +50,13 @@ def fitting(
         model.strategy.needs_batch_every_step or model.overrides("update"),
         processes,
     )
-    with training(model, listeners, state), interrupts:
+    with update_session(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
             model.metrics.reset()
             listeners.on_train_begin({})
             listeners.on_restore()
-            _try_out(model, validation)
+            _check_validation_data(model, validation)
             model.loss.prepare(data.all_targets(feed.loader))
             yield
             if processes.world_size > 1:
@@ -80,16 +80,16 @@ def fitting(
 
 
 @contextlib.contextmanager
-def training(model: Model, callbacks: CallbackList, state: TrainState | None = None) -> Iterator[None]:
+def update_session(model: Model, callbacks: CallbackList, state: TrainState | None = None) -> Iterator[None]:
     """Update weights inside, from ``state`` on; if the very first update fails, the model is what it was before."""
-    optimizer, before = model.need_optimizer("fit"), model.state
+    optimizer, before = model._require_optimizer("fit"), model.state
     model.state = state or before
     begin = model.state.step
     buffers = [(buffer, buffer.clone()) for buffer in model.module.buffers()]
     model.stop_training = False
     optimizer.zero_grad()
     model.strategy.begin()
-    with listening(model, callbacks), explained(model.module), train_mode.in_train_mode(model.module):
+    with active_callbacks(model, callbacks), translate_errors(model.module), train_mode.in_train_mode(model.module):
         try:
             yield
         except BaseException:
@@ -103,7 +103,7 @@ def training(model: Model, callbacks: CallbackList, state: TrainState | None = N
 
 
 @contextlib.contextmanager
-def measuring(model: Model) -> Iterator[None]:
+def evaluation_session(model: Model) -> Iterator[None]:
     """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
     outer, model.metrics = model.metrics, model.metrics.new_copy()
     model.strategy.timer.mark("rest")
@@ -116,9 +116,9 @@ def measuring(model: Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(model: Model, callbacks: CallbackList) -> Iterator[None]:
+def reporting_errors(model: Model, callbacks: CallbackList) -> Iterator[None]:
     """Evaluate or predict inside; callbacks are told of an error, which is explained."""
-    with listening(model, callbacks), explained(model.module):
+    with active_callbacks(model, callbacks), translate_errors(model.module):
         try:
             yield
         except BaseException as error:
@@ -127,7 +127,7 @@ def watched(model: Model, callbacks: CallbackList) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listening(model: Model, callbacks: CallbackList) -> Iterator[None]:
+def active_callbacks(model: Model, callbacks: CallbackList) -> Iterator[None]:
     """Tell ``callbacks`` inside, nobody else."""
     outer, model.callbacks = model.callbacks, callbacks
     try:
@@ -136,13 +136,13 @@ def listening(model: Model, callbacks: CallbackList) -> Iterator[None]:
         model.callbacks = outer
 
 
-def _try_out(model: Model, loader: Any) -> None:
+def _check_validation_data(model: Model, loader: Any) -> None:
     """Take one step on the validation data, so that what is wrong with it is told before training, not after."""
     batch = first_batch(loader)
     model.loss.prepare(data.all_targets(loader))
     if batch is not None:
         try:
-            with explained(model.module), measuring(model), preserve_rng_state():
+            with translate_errors(model.module), evaluation_session(model), preserve_rng_state():
                 model.strategy.run(model.test_step, batch)
         except (ValueError, TypeError, IndexError) as error:
             kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))

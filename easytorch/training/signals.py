@@ -20,7 +20,7 @@ class Interruption(BaseException):
     """Leaves the loop after an update, because somebody asked for it from outside."""
 
 
-class Agreement(Callback):
+class StopConsensus(Callback):
     """Has all processes stop after the same update: where one of them wishes to, all do, one update later."""
 
     priority = 29  # told when all others have wished what they wish
@@ -37,7 +37,7 @@ class Agreement(Callback):
         self.model.stop_training = self.model.strategy.group.any_rank(self.model.stop_training)
 
 
-class Interrupts(Callback):
+class SignalHandler(Callback):
     """Turns Ctrl-C and SIGTERM into an ending after the update that runs; a second one stops at once.
 
     Of many processes all end after the same update. A launcher hands a signal on that they have got already, so a second one that
@@ -53,7 +53,7 @@ class Interrupts(Callback):
         self._since = 0.0  # on the clock of this process
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
             for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
                 if signal.getsignal(number) == usual:

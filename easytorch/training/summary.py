@@ -81,7 +81,7 @@ def _shown_once(table: Any) -> Any:
     return table
 
 
-def training_sizes(
+def estimate_memory(
     module: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_copies: int = 1
 ) -> dict[str, int | None]:
     """Return the bytes of weights (with buffers), gradients and the optimizer's state in this process.
@@ -105,14 +105,14 @@ def training_sizes(
     }
 
 
-def told(sizes: dict[str, int | None]) -> str:
+def format_memory(sizes: dict[str, int | None]) -> str:
     """Return ``sizes`` in words."""
     known = sum(size for size in sizes.values() if size is not None)
-    parts = ", ".join(f"{name} {'unknown' if size is None else in_words(size)}" for name, size in sizes.items())
-    return f"Training holds {in_words(known)} in each process: {parts}. What layers keep for the backward pass comes on top."
+    parts = ", ".join(f"{name} {'unknown' if size is None else format_bytes(size)}" for name, size in sizes.items())
+    return f"Training holds {format_bytes(known)} in each process: {parts}. What layers keep for the backward pass comes on top."
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Return a number of bytes as ``1.5 MB``, of a million bytes each as torchinfo has it."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size >= 0.9995 * factor:  # what would be rounded to it
