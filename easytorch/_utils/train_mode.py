@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def training(module: nn.Module) -> Iterator[None]:
+def in_train_mode(module: nn.Module) -> Iterator[None]:
     """Train ``module`` inside; a module in train mode keeps those parts that the user froze by ``part.eval()``."""
     with _remembered(module):
         if not module.training:  # as found after evaluating by hand: nothing in it was frozen on purpose
@@ -18,7 +18,7 @@ def training(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Evaluate ``module`` inside."""
     with _remembered(module):
         module.eval()

@@ -44,7 +44,7 @@ class Writer:
     """
 
     def __init__(self, group: SingleProcess, timeout: float) -> None:
-        self.group, self.timeout = processes, datetime.timedelta(seconds=timeout)
+        self.group, self.timeout = group, datetime.timedelta(seconds=timeout)
         self._group: Any = None  # of their own, since messages of the training must not meet theirs
         self._task: Task[Any] | None = None
         self._folder = Path()
@@ -82,7 +82,7 @@ class Writer:
                 self._task = None
 
 
-def read(content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]) -> dict[str, Any]:
+def read_shards(content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]) -> dict[str, Any]:
     """Return ``content`` of ``path`` with all its tensors; each process reads what it keeps of them.
 
     Args:

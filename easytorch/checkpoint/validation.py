@@ -27,7 +27,7 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as zipped:
             _verify_layout(path, zipped, size)
-            diverged = zipped.testzip()
+            damaged = zipped.testzip()
             instructions = b"" if damaged else zipped.read(_instructions(zipped))
     except FileError:
         raise
@@ -202,7 +202,7 @@ def to_serializable(tree: Any, where: str = "content") -> Any:
     )
 
 
-def parts(table: Any, path: Path) -> None:
+def check_shards(table: Any, path: Path) -> None:
     """Raise an error unless all parts of the checkpoint ``path``, as its ``table`` names them, are there and unchanged."""
     folder = path.parent / shard_folder_name(table, path)
     try:

@@ -69,7 +69,7 @@ class EpochIterator:
             )
         steps = whole("steps_per_epoch", steps)
         self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
-        self.group = processes or SingleProcess()
+        self.group = group or SingleProcess()
         self.needs_batch_every_step, self.beside = False, beside
         self._last: Any = None  # the batch to lend
         self.once = isinstance(loader, Iterator)
@@ -426,10 +426,10 @@ class EvalIterator:
     """
 
     def __init__(self, loader: Any, steps: int | None = None, group: SingleProcess | None = None) -> None:
-        self.group = processes = processes or SingleProcess()
-        self.reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, processes, training=False)))
+        self.group = group = group or SingleProcess()
+        self.reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, group, training=False)))
         steps = whole("steps", steps)
-        self.steps = steps if steps is None else -(-(steps - processes.rank) // processes.world_size)
+        self.steps = steps if steps is None else -(-(steps - group.rank) // group.world_size)
         self.first: Callable[[], object] = bool  # what to do before the first of them
 
     def __len__(self) -> int:

@@ -252,7 +252,7 @@ def make_fit_data(
         loader, validation = _split(loader, validation_split)
     weigh = None if class_weight is None else ClassWeight(class_weight, loader, unpack)
     unsure = isinstance(loader, DataLoader) and loader.num_workers > 0 and not is_deterministic(loader.dataset)
-    return EpochIterator(loader, window, steps, weigh, unsure, processes, validation), shield_workers(validation)
+    return EpochIterator(loader, window, steps, weigh, unsure, group, validation), shield_workers(validation)
 
 
 def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:

@@ -88,7 +88,7 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
     )
 
 
-def in_order(loader: Any) -> Any:
+def warn_if_shuffled(loader: Any) -> Any:
     """Return ``loader``, with a warning if it draws its samples in random order: outputs would not match the samples."""
     if isinstance(loader, DataLoader) and isinstance(
         getattr(loader.batch_sampler, "sampler", loader.sampler), RandomSampler
@@ -103,7 +103,7 @@ def in_order(loader: Any) -> Any:
 HEADER = 256  # bytes; as many digits as the number of rows may ever get have room in it
 
 
-class OutputCollector(contextlib.AbstractContextManager["Gathered"]):
+class OutputCollector(contextlib.AbstractContextManager["OutputCollector"]):
     """Outputs in memory."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class DistributedCollector(OutputCollector):
 
     def __init__(self, inner: OutputCollector, group: SingleProcess) -> None:
         super().__init__()
-        self.inner, self.group = inner, processes
+        self.inner, self.group = inner, group
         self.streams = isinstance(inner, NpyWriter)  # round by round then: there may be more than fits in memory
 
     def __enter__(self) -> DistributedCollector:

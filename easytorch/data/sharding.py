@@ -30,23 +30,23 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
     In training every process has as many batches, some of them ``IDLE``, and of what is left for the last round an even
     share. In evaluation each has every so-many-th batch, none is changed, and none is there twice.
     """
-    if processes.world_size == 1:
+    if group.world_size == 1:
         return loader
     dealt = _uses_distributed_sampler(loader)
-    if not processes.splits_data or (is_presharded(loader) and not dealt):
-        return PerRankStream(loader, processes) if training else loader
+    if not group.splits_data or (is_presharded(loader) and not dealt):
+        return PerRankStream(loader, group) if training else loader
     if (
         not isinstance(loader, DataLoader)
         or isinstance(loader.dataset, IterableDataset)
         or loader.batch_sampler is None
     ):
-        return RoundRobinStream(loader, processes, training)
+        return RoundRobinStream(loader, group, training)
     twin, batches = copy.copy(loader), loader.batch_sampler
     if dealt and not training:
         batches = BatchSampler(SequentialSampler(loader.dataset), loader.batch_size or 1, drop_last=False)  # type: ignore[arg-type]  # it has a length
         vars(twin).update(sampler=batches.sampler)
     kind = PreshardedBatchSampler if dealt and training else ShardedBatchSampler
-    vars(twin).update(batch_sampler=kind(batches, processes, training, loader.collate_fn), _iterator=None)
+    vars(twin).update(batch_sampler=kind(batches, group, training, loader.collate_fn), _iterator=None)
     return twin
 
 
@@ -81,7 +81,7 @@ class ShardedBatchSampler:
     def __init__(
         self, batch_sampler: Any, group: SingleProcess, training: bool, collate: Callable[[Any], Any] | None = None
     ) -> None:
-        self.batch_sampler, self.group, self.training = batch_sampler, processes, training
+        self.batch_sampler, self.group, self.training = batch_sampler, group, training
         self.counts = counts_rows(collate)
         self.offset = 0
         self.rounds: list[tuple[int, int]] = []
@@ -157,7 +157,7 @@ class RoundRobinStream(Iterable[Any]):
     """Every so-many-th batch of a stream that all processes read, since nobody can skip in it."""
 
     def __init__(self, loader: Any, group: SingleProcess, training: bool) -> None:
-        self.loader, self.group, self.training = loader, processes, training
+        self.loader, self.group, self.training = loader, group, training
         self.counts, self.offset = True, 0
         self.rounds: list[tuple[int, int]] = []
 
@@ -189,7 +189,7 @@ class PerRankStream(Iterable[Any]):
     """Batches that only this process has; those who have none left are idle as long as others have."""
 
     def __init__(self, loader: Any, group: SingleProcess) -> None:
-        self.loader, self.group = loader, processes
+        self.loader, self.group = loader, group
         self.counts, self.offset = True, 0
         self.rounds: list[tuple[int, int]] = []
 

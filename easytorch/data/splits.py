@@ -146,27 +146,27 @@ def draws_all_samples(loader: Any) -> bool:
     return type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler)
 
 
-def targets_of(dataset: Any, *, sure: bool = False) -> Tensor | None:
+def targets_of(dataset: Any, *, trusted_only: bool = False) -> Tensor | None:
     """Return the targets of ``dataset``, one for each sample, where they can be read without loading it, else None.
 
     Args:
         dataset: Any dataset, or a list of samples.
-        sure: Leave out what an attribute of a class of the user's own tells: its samples may bring something else.
+        trusted_only: Leave out what an attribute of a class of the user's own tells: its samples may bring something else.
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return None
     if isinstance(dataset, Subset):
-        whole = targets_of(dataset.dataset, sure=sure)
+        whole = targets_of(dataset.dataset, trusted_only=trusted_only)
         return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
-        parts = [targets_of(part, sure=sure) for part in dataset.datasets]
+        parts = [targets_of(part, trusted_only=trusted_only) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat([part for part in parts if part is not None])
     if _is_wrapper(dataset):
-        return targets_of(dataset.dataset, sure=sure)
-    if sure and isinstance(dataset, TensorDataset) and type(dataset) is not TensorDataset:
+        return targets_of(dataset.dataset, trusted_only=trusted_only)
+    if trusted_only and isinstance(dataset, TensorDataset) and type(dataset) is not TensorDataset:
         return None
     read = next((read for kinds, read in READERS if isinstance(dataset, kinds)), None)
-    found = _as_numbers(_attribute(dataset, sure) if read is None else read(dataset))
+    found = _as_numbers(_attribute(dataset, trusted_only) if read is None else read(dataset))
     return found if found is not None and found.shape[:1] == (len(dataset),) else None
 
 
@@ -196,12 +196,12 @@ READERS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 )
 
 
-def _attribute(dataset: Any, sure: bool) -> Any:
+def _attribute(dataset: Any, trusted_only: bool) -> Any:
     """Return a column of a Hugging Face dataset, or the attribute ``targets`` or ``labels`` of one as torchvision has them."""
-    if hasattr(dataset, "with_format") and not (sure and transforms(dataset)):
+    if hasattr(dataset, "with_format") and not (trusted_only and transforms(dataset)):
         column = next((key for key in LABEL_KEYS if key in dataset.column_names), None)
         return dataset.with_format("numpy")[column][:] if column else None
-    if sure and not type(dataset).__module__.startswith("torchvision."):
+    if trusted_only and not type(dataset).__module__.startswith("torchvision."):
         return None
     found = next((getattr(dataset, key) for key in ("targets", "labels") if hasattr(dataset, key)), None)
     transform = getattr(dataset, "target_transform", None)

@@ -49,13 +49,13 @@ class SingleProcess:
     """
 
     rank = 0
-    size = 1
-    splits = True
+    world_size = 1
+    splits_data = True
     foreseen: tuple[list[int], int] | None = None
     sure = idle = False
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes files and shows what happens."""
         return self.rank == 0
 
@@ -63,33 +63,33 @@ class SingleProcess:
         """Return the ``value`` of each process, in order, in every process; tensors come on the CPU."""
         return [value]
 
-    def same(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the ``value`` of process 0."""
         return value
 
-    def total(self, value: float) -> float:
+    def all_reduce_sum(self, value: float) -> float:
         """Return the sum of ``value`` over all processes."""
         return value
 
-    def added(self, value: Any, device: torch.device) -> Any:
+    def all_reduce_sum_on_device(self, value: Any, device: torch.device) -> Any:
         """Return the sum of ``value`` over all processes where the device needs it: nobody waits for it."""
         return value
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """Return the largest ``value`` of all processes."""
         return value
 
-    def any(self, value: bool) -> bool:
+    def any_rank(self, value: bool) -> bool:
         """Whether ``value`` is true in any process."""
         return value
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
 
-    def copy_first(self, tensors: list[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: list[Tensor]) -> None:
         """Overwrite ``tensors`` with those of process 0."""
 
-    def diverge(self) -> None:
+    def seed_per_rank(self) -> None:
         """Let each process draw random numbers of its own, from here on."""
 
 
@@ -113,60 +113,60 @@ class ProcessGroup(SingleProcess):
                     "--nproc-per-node=2 train.py', or call easytorch.launch(function, processes=2)."
                 )
             _connect(device, datetime.timedelta(seconds=timeout))
-        self.rank, self.size, self.splits = dist.get_rank(), dist.get_world_size(), splits
+        self.rank, self.world_size, self.splits_data = dist.get_rank(), dist.get_world_size(), splits
         # Numbers that the host needs travel between the hosts, so that nobody waits for an accelerator.
         speaks = torch.device("cpu") in distributed_c10d._get_default_group()._device_types
         self.device = torch.device("cpu") if speaks else device
 
     def gather(self, value: Any) -> list[Any]:
         """Return the ``value`` of each process, in order, in every process; tensors come on the CPU."""
-        found: list[Any] = [None] * self.size
+        found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, map_leaves(_on_cpu, value))
         return found
 
-    def same(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the ``value`` of process 0."""
-        box = [value if self.first else None]
+        box = [value if self.is_main else None]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def total(self, value: float) -> float:
+    def all_reduce_sum(self, value: float) -> float:
         """Return the sum of ``value`` over all processes."""
         return self._reduced(value, dist.ReduceOp.SUM)
 
-    def added(self, value: Any, device: torch.device) -> Any:
+    def all_reduce_sum_on_device(self, value: Any, device: torch.device) -> Any:
         """Return the sum of ``value`` over all processes where the device needs it: nobody waits for it."""
         box = torch.as_tensor(value, dtype=torch.float64).to(device).clone()
         dist.all_reduce(box)
         return box
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """Return the largest ``value`` of all processes."""
         return self._reduced(value, dist.ReduceOp.MAX)
 
-    def any(self, value: bool) -> bool:
+    def any_rank(self, value: bool) -> bool:
         """Whether ``value`` is true in any process."""
-        return self.largest(float(value)) > 0
+        return self.all_reduce_max(float(value)) > 0
 
     def _reduced(self, value: float, how: Any) -> float:
         box = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(box, how)
         return float(box)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
-        self.total(0.0)
+        self.all_reduce_sum(0.0)
 
-    def copy_first(self, tensors: list[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: list[Tensor]) -> None:
         """Overwrite ``tensors`` with those of process 0."""
         if tensors:
             engine: Any = dist  # whose stubs leave this out
             group = distributed_c10d._get_default_group()
             engine._broadcast_coalesced(group, [tensor.detach() for tensor in tensors], 250 * 1024 * 1024, 0)
 
-    def diverge(self) -> None:
+    def seed_per_rank(self) -> None:
         """Let each process draw random numbers of its own, from here on; process 0 draws as it would alone."""
-        if not self.first:
+        if not self.is_main:
             digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes() + str(self.rank).encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             random.seed(digest)

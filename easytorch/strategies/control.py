@@ -34,7 +34,7 @@ class ControlChannel(nn.Module):
     def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, apart: bool = False) -> None:
         super().__init__()
         self.add_module("module", module)
-        self.group, self.apart = processes, apart
+        self.group, self.apart = group, apart
         wide = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
         dtype = torch.float64 if wide else torch.float32
         self.register_parameter("note", nn.Parameter(torch.zeros(4, device=device, dtype=dtype)))

@@ -268,19 +268,19 @@ class Saving:
     def _take_run(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
         """Go on with the run in ``content``, for as many epochs as were planned."""
         assert self.feed is not None
-        processes, planned = self.strategy.group, self.state.last - self.state.first
+        group, planned = self.strategy.group, self.state.last - self.state.first
         states = content.get("processes", [content])
-        own = states[processes.rank] if len(states) == processes.world_size else states[0]
+        own = states[group.rank] if len(states) == group.world_size else states[0]
         self.feed.load_state_dict(own["feed"])
         self._take_parts(content, weights)
         self.state.last = self.state.first + planned
-        if len(states) == processes.world_size:
+        if len(states) == group.world_size:
             self.metrics.load_state_dict(own["metrics"])
-        elif processes.is_main:  # what all of them have measured goes on in one
+        elif group.is_main:  # what all of them have measured goes on in one
             self.metrics.load_state_dict(self.metrics.merged([state["metrics"] for state in states]).state_dict())
         self.stop_training = False
         for one, (_, state) in zip(self._stateful(), content["callbacks"], strict=True):
-            if one.on_all_ranks or processes.is_main:
+            if one.on_all_ranks or group.is_main:
                 one.load_state_dict(state)
         if self.stop_training:  # a run that stopped early has come to its end
             self.state.last = self.state.epoch

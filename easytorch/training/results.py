@@ -140,7 +140,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         """Keep ``logs`` as the row of ``epoch``, and return it."""
         self.rows.append(logs)
         self.epoch.append(epoch)
-        self.seconds.append(clock.read())
+        self.seconds.append(timer.read())
         return logs
 
     def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:

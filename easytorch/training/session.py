@@ -38,7 +38,7 @@ def fit_session(
     """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
     optimizers.check_current(model._require_optimizer("fit"), model.module)
-    interrupts, begin, processes = SignalHandler(), state.step, model.strategy.group
+    interrupts, begin, group = SignalHandler(), state.step, model.strategy.group
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
     notices = [NaNNotice()] if len(feed) else [NaNNotice(), EndlessNotice()]
     every = [*callbacks, *notices, StopConsensus(), interrupts]
@@ -48,7 +48,7 @@ def fit_session(
     # An update of the user's own may ask for anything of its batches, so that it must have one.
     feed.needs_batch_every_step, model.metrics.group = (
         model.strategy.needs_batch_every_step or model.overrides("update"),
-        processes,
+        group,
     )
     with update_session(model, listeners, state), interrupts:
         error: BaseException | None = None
@@ -59,12 +59,12 @@ def fit_session(
             _check_validation_data(model, validation)
             model.loss.prepare(data.all_targets(feed.loader))
             yield
-            if processes.world_size > 1:
-                set_rng_state(processes.broadcast(get_rng_state()))  # after training all go on alike
-                processes.broadcast_tensors(list(model.module.buffers()))
+            if group.world_size > 1:
+                set_rng_state(group.broadcast(get_rng_state()))  # after training all go on alike
+                group.broadcast_tensors(list(model.module.buffers()))
         except Interruption:
             model.history.interrupted = True
-            interrupts.caught = int(processes.all_reduce_max(interrupts.caught or 0))  # of one process, or of all
+            interrupts.caught = int(group.all_reduce_max(interrupts.caught or 0))  # of one process, or of all
             listeners.on_interrupt()
         except BaseException as caught:
             error = caught
