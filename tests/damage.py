@@ -279,7 +279,7 @@ class PowerCut:
         names = [name for name in ("fsync", "fdatasync", "replace", "rename", "unlink", "remove") if hasattr(os, name)]
         real = {name: getattr(os, name) for name in names}
 
-        def reporting_errors(name: str) -> Callable[..., None]:
+        def watched(name: str) -> Callable[..., None]:
             def do(*args: Any, **options: Any) -> None:
                 self.look()
                 real[name](*args, **options)

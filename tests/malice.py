@@ -98,7 +98,7 @@ class Member:
     same_place: bool = False  # as the member before: its data is not written again
 
 
-def check_archive(
+def archive(
     members: Iterable[Member], comment: bytes = b"", prefix: bytes = b"", end: bytes | None = None
 ) -> bytes:
     data, index, place = bytearray(prefix), bytearray(), 0

@@ -17,7 +17,7 @@ def together(function: Any, *args: Any, processes: int = 2, timeout: float = 60)
     return launch(_alike, function, args, processes=processes, timeout=timeout, start="fork")
 
 
-def _reshape_like(function: Any, args: Any) -> Any:
+def _alike(function: Any, args: Any) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return function(*args)

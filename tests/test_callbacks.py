@@ -40,7 +40,7 @@ class Recorder(Callback):
     def __init__(self):
         self.events = []
 
-    def format_memory(self, hook):
+    def told(self, hook):
         return [arguments for name, arguments in self.events if name == hook]
 
 

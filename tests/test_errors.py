@@ -1057,7 +1057,7 @@ def test_a_flipped_byte_is_never_silently_wrong(saved, change):
     data, before = path.read_bytes(), everything(model)
     refusals = 0
     for position in range(change % 7, len(data), 17):
-        diverged = bytearray(data)
+        damaged = bytearray(data)
         damaged[position] ^= change
         path.write_bytes(damaged)
         try:
@@ -1073,7 +1073,7 @@ def test_a_flipped_byte_in_the_directory_of_the_archive_is_never_silently_wrong(
     model, path = saved
     data, before, wrong = path.read_bytes(), everything(model), []
     for position in range(data.index(b"PK\x01\x02"), len(data)):
-        diverged = bytearray(data)
+        damaged = bytearray(data)
         damaged[position] ^= 0x10  # in the attributes it makes a folder of a file, which torch then does not read
         path.write_bytes(damaged)
         with contextlib.suppress(FileError):
@@ -1090,7 +1090,7 @@ def test_a_flipped_byte_in_safetensors_is_never_silently_wrong(tmp_path):
     path = model.save_weights(tmp_path / "good.safetensors")
     data, before = path.read_bytes(), everything(model)
     for position in range(0, len(data), 7):
-        diverged = bytearray(data)
+        damaged = bytearray(data)
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
         try:

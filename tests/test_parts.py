@@ -21,7 +21,7 @@ from tests.test_distributed_resume import PulledPlug, PullPlug
 from tests.test_sharded import Blocks, X, Y, compiled, weights_of
 
 
-def to_checkpoint(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
+def kept(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
     """Train three epochs, or so many updates, and return all numbers; the folder is all that is known of earlier runs."""
     model = compiled(strategy)
     backup = BackupAndRestore(folder, **({"save_freq": 1, "delete_checkpoint": False} | options))

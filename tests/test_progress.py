@@ -395,7 +395,7 @@ def test_the_bar_starts_no_thread(clock):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_takes_the_bar_away(monkeypatch, error):
     bar = silent_bar()
-    monkeypatch.setattr("easytorch.model.displays", lambda verbose: [bar])
+    monkeypatch.setattr("easytorch.model.progress_callbacks", lambda verbose: [bar])
 
     def fail(batch, logs):
         raise error("stop")

@@ -240,7 +240,7 @@ class PullPlug(Callback):
             raise ConnectionError("the plug is pulled")
 
 
-def to_checkpoint(folder, trial, *callbacks, epochs=4):
+def kept(folder, trial, *callbacks, epochs=4):
     """Fit a trial whose run is kept in a folder."""
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     return train(model, epochs, OptunaPruning(trial), *callbacks, resume=folder)

@@ -37,7 +37,7 @@ class Callback(HelpfulInit):
     params: dict[str, Any]
     priority = 0  # those with more are told later
     optional = False  # whether training goes on without it when it fails
-    on_all_ranks = True  # whether it runs in each process, or in process 0 alone: what shows or writes something
+    all_ranks = True  # whether it runs in each process, or in process 0 alone: what shows or writes something
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -150,7 +150,7 @@ class CallbackList(Callback):
             callback.model, callback.params = model, params
             vars(callback).pop("broken", None)  # one that failed in another fit is tried again
         first = model.strategy.group.is_main
-        self.heard = [callback for callback in self.callbacks if callback.on_all_ranks or first]
+        self.heard = [callback for callback in self.callbacks if callback.all_ranks or first]
         for hook in HOOKS:
             listeners = [_listener(callback, hook) for callback in self.heard if _overrides(callback, hook)]
             if listeners:

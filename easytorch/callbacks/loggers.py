@@ -26,7 +26,7 @@ class CSVLogger(Callback):
     """
 
     optional = True
-    on_all_ranks = False
+    all_ranks = False
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         self.path, self.separator, self.append = Path(filename).expanduser(), separator, append
@@ -97,7 +97,7 @@ class TensorBoard(Callback):
     """
 
     optional = True
-    on_all_ranks = False
+    all_ranks = False
 
     def __init__(
         self,

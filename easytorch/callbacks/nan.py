@@ -22,7 +22,7 @@ from easytorch.checkpoint import files, state_dicts
 class NaNNotice(Callback):
     """Tells, once in a fit, that the loss of an epoch is no number; every fit has one."""
 
-    on_all_ranks = False
+    all_ranks = False
 
     def __init__(self) -> None:
         self.told = False

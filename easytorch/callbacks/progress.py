@@ -89,7 +89,7 @@ class Lines(Callback):
 
     priority = 20
     optional = True
-    on_all_ranks = False
+    all_ranks = False
 
     WAIT, PATIENCE = 0.3, 1.0  # the share and the seconds of an epoch above which waiting for data is told
 
@@ -152,7 +152,7 @@ class Lines(Callback):
 class EndlessNotice(Callback):
     """Tells, once in a fit over data without a length, that its first epoch takes long: the data may never end."""
 
-    on_all_ranks = False
+    all_ranks = False
 
     PATIENCE = 60.0  # seconds
 

@@ -280,7 +280,7 @@ class Saving:
             self.metrics.load_state_dict(self.metrics.merged([state["metrics"] for state in states]).state_dict())
         self.stop_training = False
         for one, (_, state) in zip(self._stateful(), content["callbacks"], strict=True):
-            if one.on_all_ranks or group.is_main:
+            if one.all_ranks or group.is_main:
                 one.load_state_dict(state)
         if self.stop_training:  # a run that stopped early has come to its end
             self.state.last = self.state.epoch
