@@ -161,7 +161,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the counts come from
 def test_after_hundreds_of_fits_the_process_has_what_it_had(scenario, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.test_leaks", scenario.__name__, str(tmp_path)],
-        capture_output=True, text=True, timeout=200, cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])

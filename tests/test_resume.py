@@ -4,185 +4,32 @@ from __future__ import annotations
 
 import random
 import signal
-import warnings
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.optim import lr_scheduler
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    RandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-    default_collate,
-)
+from torch.utils.data import DataLoader, default_collate
 
-from easytorch import FileError, Metric, Model, ResumeError
+from easytorch import Metric, Model, ResumeError
 from easytorch._utils.rng import get_rng_state, preserve_rng_state
-from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback
+from easytorch.callbacks import EarlyStopping, LambdaCallback
 from easytorch.checkpoint import files, rotation
 from easytorch.data.seeded import seeded
-from tests.loops import blobs, mlp, same_weights
-
-X, Y = blobs(50)
-EPOCHS = 2
-
-
-class PulledPlug(BaseException):
-    """Ends a fit as a pulled plug ends a process: what is not in the files is gone."""
-
-
-class PullPlug(Callback):
-    priority = 25  # after the checkpoint of the update
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.model.state.step == self.step:
-            raise PulledPlug
-
-
-class Noisy(Dataset):
-    """Augments at random, from the generator of whoever loads it."""
-
-    loaded = 0
-
-    def __len__(self):
-        return 50
-
-    def __getitem__(self, index):
-        Noisy.loaded += 1
-        noise = 0.1 * torch.randn(8) + 0.1 * random.random() + 0.1 * float(np.random.rand())
-        return X[index] + noise, Y[index]
-
-
-class OwnNoise(Noisy):
-    """Augments from generators of its own, some of them in transforms that are listed in one."""
-
-    def __init__(self):
-        self.generator = torch.Generator().manual_seed(3)
-        self.transform = Both([Shift(), Shift()])
-
-    def __getitem__(self, index):
-        x = X[index] + 0.1 * torch.randn(8, generator=self.generator)
-        return self.transform(x), Y[index]
-
-
-class Both:
-    def __init__(self, transforms):
-        self.transforms = transforms
-
-    def __call__(self, x):
-        for transform in self.transforms:
-            x = transform(x)
-        return x
-
-
-class Shift:
-    def __init__(self):
-        self.rng = np.random.default_rng(3)
-
-    def __call__(self, x):
-        return x + 0.1 * float(self.rng.random())
-
-
-class OwnOrder:
-    """A sampler as people write them: it draws all of its order when it begins."""
-
-    def __init__(self):
-        self.rng = random.Random(4)
-
-    def __len__(self):
-        return 50
-
-    def __iter__(self):
-        order = list(range(50))
-        self.rng.shuffle(order)
-        return iter(order)
-
-
-class OwnBatches:
-    def __len__(self):
-        return 7
-
-    def __iter__(self):
-        order = torch.randperm(50).tolist()
-        return iter([order[i : i + 8] for i in range(0, 50, 8)])
-
-
-ROWS = TensorDataset(X, Y)
-LOADERS = {
-    "shuffled": lambda: DataLoader(ROWS, 8, shuffle=True),
-    "in order": lambda: DataLoader(ROWS, 8),
-    "own generator": lambda: DataLoader(ROWS, 8, shuffle=True, generator=torch.Generator().manual_seed(9)),
-    "generator of the sampler": lambda: DataLoader(
-        ROWS, 8, sampler=RandomSampler(ROWS, generator=torch.Generator().manual_seed(9))
-    ),
-    "own sampler": lambda: DataLoader(ROWS, 8, sampler=OwnOrder()),
-    "own batch sampler": lambda: DataLoader(ROWS, batch_sampler=OwnBatches()),
-    "weighted sampler": lambda: DataLoader(ROWS, 8, sampler=WeightedRandomSampler(torch.linspace(0.1, 1, 50), 50)),
-    "random augmentation": lambda: DataLoader(Noisy(), 8, shuffle=True),
-    "augmentation by generators of the dataset": lambda: DataLoader(OwnNoise(), 8, shuffle=True),
-    "two workers that live on": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2, persistent_workers=True),
-    "two workers": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2),
-    "two workers, own generator": lambda: DataLoader(
-        ROWS, 8, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(9)
-    ),
-    "two workers, seeded augmentation": lambda: DataLoader(seeded(Noisy()), 8, shuffle=True, num_workers=2),
-}
-
-
-class Dropping(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
-
-    def forward(self, x):
-        return self.net(x)
-
-
-def program(
-    folder,
-    make_loader,
-    plug=None,
-    accumulate=1,
-    epochs=EPOCHS,
-    metrics=("accuracy",),
-    precision="fp32",
-    save_freq=1,
-    **fit,
-):
-    """Run the user's program from its first line: it knows nothing of earlier runs but the folder."""
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
-    model = Model(Dropping(), device="cpu").compile(
-        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        "cross_entropy",
-        metrics=list(metrics),
-        gradient_accumulation_steps=accumulate,
-        precision=precision,
-        scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=40),
-    )
-    fit["validation_data"] = fit["validation_data"]() if "validation_data" in fit else (X[:20], Y[:20])
-    ema = EMA(0.9)
-    callbacks = [ema, EarlyStopping(patience=5), BackupAndRestore(folder, save_freq, delete_checkpoint=False)]
-    if plug is not None:
-        callbacks.append(plug if isinstance(plug, Callback) else PullPlug(plug))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(make_loader(), epochs, callbacks=callbacks, verbose=0, **fit)
-    return model, ema, [str(warning.message) for warning in caught]
-
-
-def stopped_and_continued(folder, make_loader, plug, **options):
-    with pytest.raises(PulledPlug):
-        program(folder, make_loader, plug, **options)
-    return program(folder, make_loader, **options)
+from tests.common_resume import (
+    EPOCHS,
+    LOADERS,
+    ROWS,
+    Dropping,
+    Noisy,
+    OwnOrder,
+    PulledPlug,
+    PullPlug,
+    X,
+    Y,
+    program,
+    stopped_and_continued,
+)
+from tests.loops import mlp, same_weights
 
 
 def assert_same_run(one, other):
@@ -478,103 +325,6 @@ def test_fit_resume_keeps_the_run_in_a_folder_and_goes_on_from_a_file(tmp_path):
     assert files == ["step-0000000007.pt", "step-0000000014.pt"]
     assert same_weights(run(tmp_path / "run").module, undisturbed.module)
     assert same_weights(run(tmp_path / "run" / "step-0000000014.pt").module, undisturbed.module)
-
-
-# What cannot be exact is said
-
-
-class DrawsWhileItRuns(OwnOrder):
-    def __iter__(self):
-        return (int(torch.randint(50, ())) for _ in range(50))
-
-
-def test_a_sampler_that_draws_while_it_runs_is_an_error(tmp_path):
-    with pytest.raises(ResumeError, match=r"another order.*draw while it runs"):
-        stopped_and_continued(tmp_path, lambda: DataLoader(ROWS, 8, sampler=DrawsWhileItRuns()), 4)
-
-
-def test_other_data_is_an_error(tmp_path):
-    with pytest.raises(PulledPlug):
-        program(tmp_path, LOADERS["shuffled"], 4)
-    with pytest.raises(ResumeError, match=r"had \[50, 7, 8\].*now there are \[40, 5, 8\].*Pass the same data"):
-        program(tmp_path, lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True))
-
-
-def test_another_module_is_an_error(tmp_path):
-    with pytest.raises(PulledPlug):
-        program(tmp_path, LOADERS["shuffled"], 4)
-    model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
-    with pytest.raises(FileError, match="belongs to another module"):
-        model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
-
-
-def test_other_callbacks_are_an_error(tmp_path):
-    with pytest.raises(PulledPlug):
-        program(tmp_path, LOADERS["shuffled"], 4)
-    model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
-    with pytest.raises(ResumeError, match=r"had the callbacks .*EMA"):
-        model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
-
-
-@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-def test_a_checkpoint_that_finds_no_memory_is_neither_broken_nor_set_aside(error, tmp_path, monkeypatch):
-    program(tmp_path, LOADERS["in order"])
-    kept = sorted(tmp_path.iterdir())
-
-    def full(*_, **__):
-        raise error("out of memory")
-
-    monkeypatch.setattr(torch, "load", full)
-    with pytest.raises(error):
-        program(tmp_path, LOADERS["in order"])
-    assert sorted(tmp_path.iterdir()) == kept
-
-
-def compiled_as(**options):
-    torch.manual_seed(0)
-    return Model(mlp()).compile(**{"optimizer": "adam", "loss": "cross_entropy", "scheduler": "cosine"} | options)
-
-
-def test_another_rate_is_told_to_have_no_effect_and_is_not_kept(tmp_path):
-    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
-    with pytest.warns(UserWarning, match=r"lr was None, now it is 0\.1: the run keeps its own\..*without resume"):
-        compiled_as(lr=0.1).fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
-    history = compiled_as().fit(*blobs(), epochs=3, resume=tmp_path, verbose=0)  # nothing to be told
-    assert max(history["lr"]) <= 0.001
-
-
-def test_another_clipping_is_told_to_be_the_new_one(tmp_path):
-    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
-    model = compiled_as(clip_grad_norm=1e-9)
-    with pytest.warns(UserWarning, match="clip_grad_norm was None, now it is 1e-09: the run goes on with the new one"):
-        model.fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
-
-
-def test_another_schedule_is_an_error(tmp_path):
-    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
-    with pytest.raises(ResumeError, match="had the scheduler cosine; now it has warmup_cosine"):
-        compiled_as(scheduler="warmup_cosine").fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
-    with pytest.raises(FileError, match=r"another scheduler than OneCycleLR.*load_weights"):
-        compiled_as(scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, 100)).load(
-            next(tmp_path.glob("*.pt"))
-        )
-
-
-def test_another_number_of_threads_is_a_warning(tmp_path):
-    with pytest.raises(PulledPlug):
-        program(tmp_path, LOADERS["shuffled"], 4)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        _, _, messages = program(tmp_path, LOADERS["shuffled"])
-    finally:
-        torch.set_num_threads(threads)
-    assert any(f"threads was {threads}, now it is {threads + 1}" in message for message in messages)
-
-
-def test_augmentation_by_workers_is_a_warning_unless_seeded(tmp_path):
-    _, _, messages = stopped_and_continued(tmp_path, lambda: DataLoader(Noisy(), 8, num_workers=1), 3)
-    assert any("easytorch.data.seeded" in message for message in messages)
 
 
 # Every part matters: without it the run would not end the same, so the tests above would see it missing

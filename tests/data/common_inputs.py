@@ -1,0 +1,39 @@
+"""One fit for every kind of data: each kind trains a model to the very weights that a plain loader gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from easytorch import Model
+from tests.loops import blobs, mlp
+
+X, Y = blobs(50)
+BATCHES = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 50, 8)]
+
+
+class Rows(Dataset):
+    """A dataset that nobody can look into."""
+
+    def __init__(self, *columns):
+        self.columns = columns or (X, Y)
+
+    def __len__(self):
+        return len(self.columns[0])
+
+    def __getitem__(self, index):
+        return tuple(column[index] for column in self.columns)
+
+
+def compiled(net):
+    return Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1), "cross_entropy")
+
+
+@pytest.fixture(scope="module")
+def start():
+    torch.manual_seed(0)
+    return mlp()
+
+
+ARRAYS = {"batch_size": 8, "shuffle": False}

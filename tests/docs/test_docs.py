@@ -1,0 +1,155 @@
+"""The documentation is true: its programs run, its links lead somewhere, what it quotes of the code is the code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+PROSE = [path for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES] if path.exists()]
+
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=indent)(?P=fence) *$", re.M | re.S
+)
+
+
+class Block(NamedTuple):
+    """A fenced block: what follows the fence, its text without the common indent, and its first line's number."""
+
+    info: str
+    text: str
+    line: int
+
+
+def blocks(text: str) -> Iterator[Block]:
+    for match in FENCE.finditer(text):
+        indent = len(match["indent"])
+        lines = [line[indent:] for line in match["body"].splitlines()]
+        yield Block(match["info"].strip(), "\n".join(lines), text.count("\n", 0, match.start("body")) + 1)
+
+
+def programs(path: Path) -> list[Block]:
+    return [
+        block
+        for block in blocks(path.read_text(encoding="utf-8"))
+        if block.info.split()[:1] == ["python"] and 'title="sketch"' not in block.info
+    ]
+
+
+def get_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
+def test_no_block_of_a_page_is_empty(path):
+    empty = [block.line for block in blocks(path.read_text(encoding="utf-8")) if not block.text.strip()]
+    assert not empty, f"{get_name(path)}: empty blocks at lines {empty}"
+
+
+@pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
+def test_every_program_of_a_page_runs(path, tmp_path, monkeypatch):
+    """Programs with a comment ``# pip install package`` are left out where the package is not there."""
+    if importlib.util.find_spec("matplotlib"):
+        importlib.import_module("matplotlib").use("Agg")
+    page = types.ModuleType("page")  # dataclasses and pickles look their module up
+    monkeypatch.setitem(sys.modules, "page", page)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for block in programs(path):
+        if not all(map(importlib.util.find_spec, re.findall(r"# pip install (\w+)$", block.text, re.M))):
+            continue
+        source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+        exec(compile(source, get_name(path), "exec"), page.__dict__)
+
+
+def test_few_programs_are_only_sketches():
+    sketches = [f"{get_name(path)}:{b.line}" for path in PROSE for b in blocks(path.read_text()) if "sketch" in b.info]
+    assert len(sketches) <= 4, sketches
+
+
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
+def test_quotations_of_the_code_are_the_code(path):
+    for block in blocks(path.read_text(encoding="utf-8")):
+        title = re.search(r'title="(easytorch/[\w/]+\.py)"', block.info)
+        if title and not block.text.startswith("--8<--"):
+            code = [line.strip() for line in (ROOT / title[1]).read_text(encoding="utf-8").splitlines()]
+            quote_list = [line.strip() for line in block.text.strip().splitlines()]
+            found = any(code[i : i + len(quote_list)] == quote_list for i in range(len(code)))
+            assert found, f"{get_name(path)}:{block.line} quotes what is no longer in {title[1]}:\n{block.text}"
+
+
+# Links
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("(", " ").replace("]", " "), FENCE.sub("", text))
+
+
+def anchors(path: Path) -> set[str]:
+    """Return what may follow ``#`` in a link to ``path``: its headings, and the objects that it documents."""
+    text = path.read_text(encoding="utf-8")
+    found = set(re.findall(r"^::: ([\w.]+)", text, re.M))
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M):
+        words = re.sub(r"[^\w\s-]", "", heading.lower()).strip()
+        found.add(re.sub(r"[-\s]+", "-", words))
+    return found
+
+
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
+def test_every_internal_link_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        page = (path.parent / file).resolve() if file else path
+        assert page.exists(), f"{get_name(path)} links to {target!r}, which is not there"
+        if anchor and page.suffix == ".md":
+            known = anchors(page)
+            member = any(anchor.startswith(f"{name}.") for name in known)
+            assert anchor in known or member, (
+                f"{get_name(path)} links to {target!r}; {get_name(page)} has {sorted(known)}"
+            )
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
+    yaml = pytest.importorskip("yaml")
+
+    class Loader(yaml.SafeLoader):
+        """Reads the tags of mkdocs as plain values."""
+
+    Loader.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
+    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
+
+    def entries(part):
+        if isinstance(part, str):
+            return [part]
+        return [page for inner in (part.values() if isinstance(part, dict) else part) for page in entries(inner)]
+
+    listed = entries(navigation)
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
+
+
+# The reference and the picture of the house
+
+
+def test_every_public_name_is_in_the_reference():
+    documented = {
+        name for path in ROOT.glob("docs/api/*.md") for name in re.findall(r"^::: ([\w.]+)", path.read_text(), re.M)
+    }
+    modules = {"easytorch": {"__version__", "callbacks", "data"}, "easytorch.callbacks": set(), "easytorch.data": set()}
+    public = {
+        f"{name}.{entry}"
+        for name, besides in modules.items()
+        for entry in set(importlib.import_module(name).__all__) - besides
+    }
+    assert documented == public

@@ -1,0 +1,147 @@
+"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+from tests.errors.common import LATE, X, Y, compiled, fit, no_batches, refused
+from tests.loops import blob_loader
+
+# Data
+
+
+@pytest.mark.parametrize("metrics", [(), ["accuracy"]], ids=["no metric", "accuracy"])
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(), functional.cross_entropy])
+def test_missing_targets_are_asked_for(loss, metrics):
+    refused(lambda: fit(compiled(loss=loss, metrics=metrics), X), "targets", r"Pass \(x, y\)", kind=ValueError)
+
+
+def test_missing_targets_of_a_regression_are_asked_for():
+    refused(lambda: fit(compiled(loss="mse", metrics=["mae"]), X), "targets", r"Pass \(x, y\)", kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(X, Y[:40]), (X.numpy(), Y.numpy()[:40]), ((X, X[:40]), Y), ({"a": X, "b": X[:40]}, Y), (X, Y.tolist()[:40])],
+    ids=["tensors", "arrays", "tuple of inputs", "dict of inputs", "list of labels"],
+)
+def test_parts_of_other_lengths_are_told_with_both_lengths(data):
+    refused(lambda: fit(compiled(), *data), "40 and 50", r"\[40", r"\[50", "one row for each sample", kind=ValueError)
+
+
+def test_sample_weights_of_another_length_are_told_with_both_lengths():
+    refused(lambda: fit(compiled(), X, Y, sample_weight=torch.ones(40)), "40", "50", kind=ValueError)
+    refused(lambda: fit(compiled(), blob_loader(), sample_weight=torch.ones(40)), "40", "50", kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ((X[:0], Y[:0]), "length 0"),
+        ((TensorDataset(X[:0], Y[:0]),), "length 0"),
+        (([],), "list"),
+        ((no_batches,), "generator"),
+        ((blob_loader(5, 8, drop_last=True),), "drop_last"),
+        ((blob_loader(0, 8),), "empty"),
+    ],
+    ids=["arrays", "dataset", "list", "generator function", "drop_last", "loader"],
+)
+def test_empty_data_is_refused(data, hint):
+    refused(lambda: fit(compiled(), *data), "data is empty", hint, kind=ValueError)
+
+
+def test_a_generator_that_was_read_before_is_refused():
+    batches = iter([(X, Y)])
+    list(batches)
+    refused(lambda: fit(compiled(), batches), "data is empty", "read before", kind=ValueError)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_empty_data_is_refused_when_measuring(verb):
+    refused(lambda: getattr(compiled(), verb)(no_batches, verbose=0), "data is empty", kind=ValueError)
+
+
+@pytest.mark.parametrize("thing", ["train.csv", None, 5.0, print.__name__.encode()], ids=str)
+def test_what_is_no_data_is_refused_with_what_is(thing):
+    refused(lambda: fit(compiled(), thing), "DataLoader", "tensors", type(thing).__name__, kind=TypeError)
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"] * 25, np.array(["cat", "dog"] * 25)], ids=["list", "array"])
+def test_text_labels_are_refused_with_the_tool_that_encodes_them(labels):
+    refused(lambda: fit(compiled(), X, labels), "Expected numbers", "text", "LabelEncoder", kind=TypeError)
+
+
+def test_text_columns_of_a_frame_are_named():
+    frame = pandas.DataFrame({"height": [1.0, 2.0], "town": ["Rome", "Oslo"]})
+    refused(lambda: fit(compiled(), frame, [0, 1]), "'town'", "not numbers", "get_dummies", kind=TypeError)
+
+
+def test_a_series_of_text_is_refused():
+    refused(lambda: fit(compiled(), X, pandas.Series(["cat", "dog"] * 25)), "Expected numbers", "text", kind=TypeError)
+
+
+def test_a_batch_of_four_parts_is_told_what_a_batch_is():
+    refused(lambda: fit(compiled(), [(X, Y, Y, Y)]), "one to three parts", "has 4", r"\(\(x1, x2\), y\)")
+
+
+@pytest.mark.parametrize(
+    "argument", [{"y": Y}, {"batch_size": 8}, {"shuffle": True}], ids=lambda given: next(iter(given))
+)
+def test_an_argument_that_means_nothing_for_a_loader_is_refused(argument):
+    name = next(iter(argument))
+    refused(lambda: fit(compiled(), blob_loader(), **argument), name, "DataLoader", f"leave {name} out")
+
+
+@pytest.mark.parametrize("argument", [{"batch_size": 8}, {"shuffle": True}], ids=lambda given: next(iter(given)))
+def test_an_argument_that_means_nothing_for_a_list_of_batches_is_refused(argument):
+    name = next(iter(argument))
+    refused(lambda: fit(compiled(), [(X, Y)], **argument), name, "list", f"leave {name} out")
+
+
+@pytest.mark.parametrize("argument", [{"batch_size": 0}, {"batch_size": 2.5}, {"epochs": 0}, {"epochs": "3"}], ids=str)
+def test_a_count_that_is_none_is_told(argument):
+    name, value = next(iter(argument.items()))
+    refused(lambda: fit(compiled(), X, Y, **argument), f"{name} must be a whole number", re.escape(repr(value)))
+
+
+def test_a_last_epoch_before_the_initial_one_is_refused():
+    refused(lambda: fit(compiled(), X, Y, epochs=2, initial_epoch=2), "initial_epoch=2", "larger", "2")
+
+
+# Validation data, found out before the first update
+
+
+BAD_VALIDATION = {
+    "features": ((X[:, :5], Y), ("Linear", "8", "5")),
+    "features in a list of batches": ([(X[:, :5], Y)], ("Linear", "8", "5")),
+    "features from a function": ((lambda: iter([(X[:, :5], Y)])), ("Linear", "8", "5")),
+    "a label in the first batch": ((X, Y + 1), ("labels", "3")),
+    "a label in a later batch": ((X, LATE), ("labels", "0 to 3", "3 outputs")),
+    "labels of text": ((X, ["cat"] * 50), ("Expected numbers", "text")),
+    "lengths": ((X, Y[:40]), ("40 and 50",)),
+    "nothing in it": ((X[:0], Y[:0]), ("data is empty",)),
+    "nothing in it after drop_last": (blob_loader(5, 8, drop_last=True), ("data is empty",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALIDATION)
+def test_bad_validation_data_is_found_before_the_first_update(case):
+    validation, parts = BAD_VALIDATION[case]
+    model = compiled()
+    refused(lambda: fit(model, X, Y, epochs=2, batch_size=8, validation_data=validation), *parts)
+    assert model.state.step == 0
+
+
+def test_a_validation_generator_that_is_needed_twice_is_refused():
+    model = compiled()
+    batches = (batch for batch in [(X, Y)])
+    refused(lambda: fit(model, X, Y, epochs=2, validation_data=batches), "generator", "only once", "function")
+    assert model.state.step == 0

@@ -1,0 +1,189 @@
+"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from easytorch import Model
+from tests.errors.common import BINARY, LATE, ByHand, X, Y, compiled, fit, refused
+from tests.loops import mlp
+
+
+def spoken(loss):
+    return getattr(loss, "__name__", str(loss))
+
+
+# Labels and losses
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts"),
+    [
+        (LATE, ("0 to 3", "3 outputs", "classes 0 to 2", "4 outputs")),
+        (Y + 1, ("1 to 3", "3 outputs", "y - 1")),
+        (Y - 1, ("-1 to 1", "3 outputs", "renumber")),
+    ],
+    ids=["one too many", "from one", "negative"],
+)
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda y: (X, y),
+        lambda y: (X.numpy(), y.numpy()),
+        lambda y: (TensorDataset(X, y),),
+        lambda y: (DataLoader(TensorDataset(X, y), 8),),
+        lambda y: ([(X, y)],),
+        lambda y: (ByHand(X, y),),
+    ],
+    ids=["tensors", "arrays", "TensorDataset", "DataLoader", "list of batches", "own Dataset"],
+)
+def test_labels_out_of_range_are_told_with_their_range_and_the_classes(data, labels, parts):
+    model = compiled(metrics=["accuracy"])
+    options = {"batch_size": 64} if isinstance(data(Y)[0], ByHand) else {}  # nobody can know its later labels
+    refused(lambda: fit(model, *data(labels), **options), *parts, kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), functional.cross_entropy, "nll"], ids=["object", "function", "nll"]
+)
+def test_labels_out_of_range_are_told_whatever_the_loss_was_given_as(loss):
+    refused(lambda: fit(compiled(loss=loss), X, LATE), "0 to 3", "3 outputs", kind=ValueError)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: ((X, LATE), {"batch_size": 8}),
+        lambda: ((TensorDataset(X, LATE),), {"batch_size": 8}),
+        lambda: ((DataLoader(TensorDataset(X, LATE), 8),), {}),
+    ],
+    ids=["tensors", "TensorDataset", "DataLoader"],
+)
+def test_a_wrong_label_of_a_later_batch_is_found_before_the_first_update(data):
+    model = compiled()
+    arguments, options = data()
+    refused(lambda: fit(model, *arguments, **({"shuffle": False} if options else {}), **options), "0 to 3", "3 outputs")
+    assert model.state.step == 0
+
+
+def test_a_wrong_label_of_a_later_batch_is_found_in_each_of_several_targets():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return {"left": self.left(x), "right": self.right(x)}
+
+    model = compiled(Several(), {"left": "cross_entropy", "right": "cross_entropy"})
+    refused(lambda: fit(model, X, {"left": Y, "right": LATE}, batch_size=8, shuffle=False), "0 to 3", "3 outputs")
+    assert model.state.step == 0
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "test_on_batch", "train_on_batch"])
+def test_labels_out_of_range_are_told_by_every_verb(verb):
+    options = {"verbose": 0} if verb == "evaluate" else {}
+    refused(lambda: getattr(compiled(), verb)(X, LATE, **options), "0 to 3", "3 outputs")
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts"),
+    [
+        (Y.float(), (r"float32 \[", "int64", r"y\.long\(\)")),
+        (Y.int(), (r"int32 \[", "int64", r"y\.long\(\)")),
+        (functional.one_hot(Y), (r"int64 \[\d+, 3\]", "one column for each class", r"argmax\(1\)")),
+        (Y.unsqueeze(1), (r"int64 \[\d+, 1\]", "class numbers", r"squeeze\(1\)")),
+    ],
+    ids=["floats", "int32", "one-hot integers", "a column"],
+)
+@pytest.mark.parametrize("metrics", [(), ["accuracy"]], ids=["no metric", "accuracy"])
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", nn.CrossEntropyLoss(), functional.cross_entropy], ids=["name", "object", "function"]
+)
+def test_labels_that_cross_entropy_cannot_take_are_told_with_the_conversion(loss, metrics, labels, parts):
+    refused(lambda: fit(compiled(loss=loss, metrics=metrics), X, labels), *parts)
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", nn.HuberLoss(), functional.mse_loss], ids=spoken)
+def test_whole_numbers_for_a_loss_on_floats_are_told_with_the_conversion(loss):
+    refused(
+        lambda: fit(compiled(mlp(8, 1), loss), X, Y.unsqueeze(1)),
+        r"int64 \[\d+, 1\]",
+        "floats",
+        r"y\.float\(\)",
+        kind=TypeError,
+    )
+
+
+@pytest.mark.parametrize("metrics", [(), ["mae"]], ids=["no metric", "mae"])
+@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=spoken)
+def test_a_column_of_outputs_against_flat_targets_is_refused(loss, metrics):
+    refused(
+        lambda: fit(compiled(mlp(8, 1), loss, metrics=metrics), X, BINARY),
+        r"\[32, 1\]",
+        r"\[32\]",
+        r"y\.unsqueeze\(1\)",
+        kind=ValueError,
+    )
+
+
+@pytest.mark.parametrize("metrics", [(), ["mae"]], ids=["no metric", "mae"])
+@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=spoken)
+def test_flat_outputs_against_a_column_of_targets_are_refused(loss, metrics):
+    net = nn.Sequential(mlp(8, 1), nn.Flatten(0))
+    refused(
+        lambda: fit(compiled(net, loss, metrics=metrics), X, BINARY.unsqueeze(1)),
+        r"\[32\]",
+        r"\[32, 1\]",
+        r"y\.squeeze\(1\)",
+        kind=ValueError,
+    )
+
+
+def test_outputs_that_are_no_probabilities_are_told_with_the_loss_on_logits():
+    refused(
+        lambda: fit(compiled(mlp(8, 1), "bce"), X, BINARY.unsqueeze(1)),
+        "probabilities",
+        "bce_with_logits",
+        "Sigmoid",
+        kind=ValueError,
+    )
+
+
+def test_several_outputs_for_one_loss_are_told_with_the_way_to_name_more():
+    refused(lambda: fit(compiled(nn.LSTM(8, 3)), X, Y), "CrossEntropyLoss", r"float32 \[", "each output", "loss=")
+
+
+def test_targets_in_a_dict_for_one_loss_are_told():
+    refused(lambda: fit(compiled(), X, {"digit": Y}), "CrossEntropyLoss", "targets", r"'digit': int64")
+
+
+@pytest.mark.parametrize(
+    ("loss", "parts"),
+    [
+        (lambda y_pred, y: functional.cross_entropy(y_pred, y).item(), ("float", "not a tensor", "scalar")),
+        (lambda y_pred, y: None, ("nothing", "not a tensor", "scalar")),
+        (lambda y_pred, y: y_pred.mean(0), (r"float32 \[3\]", "not one number", r"mean\(\)")),
+        (lambda y_pred, y: functional.cross_entropy(y_pred, y).detach(), ("no gradient", "detach")),
+        (lambda y_pred, y: (y_pred.argmax(1) != y).float().mean(), ("no gradient", "argmax")),
+    ],
+    ids=["a number", "nothing", "a vector", "detached", "argmax"],
+)
+def test_a_loss_that_cannot_be_optimized_says_why(loss, parts):
+    refused(lambda: fit(compiled(loss=loss), X, Y), *parts)
+
+
+def test_a_step_that_returns_no_loss_says_what_to_return():
+    class Silent(Model):
+        def train_step(self, batch):
+            return {"accuracy": 1.0}
+
+    model = Silent(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    refused(lambda: fit(model, X, Y), "train_step", "'loss'", kind=(ValueError, TypeError, KeyError))
+
+
+def test_a_module_without_a_loss_of_its_own_is_told_to_name_one():
+    refused(lambda: fit(compiled(loss=None), X, Y), "No loss", r"float32 \[32, 3\]", "loss='cross_entropy'")

@@ -1,0 +1,193 @@
+"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from easytorch import Model, callbacks
+from easytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
+from tests.errors.common import X, Y, compiled, fit, refused
+from tests.loops import mlp
+
+# What would train something else than it seems
+
+
+class Hidden(nn.Module):
+    """A network that keeps layers where torch does not see them."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.layers, self.head = keep(nn.Linear(4, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("keep", "told"),
+    [
+        (lambda layer: [layer], "Hidden.layers is a plain list of layers.*nn.ModuleList"),
+        (lambda layer: (layer, None), "plain tuple"),
+        (lambda layer: {"a": layer}, "plain dict.*nn.ModuleDict"),
+    ],
+    ids=["list", "tuple", "dict"],
+)
+def test_layers_that_torch_does_not_see_are_told(keep, told):
+    with pytest.warns(UserWarning, match=told):
+        Model(Hidden(keep))
+
+
+@pytest.mark.parametrize("keep", [lambda layer: [layer.requires_grad_(False)], lambda layer: nn.ModuleList([layer])])
+def test_layers_that_are_seen_or_frozen_are_not_told_of(keep):
+    Model(Hidden(keep))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("training_step", r"Nobody calls Own\.training_step\. Here it is train_step\(self, batch\)"),
+        ("configure_optimizers", r"Here it is compile\("),
+        ("trainstep", r"Nobody calls Own\.trainstep.*Did you mean 'train_step'"),
+    ],
+)
+def test_a_step_that_nobody_calls_is_told(name, told):
+    with pytest.warns(UserWarning, match=told):
+        type("Own", (Model,), {name: lambda self, batch: None})
+
+
+def test_methods_of_ones_own_are_not_told_of():
+    type(
+        "Own",
+        (Model,),
+        {
+            "compute_loss": lambda self, x: None,
+            "reconstruct": lambda self, x: None,
+            "_train_steps": lambda self: None,
+            "decode": lambda self: None,
+        },
+    )
+
+
+@pytest.mark.parametrize("step", [lambda self, x, y: None, lambda self: None, lambda self, batch, number: None])
+def test_a_step_takes_the_batch_alone(step):
+    with pytest.raises(TypeError, match=r"must take the batch alone: def train_step\(self, batch\)"):
+        type("Own", (Model,), {"train_step": step})
+
+
+def test_a_step_that_needs_gradients_is_told_to_have_another_for_evaluations():
+    class Penalized(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            x = x.requires_grad_()
+            loss = nn.functional.cross_entropy(self(x), y)
+            return {"loss": loss + torch.autograd.grad(loss, x, create_graph=True)[0].square().sum()}
+
+    model = Penalized(mlp()).compile("adam", "cross_entropy")
+    model.fit(X, Y, verbose=0)
+    refused(lambda: model.evaluate(X, Y, verbose=0), "without gradients", "override test_step", kind=RuntimeError)
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_train_begin", "on_batch_end"])
+def test_a_hook_with_other_arguments_is_told_before_anything_is_trained(hook):
+    net = mlp()
+    before = net[0].weight.clone()
+    own = type("Own", (Callback,), {hook: lambda self: None})()
+    message = refused(
+        lambda: fit(Model(net).compile("adam", "cross_entropy"), X, Y, callbacks=[own]), f"Own.{hook} takes"
+    )
+    assert f"def {hook}(self, " in message
+    assert torch.equal(net[0].weight, before)
+
+
+def test_a_function_for_a_hook_with_other_arguments_is_told_how_to_be_written():
+    own = LambdaCallback(on_epoch_end=lambda logs: None)
+    refused(
+        lambda: fit(compiled(), X, Y, callbacks=[own]), r"is called with \(epoch, logs\)", "lambda epoch, logs: ..."
+    )
+
+
+def test_callbacks_of_other_libraries_and_slips_are_answered():
+    refused(lambda: callbacks.EarlyStoping, "Did you mean 'EarlyStopping'", kind=AttributeError)
+    refused(lambda: callbacks.SwapEMAWeights, r"Here it is EMA\(\)", kind=AttributeError)
+
+
+def test_probabilities_of_several_outputs_need_to_be_said():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = mlp()
+
+        def forward(self, x):
+            return self.a(x), x
+
+    model = Model(Two()).compile("adam", ["cross_entropy", "mse"])
+    refused(lambda: model.predict_proba(X, verbose=0), "The loss of 'output_2', MSELoss", kind=ValueError)
+    model.compile("adam", "cross_entropy")
+    refused(lambda: model.predict_proba(X, verbose=0), "the module returned", "predict_step", kind=ValueError)
+    refused(lambda: Model(mlp()).predict_proba(X, verbose=0), "No loss was named", r"Call compile\(\)", kind=ValueError)
+
+
+def test_a_whole_model_is_not_named_like_weights(tmp_path):
+    for run in (
+        lambda: compiled().save(tmp_path / "best.safetensors"),
+        lambda: ModelCheckpoint(tmp_path / "best.safetensors", save_best_only=True),
+    ):
+        refused(run, "best.safetensors", "best.pt", "save_weights", kind=ValueError)
+    assert not list(tmp_path.iterdir())
+    ModelCheckpoint(tmp_path / "best.safetensors", save_weights_only=True)
+
+
+def test_an_optimizer_function_without_a_rate_is_told():
+    net = mlp()
+    make = lambda parameters: torch.optim.SGD(parameters, 0.1)  # noqa: E731  # as people write it
+    refused(lambda: Model(net).compile(make, "cross_entropy", lr=0.1), "takes no lr", kind=ValueError)
+
+
+def test_a_model_in_a_model_is_told():
+    refused(lambda: Model(Model(mlp())), "It is a Model already", kind=TypeError)
+
+
+def test_single_samples_in_the_place_of_batches_are_told():
+    refused(lambda: fit(compiled(), zip(X.numpy(), Y.numpy(), strict=True)), "Is it a sample", r"fit\(x, y\)")
+
+
+def test_a_dataset_without_a_length_is_told():
+    class Unsized(Dataset):
+        def __getitem__(self, index):
+            return X[index], Y[index]
+
+    refused(lambda: fit(compiled(), Unsized()), "Unsized has no length", "__len__", kind=TypeError)
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    refused(lambda: compiled().save(path), "no ordinary file", kind=OSError)
+    assert path.is_fifo()
+
+
+def test_losses_that_add_up_and_losses_that_average_cannot_be_accumulated():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    losses = ["cross_entropy", nn.CrossEntropyLoss(reduction="sum")]
+    model = Model(Two()).compile("sgd", losses, gradient_accumulation_steps=2)
+    refused(lambda: model.fit(X, (Y, Y), batch_size=8, verbose=0), "'output_2' add their samples up", kind=ValueError)
+    Model(Two()).compile("sgd", losses).fit(X, (Y, Y), batch_size=8, verbose=0)
+
+
+def test_a_folder_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fit(compiled(), X, Y, resume="~/run", callbacks=[ModelCheckpoint("~/best/{epoch}.pt")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "run"]

@@ -1,0 +1,94 @@
+"""The examples of the articles 000 to 004, and of the second part of 001."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.examples.test_articles_first import mnist, needs_mnist, run
+
+HAS_FASHION = mnist() and (Path(mnist()) / "FashionMNIST" / "raw" / "train-images-idx3-ubyte").exists()
+
+
+def results(out):
+    return {name: float(value) for name, value in re.findall(r"^Result: (.+) = (\S+)$", out, re.MULTILINE)}
+
+
+def written(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@needs_mnist
+def test_the_shared_convolution_is_counted_once_and_comes_back_from_its_file(tmp_path):
+    out = run("intro_cnn.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
+    assert out.count("(recursive)") == 4
+    assert results(out)["parameters"] == 42378
+    assert results(out)["test accuracy"] > 0.15
+    assert results(out)["test accuracy after loading"] == results(out)["test accuracy"]
+    assert written(tmp_path) == []
+
+
+@needs_mnist
+def test_a_stopped_article_goes_on_where_it_was(tmp_path):
+    first = run("intro_cnn.py", "--quick", "--resume", "run", folder=tmp_path, EASYTORCH_DATA=mnist())
+    again = run("intro_cnn.py", "--quick", "--resume", "run", folder=tmp_path, EASYTORCH_DATA=mnist())
+    assert results(again) == results(first)
+
+
+def test_tensors_become_a_network_that_needs_its_relu(tmp_path):
+    out = run("tensors_to_network.py", "--quick", "--plot", "figure.png", folder=tmp_path)
+    assert "[1, 4, 12]" in out
+    assert results(out)["neuron"] == 0.303
+    assert results(out)["parameters"] == 850
+    assert abs(results(out)["test loss without relu"] - 2.303) < 0.02
+    assert results(out)["test accuracy with relu"] > 0.6
+    assert (tmp_path / "figure.png").stat().st_size > 20000
+
+
+def test_numpy_and_torch_make_the_same_errors(tmp_path):
+    out = run("numpy_to_pytorch.py", "--quick", "--plot", "figure.png", folder=tmp_path)
+    assert results(out)["mse of numpy"] == results(out)["mse of torch by hand corrected"]
+    assert results(out)["mse of numpy"] == pytest.approx(results(out)["mse of torch with fit"], abs=2e-6)
+    assert results(out)["mse of numpy"] < 0.05
+    assert abs(results(out)["f(4)"] - 8) <= 0.03
+    assert (tmp_path / "figure.png").stat().st_size > 20000
+
+
+@needs_mnist
+def test_the_digits_of_a_table_are_answered_in_a_table(tmp_path):
+    out = run(
+        "identify_the_digits.py", "--quick", "--submission", "answers.csv", folder=tmp_path, EASYTORCH_DATA=mnist()
+    )
+    assert "3,430 images to learn from, 1,470 held back" in out
+    assert results(out)["parameters"] == 397510
+    assert results(out)["validation accuracy"] > 0.85
+    with open(tmp_path / "answers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 1000
+    assert rows[999]["filename"] == "999.png"
+    assert {row["label"] for row in rows} == set("0123456789")
+    assert written(tmp_path) == ["answers.csv"]
+
+
+@pytest.mark.skipif(not HAS_FASHION, reason="no Fashion-MNIST here: run fashion_cnn.py once, or set EASYTORCH_DATA")
+def test_the_convolutions_come_to_see_the_whole_image(tmp_path):
+    out = run("fashion_cnn.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
+    assert "Ankle boot, Pullover, Trouser, Trouser, Shirt, Trouser" in out
+    assert re.findall(r"(\d+) x \1$", out, re.MULTILINE) == ["3", "5", "7", "8", "8", "12", "16", "16", "28"]
+    assert "1.11 MB forth and back, 0.19 MB of parameters, 1.30 MB in all" in out
+    assert results(out)["parameters"] == 48884
+    assert results(out)["test accuracy"] > 0.4
+    assert (tmp_path / "figure.png").stat().st_size > 20000
+
+
+@needs_mnist
+def test_sampling_and_weighing_find_more_of_what_is_rare(tmp_path):
+    out = run("datasets.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
+    found = {name.removeprefix("eights found "): share for name, share in results(out).items()}
+    assert found["sampled"] > found["as it is"]
+    assert found["weighted"] > found["as it is"]
+    assert found["weighted sample by sample"] == found["weighted"]
+    assert written(tmp_path) == []

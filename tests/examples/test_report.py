@@ -1,0 +1,129 @@
+"""The report runs the examples, keeps what is finished, and tells the truth about what they reach."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from examples import report
+from tests.examples.test_articles_first import ROOT
+
+CODE = """'''Prints what it is asked for.'''
+import argparse
+
+options = argparse.ArgumentParser()
+options.add_argument("--quick", action="store_true")
+options.add_argument("--seed", type=int)
+args = options.parse_args()
+
+# A comment is no line of code
+print(f"Result: accuracy = {0.9 + 0.01 * args.seed:.3f}")
+print("Result: parameters = 1234")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with one example, ``small``, whose article reaches 0.91."""
+    (tmp_path / "small.py").write_text(CODE.replace("'''", '"""'))
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    monkeypatch.setattr(report, "EXAMPLES", {"small": ["007", "accuracy ≥ 0.91"]})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_example_is_in_the_table():
+    files = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "report"}
+    assert files == set(report.EXAMPLES)
+
+
+def test_the_page_holds_the_mean_over_seeds_beside_the_articles_number(folder):
+    assert report.main(["--out", "results.md"]) == 0
+    page = (folder / "results.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `small` |"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:6] == ["`small`", "007", "accuracy", "≥ 0.91", "0.910 ± 0.010", "yes"]
+    assert cells[7:] == ["1,234", "7"]
+    assert str(folder) not in page
+
+
+@pytest.mark.parametrize(
+    ("sign", "asked", "met"), [("≥", 0.911, "**no**"), ("≤", 0.91, "yes"), ("=", 0.91, "yes"), ("≈", 0.93, "yes")]
+)
+def test_a_number_is_met_in_the_direction_that_is_better(folder, monkeypatch, sign, asked, met):
+    monkeypatch.setitem(report.EXAMPLES, "small", ["007", f"accuracy {sign} {asked}"])
+    report.main(["--out", "results.md"])
+    assert f"| {met} |" in (folder / "results.md").read_text()
+
+
+def test_finished_runs_are_kept_until_the_example_changes(folder, capsys):
+    report.main(["--out", "results.md", "--seeds", "0"])
+    (folder / "small.py").write_text((folder / "small.py").read_text().replace("0.9 +", "0.8 +"))
+    kept = folder / ".report" / "small-full-0.json"
+    assert "0.900" in kept.read_text()
+    report.main(["--out", "results.md", "--seeds", "0"])
+    assert "0.800" in kept.read_text()
+
+    before = kept.stat().st_mtime_ns
+    report.main(["--out", "results.md", "--seeds", "0,1"])
+    assert kept.stat().st_mtime_ns == before  # only the second seed was run
+    assert (folder / ".report" / "small-full-1.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "again"),
+    [
+        ("# A comment", "# Another comment", False),
+        ("Prints what it is asked for.", "Prints a number.", False),
+        ("print(f", "print( f", False),
+        ("Result: accuracy =", "Result: accuracy = 0.5\\nResult: accuracy =", True),
+    ],
+    ids=["comment", "docstring", "spaces", "text"],
+)
+def test_only_code_makes_a_finished_run_old(folder, old, new, again):
+    source, kept = (folder / "small.py").read_text(), folder / ".report" / "small-full-0.json"
+    report.main(["--out", "results.md", "--seeds", "0"])
+    before = json.loads(kept.read_text())
+    assert old in source
+    (folder / "small.py").write_text(source.replace(old, new))
+    report.main(["--out", "results.md", "--seeds", "0"])
+    assert (json.loads(kept.read_text())["content"] != before["content"]) == again
+
+
+def test_other_options_make_a_finished_run_old(folder, monkeypatch):
+    report.main(["--out", "results.md", "--seeds", "0"])
+    monkeypatch.setitem(report.OPTIONS, "small", ["--seed", "1"])
+    report.main(["--out", "results.md", "--seeds", "0"])
+    assert "| 0.910 |" in (folder / "results.md").read_text()
+
+
+def test_a_heavy_example_is_run_with_one_seed(folder, monkeypatch):
+    monkeypatch.setattr(report, "ONE_SEED", {"small"})
+    report.main(["--out", "results.md"])
+    assert [path.name for path in (folder / ".report").iterdir()] == ["small-full-0.json"]
+    page = (folder / "results.md").read_text()
+    assert "| 0.900 |" in page
+    assert "of `small` seed 0 alone" in page
+
+
+def test_quick_writes_no_page(folder, capsys):
+    assert report.main(["--quick"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == [".report", "small.py"]
+    assert "0.900" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", [["--quick"], ["--out", "results.md"]])
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise ValueError('it broke')", "it broke"),
+        ("import warnings; warnings.warn('it is old')", "it is old"),
+        ("print('Result: loss = 1')", "did not print accuracy"),
+    ],
+)
+def test_a_failure_is_told_and_writes_no_page(folder, capsys, mode, code, told):
+    (folder / "small.py").write_text(code)
+    assert report.main(mode) == 1
+    assert told in capsys.readouterr().out
+    assert not (folder / "results.md").exists()

@@ -1,0 +1,219 @@
+"""Processes that keep a part of the weights each: the numbers of those that keep them whole, and plain files."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from easytorch import FullySharded, Model
+from easytorch.callbacks import EMA, BackupAndRestore, EarlyStopping, LambdaCallback
+from easytorch.strategies import device
+from tests.distributed.test_resume import PulledPlug, PullPlug
+from tests.loops import blobs
+from tests.many import furthest, together
+
+X, Y = blobs(50)
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 7)  # in parts of unequal size
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(7, 7), nn.Tanh()) for _ in range(2))
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.inner(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+class Parts(Model):
+    """A step that calls parts of the module, which no forward joins."""
+
+    def train_step(self, batch):
+        x, y, _ = self.unpack(batch)
+        y_pred = self.module.head(self.module.blocks[0](self.module.inner(x)))
+        self.metrics.update(y_pred, y)
+        return {"loss": nn.functional.cross_entropy(y_pred, y)}
+
+
+def compiled(strategy, kind=Model, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    if strategy == "fsdp":
+        strategy = FullySharded("cpu", options.pop("precision", "fp32"), unit=40)
+    model = kind(Blocks().to(dtype), device="cpu")
+    return model.compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.01, strategy=strategy, **options)
+
+
+def weights_of(model):
+    return model.strategy.gather_full(model.module.state_dict())
+
+
+def trained(strategy, count=50, size=6, dtype=torch.float64, folder=None, **options):
+    model = compiled(strategy, dtype=dtype, **options)
+    x, y = X[:count].to(dtype), Y[:count]
+    model.fit(x, y, epochs=2, batch_size=size, validation_data=(x[:31], y[:31]), verbose=0)
+    if folder is not None:
+        model.save(folder / "model.pt")
+    outputs = torch.tensor(model.predict(x, batch_size=4, verbose=0))
+    return weights_of(model), dict(model.history.history), outputs, sum(p.numel() for p in local(model))
+
+
+def local(model):
+    return [p.to_local() if hasattr(p, "to_local") else p for p in model.module.parameters()]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clip_grad_norm": 0.05},
+        {"gradient_accumulation_steps": 2},
+        {"kind": Parts},
+        {"count": 49, "size": 8},
+        {"count": 2},
+    ],
+    ids=[
+        "plain",
+        "clipping",
+        "accumulation",
+        "a step that calls parts",
+        "a tail for one",
+        "fewer samples than processes",
+    ],
+)
+def test_the_numbers_are_those_of_one_process(processes, options):
+    size = options.get("size", 6)
+    alone, history, outputs, numbers = trained("one", **(options | {"size": size * processes}))
+    several = together(functools.partial(trained, "fsdp", **options), processes=processes)
+    for weights, logs, predicted, _ in several:
+        assert furthest(weights, alone) < 1e-10
+        assert all(logs[name] == pytest.approx(history[name], rel=1e-10) for name in history)
+        assert torch.allclose(predicted, outputs, rtol=1e-10)
+    assert sum(kept for *_, kept in several) == numbers  # nobody keeps what another one has
+
+
+@pytest.mark.skipif(not device._cpu_has_bf16(), reason="this processor has no bfloat16 instructions")
+def test_in_bf16_they_are_close_and_the_weights_stay_float32():
+    options = {"dtype": torch.float32, "precision": "bf16"}
+    (alone, *_), several = trained("one", size=12, **options), together(functools.partial(trained, "fsdp", **options))
+    for weights, *_ in several:
+        assert {value.dtype for value in weights.values()} == {torch.float32}
+        assert furthest(weights, alone) < 0.02
+
+
+def test_a_saved_model_is_one_plain_file_for_everybody(tmp_path):
+    three = together(functools.partial(trained, "fsdp", folder=tmp_path), processes=3)
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.pt"]
+    file = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert list(file["module"]) == list(Blocks().state_dict())
+    alone = compiled("one").load(tmp_path / "model.pt")
+    assert furthest(weights_of(alone), three[0][0]) == 0
+    alone.fit(X.double(), Y, epochs=1, batch_size=18, shuffle=False, verbose=0)
+    for weights in together(gone_on, tmp_path):
+        assert furthest(weights, weights_of(alone)) < 1e-10
+
+
+def gone_on(folder):
+    model = compiled("fsdp").load(folder / "model.pt")
+    model.fit(X.double(), Y, epochs=1, batch_size=9, shuffle=False, verbose=0)
+    return weights_of(model)
+
+
+def resumed(folder, plug):
+    model = compiled("fsdp")
+    callbacks = [
+        BackupAndRestore(folder, save_freq=1, delete_checkpoint=False),
+        EarlyStopping("loss", restore_best_weights=True),
+    ]
+    try:
+        model.fit(
+            X.double(),
+            Y,
+            epochs=3,
+            batch_size=6,
+            callbacks=[*callbacks, *([PullPlug(plug)] if plug else [])],
+            verbose=0,
+        )
+    except PulledPlug:
+        return None
+    return weights_of(model), model.history["loss"]
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path):
+    (whole, losses), _ = together(resumed, tmp_path / "whole", None)
+    together(resumed, tmp_path / "stopped", 7)
+    weights, again = together(resumed, tmp_path / "stopped", None)[0]
+    assert furthest(weights, whole) == 0
+    assert again == losses
+
+
+def compiled_twice():
+    model = compiled("fsdp")
+    model.fit(X.double(), Y, verbose=0)
+    before = weights_of(model)
+    model.compile("sgd", "cross_entropy", strategy=FullySharded("cpu", unit=40), lr=0.1)
+    same = furthest(before, weights_of(model)) == 0
+    model.fit(
+        X.double(),
+        Y,
+        callbacks=[LambdaCallback(on_epoch_end=lambda epoch, logs: model.evaluate(X.double(), Y, verbose=0))],
+        verbose=0,
+    )
+    return same, furthest(before, weights_of(model)) > 0
+
+
+def test_a_module_in_parts_may_be_compiled_again():
+    assert together(compiled_twice) == [(True, True)] * 2
+
+
+def averaging():
+    model = compiled("fsdp")
+    try:
+        model.fit(X.double(), Y, callbacks=[EMA()], verbose=0)
+    except ValueError as error:
+        return str(error)
+
+
+def test_an_average_of_parts_is_refused():
+    assert all("Use strategy='ddp'" in told for told in together(averaging))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.scale = Blocks(), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return self.blocks(x) * self.scale
+
+
+def not_split(make, channels_last):
+    net = make()
+    try:
+        Model(net, device="cpu").compile("sgd", "cross_entropy", strategy="fsdp", channels_last=channels_last)
+    except ValueError as error:
+        return str(error), {type(parameter) for parameter in net.parameters()} == {nn.Parameter}
+
+
+@pytest.mark.parametrize(
+    ("make", "channels_last", "told"),
+    [(Scaled, False, "'scale', a single number"), (lambda: nn.Conv2d(3, 4, 3), True, "'weight', whose numbers")],
+)
+def test_what_cannot_be_split_is_refused_before_anything_is(make, channels_last, told):
+    for found, unchanged in together(not_split, make, channels_last):
+        assert told in found
+        assert "use strategy='ddp'" in found
+        assert unchanged
+
+
+def test_a_torch_that_is_too_old_is_told(monkeypatch):
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, *, mesh=None, mp_policy=None: module)
+    with pytest.raises(RuntimeError, match=r"needs PyTorch 2\.7 or later, this is .*strategy='ddp'"):
+        FullySharded("cpu")

@@ -1,0 +1,177 @@
+"""Where and in which precision steps run, in which mode, one at a time or many, and how all of it is changed."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from easytorch import Model, Strategy
+from tests.loops import blob_loader, mlp, same_weights, twins
+from tests.strategies.common_strategy import X, Y, compiled
+
+# Steps of one's own
+
+
+def test_a_train_step_of_ones_own_is_optimized_and_logged():
+    class Smoothed(Model):
+        def train_step(self, batch):
+            x, y, _ = self.unpack(batch)
+            y_pred = self(x)
+            loss = functional.cross_entropy(y_pred, y, label_smoothing=0.1)
+            return {"loss": loss, "confidence": y_pred.softmax(1).amax(1).mean()}
+
+    by_model, by_hand = twins(mlp())
+    model = Smoothed(by_model, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1))
+    history = model.fit(blob_loader(), 2, validation_data=blob_loader(), verbose=0)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for _ in range(2):
+        for x, y in blob_loader():
+            optimizer.zero_grad()
+            functional.cross_entropy(by_hand(x), y, label_smoothing=0.1).backward()
+            optimizer.step()
+    assert same_weights(by_model, by_hand)
+    assert list(history) == ["loss", "confidence", "val_loss", "val_confidence", "lr"]
+
+
+def test_an_update_with_two_optimizers_trains_a_gan():
+    class Gan(Model):
+        def compile(self, lr):
+            super().compile(lambda _: torch.optim.SGD(self.module["generator"].parameters(), lr=lr))
+            self.critic_optimizer = torch.optim.SGD(self.module["critic"].parameters(), lr=lr)
+            return self
+
+        def update(self, window):
+            (batch,) = window
+            for optimizer, step in ((self.critic_optimizer, self.critic_step), (self.optimizer, self.generator_step)):
+                outputs = self.strategy.run(step, batch)
+                optimizer.zero_grad()
+                self.strategy.backward(next(iter(outputs.values())))
+                self.strategy.step(optimizer)
+                self.metrics.record(outputs, self.batch_size(batch))
+
+        def critic_step(self, batch):
+            x = self.unpack(batch).x
+            real, fake = self.module["critic"](x), self.module["critic"](self.fakes(x).detach())
+            return {"critic_loss": functional.softplus(-real).mean() + functional.softplus(fake).mean()}
+
+        def generator_step(self, batch):
+            x = self.unpack(batch).x
+            return {"generator_loss": functional.softplus(-self.module["critic"](self.fakes(x))).mean()}
+
+        def fakes(self, x):
+            return self.module["generator"](x[:, :2])
+
+    def parts():
+        torch.manual_seed(5)
+        return nn.ModuleDict({"generator": nn.Linear(2, 8), "critic": nn.Linear(8, 1)})
+
+    by_model, by_hand = parts(), parts()
+    history = Gan(by_model, device="cpu").compile(lr=0.1).fit([X[:25], X[25:]], 3, verbose=0)
+    generator, critic = by_hand["generator"], by_hand["critic"]
+    first, second = torch.optim.SGD(critic.parameters(), lr=0.1), torch.optim.SGD(generator.parameters(), lr=0.1)
+    for _ in range(3):
+        for x in (X[:25], X[25:]):
+            loss = (
+                functional.softplus(-critic(x)).mean()
+                + functional.softplus(critic(generator(x[:, :2]).detach())).mean()
+            )
+            first.zero_grad()
+            loss.backward()
+            first.step()
+            loss = functional.softplus(-critic(generator(x[:, :2]))).mean()
+            second.zero_grad()
+            loss.backward()
+            second.step()
+    assert same_weights(by_model, by_hand)
+    assert list(history) == ["critic_loss", "generator_loss", "lr"]
+    assert len(history["critic_loss"]) == 3
+
+
+def test_a_predict_step_of_ones_own_decides_what_is_predicted():
+    class Hidden(Model):
+        def predict_step(self, batch):
+            return self.module[:2](self.unpack(batch).x)
+
+    assert Hidden(mlp(), device="cpu").predict(X, verbose=0).shape == (50, 16)
+
+
+def test_a_test_step_of_ones_own_decides_what_is_measured():
+    class Counted(Model):
+        def test_step(self, batch):
+            return super().test_step(batch) | {"largest": self.unpack(batch).y.max()}
+
+    scores = Counted(mlp(), device="cpu").compile("sgd", "cross_entropy").evaluate(X, Y, batch_size=50, verbose=0)
+    assert scores.keys() == ["loss", "largest"]
+    assert scores.largest == 2
+
+
+# A strategy of one's own
+
+
+class RecordingStrategy(Strategy):
+    """Does what every strategy does, and notes it."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.events = []
+
+    def run(self, step, batch):
+        self.events.append(step.__name__)
+        return super().run(step, batch)
+
+    def backward(self, loss, share=1.0):
+        self.events.append(f"backward {share:g}")
+        super().backward(loss, share)
+
+    def accumulating(self, sync):
+        self.events.append("sync" if sync else "hold")
+        return super().accumulating(sync)
+
+    def unscale(self, optimizer):
+        self.events.append("unscale")
+        super().unscale(optimizer)
+
+    def clip(self, module, norm, value):
+        self.events.append(f"clip {norm}")
+        super().clip(module, norm, value)
+
+    def step(self, optimizer):
+        self.events.append("step")
+        super().step(optimizer)
+
+
+def recorded(net=None, **options):
+    model = compiled(net, **options)
+    model.strategy = RecordingStrategy(model.device)
+    model.strategy.prepare(model.module)
+    return model
+
+
+def test_a_strategy_of_ones_own_is_asked_for_everything_in_order():
+    model = recorded(clip_grad_norm=1.0)
+    model.fit([(X[:25], Y[:25]), (X[25:], Y[25:])], verbose=0)
+    assert model.strategy.events == ["sync", "train_step", "backward 1", "unscale", "clip 1.0", "step"] * 2
+
+
+def test_a_window_is_synchronized_once_and_shares_by_samples():
+    model = recorded(gradient_accumulation_steps=2)
+    model.fit([(X[:30], Y[:30]), (X[30:40], Y[30:40]), (X[40:], Y[40:])], verbose=0)
+    assert model.strategy.events == [
+        *("hold", "train_step", "backward 0.75", "sync", "train_step", "backward 0.25", "unscale", "clip None", "step"),
+        *("sync", "train_step", "backward 1", "unscale", "clip None", "step"),
+    ]
+
+
+def test_evaluating_and_predicting_only_run_steps():
+    model = recorded()
+    model.evaluate([(X, Y)], verbose=0)
+    model.predict([(X, Y)], verbose=0)
+    assert model.strategy.events == ["test_step", "predict_step"]
+
+
+def test_a_strategy_that_only_records_changes_no_result():
+    plain, watched = twins(mlp())
+    compiled(plain).fit(blob_loader(), 2, verbose=0)
+    recorded(watched).fit(blob_loader(), 2, verbose=0)
+    assert same_weights(plain, watched)

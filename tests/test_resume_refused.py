@@ -1,0 +1,119 @@
+"""Promise 3: kill it anywhere, the same command continues, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
+
+from easytorch import FileError, Model, ResumeError
+from tests.common_resume import (
+    LOADERS,
+    ROWS,
+    Dropping,
+    Noisy,
+    OwnOrder,
+    PulledPlug,
+    X,
+    Y,
+    program,
+    stopped_and_continued,
+)
+from tests.loops import blobs, mlp
+
+# What cannot be exact is said
+
+
+class DrawsWhileItRuns(OwnOrder):
+    def __iter__(self):
+        return (int(torch.randint(50, ())) for _ in range(50))
+
+
+def test_a_sampler_that_draws_while_it_runs_is_an_error(tmp_path):
+    with pytest.raises(ResumeError, match=r"another order.*draw while it runs"):
+        stopped_and_continued(tmp_path, lambda: DataLoader(ROWS, 8, sampler=DrawsWhileItRuns()), 4)
+
+
+def test_other_data_is_an_error(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    with pytest.raises(ResumeError, match=r"had \[50, 7, 8\].*now there are \[40, 5, 8\].*Pass the same data"):
+        program(tmp_path, lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True))
+
+
+def test_another_module_is_an_error(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
+    with pytest.raises(FileError, match="belongs to another module"):
+        model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
+
+
+def test_other_callbacks_are_an_error(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
+    with pytest.raises(ResumeError, match=r"had the callbacks .*EMA"):
+        model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_checkpoint_that_finds_no_memory_is_neither_broken_nor_set_aside(error, tmp_path, monkeypatch):
+    program(tmp_path, LOADERS["in order"])
+    kept = sorted(tmp_path.iterdir())
+
+    def full(*_, **__):
+        raise error("out of memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(error):
+        program(tmp_path, LOADERS["in order"])
+    assert sorted(tmp_path.iterdir()) == kept
+
+
+def compiled_as(**options):
+    torch.manual_seed(0)
+    return Model(mlp()).compile(**{"optimizer": "adam", "loss": "cross_entropy", "scheduler": "cosine"} | options)
+
+
+def test_another_rate_is_told_to_have_no_effect_and_is_not_kept(tmp_path):
+    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    with pytest.warns(UserWarning, match=r"lr was None, now it is 0\.1: the run keeps its own\..*without resume"):
+        compiled_as(lr=0.1).fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
+    history = compiled_as().fit(*blobs(), epochs=3, resume=tmp_path, verbose=0)  # nothing to be told
+    assert max(history["lr"]) <= 0.001
+
+
+def test_another_clipping_is_told_to_be_the_new_one(tmp_path):
+    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    model = compiled_as(clip_grad_norm=1e-9)
+    with pytest.warns(UserWarning, match="clip_grad_norm was None, now it is 1e-09: the run goes on with the new one"):
+        model.fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
+
+
+def test_another_schedule_is_an_error(tmp_path):
+    compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    with pytest.raises(ResumeError, match="had the scheduler cosine; now it has warmup_cosine"):
+        compiled_as(scheduler="warmup_cosine").fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
+    with pytest.raises(FileError, match=r"another scheduler than OneCycleLR.*load_weights"):
+        compiled_as(scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, 100)).load(
+            next(tmp_path.glob("*.pt"))
+        )
+
+
+def test_another_number_of_threads_is_a_warning(tmp_path):
+    with pytest.raises(PulledPlug):
+        program(tmp_path, LOADERS["shuffled"], 4)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        _, _, messages = program(tmp_path, LOADERS["shuffled"])
+    finally:
+        torch.set_num_threads(threads)
+    assert any(f"threads was {threads}, now it is {threads + 1}" in message for message in messages)
+
+
+def test_augmentation_by_workers_is_a_warning_unless_seeded(tmp_path):
+    _, _, messages = stopped_and_continued(tmp_path, lambda: DataLoader(Noisy(), 8, num_workers=1), 3)
+    assert any("easytorch.data.seeded" in message for message in messages)
