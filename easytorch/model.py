@@ -32,7 +32,7 @@ from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, length, unpack
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import make_fit_data, one_batch, validated_epochs
-from easytorch.data.predictions import OutputCollector, check_one_row_per_sample, warn_if_shuffled, inputs
+from easytorch.data.predictions import OutputCollector, check_one_row_per_sample, inputs, warn_if_shuffled
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss

@@ -82,7 +82,9 @@ class Writer:
                 self._task = None
 
 
-def read_shards(content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]) -> dict[str, Any]:
+def read_shards(
+    content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]
+) -> dict[str, Any]:
     """Return ``content`` of ``path`` with all its tensors; each process reads what it keeps of them.
 
     Args:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch.utils.data import Dataset
 
 from easytorch import Model
-from tests.loops import blobs, mlp
+from tests.loops import blobs
 
 X, Y = blobs(50)
 BATCHES = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 50, 8)]
@@ -28,12 +27,6 @@ class Rows(Dataset):
 
 def compiled(net):
     return Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1), "cross_entropy")
-
-
-@pytest.fixture(scope="module")
-def start():
-    torch.manual_seed(0)
-    return mlp()
 
 
 ARRAYS = {"batch_size": 8, "shuffle": False}

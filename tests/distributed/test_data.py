@@ -122,9 +122,9 @@ def test_a_sampler_that_knows_the_processes_is_left_as_it_is():
 
 def test_a_stream_is_taken_in_turns():
     stream = [torch.full((2, 1), i) for i in range(5)]
-    own = [list(part(stream, Third(i, 2), training=False)) for i in range(2)]
+    own = [list(shard_loader(stream, Third(i, 2), training=False)) for i in range(2)]
     assert [[int(batch[0]) for batch in mine] for mine in own] == [[0, 2, 4], [1, 3]]
-    turns = part(stream, Third(1, 2), training=True)
+    turns = shard_loader(stream, Third(1, 2), training=True)
     assert len(list(turns)) == len(turns) == 3
     assert turns.rounds == [(2, 4), (2, 4), (0, 2)]
 

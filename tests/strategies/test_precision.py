@@ -15,6 +15,7 @@ from easytorch import Model, Strategy
 from easytorch.strategies import device
 from easytorch.strategies.device import pick_device
 from tests.loops import blob_loader, furthest, mlp, same_weights, twins
+from tests.strategies import common_strategy
 from tests.strategies.common_strategy import X, Y, compiled
 
 BINARY = (Y == 0).float().unsqueeze(1)
@@ -159,7 +160,7 @@ def test_without_a_compiler_there_is_one_warning_before_the_first_step(no_compil
 def test_the_warning_points_at_the_users_line(no_compiler):
     with pytest.warns(UserWarning, match="compiler") as warned:
         compiled(jit_compile=True)
-    assert warned[0].filename == __file__
+    assert warned[0].filename == common_strategy.__file__
 
 
 def test_without_a_compiler_the_results_are_those_of_the_uncompiled_model(no_compiler):
