@@ -1,73 +1,84 @@
-"""The loop, and the face it shows: put a module into a ``Model``, then ``compile``, ``fit``, ``evaluate``, ``predict``.
+"""Model: a module with everything it takes to train it, and the training loop.
 
-Read the loop from ``fit`` downwards; each method is one line of the one above it, and each may be overridden:
+Read the loop from ``fit`` downward. Each method is one line of the method above it, and each may be overridden:
 
-    fit          epochs: train, validate, tell the callbacks
-    train_epoch  one pass over the data, one update for each window of batches
-    update       one optimizer update from the batches of a window
-    train_step   one batch: from data to {"loss": ..., and whatever else is to be logged}
+    fit          epochs: train, validate, notify the callbacks
+    train_epoch  one pass over the data, one update per window of batches
+    update       one optimizer step from the batches of a window
+    train_step   one batch -> {"loss": ..., plus anything to log}
 
     evaluate -> test_epoch -> test_step          predict -> predict_step
 """
 
 from __future__ import annotations
 
-import numbers
 import os
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from easytorch import data, optimizers
-from easytorch._utils import train_mode
-from easytorch._utils.api_hints import explain_bad_arguments
+from easytorch import optimizers
+from easytorch._utils import api_hints
 from easytorch._utils.forward_signature import ForwardSignature
+from easytorch._utils.integers import optional_positive_number, positive_int
+from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
+from easytorch._utils.train_mode import in_eval_mode
 from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
-from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, length, unpack
+from easytorch.data import batch as batches
+from easytorch.data import predictions
+from easytorch.data.batch import EMPTY_DATA, Batch, length
 from easytorch.data.epoch_iterator import EpochIterator
-from easytorch.data.loader import make_fit_data, one_batch, validated_epochs
-from easytorch.data.predictions import OutputCollector, check_one_row_per_sample, inputs, warn_if_shuffled
+from easytorch.data.loader import as_loader, make_fit_data, one_batch, validated_epochs
+from easytorch.data.splits import all_targets
+from easytorch.data.window import Window
 from easytorch.diagnostics.module_checks import check_module
-from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import read
-from easytorch.metrics.collection import MetricCollection
+from easytorch.metrics.collection import MetricCollection, loss_of
 from easytorch.metrics.names import resolve_metrics
 from easytorch.strategies.base import Strategy
-from easytorch.strategies.device import check_matmul, check_numbers, pick_device, set_matmul
-from easytorch.training import session
-from easytorch.training.looking import Looking
-from easytorch.training.model_io import Saving
-from easytorch.training.results import History, Scores
+from easytorch.strategies.device import pick_device
+from easytorch.training import model_io
+from easytorch.training.results import History, Scores, forward_verbs
+from easytorch.training.session import evaluation_session, fit_session, reporting_errors, update_session
 from easytorch.training.state import TrainState
+from easytorch.training.summary import print_summary
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-@explain_bad_arguments(
+@api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load"
 )
-class Model(Looking, Saving):
-    """A module and all it takes to train it.
+class Model:
+    """A ``torch.nn.Module`` with everything it takes to train it.
 
     Args:
-        module: Any ``torch.nn.Module``; it is brought to the device and otherwise stays yours.
-        device: ``"auto"`` (the accelerator, else the CPU), or a device by name or object.
+        module: Any ``torch.nn.Module``. It is moved to the device and otherwise stays as it is.
+        device: ``"auto"`` for the accelerator if there is one, otherwise the CPU; a name, or a ``torch.device``.
 
     Attributes:
-        module: Your module.
-        optimizer: What ``compile`` made of its argument, as ``loss`` and ``metrics``.
+        module: The module.
+        optimizer: The optimizer that ``compile`` created or received; None without one.
+        loss: The loss as the loop uses it.
+        metrics: The metrics of the current pass.
         strategy: Where and in which precision steps run.
         state: ``epoch`` and ``step`` (updates) so far.
-        stop_training: Set it True, in a callback, to end ``fit`` after the update that runs.
+        stop_training: Set it to True in a callback to end ``fit`` after the current update.
 
     Examples:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
         >>> model = Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
+        >>> model.fit(train_loader, epochs=5, validation_data=val_loader)
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
@@ -83,81 +94,15 @@ class Model(Looking, Saving):
         self.loss: Criterion = ModuleLoss()
         self.metrics = MetricCollection([], self.loss)
         self.schedules: list[LRScheduler] = []
+        self.clip_grad_norm: float | None = None
+        self.clip_grad_value: float | None = None
+        self.gradient_accumulation_steps = 1
+        self.compile_args: dict[str, Any] | None = None  # arguments of compile that are saved to files
+        self.lacks_compile = False  # whether a file was loaded whose compile arguments cannot be saved
         self.callbacks = CallbackList([], self, {})
-        self._history = History()
-        self._compiled: dict[str, Any] | None = None
-        self.feed: EpochIterator | None = None  # the training data, while fit runs
-        self.last_fit: dict[str, Any] = {}
-
-    def compile(
-        self,
-        optimizer: Any = None,
-        loss: Any = None,
-        metrics: Any = (),
-        *,
-        lr: float | None = None,
-        loss_weights: Any = None,
-        weighted_metrics: Any = (),
-        scheduler: Any = None,
-        clip_grad_norm: float | None = None,
-        clip_grad_value: float | None = None,
-        gradient_accumulation_steps: int = 1,
-        precision: str = "fp32",
-        jit_compile: bool = False,
-        strategy: str | Strategy = "auto",
-        channels_last: bool = False,
-        float32_matmul_precision: str | None = None,
-    ) -> Model:
-        """Choose how to train, and return the model. The weights stay as they are.
-
-        Args:
-            optimizer: A name, with torch's defaults (``"adam"``); a ``torch.optim`` object; or a function that makes one
-                from parameters. None for a model that is only evaluated.
-            loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``; a list or dict of
-                these, one for each output; None when the module, or ``train_step``, makes it.
-            metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output where the
-                losses are.
-            lr: The learning rate; None is the optimizer's default.
-            loss_weights: The weight of each output's loss.
-            weighted_metrics: Metrics that take sample and class weights into account.
-            scheduler: ``"warmup_cosine"``, ``"cosine"`` or ``"one_cycle"``; a ``torch.optim.lr_scheduler`` or a function
-                that makes one from the optimizer, stepped per update or epoch as its class demands; or a
-                ``callbacks.LRScheduler``, which says so.
-            clip_grad_norm: The largest norm of all gradients together.
-            clip_grad_value: The largest value of a single gradient.
-            gradient_accumulation_steps: Batches in one update, which then counts as one large batch.
-            precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-            jit_compile: Run the module through ``torch.compile``.
-            strategy: ``"auto"``: one device, or ``"ddp"`` in a process that ``torchrun`` has started. ``"one"``, ``"ddp"``,
-                ``"fsdp"``, or an ``easytorch.Strategy``, such as ``DataParallel(sync_batchnorm=True)``.
-            channels_last: Keep images and the weights of convolutions with the channels last in memory, which is faster on most
-                devices. Shapes and files stay as they are.
-            float32_matmul_precision: ``"high"`` lets products of float32 matrices use TF32 where the device has it, ``"medium"``
-                bfloat16; ``"highest"`` neither. It holds for the whole program; None changes nothing.
-
-        Raises:
-            ValueError: If a name is unknown, with the nearest that is; nothing has changed then.
-            TypeError: If an argument is of a kind that cannot be used.
-        """
-        elsewhere = ["self", "precision", "jit_compile", "strategy", "channels_last", "float32_matmul_precision"]
-        elsewhere += [] if isinstance(scheduler, str) else ["scheduler"]  # an object, which no file holds
-        recipe = {key: value for key, value in locals().items() if key not in (*elsewhere, "elsewhere")}
-        check_numbers(gradient_accumulation_steps, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
-        criterion = resolve_loss(loss, loss_weights)
-        measures = resolve_metrics(metrics, criterion, weighted_metrics)
-        place = Strategy.of(strategy, self.device, precision, jit_compile)
-        check_matmul(float32_matmul_precision)
-        made = optimizers.resolve(optimizer, self.module, lr)
-        schedules = [LRScheduler.of(scheduler, made)] if scheduler is not None else []
-        place.channels_last = channels_last
-        place.prepare(self.module, made)
-        set_matmul(float32_matmul_precision)
-        self.loss, self.metrics, self.strategy, self.device = criterion, measures, place, place.device
-        self.optimizer, self.schedules = made, schedules
-        self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self._compiled = recipe
-        return self
+        self.recorded_history = History()
+        self.train_data: EpochIterator | None = None  # only while fit runs
+        self.last_fit: dict[str, Any] = {}  # data of the last fit, for evaluate() and summary()
 
     # The loop
 
@@ -182,70 +127,76 @@ class Model(Looking, Saving):
         on_interrupt: str = "return",
         verbose: int | str = "auto",
     ) -> History:
-        """Train, and return the history, which goes on over several fits.
+        """Train, and return the history, which continues over several fits.
 
         Args:
-            x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)``
-                in one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches.
-            y: The targets, where ``x`` does not bring them; a whole number here means ``epochs``: ``fit(loader, 5)``.
-            epochs: How many more epochs to train; with ``initial_epoch`` the number of the last one, as in Keras.
-            batch_size: Samples in a batch, 32 by default; not for data that comes in batches.
-            validation_data: Measured after epochs; anything that ``x`` may be.
-            validation_split: Or the share of the training data to use for that: always the same samples, every class
-                with its share.
-            validation_freq: Validate every so many epochs, or after exactly these, counted from 1.
-            validation_steps: Validate on so many batches; None is all.
-            steps_per_epoch: Updates in an epoch; None is one pass over the data.
-            class_weight: ``{class: weight}``, one weight for each class, or ``"balanced"``.
-            sample_weight: A weight for each sample. A sample's loss is multiplied by its weights and averaged over the
-                number of samples.
-            shuffle: Draw the samples in random order; by default yes, where nothing gave them an order.
-            initial_epoch: The epoch, from 0, to start at; by default where the model is.
-            callbacks: Objects that are told what happens; see ``easytorch.callbacks``.
-            resume: A folder in which the run is kept: go on exactly there if it has been stopped, else begin. Or a file
-                to go on from.
-            on_interrupt: Ctrl-C ends training after the update that runs; then ``"return"`` the history, or ``"raise"``.
-            verbose: 0 nothing; 1 or ``"auto"`` a live bar in a terminal, lines elsewhere; 2 one line for each epoch.
+            x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)`` in
+                one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches.
+            y: The targets, unless ``x`` contains them. An integer means ``epochs``: ``fit(loader, 5)``.
+            epochs: Number of epochs to train. With ``initial_epoch``, the number of the last epoch, as in Keras.
+            batch_size: Samples per batch, 32 by default. Only for data that does not come in batches.
+            validation_data: Data to evaluate after epochs, of any kind that ``x`` may be.
+            validation_split: Fraction of the training data to use for validation instead: always the same samples, stratified by
+                class.
+            validation_freq: Validate every so many epochs, or after exactly these epochs, counted from 1.
+            validation_steps: Number of validation batches; None for all.
+            steps_per_epoch: Updates per epoch; None for one pass over the data.
+            class_weight: ``{class: weight}``, a sequence with one weight per class, or ``"balanced"``.
+            sample_weight: One weight per sample. The loss of a sample is multiplied by its weights and averaged over the number
+                of samples.
+            shuffle: Whether to draw samples in random order. By default yes, unless the data has an order.
+            initial_epoch: Number of the first epoch, from 0. By default where the model is.
+            callbacks: Objects that are called during training; see ``easytorch.callbacks``.
+            resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
+            on_interrupt: Ctrl-C ends training after the current update. Then ``"return"`` the history, or ``"raise"``.
+            verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal and lines elsewhere; 2 one line per epoch.
 
         Raises:
-            RuntimeError: If the model has no optimizer yet.
-            ValueError, TypeError: If an argument or the data does not fit, told before anything has changed.
+            RuntimeError: If the model has no optimizer.
+            ValueError, TypeError: If an argument or the data is invalid; checked before the first update.
         """
-        optimizer = self._require_optimizer("fit")
-        if isinstance(y, numbers.Integral):
+        optimizer = self.require_optimizer("fit")
+        if isinstance(y, Integral):
             y, epochs = None, int(y)
-        feed, validation = make_fit_data(
+        train_data, val_data = make_fit_data(
             x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
             self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.group, self.unpack,
+            self.batch_size,
         )  # fmt: skip
-        validated = validated_epochs(validation_freq if validation is not None else ())
-        listeners = [
+        validates_after = validated_epochs(validation_freq if val_data is not None else ())
+        all_callbacks = [
             *self.schedules,
             *as_callback_list(callbacks),
             *BackupAndRestore.at(resume),
             *progress_callbacks(verbose),
         ]
-        state = self.state.planned(epochs, initial_epoch)
-        with session.fit_session(self, listeners, state, feed, validation, verbose, on_interrupt):
-            for epoch in feed.epochs(self.state):
+        state = self.state.plan(epochs, initial_epoch)
+        # The session calls on_train_begin, restores a stopped run, tries one validation batch, and handles signals. At the
+        # end, however training ends, it calls on_train_end.
+        with fit_session(
+            self, train_data, val_data, callbacks=all_callbacks, state=state, verbose=verbose, on_interrupt=on_interrupt
+        ):
+            for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
-                logs = self.train_epoch(feed)
-                if validated(epoch):
-                    scores = self.test_epoch(validation, validation_steps)
+                logs = self.train_epoch(train_data)
+                if validates_after(epoch):
+                    scores = self.test_epoch(val_data, validation_steps)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 logs["lr"] = float(optimizer.param_groups[0]["lr"])
-                self.state.end_epoch()
+                self.state.end_epoch()  # before the callbacks, so that a checkpoint is taken between two epochs
                 self.metrics.reset()
-                self.callbacks.on_epoch_end(epoch, self._history.append(epoch, logs, self.strategy.timer))
+                self.recorded_history.append(epoch, logs, self.strategy.timer)
+                self.callbacks.on_epoch_end(epoch, logs)
                 if self.stop_training:
                     break
         return self.history
 
-    def train_epoch(self, feed: Iterable[list[Any]]) -> dict[str, float]:
-        """Pass once over the training data, and return the means over all its samples."""
-        for window in feed:  # of a resumed epoch, the rest
+    def train_epoch(self, train_data: Iterable[Window]) -> dict[str, float]:
+        """Pass once over the training data, and return the means over all samples of all ranks."""
+        for window in train_data:  # of a resumed epoch, the remaining windows
             batch = self.state.epoch_step
             self.callbacks.on_train_batch_begin(batch, {})
+            self.metrics.window = window  # which knows the batches that are padding and count nothing
             self.update(window)
             self.state.advance()
             self.callbacks.on_train_batch_end(batch, self.metrics.logs)
@@ -253,36 +204,40 @@ class Model(Looking, Saving):
                 break
         return read(self.strategy.merge_metrics(self.metrics).compute())
 
-    def update(self, window: list[Any]) -> None:
-        """Update the weights once, by the gradients of all batches in ``window``, as if they were one."""
+    def update(self, window: Window) -> None:
+        """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         assert self.optimizer is not None
-        sizes = [self.batch_size(batch) for batch in window]
-        shares = self.strategy.loss_weights(self.loss, sizes, map(self.unpack, window))
-        for i, (batch, size, share) in enumerate(zip(window, sizes, shares, strict=True)):
-            with self.strategy.accumulating(sync=i == len(window) - 1):
-                outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
-                self.strategy.backward(outputs["loss"], share)
-            self.metrics.record(outputs, size)
-        self.strategy.unscale(self.optimizer)
+        # On one device in fp32, each strategy call is what its comment says.
+        weights = self.strategy.loss_weights(self.loss, window)  # sizes / sum(sizes)
+        for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
+            with self.strategy.accumulating(sync=i == len(window) - 1):  # nothing
+                outputs = self.strategy.run(self.train_step, batch)  # train_step(batch.to(device))
+                self.strategy.backward(loss_of(outputs), weight)  # (loss * weight).backward()
+            self.metrics.record(outputs, window.sizes[i])
+        self.strategy.unscale(self.optimizer)  # nothing
         self.callbacks.on_before_optimizer_step()
-        self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)
-        self.strategy.step(self.optimizer)
-        optimizers.zero_grad(self.optimizer)
+        self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(parameters, norm)
+        self.strategy.step(self.optimizer)  # optimizer.step()
+        optimizers.zero_grad(self.optimizer)  # optimizer.zero_grad()
 
     def train_step(self, batch: Any) -> dict[str, Any]:
-        """Return the loss of ``batch``, to be optimized, as ``"loss"``; whatever else is in the dict is logged."""
+        """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
         x, y, sample_weight = self.unpack(batch)
         y_pred = self(x)
         self.metrics.update(y_pred, y, sample_weight)
-        return self.loss.terms(y_pred, y, sample_weight)  # {"loss": ...}, and of several outputs each one's own
+        return self.loss.terms(
+            y_pred, y, sample_weight
+        )  # {"loss": ...}, and the loss of each output if there are several
+
+    # Evaluation
 
     def test_epoch(self, loader: Iterable[Any], steps: int | None = None) -> dict[str, float]:
-        """Pass once over ``loader`` in eval mode, and return the means over all its samples."""
-        batches = self.strategy.batches(loader, steps)
-        self.callbacks.params["test_steps"] = length(batches)
+        """Pass once over ``loader`` in eval mode, and return the means over all samples of all ranks."""
+        loader = self.strategy.batches(loader, steps)
+        self.callbacks.params["test_steps"] = length(loader)
         self.callbacks.on_test_begin({})
-        with session.evaluation_session(self):
-            for i, batch in enumerate(batches):
+        with evaluation_session(self):
+            for i, batch in enumerate(loader):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
@@ -293,26 +248,8 @@ class Model(Looking, Saving):
         return scores
 
     def test_step(self, batch: Any) -> dict[str, Any]:
-        """Return the loss of ``batch`` and what else is to be logged: the same as in training, unless you override it."""
+        """Return the loss of ``batch`` and other values to log; by default what ``train_step`` returns."""
         return self.train_step(batch)
-
-    def predict_step(self, batch: Any) -> Any:
-        """Return the module's outputs for ``batch``, of which only the inputs are used."""
-        return self(self.unpack(batch).x)
-
-    def __call__(self, x: Any) -> Any:
-        """Call the module, compiled or not, with ``x``: one tensor, a tuple of arguments, or a dict of them."""
-        return self.signature.call(self.strategy.forward, x)
-
-    def unpack(self, batch: Any) -> Batch:
-        """Split a batch into inputs, targets and sample weights; what is missing is None."""
-        return unpack(batch, self.signature)
-
-    def batch_size(self, batch: Any) -> int:
-        """Return the number of samples in ``batch``, by which its loss is weighted."""
-        return batch_size(batch)
-
-    # Measuring and predicting
 
     def evaluate(
         self,
@@ -325,28 +262,61 @@ class Model(Looking, Saving):
         callbacks: Iterable[Callback] = (),
         verbose: int | str = "auto",
     ) -> Scores:
-        """Return the loss and the metrics, in eval mode; ``loss, accuracy = model.evaluate(...)``.
+        """Return the loss and the metrics in eval mode: ``loss, accuracy = model.evaluate(loader)``.
 
         Args:
-            x: Anything that ``fit`` takes; None is the validation data of the last fit, else its training data.
-            y: The targets, where ``x`` does not bring them.
-            batch_size: Samples in a batch, 32 by default.
-            sample_weight: A weight for each sample.
-            steps: Measure on so many batches; None is all.
-            callbacks: Objects that are told what happens.
-            verbose: As in ``fit``.
+            x: Data of any kind that ``fit`` takes. None for the validation data of the last fit, or its training data.
+            y: The targets, unless ``x`` contains them.
+            batch_size: Samples per batch, 32 by default.
+            sample_weight: One weight per sample.
+            steps: Number of batches; None for all.
+            callbacks: Objects that are called during the evaluation.
+            verbose: See ``fit``.
+
+        Raises:
+            RuntimeError: If ``compile`` was not called.
+            ValueError: If there is no data.
         """
-        self._require_compiled("evaluate")
+        self.require_compiled("evaluate")
         if x is None:
-            name, loader = self._fitted_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
+            name, loader = self._last_fit_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
-            name, loader = "the given data", data.as_loader(x, y, sample_weight, batch_size=batch_size)
-        self.loss.prepare(data.all_targets(loader))
-        listeners = CallbackList(
-            [*as_callback_list(callbacks), *progress_callbacks(verbose)], self, {"verbose": verbose, "data": name}
-        )
-        with session.reporting_errors(self, listeners):
+            name, loader = "the given data", as_loader(x, y, sample_weight, batch_size=batch_size)
+        self.loss.prepare(all_targets(loader))
+        all_callbacks = [*as_callback_list(callbacks), *progress_callbacks(verbose)]
+        with reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})):
             return Scores(self.test_epoch(loader, steps), self, name)
+
+    def _last_fit_data(self, **arguments: Any) -> tuple[str, Any]:
+        """Return a description and the batches of the last fit's data; ``arguments`` belong to other data."""
+        name = next((name for name, value in arguments.items() if value is not None), None)
+        if name is not None:
+            raise ValueError(f"evaluate() received {name} without data. Pass evaluate(x, y), or leave out {name}.")
+        for kind in ("validation", "training"):
+            if self.last_fit.get(kind) is not None:
+                return f"the {kind} data of the last fit", self.last_fit[kind]
+        raise ValueError(
+            "evaluate() received no data, and the model has no data of a previous fit; files and copies contain none. Pass "
+            "evaluate(x, y)."
+        )
+
+    # Prediction
+
+    def predict_step(self, batch: Any) -> Any:
+        """Return the outputs of the module for the inputs of ``batch``."""
+        return self(self.unpack(batch).x)
+
+    def __call__(self, x: Any) -> Any:
+        """Call the module with ``x``: one tensor, a tuple of arguments, or a dict of arguments."""
+        return self.signature.call(self.strategy.forward, x)
+
+    def unpack(self, batch: Any) -> Batch:
+        """Split a batch into inputs, targets and sample weights; missing parts are None."""
+        return batches.unpack(batch, self.signature)
+
+    def batch_size(self, batch: Any) -> int:
+        """Return the number of samples in ``batch``, by which its loss is weighted."""
+        return batches.batch_size(batch)
 
     def predict(
         self,
@@ -358,71 +328,310 @@ class Model(Looking, Saving):
         callbacks: Iterable[Callback] = (),
         verbose: int | str = "auto",
     ) -> Any:
-        """Return the module's outputs as NumPy arrays, in eval mode, in the structure and the order of the module's own.
+        """Return the outputs of the module as NumPy arrays, in eval mode and in the order of the samples.
 
         Args:
-            x: Inputs: anything that ``fit`` takes; targets are not used.
-            batch_size: Samples in a batch, 32 by default.
-            steps: Predict so many batches; None is all.
-            to: A ``.npy`` file for outputs that do not fit in memory; what is returned reads from it. Of several outputs
-                each gets a file, ``name.0.npy`` or ``name.key.npy``.
-            callbacks: Objects that are told what happens.
-            verbose: 0 nothing; otherwise a live bar, in a terminal.
+            x: Inputs of any kind that ``fit`` takes. Targets are ignored.
+            batch_size: Samples per batch, 32 by default.
+            steps: Number of batches; None for all.
+            to: A ``.npy`` file for outputs that do not fit in memory; the result is read from it. With several outputs, each gets
+                a file ``name.0.npy`` or ``name.key.npy``.
+            callbacks: Objects that are called during the prediction.
+            verbose: 0 prints nothing; otherwise a live bar in a terminal.
+
+        Returns:
+            An array, or the structure of the module's outputs with arrays.
         """
-        return self._predict(x, lambda y_pred: y_pred, batch_size, steps, callbacks, verbose, OutputCollector.to(to))
+        return self._predict(x, batch_size=batch_size, steps=steps, to=to, callbacks=callbacks, verbose=verbose)
 
     def predict_proba(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
-        """Return probabilities: the outputs after the softmax, exp or sigmoid that the loss implies."""
-        return self._predict(x, self.loss.probabilities, batch_size, None, (), verbose, OutputCollector())
+        """Return probabilities: the outputs after the softmax, exp or sigmoid that belongs to the loss."""
+        return self._predict(x, self.loss.probabilities, batch_size=batch_size, verbose=verbose)
 
     def predict_classes(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
-        """Return the most probable class of each sample; 0 or 1 for each label of a binary loss."""
-        return self._predict(x, self.loss.classes, batch_size, None, (), verbose, OutputCollector())
+        """Return the most probable class of each sample; for a binary loss 0 or 1 for each label."""
+        return self._predict(x, self.loss.classes, batch_size=batch_size, verbose=verbose)
 
     def _predict(
         self,
         x: Any,
-        finish: Callable[[Any], Any],
-        batch_size: int | None,
-        steps: int | None,
-        callbacks: Any,
-        verbose: Any,
-        gathered: OutputCollector,
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        to: str | os.PathLike[str] | None = None,
+        callbacks: Iterable[Callback] = (),
+        verbose: int | str = 0,
     ) -> Any:
-        loader = warn_if_shuffled(data.as_loader(inputs(x, self.signature), batch_size=batch_size))
-        listeners = CallbackList(
-            [*as_callback_list(callbacks), *progress_callbacks(verbose)], self, {"verbose": verbose}
-        )
-        gathered, batches = self.strategy.output_collector(gathered), self.strategy.batches(loader, steps)
-        with session.reporting_errors(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
-            self.callbacks.params["test_steps"] = length(batches)
+        """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
+        loader = as_loader(predictions.inputs(x, self.signature), batch_size=batch_size)
+        loader = self.strategy.batches(predictions.warn_if_shuffled(loader), steps)
+        collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
+        all_callbacks = [*as_callback_list(callbacks), *progress_callbacks(verbose)]
+        session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}))
+        with session, in_eval_mode(self.module), torch.no_grad(), collector:
+            self.callbacks.params["test_steps"] = length(loader)
             self.callbacks.on_predict_begin({})
-            for i, batch in enumerate(batches):
+            for i, batch in enumerate(loader):
                 self.callbacks.on_predict_batch_begin(i, {})
-                outputs = finish(self.strategy.run(self.predict_step, batch))
-                gathered.add(map_leaves(to_numpy, check_one_row_per_sample(outputs, batch)))
+                outputs = self.strategy.run(self.predict_step, batch)
+                outputs = outputs if transform is None else transform(outputs)
+                collector.add(map_leaves(to_numpy, predictions.check_one_row_per_sample(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
             self.callbacks.on_predict_end({})
-        return gathered.result()
+        return collector.result()
+
+    # Compilation
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        loss: Any = None,
+        metrics: Any = (),
+        *,
+        lr: float | None = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = (),
+        scheduler: Any = None,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+        gradient_accumulation_steps: int = 1,
+        precision: str = "fp32",
+        jit_compile: bool = False,
+        strategy: str | Strategy = "auto",
+        channels_last: bool = False,
+    ) -> Self:
+        """Choose how to train, and return the model. The weights stay as they are.
+
+        Args:
+            optimizer: A name, with the defaults of torch (``"adam"``); a ``torch.optim`` object; or a function that creates one
+                from parameters. None for a model that is only evaluated.
+            loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``; a list or dict of these, one
+                per output; None if the module or ``train_step`` computes it.
+            metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output if there are
+                several losses.
+            lr: The learning rate; None for the default of the optimizer.
+            loss_weights: The weight of each output's loss.
+            weighted_metrics: Metrics that use sample and class weights.
+            scheduler: ``"warmup_cosine"``, ``"cosine"`` or ``"one_cycle"``; a ``torch.optim.lr_scheduler`` or a function that
+                creates one from the optimizer, stepped per update or per epoch as its class requires; or a
+                ``callbacks.LRScheduler``, which sets this explicitly.
+            clip_grad_norm: Gradient clipping: the maximum of the common norm of all gradients.
+            clip_grad_value: Gradient clipping: the maximum absolute value of each gradient.
+            gradient_accumulation_steps: Batches per update, which together count as one large batch.
+            precision: ``"fp32"``, or mixed precision: ``"bf16"`` or ``"fp16"``.
+            jit_compile: Call the module through ``torch.compile``.
+            strategy: ``"auto"``: one device, or ``"ddp"`` in a process that ``torchrun`` started. ``"one"``, ``"ddp"``,
+                ``"fsdp"``, or an ``easytorch.Strategy`` such as ``DataParallel(sync_batchnorm=True)``.
+            channels_last: Store images and convolution weights with the channels last in memory, which is faster on most devices.
+                Shapes and files do not change.
+
+        Raises:
+            ValueError: If a name is unknown or a number is invalid; the model is unchanged then.
+            TypeError: If an argument has the wrong type.
+        """
+        compile_args = {
+            "optimizer": optimizer,
+            "loss": loss,
+            "metrics": metrics,
+            "lr": lr,
+            "loss_weights": loss_weights,
+            "weighted_metrics": weighted_metrics,
+            "clip_grad_norm": clip_grad_norm,
+            "clip_grad_value": clip_grad_value,
+            "gradient_accumulation_steps": gradient_accumulation_steps,
+        }
+        if isinstance(scheduler, str):  # an object cannot be saved
+            compile_args["scheduler"] = scheduler
+        window_size = positive_int("gradient_accumulation_steps", gradient_accumulation_steps)
+        optional_positive_number("clip_grad_norm", clip_grad_norm)
+        optional_positive_number("clip_grad_value", clip_grad_value)
+        new_loss = resolve_loss(loss, loss_weights)
+        new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
+        new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
+        new_optimizer = optimizers.resolve(optimizer, self.module, lr)
+        new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
+        new_strategy.channels_last = channels_last
+        new_strategy.prepare(self.module, new_optimizer)
+        # Nothing has changed up to here, so an error leaves the model as it was.
+        self.loss, self.metrics, self.strategy = new_loss, new_metrics, new_strategy
+        self.device = new_strategy.device
+        self.optimizer, self.schedules = new_optimizer, new_schedules
+        self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
+        self.gradient_accumulation_steps = window_size
+        self.compile_args = compile_args
+        return self
+
+    def require_compiled(self, method: str) -> None:
+        """Raise a ``RuntimeError`` if ``compile`` was not called before ``method``."""
+        if self.compile_args is None:
+            hint = (
+                " The loaded model was compiled with objects or functions, which a file cannot contain. Call compile(), then "
+                "load() again to restore the optimizer."
+            )
+            raise RuntimeError(
+                f"{method}() needs a compiled model. Call model.compile('adam', 'cross_entropy') first."
+                f"{hint if self.lacks_compile else ''}"
+            )
+
+    def require_optimizer(self, method: str) -> torch.optim.Optimizer:
+        """Return the optimizer; raise a ``RuntimeError`` if there is none for ``method``."""
+        self.require_compiled(method)
+        if self.optimizer is None:
+            raise RuntimeError(f"{method}() needs an optimizer. Pass one to compile: model.compile('adam', ...).")
+        return self.optimizer
 
     # One batch at a time
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
-        """Update the weights once, by the whole of ``x`` and ``y``, and return the scores of this batch."""
-        self._require_optimizer("train_on_batch")
+        """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch."""
+        self.require_optimizer("train_on_batch")
         batch = one_batch(x, y, sample_weight)
         self.metrics.reset()
-        with session.update_session(self, CallbackList([], self, {})):
-            self.update([batch])
+        with update_session(self, CallbackList([], self, {})):
+            self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
             self.state.step += 1
         return Scores(read(self.metrics.compute()), self, "this batch")
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
-        """Return the scores of one batch, in eval mode."""
-        self._require_compiled("test_on_batch")
-        with translate_errors(self.module):
-            return Scores(self.test_epoch([one_batch(x, y, sample_weight)]), self, "this batch")
+        """Return the scores of one batch in eval mode."""
+        self.require_compiled("test_on_batch")
+        batch = one_batch(x, y, sample_weight)
+        with reporting_errors(self, CallbackList([], self, {})):
+            return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
-        return self._predict([one_batch(x)], lambda y_pred: y_pred, None, None, (), 0, OutputCollector())
+        return self._predict([one_batch(x)])
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
+        """Write weights, optimizer state, history and named compile arguments to a file, and return its path.
+
+        The file is written atomically. ``torch.load(path, weights_only=True)["module"]`` is the state dict of the module. All
+        ranks must call this; the main rank writes.
+
+        Raises:
+            OSError: If the file cannot be written; an existing file is unchanged then.
+            ValueError: If the name ends in ``.safetensors``, which can contain only weights.
+        """
+        return model_io.save(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> Self:
+        """Restore everything from a file of ``save``, or from the newest intact checkpoint of a folder; return the model.
+
+        A model without ``compile`` is compiled as the saved one was, if all arguments were names and numbers. Its precision is
+        restored if the device supports it. A scheduler object must be passed to ``compile`` again.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            FileError: If it is not such a file, is damaged, or belongs to another module; the model is unchanged then.
+        """
+        model_io.load(self, path)
+        return self
+
+    def save_weights(self, path: str | os.PathLike[str]) -> Path:
+        """Write the state dict of the module, as safetensors if the name ends in ``.safetensors``, and return the path."""
+        return model_io.save_weights(self, path)
+
+    def load_weights(self, path: str | os.PathLike[str]) -> Self:
+        """Load weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``; return the model.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            FileError: If it has no weights, is damaged, or belongs to another module; the model is unchanged then.
+        """
+        model_io.load_weights(self, path)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that ``save`` writes: tensors and plain values, the weights as ``"module"``."""
+        return model_io.state_dict(self)
+
+    def training_state(self) -> dict[str, Any]:
+        """Return everything that a run needs to continue exactly here; only while ``fit`` runs."""
+        return model_io.training_state(self)
+
+    def load_training_state(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+        """Continue exactly where ``training_state`` was taken; only at the start of ``fit``.
+
+        Raises:
+            ResumeError: If data, callbacks, metrics or optimizer differ from those of the run.
+        """
+        model_io.load_training_state(self, content, path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy contains: no data, and nothing of a running fit."""
+        return model_io.pickle_state(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.optimizer is not None:  # a copied optimizer has no hooks
+            for schedule in self.schedules:
+                schedule.watch(self.optimizer)
+
+    # Inspection
+
+    @property
+    def history(self) -> History:
+        """The numbers of each epoch, over all fits."""
+        return self.recorded_history.with_model(self)
+
+    def summary(self, x: Any = None, **options: Any) -> Any:
+        """Print the table of layers and an estimate of memory, and return the statistics of torchinfo.
+
+        Args:
+            x: Inputs, which determine the shapes in the table. By default those of the last fit; without any there are no shapes.
+            options: Passed to ``torchinfo.summary``.
+        """
+        return print_summary(self, x, **options)
+
+    def log_names(self) -> list[str]:
+        """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""
+        names = ["loss", *self.loss.term_names(), *self.metrics.names]
+        return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), "lr"]
+
+    def logs_are_open(self) -> bool:
+        """Return whether a custom step or callback may add names to the logs."""
+        return self.overrides("train_step") or self.overrides("update") or self.callbacks.has_user_callbacks()
+
+    def overrides(self, method: str) -> bool:
+        """Return whether a subclass overrides ``method``."""
+        return not is_internal(getattr(type(self), method))
+
+    def __repr__(self) -> str:
+        status = "not compiled"
+        if self.compile_args is not None:
+            status = f"{type(self.optimizer).__name__} on {self.loss!r}"
+        epochs = f"{self.state.epoch} epoch{'s' * (self.state.epoch != 1)}"
+        return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {status}, {epochs})"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not is_internal(cls):
+            api_hints.check_steps(cls)
+
+    if not TYPE_CHECKING:  # type checkers must still find misspelled attributes
+
+        def __getattr__(self, name: str) -> Any:
+            if "module" not in vars(self):
+                raise AttributeError(
+                    f"{type(self).__name__} has no {name!r}, because its __init__ does not call super().__init__(module) first."
+                )
+            hints, known = api_hints.ATTRIBUTE_HINTS, dir(type(self))
+            raise api_hints.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "module" and "module" in vars(self):
+            raise AttributeError(
+                "The module of a model cannot be replaced. Create a new model: Model(net).compile(...)."
+            )
+        if name == "loss" and not isinstance(value, Criterion):
+            raise TypeError(f"model.loss cannot be set to {value!r}. Choose the loss by compile(optimizer, loss).")
+        if is_internal(type(self)):
+            api_hints.check_assignment(name)
+        super().__setattr__(name, value)
+
+
+forward_verbs(Model)

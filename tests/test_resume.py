@@ -135,7 +135,7 @@ def test_a_metric_whose_numbers_no_checkpoint_finds_says_so(tmp_path):
 
 def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "easytorch.strategies.base._check_precision", lambda device, dtype: None
+        "easytorch.strategies.base.check_precision", lambda device, dtype: None
     )  # slow on a CPU, but it runs
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], precision="fp16")
     assert undisturbed[0].strategy.state_dict()["scaler"]["scale"] == 2.0**15  # it overflowed once
@@ -278,7 +278,7 @@ def test_augmentation_is_another_in_every_epoch_and_the_same_for_any_number_of_w
         seen = []
         data = torch.utils.data.Subset(seeded(Noisy()), range(16))  # a split, say: it hides what is inside
         model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
-        keep = LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(model.feed.taken[0][0].clone()))
+        keep = LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(model.train_data.taken[0][0].clone()))
         for _ in range(2):  # two fits of two epochs
             model.fit(DataLoader(data, 16, num_workers=workers), 2, callbacks=[keep], verbose=0)
         return seen
@@ -332,9 +332,9 @@ def test_fit_resume_keeps_the_run_in_a_folder_and_goes_on_from_a_file(tmp_path):
 PARTS = {
     "weights": lambda content: content["module"].update(program_start()),
     "optimizer": lambda content: content["optimizer"]["state"].clear(),
-    "random states": lambda content: content["feed"].update(random=random_of_another_seed()),
-    "order of the data": lambda content: content["feed"]["begin"].update(random=random_of_another_seed()),
-    "place in the data": lambda content: content["feed"].update(used=0, order=None),
+    "random states": lambda content: content["train_data"].update(random=random_of_another_seed()),
+    "order of the data": lambda content: content["train_data"]["begin"].update(random=random_of_another_seed()),
+    "place in the data": lambda content: content["train_data"].update(used=0, order=None),
     "totals of the metrics": lambda content: content["metrics"].update(terms={}),
     "history": lambda content: content["history"].update(epoch=torch.tensor([]), columns={}, measured={}),
     "step": lambda content: content["state"].update(epoch=0),
@@ -385,7 +385,7 @@ def test_the_state_of_every_generator_matters(generator, tmp_path):
         torch.manual_seed(99)
         random.seed(99)
         np.random.seed(99)
-        content["feed"]["random"][generator] = get_rng_state()[generator]
+        content["train_data"]["random"][generator] = get_rng_state()[generator]
     files.write(path, content)
     with pytest.raises(AssertionError):
         assert_same_run(undisturbed, program(tmp_path / "stopped", LOADERS["random augmentation"]))

@@ -64,7 +64,7 @@ class BackupAndRestore(Callback):
 
     def on_restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        self._saved, self._failed, self._ended_by_error = self.model.strategy.now(), None, False
+        self._saved, self._failed, self._ended_by_error = self.model.strategy.control.now(), None, False
         self._begun, self._random_before_test = False, None
         processes = self.model.strategy.group
         path, content = self._found() if processes.is_main else (None, {})
@@ -115,7 +115,7 @@ class BackupAndRestore(Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Keep the run, if it is time."""
         due = self.save_freq != "epoch" and self.model.state.step % int(self.save_freq) == 0
-        if due or (self.minutes is not None and self.model.strategy.now() - self._saved >= 60 * self.minutes):
+        if due or (self.minutes is not None and self.model.strategy.control.now() - self._saved >= 60 * self.minutes):
             self.save()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -159,24 +159,24 @@ class BackupAndRestore(Callback):
             return
         content = self.model.training_state()
         if self._random_before_test is not None:
-            content["feed"]["random"] = self._random_before_test
+            content["train_data"]["random"] = self._random_before_test
         self._complete()
         try:
-            self.model.strategy.write(rotation.step_path(self.folder, self.model.state.step), content)
+            self.model.strategy.checkpoints.write(rotation.step_path(self.folder, self.model.state.step), content)
             if final:
-                self.model.strategy.wait_for_checkpoint()
+                self.model.strategy.checkpoints.wait()
         except OSError as error:
             if final:
                 raise
             self._fail(error)
             return
-        self._failed, self._saved, self._begun = None, self.model.strategy.now(), True
+        self._failed, self._saved, self._begun = None, self.model.strategy.control.now(), True
         self._tidy()
 
     def _complete(self) -> None:
         """Wait for a checkpoint that is written beside the training."""
         try:
-            self.model.strategy.wait_for_checkpoint()
+            self.model.strategy.checkpoints.wait()
         except OSError as error:
             self._fail(error)
 
@@ -253,7 +253,7 @@ class ModelCheckpoint(Monitor):
             super().on_train_begin(logs)
             threshold = self.initial_value_threshold if known is None else known
             self.best = self.best if threshold is None else threshold
-        self._saved, self._failed = self.model.strategy.now(), None
+        self._saved, self._failed = self.model.strategy.control.now(), None
         if self.filepath.endswith(("/", os.sep)) or os.path.isdir(self.filepath):
             file = os.path.join(self.filepath, "model-{epoch}.pt")
             raise ValueError(f"filepath={self.filepath!r} is a folder. Name the file in it, {file!r}.")
@@ -277,7 +277,7 @@ class ModelCheckpoint(Monitor):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Write, if it is time."""
         counted = self.unit == "updates" and self.model.state.step % self.every == 0
-        if counted or (self.unit == "minutes" and self.model.strategy.now() - self._saved >= 60 * self.every):
+        if counted or (self.unit == "minutes" and self.model.strategy.control.now() - self._saved >= 60 * self.every):
             self._write(self.model.state.epoch, batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -296,10 +296,10 @@ class ModelCheckpoint(Monitor):
     def _write(
         self, epoch: int, batch: int | None, logs: Any, value: float | None = None, better: bool = False
     ) -> None:
-        self._saved = self.model.strategy.now()
+        self._saved = self.model.strategy.control.now()
         names = dict(logs.items() if logs else {}) | {"epoch": epoch + 1}
         if batch is not None:
-            rate = float(self.model._require_optimizer("fit").param_groups[0]["lr"])
+            rate = float(self.model.require_optimizer("fit").param_groups[0]["lr"])
             names |= {"batch": batch + 1, "lr": rate}
         if any(name not in names for name in _fields(self.filepath)):  # an epoch that was not validated
             return

@@ -171,7 +171,7 @@ class EarlyStopping(Monitor):
                 f"Epoch {self.stopped_epoch + 1}: {self.monitor} has not been better for {self.wait} epochs; stopped"
             )
         if self.best_weights is not None:
-            self.model.strategy.load_weights(self.best_weights)
+            self.model.strategy.checkpoints.load_weights(self.best_weights)
             self.best_weights = None
             if self.verbose and self.best_epoch is not None:
                 self.say(f"Restored the weights of epoch {self.best_epoch + 1}")

@@ -109,7 +109,7 @@ class LRScheduler(Callback):
 
     def _note_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         # A fused optimizer is stepped in a skipped update too, and leaves the weights alone by itself.
-        scaled = self.step_every == "update" and "model" in vars(self) and self.model.strategy.scales
+        scaled = self.step_every == "update" and "model" in vars(self) and self.model.strategy._scales_loss
         self._updated = not (scaled and bool(getattr(optimizer, "found_inf", False)))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -192,7 +192,7 @@ class Schedule(LRScheduler):
     def on_train_begin(self, logs: Any = None) -> None:
         """Make the schedule for this fit."""
         super().on_train_begin(logs)
-        optimizer = self.model._require_optimizer("fit")
+        optimizer = self.model.require_optimizer("fit")
         if not self.params["steps"]:
             raise ValueError(
                 f"scheduler={self.name!r} must know how long training is, but this data has no length. Pass steps_per_epoch."
@@ -254,7 +254,7 @@ class LearningRateScheduler(Callback):
         if epoch == self.applied:
             return
         self.applied = epoch
-        lr = float(self.model._require_optimizer("fit").param_groups[0]["lr"])
+        lr = float(self.model.require_optimizer("fit").param_groups[0]["lr"])
         value = self.schedule(*((epoch, lr) if _takes_two(self.schedule) else (epoch,)))
         if not isinstance(value, numbers.Real) and not isinstance(value, Tensor):
             raise TypeError(
@@ -335,7 +335,7 @@ class ReduceLROnPlateau(Monitor):
                 self.say(f"Epoch {epoch + 1}: {self.monitor} has not been better; learning rate {_lr(self.model):.4g}")
 
     def _groups(self) -> list[dict[str, Any]]:
-        return self.model._require_optimizer("fit").param_groups
+        return self.model.require_optimizer("fit").param_groups
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and the counts."""
@@ -348,11 +348,11 @@ class ReduceLROnPlateau(Monitor):
 
 
 def _lr(model: Model) -> float:
-    return float(model._require_optimizer("fit").param_groups[0]["lr"])
+    return float(model.require_optimizer("fit").param_groups[0]["lr"])
 
 
 def _set_lr(model: Model, *rates: float) -> None:
-    groups = model._require_optimizer("fit").param_groups
+    groups = model.require_optimizer("fit").param_groups
     for group, rate in zip(groups, rates if len(rates) == len(groups) else rates[:1] * len(groups), strict=True):
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)

@@ -44,7 +44,7 @@ class NaNNotice(Callback):
         ):
             return
         self.told = True
-        example = None if self.model.feed is None else self.model.feed.example
+        example = None if self.model.train_data is None else self.model.train_data.example
         spoilt = any(isinstance(leaf, Tensor) and not leaf.isfinite().all() for leaf in leaves(example))
         cure = (
             "The first batch holds values that are not finite: look for them in the data."
@@ -85,12 +85,15 @@ class TerminateOnNaN(Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Find out how to look without waiting."""
         self.report = None
-        optimizer = self.model._require_optimizer("fit")
+        optimizer = self.model.require_optimizer("fit")
         self._waiting: list[tuple[Tensor, list[Tensor], list[Any], list[Any] | None]] = []
         held_back = self.model.device.type != "cpu" and bool(optimizer.defaults.get("fused"))
         self._held_back = held_back and not self.model.strategy.scaler.is_enabled()
-        assert self.model.feed is not None
-        self._feed, self._losses = self.model.feed, self.model.metrics.last_losses(self.model.feed.window)
+        assert self.model.train_data is not None
+        self._feed, self._losses = (
+            self.model.train_data,
+            self.model.metrics.last_losses(self.model.train_data.window_size),
+        )
         self._generators = [torch.default_generator.get_state]
         if (device := self.model.device).type != "cpu":
             self._generators.append(functools.partial(torch.get_device_module(device).get_rng_state, device))
@@ -113,14 +116,14 @@ class TerminateOnNaN(Callback):
             self._put_aside()
             return
         bad = not all(map(isfinite, self._losses))
-        if self.model.strategy.loss_not_finite(bad):
-            self._end(self._random, self._feed.taken, self._feed.indices())
+        if self.model.strategy.control.loss_not_finite(bad):
+            self._end(self._random, self._feed.window, self._feed.sample_indices())
 
     def _put_aside(self) -> None:
-        bad = self.model.strategy.loss_not_finite(~torch.stack(list(self._losses)).isfinite().all())
+        bad = self.model.strategy.control.loss_not_finite(~torch.stack(list(self._losses)).isfinite().all())
         optimizer: Any = self.model.optimizer
         optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # fused kernels update nothing where it is 1
-        self._waiting.append((bad, self._random, self._feed.taken, self._feed.indices()))
+        self._waiting.append((bad, self._random, self._feed.window, self._feed.sample_indices()))
         if len(self._waiting) == self.EVERY:
             self._look()
 
@@ -161,7 +164,7 @@ class TerminateOnNaN(Callback):
                 self.report += f"\n  Written to {files.write(Path(self.path), content)}, to reproduce it."
             except (OSError, TypeError) as error:  # what was found matters more
                 self.report += f"\n  {error}"
-        self.model._require_optimizer("fit").zero_grad()  # without gradients the optimizer does nothing
+        self.model.require_optimizer("fit").zero_grad()  # without gradients the optimizer does nothing
         self.model.stop_training = self.model.callbacks.diverged = True
         if self.raise_error:
             raise FloatingPointError(self.report)
@@ -176,7 +179,7 @@ class TerminateOnNaN(Callback):
             _set_random(random, model.device)
             for number, batch in enumerate(window):
                 with found:
-                    terms = model.strategy.run_alone(model.train_step, batch)
+                    terms = model.strategy.run_locally(model.train_step, batch)
                 bad = [
                     name
                     for name, value in terms.items()

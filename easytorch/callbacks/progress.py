@@ -123,9 +123,9 @@ class Lines(Callback):
     def advise(self) -> None:
         """Name the cure, once in a fit, if an epoch has waited long for its data."""
         data, share = self.model.history.seconds[-1]["data"], self.model.history.shares[-1]["data"]
-        if self.advised or share <= self.WAIT or data <= self.PATIENCE or self.model.feed is None:
+        if self.advised or share <= self.WAIT or data <= self.PATIENCE or self.model.train_data is None:
             return
-        if cure := self.model.feed.cure(self.model.device):
+        if cure := self.model.train_data.data_loading_advice(self.model.device):
             self.advised = True
             self.write(f"Waiting for data took {share:.0%} of this epoch. {cure}")
 

@@ -1,7 +1,13 @@
-"""Training data in windows, with an exact position for resume."""
+"""Training data in windows, with an exact position for resume.
+
+The position consists of the random states at the start of the pass, so that the sampler draws the same order again; the
+number of batches used since then, which the sampler skips without loading them; and the current random states, which are
+restored right before the next batch is loaded.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from easytorch._utils.integers import whole
+from easytorch._utils.integers import optional_positive_int
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import (
     find_generators,
@@ -24,9 +30,10 @@ from easytorch._utils.rng import (
 from easytorch._utils.timer import Timer
 from easytorch._utils.warnings import warn
 from easytorch.data import sharding
-from easytorch.data.batch import EMPTY_DATA, length
+from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, length, unpack
 from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches
 from easytorch.data.resumable_sampler import ResumableSampler
+from easytorch.data.window import Window
 from easytorch.data.workers import iterate, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
@@ -34,417 +41,466 @@ from easytorch.errors import ResumeError
 if TYPE_CHECKING:
     from easytorch.training.state import TrainState
 
+# Entries of a checkpoint that a resumed run which has read nothing yet passes on unchanged.
+UNREAD_KEYS = ("passes", "batches_used", "rng_at_start", "order_generators", "order_checksum", "loader", "offset")
 
-class EpochIterator:
-    """The training data as windows of batches, one window for each update, epoch after epoch.
 
-    Args:
-        loader: The batches.
-        window: Batches in a window; the last window of a pass may be shorter.
-        steps: Windows in an epoch. None: an epoch is one pass over the data. Otherwise the data goes on where the last
-            epoch stopped, and starts again when it ends.
-        weigh: Applied to each batch.
-        unsure: Whether loading may draw random numbers that nothing can restore.
-        processes: Those who share the data.
-        beside: The batches to validate on, whose generators go on in a resumed run too.
+@dataclasses.dataclass
+class Position:
+    """Where the iteration is.
 
     Attributes:
-        lends: What to do where this process has no batch and others have. False: it is left out, and a window may be empty. True:
-            it has its last batch again, which then counts nothing.
+        passes: Passes over the data that were started in this fit.
+        batches_used: Batches of this pass that the loop took.
+        offset: Batches of this pass, of all ranks, that a run with another world size used.
+        rng_at_start: Random states at the start of this pass.
+    """
+
+    passes: int = 0
+    batches_used: int = 0
+    offset: int = 0
+    rng_at_start: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class EpochIterator:
+    """Iterates over the training data, one window of batches per update, epoch after epoch.
+
+    Args:
+        loader: The batches of all ranks.
+        window_size: Batches per window. The last window of a pass may be shorter.
+        steps: Windows per epoch. With None an epoch is one pass over the data. Otherwise an epoch continues where the last
+            one stopped, and a new pass starts when the data ends.
+        weigh: Applied to each batch; adds class weights.
+        unreproducible: Whether workers may draw random numbers that cannot be restored.
+        group: The ranks that share the data.
+        validation_loader: The validation batches, whose generators are saved and restored too.
+        batch_size: Returns the number of samples of a batch.
+        unpack: Splits a batch into inputs, targets and weights.
+
+    Attributes:
+        needs_batch_every_step: Whether a rank without a batch gets its last batch again as padding, which counts nothing.
+            Otherwise its window is empty.
+        window: The window of the update in progress.
+        example: A copy of the first batch.
+        timer: Measures the wait for data.
+        first_epoch: Number of epochs before this fit, for samplers and datasets with ``set_epoch``.
+
+    Raises:
+        ValueError: If the loader is empty.
     """
 
     def __init__(
         self,
         loader: Any,
-        window: int = 1,
+        *,
+        window_size: int = 1,
         steps: int | None = None,
         weigh: Callable[[Any], Any] | None = None,
-        unsure: bool = False,
+        unreproducible: bool = False,
         group: SingleProcess | None = None,
-        beside: Any = None,
+        validation_loader: Any = None,
+        batch_size: Callable[[Any], int] = batch_size,
+        unpack: Callable[[Any], Batch] = unpack,
     ) -> None:
         if length(loader) == 0:
             raise ValueError(
-                "The data is empty: there is not one batch. With drop_last=True, is batch_size larger than it?"
+                "The data is empty: it has no batch. With drop_last=True, use a batch_size that is not larger than the data."
             )
-        steps = whole("steps_per_epoch", steps)
-        self.loader, self.window, self.steps, self.weigh, self.unsure = loader, window, steps, weigh, unsure
+        self.loader, self.validation_loader = loader, validation_loader
+        self.window_size, self.steps = window_size, optional_positive_int("steps_per_epoch", steps)
         self.group = group or SingleProcess()
-        self.needs_batch_every_step, self.beside = False, beside
-        self._last: Any = None  # the batch to lend
-        self.once = isinstance(loader, Iterator)
-        self.example: Any = None
-        self.taken: list[Any] = []  # the window that the loop has now
-        self.exhausted = False
-        self.timer = Timer()
-        self.passes = 0  # passes over the data begun, in this fit
-        self.earlier = 0  # epochs before this fit, for samplers and datasets that count them
-        self.used = 0  # batches that the loop took in this pass
-        self.offset = 0  # batches of this pass that were used by another number of processes
-        self._begin: dict[str, Any] = {}  # the random states when this pass began
-        self._resume: Mapping[str, Any] | None = None
-        self._done = 0  # windows of the epoch that runs, made before it was resumed
-        self._iterator: Any = None  # of the pass that runs
+        self.needs_batch_every_step = False
+        self.timer, self.first_epoch = Timer(), 0
+        self.window, self.example = Window(), None
+        self._weigh, self._unreproducible = weigh, unreproducible
+        self._batch_size, self._unpack = batch_size, unpack
+        self._single_pass = isinstance(loader, Iterator)
+        self._exhausted = False
+        self._position = Position()
+        self._resume: Mapping[str, Any] | None = None  # the position to continue from, until the first batch is read
         self._loader_state: Any = None
-        self._now: dict[str, Any] = {}
-        self._order: ResumableSampler | TensorBatches | None = None
-        self._reader, self._part = self._watched(
+        self._rng_now: dict[str, Any] = {}
+        self._windows_done = 0  # windows of the resumed epoch that are done already
+        self._iterator: Any = None
+        self._padding_batch: Any = None
+        self._sampler: ResumableSampler | TensorBatches | None = None
+        self._reader, self._shards = self._make_reader(
             sharding.shard_loader(shield_workers(loader), self.group, training=True)
         )
         if length(self._reader) == 0:
             raise ValueError(
-                f"There is not one round of batches for {self.group.world_size} processes, and drop_last=True drops what is not "
-                "whole. Use a smaller batch_size or fewer processes."
+                f"The data has fewer batches than the {self.group.world_size} processes, and drop_last=True drops an incomplete "
+                "round. Use a smaller batch_size or fewer processes."
             )
-        self._stream = self._endless() if steps else None
-        self._ahead: list[list[Any]] = []  # the window that was taken to see whether there is one
+        self._stream = self._repeat() if self.steps else None
+        self._lookahead: list[Window] = []  # the window that was read to see whether there is one
 
     def __len__(self) -> int:
-        """Return the number of windows in an epoch; 0 where it is unknown."""
-        return self.steps or -(-(length(self._reader) or 0) // self.window)
+        """Return the number of windows per epoch; 0 if unknown."""
+        return self.steps or -(-(length(self._reader) or 0) // self.window_size)
+
+    # Epochs and windows
 
     def epochs(self, state: TrainState) -> Iterator[int]:
-        """Yield the number of each epoch that ``state`` still wants, as long as there is data."""
+        """Yield the number of each epoch until ``state.last``, or until a generator has no more data."""
         while state.epoch < state.last:
             yield state.epoch
-            if state.epoch < state.last and (self.exhausted or self._is_over()):
+            if state.epoch < state.last and (self._exhausted or not self._has_more()):
                 warn(
-                    f"The data ran out in epoch {state.epoch} of {state.last}, so training stops there: a generator can be "
-                    "read only once. Pass the function that makes it (not its result), a list of batches or a DataLoader."
+                    f"Training stops after epoch {state.epoch} of {state.last}: the generator has no more data, since it can be "
+                    "read only once. Pass the function that creates it (not its result), a list of batches or a DataLoader."
                 )
                 return
 
-    def _is_over(self) -> bool:
-        """Whether a generator, read so many updates in an epoch, has none left for another one."""
-        if not self.once or self._stream is None:
-            return False
-        self._ahead = list(itertools.islice(self._stream, 1))
-        return not self._ahead
+    def _has_more(self) -> bool:
+        """Return whether a generator that is divided into epochs has another window."""
+        if not self._single_pass or self._stream is None:
+            return True
+        self._lookahead = list(itertools.islice(self._stream, 1))
+        return bool(self._lookahead)
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        """Yield the windows of one epoch; of a resumed one, the rest."""
+    def __iter__(self) -> Iterator[Window]:
+        """Yield the windows of one epoch; the remaining ones of a resumed epoch."""
         self.timer.start()
-        count, self._done = self._done, 0
-        ahead, self._ahead = self._ahead, []
-        left = self.steps - count - len(ahead) if self.steps else None
-        for window in itertools.chain(ahead, itertools.islice(self._stream or self._pass(), left)):
+        count, self._windows_done = self._windows_done, 0
+        lookahead, self._lookahead = self._lookahead, []
+        remaining = self.steps - count - len(lookahead) if self.steps else None
+        for window in itertools.chain(lookahead, itertools.islice(self._stream or self._pass(), remaining)):
             if self.example is None and window:
-                self.example = map_leaves(_copied, window[0])
-            self.taken = window
+                self.example = map_leaves(_clone_tensor, window[0])
+            self.window = window
             count += 1
             self.timer.mark("data")
             yield window
             self.timer.mark("rest")
-        self.exhausted = count < self.steps if self.steps else self.once
+        self._exhausted = count < self.steps if self.steps else self._single_pass
         if not count:
             raise ValueError(EMPTY_DATA)
 
-    def indices(self) -> list[Any] | None:
-        """Return the dataset's indices of each batch in the window that the loop has now; None where nobody knows."""
-        if self._order is None:
-            return None
-        first = self.used - self._rounds
-        return [self._order.batch(first + i) for i in range(len(self.taken))]
+    def close(self) -> None:
+        """Shut down the loader's workers now: a traceback that holds the iterator would keep them alive."""
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+        self._iterator = self._reader = self._stream = None
+        self.window = Window()
 
-    def cure(self, device: torch.device) -> str | None:
-        """Say what would shorten the wait for data; None where nothing would."""
+    def sample_indices(self) -> list[Any] | None:
+        """Return the dataset indices of each batch in the current window; None if unknown."""
+        if self._sampler is None:
+            return None
+        first = self._position.batches_used - self._batches_in_window
+        return [self._sampler.batch(first + i) for i in range(len(self.window))]
+
+    def data_loading_advice(self, device: torch.device) -> str | None:
+        """Return advice that shortens the wait for data; None if there is none."""
         loader = self.loader
         if isinstance(self._reader, TensorBatches):
             return None
         if not isinstance(loader, DataLoader):
-            return "A Dataset in a DataLoader(num_workers=2) is loaded while the model trains."
-        cures = (
-            []
-            if isinstance(loader.dataset, IterableDataset)
-            else [
+            return "Put a Dataset into a DataLoader(num_workers=2) to load samples while the model trains."
+        advice = []
+        if not isinstance(loader.dataset, IterableDataset):
+            advice.append(
                 "If its samples are the same every time and fit in memory, load them once: easytorch.data.in_memory(dataset)."
-            ]
-        )
-        more = 2 * loader.num_workers or 2
-        cures.append(
-            f"{'More' if loader.num_workers else 'Some'} workers load while the model trains: num_workers={more}."
+            )
+        workers = 2 * loader.num_workers or 2
+        advice.append(
+            f"Use {'more ' if loader.num_workers else ''}workers, which load while the model trains: num_workers={workers}."
         )
         if device.type != "cpu" and not loader.pin_memory:
-            cures.append("Pinned memory is copied without waiting: pin_memory=True.")
-        return " ".join(cures)
+            advice.append("Use pin_memory=True: pinned memory is copied without waiting.")
+        return " ".join(advice)
 
-    def close(self) -> None:
-        """End the loader's workers now: at the end of the process, whoever holds a traceback would hold them too."""
-        end = getattr(self._iterator, "_shutdown_workers", None)
-        if end is not None:
-            end()
-        self._iterator = self._reader = self._stream = None
-        self.taken = []
-        self.group.idle, self.group.foreseen = False, None
-
-    def _pass(self) -> Iterator[list[Any]]:
-        """Yield the windows of one pass over the data, or the rest of the pass in which the run stopped."""
+    def _pass(self) -> Iterator[Window]:
+        """Yield the windows of one pass over the data; the remaining ones of a resumed pass."""
         skip = self._start_pass()
-        batches = self._batches(skip)
-        batches = batches if self.weigh is None else map(self._weighed, batches)
-        batches = batches if self._part is None else self._padded(batches)
-        while window := list(itertools.islice(batches, self.window)):
-            self.used += len(window)
-            self._rounds = len(window)
-            yield window if self._part is None else self._own(window)
+        batches: Iterator[Any] = map(self._apply_weights, self._read(skip))
+        if self._shards is not None:
+            batches = self._append_missing(batches)
+        while taken := list(itertools.islice(batches, self.window_size)):
+            self._position.batches_used += len(taken)
+            self._batches_in_window = len(taken)
+            yield self._make_window(taken)
 
-    def _own(self, window: list[Any]) -> list[Any]:
-        """Return what of ``window`` this process has, and tell what all of them have."""
-        rounds = self._part.rounds[self.used - len(window) : self.used]
-        if self.needs_batch_every_step:
-            window = [self._lent(batch) for batch in window]
-        else:
-            window = [batch for batch in window if batch is not sharding.NO_BATCH]
-        own = [count for count, _ in rounds if count or self.needs_batch_every_step]
-        self.group.foreseen = own, sum(total for _, total in rounds)
-        self.group.sure, self.group.idle = self._part.counts, not any(own)
-        return window
-
-    def _lent(self, batch: Any) -> Any:
-        if batch is not sharding.NO_BATCH:
-            self._last = batch
-        elif self._last is None:
-            self._last = self._spare()
-        return self._last
-
-    def _spare(self) -> Any:
-        """Return a batch to lend, of which nothing counts, for a process that has had none since it started."""
-        loader = self.loader
-        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-            raise ValueError(
-                f"Process {self.group.rank} has no batch, not even a first one. Use fewer processes or a smaller batch_size."
-            )
-        with preserve_rng_state():
-            return self._weighed(MapBatches(loader).fetch([0, 0]))  # BatchNorm could not take a single sample
-
-    def _padded(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Yield the batches, and ``IDLE`` for those that only others have in the end."""
-        count = self.used
-        for batch in batches:
-            count += 1
-            yield batch
-        yield from itertools.repeat(sharding.NO_BATCH, len(self._part.rounds) - count)
-
-    def _weighed(self, batch: Any) -> Any:
-        return batch if batch is sharding.NO_BATCH or self.weigh is None else self.weigh(batch)
-
-    def _endless(self) -> Iterator[list[Any]]:
+    def _repeat(self) -> Iterator[Window]:
+        """Yield the windows of one pass after another."""
         while True:
             window = None
             for window in self._pass():
                 yield window
-            if self.once or (window is None and not self.used):
+            if self._single_pass or (window is None and not self._position.batches_used):
                 return
 
-    def _start_pass(self) -> int:
-        """Note the random states at the begin of a pass, or put back those of the pass to resume; return what to skip."""
-        resume, self._resume = self._resume, None
-        order = find_generators(*order_sources(self.loader))
-        if resume is None:
-            self._agree(order)
-            self.passes += 1
-            self._begin = {"random": get_rng_state(), "generators": get_generator_states(order)}
-            self.used = self.offset = 0
-        else:
-            self.offset = resume.get("offset", 0)
-            self.passes, self.used, self._begin = resume["passes"], resume["used"], dict(resume["begin"])
-            self._now = get_rng_state()
-            set_rng_state(self._begin["random"])
-            set_generator_states(order, self._begin["generators"])
-        if getattr(self._reader, "persistent_workers", False) and self._reader._iterator is None and self.passes > 1:
-            # Workers that live on draw no new seed; those of a resumed run, which start now, must not either.
-            self._reader.generator = torch.Generator()
-        for part in [*order_sources(self.loader), *sample_sources(self.loader)]:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(self.earlier + self.passes - 1)
-        if self._part is not None:
-            self._part.offset = self.offset
-        if self._order is not None:
-            self._order.start(resume, self._now)
-        return self.used if resume is not None else 0
+    def _apply_weights(self, batch: Any) -> Any:
+        return batch if batch is sharding.NO_BATCH or self._weigh is None else self._weigh(batch)
 
-    def _agree(self, order: list[Any]) -> None:
-        """Have the random states of process 0, so that everybody draws the same order."""
+    # Windows of several ranks
+
+    def _make_window(self, batches: list[Any]) -> Window:
+        """Return this rank's window, with the sample counts of all ranks where they are known."""
+        functions: Any = {"batch_size": self._batch_size, "unpack": self._unpack}
+        if self._shards is None:
+            return Window(batches, **functions)
+        used = self._position.batches_used
+        rounds = self._shards.rounds[used - len(batches) : used]
+        if self.needs_batch_every_step:
+            batches = [self._pad(batch) for batch in batches]
+        else:
+            batches = [batch for batch in batches if batch is not sharding.NO_BATCH]
+        counts = [count for count, _ in rounds if count or self.needs_batch_every_step]
+        total = sum(total for _, total in rounds)
+        return Window(batches, sample_counts=counts, total=total, counts_exact=self._shards.counts_exact, **functions)
+
+    def _append_missing(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches, then ``NO_BATCH`` for each round in which only other ranks have a batch."""
+        count = self._position.batches_used
+        for batch in batches:
+            count += 1
+            yield batch
+        yield from itertools.repeat(sharding.NO_BATCH, len(self._shards.rounds) - count)
+
+    def _pad(self, batch: Any) -> Any:
+        """Return ``batch``, or for ``NO_BATCH`` the last batch of this rank."""
+        if batch is not sharding.NO_BATCH:
+            self._padding_batch = batch
+        elif self._padding_batch is None:
+            self._padding_batch = self._load_padding()
+        return self._padding_batch
+
+    def _load_padding(self) -> Any:
+        """Return a padding batch for a rank that has had no batch since it started."""
+        loader = self.loader
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            raise ValueError(f"Rank {self.group.rank} has no batch. Use fewer processes or a smaller batch_size.")
+        with preserve_rng_state():
+            return self._apply_weights(MapBatches(loader).fetch([0, 0]))  # BatchNorm could not take a single sample
+
+    # Reading a pass
+
+    def _start_pass(self) -> int:
+        """Start a pass, or restore the start of the pass to resume; return the number of batches to skip."""
+        resume, self._resume = self._resume, None
+        position = self._position
+        generators = find_generators(*order_sources(self.loader))
+        if resume is None:
+            self._synchronize_order(generators)
+            position.passes += 1
+            position.rng_at_start = {"random": get_rng_state(), "generators": get_generator_states(generators)}
+            position.batches_used = position.offset = 0
+        else:
+            position.passes, position.batches_used = resume["passes"], resume["batches_used"]
+            position.offset, position.rng_at_start = resume.get("offset", 0), dict(resume["rng_at_start"])
+            self._rng_now = get_rng_state()
+            set_rng_state(position.rng_at_start["random"])
+            set_generator_states(generators, position.rng_at_start["generators"])
+        if (
+            getattr(self._reader, "persistent_workers", False)
+            and self._reader._iterator is None
+            and position.passes > 1
+        ):
+            # Persistent workers draw no new seed, so those of a resumed run, which start now, must not draw one either.
+            self._reader.generator = torch.Generator()
+        for source in [*order_sources(self.loader), *sample_sources(self.loader)]:
+            if hasattr(source, "set_epoch"):
+                source.set_epoch(self.first_epoch + position.passes - 1)
+        if self._shards is not None:
+            self._shards.offset = position.offset
+        if self._sampler is not None:
+            self._sampler.start(resume, self._rng_now)
+        return position.batches_used if resume is not None else 0
+
+    def _synchronize_order(self, generators: list[Any]) -> None:
+        """Broadcast the random states of rank 0, so that all ranks draw the same order."""
         if self.group.world_size > 1:
-            random, own = self.group.broadcast((get_rng_state(), get_generator_states(order)))
+            random, states = self.group.broadcast((get_rng_state(), get_generator_states(generators)))
             if not self.group.is_main:
                 set_rng_state(random)
-                set_generator_states(order, own)
+                set_generator_states(generators, states)
 
-    def _batches(self, skip: int) -> Iterator[Any]:
+    def _read(self, skip: int) -> Iterator[Any]:
+        """Return the batches of this pass after the first ``skip``."""
         batches: Iterator[Any]
         if self._loader_state is not None and skip:
             self._reader.load_state_dict(self._loader_state)
         batches = self._iterator = iterate(self._reader)
         if not skip:
             return batches
-        if self._order is not None:
+        if self._sampler is not None:
             batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
-            if self._order.resume is None:  # it has skipped; a loader of the user's own may not ask it
+            if self._sampler.resume is None:  # the sampler has skipped; a custom loader may never ask it
                 return batches
         if self._loader_state is None:
-            warn(
-                f"{type(self.loader).__name__} has no sampler that could skip, so the {skip} batches that were used before "
-                "are read again and thrown away."
-            )
-            thrown = list(itertools.islice(batches, skip))
-            if self.needs_batch_every_step and thrown and thrown[-1] is not sharding.NO_BATCH:
-                self._last = self._weighed(thrown[-1])
-            if len(thrown) < skip:
-                raise ResumeError(f"The run stopped after {skip} batches of a pass, but the data has fewer now.")
-        set_rng_state(self._now)
+            self._discard(batches, skip)
+        set_rng_state(self._rng_now)
         return batches
 
-    def _watched(self, loader: Any) -> tuple[Any, Any]:
-        """Return a twin of ``loader`` whose order can be resumed, and what knows the rounds of it, where there are others."""
+    def _discard(self, batches: Iterator[Any], count: int) -> None:
+        """Load ``count`` batches and discard them, since the sampler cannot skip them."""
+        warn(
+            f"{type(self.loader).__name__} has no sampler that can skip, so the {count} batches that were used before are "
+            "loaded again and discarded. Use a DataLoader over a Dataset to skip them without loading."
+        )
+        discarded = list(itertools.islice(batches, count))
+        if len(discarded) < count:
+            raise ResumeError(f"The run stopped after {count} batches of a pass, but the data has fewer now.")
+        if self.needs_batch_every_step and discarded[-1] is not sharding.NO_BATCH:
+            self._padding_batch = self._apply_weights(discarded[-1])
+
+    def _make_reader(self, loader: Any) -> tuple[Any, Any]:
+        """Return what batches are read from, and what knows the rounds of several ranks (None with one rank)."""
         if not isinstance(loader, DataLoader):
             return loader, None if self.group.world_size == 1 else loader
-        twin, dealer = as_tensor_batches(loader), None if self.group.world_size == 1 else loader.batch_sampler
-        if isinstance(twin, TensorBatches):
-            self._order = twin
-            return twin, dealer
+        reader, shards = as_tensor_batches(loader), None if self.group.world_size == 1 else loader.batch_sampler
+        if isinstance(reader, TensorBatches):
+            self._sampler = reader
+            return reader, shards
         if not isinstance(loader.dataset, IterableDataset) and not hasattr(loader, "load_state_dict"):
             kind = "sampler" if loader.batch_sampler is None else "batch_sampler"
-            ahead = loader.num_workers * (loader.prefetch_factor or 0)
-            self._order = ResumableSampler(getattr(loader, kind), memory=ahead + self.window + 1)
-            vars(twin)[kind] = self._order  # DataLoader guards it against a change of mind; the order does not change
-        return as_map_batches(twin), dealer
+            prefetched = loader.num_workers * (loader.prefetch_factor or 0)
+            self._sampler = ResumableSampler(getattr(loader, kind), memory=prefetched + self.window_size + 1)
+            # DataLoader forbids this assignment, which is safe here: the order does not change.
+            vars(reader)[kind] = self._sampler
+        return as_map_batches(reader), shards
+
+    # Checkpoints
 
     def state_dict(self, epoch_step: int) -> dict[str, Any]:
-        """Return the place in the data, and the random states.
+        """Return the position and the random states.
 
         Args:
-            epoch_step: Updates made in the epoch that runs; 0 between two epochs.
+            epoch_step: Updates of the epoch in progress; 0 between two epochs.
         """
-        between = epoch_step == 0 and not self.steps
-        own = getattr(self._reader, "state_dict", None)
-        resumed = {} if between or self._resume is None else self._resume
-        place = {name: resumed[name] for name in PLACE if name in resumed}
+        position = self._position
+        between_passes = epoch_step == 0 and not self.steps
+        read_state = getattr(self._reader, "state_dict", None)
+        unread = {} if between_passes or self._resume is None else self._resume
+        sampler = None if between_passes else self._sampler
         return {
-            "passes": self.passes,
-            "used": 0 if between else self.used,
+            "passes": position.passes,
+            "batches_used": 0 if between_passes else position.batches_used,
+            "offset": 0 if between_passes else position.offset,
+            "rng_at_start": {} if between_passes else position.rng_at_start,
             "epoch_step": epoch_step,
-            "begin": {} if between else self._begin,
             "random": get_rng_state(),
-            "generators": get_generator_states(find_generators(*order_sources(self.loader))),
-            "data_generators": get_generator_states(find_generators(*sample_sources(self.loader))),
-            "beside": get_generator_states(self._generators_beside()),
-            "order": self._order.mark(self.used) if self._order is not None and not between else None,
-            "loader": own() if own is not None and not between else None,
+            "order_generators": get_generator_states(find_generators(*order_sources(self.loader))),
+            "sample_generators": get_generator_states(find_generators(*sample_sources(self.loader))),
+            "validation_generators": get_generator_states(self._validation_generators()),
+            "order_checksum": None if sampler is None else sampler.checksum(position.batches_used),
+            "loader": read_state() if read_state is not None and not between_passes else None,
             "size": self._size(),
-            "window": self.window,
-            "processes": self.group.world_size,
-            "offset": 0 if between else self.offset,
-            **place,
+            "window_size": self.window_size,
+            "world_size": self.group.world_size,
+            **{key: unread[key] for key in UNREAD_KEYS if key in unread},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``: the next window is the one after the last that was used.
+        """Continue from ``state``: the next window is the one after the last that was used.
 
         Raises:
-            ResumeError: If the data has another length, or is put together otherwise.
+            ResumeError: If the data has another length or is batched differently.
         """
-        order, of_data = find_generators(*order_sources(self.loader)), find_generators(*sample_sources(self.loader))
-        for what, before, now in (
-            ("samples, batches and batch size", state["size"], self._size()),
-            ("batches in an update", state["window"], self.window),
-            ("random generators for the order", len(state["generators"]), len(order)),
-            ("random generators in the dataset", len(state["data_generators"]), len(of_data)),
+        order_generators = find_generators(*order_sources(self.loader))
+        sample_generators = find_generators(*sample_sources(self.loader))
+        self._check_same_data(state, len(order_generators), len(sample_generators))
+        self._position.passes = state["passes"]
+        self._windows_done = state["epoch_step"]
+        set_rng_state(state["random"])
+        if state["world_size"] != self.group.world_size:
+            state = self._reshard(state)
+        if state["batches_used"] or state["offset"]:
+            self._resume, self._loader_state = state, state["loader"]
+        else:
+            set_generator_states(order_generators, state["order_generators"])
+        set_generator_states(sample_generators, state["sample_generators"])
+        if len(state["validation_generators"]) == len(self._validation_generators()):
+            set_generator_states(self._validation_generators(), state["validation_generators"])
+        if self._unreproducible and (self._resume is not None or getattr(self.loader, "persistent_workers", False)):
+            warn(
+                "DataLoader workers load the samples, and their random numbers cannot be restored. If the dataset draws random "
+                "numbers (augmentation), results will differ from an uninterrupted run. Wrap the dataset in "
+                "easytorch.data.seeded(dataset) for an exact resume."
+            )
+
+    def _check_same_data(self, state: Mapping[str, Any], order_generators: int, sample_generators: int) -> None:
+        samples, batches, size = self._size()
+        samples_before, batches_before, size_before = state["size"]
+        for name, before, now in (
+            ("samples", samples_before, samples),
+            ("batches", batches_before, batches),
+            ("samples per batch", size_before, size),
+            ("batches per update", state["window_size"], self.window_size),
+            ("random generators for the order", len(state["order_generators"]), order_generators),
+            ("random generators in the dataset", len(state["sample_generators"]), sample_generators),
         ):
             if before != now:
                 raise ResumeError(
-                    f"The run that is to be resumed had {before} {what}; now there are {now}. Pass the same data and "
-                    "settings, or begin anew in another folder."
+                    f"Cannot resume: the run had {before} {name}, and this program has {now}. Pass the same data and settings, "
+                    "or start a new run in another folder."
                 )
-        self.passes = state["passes"]
-        self._done = state["epoch_step"]
-        set_rng_state(state["random"])
-        if state.get("processes", 1) != self.group.world_size:
-            state = self._redealt(state)
-        if state["used"] or state.get("offset", 0):
-            self._resume, self._loader_state = state, state["loader"]
-            if self.unsure:
-                self._warn_of_workers()
-        else:
-            set_generator_states(order, state["generators"])
-        set_generator_states(of_data, state["data_generators"])
-        if len(state.get("beside", ())) == len(self._generators_beside()):
-            set_generator_states(self._generators_beside(), state.get("beside", ()))
-        if self.unsure and getattr(self.loader, "persistent_workers", False) and not state["used"]:
-            self._warn_of_workers()
 
-    def _generators_beside(self) -> list[Any]:
-        return find_generators(*order_sources(self.beside), *sample_sources(self.beside))
-
-    def _redealt(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return ``state``, of another number of processes, for this one: what all of them have used is skipped."""
-        before = state.get("processes", 1)
-        if isinstance(self._reader, sharding.PerRankStream) and state["used"]:
+    def _reshard(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return ``state`` of a run with another world size for this one: the batches that all ranks used are skipped."""
+        before = state["world_size"]
+        if isinstance(self._reader, sharding.PerRankStream) and state["batches_used"]:
             raise ResumeError(
-                f"The run that is to be resumed had {before} processes, which brought data of their own; now there are "
-                f"{self.group.world_size}, and nobody knows what is left. Start as many, or begin anew in another folder."
+                f"Cannot resume: the run had {before} processes with separate data each, and now there are "
+                f"{self.group.world_size}, so the remaining data is unknown. Start {before} processes, or start a new run in "
+                "another folder."
             )
         self.group.seed_per_rank()
-        skipped = state.get("offset", 0) + state["used"] * before
-        alone = self.group.world_size == 1
+        skipped = state["offset"] + state["batches_used"] * before
+        is_single = self.group.world_size == 1
         return {
             **state,
-            "used": skipped if alone else 0,
-            "offset": 0 if alone else skipped,
-            "order": None,
+            "batches_used": skipped if is_single else 0,
+            "offset": 0 if is_single else skipped,
+            "order_checksum": None,
             "loader": None,
         }
 
+    def _validation_generators(self) -> list[Any]:
+        return find_generators(*order_sources(self.validation_loader), *sample_sources(self.validation_loader))
+
     def _size(self) -> list[int | None]:
+        """Return the numbers of samples, batches and samples per batch; None for what is unknown."""
         dataset = getattr(self.loader, "dataset", None)
-        return [
-            None if dataset is None else length(dataset),
-            length(self.loader),
-            getattr(self.loader, "batch_size", None),
-        ]
-
-    @staticmethod
-    def _warn_of_workers() -> None:
-        warn(
-            "The samples are loaded by workers, whose random numbers cannot be restored. If the dataset draws any "
-            "(augmentation), the run is not that of an undisturbed one from here on. Wrap it in "
-            "easytorch.data.seeded(dataset) to make it exact."
-        )
-
-
-# What a run that was resumed, and has read nothing yet, hands on as it came.
-PLACE = ("passes", "used", "begin", "generators", "order", "loader", "offset")
+        samples = None if dataset is None else length(dataset)
+        return [samples, length(self.loader), getattr(self.loader, "batch_size", None)]
 
 
 class EvalIterator:
-    """The batches to measure or to predict, by the fastest way to them; of many processes each has its own.
+    """The batches for evaluation and prediction; with several ranks, this rank's share.
 
     Args:
-        loader: All of them.
-        steps: How many of them to take; None is all.
-        processes: Those who share them.
+        loader: The batches of all ranks.
+        steps: Number of batches of all ranks; None for all.
+        group: The ranks that share the data.
+
+    Attributes:
+        before_first: Called before the first batch.
     """
 
     def __init__(self, loader: Any, steps: int | None = None, group: SingleProcess | None = None) -> None:
         self.group = group = group or SingleProcess()
-        self.reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, group, training=False)))
-        steps = whole("steps", steps)
-        self.steps = steps if steps is None else -(-(steps - group.rank) // group.world_size)
-        self.first: Callable[[], object] = bool  # what to do before the first of them
+        self._reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, group, training=False)))
+        steps = optional_positive_int("steps", steps)
+        self._steps = steps if steps is None else -(-(steps - group.rank) // group.world_size)
+        self.before_first: Callable[[], object] = bool
 
     def __len__(self) -> int:
-        counts = [count for count in (length(self.reader), self.steps) if count is not None]
+        counts = [count for count in (length(self._reader), self._steps) if count is not None]
         if not counts:
-            raise TypeError("nobody knows how many batches there are")
+            raise TypeError("the number of batches is unknown")
         return min(counts)
 
     def __iter__(self) -> Iterator[Any]:
-        self.first()
-        if self.group.world_size > 1:
-            set_rng_state(self.group.broadcast(get_rng_state()))  # everybody draws the same order
-        return itertools.islice(iterate(self.reader), self.steps)
+        self.before_first()
+        if self.group.world_size > 1:  # all ranks draw the same order
+            set_rng_state(self.group.broadcast(get_rng_state()))
+        return itertools.islice(iterate(self._reader), self._steps)
 
 
-def _copied(leaf: Any) -> Any:
-    """Return a copy of a tensor: a worker's memory would be shared as long as the tensor is kept."""
+def _clone_tensor(leaf: Any) -> Any:
+    """Return a copy of a tensor, since memory of a worker would stay shared as long as the tensor lives."""
     return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf

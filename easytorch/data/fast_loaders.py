@@ -103,7 +103,7 @@ class TensorBatches:
         """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
         self.resume, self.now = resume, now
 
-    def mark(self, used: int) -> int:
+    def checksum(self, used: int) -> int:
         """Return the checksum of the first ``used`` batches of the order."""
         return zlib.crc32(self.order[: self.bounds[used - 1][1] if used else 0].numpy().tobytes())
 
@@ -121,8 +121,8 @@ class TensorBatches:
         resume, self.resume = self.resume, None
         used = 0
         if resume is not None:
-            used = resume["used"]
-            if resume["order"] is not None and self.mark(used) != resume["order"]:
+            used = resume["batches_used"]
+            if resume["order_checksum"] is not None and self.checksum(used) != resume["order_checksum"]:
                 raise order_changed_error(self.loader.sampler)
             set_rng_state(self.now)
         positions = self.order if self.rows is None else self.rows[self.order]
@@ -142,7 +142,7 @@ class TensorBatches:
         if self.parts is None:
             return bounds
         self.parts.group.seed_per_rank()
-        return self.parts.deal(bounds)
+        return self.parts.select_bounds(bounds)
 
     def _take(self, begin: int, end: int) -> Any:
         if self.in_order and self.rows is None:  # copied: what a module does to its input stays there

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
-from easytorch._utils.integers import whole
+from easytorch._utils.integers import optional_positive_int
 from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch.data.arrays import (
@@ -24,6 +24,7 @@ from easytorch.data.arrays import (
     transforms,
 )
 from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, length, unpack
+from easytorch.data.batch import batch_size as count_samples
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
 from easytorch.data.sample_weights import ClassWeight, WeightedDataset, check_weights, with_sample_weight
@@ -237,12 +238,16 @@ def make_fit_data(
     epochs: int,
     group: SingleProcess,
     unpack: Callable[[Any], Batch] = unpack,
+    sample_count: Callable[[Any], int] = count_samples,
 ) -> tuple[EpochIterator, Any]:
     """Return the feed of the training data, and the batches of the validation data or None; see ``Model.fit``."""
     if shuffle is None and is_indexed(x, y):
         shuffle = True
     loader = as_loader(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
-    steps, validation_steps = whole("steps_per_epoch", steps), whole("validation_steps", validation_steps)
+    steps, validation_steps = (
+        optional_positive_int("steps_per_epoch", steps),
+        optional_positive_int("validation_steps", validation_steps),
+    )
     if validation_data is not None and validation_split:
         raise ValueError("validation_data and validation_split were both given. Pass one of them.")
     validation = None
@@ -252,7 +257,18 @@ def make_fit_data(
         loader, validation = _split(loader, validation_split)
     weigh = None if class_weight is None else ClassWeight(class_weight, loader, unpack)
     unsure = isinstance(loader, DataLoader) and loader.num_workers > 0 and not is_deterministic(loader.dataset)
-    return EpochIterator(loader, window, steps, weigh, unsure, group, validation), shield_workers(validation)
+    train_data = EpochIterator(
+        loader,
+        window_size=window,
+        steps=steps,
+        weigh=weigh,
+        unreproducible=unsure,
+        group=group,
+        validation_loader=validation,
+        batch_size=sample_count,
+        unpack=unpack,
+    )
+    return train_data, shield_workers(validation)
 
 
 def _validation(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:

@@ -52,7 +52,7 @@ class ResumableSampler(Iterable[Any]):
         """Return the indices of a batch, counted from the begin of the pass; of one that is lent, of the last."""
         return self.batches[min(number - self.drawn, -1)]
 
-    def mark(self, used: int) -> int:
+    def checksum(self, used: int) -> int:
         """Return the checksum of the first ``used`` batches of the order, of all where there are fewer."""
         return self.marks[min(used - self.drawn, 0) - 1]
 
@@ -60,14 +60,14 @@ class ResumableSampler(Iterable[Any]):
         batches = self._drawn()
         resume, self.resume = self.resume, None
         if resume is not None:
-            for _ in itertools.islice(batches, resume["used"]):
+            for _ in itertools.islice(batches, resume["batches_used"]):
                 pass
             if not resume[
-                "used"
+                "batches_used"
             ]:  # others, more or fewer, have used what is skipped: the order must be drawn nevertheless
                 batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
-            mark = resume["order"]  # None where another number of processes had other batches
-            if mark is not None and self.mark(resume["used"]) != mark:
+            mark = resume["order_checksum"]  # None where another number of processes had other batches
+            if mark is not None and self.checksum(resume["batches_used"]) != mark:
                 raise order_changed_error(getattr(self.inner, "batch_sampler", self.inner))
             set_rng_state(self.now)  # nothing is drawn between here and the loading of the next batch
         yield from batches

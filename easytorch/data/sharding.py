@@ -1,4 +1,8 @@
-"""Each rank's share of the batches."""
+"""Each rank's share of the batches.
+
+A round is one batch per rank: ``world_size`` consecutive batches of the sampler. In training every rank takes part in every
+round. Every rank knows the full order, so it knows the sample counts of the other ranks without communication.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +24,28 @@ from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size
 from easytorch.distributed.process_group import SingleProcess
 
-NO_BATCH: Any = object()  # stands for a batch where a process has none and others have
-Bounds = list[tuple[int, int]]
+NO_BATCH: Any = object()  # placeholder for a rank without a batch in a round
+Bounds = list[tuple[int, int]]  # start and end of each batch in the order of samples
 
 
 def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
-    """Return this process' part of the batches of ``loader``: a ``DataLoader`` for one, else an iterable.
+    """Return this rank's share of ``loader``.
 
-    In training every process has as many batches, some of them ``IDLE``, and of what is left for the last round an even
-    share. In evaluation each has every so-many-th batch, none is changed, and none is there twice.
+    In training all ranks get the same number of batches, some of them ``NO_BATCH``; the last round is divided evenly. In
+    evaluation rank ``r`` gets the batches ``r, r + world_size, ...`` unchanged, so that every sample is measured once.
+
+    Args:
+        loader: A ``DataLoader`` or any iterable of batches.
+        group: The ranks that share the data.
+        training: Whether the batches are used for updates.
+
+    Returns:
+        A ``DataLoader`` for a ``DataLoader`` with a batch sampler, otherwise an iterable.
     """
     if group.world_size == 1:
         return loader
-    dealt = _uses_distributed_sampler(loader)
-    if not group.splits_data or (is_presharded(loader) and not dealt):
+    is_torch_split = _uses_distributed_sampler(loader)
+    if not group.splits_data or (is_presharded(loader) and not is_torch_split):
         return PerRankStream(loader, group) if training else loader
     if (
         not isinstance(loader, DataLoader)
@@ -42,55 +54,58 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
     ):
         return RoundRobinStream(loader, group, training)
     twin, batches = copy.copy(loader), loader.batch_sampler
-    if dealt and not training:
-        batches = BatchSampler(SequentialSampler(loader.dataset), loader.batch_size or 1, drop_last=False)  # type: ignore[arg-type]  # it has a length
-        vars(twin).update(sampler=batches.sampler)
-    kind = PreshardedBatchSampler if dealt and training else ShardedBatchSampler
+    if is_torch_split and not training:
+        sampler: Any = SequentialSampler(loader.dataset)  # type: ignore[arg-type]  # the dataset has a length
+        batches = BatchSampler(sampler, loader.batch_size or 1, drop_last=False)
+        vars(twin).update(sampler=sampler)
+    kind = PreshardedBatchSampler if is_torch_split and training else ShardedBatchSampler
     vars(twin).update(batch_sampler=kind(batches, group, training, loader.collate_fn), _iterator=None)
     return twin
 
 
 def is_presharded(loader: Any) -> bool:
-    """Whether the data is split between processes already, by a sampler or a dataset that knows of them."""
+    """Return whether a sampler or dataset already divides the data between ranks."""
     batches, dataset = getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)
     samplers = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
-    known = any(hasattr(one, "num_replicas") for one in samplers)
-    return known or getattr(dataset if dataset is not None else loader, "_distributed", None) is not None
+    if any(hasattr(sampler, "num_replicas") for sampler in samplers):
+        return True
+    return getattr(dataset if dataset is not None else loader, "_distributed", None) is not None
 
 
 def _uses_distributed_sampler(loader: Any) -> bool:
-    """Whether the split is that of torch, with as many samples for everyone; in evaluation it is taken back."""
+    """Return whether torch's ``DistributedSampler`` divides the data; evaluation undoes its padding."""
     sampler = getattr(loader, "sampler", None)
     return type(sampler) is DistributedSampler and type(loader.batch_sampler) is BatchSampler
 
 
 class ShardedBatchSampler:
-    """Stands in for a batch sampler: deals its batches to the processes.
+    """A batch sampler that yields this rank's share of another batch sampler.
 
     Args:
-        batch_sampler: What it stands in for.
-        processes: Those who share.
-        training: See ``part``.
-        collate: What makes a batch of samples; if it is torch's own, a batch has as many rows as there are indices.
+        batch_sampler: The batch sampler of all ranks.
+        group: The ranks that share the data.
+        training: See ``shard_loader``.
+        collate: The collate function. With torch's default a batch has one row per index.
 
     Attributes:
-        offset: The batches, of all processes, that an earlier run with another number of them has used of this pass.
-        rounds: Of each round of this pass, the number of samples for this process and for all.
+        offset: Batches of this pass, of all ranks, that a run with another world size has used already.
+        rounds: Per round of this pass, the sample counts of this rank and of all ranks.
+        counts_exact: Whether the number of indices is the number of rows.
     """
 
     def __init__(
         self, batch_sampler: Any, group: SingleProcess, training: bool, collate: Callable[[Any], Any] | None = None
     ) -> None:
         self.batch_sampler, self.group, self.training = batch_sampler, group, training
-        self.counts = counts_rows(collate)
+        self.counts_exact = keeps_rows(collate)
         self.offset = 0
         self.rounds: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        count, rank, size = len(self.batch_sampler) - self.offset, self.group.rank, self.group.world_size
+        count, rank, world_size = len(self.batch_sampler) - self.offset, self.group.rank, self.group.world_size
         if not self.training:
-            return -(-(count - rank) // size)
-        return count // size if self._drops else -(-count // size)
+            return -(-(count - rank) // world_size)
+        return count // world_size if self._drops_last else -(-count // world_size)
 
     def __getattr__(self, name: str) -> Any:  # sampler, batch_size, drop_last
         if name in ("batch_sampler", "__setstate__"):
@@ -103,67 +118,72 @@ class ShardedBatchSampler:
         ends = list(itertools.accumulate(map(len, batches)))
         bounds = [(end - len(indices), end) for indices, end in zip(batches, ends, strict=True)]
         self.group.seed_per_rank()
-        for begin, end in self.deal(bounds):
-            if end > begin:
-                yield order[begin:end]
+        for start, end in self.select_bounds(bounds):
+            if end > start:
+                yield order[start:end]
 
     @property
-    def _drops(self) -> bool:
+    def _drops_last(self) -> bool:
         return bool(getattr(self.batch_sampler, "drop_last", False))
 
-    def deal(self, bounds: Bounds) -> Bounds:
-        """Return where the batches of this process begin and end in the order, given where all of them do."""
-        rank, size, bounds = self.group.rank, self.group.world_size, bounds[self.offset :]
+    def select_bounds(self, bounds: Bounds) -> Bounds:
+        """Return the bounds of this rank's batches, given those of all batches."""
+        rank, world_size, bounds = self.group.rank, self.group.world_size, bounds[self.offset :]
         if not self.training:
-            return bounds[rank::size]
-        groups = [bounds[i : i + size] for i in range(0, len(bounds), size)]
-        if groups and self._drops and len(groups[-1]) < size:
-            groups.pop()
-        own = [group[rank] for group in groups[:-1]]
-        own += [_even(group[0][0], group[-1][1], rank, size) for group in groups[-1:]]
-        self.rounds = [(mine[1] - mine[0], group[-1][1] - group[0][0]) for mine, group in zip(own, groups, strict=True)]
-        return own
+            return bounds[rank::world_size]
+        rounds = [bounds[i : i + world_size] for i in range(0, len(bounds), world_size)]
+        if rounds and self._drops_last and len(rounds[-1]) < world_size:
+            rounds.pop()
+        selected = [batches[rank] for batches in rounds[:-1]]
+        selected += [_divide_evenly(batches[0][0], batches[-1][1], rank, world_size) for batches in rounds[-1:]]
+        self.rounds = [
+            (end - start, batches[-1][1] - batches[0][0])
+            for (start, end), batches in zip(selected, rounds, strict=True)
+        ]
+        return selected
 
 
 class PreshardedBatchSampler(ShardedBatchSampler):
-    """Stands in for a batch sampler that knows of the processes, and has as many samples for each."""
+    """Wraps a batch sampler that is divided between ranks already, with equal sample counts."""
 
     def __len__(self) -> int:
         return len(self.batch_sampler) - self.offset
 
-    def deal(self, bounds: Bounds) -> Bounds:
-        """Return where the batches begin and end in the order of this process."""
-        own = bounds[self.offset :]
-        self.rounds = [(end - begin, (end - begin) * self.group.world_size) for begin, end in own]
-        return own
+    def select_bounds(self, bounds: Bounds) -> Bounds:
+        """Return the bounds of the remaining batches of this rank."""
+        remaining = bounds[self.offset :]
+        self.rounds = [(end - start, (end - start) * self.group.world_size) for start, end in remaining]
+        return remaining
 
 
-def _even(begin: int, end: int, rank: int, size: int) -> tuple[int, int]:
-    """Return the part of one process: none is larger than another by more than one, and none a single sample, which BatchNorm
-    could not take; where there are too few, only the first processes have one.
+def _divide_evenly(start: int, end: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Return one rank's part of a range.
+
+    Parts differ by one sample at most. No part has a single sample, which BatchNorm could not take; where samples are too
+    few, only the first ranks get any.
     """
-    size = min(size, max((end - begin) // 2, 1))
-    first, last = (begin - (-(end - begin) * min(i, size) // size) for i in (rank, rank + 1))
+    count = min(world_size, max((end - start) // 2, 1))
+    first, last = (start - (-(end - start) * min(i, count) // count) for i in (rank, rank + 1))
     return first, last
 
 
-def counts_rows(collate: Any) -> bool:
-    """Whether ``collate`` surely makes as many rows as it is given samples."""
-    inner = getattr(collate, "collate", collate)  # of samples that bring weights
+def keeps_rows(collate: Any) -> bool:
+    """Return whether ``collate`` is known to make one row per sample."""
+    inner = getattr(collate, "collate", collate)  # a wrapper that adds sample weights has one
     return inner is default_collate or inner is as_batch
 
 
 class RoundRobinStream(Iterable[Any]):
-    """Every so-many-th batch of a stream that all processes read, since nobody can skip in it."""
+    """Every ``world_size``-th batch of a stream that all ranks read, since a stream cannot be skipped."""
 
     def __init__(self, loader: Any, group: SingleProcess, training: bool) -> None:
         self.loader, self.group, self.training = loader, group, training
-        self.counts, self.offset = True, 0
+        self.counts_exact, self.offset = True, 0
         self.rounds: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        count, rank, size = len(self.loader), self.group.rank, self.group.world_size
-        return -(-count // size) if self.training else -(-(count - rank) // size)
+        count, rank, world_size = len(self.loader), self.group.rank, self.group.world_size
+        return -(-count // world_size) if self.training else -(-(count - rank) // world_size)
 
     def __getattr__(self, name: str) -> Any:  # state_dict, load_state_dict, worker_init_fn
         if name in ("loader", "__setstate__"):
@@ -171,30 +191,31 @@ class RoundRobinStream(Iterable[Any]):
         return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._turns(iter(self.loader))  # begun here and now, where signals wait for its workers
+        # Started here and not in the generator: the caller shields the workers from signals while they start.
+        return self._select(iter(self.loader))
 
-    def _turns(self, stream: Iterator[Any]) -> Iterator[Any]:
-        rank, size, self.rounds = self.group.rank, self.group.world_size, []
+    def _select(self, stream: Iterator[Any]) -> Iterator[Any]:
+        rank, world_size, self.rounds = self.group.rank, self.group.world_size, []
         stream = itertools.islice(stream, self.offset, None)
-        while group := list(itertools.islice(stream, size)):
-            own = group[rank] if rank < len(group) else NO_BATCH
+        while batches := list(itertools.islice(stream, world_size)):
+            batch = batches[rank] if rank < len(batches) else NO_BATCH
             if self.training:
-                self.rounds.append((_rows(own), sum(map(_rows, group))))
-                yield own
-            elif own is not NO_BATCH:
-                yield own
+                self.rounds.append((_count_rows(batch), sum(map(_count_rows, batches))))
+                yield batch
+            elif batch is not NO_BATCH:
+                yield batch
 
 
 class PerRankStream(Iterable[Any]):
-    """Batches that only this process has; those who have none left are idle as long as others have."""
+    """Batches that only this rank has; a rank without batches waits until no rank has any."""
 
     def __init__(self, loader: Any, group: SingleProcess) -> None:
         self.loader, self.group = loader, group
-        self.counts, self.offset = True, 0
+        self.counts_exact, self.offset = True, 0
         self.rounds: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        raise TypeError("how many rounds there are is known when nobody has a batch left")
+        raise TypeError("the number of rounds is unknown until no rank has a batch")
 
     def __getattr__(self, name: str) -> Any:
         if name in ("loader", "__setstate__"):
@@ -202,18 +223,18 @@ class PerRankStream(Iterable[Any]):
         return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._rounds(iter(self.loader))
+        return self._pad(iter(self.loader))
 
-    def _rounds(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _pad(self, batches: Iterator[Any]) -> Iterator[Any]:
         self.rounds = []
         for batch in itertools.chain(batches, itertools.repeat(NO_BATCH)):
-            own = _rows(batch)
-            total = int(self.group.all_reduce_sum(own))
+            count = _count_rows(batch)
+            total = int(self.group.all_reduce_sum(count))
             if not total:
                 return
-            self.rounds.append((own, total))
+            self.rounds.append((count, total))
             yield batch
 
 
-def _rows(batch: Any) -> int:
+def _count_rows(batch: Any) -> int:
     return 0 if batch is NO_BATCH else batch_size(batch)

@@ -12,40 +12,40 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def shield_workers(loader: Any) -> Any:
-    """Return a twin of a ``DataLoader`` whose workers outlive the signals meant for the process that trains."""
+    """Return a copy of a ``DataLoader`` whose workers survive the signals that stop training; other loaders as they are."""
     if not isinstance(loader, DataLoader):
         return loader
     twin = copy.copy(loader)
     vars(twin)["_iterator"] = None
     if loader.num_workers:
         twin.worker_init_fn = IgnoreSignals(loader.worker_init_fn)
-        _end_workers_at_exit()
+        _terminate_workers_at_exit()
     return twin
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 def iterate(loader: Any) -> Iterator[Any]:
-    """Return ``iter(loader)``; signals wait until workers that are to outlive them are ready to."""
+    """Return ``iter(loader)``; signals are blocked until shielded workers have installed their handlers."""
     if not isinstance(getattr(loader, "worker_init_fn", None), IgnoreSignals) or not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which the workers inherit
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the workers
     try:
         return iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 class IgnoreSignals:
-    """Starts a worker that does not die of the signals meant for the process that trains: no Ctrl-C, not the first SIGTERM."""
+    """Worker init function: the worker ignores Ctrl-C and the first SIGTERM, which are meant for the training process."""
 
     def __init__(self, init: Callable[[int], None] | None) -> None:
         self.init = init
 
     def __call__(self, worker: int) -> None:
+        """Install the handlers, then call the user's init function."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
         if hasattr(signal, "pthread_sigmask"):
@@ -55,8 +55,8 @@ class IgnoreSignals:
 
 
 @functools.cache
-def _end_workers_at_exit() -> None:
-    """Send every child that is left a SIGTERM before ``multiprocessing`` does: the second ends a worker for sure."""
+def _terminate_workers_at_exit() -> None:
+    """Send each remaining child a SIGTERM before ``multiprocessing`` does, since a worker ends at the second."""
 
     def terminate() -> None:
         for child in multiprocessing.active_children():

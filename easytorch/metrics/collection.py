@@ -11,7 +11,7 @@ from torch import Tensor
 from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
-from easytorch.distributed.process_group import SingleProcess
+from easytorch.data.window import Window
 from easytorch.losses.criterion import Criterion
 from easytorch.metrics.aggregation import Logs, Mean, Scalar
 from easytorch.metrics.base import Metric
@@ -36,11 +36,11 @@ class MetricCollection:
         self.logs = Logs(self._values)
         self._updated = False  # in this pass
         self._told: list[str] = []  # in this fit, by this one or by a copy for another pass
-        self.group = SingleProcess()  # those who measure, while they train
+        self.window = Window()
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric; nothing waits for the device."""
-        if not self._metrics or self.group.idle:
+        if not self._metrics or self.window.is_padding:
             return
         self._updated = True
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
@@ -51,7 +51,7 @@ class MetricCollection:
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
-        if self.group.idle:
+        if self.window.is_padding:
             return
         for name, value in terms.items():
             scalar = _scalar(name, value)
@@ -210,3 +210,16 @@ def _unique(names: list[str]) -> list[str]:
         count = seen[name] = seen.get(name, -1) + 1
         unique.append(f"{name}_{count}" if count else name)
     return unique
+
+
+def loss_of(outputs: Any) -> Any:
+    """Return ``outputs["loss"]``.
+
+    Raises:
+        TypeError: If a step returned something else than a mapping with ``"loss"``.
+    """
+    if not isinstance(outputs, Mapping) or "loss" not in outputs:
+        raise TypeError(
+            f"train_step returned {describe(outputs)}, which has no 'loss'. Let it return {{'loss': loss}}, a scalar tensor."
+        )
+    return outputs["loss"]

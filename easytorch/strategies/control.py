@@ -1,4 +1,4 @@
-"""Stop flags that travel with the gradients."""
+"""What ranks must agree on at each update: stop flags, non-finite losses, a common clock."""
 
 from __future__ import annotations
 
@@ -12,98 +12,144 @@ from torch import Tensor, nn
 from easytorch._utils.pytree import map_leaves
 from easytorch.distributed.process_group import SingleProcess
 
+STOP, INTERRUPT = 0, 1  # topics of ``any_rank``
 
-class ControlChannel(nn.Module):
-    """The step itself as a module, to be wrapped, so that the user's stays the user's and a step may call any part of it.
 
-    With the gradients travels a note, as that of one more parameter: what all processes must know at the same update costs no
-    message of its own. Its parts are the wishes to stop and to be interrupted, the clock of process 0, and whether a loss was not
-    finite. On a CPU it is read in every update; on an accelerator, which would have to be waited for, in one of ``EVERY``.
+class SingleProcessControl:
+    """Control of a single process: every answer is its own."""
+
+    def any_rank(self, topic: int, value: bool) -> bool:
+        """Return whether ``value`` is true on any rank. Asked after each update; all ranks get the same answer.
+
+        Args:
+            topic: ``STOP`` or ``INTERRUPT``.
+            value: The value of this rank.
+        """
+        return value
+
+    def loss_not_finite(self, local: Any) -> Any:
+        """Return whether a loss of this update is not finite on any rank; ``local`` is the value of this rank."""
+        return local
+
+    def now(self) -> float:
+        """Return the seconds of a clock that is the same on all ranks."""
+        return time.monotonic()
+
+
+class ControlChannel(nn.Module, SingleProcessControl):
+    """Runs steps as a module that DDP or FSDP can wrap, and sends flags with their gradients.
+
+    DDP and FSDP synchronize gradients when the wrapped module is called. Wrapping the step itself, instead of the user's module,
+    lets a step call any part of that module.
+
+    The flags are the gradient of one extra parameter, so that they need no collective and no synchronization of their own:
+    two requests to stop, the clock of rank 0, and NaN if the loss is not finite. They are read after each update on a CPU. On
+    an accelerator, where reading waits for the device, they are read every ``EVERY`` updates.
 
     Args:
-        module: The user's.
-        device: Where it lives.
-        processes: Those who get the note.
-        apart: Whether it must travel by itself, since parts of gradients are all that a process gets.
+        module: The user's module.
+        device: The device of the module.
+        group: The ranks that train together.
+        needs_all_reduce: Whether the flags must be reduced separately, because each rank gets only a shard of the gradients.
     """
 
     EVERY = 16
-    __setattr__ = object.__setattr__  # type: ignore[assignment]  # that of a module looks for parameters, in every update
-    note: nn.Parameter
+    # nn.Module.__setattr__ looks for parameters, which takes too long for attributes that change in each update.
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
+    flags: nn.Parameter
 
-    def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, apart: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, device: torch.device, group: SingleProcess, needs_all_reduce: bool = False
+    ) -> None:
         super().__init__()
         self.add_module("module", module)
-        self.group, self.apart = group, apart
-        wide = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
-        dtype = torch.float64 if wide else torch.float32
-        self.register_parameter("note", nn.Parameter(torch.zeros(4, device=device, dtype=dtype)))
-        self.every = 1 if device.type == "cpu" else self.EVERY
-        self._silence = torch.zeros(3, device=device, dtype=dtype)
+        self.group, self.needs_all_reduce = group, needs_all_reduce
+        is_double = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
+        dtype = torch.float64 if is_double else torch.float32
+        self.register_parameter("flags", nn.Parameter(torch.zeros(4, device=device, dtype=dtype)))
+        self._every = 1 if device.type == "cpu" else self.EVERY
+        self._no_flags = torch.zeros(3, device=device, dtype=dtype)
 
-    def begin(self) -> None:
-        """Start the clock."""
-        self.wishes, self.granted = [False, False], [False, False]  # of STOP and INTERRUPT
-        self.timer, self.updates, self._began = 0.0, 0, time.monotonic()
-        self._told: tuple[float, ...]
-        self._told, self._message, self._lost = (0.0, 0.0, 0.0), self._silence, 0.0
-        self.note.grad = None
+    def start(self) -> None:
+        """Start the clock and clear all flags."""
+        self._requested, self._confirmed = [False, False], [False, False]  # STOP, INTERRUPT
+        self._seconds, self._updates, self._started = 0.0, 0, time.monotonic()
+        self._last_values: tuple[float, ...] = (0.0, 0.0, 0.0)
+        self._outgoing, self._loss_flag = self._no_flags, 0.0
+        self.flags.grad = None
 
-    def forward(self, step: Callable[[Any], Any], synced: bool, batch: Any) -> Any:
-        """Return ``step(batch)``, with the note at its loss."""
-        outputs, message = step(batch), self._write() if synced else self._silence
+    def forward(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
+        """Return ``step(batch)``, with the flags attached to its loss.
+
+        Args:
+            step: Returns a mapping with ``"loss"``, or scalars.
+            sync: Whether the gradients of this batch are reduced over the ranks.
+            batch: The batch.
+        """
+        outputs, flags = step(batch), self._pack() if sync else self._no_flags
         if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
-            return {**outputs, "loss": self._attach(outputs["loss"], message)}
-        return map_leaves(lambda leaf: self._attach(leaf, message) if isinstance(leaf, Tensor) else leaf, outputs)
+            return {**outputs, "loss": self._attach(outputs["loss"], flags)}
+        return map_leaves(lambda leaf: self._attach(leaf, flags) if isinstance(leaf, Tensor) else leaf, outputs)
 
-    def _attach(self, loss: Tensor, message: Tensor) -> Tensor:
+    def _attach(self, loss: Tensor, flags: Tensor) -> Tensor:
         if loss.ndim or not loss.requires_grad:
             return loss
-        carried: Tensor = AttachFlags.apply(loss, self.note, message)
-        return carried
+        attached: Tensor = AttachFlags.apply(loss, self.flags, flags)
+        return attached
 
-    def _write(self) -> Tensor:
-        due = (self.updates + 1) % self.every == 0
-        clock = round(time.monotonic() - self._began, 1) if due and self.group.is_main else 0.0
-        told = (*map(float, self.wishes), clock)
-        if told != self._told:
-            self._told, self._message = told, self._silence.new_tensor(told)
-        return self._message
+    def _pack(self) -> Tensor:
+        """Return the flags of this rank as a tensor, reused while they do not change."""
+        is_due = (self._updates + 1) % self._every == 0
+        seconds = round(time.monotonic() - self._started, 1) if is_due and self.group.is_main else 0.0
+        values = (*map(float, self._requested), seconds)
+        if values != self._last_values:
+            self._last_values, self._outgoing = values, self._no_flags.new_tensor(values)
+        return self._outgoing
 
-    def read(self) -> None:
-        """Read what all processes were told, if it is time."""
-        self.updates += 1
-        note = self.note
-        if self.updates % self.every == 0 and note.grad is not None:
-            if self.apart:
-                note.grad = (
-                    self.group.all_reduce_sum_on_device(note.grad, note.device).to(note.dtype) / self.group.world_size
-                )
-            *wishes, clock, self._lost = note.grad.tolist()
-            self.granted = [wish > 0 for wish in wishes]
-            self.timer = max(self.timer, clock * self.group.world_size)  # gradients are averaged
+    def receive(self) -> None:
+        """Read the flags of all ranks, if they are due in this update."""
+        self._updates += 1
+        flags = self.flags
+        if self._updates % self._every == 0 and flags.grad is not None:
+            if self.needs_all_reduce:
+                total = self.group.all_reduce_sum_on_device(flags.grad, flags.device)
+                flags.grad = total.to(flags.dtype) / self.group.world_size
+            *requests, seconds, self._loss_flag = flags.grad.tolist()
+            self._confirmed = [request > 0 for request in requests]
+            self._seconds = max(self._seconds, seconds * self.group.world_size)  # gradients are averaged
 
-    def broken(self) -> Any:
-        """Whether a loss was not finite."""
-        if self.note.grad is None:
+    def finish_update(self) -> None:
+        """Clear the flags that were read in this update."""
+        if self._updates % self._every == 0:
+            self.flags.grad = None
+
+    def any_rank(self, topic: int, value: bool) -> bool:
+        """Return whether any rank set this flag before the last update."""
+        self._requested[topic] |= value
+        return self._confirmed[topic]
+
+    def loss_not_finite(self, local: Any) -> Any:
+        """Return whether a loss of this update is not finite on any rank."""
+        if self.flags.grad is None:
             return False
-        return self._lost != self._lost if self.every == 1 else self.note.grad[-1].isnan()
+        return self._loss_flag != self._loss_flag if self._every == 1 else self.flags.grad[-1].isnan()
 
-    def end(self) -> None:
-        """Forget what was read."""
-        if self.updates % self.every == 0:
-            self.note.grad = None
+    def now(self) -> float:
+        """Return the seconds since training started, on the clock of rank 0 at the last update."""
+        return self._seconds
 
 
 class AttachFlags(torch.autograd.Function):
-    """A loss as it is; in the backward pass a message, and 0 or NaN for the loss, become the gradient of a note."""
+    """The identity for a loss, whose backward pass makes flags the gradient of the extra parameter."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, note: Tensor, message: Tensor) -> Tensor:
-        lost = (loss.detach() * 0).to(message.dtype).reshape(1)
-        ctx.gradient = torch.cat([message, lost])
+    def forward(ctx: Any, loss: Tensor, parameter: Tensor, flags: Tensor) -> Tensor:
+        """Return the loss; append 0 to the flags, or NaN if the loss is not finite."""
+        not_finite = (loss.detach() * 0).to(flags.dtype).reshape(1)
+        ctx.gradient = torch.cat([flags, not_finite])
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Return the gradient of the loss unchanged, and the flags as the gradient of the parameter."""
         return gradient, ctx.gradient, None

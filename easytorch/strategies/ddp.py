@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,38 +13,40 @@ from torch.nn.parallel import DistributedDataParallel
 
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
+from easytorch.data.window import Window
 from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import synchronized
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.control import ControlChannel
 
 if TYPE_CHECKING:
-    from easytorch.data.batch import Batch
     from easytorch.losses.criterion import Criterion
     from easytorch.metrics.collection import MetricCollection
 
+_NO_OP = contextlib.nullcontext()
+
 
 class DataParallel(Strategy, name="ddp"):
-    """Runs the same steps in many processes, each on its part of the data, on torch's ``DistributedDataParallel``.
+    """Runs the same steps in several processes, each on its share of the data, on ``DistributedDataParallel``.
 
-    The processes are those that ``torchrun`` or ``easytorch.launch`` has started. An update of all of them is that of one process
-    with a batch as large as all of theirs. Evaluations measure every sample once, and every process gets the same numbers.
+    Start the processes with ``torchrun`` or ``easytorch.launch``. An update of all ranks equals that of one process with the
+    combined batch. An evaluation measures each sample once, and all ranks get the same numbers.
 
     Args:
-        device: Where this process computes; ``"auto"`` gives each process of a machine an accelerator of its own.
+        device: Device of this rank. ``"auto"`` gives each process of a machine one accelerator.
         precision: See ``Strategy``.
         jit_compile: See ``Strategy``.
-        find_unused_parameters: For steps that do not use every parameter that is trained.
-        static_graph: For steps that use the same parameters in the same way in every update, which saves time.
-        sync_batchnorm: Let BatchNorm measure the batch of all processes, instead of each its own.
-        split_data: Every process has the same data, which is split between them. False: each brings its own.
-        timeout: Seconds after which a process that hears nothing of the others gives up.
+        find_unused_parameters: Set it for steps that do not use every trainable parameter.
+        static_graph: Set it for steps that use the same parameters in the same way in each update, which saves time.
+        sync_batchnorm: Let BatchNorm use the statistics of the combined batch of all ranks.
+        split_data: All ranks have the same data, which is divided between them. With False each rank brings its own data.
+        timeout: Seconds after which a rank that gets no answer from the others fails.
 
     Raises:
-        RuntimeError: If the process was not started as one of many.
+        RuntimeError: If no launcher has started this process.
     """
 
-    gradient_copies = 2  # the second lies in what is sent
+    gradient_copies = 2  # DDP holds a second copy in its communication buffers
 
     def __init__(
         self,
@@ -64,149 +66,128 @@ class DataParallel(Strategy, name="ddp"):
         self.group = ProcessGroup(self.device, timeout, split_data)
         self.options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
         self.sync_batchnorm = sync_batchnorm
-        self.needs_batch_every_step = sync_batchnorm  # every process must have a batch then
-        self._replica: Any = None
-        self._trained: list[int] = []
+        self.needs_batch_every_step = sync_batchnorm
+        self._replica: Any = None  # the control channel, wrapped in DDP
+        self._trainable: list[int] = []
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Bring ``module`` to the device, with the weights of process 0, and get ready for its calls."""
+        """Move ``module`` to the device, broadcast the weights of rank 0, and prepare its calls."""
         if self.sync_batchnorm:
             synchronized(module.to(self.device))
         super().prepare(module)
         self.module = module
         self.group.broadcast_tensors([*module.parameters(), *module.buffers()])
 
-    def begin(self) -> None:
-        """Get ready for updates: find out which parameters are trained, which may have changed."""
-        trained = [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
-        if self._replica is None or trained != self._trained:
-            self._trained, self.notes = trained, ControlChannel(self.module, self.device, self.group)
-            self._replica = DistributedDataParallel(self.notes, **self.options)
-            if not self._replica.static_graph:  # else the first update would not be like the others
-                self._settle()
-        self._start()
+    # Steps
 
-    def _start(self) -> None:
-        self.notes.begin()
-        self._plain: bool | None = None  # whether every loss is divided by samples, whose number is foreseen
-        self._synced, self._met = True, False
-        self._idle_batches: list[bool] = []  # of those of the window that are still to come
+    def start(self) -> None:
+        """Prepare for updates: wrap the module again if its trainable parameters have changed."""
+        trainable = [id(parameter) for parameter in self._trainable_parameters()]
+        if self._replica is None or trainable != self._trainable:
+            self._trainable, self.control = trainable, ControlChannel(self.module, self.device, self.group)
+            self._replica = DistributedDataParallel(self.control, **self.options)
+            if not self._replica.static_graph:  # otherwise the first update would differ from the others
+                self._settle_layout()
+        self._reset_flags()
 
-    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
-        """Return this process' batches of ``loader``; statistics of BatchNorm are those of process 0 from now on."""
-        batches = super().batches(loader, steps)
-        batches.first = functools.partial(self.group.broadcast_tensors, list(self.module.buffers()))
-        return batches
+    def _reset_flags(self) -> None:
+        self.control.start()
+        self._counts_are_known: bool | None = None  # whether each loss is divided by known sample counts
+        self._sync, self._has_synced = True, False
 
-    def merge_metrics(self, metrics: MetricCollection) -> MetricCollection:
-        """Return what was measured in all processes."""
-        metrics.flush()  # two numbers travel faster than the hundreds that they are the sums of
-        return metrics.merged(self.group.gather(metrics.state_dict()))
+    def loss_weights(self, criterion: Criterion, window: Window) -> list[Any]:
+        """Return the factor of each batch's loss, so that the windows of all ranks count as one batch."""
+        world_size = self.group.world_size
+        counts = list(window.sizes if window.sample_counts is None else window.sample_counts)
+        normalizers = criterion.normalizers(window.sizes, window.unpacked())
+        if normalizers is None:  # DDP averages gradients, but those of a sum must be added
+            return [float(world_size) * bool(count) for count in counts]
+        local = [normalizer if count else 0 for normalizer, count in zip(normalizers, counts, strict=True)]
+        total = self._total(window, local, by_samples=normalizers is window.sizes)
+        return [value * world_size / total if isinstance(value, Tensor) or value else 0.0 for value in local]
 
-    def output_collector(self, gathered: OutputCollector) -> OutputCollector:
-        """Return what gathers the outputs of all processes in ``gathered``."""
-        if isinstance(gathered, NpyWriter):
-            gathered.writes = self.group.is_main
-        return DistributedCollector(gathered, self.group)
-
-    def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
-        """Return ``step(batch)``; where gradients are wanted, they will meet those of the other processes."""
-        if torch.is_grad_enabled() and self._replica is not None:
-            step = functools.partial(self._replica, step, self._synced)
-        return super().run(step, batch)
-
-    def run_alone(self, step: Callable[[Any], Any], batch: Any) -> Any:
-        """Return ``step(batch)``, without a word to the other processes."""
-        return super().run(step, batch)
-
-    def loss_weights(self, criterion: Criterion, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
-        """Return what the loss of each batch is multiplied by, so that the windows of all processes count as one batch."""
-        count, foreseen, sure = self.group.world_size, self.group.foreseen, self.group.sure
-        self.group.foreseen, own = None, list(sizes) if foreseen is None else foreseen[0]
-        self._idle_batches = [not one for one in own]
-        divisors = criterion.normalizers(sizes, batches)
-        if divisors is None:  # gradients are averaged, but those of a sum are to be added
-            return [float(count) * bool(one) for one in own]
-        mine = [
-            divisor if one else 0 for divisor, one in zip(divisors, own, strict=True)
-        ]  # a lent batch counts nothing
-        if self._plain is None:
-            self._plain = not self.group.any_rank(divisors is not sizes or not sure or foreseen is None or mine != own)
-        total = (
-            foreseen[1]
-            if self._plain and foreseen is not None
-            else self.group.all_reduce_sum_on_device(sum(mine), self.device)
-        )
-        return [divisor * count / total if isinstance(divisor, Tensor) or divisor else 0.0 for divisor in mine]
+    def _total(self, window: Window, local: Sequence[Any], *, by_samples: bool) -> Any:
+        """Return the sum of ``local`` over all ranks: the known sample count, otherwise by an all-reduce."""
+        if self._counts_are_known is None:
+            is_known = by_samples and window.counts_exact and list(local) == window.sample_counts
+            self._counts_are_known = not self.group.any_rank(not is_known)
+        if self._counts_are_known and window.total is not None:
+            return window.total
+        return self.group.all_reduce_sum_on_device(sum(local), self.device)
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
-        """Hold gradients back from other processes until ``sync``."""
-        self._turn(sync)
-        return _NOTHING if sync else self._replica.no_sync()
+        """Delay the all-reduce of gradients until ``sync``."""
+        self._sync = sync
+        return _NO_OP if sync else self._replica.no_sync()
 
-    def _turn(self, sync: bool) -> None:
-        """Note whose turn it is: that of a batch which counts, or which is lent; of the last of a window, or not."""
-        self._synced, self.group.idle = sync, bool(self._idle_batches) and self._idle_batches.pop(0)
+    def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``; its backward pass synchronizes the gradients of all ranks."""
+        if torch.is_grad_enabled() and self._replica is not None:
+            step = functools.partial(self._replica, step, self._sync)
+        return super().run(step, batch)
 
-    def backward(self, loss: Tensor, share: Any = 1.0) -> None:
-        """Add the gradients of ``loss`` times ``share``; those of all processes meet, unless they are held back."""
-        if (
-            type(share) is float
-            and share == 0.0
-            and not self.needs_batch_every_step
-            and not self._replica.find_unused_parameters
-        ):
-            # Of a batch in which no target counts the loss is 0 / 0, and would spoil the gradients of all.
-            loss, share = _nothing([*self._parameters(), self.notes.note]), 1.0
-        super().backward(loss, share)
-        self._met |= self._synced
+    def run_locally(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)`` without communication with other ranks."""
+        return super().run(step, batch)
+
+    def backward(self, loss: Tensor, weight: Any = 1.0) -> None:
+        """Add the gradients of ``loss * weight``, averaged over the ranks unless synchronization is delayed."""
+        counts_nothing = type(weight) is float and weight == 0.0
+        if counts_nothing and not self.needs_batch_every_step and not self._replica.find_unused_parameters:
+            # The loss of a batch without targets is 0 / 0, whose NaN would spoil the gradients of all ranks.
+            loss, weight = _zero_loss([*self._trainable_parameters(), self.control.flags]), 1.0
+        super().backward(loss, weight)
+        self._has_synced |= self._sync
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients, which have met by now, back to their true size."""
-        if not self._met:
-            self._idle()
-        self.notes.read()
+        """Take part in the all-reduce even without a batch, read the control flags, and divide by the loss scale."""
+        if not self._has_synced:
+            self._sync_without_batch()
+        self.control.receive()
         super().unscale(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update the parameters, unless a scaled gradient overflowed."""
+        """Update the parameters; under fp16 skip the update if a gradient overflowed."""
         super().step(optimizer)
-        self.notes.end()
-        self._synced, self._met = True, False
-        self._idle_batches.clear()
+        self.control.finish_update()
+        self._sync, self._has_synced = True, False
 
-    def any_rank(self, topic: int, wish: bool) -> bool:
-        """Whether some process wished something before the last update, in which all were told."""
-        self.notes.wishes[topic] |= wish
-        return self.notes.granted[topic]
+    def _settle_layout(self) -> None:
+        """Let DDP choose the memory layout of gradients now.
 
-    def loss_not_finite(self, bad: Any) -> Any:
-        """Whether a loss of this update was not finite, in any process; ``bad`` is what was found in this one."""
-        return self.notes.broken()
-
-    def now(self) -> float:
-        """Return the seconds since training began, on the clock of process 0, as all were told in the last update."""
-        return self.notes.timer
-
-    def _settle(self) -> None:
-        """Let DDP lay gradients out as it will keep them: sums in another layout have other last bits, so a run that is
-        resumed would not be the one that it was.
+        Sums in another layout differ in the last bits, so a resumed run would not equal the uninterrupted one.
         """
-        self.notes.begin()
-        self._idle()
+        self.control.start()
+        self._sync_without_batch()
         self.module.zero_grad()
 
-    def _idle(self) -> None:
-        """Take part in an update without a batch: with gradients of nothing."""
-        self._replica(lambda _: {"loss": _nothing(self._parameters())}, True, None)["loss"].backward()
+    def _sync_without_batch(self) -> None:
+        """Take part in an update without a batch, with zero gradients."""
+        self._replica(lambda _: {"loss": _zero_loss(self._trainable_parameters())}, True, None)["loss"].backward()
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
+    # Evaluation and prediction
 
-def _nothing(parameters: list[nn.Parameter]) -> Tensor:
-    """Return 0, and as gradients of all ``parameters`` zeros, whatever they are."""
+    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
+        """Return this rank's batches of ``loader``; the BatchNorm statistics of rank 0 are broadcast before the first."""
+        batches = super().batches(loader, steps)
+        batches.before_first = functools.partial(self.group.broadcast_tensors, list(self.module.buffers()))
+        return batches
+
+    def merge_metrics(self, metrics: MetricCollection) -> MetricCollection:
+        """Return the metrics over the samples of all ranks."""
+        metrics.flush()  # two sums travel faster than the hundreds of values that they consist of
+        return metrics.merged(self.group.gather(metrics.state_dict()))
+
+    def output_collector(self, collector: OutputCollector) -> OutputCollector:
+        """Return a collector for the outputs of all ranks, based on ``collector``."""
+        if isinstance(collector, NpyWriter):
+            collector.writes = self.group.is_main
+        return DistributedCollector(collector, self.group)
+
+
+def _zero_loss(parameters: list[nn.Parameter]) -> Tensor:
+    """Return 0, with zero gradients for all ``parameters``, whatever their values."""
     return torch.stack([parameter.flatten()[:0].sum() for parameter in parameters]).sum()
-
-
-_NOTHING = contextlib.nullcontext()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from easytorch._utils.registry import did_you_mean, find
@@ -11,81 +9,58 @@ from easytorch._utils.warnings import warn
 from easytorch.distributed.process_group import is_launched, local_rank
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-ELSEWHERE = {  # what other libraries call them
+PRECISION_HINTS = {
     "mixed_bfloat16": "bf16", "mixed_float16": "fp16", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16",
     "bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32", "16": "fp16", "32": "fp32", "amp": "bf16",
 }  # fmt: skip
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """Return the device for what the user passed to ``Model``; ``"auto"`` is the accelerator, else the CPU.
+    """Return the device for the argument of ``Model``.
+
+    Args:
+        device: ``"auto"`` for the accelerator if there is one, otherwise the CPU; a name, or a ``torch.device``.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If this machine has no such device.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    here = ["cpu"] + ([accelerator.type] if accelerator else [])
+    available = ["cpu"] + ([accelerator.type] if accelerator else [])
     if isinstance(device, str) and device.strip().lower() == "auto":
-        if accelerator is not None and is_launched():  # each process of a machine has one of its own
+        if accelerator is not None and is_launched():  # one accelerator per process
             return torch.device(accelerator.type, local_rank() % torch.accelerator.device_count())
         return accelerator or torch.device("cpu")
+    names = ", ".join(map(repr, available))
     try:
-        wanted = torch.device(device.strip().lower() if isinstance(device, str) else device)
+        result = torch.device(device.strip().lower() if isinstance(device, str) else device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"Unknown device {device!r}.{_nearest_device(device, here)} Pass 'auto', "
-            f"a torch.device, or one of what this machine has: {', '.join(map(repr, here))}."
+            f"Unknown device {device!r}.{_suggest_device(device, available)} Pass 'auto', a torch.device, or a device of this "
+            f"machine: {names}."
         ) from error
-    if wanted.type not in (*here, "meta"):
+    if result.type not in (*available, "meta"):
         raise ValueError(
-            f"There is no device {device!r} on this machine, or this torch was not built for it. Pass 'auto', or one of "
-            f"{', '.join(map(repr, here))}."
+            f"This machine has no device {device!r}, or PyTorch was built without it. Pass 'auto', or a device of this machine: "
+            f"{names}."
         )
-    if wanted.type != "cpu" and (wanted.index or 0) >= torch.accelerator.device_count():
-        raise ValueError(
-            f"There is no device {device!r}: this machine has {torch.accelerator.device_count()} of its kind, counted from 0."
-        )
-    return wanted
+    if result.type != "cpu" and (result.index or 0) >= torch.accelerator.device_count():
+        count = torch.accelerator.device_count()
+        raise ValueError(f"There is no device {device!r}: this machine has {count}, numbered from 0.")
+    return result
 
 
-def check_numbers(gradient_accumulation_steps: Any, **limits: Any) -> None:
-    """Raise a ``ValueError`` for a number of batches below 1, or a limit that is not above 0."""
-    steps = gradient_accumulation_steps
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"gradient_accumulation_steps must be a whole number of at least 1, received {steps!r}.")
-    for name, limit in limits.items():
-        if limit is not None and (isinstance(limit, (str, bool)) or not limit > 0):
-            raise ValueError(f"{name} must be a number above 0, or None, received {limit!r}.")
-
-
-MATMUL = {"highest": "highest", "high": "high", "medium": "medium"}
-
-
-def check_matmul(precision: str | None) -> None:
-    """Raise a ``ValueError`` if ``precision`` is none that torch knows for products of float32 matrices."""
-    if precision is not None:
-        find("float32_matmul_precision", precision, MATMUL)
-
-
-def set_matmul(precision: str | None) -> None:
-    """Let the whole program multiply float32 matrices in ``precision``; None leaves it as it is."""
-    if precision is not None:
-        torch.set_float32_matmul_precision(find("float32_matmul_precision", precision, MATMUL))
-
-
-def _nearest_device(device: Any, here: list[str]) -> str:
+def _suggest_device(device: object, available: list[str]) -> str:
     if str(device).strip().lower() == "gpu":
         return " Did you mean 'auto'?"
-    return did_you_mean(device, ["auto", *here, "cuda", "mps", "xpu"])
+    return did_you_mean(device, ["auto", *available, "cuda", "mps", "xpu"])
 
 
-def _check_precision(device: torch.device, dtype: torch.dtype | None) -> None:
+def check_precision(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Raise a ``ValueError`` if ``device`` does not compute in ``dtype`` efficiently."""
     if device.type != "cpu":
         return
     if dtype == torch.float16:
-        raise ValueError(
-            "precision='fp16' is 10 to 14 times slower than 'fp32' on a CPU, so it is refused there. Use 'bf16' or 'fp32'."
-        )
+        raise ValueError("precision='fp16' is 10 to 14 times slower than 'fp32' on a CPU. Use 'bf16' or 'fp32'.")
     if dtype == torch.bfloat16 and not _cpu_has_bf16():
         raise ValueError(
             "precision='bf16' needs bfloat16 instructions, which this processor does not have: it would be slower than "
@@ -93,33 +68,33 @@ def _check_precision(device: torch.device, dtype: torch.dtype | None) -> None:
         )
 
 
-def precision_here(device: torch.device, wanted: str | None) -> dict[str, str]:
-    """Return a saved model's precision as an argument for ``compile``; none, with a warning, where ``device`` has not got it."""
-    if wanted in (None, "fp32"):
+def saved_precision(device: torch.device, precision: str | None) -> dict[str, str]:
+    """Return the precision of a saved model as an argument of ``compile``; empty, with a warning, if unsupported."""
+    if precision in (None, "fp32"):
         return {}
     try:
-        _check_precision(device, find("precision", wanted, PRECISIONS))
+        check_precision(device, find("precision", precision, PRECISIONS))
     except ValueError as error:
-        warn(f"The saved model computed in {wanted}; this one does it in fp32. {error}")
+        warn(f"The saved model used precision={precision!r}; this one uses 'fp32'. {error}")
         return {}
-    return {"precision": str(wanted)}
+    return {"precision": str(precision)}
 
 
 def _cpu_has_bf16() -> bool:
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
-        return True  # torch tells it of x86 only; other processors are taken at their word
+        return True  # torch has these probes for x86 only
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
-def _can_compile(device: torch.device) -> bool:
-    """Try to compile something tiny, so that a missing compiler is found out before the first step."""
+def compiler_works(device: torch.device) -> bool:
+    """Compile a tiny function, so that a missing compiler is found before the first step; warn if it fails."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(2, device=device))
-    except Exception as error:  # inductor raises whatever its tools raise
+    except Exception as error:  # the compiler backend raises whatever its tools raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warn(
-            f"jit_compile=True needs a working compiler, and torch.compile found none ({reason}). The model runs "
+            f"jit_compile=True has no effect, because torch.compile found no working compiler ({reason}). The model runs "
             "uncompiled, with the same results. Install a C++ compiler (g++) to speed it up."
         )
         return False

@@ -1,4 +1,7 @@
-"""Fully sharded training on FSDP2."""
+"""Fully sharded training on FSDP2.
+
+``torch.distributed.fsdp`` is imported at first use, since importing it takes long.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +18,39 @@ from torch import Tensor, nn
 from easytorch._utils.pytree import map_leaves
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.strategies.base import Strategy
+from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel
 from easytorch.strategies.device import PRECISIONS
 
 
 class FullySharded(DataParallel, name="fsdp"):
-    """Runs the same steps in many processes, each of which keeps a part of the weights, on torch's ``fully_shard`` (FSDP2).
+    """Runs the same steps in several processes, each with a shard of the weights, on ``fully_shard`` (FSDP2).
 
-    The numbers are those of ``DataParallel``. Weights, gradients and the optimizer's state take the memory that they take in one
-    process, divided by the number of processes; a block is whole only while it computes, the module only while it is evaluated.
+    Results equal those of ``DataParallel``. Weights, gradients and optimizer state take the memory of one process divided by
+    the world size. The weights of a block are gathered while it computes, all weights during an evaluation.
 
     Args:
-        device: Where this process computes; ``"auto"`` gives each process of a machine an accelerator of its own.
-        precision: See ``Strategy``; below ``"fp32"`` the weights travel in half the bytes, the gradients in float32.
+        device: Device of this rank. ``"auto"`` gives each process of a machine one accelerator.
+        precision: See ``Strategy``. Below ``"fp32"`` weights are gathered in half precision; gradients are reduced in float32.
         jit_compile: See ``Strategy``.
-        unit: Blocks, the elements of an ``nn.ModuleList`` or ``nn.Sequential``, with at least so many parameters are gathered one
-            by one; all other parameters at once.
-        sharded_checkpoints: Keep a run (``fit(resume=...)``, ``BackupAndRestore``) in parts: each process writes what it has,
-            while training goes on. False: one plain file, for which every process gathers all weights, as ``save`` always does.
+        unit: Minimum number of parameters of a block that is gathered separately. Blocks are the elements of
+            ``nn.ModuleList`` and ``nn.Sequential``; all other parameters are gathered together.
+        sharded_checkpoints: Each rank writes its shard of a checkpoint (``fit(resume=...)``, ``BackupAndRestore``) while
+            training continues. With False all weights are gathered into one file, as ``save`` always does.
         sync_batchnorm: See ``DataParallel``.
         split_data: See ``DataParallel``.
         timeout: See ``DataParallel``.
 
     Raises:
-        RuntimeError: If the process was not started as one of many, or torch is older than 2.7.
+        RuntimeError: If no launcher has started this process, or PyTorch is older than 2.7.
 
-    ``compile`` raises a ``ValueError`` for a module that cannot be split: with a parameter that is a single number, or with
-    ``channels_last``.
+    ``compile`` raises a ``ValueError`` for a module that cannot be sharded: with a scalar parameter, or with ``channels_last``.
     """
 
     gradient_copies = 1
-    sharded: ClassVar[Any] = weakref.WeakKeyDictionary()  # of modules that are so already, their precision and notes
+    # Precision and control channel of each module that is sharded already.
+    sharded: ClassVar[Any] = weakref.WeakKeyDictionary()
 
     def __init__(
         self,
@@ -60,186 +64,200 @@ class FullySharded(DataParallel, name="fsdp"):
         split_data: bool = True,
         timeout: float = 600.0,
     ) -> None:
-        _check_torch()
+        _check_torch_version()
         super().__init__(
             device, precision, jit_compile, sync_batchnorm=sync_batchnorm, split_data=split_data, timeout=timeout
         )
-        self.unit, self.needs_batch_every_step = (
-            unit,
-            True,
-        )  # whoever has no batch must have a forward, in which weights are gathered
-        self._gathered = False
-        self.sharded_checkpoints, self._timeout = sharded_checkpoints, timeout
-        self._writer: Any = None
+        # A rank without a batch must run a forward pass too, in which weights are gathered.
+        self.unit, self.needs_batch_every_step = unit, True
+        self.checkpoints = ShardedCheckpoints(self, timeout) if sharded_checkpoints else GatheredCheckpoints(self)
+        self._is_gathered = False
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Bring ``module`` to the device, keep this process' part of it, and let ``optimizer`` update that."""
+        """Move ``module`` to the device, shard it, and let ``optimizer`` update this rank's shard."""
         if module not in self.sharded:
-            _check(module, self.channels_last)
+            _check_can_be_sharded(module, self.channels_last)
             super().prepare(module)
             self.sharded[module] = (self.precision, self._shard(module, optimizer))
         Strategy.prepare(self, module)
-        self.module, (precision, self.notes) = module, self.sharded[module]
+        self.module, (precision, self.control) = module, self.sharded[module]
         if precision != self.precision:
             raise ValueError(
-                f"The parts of the module are made for precision={precision!r}, and stay so. Build a new one for "
-                f"{self.precision!r}."
+                f"The module was sharded for precision={precision!r}, which cannot be changed to {self.precision!r}. Create the "
+                "module again."
             )
-        self._replica = self.notes
-        for block in filter(_is_block, module.modules()):
+        self._replica = self.control
+        for block in filter(_is_sharded_module, module.modules()):
             vars(block).pop("forward", None)
-            if self.jit_compile:  # each by itself: what gathers it, before and after, cannot be compiled
+            if self.jit_compile:  # each block separately: the hooks that gather its weights cannot be compiled
                 vars(block)["forward"] = torch.compile(block.forward)
 
     def _shard(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> ControlChannel:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         names = {parameter: name for name, parameter in module.named_parameters()}
-        low = MixedPrecisionPolicy(
-            PRECISIONS[self.precision], torch.float32, cast_forward_inputs=False
-        )  # autocast casts
-        policy = MixedPrecisionPolicy() if PRECISIONS[self.precision] is None else low
-        for block in _blocks(module, self.unit):
+        dtype = PRECISIONS[self.precision]
+        policy = MixedPrecisionPolicy()
+        if dtype is not None:  # inputs are cast by autocast
+            policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+        for block in _find_blocks(module, self.unit):
             fully_shard(block, mp_policy=policy)
-        notes = ControlChannel(module, self.device, self.group, apart=True)
-        fully_shard(notes, mp_policy=policy, ignored_params={notes.note})
-        parts = dict(module.named_parameters())
+        control = ControlChannel(module, self.device, self.group, needs_all_reduce=True)
+        fully_shard(control, mp_policy=policy, ignored_params={control.flags})
+        shards = dict(module.named_parameters())
         for group in optimizer.param_groups if optimizer is not None else ():
-            group["params"] = [parts[names[parameter]] for parameter in group["params"]]
-        return notes
+            group["params"] = [shards[names[parameter]] for parameter in group["params"]]
+        return control
 
-    def begin(self) -> None:
-        """Get ready for updates."""
-        self._start()
+    def start(self) -> None:
+        """Prepare for updates."""
+        self._reset_flags()
 
     def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
-        """Return this process' batches of ``loader``, of which others may have more: nothing is gathered between two of them."""
-        self._gather(True)
+        """Return this rank's batches of ``loader``; all weights are gathered first, since ranks may have unequal counts."""
+        self.gather_weights(True)
         return super().batches(loader, steps)
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
-        """Return ``step(batch)``, with every weight where it is needed."""
-        self._gather(not torch.is_grad_enabled())
-        return Strategy.run(self, lambda placed: self.notes(step, self._synced, placed), batch)
+        """Return ``step(batch)``; weights are gathered where they are needed."""
+        self.gather_weights(not torch.is_grad_enabled())
+        return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
 
-    def run_alone(self, step: Callable[[Any], Any], batch: Any) -> Any:
-        """Return ``step(batch)``; all processes must do so, since each has a part of the weights."""
+    def run_locally(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``; all ranks must call this, since each has a shard of the weights."""
         with torch.no_grad():
             return self.run(step, batch)
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
-        """Hold gradients back from other processes until ``sync``."""
-        self._turn(sync)
-        engine: Any = self.notes
-        engine.set_requires_gradient_sync(sync)
-        engine.set_is_last_backward(sync)
+        """Delay the reduce-scatter of gradients until ``sync``."""
+        self._sync = sync
+        control: Any = self.control
+        control.set_requires_gradient_sync(sync)
+        control.set_is_last_backward(sync)
         return contextlib.nullcontext()
 
-    def gather_full(self, tree: Any) -> Any:
-        """Return ``tree`` with every tensor whole, on the CPU; all processes must ask for it."""
-        return map_leaves(lambda leaf: leaf.full_tensor().cpu() if _is_part(leaf) else leaf, tree)
+    def gather_weights(self, gather: bool) -> None:
+        """Gather all weights on this rank, or release all but its shard."""
+        if gather == self._is_gathered:
+            return
+        self._is_gathered = gather
+        for module in filter(_is_sharded_module, self.control.modules()):
+            block: Any = module
+            block.set_reshard_after_forward(not gather and module is not self.control, recurse=False)
+            (block.unshard if gather else block.reshard)()
 
-    def to_checkpoint(self, tree: Any) -> Any:
-        """Return ``tree`` as the checkpoints of a run keep it: in parts, if they are sharded."""
-        return tree if self.sharded_checkpoints else self.gather_full(tree)
+
+class GatheredCheckpoints(Checkpoints):
+    """Checkpoints of sharded weights in one file, for which all ranks gather the weights."""
+
+    def gather(self, tree: Any) -> Any:
+        """Return ``tree`` with complete tensors on the CPU; all ranks must call this."""
+        return map_leaves(lambda leaf: leaf.full_tensor().cpu() if _is_shard(leaf) else leaf, tree)
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return this rank's shard of an uninitialized tensor, to read into."""
+        from torch.distributed.tensor import Shard, empty
+
+        parameter: Any = next(iter(self.strategy.module.parameters()))
+        return empty(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=[Shard(0)])
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Load complete ``weights`` into the module; each rank takes its shard."""
+        strategy: Any = self.strategy
+        strategy.gather_weights(False)
+        current = strategy.module.state_dict()
+        strategy.module.load_state_dict({name: _shard_like(value, current[name]) for name, value in weights.items()})
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Load a complete state dict into ``optimizer``; each rank takes its shard."""
+        shards = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        parameters = dict(zip(numbers, shards, strict=True))
+        sharded = {
+            number: {key: _shard_like(value, parameters[number]) for key, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": sharded})
+
+
+class ShardedCheckpoints(GatheredCheckpoints):
+    """Checkpoints in which each rank writes its shard, while training continues.
+
+    Args:
+        strategy: Knows the module, the device and the ranks.
+        timeout: Seconds after which a rank that gets no answer from the others fails.
+    """
+
+    def __init__(self, strategy: Strategy, timeout: float) -> None:
+        super().__init__(strategy)
+        self._timeout = timeout
+        self._writer: Any = None
+
+    def prepare(self, tree: Any) -> Any:
+        """Return ``tree`` as it is, with this rank's shards."""
+        return tree
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Begin to write the checkpoint ``content``, each process its part of it; the one before must be written."""
-        if not self.sharded_checkpoints:
-            super().write(path, content)
-            return
+        """Start to write this rank's shard of a checkpoint, after the previous one is complete."""
         if self._writer is None:
             from easytorch.checkpoint.dcp import Writer
 
-            self._writer = Writer(self.group, self._timeout)
+            self._writer = Writer(self.strategy.group, self._timeout)
         self._writer.begin(path, content)
 
-    def wait_for_checkpoint(self) -> None:
-        """Wait until the checkpoint that was begun is whole."""
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete."""
         if self._writer is not None:
             self._writer.finish()
 
-    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Return this process' part of a tensor, for a part of a checkpoint to be read into."""
-        from torch.distributed.tensor import Shard, empty
 
-        mesh = next(iter(self.module.parameters())).device_mesh  # type: ignore[attr-defined]  # of those that are in parts
-        return empty(shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
-
-    def load_weights(self, weights: Mapping[str, Any]) -> None:
-        """Let the module have ``weights``, which are whole."""
-        self._gather(False)
-        own = self.module.state_dict()
-        self.module.load_state_dict({name: _like(value, own[name]) for name, value in weights.items()})
-
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        """Let ``optimizer`` have ``state``, which is whole."""
-        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        numbers = [number for group in state["param_groups"] for number in group["params"]]
-        parameters = dict(zip(numbers, own, strict=True))
-        parts = {
-            number: {key: _like(value, parameters[number]) for key, value in values.items()}
-            for number, values in state["state"].items()
-        }
-        optimizer.load_state_dict({**state, "state": parts})
-
-    def _gather(self, whole: bool) -> None:
-        """Have all weights here, or this process' part of them alone."""
-        if whole == self._gathered:
-            return
-        self._gathered = whole
-        for part in filter(_is_block, self.notes.modules()):
-            engine: Any = part
-            engine.set_reshard_after_forward(not whole and part is not self.notes, recurse=False)
-            (engine.unshard if whole else engine.reshard)()
-
-
-def _check_torch() -> None:
+def _check_torch_version() -> None:
     from torch.distributed.fsdp import fully_shard
 
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
         raise RuntimeError(
-            f"strategy='fsdp' needs PyTorch 2.7 or later, this is {torch.__version__}. Update it, or use strategy='ddp'."
+            f"strategy='fsdp' needs PyTorch 2.7 or later, and this is {torch.__version__}. Update it, or use strategy='ddp'."
         )
 
 
-def _check(module: nn.Module, channels_last: bool) -> None:
-    """Raise a ``ValueError`` for what ``fully_shard`` refuses, before anything has changed."""
+def _check_can_be_sharded(module: nn.Module, channels_last: bool) -> None:
+    """Raise a ``ValueError`` for parameters that ``fully_shard`` refuses, before anything has changed."""
     for name, parameter in module.named_parameters():
         if not parameter.ndim:
             raise ValueError(
-                f"strategy='fsdp' cannot split the parameter {name!r}, a single number. Make it a tensor of shape [1], or use "
-                "strategy='ddp'."
+                f"strategy='fsdp' cannot shard the parameter {name!r}, a scalar. Use a tensor of shape [1], or strategy='ddp'."
             )
         if not parameter.is_contiguous() or (channels_last and parameter.ndim == 4):
             raise ValueError(
-                f"strategy='fsdp' cannot split the parameter {name!r}, whose numbers do not lie in memory in the order of its "
-                "dimensions, as with channels_last. Leave that out, or use strategy='ddp'."
+                f"strategy='fsdp' cannot shard the parameter {name!r}, which is not contiguous in memory, as with channels_last. "
+                "Leave out channels_last=True, or use strategy='ddp'."
             )
 
 
-def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
-    """Yield the outermost blocks of at least so many parameters."""
-    listed = isinstance(module, (nn.ModuleList, nn.Sequential))
+def _find_blocks(module: nn.Module, minimum: int) -> Iterator[nn.Module]:
+    """Yield the outermost blocks with at least ``minimum`` parameters."""
+    is_list = isinstance(module, (nn.ModuleList, nn.Sequential))
     for child in module.children():
-        if listed and sum(parameter.numel() for parameter in child.parameters()) >= least:
+        if is_list and sum(parameter.numel() for parameter in child.parameters()) >= minimum:
             yield child
         else:
-            yield from _blocks(child, least)
+            yield from _find_blocks(child, minimum)
 
 
-def _is_block(part: nn.Module) -> bool:
-    return hasattr(part, "unshard")
+def _is_sharded_module(module: nn.Module) -> bool:
+    return hasattr(module, "unshard")
 
 
-def _is_part(leaf: Any) -> bool:
+def _is_shard(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and hasattr(leaf, "full_tensor")
 
 
-def _like(value: Any, own: Any) -> Any:
-    """Return this process' part of ``value``, split as ``own`` is."""
-    if not _is_part(own) or _is_part(value) or not isinstance(value, Tensor) or not value.ndim:
+def _shard_like(value: Any, reference: Any) -> Any:
+    """Return this rank's shard of ``value``, sharded as ``reference`` is."""
+    if not _is_shard(reference) or _is_shard(value) or not isinstance(value, Tensor) or not value.ndim:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    return distribute_tensor(
+        value.to(reference.device), reference.device_mesh, reference.placements, src_data_rank=None
+    )

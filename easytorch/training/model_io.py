@@ -8,304 +8,283 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
-from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.checkpoint import files, rotation, state_dicts
-from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.errors import ResumeError
-from easytorch.losses.criterion import Criterion
-from easytorch.metrics.collection import MetricCollection
-from easytorch.strategies.base import Strategy
-from easytorch.strategies.device import precision_here
+from easytorch.strategies.device import saved_precision
 from easytorch.training.results import History
 from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from easytorch.model import Model
+
+# Compile arguments that are part of the optimizer state, which a resumed run restores.
+RESTORED_FROM_CHECKPOINT = ("lr",)
 
 
-def environment(device: torch.device, precision: str, jit_compile: bool, processes: int = 1) -> dict[str, Any]:
-    """Return what, beside the state, decides about the last bits of every number."""
+# Files
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> Path:
+    """Write the state of ``model`` to a file; see ``Model.save``."""
+    files.check_ending(path)
+    content = {"format": files.FORMAT, "version": files.VERSION, **state_dict(model)}
+    return _write_on_main_rank(model, files.write, path, content)
+
+
+def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
+    """Write the weights of ``model`` to a file; see ``Model.save_weights``."""
+    write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
+    weights = model.strategy.checkpoints.gather(state_dicts.unwrapped_state_dict(model.module))
+    return _write_on_main_rank(model, write, path, weights)
+
+
+def load(model: Model, path: str | os.PathLike[str]) -> None:
+    """Restore the state of ``model`` from a file; see ``Model.load``."""
+    model.strategy.group.barrier()  # the main rank may still be writing the file
+    if Path(path).is_dir():
+        path, content = rotation.read_newest(path, model.device)
+    else:
+        content = files.read_model(path, model.device)
+    previous = dict(vars(model))
+    try:
+        with files.as_file_error(path):
+            _load_content(model, content, path)
+    except BaseException:
+        vars(model).update(previous)
+        raise
+
+
+def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
+    """Load weights from a file into ``model``; see ``Model.load_weights``."""
+    model.strategy.group.barrier()  # the main rank may still be writing the file
+    with files.as_file_error(path):
+        content = files.read(path, model.device)
+        if files.is_model(content):
+            content = _read_shards(model, content, path)
+        weights = files.extract_weights(content)
+    model.strategy.checkpoints.load_weights(state_dicts.match_state_dict(weights, model.module, path))
+
+
+def _write_on_main_rank(
+    model: Model, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]
+) -> Path:
+    if os.fspath(path).endswith(("/", os.sep)):
+        raise ValueError(
+            f"path must name a file, received the folder {os.fspath(path)!r}. Use {os.path.join(path, 'model.pt')!r}."
+        )
+    return write(path, content) if model.strategy.group.is_main else Path(path)
+
+
+def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Load ``content``; an error leaves weights and optimizer unchanged, but not the attributes of the model."""
+    content = _read_shards(model, content, path)
+    weights = state_dicts.match_state_dict(content["module"], model.module, path)
+    if model.compile_args is None and content.get("compiled"):
+        precision: Any = saved_precision(model.device, content.get("precision"))
+        model.compile(**content["compiled"], **precision)
+    model.lacks_compile = model.compile_args is None and bool(content.get("optimizer"))
+    state_dicts.check_optimizer(content, model.optimizer, path)
+    _check_content(model, content)
+    schedules = list(zip(model.schedules, content["schedules"], strict=False))
+    for schedule, state in schedules:
+        schedule.check_state(state)
+    _load_components(model, content, weights)
+    for schedule, state in schedules:
+        schedule.load_state_dict(state)
+
+
+def _read_shards(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return ``content`` with the tensors of its shards, if it has any."""
+    if content.get("parts") is None:
+        return dict(content)
+    from easytorch.checkpoint import dcp
+
+    return dcp.read_shards(content, Path(path), model.strategy.checkpoints.empty)
+
+
+# State
+
+
+def state_dict(model: Model) -> dict[str, Any]:
+    """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
+    return _state(model, model.strategy.checkpoints.gather)
+
+
+def pickle_state(model: Model) -> dict[str, Any]:
+    """Return the attributes that a pickle or a copy of ``model`` holds: no data, and nothing of a running fit."""
+    compile_args = None if model.compile_args is None else files.to_serializable_or_none(model.compile_args) or {}
+    replaced = {
+        "callbacks": CallbackList([], model, {}),
+        "train_data": None,
+        "last_fit": {},
+        "compile_args": compile_args,
+    }
+    return vars(model) | replaced
+
+
+def training_state(model: Model) -> dict[str, Any]:
+    """Return everything that a run needs to continue exactly here; see ``Model.training_state``."""
+    assert model.train_data is not None
+    prepare = model.strategy.checkpoints.prepare
+    rank_state = {
+        "metrics": model.metrics.state_dict(),
+        "train_data": model.train_data.state_dict(model.state.epoch_step),
+    }
+    ranks = model.strategy.group.gather(rank_state)
     return {
-        "torch": torch.__version__.split("+")[0],
-        "threads": torch.get_num_threads(),
-        "device": device.type,
-        "precision": precision,
-        "jit_compile": jit_compile,
-        "processes": processes,
+        **_state(model, prepare),
+        "format": files.FORMAT,
+        "version": files.VERSION,
+        "callbacks": [[type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model)],
+        "environment": _environment(model),
+        **ranks[0],
+        **({} if len(ranks) == 1 else {"ranks": ranks}),
     }
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for each difference between two environments."""
-    return [
-        f"{name} was {before.get(name)}, now it is {value}" for name, value in now.items() if before.get(name) != value
-    ]
+def load_training_state(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Continue exactly where ``training_state`` was taken; see ``Model.load_training_state``."""
+    if "train_data" not in content:
+        raise ResumeError(
+            f"Cannot resume from {str(path)!r}: save() wrote it, which does not store the position in the data. Use load(), "
+            "then fit() without resume."
+        )
+    with files.as_file_error(path):
+        content = _read_shards(model, content, path)
+        weights = state_dicts.match_state_dict(content["module"], model.module, path)
+        _check_same_run(model, content, path)
+        _warn_of_changes(model, content)
+        _continue_run(model, content, weights)
 
 
-RESTORED_FROM_CHECKPOINT = (
-    "lr",
-)  # of what compile was given: in the state of the optimizer, which a resumed run takes over
+def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the state of all components, with ``transform`` applied to what holds tensors."""
+    return {
+        **{name: transform(component.state_dict()) for name, component in _components(model).items()},
+        "optimizer_kind": None if model.optimizer is None else type(model.optimizer).__name__,
+        "schedules": [schedule.state_dict() for schedule in model.schedules],
+        "precision": model.strategy.precision,
+        "module": transform(state_dicts.unwrapped_state_dict(model.module)),
+        "compiled": files.to_serializable_or_none(model.compile_args),
+    }
 
 
-class Saving:
-    """The part of ``Model`` that writes and reads files."""
+def _components(model: Model) -> dict[str, Any]:
+    components = {
+        "optimizer": model.optimizer,
+        "strategy": model.strategy,
+        "state": model.state,
+        "history": model.recorded_history,
+    }
+    return {name: component for name, component in components.items() if component is not None}
 
-    module: nn.Module
-    device: torch.device
-    optimizer: torch.optim.Optimizer | None
-    strategy: Strategy
-    state: TrainState
-    loss: Criterion
-    metrics: MetricCollection
-    callbacks: CallbackList
-    feed: EpochIterator | None
-    stop_training: bool
-    schedules: list[LRScheduler]
-    _history: History
-    _compiled: dict[str, Any] | None  # what compile() was given
-    lacks_compile = False  # whether a file was loaded whose model was compiled with what no file holds
 
-    def compile(self, *args: Any, **kwargs: Any) -> Self:
-        """Choose how to train; see ``Model.compile``."""
-        raise NotImplementedError(f"{type(self).__name__} must define compile()")
+def _load_components(model: Model, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Load weights and components; the optimizer first, since it may still raise."""
+    if model.optimizer is not None and content.get("optimizer"):
+        model.strategy.checkpoints.load_optimizer(model.optimizer, content["optimizer"])
+    model.strategy.checkpoints.load_weights(weights)
+    for name, component in _components(model).items():
+        if name != "optimizer":
+            component.load_state_dict(content[name])
 
-    def __repr__(self) -> str:
-        how = "not compiled" if self._compiled is None else f"{type(self.optimizer).__name__} on {self.loss!r}"
-        epochs = f"{self.state.epoch} epoch{'s' * (self.state.epoch != 1)}"
-        return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {how}, {epochs})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle or a copy holds: no data, and nothing that is there only while ``fit`` runs."""
-        recipe = None if self._compiled is None else files.to_serializable_or_none(self._compiled) or {}
-        silent = CallbackList([], self, {})  # type: ignore[arg-type]  # which is a Model
-        return vars(self) | {"callbacks": silent, "feed": None, "last_fit": {}, "_compiled": recipe}
+def _check_content(model: Model, content: Mapping[str, Any]) -> None:
+    """Raise an error if a component cannot be loaded."""
+    had_optimizer = content.get("optimizer_kind", "") is not None
+    if model.optimizer is not None and had_optimizer and "optimizer" not in content:
+        raise KeyError("optimizer")
+    TrainState().load_state_dict(content["state"])
+    History().load_state_dict(content["history"])
+    model.strategy.check_state(content["strategy"])
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if self.optimizer is not None:  # which comes back without its hooks
-            for schedule in self.schedules:
-                schedule.watch(self.optimizer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
-        return self._state(self.strategy.gather_full)
+# Resume
 
-    def _state(self, form: Callable[[Any], Any]) -> dict[str, Any]:
-        parts = {name: form(part.state_dict()) for name, part in self._parts().items()}
-        parts["optimizer_kind"] = None if self.optimizer is None else type(self.optimizer).__name__
-        parts["schedules"] = [schedule.state_dict() for schedule in self.schedules]
-        parts["precision"] = self.strategy.precision
-        return parts | {
-            "module": form(state_dicts.unwrapped_state_dict(self.module)),
-            "compiled": files.to_serializable_or_none(self._compiled),
-        }
 
-    def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
-        """Write weights, optimizer, history and what ``compile`` was given by name, and return the path.
-
-        ``torch.load(path, weights_only=True)["module"]`` is the module's state dict. The file is whole or absent. Of many
-        processes all call this, and process 0 writes.
-
-        Raises:
-            OSError: If it cannot be written; a file that was there is unchanged then.
-            ValueError: If the name ends in ``.safetensors``, which holds weights alone.
-        """
-        files.check_ending(path)
-        return self._write(files.write, path, {"format": files.FORMAT, "version": files.VERSION, **self.state_dict()})
-
-    def _write(self, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
-        if os.fspath(path).endswith(("/", os.sep)):
-            raise ValueError(
-                f"{os.fspath(path)!r} is the name of a folder. Name the file, {os.path.join(path, 'model.pt')!r}."
-            )
-        return write(path, content) if self.strategy.group.is_main else Path(path)
-
-    def load(self, path: str | os.PathLike[str]) -> Self:
-        """Take everything back from a file that ``save`` wrote, or the newest whole one of a folder; return the model.
-
-        A model that is not compiled yet is compiled as the saved one was, if that was by names alone (but for a scheduler, which
-        is left out where it has none); in its precision, where the device has it.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            FileError: If it is not such a file, is damaged, or belongs to another module; nothing has changed then.
-        """
-        self.strategy.group.barrier()  # for a file that process 0 may be writing
-        if Path(path).is_dir():
-            path, content = rotation.read_newest(path, self.device)
-        else:
-            content = files.read_model(path, self.device)
-        before = dict(vars(self))
-        try:
-            with files.as_file_error(path):
-                self._take(content, path)
-        except BaseException:
-            vars(self).update(before)
-            raise
-        return self
-
-    def _take(self, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
-        """Take over ``content``, or raise before anything has changed but attributes."""
-        content = self._joined(content, path)
-        weights = state_dicts.match_state_dict(content["module"], self.module, path)
-        if self._compiled is None and content.get("compiled"):
-            self.compile(**content["compiled"], **precision_here(self.device, content.get("precision")))
-        self.lacks_compile = self._compiled is None and bool(content.get("optimizer"))
-        state_dicts.check_optimizer(content, self.optimizer, path)
-        self._check(content)
-        schedules = list(zip(self.schedules, content["schedules"], strict=False))
-        for schedule, state in schedules:
-            schedule.check_state(state)
-        self._take_parts(content, weights)
-        for schedule, state in schedules:
-            schedule.load_state_dict(state)
-
-    def _joined(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Return ``content`` with the tensors that lie in parts beside ``path``, where it has some."""
-        if content.get("parts") is None:
-            return dict(content)
-        from easytorch.checkpoint import dcp
-
-        return dcp.read_shards(content, Path(path), self.strategy.empty)
-
-    def save_weights(self, path: str | os.PathLike[str]) -> Path:
-        """Write the module's state dict, as safetensors where the name ends in ``.safetensors``, and return the path."""
-        write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-        return self._write(write, path, self.strategy.gather_full(state_dicts.unwrapped_state_dict(self.module)))
-
-    def load_weights(self, path: str | os.PathLike[str]) -> Self:
-        """Take the weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            FileError: If it holds no weights, is damaged, or belongs to another module; nothing has changed then.
-        """
-        self.strategy.group.barrier()  # for a file that process 0 may be writing
-        with files.as_file_error(path):
-            content = files.read(path, self.device)
-            weights = files.extract_weights(self._joined(content, path) if files.is_model(content) else content)
-        self.strategy.load_weights(state_dicts.match_state_dict(weights, self.module, path))
-        return self
-
-    def training_state(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on exactly here; only while ``fit`` runs."""
-        assert self.feed is not None
-        return self._state(self.strategy.to_checkpoint) | {
-            "format": files.FORMAT,
-            "version": files.VERSION,
-            "callbacks": [
-                [type(one).__name__, self.strategy.to_checkpoint(one.state_dict())] for one in self._stateful()
-            ],
-            "environment": self._environment(),
-            **self._own_state(),
-        }
-
-    def _own_state(self) -> dict[str, Any]:
-        """Return what each process has of its own: totals, random states and its place in the data."""
-        assert self.feed is not None
-        own = {"metrics": self.metrics.state_dict(), "feed": self.feed.state_dict(self.state.epoch_step)}
-        states = self.strategy.group.gather(own)
-        return states[0] if len(states) == 1 else {**states[0], "processes": states}
-
-    def _environment(self) -> dict[str, Any]:
-        strategy = self.strategy
-        return environment(self.device, strategy.precision, strategy.jit_compile, strategy.group.world_size)
-
-    def load_training_state(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-        """Go on exactly where ``training_state`` was taken; only while ``fit`` begins.
-
-        Raises:
-            ResumeError: If the data, the callbacks, the metrics or the optimizer are not those of the run.
-            FileError: If the file belongs to another module.
-        """
-        if "feed" not in content:
+def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise a ``ResumeError`` unless the run had the callbacks, the metrics and the optimizer of this one."""
+    callbacks = [type(callback).__name__ for callback in _stateful(model)]
+    schedulers = [(args or {}).get("scheduler") for args in (content["compiled"], model.compile_args)]
+    for name, before, now in (
+        # A scheduler object has no name to compare, but a state.
+        ("scheduler", *(schedulers if all(schedulers) else [None, None])),
+        ("callbacks with state", [name for name, _ in content["callbacks"]], callbacks),
+        ("metrics", content["metrics"]["names"], model.metrics.names),
+    ):
+        if before != now:
             raise ResumeError(
-                f"{str(path)!r} was written by save(), which keeps no place in the data. Use load() and fit()."
+                f"Cannot resume from {str(path)!r}: the run had the {name} {before}, and this program has {now}. Pass the same "
+                "in the same order, or start a new run in another folder."
             )
-        with files.as_file_error(path):
-            content = self._joined(content, path)
-            weights = state_dicts.match_state_dict(content["module"], self.module, path)
-            self._check_run(content, path)
-            self._tell_changes(content)
-            self._take_run(content, weights)
+    state_dicts.check_optimizer(dict(content), model.optimizer, path, ResumeError)
+    _check_content(model, content)
 
-    def _check_run(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-        """Raise an error unless the run in ``content`` had the callbacks, the metrics and the optimizer of this one."""
-        callbacks = [type(one).__name__ for one in self._stateful()]
-        names = [(recipe or {}).get("scheduler") for recipe in (content["compiled"], self._compiled)]
-        for what, before, now in (
-            ("scheduler", *(names if all(names) else [None, None])),  # an object has no name, but a state
-            ("callbacks with a state", [name for name, _ in content["callbacks"]], callbacks),
-            ("metrics", content["metrics"]["names"], self.metrics.names),
-        ):
-            if before != now:
-                raise ResumeError(
-                    f"The run in {str(path)!r} had the {what} {before}; now it has {now}. Pass the same in the same order, or "
-                    "begin anew in another folder."
-                )
-        state_dicts.check_optimizer(dict(content), self.optimizer, path, ResumeError)
-        self._check(content)
 
-    def _tell_changes(self, content: Mapping[str, Any]) -> None:
-        """Warn of what is another now than in the run in ``content``, and need not be the same."""
-        for line in changes({"processes": 1, **content["environment"]}, self._environment()):
-            warn(f"{line}: the run goes on, but not with the same bits.")
-        before, now = content["compiled"], files.to_serializable_or_none(self._compiled)
-        if not before or not now:  # an object is among them, which no file holds
-            return
-        for line in changes(
-            before, {name: value for name, value in now.items() if name not in RESTORED_FROM_CHECKPOINT}
-        ):
-            warn(f"{line}: the run goes on with the new one, so its numbers are others from here on.")
-        for line in changes(before, {name: now.get(name) for name in RESTORED_FROM_CHECKPOINT}):
-            warn(f"{line}: the run keeps its own. For the new one, load() the checkpoint and fit() without resume.")
-        self._compiled = now | {name: before.get(name) for name in RESTORED_FROM_CHECKPOINT}
+def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
+    """Warn of differences from the run that are allowed but change its results."""
+    for change in _changes(content["environment"], _environment(model)):
+        warn(f"{change}; the resumed run will differ in the last bits.")
+    before, now = content["compiled"], files.to_serializable_or_none(model.compile_args)
+    if not before or not now:  # an argument is an object, which cannot be compared
+        return
+    restored = {name: now.get(name) for name in RESTORED_FROM_CHECKPOINT}
+    for change in _changes(before, {name: value for name, value in now.items() if name not in restored}):
+        warn(f"{change}; continuing with the new value, so results will differ from the original run.")
+    for change in _changes(before, restored):
+        warn(
+            f"{change}; the resumed run keeps the old value. To use the new one, load() the checkpoint and call fit() without "
+            "resume."
+        )
+    model.compile_args = now | {name: before.get(name) for name in restored}
 
-    def _take_run(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-        """Go on with the run in ``content``, for as many epochs as were planned."""
-        assert self.feed is not None
-        group, planned = self.strategy.group, self.state.last - self.state.first
-        states = content.get("processes", [content])
-        own = states[group.rank] if len(states) == group.world_size else states[0]
-        self.feed.load_state_dict(own["feed"])
-        self._take_parts(content, weights)
-        self.state.last = self.state.first + planned
-        if len(states) == group.world_size:
-            self.metrics.load_state_dict(own["metrics"])
-        elif group.is_main:  # what all of them have measured goes on in one
-            self.metrics.load_state_dict(self.metrics.merged([state["metrics"] for state in states]).state_dict())
-        self.stop_training = False
-        for one, (_, state) in zip(self._stateful(), content["callbacks"], strict=True):
-            if one.all_ranks or group.is_main:
-                one.load_state_dict(state)
-        if self.stop_training:  # a run that stopped early has come to its end
-            self.state.last = self.state.epoch
 
-    def _take_parts(self, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-        """Take over the weights and every part; the optimizer first, which may still refuse."""
-        if self.optimizer is not None and content.get("optimizer"):
-            self.strategy.load_optimizer_state(self.optimizer, content["optimizer"])
-        self.strategy.load_weights(weights)
-        for name, part in self._parts().items():
-            if name != "optimizer":
-                part.load_state_dict(content[name])
+def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Restore the run in ``content``, and train it for as many epochs as were planned."""
+    assert model.train_data is not None
+    group, planned = model.strategy.group, model.state.last - model.state.first
+    ranks = content.get("ranks", [content])
+    is_same_size = len(ranks) == group.world_size
+    rank_state = ranks[group.rank] if is_same_size else ranks[0]
+    model.train_data.load_state_dict(rank_state["train_data"])
+    _load_components(model, content, weights)
+    model.state.last = model.state.first + planned
+    if is_same_size:
+        model.metrics.load_state_dict(rank_state["metrics"])
+    elif group.is_main:  # one rank continues with what all ranks have measured
+        model.metrics.load_state_dict(model.metrics.merged([state["metrics"] for state in ranks]).state_dict())
+    model.stop_training = False
+    for callback, (_, state) in zip(_stateful(model), content["callbacks"], strict=True):
+        if callback.all_ranks or group.is_main:
+            callback.load_state_dict(state)
+    if model.stop_training:  # early stopping had ended the run
+        model.state.last = model.state.epoch
 
-    def _check(self, content: Mapping[str, Any]) -> None:
-        """Raise an error if a part of ``content`` could not be taken over."""
-        had = content.get("optimizer_kind", "") is not None  # a model without an optimizer has none to take
-        if self.optimizer is not None and had and "optimizer" not in content:
-            raise KeyError("optimizer")
-        TrainState().load_state_dict(content["state"])
-        History().load_state_dict(content["history"])
-        self.strategy.check_state(content["strategy"])
 
-    def _stateful(self) -> list[Callback]:
-        return [one for one in self.callbacks.callbacks if type(one).state_dict is not Callback.state_dict]
+def _stateful(model: Model) -> list[Callback]:
+    """Return the callbacks that have a state to save."""
+    return [callback for callback in model.callbacks.callbacks if type(callback).state_dict is not Callback.state_dict]
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "strategy": self.strategy, "state": self.state, "history": self._history}
-        return {name: part for name, part in parts.items() if part is not None}
+
+def _environment(model: Model) -> dict[str, Any]:
+    """Return what determines the last bits of results besides the state."""
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "threads": torch.get_num_threads(),
+        "device": model.device.type,
+        "precision": model.strategy.precision,
+        "jit_compile": model.strategy.jit_compile,
+        "world_size": model.strategy.group.world_size,
+    }
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each value that differs."""
+    return [
+        f"{name} changed from {before.get(name)!r} to {value!r}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]

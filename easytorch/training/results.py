@@ -3,73 +3,88 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
 from easytorch._utils.registry import did_you_mean, find, quote_list
-from easytorch._utils.timer import PARTS, Timer, shares
+from easytorch._utils.timer import PARTS, Timer, compute_fractions
 
 if TYPE_CHECKING:
     from easytorch.model import Model
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _forward(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[ModelVerbs, P], R]:
+    """Return a method that calls ``method`` of the model, with the same signature and docstring."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.model, method.__name__)(*args, **kwargs)
+
+    forwarded: Any = call
+    return forwarded  # type: ignore[no-any-return]
+
 
 class ModelVerbs:
-    """Passes the model's verbs on, so that ``model.fit(...).evaluate().save()`` can be said in one breath."""
+    """Passes calls on to the model, so that ``model.fit(...).evaluate().save()`` works in one chain."""
 
     model: Model
 
+    if TYPE_CHECKING:  # at run time ``forward_verbs`` adds these methods
+        from easytorch.model import Model as _Model
+
+        fit = _forward(_Model.fit)
+        evaluate = _forward(_Model.evaluate)
+        predict = _forward(_Model.predict)
+        predict_proba = _forward(_Model.predict_proba)
+        predict_classes = _forward(_Model.predict_classes)
+        save = _forward(_Model.save)
+        save_weights = _forward(_Model.save_weights)
+        summary = _forward(_Model.summary)  # type: ignore[arg-type]  # its options are passed on
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the model out: numbers are small, and to be kept by ``pickle`` anywhere."""
+        """Return the numbers without the model, so that a pickle is small."""
         return {name: value for name, value in vars(self).items() if name != "model"}
 
-    def fit(self, *args: Any, **kwargs: Any) -> History:
-        """Train on; see ``Model.fit``."""
-        return self.model.fit(*args, **kwargs)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Scores:
-        """Measure; see ``Model.evaluate``."""
-        return self.model.evaluate(*args, **kwargs)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the module's outputs; see ``Model.predict``."""
-        return self.model.predict(*args, **kwargs)
-
-    def predict_proba(self, *args: Any, **kwargs: Any) -> Any:
-        """Return probabilities; see ``Model.predict_proba``."""
-        return self.model.predict_proba(*args, **kwargs)
-
-    def predict_classes(self, *args: Any, **kwargs: Any) -> Any:
-        """Return classes; see ``Model.predict_classes``."""
-        return self.model.predict_classes(*args, **kwargs)
-
-    def save(self, *args: Any, **kwargs: Any) -> Path:
-        """Write everything to a file; see ``Model.save``."""
-        return self.model.save(*args, **kwargs)
-
-    def save_weights(self, *args: Any, **kwargs: Any) -> Path:
-        """Write the weights to a file; see ``Model.save_weights``."""
-        return self.model.save_weights(*args, **kwargs)
-
-    def summary(self, *args: Any, **kwargs: Any) -> Any:
-        """Show the table of layers; see ``Model.summary``."""
-        return self.model.summary(*args, **kwargs)
+def forward_verbs(model_class: type[Model]) -> None:
+    """Add the methods of ``model_class`` that results pass on, with their signatures."""
+    methods: list[Any] = [
+        model_class.fit,
+        model_class.evaluate,
+        model_class.predict,
+        model_class.predict_proba,
+        model_class.predict_classes,
+        model_class.save,
+        model_class.save_weights,
+        model_class.summary,
+    ]
+    for method in methods:
+        setattr(ModelVerbs, method.__name__, _forward(method))
 
 
 class History(ModelVerbs, Mapping[str, list[float]]):
-    """The numbers of every epoch, over all fits of a model.
+    """The numbers of each epoch, over all fits of a model.
 
-    ``history["loss"]`` is a list with one value for each epoch in which it was measured; ``history.history`` is all of
-    them as a plain dict, as in Keras.
+    ``history["loss"]`` is a list with one value per epoch in which it was measured. ``history.history`` is a plain dict of all
+    values, as in Keras.
 
     Attributes:
-        rows: One dict for each epoch. Callbacks get the very dict, so what they add to it is kept.
+        rows: One dict per epoch. Callbacks get the same dict, so values that they add are part of the history.
         epoch: The number of each epoch, from 0.
-        seconds: How long each epoch took, by part: ``data`` (waiting for batches), ``model`` (forward and backward),
+        seconds: Duration of each epoch in seconds, by part: ``data`` (waiting for batches), ``model`` (forward and backward),
             ``optimizer``, ``validation`` and ``rest``.
+
+    Examples:
+        >>> history = model.fit(loader, epochs=5)
+        >>> history["loss"][-1], history.best("val_accuracy")["epoch"]
     """
 
     def __init__(self) -> None:
@@ -80,7 +95,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     @property
     def params(self) -> dict[str, Any]:
-        """Of the last fit: ``epochs``, ``steps`` and ``verbose``."""
+        """``epochs``, ``steps`` and ``verbose`` of the last fit."""
         return dict(self._fit["params"])
 
     @params.setter
@@ -89,22 +104,22 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the last fit was stopped by Ctrl-C or SIGTERM."""
+        """Whether Ctrl-C or SIGTERM stopped the last fit."""
         return bool(self._fit["interrupted"])
 
     @interrupted.setter
     def interrupted(self, interrupted: bool) -> None:
         self._fit["interrupted"] = interrupted
 
-    def of(self, model: Model) -> History:
-        """Return a view of this history that knows its model; the model itself keeps one that does not."""
+    def with_model(self, model: Model) -> History:
+        """Return a view of this history that knows its model; the model itself holds one that does not."""
         view = copy.copy(self)
         view.model = model
         return view
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """All values as a dict of lists, in the order in which they first appeared."""
+        """All values as a dict of lists, in the order of their first appearance."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         return {name: [row[name] for row in self.rows if name in row] for name in names}
 
@@ -115,15 +130,15 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     def __getitem__(self, name: str) -> list[float]:
         values = self.history
-        if name not in values:
-            if not values:
-                raise KeyError(f"No {name!r} in the history, for no epoch has ended yet.")
-            near = did_you_mean(name, values)
-            wanted = name.removeprefix("val_") if isinstance(name, str) else ""
-            if not near and wanted != name and wanted in values:
-                near = " There was no validation: fit(..., validation_split=0.2) measures it."
-            raise KeyError(f"No {name!r} in the history.{near} It holds {quote_list(values)}.")
-        return values[name]
+        if name in values:
+            return values[name]
+        if not values:
+            raise KeyError(f"The history has no {name!r}, because no epoch has ended yet.")
+        suggestion = did_you_mean(name, values)
+        training_name = name.removeprefix("val_") if isinstance(name, str) else ""
+        if not suggestion and training_name != name and training_name in values:
+            suggestion = " There was no validation. Use fit(..., validation_split=0.2)."
+        raise KeyError(f"The history has no {name!r}.{suggestion} It has {quote_list(values)}.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.history)
@@ -132,39 +147,38 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         return len(self.history)
 
     @property
-    def shares(self) -> list[dict[str, float]]:
-        """The seconds of each epoch as shares of all of them."""
-        return [shares(seconds) for seconds in self.seconds]
+    def time_fractions(self) -> list[dict[str, float]]:
+        """The part of each epoch's time that was spent on data, model, optimizer, validation and the rest."""
+        return [compute_fractions(seconds) for seconds in self.seconds]
 
-    def append(self, epoch: int, logs: dict[str, float], timer: Timer) -> dict[str, float]:
-        """Keep ``logs`` as the row of ``epoch``, and return it."""
+    def append(self, epoch: int, logs: dict[str, float], timer: Timer) -> None:
+        """Add ``logs`` as the row of ``epoch``."""
         self.rows.append(logs)
         self.epoch.append(epoch)
         self.seconds.append(timer.read())
-        return logs
 
     def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:
         """Return the row, with its ``epoch`` from 0, in which ``monitor`` was best; NaN is never the best.
 
         Args:
             monitor: The value to compare.
-            mode: ``"min"``, ``"max"``, or ``"auto"`` to go by the metric.
+            mode: ``"min"``, ``"max"``, or ``"auto"`` for the mode of the metric.
+
+        Raises:
+            KeyError: If the history has no such value.
+            ValueError: If it was NaN in each epoch.
         """
         values, mode = self[monitor], find("mode", mode, {"auto": "auto", "min": "min", "max": "max"})
         if mode == "auto":
             mode = self.model.metrics.mode(monitor)
-        rows = [
-            (row[monitor], {"epoch": epoch, **row})
-            for epoch, row in zip(self.epoch, self.rows, strict=True)
-            if monitor in row
-        ]
-        finite = [(value, row) for value, row in rows if value == value]
-        if not finite:
-            raise ValueError(f"{monitor!r} was never a number: {values}.")
-        return (min if mode == "min" else max)(finite, key=lambda pair: pair[0])[1]
+        rows = [{"epoch": epoch, **row} for epoch, row in zip(self.epoch, self.rows, strict=True) if monitor in row]
+        rows = [row for row in rows if not math.isnan(row[monitor])]
+        if not rows:
+            raise ValueError(f"{monitor!r} was NaN in each epoch: {values}.")
+        return (min if mode == "min" else max)(rows, key=lambda row: row[monitor])
 
     def to_frame(self) -> Any:
-        """Return a pandas frame, one row for each epoch."""
+        """Return a pandas frame with one row per epoch."""
         try:
             import pandas
         except ImportError as error:
@@ -172,26 +186,26 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         return pandas.DataFrame(self.rows, index=pandas.Index(self.epoch, name="epoch"))
 
     def plot(self, *names: str | Sequence[str], path: str | Path | None = None) -> Any:
-        """Draw values over the epochs, training and validation in one panel.
+        """Plot values over the epochs, training and validation in one panel.
 
         Args:
-            names: Which ones, ``plot("loss", "accuracy")``; by default all.
-            path: Where to write the figure; None writes nothing.
+            names: The values to plot, for example ``plot("loss", "accuracy")``; all by default.
+            path: File to write the figure to; None writes no file.
 
         Returns:
             The matplotlib figure. No window is opened.
 
         Raises:
-            KeyError: If there is no value of a name, with the nearest that is.
+            KeyError: If the history has no value of that name.
         """
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError("History.plot() needs matplotlib: pip install matplotlib") from error
-        drawn = self._drawn(names)
-        figure = Figure(figsize=(4.5 * max(len(drawn), 1), 3.2), layout="constrained")
-        for i, name in enumerate(drawn):
-            axes = figure.add_subplot(1, len(drawn), i + 1)
+        panels = self._panel_names(names)
+        figure = Figure(figsize=(4.5 * max(len(panels), 1), 3.2), layout="constrained")
+        for i, name in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), i + 1)
             for key, label in ((name, "training"), (f"val_{name}", "validation")):
                 points = [(epoch + 1, row[key]) for epoch, row in zip(self.epoch, self.rows, strict=True) if key in row]
                 if points:
@@ -203,34 +217,31 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             figure.savefig(path, dpi=150)
         return figure
 
-    def _drawn(self, names: Iterable[Any]) -> list[str]:
-        """Return the name of each panel for the ``names`` that the user passed, one by one or in a list."""
+    def _panel_names(self, names: Iterable[Any]) -> list[str]:
+        """Return the title of each panel for ``names``, which may contain lists."""
         values = self.history
         if not names:
             return list(dict.fromkeys(name.removeprefix("val_") for name in values if name != "lr"))
-        listed = [str(name) for some in names for name in ([some] if isinstance(some, (str, Path)) else some)]
-        for name in listed:
+        flat = [str(name) for entry in names for name in ([entry] if isinstance(entry, (str, Path)) else entry)]
+        for name in flat:
             if name not in values and Path(name).suffix:
-                raise KeyError(f"No {name!r} in the history. If it is a file to write, pass path={name!r}.")
-            self[name]  # tells what there is instead
-        return list(dict.fromkeys(name.removeprefix("val_") for name in listed))
+                raise KeyError(f"The history has no {name!r}. If it is a file to write, pass path={name!r}.")
+            self[name]  # raises a KeyError with a suggestion
+        return list(dict.fromkeys(name.removeprefix("val_") for name in flat))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows, a tensor for each name, a list where a callback has put text in."""
+        """Return all rows: one tensor per name, or a list of strings if a callback has added text."""
         names = dict.fromkeys(name for row in self.rows for name in row)
-        columns = {name: _column([row.get(name, math.nan) for row in self.rows]) for name in names}
-        measured = {name: [name in row for row in self.rows] for name in names}
-        return {
-            "epoch": torch.tensor(self.epoch, dtype=torch.int64),
-            "columns": columns,
-            "measured": {name: torch.tensor(values) for name, values in measured.items()},
-            "seconds": {
-                part: torch.tensor([seconds[part] for seconds in self.seconds], dtype=torch.float64) for part in PARTS
-            },
+        columns = {name: _to_column([row.get(name, math.nan) for row in self.rows]) for name in names}
+        measured = {name: torch.tensor([name in row for row in self.rows]) for name in names}
+        seconds = {
+            part: torch.tensor([seconds[part] for seconds in self.seconds], dtype=torch.float64) for part in PARTS
         }
+        epoch = torch.tensor(self.epoch, dtype=torch.int64)
+        return {"epoch": epoch, "columns": columns, "measured": measured, "seconds": seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore all rows."""
         epochs = [int(epoch) for epoch in state["epoch"].tolist()]
         rows: list[dict[str, float]] = [{} for _ in epochs]
         for name, values in state["columns"].items():
@@ -244,32 +255,33 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     def __repr__(self) -> str:
         if not self.rows:
-            return "History(nothing yet)"
-        last = ", ".join(f"{name}={_short(value)}" for name, value in self.rows[-1].items())
-        return f"History({len(self.rows)} epoch{'s' * (len(self.rows) != 1)}; the last: {last})"
+            return "History(no epochs)"
+        last = ", ".join(f"{name}={_format_value(value)}" for name, value in self.rows[-1].items())
+        return f"History({len(self.rows)} epoch{'s' * (len(self.rows) != 1)}; last: {last})"
 
 
-def _column(values: list[Any]) -> Any:
-    words = list(map(str, values))  # a run must not end for a word in its logs
+def _to_column(values: list[Any]) -> Any:
+    """Return ``values`` as a tensor, or as strings, since text in the logs must not end a run."""
+    strings = list(map(str, values))
     if any(isinstance(value, str) for value in values):
-        return words
+        return strings
     try:
         return torch.tensor(list(map(float, values)), dtype=torch.float64)
     except (TypeError, ValueError):
-        return words
+        return strings
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
 class Scores(ModelVerbs):
     """The numbers of one evaluation: ``loss, accuracy = scores``, ``scores["accuracy"]``, ``scores.accuracy``.
 
-    The loss alone, without metrics, may be used as the number it is: ``float(scores)``, ``scores < 0.1``.
+    Without metrics, the scores can be used as the loss: ``float(scores)``.
 
     Attributes:
-        data: What was measured on, in words.
+        data: A description of the data that was measured.
     """
 
     def __init__(self, values: dict[str, float], model: Model, data: str = "the given data") -> None:
@@ -287,38 +299,22 @@ class Scores(ModelVerbs):
         if isinstance(key, int):
             return list(self._values.values())[key]
         if key not in self._values:
-            raise KeyError(
-                f"No {key!r} among the scores.{did_you_mean(key, self._values)} There are {quote_list(self._values)}."
-            )
+            raise KeyError(_no_score_message(key, self._values))
         return self._values[key]
 
     def __getattr__(self, name: str) -> float:
         values = self.__dict__.get("_values", {})
         if name in values:
             return float(values[name])
-        raise AttributeError(
-            f"No {name!r} among the scores.{did_you_mean(name, values)} There are {quote_list(values)}."
-        )
+        raise AttributeError(_no_score_message(name, values))
 
     def __float__(self) -> float:
         if len(self) == 1:
             return next(iter(self))
         raise TypeError(
-            f"There are {len(self)} scores, and a single number may be any of them. Take the one you mean: "
+            f"There are {len(self)} scores, so they cannot be used as one number. Use "
             f"{' or '.join(f'scores.{name}' for name in self._values)}."
         )
-
-    def __lt__(self, other: float) -> bool:
-        return float(self) < other
-
-    def __le__(self, other: float) -> bool:
-        return float(self) <= other
-
-    def __gt__(self, other: float) -> bool:
-        return float(self) > other
-
-    def __ge__(self, other: float) -> bool:
-        return float(self) >= other
 
     def __format__(self, spec: str) -> str:
         if len(self) == 1:
@@ -336,8 +332,12 @@ class Scores(ModelVerbs):
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, (Scores, list, tuple)) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # as Python does it for what is equal by value
+    __hash__ = None  # type: ignore[assignment]  # as for every class that compares by value
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.4g}" for name, value in self.items())
         return f"Scores({values}; on {self.data})"
+
+
+def _no_score_message(name: Any, values: Mapping[str, float]) -> str:
+    return f"There is no score {name!r}.{did_you_mean(name, values)} There are {quote_list(values)}."

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch import data, optimizers
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
@@ -16,7 +15,9 @@ from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
 from easytorch.data.loader import first_batch
+from easytorch.data.splits import all_targets
 from easytorch.diagnostics.torch_errors import translate_errors
+from easytorch.optimizers import check_current
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
@@ -28,73 +29,80 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def fit_session(
     model: Model,
+    train_data: EpochIterator,
+    val_data: Any,
+    *,
     callbacks: list[Callback],
     state: TrainState,
-    feed: EpochIterator,
-    validation: Any,
     verbose: Any,
     on_interrupt: str,
 ) -> Iterator[None]:
-    """Run the epochs of ``fit`` inside, from ``state`` on, and end them in order, however they end."""
+    """Run the epochs of a fit inside, with everything that happens before and after them.
+
+    On entry: signal handlers are installed, ``on_train_begin`` is called, a stopped run is restored, and one validation batch is
+    tried. On exit, for whatever reason: ``on_train_end`` is called, handlers and modes are restored, and workers are shut down.
+    If the first update fails, the model is restored as it was before.
+    """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
-    optimizers.check_current(model._require_optimizer("fit"), model.module)
-    interrupts, begin, group = SignalHandler(), state.step, model.strategy.group
-    params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
-    notices = [NaNNotice()] if len(feed) else [NaNNotice(), EndlessNotice()]
-    every = [*callbacks, *notices, StopConsensus(), interrupts]
-    listeners = CallbackList(every, model, params | {"validated": validation is not None})
-    model.history.params, model.history.interrupted = params, False
-    model.feed, feed.earlier, feed.timer = feed, state.first, model.strategy.timer
-    # An update of the user's own may ask for anything of its batches, so that it must have one.
-    feed.needs_batch_every_step, model.metrics.group = (
-        model.strategy.needs_batch_every_step or model.overrides("update"),
-        group,
+    check_current(model.require_optimizer("fit"), model.module)
+    signals, first_step = SignalHandler(), state.step
+    params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
+    advice = [NaNNotice()] if len(train_data) else [NaNNotice(), EndlessNotice()]
+    active = CallbackList(
+        [*callbacks, *advice, StopConsensus(), signals], model, params | {"validated": val_data is not None}
     )
-    with update_session(model, listeners, state), interrupts:
+    model.history.params, model.history.interrupted = params, False
+    train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
+    # A custom update may use its batches in any way, so every rank must have one.
+    train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
+    model.train_data = train_data
+    with update_session(model, active, state), signals:
         error: BaseException | None = None
         try:
             model.metrics.reset()
-            listeners.on_train_begin({})
-            listeners.on_restore()
-            _check_validation_data(model, validation)
-            model.loss.prepare(data.all_targets(feed.loader))
+            active.on_train_begin({})
+            active.on_restore()
+            _check_validation_data(model, val_data)
+            model.loss.prepare(all_targets(train_data.loader))
             yield
-            if group.world_size > 1:
-                set_rng_state(group.broadcast(get_rng_state()))  # after training all go on alike
-                group.broadcast_tensors(list(model.module.buffers()))
+            _synchronize_ranks(model)
         except Interruption:
             model.history.interrupted = True
-            interrupts.caught = int(group.all_reduce_max(interrupts.caught or 0))  # of one process, or of all
-            listeners.on_interrupt()
+            signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0))
+            active.on_interrupt()
         except BaseException as caught:
             error = caught
             raise
         finally:
-            if error is None or model.state.step > begin:
-                model.last_fit = {"validation": validation, "training": feed.loader, "example": feed.example}
-            model.feed = None
-            feed.close()
+            if error is None or model.state.step > first_step:
+                model.last_fit = {
+                    "validation": val_data,
+                    "training": train_data.loader,
+                    "example": train_data.example,
+                }
+            model.train_data = None
+            train_data.close()
             rows = model.history.rows
-            listeners.finish(error, rows[-1] if rows else {})
-    interrupts.settle(on_interrupt)
+            active.finish(error, rows[-1] if rows else {})
+    signals.exit_or_return(on_interrupt)
 
 
 @contextlib.contextmanager
 def update_session(model: Model, callbacks: CallbackList, state: TrainState | None = None) -> Iterator[None]:
-    """Update weights inside, from ``state`` on; if the very first update fails, the model is what it was before."""
-    optimizer, before = model._require_optimizer("fit"), model.state
-    model.state = state or before
-    begin = model.state.step
+    """Update weights inside, starting from ``state``; if the first update fails, restore the model."""
+    optimizer, previous = model.require_optimizer("fit"), model.state
+    model.state = state or previous
+    first_step = model.state.step
     buffers = [(buffer, buffer.clone()) for buffer in model.module.buffers()]
     model.stop_training = False
     optimizer.zero_grad()
-    model.strategy.begin()
+    model.strategy.start()
     with active_callbacks(model, callbacks), translate_errors(model.module), train_mode.in_train_mode(model.module):
         try:
             yield
         except BaseException:
-            if model.state.step == begin:
-                model.state = before
+            if model.state.step == first_step:
+                model.state = previous
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
@@ -104,20 +112,20 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
 
 @contextlib.contextmanager
 def evaluation_session(model: Model) -> Iterator[None]:
-    """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
-    outer, model.metrics = model.metrics, model.metrics.new_copy()
+    """Evaluate inside: in eval mode, without gradients, and with metrics separate from those of the training epoch."""
+    training_metrics, model.metrics = model.metrics, model.metrics.new_copy()
     model.strategy.timer.mark("rest")
     try:
         with train_mode.in_eval_mode(model.module), torch.no_grad():
             yield
     finally:
-        model.metrics = outer
+        model.metrics = training_metrics
         model.strategy.timer.mark("validation")
 
 
 @contextlib.contextmanager
 def reporting_errors(model: Model, callbacks: CallbackList) -> Iterator[None]:
-    """Evaluate or predict inside; callbacks are told of an error, which is explained."""
+    """Evaluate or predict inside; translate errors and call ``on_exception``."""
     with active_callbacks(model, callbacks), translate_errors(model.module):
         try:
             yield
@@ -128,24 +136,32 @@ def reporting_errors(model: Model, callbacks: CallbackList) -> Iterator[None]:
 
 @contextlib.contextmanager
 def active_callbacks(model: Model, callbacks: CallbackList) -> Iterator[None]:
-    """Tell ``callbacks`` inside, nobody else."""
-    outer, model.callbacks = model.callbacks, callbacks
+    """Call only ``callbacks`` inside."""
+    previous, model.callbacks = model.callbacks, callbacks
     try:
         yield
     finally:
-        model.callbacks = outer
+        model.callbacks = previous
+
+
+def _synchronize_ranks(model: Model) -> None:
+    """Give all ranks the random states and the buffers of rank 0, since each has used its own while training."""
+    group = model.strategy.group
+    if group.world_size > 1:
+        set_rng_state(group.broadcast(get_rng_state()))
+        group.broadcast_tensors(list(model.module.buffers()))
 
 
 def _check_validation_data(model: Model, loader: Any) -> None:
-    """Take one step on the validation data, so that what is wrong with it is told before training, not after."""
+    """Run one validation step, so that wrong validation data is reported before training and not after an epoch."""
     batch = first_batch(loader)
-    model.loss.prepare(data.all_targets(loader))
-    if batch is not None:
-        try:
-            with translate_errors(model.module), evaluation_session(model), preserve_rng_state():
-                model.strategy.run(model.test_step, batch)
-        except (ValueError, TypeError, IndexError) as error:
-            kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))
-            raise kind(
-                f"On the validation data, which is tried first: {error}"
-            ) from error  # a subclass may want other arguments
+    model.loss.prepare(all_targets(loader))
+    if batch is None:
+        return
+    try:
+        with translate_errors(model.module), evaluation_session(model), preserve_rng_state():
+            model.strategy.run(model.test_step, batch)
+    except (ValueError, TypeError, IndexError) as error:
+        # The constructor of a subclass may take other arguments.
+        kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))
+        raise kind(f"The validation data failed the check before training: {error}") from error

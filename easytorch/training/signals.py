@@ -11,89 +11,89 @@ from typing import Any
 
 from easytorch.callbacks.base import Callback
 from easytorch.distributed.process_group import is_launched
-from easytorch.strategies.base import INTERRUPT, STOP
+from easytorch.strategies.control import INTERRUPT, STOP
 
-ECHO = 2.0  # seconds in which a launcher hands a signal on
+DUPLICATE_SIGNAL_SECONDS = 2.0  # time in which a launcher forwards a signal that its processes got already
 
 
 class Interruption(BaseException):
-    """Leaves the loop after an update, because somebody asked for it from outside."""
+    """Leaves the loop after an update, because Ctrl-C or SIGTERM was received."""
 
 
 class StopConsensus(Callback):
-    """Has all processes stop after the same update: where one of them wishes to, all do, one update later."""
+    """Makes all ranks stop after the same update: if one sets ``stop_training``, all stop one update later."""
 
-    priority = 29  # told when all others have wished what they wish
+    priority = 29  # runs after all callbacks that may set stop_training
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Stop if all know that somebody wishes it, or that no number is worth anything any more."""
-        known = self.model.callbacks.diverged and self.model.stop_training
-        stop = self.model.strategy.any_rank(STOP, self.model.stop_training) or known
+        """Stop if a rank requested it, or if training has diverged on all ranks."""
+        diverged = self.model.callbacks.diverged and self.model.stop_training
+        stop = self.model.strategy.control.any_rank(STOP, self.model.stop_training) or diverged
         if stop != self.model.stop_training:
             self.model.stop_training = stop
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Ask all whether somebody wishes to stop."""
+        """Stop if a rank requested it."""
         self.model.stop_training = self.model.strategy.group.any_rank(self.model.stop_training)
 
 
 class SignalHandler(Callback):
-    """Turns Ctrl-C and SIGTERM into an ending after the update that runs; a second one stops at once.
+    """Turns Ctrl-C and SIGTERM into a normal end after the current update; a second signal stops immediately.
 
-    Of many processes all end after the same update. A launcher hands a signal on that they have got already, so a second one that
-    comes at once is the first one's echo.
+    All ranks stop after the same update. A launcher forwards signals to its processes, so a second signal within
+    ``DUPLICATE_SIGNAL_SECONDS`` is treated as a duplicate.
 
-    Handlers that somebody else installed stay. Only the main thread can have handlers; elsewhere this does nothing.
+    Custom handlers that were installed before are left in place. Only the main thread can install handlers; in other threads
+    this callback does nothing.
     """
 
-    priority = 30  # told last: an interruption comes after whatever the others do with the update
+    priority = 30  # runs last, after all callbacks have handled the update
 
     def __init__(self) -> None:
-        self.caught: int | None = None
-        self._since = 0.0  # on the clock of this process
+        self.signal: int | None = None  # the signal that was received
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
-            for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-                if signal.getsignal(number) == usual:
-                    self._previous[number] = signal.signal(number, self._catch)
+            for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                if signal.getsignal(number) == default:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        echo = is_launched() and time.monotonic() - self._since < ECHO
-        if self.caught is not None and echo:
-            return
-        if self.caught is not None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            if is_launched() and time.monotonic() - self._received_at < DUPLICATE_SIGNAL_SECONDS:
+                return
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        self.caught, self._since = number, time.monotonic()
+        self.signal, self._received_at = number, time.monotonic()
         if number == signal.SIGINT and self.model.strategy.group.is_main:
-            print("\nStopping after this update; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+            print("\nStopping after this update. Press Ctrl-C again to stop immediately.", file=sys.stderr, flush=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Leave, if somebody asked for it."""
-        if self.model.strategy.any_rank(INTERRUPT, self.caught is not None):
+        """Leave the loop if a rank received a signal."""
+        if self.model.strategy.control.any_rank(INTERRUPT, self.signal is not None):
             raise Interruption
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Leave, if somebody asked for it; many processes leave when all have measured."""
-        if self.caught is not None and self.model.strategy.group.world_size == 1:
+        """Leave the loop after a signal; several ranks leave when all have finished the evaluation."""
+        if self.signal is not None and self.model.strategy.group.world_size == 1:
             raise Interruption
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Leave, if somebody asked for it."""
-        if self.model.strategy.group.any_rank(self.caught is not None):
+        """Leave the loop if a rank received a signal."""
+        if self.model.strategy.group.any_rank(self.signal is not None):
             raise Interruption
 
-    def settle(self, on_interrupt: str) -> None:
-        """End the process after SIGTERM, with the usual status; raise after Ctrl-C, if that is wanted."""
-        if self.caught == signal.SIGTERM:
+    def exit_or_return(self, on_interrupt: str) -> None:
+        """Exit after SIGTERM with status 143; after Ctrl-C return, or raise ``KeyboardInterrupt`` if requested."""
+        if self.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
-        if self.caught == signal.SIGINT and on_interrupt == "raise":
+        if self.signal == signal.SIGINT and on_interrupt == "raise":
             raise KeyboardInterrupt
-        if self.caught == signal.SIGINT and self.model.strategy.group.is_main:
-            print(f"Stopped after update {self.model.state.step}. The program goes on.", file=sys.stderr, flush=True)
+        if self.signal == signal.SIGINT and self.model.strategy.group.is_main:
+            print(f"Stopped after update {self.model.state.step}. The program continues.", file=sys.stderr, flush=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+from easytorch._utils.integers import positive_int
 
 
 @dataclasses.dataclass
@@ -13,11 +14,11 @@ class TrainState:
     """Where training is.
 
     Attributes:
-        epoch: Epochs finished, over all fits; also the number, from 0, of the epoch that runs.
-        step: Updates made, over all fits.
-        epoch_step: Updates made in the epoch that runs.
-        first: The epoch at which the last fit began.
-        last: The epoch before which it ends.
+        epoch: Epochs finished over all fits, which is also the number of the current epoch, counted from 0.
+        step: Updates over all fits.
+        epoch_step: Updates in the current epoch.
+        first: Epoch at which the last fit started.
+        last: Epoch before which it ends.
     """
 
     epoch: int = 0
@@ -26,17 +27,21 @@ class TrainState:
     first: int = 0
     last: int = 0
 
-    def planned(self, epochs: int, initial_epoch: int | None) -> TrainState:
-        """Return where a fit of so many epochs begins; see ``Model.fit``."""
-        if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
-            raise ValueError(f"epochs must be a whole number of at least 1, received {epochs!r}.")
-        epochs = int(epochs)  # NumPy's, too
-        if initial_epoch is not None and not 0 <= initial_epoch < epochs:
+    def plan(self, epochs: Any, initial_epoch: int | None) -> TrainState:
+        """Return the state in which a fit starts; see ``Model.fit`` for the arguments.
+
+        Raises:
+            ValueError: If ``epochs`` is not a positive integer, or not larger than ``initial_epoch``.
+        """
+        epochs = positive_int("epochs", epochs)
+        if initial_epoch is None:
+            return TrainState(self.epoch, self.step, 0, self.epoch, self.epoch + epochs)
+        if not 0 <= initial_epoch < epochs:
             raise ValueError(
-                f"With initial_epoch={initial_epoch}, epochs is the last one's number and must be larger; received {epochs}."
+                f"epochs must be larger than initial_epoch, received epochs={epochs} and initial_epoch={initial_epoch}. With "
+                "initial_epoch, epochs is the number of the last epoch."
             )
-        first = self.epoch if initial_epoch is None else initial_epoch
-        return TrainState(first, self.step, 0, first, first + epochs if initial_epoch is None else epochs)
+        return TrainState(initial_epoch, self.step, 0, initial_epoch, epochs)
 
     def advance(self) -> None:
         """Count one update."""
@@ -44,7 +49,7 @@ class TrainState:
         self.epoch_step += 1
 
     def end_epoch(self) -> None:
-        """Count the epoch as finished."""
+        """Count the current epoch as finished."""
         self.epoch += 1
         self.epoch_step = 0
 
@@ -53,9 +58,13 @@ class TrainState:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Stand where ``state`` says."""
-        fields = {field.name for field in dataclasses.fields(self)}
-        if set(state) != fields or any(type(value) is not int or value < 0 for value in state.values()):
-            raise ValueError(f"the state of training must be the counts {sorted(fields)}, received {dict(state)}")
+        """Restore all counts.
+
+        Raises:
+            ValueError: If ``state`` has other entries than these counts.
+        """
+        names = {field.name for field in dataclasses.fields(self)}
+        if set(state) != names or any(type(value) is not int or value < 0 for value in state.values()):
+            raise ValueError(f"expected the counts {sorted(names)}, received {dict(state)}")
         for name, value in state.items():
             setattr(self, name, value)

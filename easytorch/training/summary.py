@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,35 @@ from easytorch._utils import train_mode
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
+from easytorch.data.loader import one_batch
+from easytorch.data.predictions import inputs
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+LINE_WIDTH = 80  # characters of a printed line
 
 
-def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:
-    """Return torchinfo's statistics of ``module``; its ``str`` is the table.
+def print_summary(model: Model, x: Any, **options: Any) -> Any:
+    """Print the table of layers and the memory estimate of ``model``; see ``Model.summary``."""
+    batch = model.last_fit.get("example") if x is None else one_batch(inputs(x, model.signature))
+    batch = None if batch is None else model.unpack(model.strategy.to_device(batch)).x
+    table = summarize_layers(model.module, batch, model.device, **options)
+    print(table)
+    if model.optimizer is not None:
+        sizes = estimate_memory(model.module, model.optimizer, model.strategy.gradient_copies)
+        print(textwrap.fill(format_memory(sizes), LINE_WIDTH))
+    return table
+
+
+def summarize_layers(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:
+    """Return the statistics of torchinfo for ``module``; their ``str`` is the table.
 
     Args:
-        module: The module; its modes, weights and the random states stay as they are.
-        x: Inputs, one batch or the first rows of one; None leaves the shapes out.
-        device: Where the module lives.
-        options: Passed on to ``torchinfo.summary``.
+        module: The module. Its modes, its weights and the random states are unchanged afterwards.
+        x: Inputs, one batch or a part of it. With None the table has no shapes.
+        device: The device of the module.
+        options: Passed to ``torchinfo.summary``.
     """
     import torchinfo
 
@@ -36,24 +56,23 @@ def summarize(module: nn.Module, x: Any, device: torch.device, **options: Any) -
         "device": device,
     } | options
     if x is None or not options.keys().isdisjoint(("input_data", "input_size")):
-        return _shown_once(_narrowed(torchinfo.summary(module, **options)))
-    signature = ForwardSignature.of(module)
-    x = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, x)
-    recorded: dict[str, Any] = {}
+        return _shorten_repr(_fit_name_column(torchinfo.summary(module, **options)))
+    x = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, x)
+    arguments: dict[str, Any] = {}
 
     def record(*args: Any, **kwargs: Any) -> None:
-        recorded.update(args=list(args), kwargs=kwargs)
+        arguments.update(args=list(args), kwargs=kwargs)
 
-    signature.call(record, x)
-    inputs = recorded["args"] or recorded["kwargs"]  # torchinfo passes a list by position and a dict by name
+    ForwardSignature.of(module).call(record, x)
+    call_inputs = arguments["args"] or arguments["kwargs"]  # torchinfo passes a list by position and a dict by name
     with preserve_rng_state(), train_mode.in_eval_mode(module):
-        table = torchinfo.summary(module, input_data=inputs, **options)
-    torchinfo.torchinfo._cached_forward_pass.clear()  # it would keep the module alive for ever
-    return _shown_once(_narrowed(table))
+        table = torchinfo.summary(module, input_data=call_inputs, **options)
+    torchinfo.torchinfo._cached_forward_pass.clear()  # the cache would hold the module in memory
+    return _shorten_repr(_fit_name_column(table))
 
 
-def _narrowed(table: Any) -> Any:
-    """Let the first column be as wide as its longest name; torchinfo gives it 40 characters, and the table 89."""
+def _fit_name_column(table: Any) -> Any:
+    """Set the first column to the width of its longest name; torchinfo gives it 40 characters, and the table 89."""
     form = table.formatting
     names = [
         form.get_start_str(layer.depth) + layer.get_layer_name(form.show_var_name, form.show_depth)
@@ -65,16 +84,16 @@ def _narrowed(table: Any) -> Any:
     return table
 
 
-def _shown_once(table: Any) -> Any:
-    """Let the statistics, which were printed, say little when an interactive session shows what a line returned."""
+def _shorten_repr(table: Any) -> Any:
+    """Give ``table`` a short ``repr``: the table was printed, and an interactive session would print it again."""
     import torchinfo
 
     class Statistics(torchinfo.ModelStatistics):
         def __repr__(self) -> str:
-            return f"<statistics: {self.total_params:,} parameters, {self.trainable_params:,} to be trained>"
+            return f"<statistics: {self.total_params:,} parameters, {self.trainable_params:,} trainable>"
 
         def __str__(self) -> str:
-            # Python 3.11 and later print the name of the unit instead of its letter.
+            # From Python 3.11 on, torchinfo prints the name of the unit instead of its letter.
             return re.sub(r"Units\.([A-Z])[A-Z]*", r"\1", super().__repr__())
 
     table.__class__ = Statistics
@@ -84,68 +103,75 @@ def _shown_once(table: Any) -> Any:
 def estimate_memory(
     module: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_copies: int = 1
 ) -> dict[str, int | None]:
-    """Return the bytes of weights (with buffers), gradients and the optimizer's state in this process.
+    """Return the bytes of weights (with buffers), gradients and optimizer state in this process.
 
-    What the layers keep for the backward comes on top; it grows with the batch.
+    Activations for the backward pass come on top; they grow with the batch size.
 
     Args:
-        module: Of parameters that are sharded, the part of this process counts.
-        optimizer: None for a module that is not trained.
-        gradient_copies: How often every gradient is held.
+        module: The module. Of sharded parameters, the shard of this rank counts.
+        optimizer: The optimizer; None for a module that is not trained.
+        gradient_copies: Number of copies of each gradient.
 
     Returns:
-        ``{"weights": ..., "gradients": ..., "optimizer": ...}``; None for an optimizer that nobody can foresee.
+        ``{"weights": ..., "gradients": ..., "optimizer": ...}`` in bytes; None for an optimizer state of unknown size.
     """
     parameters = list(module.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     return {
-        "weights": _bytes([*parameters, *module.buffers()]),
-        "gradients": _bytes(trained) * gradient_copies if optimizer is not None else 0,
-        "optimizer": 0 if optimizer is None else _state_bytes(optimizer),
+        "weights": _count_bytes([*parameters, *module.buffers()]),
+        "gradients": _count_bytes(trainable) * gradient_copies if optimizer is not None else 0,
+        "optimizer": 0 if optimizer is None else _count_state_bytes(optimizer),
     }
 
 
 def format_memory(sizes: dict[str, int | None]) -> str:
-    """Return ``sizes`` in words."""
+    """Return ``sizes``, in bytes by part, as a sentence."""
     known = sum(size for size in sizes.values() if size is not None)
     parts = ", ".join(f"{name} {'unknown' if size is None else format_bytes(size)}" for name, size in sizes.items())
-    return f"Training holds {format_bytes(known)} in each process: {parts}. What layers keep for the backward pass comes on top."
+    return (
+        f"Memory for training in each process: {format_bytes(known)} ({parts}), plus activations for the backward pass."
+    )
 
 
 def format_bytes(size: float) -> str:
-    """Return a number of bytes as ``1.5 MB``, of a million bytes each as torchinfo has it."""
+    """Return a number of bytes as ``1.5 MB``, with decimal units as in torchinfo."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if size >= 0.9995 * factor:  # what would be rounded to it
+        if size >= 0.9995 * factor:  # smaller values are rounded to less than one unit
             return f"{size / factor:.3g} {unit}"
     return f"{size:.0f} bytes"
 
 
-def _bytes(tensors: Iterable[Any]) -> int:
-    return sum(own.numel() * own.element_size() for own in map(_own, tensors))
+def _count_bytes(tensors: Iterable[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in map(_to_local, tensors))
 
 
-def _own(tensor: Any) -> Any:
-    """Return this process' part of a tensor that is sharded, else the tensor."""
+def _to_local(tensor: Any) -> Any:
+    """Return this rank's shard of a sharded tensor, otherwise the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
+def _count_state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
     if not optimizer.state:
-        return _foreseen(optimizer)
-    return _bytes(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+        return _estimate_state_bytes(optimizer)
+    return _count_tensor_bytes(optimizer)
 
 
-def _foreseen(optimizer: torch.optim.Optimizer) -> int | None:
-    """Return the bytes of the state that a first step will make: taken by a twin whose tensors have shapes and no memory."""
+def _estimate_state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
+    """Return the bytes of the state after a first step, which a twin takes on tensors without memory."""
     groups = []
     for group in optimizer.param_groups:
-        twins = [nn.Parameter(torch.empty_like(_own(one).detach(), device="meta")) for one in group["params"]]
+        twins = [nn.Parameter(torch.empty_like(_to_local(p).detach(), device="meta")) for p in group["params"]]
         for twin in twins:
             twin.grad = torch.empty_like(twin)
         groups.append({**group, "params": twins, "fused": False, "foreach": False})
     try:
-        rehearsal: Any = type(optimizer)(groups)  # type: ignore[call-arg]  # whose settings are those of its groups
+        rehearsal: Any = type(optimizer)(groups)  # type: ignore[call-arg]  # the settings are those of its groups
         rehearsal.step()
-    except Exception:  # of one's own that wants more arguments, reads values, or takes a closure
+    except Exception:  # a custom optimizer may need more arguments, read values, or take a closure
         return None
-    return _bytes(value for state in rehearsal.state.values() for value in state.values() if isinstance(value, Tensor))
+    return _count_tensor_bytes(rehearsal)
+
+
+def _count_tensor_bytes(optimizer: torch.optim.Optimizer) -> int:
+    states = optimizer.state.values()
+    return _count_bytes(value for state in states for value in state.values() if isinstance(value, Tensor))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
-from easytorch._utils.timer import PARTS, Timer, shares
+from easytorch._utils.timer import PARTS, Timer
 from easytorch.data.epoch_iterator import EpochIterator
 from tests.loops import blobs, mlp
 
@@ -59,7 +59,7 @@ def test_a_clock_gives_each_second_to_one_part():
     assert set(seconds) == set(PARTS)
     assert seconds["data"] >= 0.02
     assert seconds["rest"] >= 0.01
-    assert sum(shares(seconds).values()) == pytest.approx(1)
+    assert sum(compute_fractions(seconds).values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

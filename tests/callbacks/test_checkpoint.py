@@ -356,7 +356,7 @@ def test_a_backup_used_again_after_an_interrupted_validation_keeps_the_random_st
     train(new_model(dropping), 2, backup, validation_data=None)
     kept = rotation.read_newest(tmp_path)[1]
     assert kept["state"]["step"] == 2 * UPDATES
-    assert torch.equal(kept["feed"]["random"]["torch"], torch.get_rng_state())
+    assert torch.equal(kept["train_data"]["random"]["torch"], torch.get_rng_state())
 
 
 def test_the_backup_stays_after_an_error(tmp_path):

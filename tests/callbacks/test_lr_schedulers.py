@@ -209,7 +209,7 @@ def test_a_scheduler_with_milestones_goes_on_in_a_resumed_run(where, tmp_path):
 @pytest.mark.parametrize("optimizer", ["adam", torch.optim.Adam], ids=["fused", "by steps"])
 def test_updates_that_fp16_skips_are_no_steps_of_a_scheduler(optimizer, monkeypatch):
     monkeypatch.setattr(
-        "easytorch.strategies.base._check_precision", lambda device, dtype: None
+        "easytorch.strategies.base.check_precision", lambda device, dtype: None
     )  # slow on a CPU, but it runs
     model = new_model(
         optimizer=optimizer, precision="fp16", scheduler=LRScheduler(PER_EPOCH["ExponentialLR"], "update")

@@ -52,7 +52,7 @@ class Watch(Callback):
         self.look(self.model)
 
     def look(self, model):
-        state = model.strategy.gather_full(model.optimizer.state_dict()["state"])
+        state = model.strategy.checkpoints.gather(model.optimizer.state_dict()["state"])
         moments = {f"{i} {name}": value for i, values in state.items() for name, value in values.items()}
         numbers = {name: value.clone() for name, value in (weights_of(model) | moments).items()}
         self.begun.append((model.state.step, numbers))

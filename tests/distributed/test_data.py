@@ -458,7 +458,7 @@ class Clocks(Callback):
         self.times = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.times.append(self.model.strategy.now())
+        self.times.append(self.model.strategy.control.now())
         time.sleep(0.01 * rank())
 
 

@@ -51,7 +51,7 @@ def compiled(strategy, kind=Model, dtype=torch.float64, **options):
 
 
 def weights_of(model):
-    return model.strategy.gather_full(model.module.state_dict())
+    return model.strategy.checkpoints.gather(model.module.state_dict())
 
 
 def trained(strategy, count=50, size=6, dtype=torch.float64, folder=None, **options):

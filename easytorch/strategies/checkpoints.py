@@ -1,0 +1,70 @@
+"""How a strategy gathers, writes and loads the state of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from easytorch.checkpoint import files
+
+if TYPE_CHECKING:
+    from easytorch.strategies.base import Strategy
+
+
+class Checkpoints:
+    """Checkpoints in one file, written by the main rank; each rank holds the complete weights.
+
+    Args:
+        strategy: Knows the module, the device and the ranks.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def gather(self, tree: Any) -> Any:
+        """Return ``tree`` with complete tensors; all ranks must call this."""
+        return tree
+
+    def prepare(self, tree: Any) -> Any:
+        """Return ``tree`` in the form in which ``write`` takes it."""
+        return self.gather(tree)
+
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Start to write a checkpoint, which is complete after ``wait``; all ranks must call this.
+
+        Raises:
+            OSError: On all ranks, if the file cannot be written.
+        """
+        error: OSError | None = None
+        if self.strategy.group.is_main:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write(path, content)
+            except OSError as caught:
+                error = caught
+        error = self.strategy.group.broadcast(error)
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            OSError: On all ranks, if it cannot be written.
+        """
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return an uninitialized tensor to read into; only this rank's shard of it if weights are sharded."""
+        return torch.empty(shape, dtype=dtype, device=self.strategy.device)
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Load complete ``weights`` into the module."""
+        self.strategy.module.load_state_dict(weights)
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Load a complete state dict into ``optimizer``."""
+        optimizer.load_state_dict(dict(state))
