@@ -59,7 +59,7 @@ def test_ctrl_c_finishes_the_update_and_returns_the_history(capsys):
     assert model.state.step == 10
     assert len(history.rows) == 1
     assert len(ended) == 1
-    assert "Ctrl-C again stops at once" in capsys.readouterr().err
+    assert "Press Ctrl-C again to stop immediately" in capsys.readouterr().err
 
 
 def test_a_fit_that_was_not_interrupted_says_so():

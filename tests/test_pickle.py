@@ -84,13 +84,13 @@ def test_a_pickle_holds_no_data():
     model.fit(x, torch.zeros(10_000).long(), batch_size=5_000, verbose=0)
     data = pickle.dumps(model)
     assert len(data) < 50_000
-    with pytest.raises(ValueError, match=r"evaluate\(\) was given no data"):
+    with pytest.raises(ValueError, match=r"evaluate\(\) received no data"):
         pickle.loads(data).evaluate(verbose=0)
 
 
 def test_a_model_that_is_not_compiled_can_be_pickled():
     twin = pickled(Model(mlp(), device="cpu"))
-    with pytest.raises(RuntimeError, match="Call compile"):
+    with pytest.raises(RuntimeError, match="Call model.compile"):
         twin.fit(X, Y)
 
 

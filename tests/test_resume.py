@@ -221,7 +221,7 @@ def test_a_loader_that_asks_no_sampler_skips_what_was_used(tmp_path):
     undisturbed = program(tmp_path / "a", lambda: Cached(ROWS, 8))
     continued = stopped_and_continued(tmp_path / "b", lambda: Cached(ROWS, 8), 10)
     assert_same_run(undisturbed, continued)
-    assert any("Cached has no sampler that could skip" in message for message in continued[2])
+    assert any("Cached has no sampler that can skip" in message for message in continued[2])
 
 
 def test_several_stops_are_as_good_as_one(tmp_path):
@@ -249,7 +249,7 @@ def test_data_without_a_sampler_is_replayed_and_says_so(make, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", make)
     continued = stopped_and_continued(tmp_path / "stopped", make, 10)
     assert_same_run(undisturbed, continued)
-    assert any("3 batches that were used before are read again" in message for message in continued[2])
+    assert any("3 batches that were used before are loaded again" in message for message in continued[2])
 
 
 def iter_batches():
@@ -278,7 +278,9 @@ def test_augmentation_is_another_in_every_epoch_and_the_same_for_any_number_of_w
         seen = []
         data = torch.utils.data.Subset(seeded(Noisy()), range(16))  # a split, say: it hides what is inside
         model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
-        keep = LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(model.train_data.taken[0][0].clone()))
+        keep = LambdaCallback(
+            on_train_batch_begin=lambda batch, logs: seen.append(model.train_data.window[0][0].clone())
+        )
         for _ in range(2):  # two fits of two epochs
             model.fit(DataLoader(data, 16, num_workers=workers), 2, callbacks=[keep], verbose=0)
         return seen
@@ -333,8 +335,8 @@ PARTS = {
     "weights": lambda content: content["module"].update(program_start()),
     "optimizer": lambda content: content["optimizer"]["state"].clear(),
     "random states": lambda content: content["train_data"].update(random=random_of_another_seed()),
-    "order of the data": lambda content: content["train_data"]["begin"].update(random=random_of_another_seed()),
-    "place in the data": lambda content: content["train_data"].update(used=0, order=None),
+    "order of the data": lambda content: content["train_data"]["rng_at_start"].update(random=random_of_another_seed()),
+    "place in the data": lambda content: content["train_data"].update(batches_used=0, order_checksum=None),
     "totals of the metrics": lambda content: content["metrics"].update(terms={}),
     "history": lambda content: content["history"].update(epoch=torch.tensor([]), columns={}, measured={}),
     "step": lambda content: content["state"].update(epoch=0),

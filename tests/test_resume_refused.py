@@ -38,7 +38,7 @@ def test_a_sampler_that_draws_while_it_runs_is_an_error(tmp_path):
 def test_other_data_is_an_error(tmp_path):
     with pytest.raises(PulledPlug):
         program(tmp_path, LOADERS["shuffled"], 4)
-    with pytest.raises(ResumeError, match=r"had \[50, 7, 8\].*now there are \[40, 5, 8\].*Pass the same data"):
+    with pytest.raises(ResumeError, match=r"had 50 samples, and this program has 40\. Pass the same data"):
         program(tmp_path, lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True))
 
 
@@ -79,7 +79,9 @@ def compiled_as(**options):
 
 def test_another_rate_is_told_to_have_no_effect_and_is_not_kept(tmp_path):
     compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
-    with pytest.warns(UserWarning, match=r"lr was None, now it is 0\.1: the run keeps its own\..*without resume"):
+    with pytest.warns(
+        UserWarning, match=r"lr changed from None to 0\.1; the resumed run keeps the old value.*without resume"
+    ):
         compiled_as(lr=0.1).fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
     history = compiled_as().fit(*blobs(), epochs=3, resume=tmp_path, verbose=0)  # nothing to be told
     assert max(history["lr"]) <= 0.001
@@ -88,13 +90,13 @@ def test_another_rate_is_told_to_have_no_effect_and_is_not_kept(tmp_path):
 def test_another_clipping_is_told_to_be_the_new_one(tmp_path):
     compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
     model = compiled_as(clip_grad_norm=1e-9)
-    with pytest.warns(UserWarning, match="clip_grad_norm was None, now it is 1e-09: the run goes on with the new one"):
+    with pytest.warns(UserWarning, match="clip_grad_norm changed from None to 1e-09; continuing with the new value"):
         model.fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
 
 
 def test_another_schedule_is_an_error(tmp_path):
     compiled_as().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
-    with pytest.raises(ResumeError, match="had the scheduler cosine; now it has warmup_cosine"):
+    with pytest.raises(ResumeError, match="had the scheduler cosine, and this program has warmup_cosine"):
         compiled_as(scheduler="warmup_cosine").fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
     with pytest.raises(FileError, match=r"another scheduler than OneCycleLR.*load_weights"):
         compiled_as(scheduler=lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, 100)).load(
@@ -111,7 +113,7 @@ def test_another_number_of_threads_is_a_warning(tmp_path):
         _, _, messages = program(tmp_path, LOADERS["shuffled"])
     finally:
         torch.set_num_threads(threads)
-    assert any(f"threads was {threads}, now it is {threads + 1}" in message for message in messages)
+    assert any(f"threads changed from {threads} to {threads + 1}" in message for message in messages)
 
 
 def test_augmentation_by_workers_is_a_warning_unless_seeded(tmp_path):

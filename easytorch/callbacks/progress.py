@@ -116,13 +116,13 @@ class Lines(Callback):
         seconds = time.perf_counter() - self.began
         steps = f"{self.step} step" + "s" * (self.step != 1)
         self.write(
-            f"{self.title}  {steps}  {duration(seconds)}  {values(logs or {})}", parts(self.model.history.shares[-1])
+            f"{self.title}  {steps}  {duration(seconds)}  {values(logs or {})}", parts(self.model.history.time_fractions[-1])
         )
         self.advise()
 
     def advise(self) -> None:
         """Name the cure, once in a fit, if an epoch has waited long for its data."""
-        data, share = self.model.history.seconds[-1]["data"], self.model.history.shares[-1]["data"]
+        data, share = self.model.history.seconds[-1]["data"], self.model.history.time_fractions[-1]["data"]
         if self.advised or share <= self.WAIT or data <= self.PATIENCE or self.model.train_data is None:
             return
         if cure := self.model.train_data.data_loading_advice(self.model.device):

@@ -38,6 +38,10 @@ class MetricCollection:
         self._told: list[str] = []  # in this fit, by this one or by a copy for another pass
         self.window = Window()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy or a pickle, which holds no data."""
+        return vars(self) | {"window": Window()}
+
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric; nothing waits for the device."""
         if not self._metrics or self.window.is_padding:

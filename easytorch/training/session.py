@@ -16,6 +16,7 @@ from easytorch.callbacks.nan import NaNNotice
 from easytorch.callbacks.progress import EndlessNotice
 from easytorch.data.loader import first_batch
 from easytorch.data.splits import all_targets
+from easytorch.data.window import Window
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_current
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
@@ -80,7 +81,7 @@ def fit_session(
                     "training": train_data.loader,
                     "example": train_data.example,
                 }
-            model.train_data = None
+            model.train_data, model.metrics.window = None, Window()
             train_data.close()
             rows = model.history.rows
             active.finish(error, rows[-1] if rows else {})

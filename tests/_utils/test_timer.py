@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
-from easytorch._utils.timer import PARTS, Timer
+from easytorch._utils.timer import PARTS, Timer, compute_fractions
 from easytorch.data.epoch_iterator import EpochIterator
 from tests.loops import blobs, mlp
 
@@ -71,14 +71,14 @@ def test_a_clock_gives_each_second_to_one_part():
     ],
 )
 def test_the_part_that_is_slow_has_the_largest_share(part, net, data, optimizer):
-    (found,) = fitted(net, data, optimizer).shares
+    (found,) = fitted(net, data, optimizer).time_fractions
     assert max(found, key=found.get) == part
     assert sum(found.values()) == pytest.approx(1)
 
 
 def test_validation_has_a_share_where_there_is_one():
-    assert "validation" not in fitted(mlp(), (X, Y)).shares[0]
-    (found,) = fitted(mlp(), (X, Y), validation_data=DataLoader(Slow(), 4)).shares
+    assert "validation" not in fitted(mlp(), (X, Y)).time_fractions[0]
+    (found,) = fitted(mlp(), (X, Y), validation_data=DataLoader(Slow(), 4)).time_fractions
     assert max(found, key=found.get) == "validation"
 
 
@@ -100,7 +100,7 @@ def test_an_update_of_ones_own_is_measured_too():
             self.metrics.record(outputs, 8)
 
     model = Own(SlowModule(), device="cpu").compile("sgd", "cross_entropy")
-    (found,) = model.fit(DataLoader(TensorDataset(X, Y), 8), verbose=0).shares
+    (found,) = model.fit(DataLoader(TensorDataset(X, Y), 8), verbose=0).time_fractions
     assert max(found, key=found.get) == "model"
 
 
@@ -121,8 +121,8 @@ def test_what_is_quick_is_not_told(capsys):
 
 
 def test_the_cure_fits_the_data():
-    assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).cure(CPU) is None  # it is sliced already
-    assert "num_workers=4" in EpochIterator(DataLoader(Slow(), 4, num_workers=2)).cure(CPU)
-    assert "DataLoader" in EpochIterator([(X, Y)]).cure(CPU)
-    assert "pin_memory" in EpochIterator(DataLoader(Slow(), 4)).cure(torch.device("meta"))
-    assert "pin_memory" not in EpochIterator(DataLoader(Slow(), 4)).cure(CPU)
+    assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).data_loading_advice(CPU) is None  # it is sliced already
+    assert "num_workers=4" in EpochIterator(DataLoader(Slow(), 4, num_workers=2)).data_loading_advice(CPU)
+    assert "DataLoader" in EpochIterator([(X, Y)]).data_loading_advice(CPU)
+    assert "pin_memory" in EpochIterator(DataLoader(Slow(), 4)).data_loading_advice(torch.device("meta"))
+    assert "pin_memory" not in EpochIterator(DataLoader(Slow(), 4)).data_loading_advice(CPU)

@@ -70,7 +70,9 @@ class Gradients(Callback):
         self.found = []
 
     def on_before_optimizer_step(self):
-        whole = self.model.strategy.checkpoints.gather({name: p.grad for name, p in self.model.module.named_parameters()})
+        whole = self.model.strategy.checkpoints.gather(
+            {name: p.grad for name, p in self.model.module.named_parameters()}
+        )
         self.found.append({name: gradient.clone() for name, gradient in whole.items()})
 
 

@@ -32,13 +32,13 @@ from tests.many import furthest, together
 X, Y = blobs(71)
 
 
-class Third(SingleProcess):
-    """A process among others, none of which is there."""
+class FakeGroup(SingleProcess):
+    """A rank without other ranks."""
 
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
+    def __init__(self, rank, world_size):
+        self.rank, self.world_size = rank, world_size
 
-    def diverge(self):
+    def seed_per_rank(self):
         return None
 
 
@@ -61,7 +61,7 @@ ROWS = TensorDataset(torch.arange(50))
 def indices(loader, size, training):
     """Return the batches of each process."""
     return [
-        [b if isinstance(b, list) else [b] for b in shard_loader(loader, Third(i, size), training).batch_sampler]
+        [b if isinstance(b, list) else [b] for b in shard_loader(loader, FakeGroup(i, size), training).batch_sampler]
         for i in range(size)
     ]
 
@@ -78,7 +78,7 @@ def test_every_sample_is_there_once_in_the_rounds_of_one_process(size, count, ba
     last = [len(mine[-1]) for mine in own if len(mine) == len(whole)]
     assert max(last) - min(last) <= 1
     assert min(last) > 1 or len(last) == len(whole[-1]) == 1  # BatchNorm cannot take a single sample
-    assert len(shard_loader(loader, Third(size - 1, size), True)) == len(whole)
+    assert len(shard_loader(loader, FakeGroup(size - 1, size), True)) == len(whole)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -86,14 +86,14 @@ def test_evaluation_has_the_batches_of_one_process(size):
     loader = DataLoader(ROWS, 7)
     own = indices(loader, size, training=False)
     assert [own[i % size][i // size] for i in range(8)] == list(BatchSampler(range(50), 7, drop_last=False))
-    assert [len(shard_loader(loader, Third(i, size), False)) for i in range(size)] == [len(mine) for mine in own]
+    assert [len(shard_loader(loader, FakeGroup(i, size), False)) for i in range(size)] == [len(mine) for mine in own]
 
 
 def test_what_is_dropped_is_what_is_less_than_a_round():
     own = indices(DataLoader(ROWS, 8, drop_last=True), 2, training=True)
     assert [len(mine) for mine in own] == [3, 3]
-    with pytest.raises(ValueError, match="not one round of batches for 2 processes"):
-        EpochIterator(DataLoader(ROWS, 40, drop_last=True), processes=Third(0, 2))
+    with pytest.raises(ValueError, match="fewer batches than the 2 processes"):
+        EpochIterator(DataLoader(ROWS, 40, drop_last=True), group=FakeGroup(0, 2))
 
 
 def test_batches_of_a_sampler_of_ones_own_stay_whole():
@@ -112,19 +112,19 @@ def test_batches_of_a_sampler_of_ones_own_stay_whole():
 
 def test_a_sampler_that_knows_the_processes_is_left_as_it_is():
     loader = DataLoader(ROWS, 4, sampler=DistributedSampler(ROWS, 3, 1, shuffle=False))
-    twin = shard_loader(loader, Third(1, 3), training=True)
+    twin = shard_loader(loader, FakeGroup(1, 3), training=True)
     assert type(twin.batch_sampler) is PreshardedBatchSampler
     assert list(twin.batch_sampler) == list(loader.batch_sampler)
     assert twin.batch_sampler.rounds == [(4, 12)] * 4 + [(1, 3)]
-    measured = shard_loader(loader, Third(1, 3), training=False)  # without what it repeats
+    measured = shard_loader(loader, FakeGroup(1, 3), training=False)  # without what it repeats
     assert list(measured.batch_sampler) == list(BatchSampler(range(50), 4, drop_last=False))[1::3]
 
 
 def test_a_stream_is_taken_in_turns():
     stream = [torch.full((2, 1), i) for i in range(5)]
-    own = [list(shard_loader(stream, Third(i, 2), training=False)) for i in range(2)]
+    own = [list(shard_loader(stream, FakeGroup(i, 2), training=False)) for i in range(2)]
     assert [[int(batch[0]) for batch in mine] for mine in own] == [[0, 2, 4], [1, 3]]
-    turns = shard_loader(stream, Third(1, 2), training=True)
+    turns = shard_loader(stream, FakeGroup(1, 2), training=True)
     assert len(list(turns)) == len(turns) == 3
     assert turns.rounds == [(2, 4), (2, 4), (0, 2)]
 

@@ -204,7 +204,7 @@ def not_split(make, channels_last):
 
 @pytest.mark.parametrize(
     ("make", "channels_last", "told"),
-    [(Scaled, False, "'scale', a single number"), (lambda: nn.Conv2d(3, 4, 3), True, "'weight', whose numbers")],
+    [(Scaled, False, "'scale', a scalar"), (lambda: nn.Conv2d(3, 4, 3), True, "'weight', which is not contiguous")],
 )
 def test_what_cannot_be_split_is_refused_before_anything_is(make, channels_last, told):
     for found, unchanged in together(not_split, make, channels_last):
@@ -215,5 +215,5 @@ def test_what_cannot_be_split_is_refused_before_anything_is(make, channels_last,
 
 def test_a_torch_that_is_too_old_is_told(monkeypatch):
     monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, *, mesh=None, mp_policy=None: module)
-    with pytest.raises(RuntimeError, match=r"needs PyTorch 2\.7 or later, this is .*strategy='ddp'"):
+    with pytest.raises(RuntimeError, match=r"needs PyTorch 2\.7 or later, and this is .*strategy='ddp'"):
         FullySharded("cpu")

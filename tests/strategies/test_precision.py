@@ -131,7 +131,7 @@ def test_a_saved_model_whose_precision_is_not_to_be_had_computes_in_fp32_and_say
     model = compiled(optimizer="adam", precision="bf16")
     model.save(tmp_path / "model.pt")
     monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
-    with pytest.warns(UserWarning, match=r"computed in bf16; this one does it in fp32\. .*does not have"):
+    with pytest.warns(UserWarning, match=r"used precision='bf16'; this one uses 'fp32'\. .*does not have"):
         again = Model(copy.deepcopy(model.module)).load(tmp_path / "model.pt")
     assert again.strategy.precision == "fp32"
 
@@ -200,14 +200,3 @@ def test_channels_last_changes_the_layout_and_neither_results_nor_files(tmp_path
     assert furthest(plain, last) < 1e-6
     again = compiled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)))
     assert same_weights(again.load(model.save(tmp_path / "model.pt")).module, last)
-
-
-def test_the_precision_of_matrices_is_set_for_the_program_and_checked_before():
-    before = torch.get_float32_matmul_precision()
-    try:
-        compiled(float32_matmul_precision="High")
-        assert torch.get_float32_matmul_precision() == "high"
-        with pytest.raises(ValueError, match=r"Unknown float32_matmul_precision 'hihg'\. Did you mean 'high'"):
-            compiled(float32_matmul_precision="hihg")
-    finally:
-        torch.set_float32_matmul_precision(before)

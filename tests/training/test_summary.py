@@ -97,7 +97,7 @@ def test_a_summary_leaves_modes_weights_and_random_states_as_they_are():
 def test_what_summary_returns_does_not_show_the_table_again(capsys):
     table = Model(mlp(), device="cpu").summary(blobs()[0])
     assert "Units" not in capsys.readouterr().out
-    assert repr(table) == "<statistics: 195 parameters, 195 to be trained>"
+    assert repr(table) == "<statistics: 195 parameters, 195 trainable>"
     assert "Total mult-adds (M)" in str(table)
 
 
