@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import DataParallel, Model, Strategy
 from easytorch.distributed.sync_batchnorm import SyncBatchNorm, synchronized
-from easytorch.strategies.control import ControlChannel
+from easytorch.strategies.control import STOP, ControlChannel
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 
@@ -193,19 +193,19 @@ def messages():
             torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
         )
 
-    begin = model.strategy.begin
+    start = model.strategy.start
 
-    def begin_and_count():
-        begin()
+    def start_and_count():
+        start()
         model.strategy._replica.register_comm_hook(None, count)
         sent.clear()
 
-    model.strategy.begin = begin_and_count
+    model.strategy.start = start_and_count
     model.fit(*blobs(64), batch_size=8, verbose=0)
     return sent
 
 
-def test_gradients_meet_once_in_a_window_and_carry_the_note():
+def test_one_all_reduce_per_window_carries_the_flags():
     assert together(messages) == [[0, 1]] * 2  # two updates of 2 x 2 x 8 samples, one message each
 
 
@@ -278,21 +278,21 @@ def test_an_unknown_strategy_is_refused():
         Model(mlp(), device="cpu").compile("sgd", "cross_entropy", strategy="dpd")
     with pytest.raises(TypeError, match="Expected a strategy, received 3"):
         Model(mlp(), device="cpu").compile("sgd", "cross_entropy", strategy=3)
-    with pytest.raises(ValueError, match=r"with a strategy that is already made\. Set it there"):
+    with pytest.raises(ValueError, match=r"contradicts the strategy object\. Set it there"):
         Model(mlp(), device="cpu").compile("sgd", "cross_entropy", strategy=Strategy("cpu"), jit_compile=True)
 
 
-def test_on_an_accelerator_the_note_is_read_in_one_of_sixteen_updates():
-    notes = ControlChannel(mlp(), torch.device("cpu"), Strategy("cpu").group)
-    notes.every = ControlChannel.EVERY
-    notes.begin()
+def test_flags_are_read_every_16_updates_on_an_accelerator():
+    control = ControlChannel(mlp(), torch.device("cpu"), Strategy("cpu").group)
+    control._every = ControlChannel.EVERY
+    control.start()
     reads = []
     for _ in range(32):
-        notes(lambda _: {"loss": notes.module(torch.ones(1, 8)).sum()}, True, None)["loss"].backward()
-        notes.wishes[0] = True
-        notes.read()
-        reads.append(notes.granted[0])
-        notes.end()
+        control(lambda _: {"loss": control.module(torch.ones(1, 8)).sum()}, True, None)["loss"].backward()
+        control.any_rank(STOP, True)
+        control.receive()
+        reads.append(control.any_rank(STOP, True))
+        control.finish_update()
     assert reads == [False] * 15 + [True] * 17
 
 
