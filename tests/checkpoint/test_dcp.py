@@ -30,7 +30,7 @@ def kept(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
     begun = []
     watch = Watch(begun)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*not with the same bits.*")
+        warnings.filterwarnings("ignore", ".*differ in the last bits.*")
         try:
             model.fit(
                 X.double(), Y, epochs=3, batch_size=size, callbacks=[backup, best, watch, *callbacks, *plug], verbose=0

@@ -120,7 +120,7 @@ def stage(strategy, folder, steps):
     backup = BackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
     plug = [PullPlug(steps)] if steps else []
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*not with the same bits.*")
+        warnings.filterwarnings("ignore", ".*differ in the last bits.*")
         with contextlib.suppress(PulledPlug):
             model.fit(X, Y, epochs=2, batch_size=4, callbacks=[backup, Watch(begun), *plug], verbose=0)
     Watch(begun).look(model)

@@ -59,7 +59,7 @@ def program(folder, kind="in memory", plug=None):
     backup = BackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
     callbacks = [ema, EarlyStopping("loss", patience=9), CSVLogger(folder.parent / "log.csv"), backup]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(read again and thrown away|not with the same bits).*")
+        warnings.filterwarnings("ignore", ".*(loaded again and discarded|differ in the last bits).*")
         try:
             model.fit(data, 2, callbacks=[*callbacks, *([PullPlug(plug)] if plug else [])], verbose=0)
         except PulledPlug:
@@ -111,7 +111,7 @@ def rows_seen(folder, place, kind, plug, name):
     model.seen = []
     backup = BackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(read again and thrown away|not with the same bits).*")
+        warnings.filterwarnings("ignore", ".*(loaded again and discarded|differ in the last bits).*")
         try:
             model.fit(DATA[kind](), 2, callbacks=[backup, *([PullPlug(plug)] if plug else [])], verbose=0)
         except PulledPlug:
