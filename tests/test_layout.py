@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,13 @@ def test_packages_import_only_from_lower_layers():
     linter = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or "lint-imports"
     checked = subprocess.run([linter], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_design_page_shows_the_checked_layers():
+    root = Path(__file__).parents[1]
+    contract = re.search(r"^layers = \[(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)
+    page = re.search(r"## Layers.*?```text\n(.*?)```", (root / "docs/design.md").read_text(encoding="utf-8"), re.S)
+    assert page[1].splitlines() == re.findall(r'"(.+)"', contract[1])
 
 
 def test_importing_brings_torch_and_little_else():

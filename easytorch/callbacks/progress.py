@@ -116,7 +116,8 @@ class Lines(Callback):
         seconds = time.perf_counter() - self.began
         steps = f"{self.step} step" + "s" * (self.step != 1)
         self.write(
-            f"{self.title}  {steps}  {duration(seconds)}  {values(logs or {})}", parts(self.model.history.time_fractions[-1])
+            f"{self.title}  {steps}  {duration(seconds)}  {values(logs or {})}",
+            parts(self.model.history.time_fractions[-1]),
         )
         self.advise()
 

@@ -33,7 +33,7 @@ from easytorch.data import sharding
 from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, length, unpack
 from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches
 from easytorch.data.resumable_sampler import ResumableSampler
-from easytorch.data.window import Window
+from easytorch.data.window import ShardedWindow, Window
 from easytorch.data.workers import iterate, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
@@ -215,13 +215,16 @@ class EpochIterator:
     def _pass(self) -> Iterator[Window]:
         """Yield the windows of one pass over the data; the remaining ones of a resumed pass."""
         skip = self._start_pass()
-        batches: Iterator[Any] = map(self._apply_weights, self._read(skip))
+        batches = self._read(skip)
+        if self._weigh is not None:
+            batches = map(self._apply_weights, batches)
         if self._shards is not None:
             batches = self._append_missing(batches)
         while taken := list(itertools.islice(batches, self.window_size)):
             self._position.batches_used += len(taken)
             self._batches_in_window = len(taken)
-            yield self._make_window(taken)
+            functions: Any = {"batch_size": self._batch_size, "unpack": self._unpack}
+            yield Window(taken, **functions) if self._shards is None else self._make_sharded_window(taken, **functions)
 
     def _repeat(self) -> Iterator[Window]:
         """Yield the windows of one pass after another."""
@@ -237,11 +240,8 @@ class EpochIterator:
 
     # Windows of several ranks
 
-    def _make_window(self, batches: list[Any]) -> Window:
-        """Return this rank's window, with the sample counts of all ranks where they are known."""
-        functions: Any = {"batch_size": self._batch_size, "unpack": self._unpack}
-        if self._shards is None:
-            return Window(batches, **functions)
+    def _make_sharded_window(self, batches: list[Any], **functions: Any) -> Window:
+        """Return this rank's window, with the sample counts of all ranks."""
         used = self._position.batches_used
         rounds = self._shards.rounds[used - len(batches) : used]
         if self.needs_batch_every_step:
@@ -250,7 +250,9 @@ class EpochIterator:
             batches = [batch for batch in batches if batch is not sharding.NO_BATCH]
         counts = [count for count, _ in rounds if count or self.needs_batch_every_step]
         total = sum(total for _, total in rounds)
-        return Window(batches, sample_counts=counts, total=total, counts_exact=self._shards.counts_exact, **functions)
+        return ShardedWindow(
+            batches, sample_counts=counts, total=total, counts_exact=self._shards.counts_exact, **functions
+        )
 
     def _append_missing(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches, then ``NO_BATCH`` for each round in which only other ranks have a batch."""

@@ -136,7 +136,7 @@ class Strategy(HelpfulInit):
 
     def loss_weights(self, criterion: Criterion, window: Window) -> list[Any]:
         """Return the factor of each batch's loss, so that the window counts as one batch; they sum to 1 for a mean."""
-        return criterion.loss_weights(window.sizes, window.unpacked())
+        return [1.0] if len(window) == 1 else criterion.loss_weights(window.sizes, window.unpacked())
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``; a no-op on one device."""

@@ -49,8 +49,9 @@ def fit_session(
     signals, first_step = SignalHandler(), state.step
     params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
     advice = [NaNNotice()] if len(train_data) else [NaNNotice(), EndlessNotice()]
+    consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
     active = CallbackList(
-        [*callbacks, *advice, StopConsensus(), signals], model, params | {"validated": val_data is not None}
+        [*callbacks, *advice, *consensus, signals], model, params | {"validated": val_data is not None}
     )
     model.history.params, model.history.interrupted = params, False
     train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
