@@ -46,10 +46,7 @@ def fit_session(
     model.history.params, model.history.interrupted = params, False
     model.feed, feed.earlier, feed.timer = feed, state.first, model.strategy.timer
     # An update of the user's own may ask for anything of its batches, so that it must have one.
-    feed.needs_batch_every_step, model.metrics.group = (
-        model.strategy.needs_batch_every_step or model.overrides("update"),
-        group,
-    )
+    feed.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
     with update_session(model, listeners, state), interrupts:
         error: BaseException | None = None
         try:
