@@ -159,7 +159,7 @@ class SingleLoss(Criterion):
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
         self.ignore_index: int = self._option("ignore_index", -100)
         self.reduction: str | None = self._option("reduction", None)
-        self.is_keras = self.function in KERAS.values()
+        self.is_keras = any(self.function is function for function in KERAS.values())
         self.is_elementwise = self.is_keras or self.family in ELEMENTWISE_LOSSES
         self.takes_integers = self.is_keras or self.family in SIGNED_TARGET_LOSSES
         self._call = self._adapted(self.function)
@@ -542,11 +542,8 @@ def _family(function: Any) -> type[Any]:
     base = function.func if isinstance(function, functools.partial) else function
     if isinstance(base, nn.Module):
         return next((cls for cls in type(base).__mro__ if cls in TORCH_LOSSES.values()), type(base))
-    try:
-        return FUNCTION_FAMILIES.get(base, type(None))
-    except TypeError:
-        # A callable object may not be hashable.
-        return type(None)
+    # Compare by identity, because a callable object may not be hashable.
+    return next((cls for torch_function, cls in FUNCTION_FAMILIES.items() if torch_function is base), type(None))
 
 
 def _takes_reduction(function: Any) -> bool:

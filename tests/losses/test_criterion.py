@@ -280,6 +280,35 @@ class SpeechNet(nn.Module):
         return self.out(x).log_softmax(-1).transpose(0, 1), torch.full((len(x),), 12)
 
 
+# Checks of the first batch
+
+
+def test_first_batch_is_checked_after_every_prepare():
+    loss, y = compiled(nn.Linear(4, 3), "cross_entropy").loss, Y.clone()
+    probabilities = torch.full((64, 3), 1 / 3)
+    for _ in range(2):
+        loss.prepare(y)
+        with pytest.warns(UserWarning, match="already probabilities"):
+            loss(probabilities, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss(probabilities, y)
+
+
+def test_failed_check_is_repeated_on_the_next_batch():
+    loss = compiled(nn.Linear(4, 1), "cross_entropy").loss
+    for _ in range(2):
+        with pytest.raises(ValueError, match="cross-entropy compares several classes"):
+            loss(torch.zeros(64, 1), torch.zeros(64, dtype=torch.int64))
+
+
+def test_shapes_are_checked_in_every_batch():
+    loss = compiled(nn.Linear(4, 1), "mse").loss
+    loss(R[:, None], R[:, None])
+    with pytest.raises(ValueError, match=r"y\.unsqueeze\(1\)"):
+        loss(R[:, None], R)
+
+
 # Losses of Keras
 
 
