@@ -41,7 +41,7 @@ from easytorch.data.splits import all_targets
 from easytorch.data.window import Window
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
-from easytorch.metrics.aggregation import read
+from easytorch.metrics.aggregation import to_floats
 from easytorch.metrics.collection import MetricCollection, loss_of
 from easytorch.metrics.names import resolve_metrics
 from easytorch.strategies.base import Strategy
@@ -202,7 +202,7 @@ class Model:
             self.callbacks.on_train_batch_end(batch, self.metrics.logs)
             if self.stop_training:
                 break
-        return read(self.strategy.merge_metrics(self.metrics).compute())
+        return to_floats(self.strategy.merge_metrics(self.metrics).compute())
 
     def update(self, window: Window) -> None:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
@@ -241,7 +241,7 @@ class Model:
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
-            scores = read(self.strategy.merge_metrics(self.metrics).compute())
+            scores = to_floats(self.strategy.merge_metrics(self.metrics).compute())
         if not scores:
             raise ValueError(EMPTY_DATA)
         self.callbacks.on_test_end(scores)
@@ -491,7 +491,7 @@ class Model:
         with update_session(self, CallbackList([], self, {})):
             self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
             self.state.step += 1
-        return Scores(read(self.metrics.compute()), self, "this batch")
+        return Scores(to_floats(self.metrics.compute()), self, "this batch")
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Return the scores of one batch in eval mode."""

@@ -1,4 +1,4 @@
-"""Promise 1, gradient accumulation: a window of batches is one batch of all their samples."""
+"""Promise 1, gradient accumulation: a window of batches equals one batch of all its samples."""
 
 from __future__ import annotations
 
@@ -25,35 +25,38 @@ def fitted(net, batch_size, steps, loss="cross_entropy", **options):
 @pytest.mark.parametrize(
     "options", [{}, {"clip_grad_norm": 0.1}, {"clip_grad_value": 0.01}], ids=["plain", "norm", "value"]
 )
-def test_short_last_batch_weighs_its_samples(options):
-    whole, parts = twins(mlp())
-    a, b = fitted(whole, 10, 1, **options), fitted(parts, 4, 3, **options)  # 4 + 4 + 2 samples are one batch of 10
-    assert furthest(whole, parts) < 1e-6
+def test_short_last_batch_is_weighted_by_its_samples(options):
+    single, accumulated = twins(mlp())
+    a, b = (
+        fitted(single, 10, 1, **options),
+        fitted(accumulated, 4, 3, **options),
+    )  # 4 + 4 + 2 samples are one batch of 10
+    assert furthest(single, accumulated) < 1e-6
     assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
     assert a["accuracy"] == b["accuracy"]
 
 
-def test_a_short_last_window_is_an_update_of_its_own():
-    whole, parts = twins(mlp())
+def test_short_last_window_is_a_separate_update():
+    single, accumulated = twins(mlp())
     x, y = blobs(10)
-    optimizer = torch.optim.SGD(whole.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(single.parameters(), lr=1.0)
     for rows in (slice(0, 8), slice(8, 10)):  # windows of two batches: 4 + 4, then 2
         optimizer.zero_grad()
-        nn.functional.cross_entropy(whole(x[rows]), y[rows]).backward()
+        nn.functional.cross_entropy(single(x[rows]), y[rows]).backward()
         optimizer.step()
-    model = Model(parts, device="cpu").compile(
+    model = Model(accumulated, device="cpu").compile(
         lambda p: torch.optim.SGD(p, lr=1.0), "cross_entropy", gradient_accumulation_steps=2
     )
     model.fit(DataLoader(TensorDataset(x, y), 4), verbose=0)
-    assert furthest(whole, parts) < 1e-6
+    assert furthest(single, accumulated) < 1e-6
     assert model.state.step == 2
 
 
-def test_a_loss_that_sums_takes_every_batch_whole():
-    whole, parts = twins(mlp())
-    fitted(whole, 10, 1, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
-    fitted(parts, 4, 3, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
-    assert furthest(whole, parts) < 1e-6
+def test_sum_loss_is_not_divided_by_the_window():
+    single, accumulated = twins(mlp())
+    fitted(single, 10, 1, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
+    fitted(accumulated, 4, 3, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
+    assert furthest(single, accumulated) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -66,57 +69,57 @@ def test_a_loss_that_sums_takes_every_batch_whole():
         lambda: functools.partial(nn.functional.cross_entropy, ignore_index=0),
         lambda: functools.partial(nn.functional.cross_entropy, reduction="sum"),
     ],
-    ids=["class weights", "an ignored class", "both", "bound class weights", "a bound ignored class", "a bound sum"],
+    ids=["weight", "ignore_index", "both", "partial weight", "partial ignore_index", "partial sum"],
 )
-def test_a_loss_that_divides_by_something_else_than_samples_is_that_of_the_whole(loss):
-    whole, parts = twins(mlp())
-    fitted(whole, 10, 1, loss())
-    fitted(parts, 4, 3, loss())
-    assert furthest(whole, parts) < 1e-6
+def test_weighted_losses_match_one_large_batch(loss):
+    single, accumulated = twins(mlp())
+    fitted(single, 10, 1, loss())
+    fitted(accumulated, 4, 3, loss())
+    assert furthest(single, accumulated) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["arrays", "labels of -100"])
-def test_all_kinds_of_targets_count_in_accumulated_batches(kind):
-    whole, parts = twins(mlp())
+def test_accumulation_handles_arrays_and_ignored_labels(kind):
+    single, accumulated = twins(mlp())
     x, y = blobs(10)
     loss = "cross_entropy" if kind == "labels of -100" else nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]))
     if kind == "labels of -100":
         y[:3] = -100
     else:
         x, y = x.numpy(), y.numpy()
-    for net, batches in ((whole, [(x, y)]), (parts, [(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])])):
+    for net, batches in ((single, [(x, y)]), (accumulated, [(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])])):
         model = Model(net, device="cpu").compile("sgd", loss, lr=1.0, gradient_accumulation_steps=len(batches))
         model.fit(batches, epochs=2, verbose=0)
-    assert furthest(whole, parts) < 1e-6
+    assert furthest(single, accumulated) < 1e-6
 
 
-def test_weights_count_in_accumulated_batches():
-    whole, parts = twins(mlp())
+def test_accumulation_applies_sample_weights():
+    single, accumulated = twins(mlp())
     x, y = blobs(10)
     weights = torch.linspace(0.1, 2.0, 10)
-    for net, batch_size, steps in ((whole, 10, 1), (parts, 4, 3)):
+    for net, batch_size, steps in ((single, 10, 1), (accumulated, 4, 3)):
         model = Model(net, device="cpu").compile(
             lambda p: torch.optim.SGD(p, lr=1.0), "cross_entropy", gradient_accumulation_steps=steps
         )
         model.fit(x, y, sample_weight=weights, batch_size=batch_size, shuffle=False, epochs=2, verbose=0)
-    assert furthest(whole, parts) < 1e-6
+    assert furthest(single, accumulated) < 1e-6
 
 
 @pytest.mark.parametrize("weights", ["sample_weight", "class_weight"])
-def test_weights_count_in_accumulated_batches_of_a_loss_with_weights_of_its_own(weights):
-    whole, parts = twins(mlp())
+def test_accumulation_combines_sample_and_loss_weights(weights):
+    single, accumulated = twins(mlp())
     x, y = blobs(10)
     given = (
         {"sample_weight": torch.linspace(0.1, 2.0, 10)} if weights == "sample_weight" else {"class_weight": {1: 3.0}}
     )
-    for net, batch_size, steps in ((whole, 10, 1), (parts, 4, 3)):
+    for net, batch_size, steps in ((single, 10, 1), (accumulated, 4, 3)):
         loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]))
         model = Model(net, device="cpu").compile("sgd", loss, gradient_accumulation_steps=steps)
         model.fit(x, y, batch_size=batch_size, shuffle=False, epochs=20, verbose=0, **given)
-    assert furthest(whole, parts) < 1e-6
+    assert furthest(single, accumulated) < 1e-6
 
 
-def test_several_losses_that_sum_take_every_batch_whole():
+def test_several_sum_losses_are_not_divided_by_the_window():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -125,18 +128,18 @@ def test_several_losses_that_sum_take_every_batch_whole():
         def forward(self, x):
             return self.inner(x), self.inner(x)
 
-    whole, parts = twins(Twice())
+    single, accumulated = twins(Twice())
     x, y = blobs(10)
-    for net, batch_size, steps in ((whole, 10, 1), (parts, 4, 3)):
+    for net, batch_size, steps in ((single, 10, 1), (accumulated, 4, 3)):
         losses = [nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="sum")]
         model = Model(net, device="cpu").compile("sgd", losses, gradient_accumulation_steps=steps)
         model.fit(x, (y, y), batch_size=batch_size, shuffle=False, epochs=2, verbose=0)
-    assert furthest(whole, parts) < 1e-6
+    assert furthest(single, accumulated) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:The loss of epoch 1 is nan")
 @pytest.mark.parametrize("ignored", [0, -100])
-def test_a_window_in_which_no_target_counts_leaves_the_weights_alone(ignored):
+def test_window_of_ignored_targets_does_not_change_weights(ignored):
     x, _ = blobs(10)
     net, before = twins(mlp())
     loss = nn.CrossEntropyLoss(ignore_index=ignored)
@@ -146,7 +149,7 @@ def test_a_window_in_which_no_target_counts_leaves_the_weights_alone(ignored):
     assert furthest(net, before) == 0
 
 
-def test_callbacks_are_told_of_updates_not_of_batches():
+def test_batch_callbacks_run_once_per_update():
     from easytorch.callbacks import LambdaCallback
 
     x, y = blobs(10)
@@ -160,13 +163,13 @@ def test_callbacks_are_told_of_updates_not_of_batches():
     assert seen == [0, 1]
 
 
-def test_batches_of_a_step_of_ones_own_may_be_anything():
-    class Own(Model):
+def test_custom_step_may_use_any_batch_structure():
+    class Custom(Model):
         def train_step(self, batch):
             x, y, _, _ = batch
             return {"loss": self.loss(self(x), y)}
 
     x, y = blobs(10)
-    model = Own(mlp(), device="cpu").compile("sgd", "cross_entropy", gradient_accumulation_steps=2)
+    model = Custom(mlp(), device="cpu").compile("sgd", "cross_entropy", gradient_accumulation_steps=2)
     model.fit([(x[:5], y[:5], "a", "b"), (x[5:], y[5:], "c", "d")], 1, verbose=0)
     assert model.state.step == 1

@@ -58,7 +58,7 @@ def diagnose(error: Exception, module: nn.Module) -> Exception | None:
         if isinstance(owner, SingleLoss) and name in ("terms", "__call__", "_unreduced"):
             y_pred, y = local["y_pred"], local["y"]
             return _of_squeezed(y_pred, y) if _is_ours(frames[-1]) else _of_loss(error, owner, y_pred, y)
-        if isinstance(owner, MetricCollection) and name == "update" and "metric" in local:
+        if isinstance(owner, MetricCollection) and frame.f_code is MetricCollection._update_metric.__code__:
             return _of_metric(error, owner.criterion, local)
         if isinstance(owner, Strategy) and name == "backward":
             return _of_backward(error, local["loss"])
@@ -288,7 +288,7 @@ def _of_targets(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
         )
         return TypeError(f"The loss, {loss!r}, takes targets as one tensor, but they are {describe(y)}. {cure}")
     if loss.family in (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss):
-        return label_error(y_pred, y, loss.ignored)
+        return label_error(y_pred, y, loss.ignore_index)
     low, high = (float(y_pred.detach().min()), float(y_pred.detach().max())) if y_pred.numel() else (0.0, 1.0)
     if loss.family is nn.BCELoss and (low < 0 or high > 1):
         return ValueError(
@@ -299,7 +299,7 @@ def _of_targets(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
 
 
 def _of_metric(error: Exception, criterion: Criterion, local: dict[str, Any]) -> Exception:
-    y_pred, y = local["part"], local["target"]
+    y_pred, y = local["y_pred"], local["y"]
     if isinstance(criterion, SingleLoss) and (told := _of_targets(criterion, y_pred, y)):
         return told
     return ValueError(

@@ -1,224 +1,323 @@
-"""Checks of outputs and targets on the first batch."""
+"""Checks of outputs and targets, most of them on the first batch.
+
+The functions ``..._error`` and ``..._warning`` return what is wrong, or None. ``FirstBatchCheck`` raises and warns.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
 
+if TYPE_CHECKING:
+    from easytorch.losses.criterion import SingleLoss
+
+
+class FirstBatchCheck:
+    """Every check of the outputs and targets of a loss.
+
+    The loss replaces it after the first batch by ``check_shapes`` or ``no_check``.
+
+    Args:
+        target_range: Lowest and highest target of all data, None if unknown. It covers the batches that follow.
+    """
+
+    def __init__(self, target_range: tuple[Any, Any] | None = None) -> None:
+        self.target_range = target_range
+
+    def __call__(self, loss: SingleLoss, y_pred: Any, y: Any) -> None:
+        """Raise an error or warn if ``y_pred`` and ``y`` do not suit ``loss``."""
+        if loss.is_elementwise:
+            check_shapes(loss, y_pred, y)
+        if loss.kind == "binary" and isinstance(y, Tensor) and y.is_floating_point() and y.numel():
+            self._check_binary_targets(loss, y)
+        if isinstance(y, Tensor) and isinstance(y_pred, Tensor):
+            if loss.kind == "multiclass" and y_pred.ndim > 1:
+                self._check_classes(loss, y_pred, y)
+            messages = (
+                last_layer_warning(loss.family, y_pred),
+                soft_target_warning(loss.family, y_pred, y),
+                broadcast_warning(repr(loss), y_pred, y) if loss.is_custom else None,
+            )
+            for message in filter(None, messages):
+                warn(message)
+        loss.end_first_batch()
+
+    def _check_binary_targets(self, loss: SingleLoss, y: Tensor) -> None:
+        low, high = self.target_range or (float(y.min()), float(y.max()))
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"The targets go from {low:g} to {high:g}, but the loss, {loss!r}, expects probabilities, or 0 and 1 for two "
+                "classes. Convert labels -1 and 1 with (y + 1) / 2, labels 1 and 2 with y - 1."
+            )
+
+    def _check_classes(self, loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
+        error = single_class_error(y_pred) or _missing_flatten_error(y_pred, y)
+        if error is None and self.target_range is not None:
+            error = label_range_error(*self.target_range, y_pred.shape[1])
+        # On a GPU a wrong label aborts the process. On a CPU torch raises, and the error is translated.
+        if error is None and y.device.type != "cpu":
+            error = label_error(y_pred, y, loss.ignore_index)
+        if error is not None:
+            raise error
+
+
+def check_shapes(loss: SingleLoss, y_pred: Any, y: Any) -> None:
+    """Raise an error if the targets of an elementwise loss have the wrong shape or dtype.
+
+    Every batch is checked: torch broadcasts ``[N, 1]`` against ``[N]`` to ``[N, N]`` and only warns.
+    """
+    prediction = loss.compared_prediction(y_pred, None)
+    if not isinstance(y, Tensor) or not isinstance(prediction, Tensor):
+        return
+    if prediction.shape == y.shape and (y.is_floating_point() or loss.takes_integers):
+        return
+    error = shape_error(repr(loss), prediction, y, floats=not loss.takes_integers)
+    if error is not None:
+        raise error
+
+
+def no_check(loss: SingleLoss, y_pred: Any, y: Any) -> None:
+    """Check nothing."""
+
 
 def single_class_error(y_pred: Tensor) -> Exception | None:
-    """Return an error if a loss that compares classes is given the outputs of a single one."""
+    """Return the error of outputs ``[N, 1]`` for a loss that compares classes."""
     if y_pred.ndim < 2 or y_pred.shape[1] != 1:
         return None
     return ValueError(
-        f"The module's output, {describe(y_pred)}, is of one class, but cross-entropy compares several: of one alone it is "
-        "always 0. For yes or no use loss='bce_with_logits', with floats [N, 1] as targets; to predict a number 'mse'; for "
-        "classes give the last layer an output for each of them."
+        f"The module returned one output per sample, {describe(y_pred)}, but cross-entropy compares several classes. With one "
+        "class the loss is always 0. For two classes, use loss='bce_with_logits' with float targets [N, 1]. To predict a "
+        "number, use loss='mse'. Otherwise, give the last layer one output per class."
     )
 
 
-def label_error(y_pred: Tensor, y: Tensor, ignored: int) -> Exception | None:
-    """Return what is wrong with ``y`` as the classes of ``y_pred``, if anything is."""
-    if y_pred.ndim < 2:
-        return ValueError(
-            f"The loss expects one output for each class, [N, classes]; the module returned {describe(y_pred)}."
-        )
-    if 2 < y_pred.ndim == y.ndim + 1 and y.shape == y_pred.shape[:-1] != (len(y_pred), *y_pred.shape[2:]):
-        return ValueError(
-            f"The module's output is {describe(y_pred)} for targets of {list(y.shape)}, but the loss takes the classes second, "
-            f"[N, classes, ...]. Let the module return y_pred.{'transpose(1, 2)' if y_pred.ndim == 3 else 'movedim(-1, 1)'}."
-        )
-    if y.shape == y_pred.shape and not y.is_floating_point():
-        return TypeError(
-            f"The targets are {describe(y)}, one column for each class. Pass class numbers, y.argmax(1), or y.float()."
-        )
-    if y.is_floating_point() and y.shape != y_pred.shape and not are_integers(y):
-        odd = float(y[y != y.round()][0])
-        return ValueError(
-            f"The targets are not whole numbers ({odd:.4g} is among them), so they are no classes. To predict a number, give the "
-            "last layer one output and use loss='mse'."
-        )
-    if y.ndim == y_pred.ndim and y.shape[1] == 1:
-        dtype = "" if y.dtype == torch.int64 else ", and y.long() of it"
-        return ValueError(
-            f"The targets are {describe(y)}, but the loss takes class numbers as int64, of shape {list(y[:, 0].shape)}. Use "
-            f"y.squeeze(1){dtype}."
-        )
-    if y.dtype != torch.int64 and y.shape != y_pred.shape:
-        return TypeError(f"The targets are {describe(y)}, but the loss takes class numbers as int64. Use y.long().")
-    found = None if y.is_floating_point() else label_range(y, ignored)
-    return label_range_error(*found, y_pred.shape[1]) if found else None
-
-
-def are_integers(y: Tensor) -> bool:
-    """Whether all values of ``y`` are whole numbers, as those of classes are, be they floats."""
-    return not y.is_floating_point() or bool((y == y.round()).all())
-
-
-def shape_error(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception | None:
-    """Return what is wrong with targets for a loss that compares value by value, if anything is.
-
-    Args:
-        loss: Its name.
-        y_pred: What the module returned.
-        y: The targets.
-        floats: Whether the loss takes nothing but floats.
-    """
-    if y_pred.ndim == 2 and y_pred.shape[1] > 1 and y.shape == y_pred.shape[:1] and are_integers(y):
-        return ValueError(
-            f"The module has {y_pred.shape[1]} outputs for each sample, and the targets are one whole number each, "
-            f"{describe(y)}. If they are class numbers, the loss is 'cross_entropy'. For the loss {loss} give the last layer one "
-            "output, and the targets one column, y.unsqueeze(1)."
-        )
-    shape = None
-    # Torch broadcasts (N, 1) against (N,) to (N, N) and only warns: the network then learns nothing.
-    if y_pred.shape != y.shape:
-        flat = y_pred.ndim == y.ndim + 1 and y_pred.shape[-1] == 1
-        shape = "Use y.unsqueeze(1) for the targets" if flat else "Give both the same shape"
-        if y_pred.ndim + 1 == y.ndim and y.shape[-1] == 1:
-            shape = "Use y.squeeze(1) for the targets"
-    if floats and not y.is_floating_point():
-        both = f", and {shape[4:].removesuffix(' for the targets')} of it" if shape and shape.startswith("Use") else ""
-        return TypeError(f"The targets are {describe(y)}, but the loss, {loss}, takes floats. Use y.float(){both}.")
-    if shape is None:
+def _missing_flatten_error(y_pred: Tensor, y: Tensor) -> Exception | None:
+    if y.ndim != 1 or y_pred.ndim < 3 or y.is_floating_point():
         return None
     return ValueError(
-        f"The module's output has the shape {list(y_pred.shape)} but the targets have {list(y.shape)}. "
-        f"{shape}, or end the module so that its output has the targets' shape."
+        f"The module's output has the shape {list(y_pred.shape)}, but for one label per sample the loss expects [N, classes]. "
+        "Is an nn.Flatten() missing before the last layer?"
     )
 
 
-def label_range(y: Tensor, ignored: int) -> tuple[int, int] | None:
-    """Return the lowest and the highest label in ``y``, None where there is none."""
-    y = y[y != ignored]
-    return (int(y.min()), int(y.max())) if y.numel() else None
+def label_error(y_pred: Tensor, y: Tensor, ignore_index: int) -> Exception | None:
+    """Return the error of targets that are not classes of the outputs.
 
-
-def label_range_error(low: int, high: int, classes: int) -> Exception | None:
-    """Return an error if labels from ``low`` to ``high`` are not classes 0 to ``classes`` - 1."""
-    if low >= 0 and high < classes:
-        return None
-    told = f"{classes} outputs, for classes 0 to {classes - 1}" if classes > 1 else "1 output, for class 0 alone"
-    cure = f"Give the last layer {high + 1} outputs, or renumber the labels."
-    if low == 1 and high == classes:
-        cure = "Labels that start at 1 become right by y - 1."
-    elif low < 0:
-        cure = "Classes count from 0: renumber the labels, or leave some out by nn.CrossEntropyLoss(ignore_index=...)."
-    return ValueError(f"The labels go from {low} to {high}, but the module has {told}. {cure}")
-
-
-SIGMOID = (
-    "The module ends in a sigmoid, but this loss applies a {activation} itself: the network learns slowly then, and badly. "
-    "Leave the sigmoid out of the module; predict_proba() applies the {activation}."
-)
-SOFTMAX = (
-    "The module's outputs are probabilities already, but cross-entropy applies a softmax itself: the network learns slowly "
-    "then, and badly. Leave the softmax out of the module; predict_proba() applies it."
-)
-RELU = (
-    "The module ends in a ReLU, but cross-entropy takes logits, which may be negative: an output that is always 0 learns "
-    "nothing. Leave the last ReLU out of the module."
-)
-ONE_COLUMN = (
-    "The module's outputs are all 1, as a softmax makes of a single column: the network learns nothing. End the module with "
-    "nn.Sigmoid(), or with the nn.Linear and use 'bce_with_logits'."
-)
-
-
-def last_layer_warning(family: type[Any], y_pred: Tensor) -> str | None:
-    """Return what is wrong with the last layer for a loss of ``family``, if anything is known to be.
-
-    Values alone cannot tell a sigmoid, for logits may lie between 0 and 1 as well.
+    Args:
+        y_pred: Outputs, ``[N, classes, ...]``.
+        y: Targets: class indices ``[N, ...]``, or probabilities ``[N, classes, ...]``.
+        ignore_index: The label that the loss ignores.
     """
-    last, values = _last_operation(y_pred), y_pred.detach()
-    if family is nn.CrossEntropyLoss:
-        if last.startswith("Relu"):
-            return RELU
-        if last.startswith("Sigmoid"):
-            return SIGMOID.format(activation="softmax")
-        return SOFTMAX if y_pred.ndim == 2 and _are_probabilities(values) else None
-    if last.startswith("Softmax") and family in (nn.BCELoss, nn.BCEWithLogitsLoss) and bool((values == 1).all()):
-        return ONE_COLUMN
-    if last.startswith("Sigmoid") and family is nn.BCEWithLogitsLoss:
-        return SIGMOID.format(activation="sigmoid")
-    if family is nn.NLLLoss and values.numel() and (high := float(values.max())) > 1e-4:
-        return (
-            f"The module's outputs go up to {high:.3g}, but 'nll' takes log-probabilities, which are never above 0. End the "
-            "module with nn.LogSoftmax(1), or end it with the nn.Linear and use 'cross_entropy'."
+    error = _class_dimension_error(y_pred, y) or _label_format_error(y_pred, y)
+    if error is not None or y.is_floating_point():
+        return error
+    bounds = label_range(y, ignore_index)
+    return label_range_error(*bounds, y_pred.shape[1]) if bounds else None
+
+
+def _class_dimension_error(y_pred: Tensor, y: Tensor) -> Exception | None:
+    if y_pred.ndim < 2:
+        return ValueError(
+            f"The loss expects one output per class, [N, classes], but the module returned {describe(y_pred)}. Give the last "
+            "layer one output per class."
+        )
+    if 2 < y_pred.ndim == y.ndim + 1 and y.shape == y_pred.shape[:-1] != (len(y_pred), *y_pred.shape[2:]):
+        move = "transpose(1, 2)" if y_pred.ndim == 3 else "movedim(-1, 1)"
+        return ValueError(
+            f"The loss expects the classes in dimension 1, [N, classes, ...], but the module returned {describe(y_pred)} for "
+            f"targets of shape {list(y.shape)}. Let the module return y_pred.{move}."
         )
     return None
 
 
+def _label_format_error(y_pred: Tensor, y: Tensor) -> Exception | None:
+    if y.shape == y_pred.shape:
+        if y.is_floating_point():
+            return None
+        return TypeError(
+            f"The targets are {describe(y)}, one column per class. Pass class indices, y.argmax(1), or probabilities, y.float()."
+        )
+    if not are_integers(y):
+        fraction = float(y[y != y.round()][0])
+        return ValueError(
+            f"The targets are not integers (for example {fraction:.4g}), so they are not class indices. To predict a number, "
+            "give the last layer one output and use loss='mse'."
+        )
+    if y.ndim == y_pred.ndim and y.shape[1] == 1:
+        cast = "" if y.dtype == torch.int64 else ", then y.long()"
+        return ValueError(
+            f"The targets are {describe(y)}, but the loss expects class indices as int64 with shape {list(y[:, 0].shape)}. Use "
+            f"y.squeeze(1){cast}."
+        )
+    if y.dtype != torch.int64:
+        return TypeError(f"The targets are {describe(y)}, but the loss expects class indices as int64. Use y.long().")
+    return None
+
+
+def are_integers(y: Tensor) -> bool:
+    """Return whether all values of ``y`` are integers, in an integer or a float dtype."""
+    return not y.is_floating_point() or bool((y == y.round()).all())
+
+
+def label_range(y: Tensor, ignore_index: int) -> tuple[int, int] | None:
+    """Return the lowest and the highest label in ``y``, None if all are ignored."""
+    y = y[y != ignore_index]
+    return (int(y.min()), int(y.max())) if y.numel() else None
+
+
+def label_range_error(low: int, high: int, classes: int) -> Exception | None:
+    """Return the error of labels from ``low`` to ``high`` that are not in 0 to ``classes`` - 1."""
+    if low >= 0 and high < classes:
+        return None
+    outputs = f"{classes} outputs, for classes 0 to {classes - 1}" if classes > 1 else "1 output, for class 0"
+    if low == 1 and high == classes:
+        fix = "Class indices start at 0. Use y - 1."
+    elif low < 0:
+        fix = (
+            "Class indices start at 0. Renumber the labels, or exclude some with nn.CrossEntropyLoss(ignore_index=...)."
+        )
+    else:
+        fix = f"Give the last layer {high + 1} outputs, or renumber the labels."
+    return ValueError(f"The labels go from {low} to {high}, but the module has {outputs}. {fix}")
+
+
+def shape_error(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception | None:
+    """Return the error of targets for a loss that compares value by value.
+
+    Args:
+        loss: Name of the loss, for the message.
+        y_pred: Outputs, ``[N, ...]``.
+        y: Targets, expected in the same shape.
+        floats: Whether the loss takes floats only.
+    """
+    if y_pred.ndim == 2 and y_pred.shape[1] > 1 and y.shape == y_pred.shape[:1] and are_integers(y):
+        return ValueError(
+            f"The module has {y_pred.shape[1]} outputs per sample, but the targets have one integer per sample, {describe(y)}. "
+            f"If they are class indices, use loss='cross_entropy'. For the loss, {loss}, give the last layer one output and "
+            "use y.unsqueeze(1)."
+        )
+    reshape = _reshape_fix(y_pred, y)
+    if floats and not y.is_floating_point():
+        both = f", then {reshape}" if reshape else ""
+        return TypeError(f"The targets are {describe(y)}, but the loss, {loss}, expects floats. Use y.float(){both}.")
+    if y_pred.shape == y.shape:
+        return None
+    fix = f"Use {reshape} for the targets" if reshape else "Give both the same shape"
+    return ValueError(
+        f"The module's output has the shape {list(y_pred.shape)} but the targets have {list(y.shape)}. {fix}, or change the "
+        "module so that its output has the shape of the targets."
+    )
+
+
+def _reshape_fix(y_pred: Tensor, y: Tensor) -> str | None:
+    """Return the call that adds or removes a last dimension of size 1 in the targets."""
+    if y_pred.ndim == y.ndim + 1 and y_pred.shape[-1] == 1:
+        return f"y.unsqueeze({1 if y.ndim == 1 else -1})"
+    if y_pred.ndim + 1 == y.ndim and y.shape[-1] == 1:
+        return f"y.squeeze({1 if y.ndim == 2 else -1})"
+    return None
+
+
+SIGMOID_WARNING = (
+    "The module ends in a sigmoid, and this loss applies a {activation} itself. Training will be slow and the model "
+    "inaccurate. Remove the sigmoid from the module. predict_proba() applies the {activation}."
+)
+SOFTMAX_WARNING = (
+    "The module's outputs are already probabilities, and cross-entropy applies a softmax itself. Training will be slow and "
+    "the model inaccurate. Remove the softmax from the module. predict_proba() applies it."
+)
+RELU_WARNING = (
+    "The module ends in a ReLU, but cross-entropy expects logits, which may be negative. An output that is always 0 has no "
+    "gradient and does not learn. Remove the last ReLU from the module."
+)
+ONE_COLUMN_WARNING = (
+    "The module's outputs are all 1, because it ends in a softmax over one column. The module cannot learn. End it with "
+    "nn.Sigmoid(), or with nn.Linear and use loss='bce_with_logits'."
+)
+
+
+def last_layer_warning(family: type[Any], y_pred: Tensor) -> str | None:
+    """Return the warning about a last layer that does not suit a loss of ``family``.
+
+    A sigmoid is found in the autograd graph, because the values of logits may lie between 0 and 1 too.
+    """
+    operation, values = _last_operation(y_pred), y_pred.detach()
+    if family is nn.CrossEntropyLoss:
+        return _cross_entropy_warning(operation, values)
+    if operation.startswith("Softmax") and family in (nn.BCELoss, nn.BCEWithLogitsLoss) and bool((values == 1).all()):
+        return ONE_COLUMN_WARNING
+    if operation.startswith("Sigmoid") and family is nn.BCEWithLogitsLoss:
+        return SIGMOID_WARNING.format(activation="sigmoid")
+    if family is nn.NLLLoss and values.numel() and (high := float(values.max())) > 1e-4:
+        return (
+            f"The module's outputs go up to {high:.3g}, but 'nll' expects log-probabilities, which are at most 0. The model "
+            "will be inaccurate. End the module with nn.LogSoftmax(1), or end it with nn.Linear and use loss='cross_entropy'."
+        )
+    return None
+
+
+def _cross_entropy_warning(operation: str, values: Tensor) -> str | None:
+    if operation.startswith("Relu"):
+        return RELU_WARNING
+    if operation.startswith("Sigmoid"):
+        return SIGMOID_WARNING.format(activation="softmax")
+    return SOFTMAX_WARNING if values.ndim == 2 and _are_probabilities(values) else None
+
+
+def _are_probabilities(values: Tensor) -> bool:
+    return len(values) > 1 and bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-4).all())
+
+
+# Names of autograd nodes that do not change values.
+RESHAPING_NODES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy", "Alias")
+
+
+def _last_operation(y_pred: Tensor) -> str:
+    """Return autograd's name of the last operation that changed values, "" without a gradient."""
+    node: Any = y_pred.grad_fn
+    while node is not None and node.name().startswith(RESHAPING_NODES):
+        node = node.next_functions[0][0]
+    return "" if node is None else str(node.name())
+
+
 def soft_target_warning(family: type[Any], y_pred: Tensor, y: Tensor) -> str | None:
-    """Return what is wrong with rows of targets as the probabilities that cross-entropy takes, if anything is."""
-    rows = family is nn.CrossEntropyLoss and y.is_floating_point() and y.ndim > 1 and y.shape == y_pred.shape
-    if not rows or not y.numel():
+    """Return the warning about rows of targets that are not probabilities, for cross-entropy."""
+    are_rows = family is nn.CrossEntropyLoss and y.is_floating_point() and y.ndim > 1 and y.shape == y_pred.shape
+    if not are_rows or not y.numel():
         return None
     sums, lowest = y.float().sum(1), float(y.min())
     low, high = float(sums.min()), float(sums.max())
     if lowest >= 0 and low > 0.99 and high < 1.01:
         return None
-    found = f"hold values down to {lowest:.3g}" if lowest < 0 else f"sum to between {low:.3g} and {high:.3g}"
+    values = f"have values down to {lowest:.3g}" if lowest < 0 else f"sum to between {low:.3g} and {high:.3g}"
     return (
-        f"The rows of the targets {found}, but cross-entropy takes probabilities, which sum to 1. Divide each row by its sum, "
-        "or use 'bce_with_logits' where a sample may be of several classes."
+        f"The rows of the targets {values}, but cross-entropy expects probabilities that sum to 1. The predicted probabilities "
+        "will be wrong. Divide each row by its sum, or use loss='bce_with_logits' if a sample may belong to several classes."
     )
 
 
-class PairsNotice(TorchFunctionMode):
-    """Warns when outputs ``[N, 1]`` and targets ``[N]`` become ``[N, N]`` inside, which the shapes alone cannot tell."""
+def broadcast_warning(loss: str, y_pred: Tensor, y: Tensor) -> str | None:
+    """Return the warning about ``[N, 1]`` and ``[N]`` in a custom loss, which may broadcast them to ``[N, N]``.
 
-    def __init__(self, loss: str, y_pred: Tensor, y: Tensor) -> None:
-        super().__init__()
-        self.loss, self.y_pred, self.y = loss, y_pred, y
-        self.pairs: list[int] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at the shapes of what ``func`` takes and returns."""
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.numel() > self.y.numel():
-            taken = {value.shape for value in args if isinstance(value, Tensor)}
-            self.pairs = list(result.shape) if taken == {self.y_pred.shape, self.y.shape} else self.pairs
-        return result
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """Warn of what was seen."""
-        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]  # torch has no types here
-        while traceback is not None:  # what fails is a line of the loss, not one of this file
-            if traceback.tb_next is not None and traceback.tb_next.tb_frame.f_globals is globals():
-                traceback.tb_next = None
-            traceback = traceback.tb_next
-        if self.pairs:
-            warn(
-                f"The loss, {self.loss}, makes {self.pairs} of the module's output, {list(self.y_pred.shape)}, and the targets, "
-                f"{list(self.y.shape)}: a value for each pair of samples. Unless that is meant, give both the same shape."
-            )
-
-
-def pairs_notice(loss: str, y_pred: Any, y: Any) -> contextlib.AbstractContextManager[Any]:
-    """Return what watches a loss of the user's own, where the shapes are such that torch may broadcast them."""
-    tensors = isinstance(y_pred, Tensor) and isinstance(y, Tensor)
-    alike = tensors and abs(y_pred.ndim - y.ndim) == 1 and y_pred.numel() == y.numel() > 1
-    return PairsNotice(loss, y_pred, y) if alike else contextlib.nullcontext()
-
-
-def _are_probabilities(y_pred: Tensor) -> bool:
-    return len(y_pred) > 1 and bool((y_pred >= 0).all()) and bool(((y_pred.sum(1) - 1).abs() < 1e-4).all())
-
-
-def _last_operation(y_pred: Tensor) -> str:
-    """Return what autograd calls the last calculation, but for the shape; nothing where no gradient is computed."""
-    node: Any = y_pred.grad_fn
-    while node is not None and node.name().startswith(RESHAPING):
-        node = node.next_functions[0][0]
-    return "" if node is None else str(node.name())
-
-
-RESHAPING = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy", "Alias")
+    The shapes alone do not show whether the loss reshapes them, so this is a possibility.
+    """
+    if abs(y_pred.ndim - y.ndim) != 1 or y_pred.numel() != y.numel():
+        return None
+    try:
+        shape: torch.Size = torch.broadcast_shapes(y_pred.shape, y.shape)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return None
+    if shape.numel() <= y.numel():
+        return None
+    reshape = _reshape_fix(y_pred, y)
+    fix = f", for example {reshape} for the targets" if reshape else ""
+    return (
+        f"The module's output is {list(y_pred.shape)} and the targets are {list(y.shape)}. The custom loss, {loss}, may "
+        f"broadcast them to {list(shape)}, one value per pair of samples, and train a wrong model. Give both the same "
+        f"shape{fix}. If the loss reshapes them itself, the same shape silences this warning."
+    )

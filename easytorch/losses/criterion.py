@@ -1,8 +1,10 @@
-"""The loss as the loop uses it: one, several, or the module's own."""
+"""Losses as the training loop calls them.
+
+``SingleLoss`` is one loss, ``MultiOutputLoss`` one per output, ``ModuleLoss`` the loss that the module returns.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
@@ -16,528 +18,499 @@ from torch import Tensor, nn
 from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list
-from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, from_numpy
-from easytorch.losses.checks import (
-    label_error,
-    label_range,
-    label_range_error,
-    last_layer_warning,
-    pairs_notice,
-    shape_error,
-    single_class_error,
-    soft_target_warning,
-)
+from easytorch.losses.checks import FirstBatchCheck, check_shapes, label_range, no_check
 from easytorch.losses.keras import KERAS
 from easytorch.losses.names import (
     ACTIVATIONS,
     CALL_ADAPTERS,
-    ELEMENTWISE,
-    FUNCTIONS,
-    NAMES,
+    ELEMENTWISE_LOSSES,
+    FUNCTION_FAMILIES,
     NO_ACTIVATION,
     SIGNED_TARGET_LOSSES,
     TABLE,
+    TORCH_LOSSES,
 )
 
 
-class Criterion:
-    """What the loop needs of a loss, be it one, several or the module's own.
-
-    Attributes:
-        kind: ``"multiclass"``, ``"binary"`` or None, where the loss does not tell.
-        family: The torch loss that it is, else ``type(None)``.
-        ignored: The class that does not count, None where there is no such thing.
-    """
-
-    kind: str | None = None
-    ignored: int | None = None
-    family: type[Any] = type(None)
-
-    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
-        """Return the scalar to optimize."""
-        return self.terms(y_pred, y, sample_weight)["loss"]
-
-    def term_names(self) -> list[str]:
-        """Return the names of the terms beside ``"loss"``."""
-        return []
-
-    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
-        """Return ``{"loss": scalar}`` and whatever else is worth a column in the logs."""
-        return {"loss": self(y_pred, y, sample_weight)}
-
-    def prepare(self, targets: Any) -> None:
-        """Be ready for new data, whose ``targets`` are known as a whole or not; they are checked in the first batch."""
-
-    def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
-        """Return the predictions and targets that a metric measures, of one ``output`` where there are several."""
-        return y_pred, y
-
-    def weight(self, sample_weight: Any, output: str | None) -> Any:
-        """Return the weights of the part that a metric measures."""
-        return sample_weight
-
-    def prediction(self, part: Any, output: str | None) -> Any:
-        """Return what is compared with the targets in the part of ``output``, where that is not all of it."""
-        return part
-
-    def loss_weights(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
-        """Return what each batch of a window weighs, so that the window counts as one batch of all its samples.
-
-        Args:
-            sizes: The number of samples of each batch.
-            batches: The parts of each batch, looked at only where they matter.
-        """
-        if len(sizes) == 1:
-            return [1.0]
-        divisors = self.normalizers(sizes, batches)
-        if divisors is None:
-            return [1.0] * len(sizes)
-        total: Any = sum(divisors)
-        if isinstance(total, Tensor):  # where no target counts the gradients are 0, and are not to be divided by it
-            total = torch.where(total == 0, 1.0, total)
-        return [divisor / total for divisor in divisors]
-
-    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
-        """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
-        return sizes
-
-    def probabilities(self, y_pred: Any) -> Any:
-        """Return the probabilities that the module's outputs stand for."""
-        raise ValueError(
-            f"The loss, {self!r}, does not tell how outputs become probabilities. Call predict() and apply your own "
-            "activation, or compile with 'cross_entropy', 'nll', 'bce' or 'bce_with_logits'."
-        )
-
-    def classes(self, y_pred: Any) -> Any:
-        """Return the most probable class of each sample, or 0 and 1 for each independent label."""
-        probabilities = self.probabilities(y_pred)
-        return probabilities.argmax(1) if self.kind == "multiclass" else (probabilities > 0.5).long()
-
-
 def resolve_loss(loss: Any, weights: Any = None) -> Criterion:
-    """Return the criterion for what the user passed to ``compile``.
+    """Return the criterion for the ``loss`` argument of ``compile``.
 
     Args:
-        loss: A name, a ``torch.nn`` loss, any ``f(y_pred, y)``, None when the module makes its own loss, or a list or
-            dict of these, one for each output.
-        weights: For several outputs, the weight of each: a list or dict like ``loss``; 1 for what is missing.
+        loss: A name, a ``torch.nn`` loss, a function ``f(y_pred, y)``, or None if the module returns its own loss. For
+            several outputs, a list or dict of these, one per output.
+        weights: For several outputs, the weight of each: a list or dict like ``loss``. A missing weight is 1.
 
     Raises:
-        ValueError: If a name is unknown, or weights do not fit the losses.
-        TypeError: If it is none of these.
+        ValueError: If a name is unknown, or the weights do not match the losses.
+        TypeError: If ``loss`` has another type.
     """
     if isinstance(loss, (list, tuple, Mapping)):
         return MultiOutputLoss(loss, weights)
     if weights is not None:
         raise ValueError(
-            f"loss_weights={weights!r} are for several outputs, but there is one loss, {loss!r}. Pass a list or dict of "
-            "losses, or leave loss_weights out."
+            f"loss_weights expects several losses, received loss_weights={weights!r} for one loss, {loss!r}. Pass a list or "
+            "dict of losses, or leave loss_weights out."
         )
     if loss is None:
         return ModuleLoss()
     return SingleLoss(loss)
 
 
+class Criterion:
+    """The interface between the training loop and a loss.
+
+    Attributes:
+        kind: ``"multiclass"``, ``"binary"``, or None if unknown.
+        family: The ``torch.nn`` class of the loss, else ``type(None)``.
+        ignore_index: The label that the loss ignores, None if it has no such label.
+    """
+
+    kind: str | None = None
+    family: type[Any] = type(None)
+    ignore_index: int | None = None
+
+    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
+        """Return the scalar to optimize."""
+        return self.terms(y_pred, y, sample_weight)["loss"]
+
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar}``, and more scalars to log."""
+        return {"loss": self(y_pred, y, sample_weight)}
+
+    def term_names(self) -> list[str]:
+        """Return the names of the terms other than ``"loss"``."""
+        return []
+
+    def prepare(self, targets: Any) -> None:
+        """Prepare for new data.
+
+        Args:
+            targets: All targets of the data, or None if they are unknown. The first batch is checked against them.
+        """
+
+    def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
+        """Return the predictions and targets of ``output``, all of them if it is None."""
+        return y_pred, y
+
+    def select_weight(self, sample_weight: Any, output: str | None) -> Any:
+        """Return the sample weights of ``output``, all of them if it is None."""
+        return sample_weight
+
+    def compared_prediction(self, y_pred: Any, output: str | None) -> Any:
+        """Return the part of the predictions of ``output`` that the loss compares with the targets."""
+        return y_pred
+
+    def loss_weights(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
+        """Return the weight of each batch in a window, so that the window counts as one large batch.
+
+        Args:
+            sizes: Number of samples of each batch.
+            batches: Inputs, targets and weights of each batch. They are read only if the weights depend on them.
+        """
+        if len(sizes) == 1:
+            return [1.0]
+        normalizers = self.normalizers(sizes, batches)
+        if normalizers is None:
+            return [1.0] * len(sizes)
+        total: Any = sum(normalizers)
+        if isinstance(total, Tensor):
+            # If no target counts, the gradients are 0. Dividing them by 0 would make them NaN.
+            total = torch.where(total == 0, 1.0, total)
+        return [normalizer / total for normalizer in normalizers]
+
+    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
+        """Return the number by which the loss of each batch is divided.
+
+        Args:
+            sizes: Number of samples of each batch.
+            batches: Inputs, targets and weights of each batch.
+
+        Returns:
+            The object ``sizes`` if the loss is a mean over samples; None if it is a sum.
+        """
+        return sizes
+
+    def probabilities(self, y_pred: Any) -> Any:
+        """Return the probabilities that the outputs ``y_pred`` represent."""
+        raise ValueError(
+            f"easytorch cannot convert outputs to probabilities for the loss, {self!r}. Call predict() and apply an "
+            "activation, or compile with 'cross_entropy', 'nll', 'bce' or 'bce_with_logits'."
+        )
+
+    def classes(self, y_pred: Any) -> Any:
+        """Return the most probable class of each sample, or 0 or 1 for each independent label."""
+        probabilities = self.probabilities(y_pred)
+        return probabilities.argmax(1) if self.kind == "multiclass" else (probabilities > 0.5).long()
+
+
 class SingleLoss(Criterion):
     """One loss of one output.
 
-    Without weights it is the very call the user would have written. With weights each sample's own loss is
-    multiplied by its weight and averaged over the number of samples, as Keras does.
+    Without sample weights, it calls the loss as the user would.
+    With sample weights, it multiplies the loss of each sample by its weight and averages over samples, as Keras does.
     """
 
     def __init__(self, loss: Any) -> None:
-        self.function = _function(loss)
+        self.function = _resolve_function(loss)
         check_argument_order("loss", get_name(self.function), self.function)
-        self.family = self._family()
+        self.family = _family(self.function)
         self.activation: Callable[[Tensor], Tensor] | None
-        self._keras = self.function in KERAS.values()
-        self._own = not self._keras and self.family not in NAMES.values() and self.family not in FUNCTIONS.values()
-        self._elementwise = self._keras or self.family in ELEMENTWISE
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
-        self.ignored: int = self._option("ignore_index", -100)
+        self.ignore_index: int = self._option("ignore_index", -100)
         self.reduction: str | None = self._option("reduction", None)
-        # After the first batch nothing can be wrong with these that torch would not tell.
-        self._sure = type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.function.reduction != "none"
-        self._unchecked = True
-        self._range: tuple[Any, Any] | None = None
-        self._call = (
-            functools.partial(CALL_ADAPTERS[self.family], self.function)
-            if self.family in CALL_ADAPTERS
-            else self.function
-        )
+        self.is_keras = any(self.function is function for function in KERAS.values())
+        self.is_elementwise = self.is_keras or self.family in ELEMENTWISE_LOSSES
+        self.takes_integers = self.is_keras or self.family in SIGNED_TARGET_LOSSES
+        self._call = self._adapted(self.function)
+        self.prepare(None)
 
     def _option(self, name: str, default: Any) -> Any:
-        """Return an option of the loss, be it an attribute of a module or bound by ``functools.partial``."""
+        """Return an option of the loss: an attribute of a module, or a keyword of ``functools.partial``."""
         if isinstance(self.function, functools.partial):
             return self.function.keywords.get(name, default)
         return getattr(self.function, name, default)
 
-    def _family(self) -> type[Any]:
-        base = self.function.func if isinstance(self.function, functools.partial) else self.function
-        if isinstance(base, nn.Module):
-            return next((cls for cls in type(base).__mro__ if cls in NAMES.values()), type(base))
-        try:
-            return FUNCTIONS.get(base, type(None))
-        except TypeError:  # a callable object that cannot be hashed
-            return type(None)
+    def _adapted(self, function: Any) -> Any:
+        """Return ``function`` as a callable of ``(y_pred, y)``."""
+        adapter = CALL_ADAPTERS.get(self.family)
+        return function if adapter is None else functools.partial(adapter, function)
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the loss is neither one of torch nor one of easytorch."""
+        is_torch = self.family in TORCH_LOSSES.values() or self.family in FUNCTION_FAMILIES.values()
+        return not self.is_keras and not is_torch
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the loss is a sum over samples instead of a mean."""
+        return self.reduction == "sum"
 
     def prepare(self, targets: Any) -> None:
-        """Note the range of all labels, so that the first batch tells whether every one has an output."""
-        self._unchecked = True
-        self._range = None
-        if isinstance(targets, Tensor) and targets.numel():
-            if targets.dtype == torch.int64 and self.kind == "multiclass":
-                self._range = label_range(targets, self.ignored)
-            elif self.kind == "binary":
-                self._range = (float(targets.min()), float(targets.max()))
+        """Check the next batch, and the range of all ``targets`` with it."""
+        self.check: Callable[[SingleLoss, Any, Any], None] = FirstBatchCheck(self._target_range(targets))
+        self._unchecked_call: Callable[[Any, Any], Tensor] | None = None
+
+    def _target_range(self, targets: Any) -> tuple[Any, Any] | None:
+        if not isinstance(targets, Tensor) or not targets.numel():
+            return None
+        if targets.dtype == torch.int64 and self.kind == "multiclass":
+            return label_range(targets, self.ignore_index)
+        return (float(targets.min()), float(targets.max())) if self.kind == "binary" else None
+
+    def end_first_batch(self) -> None:
+        """Replace the checks of the first batch by those of every batch."""
+        self.check = check_shapes if self.is_elementwise else no_check
+        if type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.reduction != "none":
+            # Torch reports whatever is wrong with later batches, and the value is always a scalar.
+            self._unchecked_call = self.function
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": scalar}``."""
-        if self._sure and not self._unchecked and sample_weight is None:
-            return {"loss": self._call(y_pred, y)}
+        if self._unchecked_call is not None and sample_weight is None:
+            return {"loss": self._unchecked_call(y_pred, y)}
         return {"loss": self(y_pred, y, sample_weight)}
-
-    @property
-    def summed(self) -> bool:
-        """Whether the loss adds its samples up instead of averaging them."""
-        return self.reduction == "sum"
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar.
 
         Args:
-            y_pred: What the module returned.
-            y: The targets.
-            sample_weight: None, or one weight for each sample, or for each value of the unreduced loss.
+            y_pred: Outputs of the module.
+            y: Targets.
+            sample_weight: None, or one weight per sample, or one per value of the unreduced loss.
         """
-        if self._unchecked:
-            self._check_first(y_pred, y)
-            with pairs_notice(repr(self), y_pred, y) if self._own else contextlib.nullcontext():
-                return self._value(y_pred, y, sample_weight)
-        return self._value(y_pred, y, sample_weight)
-
-    def _value(self, y_pred: Any, y: Any, sample_weight: Any) -> Tensor:
-        compared = self.prediction(y_pred, None)
-        if self._elementwise and isinstance(y, Tensor) and isinstance(compared, Tensor):
-            self._check_shapes(compared, y)
+        self.check(self, y_pred, y)
         if sample_weight is not None:
             return self._weighted(y_pred, y, sample_weight)
         value = self._call(y_pred, y)
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"The loss, {self!r}, returned {describe(value)}, not a tensor. Let it return a scalar tensor, without "
-                ".item() or float()."
+                f"The loss, {self!r}, must return a scalar tensor, but it returned {describe(value)}, not a tensor. Remove "
+                ".item() or float() from it."
             )
-        if value.ndim and self._per_sample(value, y_pred):
-            value = value.mean()
-        return value
+        return value.mean() if value.ndim and self._is_per_sample(value, y_pred) else value
 
-    def _per_sample(self, value: Tensor, y_pred: Any) -> bool:
-        """Whether the loss returned one value for each sample, as Keras' losses do."""
-        return len(value) == _rows(y_pred) and (value.ndim == 1 or self._keras)
-
-    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
-        """Return what the loss of each batch is divided by: ``sizes`` themselves where it is samples; None of a sum."""
-        if self.summed:
-            return None
-        if self.family not in (nn.CrossEntropyLoss, nn.NLLLoss):
-            return sizes
-        try:
-            counts = [self._count(batch) for batch in batches]
-        except ValueError:  # batches that only the user's own step can take apart
-            return sizes
-        return sizes if any(count is None for count in counts) else counts
-
-    def _count(self, batch: Batch) -> Any:
-        """Return what the mean of cross-entropy divides by, None where the targets are no labels alone."""
-        y, weight = batch.y, self._option("weight", None)
-        y = from_numpy(y) if isinstance(y, np.ndarray) else y
-        counted = isinstance(y, Tensor) and not y.is_floating_point() and batch.sample_weight is None
-        if not counted:
-            return None
-        counts = y != self.ignored
-        if weight is not None:
-            counts = counts * weight.to(y.device)[torch.where(counts, y, 0).long()]
-        return counts.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)  # which MPS does not have
-
-    def probabilities(self, y_pred: Any) -> Any:
-        """Apply softmax, exp or sigmoid, whichever the loss implies."""
-        if self.activation and not isinstance(y_pred, Tensor):
-            raise ValueError(
-                f"There is one loss, {self!r}, but the module returned {describe(y_pred)}. Let predict_step return the one of "
-                "them that the loss is of, or name a loss for each: compile(..., loss=[...])."
-            )
-        return self.activation(y_pred) if self.activation else super().probabilities(y_pred)
-
-    def __repr__(self) -> str:
-        return repr(self.function) if isinstance(self.function, nn.Module) else get_name(self.function)
-
-    def prediction(self, part: Any, output: str | None) -> Any:
-        """Return what is compared with the targets: of a mean and a variance the mean."""
-        return part[0] if self.family is nn.GaussianNLLLoss and isinstance(part, (list, tuple)) else part
-
-    def _check_first(self, y_pred: Any, y: Any) -> None:
-        self._unchecked = False
-        compared = self.prediction(y_pred, None)
-        if self._elementwise and isinstance(y, Tensor) and isinstance(compared, Tensor):
-            self._check_shapes(compared, y)
-        if self.kind == "binary" and isinstance(y, Tensor) and y.is_floating_point() and y.numel():
-            low, high = self._range or (float(y.min()), float(y.max()))
-            if low < 0 or high > 1:
-                raise ValueError(
-                    f"The targets go from {low:g} to {high:g}, but the loss, {self!r}, takes probabilities, 0 and 1 for two "
-                    "classes. Turn labels -1 and 1 into (y + 1) / 2, labels 1 and 2 into y - 1."
-                )
-        if not isinstance(y, Tensor) or not isinstance(y_pred, Tensor):
-            return
-        if self.kind == "multiclass" and y_pred.ndim > 1:
-            if (trouble := single_class_error(y_pred)) is not None:
-                raise trouble
-            self._check_classes(y_pred, y)
-        for told in (last_layer_warning(self.family, y_pred), soft_target_warning(self.family, y_pred, y)):
-            if told:
-                warn(told)
-
-    def _check_classes(self, y_pred: Tensor, y: Tensor) -> None:
-        if y.ndim == 1 and y_pred.ndim > 2 and not y.is_floating_point():
-            raise ValueError(
-                f"The module's output has the shape {list(y_pred.shape)}, but for one label each the loss takes [N, classes]. "
-                "Is an nn.Flatten() missing before the last layer?"
-            )
-        trouble = label_range_error(*self._range, y_pred.shape[1]) if self._range else None
-        if y.device.type != "cpu":  # there a wrong label ends the process; on a CPU torch raises, and explain tells why
-            trouble = trouble or label_error(y_pred, y, self.ignored)
-        if trouble:
-            raise trouble
-
-    def _check_shapes(self, y_pred: Tensor, y: Tensor) -> None:
-        whole = self._keras or self.family in SIGNED_TARGET_LOSSES
-        if y_pred.shape == y.shape and (y.is_floating_point() or whole):
-            return
-        trouble = shape_error(repr(self), y_pred, y, floats=not whole)
-        if trouble:
-            raise trouble
+    def _is_per_sample(self, value: Tensor, y_pred: Any) -> bool:
+        """Return whether ``value`` is one loss per sample, as the losses of Keras return."""
+        has_rows = isinstance(y_pred, Tensor) and y_pred.ndim > 0 and len(value) == len(y_pred)
+        return has_rows and (value.ndim == 1 or self.is_keras)
 
     def _weighted(self, y_pred: Any, y: Any, sample_weight: Tensor) -> Tensor:
         values = self._unreduced(y_pred, y)
         if values.shape != sample_weight.shape and sample_weight.ndim <= 2 and sample_weight.numel() == len(values):
-            if values.ndim > 1:  # a sample's own loss
-                adds = self.reduction in ("sum", "batchmean")
-                values = values.flatten(1).sum(1) if adds else values.flatten(1).mean(1)
+            if values.ndim > 1:
+                values = values.flatten(1)
+                values = values.sum(1) if self.reduction in ("sum", "batchmean") else values.mean(1)
             sample_weight = sample_weight.flatten()
         if values.shape != sample_weight.shape:
             raise ValueError(
-                f"The sample weights have the shape {list(sample_weight.shape)}, but the loss of each sample has "
-                f"{list(values.shape)}. Pass one weight for each sample."
+                f"sample_weight expects one weight per sample, shape {list(values.shape)}, received shape "
+                f"{list(sample_weight.shape)}. Pass one weight per sample."
             )
         values = values * sample_weight
-        return values.sum() if self.summed else values.mean()
+        return values.sum() if self.is_sum else values.mean()
 
     def _unreduced(self, y_pred: Any, y: Any) -> Tensor:
+        values: Tensor
         if isinstance(self.function, nn.Module) and hasattr(self.function, "reduction"):
-            twin: Any = copy.copy(self.function)
-            twin.reduction = "none"
-            values: Tensor = (
-                CALL_ADAPTERS[self.family](twin, y_pred, y) if self.family in CALL_ADAPTERS else twin(y_pred, y)
-            )
+            unreduced: Any = copy.copy(self.function)
+            unreduced.reduction = "none"
+            values = self._adapted(unreduced)(y_pred, y)
         elif _takes_reduction(self.function):
             values = self.function(y_pred, y, reduction="none")
         else:
             values = self._call(y_pred, y)
-        if self.family is nn.CTCLoss and self.reduction == "mean":  # which divides each by the length of its target
+        if self.family is nn.CTCLoss and self.reduction == "mean":
+            # The mean of CTCLoss divides the loss of each sample by the length of its target.
             values = values / torch.as_tensor(y[1], device=values.device).clamp(min=1)
         if values.ndim == 0:
             raise ValueError(
-                f"Weights need the loss of each sample, but {get_name(self.function)!r} returns one number for the whole "
-                "batch. Let it return one value for each sample, or leave the weights out."
+                f"Sample weights need one loss per sample, but {get_name(self.function)!r} returns one number for the batch. "
+                "Return one value per sample from it, or leave the weights out."
             )
         return values
 
+    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
+        """Return the number by which the loss of each batch is divided, None if the loss is a sum.
+
+        The mean of cross-entropy divides by the number of labels that count, or by the sum of their class weights.
+        """
+        if self.is_sum:
+            return None
+        if self.family not in (nn.CrossEntropyLoss, nn.NLLLoss):
+            return sizes
+        try:
+            counts = [self._label_count(batch) for batch in batches]
+        except ValueError:
+            # Only the user's own train_step can unpack these batches.
+            return sizes
+        return sizes if any(count is None for count in counts) else counts
+
+    def _label_count(self, batch: Batch) -> Any:
+        """Return the divisor of the mean of cross-entropy, None if the loss is a mean over samples."""
+        y = from_numpy(batch.y) if isinstance(batch.y, np.ndarray) else batch.y
+        if not isinstance(y, Tensor) or y.is_floating_point() or batch.sample_weight is not None:
+            return None
+        counts, class_weight = y != self.ignore_index, self._option("weight", None)
+        if class_weight is not None:
+            counts = counts * class_weight.to(y.device)[torch.where(counts, y, 0).long()]
+        # MPS has no float64.
+        return counts.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)
+
+    def compared_prediction(self, y_pred: Any, output: str | None) -> Any:
+        """Return the mean if the outputs are a mean and a variance, else ``y_pred``."""
+        return y_pred[0] if self.family is nn.GaussianNLLLoss and isinstance(y_pred, (list, tuple)) else y_pred
+
+    def probabilities(self, y_pred: Any) -> Any:
+        """Apply the softmax, exp or sigmoid that the loss implies."""
+        if self.activation is None:
+            return super().probabilities(y_pred)
+        if not isinstance(y_pred, Tensor):
+            raise ValueError(
+                f"The loss, {self!r}, expects one tensor, but the module returned {describe(y_pred)}. Return the output that "
+                "belongs to the loss from predict_step, or pass one loss per output: compile(..., loss=[...])."
+            )
+        return self.activation(y_pred)
+
+    def __repr__(self) -> str:
+        return repr(self.function) if isinstance(self.function, nn.Module) else get_name(self.function)
+
 
 class MultiOutputLoss(Criterion):
-    """A weighted sum of losses, one for each output of the module, each logged as ``<output>_loss``.
+    """A weighted sum of losses, one per output of the module.
 
-    Lists belong to tuples or lists of outputs, named ``output_1``, ``output_2``, ...; dicts belong to dicts of outputs.
+    Each loss is logged as ``<output>_loss``. A list of losses is for outputs in a list or tuple, which are named
+    ``output_1``, ``output_2``, and so on. A dict of losses is for outputs in a dict.
+
+    Args:
+        losses: One loss per output. None excludes an output.
+        weights: The weight of each loss, in the same order or by the same keys. A missing weight is 1.
     """
 
     def __init__(self, losses: Sequence[Any] | Mapping[str, Any], weights: Any = None) -> None:
         self.by_name = isinstance(losses, Mapping)
-        named = losses if isinstance(losses, Mapping) else {f"output_{i + 1}": loss for i, loss in enumerate(losses)}
-        self.losses = {name: SingleLoss(loss) for name, loss in named.items() if loss is not None}
-        self.names = list(self.losses)  # an output without a loss needs no target in a dict
-        self.outputs, self.count = list(named), len(named)
-        self.weights = dict.fromkeys(self.names, 1.0) | self._named_weights(weights)
+        loss_of_output = losses if isinstance(losses, Mapping) else _number_outputs(losses)
+        self.losses = {name: SingleLoss(loss) for name, loss in loss_of_output.items() if loss is not None}
+        self.names = list(self.losses)
+        self.outputs, self.count = list(loss_of_output), len(loss_of_output)
+        self.weights = dict.fromkeys(self.names, 1.0) | self._weights_by_name(weights)
 
-    def _named_weights(self, weights: Any) -> dict[str, float]:
+    def _weights_by_name(self, weights: Any) -> dict[str, float]:
         if isinstance(weights, Mapping):
             unknown = [name for name in weights if name not in self.names]
             if unknown:
                 raise ValueError(
-                    f"loss_weights name the output {unknown[0]!r}, which has no loss.{did_you_mean(unknown[0], self.names)} "
-                    f"Pass weights for {quote_list(self.names)}."
+                    f"loss_weights has a weight for the output {unknown[0]!r}, which has no loss."
+                    f"{did_you_mean(unknown[0], self.names)} Pass weights for {quote_list(self.names)}."
                 )
             return {name: float(weight) for name, weight in weights.items()}
         if weights is not None and (not hasattr(weights, "__len__") or len(weights) != self.count):
-            raise ValueError(f"There are {self.count} outputs, but loss_weights={weights!r}. Pass one weight for each.")
+            raise ValueError(
+                f"loss_weights expects {self.count} weights, received loss_weights={weights!r}. Pass one weight per output."
+            )
         return {name: float(weight) for name, weight in zip(self.outputs, weights or (), strict=False)}
-
-    def term_names(self) -> list[str]:
-        """Return ``<output>_loss`` of every output."""
-        return [f"{name}_loss" for name in self.losses]
-
-    def prepare(self, targets: Any) -> None:
-        """Let each loss be ready for its own targets."""
-        parts = targets if isinstance(targets, Mapping) else dict.fromkeys(self.names[: len(self.names) == 1], targets)
-        if isinstance(targets, (list, tuple)):
-            parts = {f"output_{i + 1}": part for i, part in enumerate(targets)}
-        for name, loss in self.losses.items():
-            loss.prepare(parts.get(name))
-
-    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
-        """Return what the sum of the losses is divided by: nothing, where each of them is a sum itself.
-
-        Raises:
-            ValueError: If some are sums and others means, which have no divisor in common.
-        """
-        summed = [name for name, loss in self.losses.items() if loss.summed]
-        if 0 < len(summed) < len(self.losses):
-            raise ValueError(
-                f"The losses of {quote_list(summed)} add their samples up and the others average them, so that several batches "
-                "cannot count as one. Use one reduction for all, and loss_weights."
-            )
-        return None if summed else sizes
-
-    def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
-        """Return predictions and targets of ``output``, or all of both for a metric that was given for no output."""
-        if output is None:
-            return y_pred, y
-        return self.parts(y_pred, "outputs")[output], self.parts(y, "targets")[output]
-
-    def weight(self, sample_weight: Any, output: str | None) -> Any:
-        """Return the weights of ``output``."""
-        return sample_weight if output is None else self.parts(sample_weight, "sample weights")[output]
-
-    def prediction(self, part: Any, output: str | None) -> Any:
-        """Return what the loss of ``output`` compares with its targets."""
-        return part if output is None else self.losses[output].prediction(part, None)
-
-    def parts(self, tree: Any, what: str) -> dict[str, Any]:
-        """Return the part of each output in ``tree``, which is the outputs, the targets or the weights."""
-        if tree is None or isinstance(tree, Tensor):
-            if tree is not None and what != "sample weights":  # which hold for all outputs
-                self._check_single(tree, what)
-            return dict.fromkeys(self.names, tree)
-        fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == self.count
-        if isinstance(tree, Mapping) != self.by_name or not fits:
-            raise ValueError(
-                f"The losses are for {quote_list(self.names)}, but the {what} are {describe(tree)}. Pass losses, outputs "
-                "and targets all as dicts with the same keys, or all as lists or tuples of the same length."
-            )
-        if isinstance(tree, Mapping):
-            return dict(tree)
-        return {f"output_{i + 1}": part for i, part in enumerate(tree)}
-
-    def _check_single(self, tensor: Tensor, what: str) -> None:
-        """Refuse one tensor for several losses, which would all learn from it."""
-        if self.count == 1 or (what == "targets" and len(self.names) == 1):
-            return
-        numbered = [f"y{i + 1}" for i in range(self.count)]
-        by_name = ", ".join(f"{name!r}: {y}" for name, y in zip(self.outputs, numbered, strict=True))
-        each = f"{{{by_name}}}" if self.by_name else f"({', '.join(numbered)})"
-        if what == "targets":
-            raise ValueError(
-                f"There are {self.count} outputs with {len(self.names)} losses, but one target, {describe(tensor)}: pass {each}."
-            )
-        raise ValueError(
-            f"There are losses for {self.count} outputs, but the module returned one, {describe(tensor)}. Let it return {each}, "
-            "or name one loss."
-        )
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""
-        outputs, targets = self.parts(y_pred, "outputs"), self.parts(y, "targets")
-        weights = self.parts(sample_weight, "sample weights")
+        outputs, targets = self.by_output(y_pred, "outputs"), self.by_output(y, "targets")
+        weights = self.by_output(sample_weight, "sample weights")
         terms = {
             f"{name}_loss": loss(outputs[name], targets[name], weights[name]) for name, loss in self.losses.items()
         }
         total = sum(self.weights[name] * terms[f"{name}_loss"] for name in self.losses)
-        return {"loss": total, **terms}  # type: ignore[dict-item]  # sum() may be 0, of no losses
+        return {"loss": total, **terms}  # type: ignore[dict-item]  # sum() of no losses is 0
+
+    def term_names(self) -> list[str]:
+        """Return ``<output>_loss`` of every output with a loss."""
+        return [f"{name}_loss" for name in self.losses]
+
+    def prepare(self, targets: Any) -> None:
+        """Prepare each loss for the targets of its output."""
+        if isinstance(targets, (list, tuple)):
+            targets = _number_outputs(targets)
+        elif not isinstance(targets, Mapping):
+            targets = {self.names[0]: targets} if len(self.names) == 1 else {}
+        for name, loss in self.losses.items():
+            loss.prepare(targets.get(name))
+
+    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
+        """Return ``sizes`` if the losses are means, None if they are sums.
+
+        Raises:
+            ValueError: If some are sums and others means, which have no common divisor.
+        """
+        sums = [name for name, loss in self.losses.items() if loss.is_sum]
+        if 0 < len(sums) < len(self.losses):
+            raise ValueError(
+                f"The losses of {quote_list(sums)} sum over samples and the others average. Gradient accumulation cannot combine "
+                "both. Use one reduction for all losses, and balance them with loss_weights."
+            )
+        return None if sums else sizes
+
+    def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
+        """Return the predictions and targets of ``output``, all of them if it is None."""
+        if output is None:
+            return y_pred, y
+        return self.by_output(y_pred, "outputs")[output], self.by_output(y, "targets")[output]
+
+    def select_weight(self, sample_weight: Any, output: str | None) -> Any:
+        """Return the sample weights of ``output``, all of them if it is None."""
+        return sample_weight if output is None else self.by_output(sample_weight, "sample weights")[output]
+
+    def compared_prediction(self, y_pred: Any, output: str | None) -> Any:
+        """Return the part of the predictions of ``output`` that its loss compares with the targets."""
+        return y_pred if output is None else self.losses[output].compared_prediction(y_pred, None)
+
+    def by_output(self, tree: Any, content: str) -> dict[str, Any]:
+        """Return the values of each output in ``tree``.
+
+        Args:
+            tree: A dict, list or tuple with one entry per output; one tensor or None for all outputs.
+            content: ``"outputs"``, ``"targets"`` or ``"sample weights"``, for the message.
+
+        Raises:
+            ValueError: If the structure does not match the losses, or if one tensor cannot be for all outputs.
+        """
+        if tree is None or isinstance(tree, Tensor):
+            # One weight per sample is valid for all outputs. One tensor of outputs or targets is not.
+            if tree is not None and content != "sample weights":
+                self._check_single(tree, content)
+            return dict.fromkeys(self.names, tree)
+        fits = set(self.names) <= set(tree) if isinstance(tree, Mapping) else len(tree) == self.count
+        if isinstance(tree, Mapping) != self.by_name or not fits:
+            raise ValueError(
+                f"The losses are for {quote_list(self.names)}, but the {content} are {describe(tree)}. Pass losses, outputs "
+                "and targets as dicts with the same keys, or as lists or tuples of the same length."
+            )
+        return dict(tree) if isinstance(tree, Mapping) else _number_outputs(tree)
+
+    def _check_single(self, tensor: Tensor, content: str) -> None:
+        """Raise an error if ``tensor`` would be used for several losses."""
+        if self.count == 1 or (content == "targets" and len(self.names) == 1):
+            return
+        variables = [f"y{i + 1}" for i in range(self.count)]
+        items = ", ".join(f"{name!r}: {y}" for name, y in zip(self.outputs, variables, strict=True))
+        structure = f"{{{items}}}" if self.by_name else f"({', '.join(variables)})"
+        if content == "targets":
+            raise ValueError(
+                f"There are {self.count} outputs with {len(self.names)} losses, but one target, {describe(tensor)}. Pass "
+                f"targets {structure}."
+            )
+        raise ValueError(
+            f"There are losses for {self.count} outputs, but the module returned one, {describe(tensor)}. Return {structure} "
+            "from the module, or pass one loss."
+        )
 
     def probabilities(self, y_pred: Any) -> Any:
-        """Return the probabilities of every output, in the outputs' own structure."""
-        return self._each(y_pred, lambda loss, part: loss.probabilities(part))
+        """Return the probabilities of every output, in the structure of the outputs."""
+        return self._map_outputs(y_pred, SingleLoss.probabilities)
 
     def classes(self, y_pred: Any) -> Any:
-        """Return the classes of every output, in the outputs' own structure."""
-        return self._each(y_pred, lambda loss, part: loss.classes(part))
+        """Return the classes of every output, in the structure of the outputs."""
+        return self._map_outputs(y_pred, SingleLoss.classes)
 
-    def _each(self, y_pred: Any, function: Callable[[SingleLoss, Any], Any]) -> Any:
-        outputs = self.parts(y_pred, "outputs")
-        done = {}
+    def _map_outputs(self, y_pred: Any, function: Callable[[SingleLoss, Any], Any]) -> Any:
+        outputs, results = self.by_output(y_pred, "outputs"), {}
         for name, loss in self.losses.items():
             if loss.activation is None:
                 raise ValueError(
-                    f"The loss of {name!r}, {loss!r}, does not tell how outputs become probabilities. Call predict(), and apply "
-                    "your own activations."
+                    f"easytorch cannot convert the output {name!r} to probabilities, because its loss, {loss!r}, implies no "
+                    "activation. Call predict() and apply an activation."
                 )
-            done[name] = function(loss, outputs[name])
-        return done if self.by_name else tuple(done.values())
+            results[name] = function(loss, outputs[name])
+        return results if self.by_name else tuple(results.values())
 
     def __repr__(self) -> str:
         return repr(self.losses)
 
 
 class ModuleLoss(Criterion):
-    """The loss that the module makes itself: its output is the loss, or carries it as ``loss``."""
+    """The loss that the module returns, alone or as ``loss`` in its output."""
 
     def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
-        """Return the loss among the module's outputs."""
+        """Return the loss in the module's output."""
         loss = y_pred.get("loss") if isinstance(y_pred, Mapping) else getattr(y_pred, "loss", y_pred)
         if not isinstance(loss, Tensor) or loss.ndim:
             raise ValueError(
-                f"No loss was named in compile(), and the module's output carries none: it is {describe(y_pred)}. "
-                "Call compile(..., loss='cross_entropy'), or let the module return a scalar or a dict with 'loss'."
+                f"compile() has no loss, and the module's output, {describe(y_pred)}, contains no loss. Call compile(..., "
+                "loss='cross_entropy'), or return a scalar or a dict with 'loss' from the module."
             )
         if sample_weight is not None:
             raise ValueError(
-                "The module makes its own loss, so weights cannot be applied. Leave them out, or name a loss."
+                "Sample weights cannot be applied to the loss that the module returns. Leave the weights out, or pass a loss "
+                "to compile()."
             )
         return loss
 
-    def part(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
-        """Return the predictions beside the loss, called ``logits`` in the field, and the targets."""
+    def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
+        """Return the ``logits`` in the module's output, else all of it, and the targets."""
         logits = y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
         return y_pred if logits is None else logits, y
 
     def probabilities(self, y_pred: Any) -> Any:
-        """Refuse: nobody said what the outputs mean."""
+        """Raise an error, because the meaning of the outputs is unknown."""
         raise ValueError(
-            "No loss was named in compile(), so nobody knows how outputs become probabilities. Call compile() with a loss, such "
-            "as 'cross_entropy', or predict(), and apply your own activation."
+            "easytorch cannot convert outputs to probabilities, because compile() has no loss. Call compile() with a loss, such "
+            "as 'cross_entropy', or call predict() and apply an activation."
         )
 
     def __repr__(self) -> str:
         return "the module's own loss"
 
 
-def _function(loss: Any) -> Any:
-    """Return the function, or the module of torch, for what the user passed as one loss."""
+def _number_outputs(values: Iterable[Any]) -> dict[str, Any]:
+    """Return ``{"output_1": first, "output_2": second, ...}``."""
+    return {f"output_{i}": value for i, value in enumerate(values, 1)}
+
+
+def _resolve_function(loss: Any) -> Any:
+    """Return the function or torch module for one loss that the user passed."""
     if isinstance(loss, str):
-        if loss.strip().lower() in map(str.lower, vars(torch.optim)):
-            raise ValueError(f"{loss!r} is an optimizer, which comes first: compile({loss!r}, 'cross_entropy').")
-        found = find(
-            "loss",
-            loss.strip().removesuffix("Loss").removesuffix("_loss"),
-            TABLE,
-            otherwise="a torch.nn loss, or a function f(y_pred, y)",
-            common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
-            whole="easytorch.losses.TABLE",
-        )
-        return found() if isinstance(found, type) else found
+        return _find_by_name(loss)
     if isinstance(loss, type) and issubclass(loss, nn.Module):
         raise TypeError(
-            f"Expected a loss, received the class {loss.__name__}. Make an object of it: {loss.__name__}()."
+            f"loss expects an object, received the class {loss.__name__}. Create the object: loss={loss.__name__}()."
         )
     if not callable(loss):
         raise TypeError(
@@ -547,12 +520,35 @@ def _function(loss: Any) -> Any:
     return loss
 
 
+def _find_by_name(name: str) -> Any:
+    if name.strip().lower() in map(str.lower, vars(torch.optim)):
+        raise ValueError(
+            f"loss expects a loss, received {name!r}, which is an optimizer. The optimizer comes first: "
+            f"compile({name!r}, 'cross_entropy')."
+        )
+    loss = find(
+        "loss",
+        name.strip().removesuffix("Loss").removesuffix("_loss"),
+        TABLE,
+        otherwise="a torch.nn loss, or a function f(y_pred, y)",
+        common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
+        whole="easytorch.losses.TABLE",
+    )
+    return loss() if isinstance(loss, type) else loss
+
+
+def _family(function: Any) -> type[Any]:
+    """Return the ``torch.nn`` class with the definition of ``function``, else ``type(None)`` or its own class."""
+    base = function.func if isinstance(function, functools.partial) else function
+    if isinstance(base, nn.Module):
+        return next((cls for cls in type(base).__mro__ if cls in TORCH_LOSSES.values()), type(base))
+    # Compare by identity, because a callable object may not be hashable.
+    return next((cls for torch_function, cls in FUNCTION_FAMILIES.items() if torch_function is base), type(None))
+
+
 def _takes_reduction(function: Any) -> bool:
     try:
         return "reduction" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built-in functions tell nothing about themselves
+    except (TypeError, ValueError):
+        # Built-in functions have no signature.
         return False
-
-
-def _rows(y_pred: Any) -> int | None:
-    return len(y_pred) if isinstance(y_pred, Tensor) and y_pred.ndim else None

@@ -1,4 +1,4 @@
-"""Losses by name, and what is known about each."""
+"""Losses by name, with the properties of each torch loss."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from easytorch._utils.registry import snake_case
 from easytorch.losses.keras import KERAS
 
-LAYERS = ("AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")  # a layer and its loss in one
-NAMES: dict[str, type[nn.Module]] = {
+# Each of these modules is a layer with parameters and a loss in one, so no name stands for it.
+LAYERS_WITH_LOSS = ("AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")
+TORCH_LOSSES: dict[str, type[nn.Module]] = {
     snake_case(name.removesuffix("Loss")): getattr(nn, name)
     for name in dir(nn)
-    if name.endswith("Loss") and name not in LAYERS
+    if name.endswith("Loss") and name not in LAYERS_WITH_LOSS
 }
 ALIASES: dict[str, type[nn.Module]] = {
     "ce": nn.CrossEntropyLoss,
@@ -31,8 +32,9 @@ ALIASES: dict[str, type[nn.Module]] = {
     "mean_squared_error": nn.MSELoss,
     "negative_log_likelihood": nn.NLLLoss,
 }
-TABLE: dict[str, Any] = dict(sorted((NAMES | ALIASES | KERAS).items()))
-# What turns a module's output into probabilities, and whether classes exclude each other.
+TABLE: dict[str, Any] = dict(sorted((TORCH_LOSSES | ALIASES | KERAS).items()))
+
+# The kind of classification, and the function that turns the module's outputs into probabilities.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor]]] = {
     nn.CrossEntropyLoss: ("multiclass", functools.partial(torch.softmax, dim=1)),
     nn.NLLLoss: ("multiclass", torch.exp),
@@ -42,7 +44,9 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Tensor], Tensor]]] = {
     nn.BCELoss: ("binary", nn.Identity()),
 }
 NO_ACTIVATION: tuple[None, None] = (None, None)
-FUNCTIONS: dict[Any, type[nn.Module]] = {
+
+# The torch module with the same definition as each function of torch.nn.functional.
+FUNCTION_FAMILIES: dict[Any, type[nn.Module]] = {
     nn.functional.cross_entropy: nn.CrossEntropyLoss,
     nn.functional.nll_loss: nn.NLLLoss,
     nn.functional.multi_margin_loss: nn.MultiMarginLoss,
@@ -55,7 +59,9 @@ FUNCTIONS: dict[Any, type[nn.Module]] = {
     nn.functional.huber_loss: nn.HuberLoss,
     nn.functional.poisson_nll_loss: nn.PoissonNLLLoss,
 }
-ELEMENTWISE = (
+
+# Losses that compare outputs and targets value by value, so both need the same shape.
+ELEMENTWISE_LOSSES = (
     nn.MSELoss,
     nn.L1Loss,
     nn.SmoothL1Loss,
@@ -68,34 +74,35 @@ ELEMENTWISE = (
     nn.KLDivLoss,
     nn.SoftMarginLoss,
 )
-SIGNED_TARGET_LOSSES = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)  # torch takes -1 and 1 as whole numbers too
+# Losses whose targets are -1 and 1. Torch takes integers as well as floats.
+SIGNED_TARGET_LOSSES = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)
 
 
-# Losses of torch that take something else than (y_pred, y); y_pred is then a tuple of the module's outputs. They are functions
-# with a name, which can be pickled.
+# The adapters are module-level functions because functions with a name can be pickled.
 
 
-def _of_pair(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+def _call_pair_loss(loss: nn.Module, y_pred: Any, y: Any) -> Any:
     return loss(*y_pred, y)
 
 
-def _of_triplet(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+def _call_triplet_loss(loss: nn.Module, y_pred: Any, y: Any) -> Any:
     return loss(*y_pred)
 
 
-def _gaussian_nll(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+def _call_gaussian_nll(loss: nn.Module, y_pred: Any, y: Any) -> Any:
     return loss(y_pred[0], y, y_pred[1])
 
 
-def _ctc(loss: nn.Module, y_pred: Any, y: Any) -> Any:
+def _call_ctc(loss: nn.Module, y_pred: Any, y: Any) -> Any:
     return loss(y_pred[0], y[0], y_pred[1], y[1])
 
 
+# Calls of the torch losses that do not take (y_pred, y). For them, y_pred is a tuple of the module's outputs.
 CALL_ADAPTERS: dict[type[nn.Module], Callable[[nn.Module, Any, Any], Tensor]] = {
-    nn.CosineEmbeddingLoss: _of_pair,
-    nn.MarginRankingLoss: _of_pair,
-    nn.TripletMarginLoss: _of_triplet,
-    nn.TripletMarginWithDistanceLoss: _of_triplet,
-    nn.GaussianNLLLoss: _gaussian_nll,
-    nn.CTCLoss: _ctc,
+    nn.CosineEmbeddingLoss: _call_pair_loss,
+    nn.MarginRankingLoss: _call_pair_loss,
+    nn.TripletMarginLoss: _call_triplet_loss,
+    nn.TripletMarginWithDistanceLoss: _call_triplet_loss,
+    nn.GaussianNLLLoss: _call_gaussian_nll,
+    nn.CTCLoss: _call_ctc,
 }

@@ -18,9 +18,16 @@ from easytorch.metrics.aggregation import Mean, Scalar
 
 
 class Metric(HelpfulInit):
-    """What is measured over many batches: subclass it, or pass a function, a name or a torchmetrics object instead.
+    """Base class of metrics, which aggregate values over many batches.
 
-    A metric has a ``name`` for the logs and a ``mode``, ``"max"`` or ``"min"``, whichever is better (None: unknown).
+    A subclass defines ``reset``, ``update`` and ``compute``. For most metrics, a function ``f(y_pred, y)``, a name or a
+    torchmetrics object is enough.
+
+    Attributes:
+        name: Name in the logs.
+        mode: ``"max"`` if higher is better, ``"min"`` if lower is better, None if unknown.
+        takes_all_outputs: Matters if the loss compares only a part of the outputs with the targets, as ``gaussian_nll``
+            compares the mean. True: ``update`` receives all outputs. False: it receives that part.
 
     Examples:
         >>> class Bias(Metric):
@@ -35,42 +42,49 @@ class Metric(HelpfulInit):
 
     name: str = "metric"
     mode: str | None = None
-    takes_all_outputs = (
-        True  # where the loss takes several tensors; False: only the one that it compares with the targets
-    )
+    takes_all_outputs = True
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything measured so far."""
+        """Remove everything measured so far."""
         raise NotImplementedError(f"{type(self).__name__} must define reset()")
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
-        """Measure one batch; tensors are on the device and should stay there."""
+        """Measure one batch.
+
+        Args:
+            y_pred: Outputs of the module, detached, on the device. Values should stay there.
+            y: Targets.
+            sample_weight: Weights of the samples, only for ``weighted_metrics``.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define update(y_pred, y, sample_weight=None)")
 
     def compute(self) -> Scalar:
-        """Return the value over all batches since the last reset, preferably as a scalar tensor."""
+        """Return the value over all batches since the last reset, preferably a scalar tensor."""
         raise NotImplementedError(f"{type(self).__name__} must define compute()")
 
     def new_copy(self) -> Metric:
-        """Return a copy that has measured nothing."""
-        twin = copy.deepcopy(self)
-        twin.reset()
-        return twin
+        """Return a copy without measurements."""
+        metric = copy.deepcopy(self)
+        metric.reset()
+        return metric
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs: every attribute that is made of tensors, numbers and text, or has a ``state_dict``."""
-        own = {key: value for key, value in vars(self).items() if key not in ("name", "mode")}
+        """Return the state for a checkpoint.
+
+        It contains each attribute that has a ``state_dict``, or that consists of tensors, numbers and text.
+        """
+        attributes = {key: value for key, value in vars(self).items() if key not in ("name", "mode")}
         return {
             key: value.state_dict() if hasattr(value, "state_dict") else to_serializable(value)
-            for key, value in own.items()
-            if hasattr(value, "state_dict") or _is_plain(value)
+            for key, value in attributes.items()
+            if hasattr(value, "state_dict") or _is_serializable(value)
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore ``state``."""
         for key, value in state.items():
             if hasattr(getattr(self, key, None), "load_state_dict"):
                 getattr(self, key).load_state_dict(value)
@@ -78,26 +92,29 @@ class Metric(HelpfulInit):
                 setattr(self, key, value)
 
     def flush(self) -> None:
-        """Sum up what waits in every ``Mean``: the pass is over, and what was measured is sent to other processes."""
+        """Sum the waiting values of every ``Mean``, before the state is sent to other ranks."""
         for value in vars(self).values():
             if isinstance(value, Mean):
                 value.flush()
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from the ``states`` of several processes, as if all had been measured here.
+        """Restore the ``states`` of all ranks, as if one rank had measured all batches.
 
-        By default every attribute that has a ``merge`` merges those of its kind, as ``Mean`` does; whatever else has not changed
-        since ``reset``.
+        By default, merge every attribute that has a ``merge`` method, such as ``Mean``. All other attributes must be
+        unchanged since ``reset``.
+
+        Args:
+            states: The ``state_dict`` of each rank.
 
         Raises:
-            ValueError: If the metric keeps what it measures somewhere else.
+            ValueError: If another attribute has changed.
         """
         mergeable = [key for key in states[0] if hasattr(getattr(self, key, None), "merge")]
         settings = [key for key in states[0] if key not in mergeable]
-        if not states[0] or any(not _same(state[key], getattr(self, key)) for key in settings for state in states):
+        if not states[0] or any(not _is_equal(state[key], getattr(self, key)) for key in settings for state in states):
             raise ValueError(
-                f"The metric {self.name!r} keeps its numbers where those of other processes cannot be added. Keep them in an "
-                "easytorch.Mean, or define state_dict(), load_state_dict(state) and merge(states)."
+                f"The metric {self.name!r} cannot be merged across ranks, because its values are not in mergeable attributes. "
+                "Store them in an easytorch.Mean, or define state_dict(), load_state_dict(state) and merge(states)."
             )
         for key in mergeable:
             getattr(self, key).merge([state[key] for state in states])
@@ -107,11 +124,11 @@ class MeanMetric(Metric):
     """The mean of ``function(y_pred, y)`` over all samples.
 
     Args:
-        function: Returns the mean of the batch, as a scalar; or one value for each sample; or a pair, the sum over
-            those samples that count and their number, or for each sample its value and whether it counts.
-        name: Its name in the logs; by default the function's.
-        mode: ``"max"``, ``"min"`` or None, whichever is better.
-        finish: What to do with the mean in the end, for example ``torch.sqrt``.
+        function: Returns a scalar, the mean of the batch; or one value per sample; or a pair. A pair is the sum of the
+            samples that count and their number, or the value of each sample and whether it counts.
+        name: Name in the logs; by default that of the function.
+        mode: ``"max"`` if higher is better, ``"min"`` if lower is better, None if unknown.
+        finish: Function of the mean that returns the value, for example ``torch.sqrt``.
     """
 
     def __init__(
@@ -125,65 +142,73 @@ class MeanMetric(Metric):
         super().__init__()
 
     def reset(self) -> None:
-        """Forget everything measured so far."""
+        """Remove everything measured so far."""
         self.mean = Mean()
 
     def new_copy(self) -> Metric:
-        """Return a copy that has measured nothing."""
-        twin = copy.copy(self)
-        twin.reset()
-        return twin
+        """Return a copy without measurements."""
+        metric = copy.copy(self)
+        metric.reset()
+        return metric
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch."""
         value = self.function(y_pred, y)
         if isinstance(value, Tensor):
-            if value.requires_grad:  # made from the weights
+            if value.requires_grad:
+                # The function read the parameters of the module.
                 value = value.detach()
-            if value.ndim and sample_weight is None:  # by far the most frequent case
-                # Counting takes a ninth of the time of adding up.
-                total = value.count_nonzero() if value.dtype is torch.bool else _total(value)
+            if value.ndim and sample_weight is None:
+                # This is the most frequent case. Counting takes a ninth of the time of summing.
+                total = value.count_nonzero() if value.dtype is torch.bool else _sum(value)
                 self.mean.add_sum(total, value.numel())
                 return
         if sample_weight is not None:
-            self.mean.add_sum(*_weighted(value, sample_weight))
+            self.mean.add_sum(*_weighted_sum(value, sample_weight))
         elif isinstance(value, tuple):
-            self.mean.add_sum(*map(_total, value))
+            self.mean.add_sum(*map(_sum, value))
         else:
-            self.mean.add(value if isinstance(value, Tensor) else float(value), _rows(y_pred, y))
+            self.mean.add(value if isinstance(value, Tensor) else float(value), _sample_count(y_pred, y))
 
     def compute(self) -> Scalar:
-        """Return the mean so far."""
+        """Return the mean of all samples since the last reset."""
         value = self.mean.compute()
         return self.finish(value) if self.finish else value
 
 
-def _rows(y_pred: Any, y: Any) -> int:
+def _sample_count(y_pred: Any, y: Any) -> int:
     rows = y if isinstance(y, Tensor) and y.ndim else y_pred
     return len(rows) if isinstance(rows, Tensor) and rows.ndim else 1
 
 
-def _total(value: Any) -> Any:
+def _sum(value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.ndim:
         return value
-    short = value.dtype in (torch.float16, torch.bfloat16)  # in which a sum overflows, or loses its digits
-    return value.sum(dtype=torch.float32 if short else None)
+    # A sum in 16 bits overflows or loses digits.
+    return value.sum(dtype=torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else None)
 
 
-def _weighted(value: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of the values, and what to divide it by."""
+def _weighted_sum(value: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum of the values, and the sum of their weights."""
     values, counts = value if isinstance(value, tuple) else (value, 1)
     if not isinstance(values, Tensor) or not values.ndim:
         raise ValueError(
-            "it returns one number for the whole batch, but weights need one value for each sample; without weights it goes into "
-            "metrics=, not weighted_metrics="
+            "sample weights need one value per sample, but the function returns one number per batch. Return one value per "
+            "sample, or move the metric from weighted_metrics= to metrics="
         )
     weight = _expand(sample_weight, values) * counts
-    return _total(values * weight), _total(weight)
+    return _sum(values * weight), _sum(weight)
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a file can hold ``value`` and give it back as it is."""
+def _expand(sample_weight: Tensor, values: Tensor) -> Tensor:
+    """Return one weight per value, given one per sample or one per value."""
+    if sample_weight.numel() == len(values):
+        sample_weight = sample_weight.reshape(len(values), *[1] * (values.ndim - 1))
+    return sample_weight.expand_as(values)
+
+
+def _is_serializable(value: Any) -> bool:
+    """Return whether a checkpoint stores ``value`` without changing its type."""
     try:
         to_serializable(value)
     except TypeError:
@@ -191,18 +216,9 @@ def _is_plain(value: Any) -> bool:
     return not any(isinstance(leaf, np.ndarray) for leaf in leaves(value))
 
 
-def _same(first: Any, second: Any) -> bool:
-    ours, others = list(leaves(first)), list(leaves(second))
-    return len(ours) == len(others) and all(
+def _is_equal(first: Any, second: Any) -> bool:
+    first_leaves, second_leaves = list(leaves(first)), list(leaves(second))
+    return len(first_leaves) == len(second_leaves) and all(
         torch.equal(a.cpu(), b.cpu()) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
-        for a, b in zip(ours, others, strict=True)
+        for a, b in zip(first_leaves, second_leaves, strict=True)
     )
-
-
-def _expand(sample_weight: Tensor, value: Tensor) -> Tensor:
-    weight = (
-        sample_weight.reshape(len(value), *[1] * (value.ndim - 1))
-        if sample_weight.numel() == len(value)
-        else sample_weight
-    )
-    return weight.expand_as(value)

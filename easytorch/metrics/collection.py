@@ -1,10 +1,10 @@
-"""Everything that is measured in a pass over the data."""
+"""All values that are logged: the terms of the loss and the metrics."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,52 +13,102 @@ from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.data.window import Window
 from easytorch.losses.criterion import Criterion
-from easytorch.metrics.aggregation import Logs, Mean, Scalar
+from easytorch.metrics.aggregation import LazyLogs, Mean, Scalar
 from easytorch.metrics.base import Metric
+
+# Names in the logs that no metric may have.
+RESERVED = ("loss", "lr", "epoch")
+
+
+def loss_of(outputs: Any) -> Any:
+    """Return the loss in the ``outputs`` of a training step.
+
+    Raises:
+        TypeError: If ``outputs`` is not a dict with ``"loss"``.
+    """
+    if isinstance(outputs, Mapping) and "loss" in outputs:
+        return outputs["loss"]
+    raise TypeError(
+        f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
+        "{'loss': loss}. Other values in the dict are logged."
+    )
+
+
+class MetricEntry(NamedTuple):
+    """A metric and what it measures.
+
+    Attributes:
+        metric: The metric.
+        output: Name of the output that it measures, None for all outputs.
+        is_weighted: Whether it receives the sample weights.
+    """
+
+    metric: Metric
+    output: str | None
+    is_weighted: bool
 
 
 class MetricCollection:
-    """All that is logged: the terms of the loss, then every metric, in the order of ``compile``.
+    """The terms of the loss and the metrics, in the order of ``compile``.
 
     Args:
-        metrics: ``(metric, output name or None, weighted)`` of each.
-        criterion: The loss; it finds the part that a metric measures among the module's outputs.
+        entries: The metrics and what each one measures.
+        criterion: The loss, which selects predictions and targets for each metric.
+
+    Attributes:
+        names: Name of each metric in the logs.
+        logs: The current values, by name, as floats.
+        window: The batches of the current update. The model sets it; batches that are padding are not measured.
     """
 
-    def __init__(self, metrics: Sequence[tuple[Metric, str | None, bool]], criterion: Criterion) -> None:
-        self._metrics = list(metrics)
+    def __init__(self, entries: Sequence[MetricEntry], criterion: Criterion) -> None:
         self.criterion = criterion
+        self.names = _unique(
+            [f"{entry.output}_{entry.metric.name}" if entry.output else entry.metric.name for entry in entries]
+        )
+        self.logs = LazyLogs(self._values)
+        self.window = Window()
+        self._entries = list(entries)
         self._terms: dict[str, Mean] = {}
         self._losses: collections.deque[Any] = collections.deque(maxlen=0)
-        self.names = _unique(
-            [f"{output}_{metric.name}" if output else metric.name for metric, output, _ in self._metrics]
-        )
-        self.logs = Logs(self._values)
-        self._updated = False  # in this pass
-        self._told: list[str] = []  # in this fit, by this one or by a copy for another pass
-        self.window = Window()
+        # Whether update() was called since the last reset.
+        self._is_updated = False
+        # The warnings of this fit. Copies for validation share the set, so that each warning appears once.
+        self._warnings: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle, which holds no data."""
         return vars(self) | {"window": Window()}
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
-        """Measure one batch with every metric; nothing waits for the device."""
-        if not self._metrics or self.window.is_padding:
+        """Measure one batch with every metric, without waiting for the device."""
+        if not self._entries or self.window.is_padding:
             return
-        self._updated = True
-        y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detached, y_pred)
-        parts = [self.criterion.part(y_pred, y, output) for _, output, _ in self._metrics]
-        for (metric, output, weighted), (part, target) in zip(self._metrics, parts, strict=True):
-            part = part if metric.takes_all_outputs else self.criterion.prediction(part, output)
-            metric.update(part, target, self.criterion.weight(sample_weight, output) if weighted else None)
+        self._is_updated = True
+        y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detach, y_pred)
+        for metric, output, is_weighted in self._entries:
+            prediction, target = self.criterion.select(y_pred, y, output)
+            if not metric.takes_all_outputs and not isinstance(prediction, Tensor):
+                prediction = self.criterion.compared_prediction(prediction, output)
+            weight = self.criterion.select_weight(sample_weight, output) if is_weighted else None
+            self._update_metric(metric, prediction, target, weight)
+
+    def _update_metric(self, metric: Metric, y_pred: Any, y: Any, sample_weight: Any) -> None:
+        """Measure one batch with one metric; diagnostics reads these arguments from the frame if it fails."""
+        metric.update(y_pred, y, sample_weight)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
-        """Count what a step returned, each value the mean of ``size`` samples."""
+        """Add what a step returned.
+
+        Args:
+            terms: Values by name, each the mean of the batch.
+            size: Number of samples of the batch.
+        """
         if self.window.is_padding:
             return
         for name, value in terms.items():
-            scalar = _scalar(name, value)
+            # A tensor without dimensions is by far the most frequent value.
+            scalar = value.detach() if isinstance(value, Tensor) and not value.ndim else _to_scalar(name, value)
             if name not in self._terms:
                 _check_term(name, self.names)
                 self._terms[name] = Mean()
@@ -67,126 +117,127 @@ class MetricCollection:
                 self._losses.append(scalar)
 
     def last_losses(self, count: int) -> collections.deque[Any]:
-        """Return what will hold the losses of the last ``count`` steps that were recorded, from now on."""
+        """Return a deque that will hold the losses of the last ``count`` recorded steps."""
         if self._losses.maxlen != count:
             self._losses = collections.deque(maxlen=count)
         return self._losses
 
     def compute(self) -> dict[str, Scalar]:
-        """Return every value of a pass that ends, as scalars that may still be on the device."""
-        self._tell_of_idle()
+        """Return all values at the end of a pass, as scalars that may be on the device."""
+        self._warn_about_unused_metrics()
         return self._values()
 
-    def _tell_of_idle(self) -> None:
-        if self._updated or not self._terms or not self._metrics or self._told:
-            return
-        self._told.append("never updated")
-        were, them = ("was", "it") if len(self.names) == 1 else ("were", "them")
-        warn(
-            f"{', '.join(self.names)} {were} never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or "
-            f"take {them} out of compile."
-        )
-
-    def _values(self) -> dict[str, Scalar]:
-        values = {name: mean.compute() for name, mean in self._terms.items()}
-        for name, (metric, *_) in zip(self.names, self._metrics, strict=True):
-            values[name] = self._value(name, metric)
-        return values
-
-    @staticmethod
-    def _value(name: str, metric: Metric) -> Scalar:
-        try:
-            value = metric.compute()
-        except Exception as error:
-            raise ValueError(f"The metric {name!r} failed in compute(): {type(error).__name__}: {error}") from error
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(
-                f"The metric {name!r} is {describe(value)}, not one number. Let compute() return a scalar."
-            )
-        return value
-
     def reset(self) -> None:
-        """Forget everything measured so far."""
-        if not self._terms:  # a fit begins
-            self._told.clear()
-        self._terms, self._updated = {}, False
-        for metric, *_ in self._metrics:
-            metric.reset()
+        """Remove everything measured so far."""
+        if not self._terms:
+            # A new fit starts, so its warnings appear again.
+            self._warnings.clear()
+        self._terms, self._is_updated = {}, False
+        for entry in self._entries:
+            entry.metric.reset()
 
     def new_copy(self) -> MetricCollection:
-        """Return a copy that has measured nothing, for another pass at the same time."""
-        twins = [(metric.new_copy(), output, weighted) for metric, output, weighted in self._metrics]
-        fresh = MetricCollection(twins, self.criterion)
-        fresh._told = self._told
-        return fresh
+        """Return a copy without measurements, for another pass at the same time."""
+        entries = [entry._replace(metric=entry.metric.new_copy()) for entry in self._entries]
+        metrics = MetricCollection(entries, self.criterion)
+        metrics._warnings = self._warnings
+        return metrics
 
     def flush(self) -> None:
-        """Sum up what waits to be summed: the pass is over, and what was measured is sent to other processes."""
+        """Sum the waiting values, before the state is sent to other ranks."""
         for mean in self._terms.values():
             mean.flush()
-        for metric, *_ in self._metrics:
-            metric.flush()
+        for entry in self._entries:
+            entry.metric.flush()
 
     def merged(self, states: Sequence[Mapping[str, Any]]) -> MetricCollection:
-        """Return a copy that has measured what those of several processes have, given the ``state_dict`` of each."""
-        self._tell_of_idle()
-        whole = self.new_copy()
-        whole._updated = True
-        names = dict.fromkeys(name for state in states for name in state["terms"])
-        for name in names:
-            whole._terms[name] = Mean()
-            whole._terms[name].merge([state["terms"][name] for state in states if name in state["terms"]])
-        for i, (metric, *_) in enumerate(whole._metrics):
-            metric.merge([state["metrics"][i] for state in states])
-        return whole
+        """Return a copy with the measurements of all ranks, given the ``state_dict`` of each."""
+        self._warn_about_unused_metrics()
+        metrics = self.new_copy()
+        metrics._is_updated = True
+        for name in dict.fromkeys(name for state in states for name in state["terms"]):
+            metrics._terms[name] = Mean()
+            metrics._terms[name].merge([state["terms"][name] for state in states if name in state["terms"]])
+        for i, entry in enumerate(metrics._entries):
+            entry.metric.merge([state["metrics"][i] for state in states])
+        return metrics
 
     def mode(self, name: str) -> str:
-        """Return ``"min"`` or ``"max"``, whichever is better for a value in the logs.
+        """Return ``"max"`` if a higher value of ``name`` is better, ``"min"`` if a lower one is.
 
         Raises:
-            ValueError: If nobody knows.
+            ValueError: If it is unknown.
         """
-        bare = name.removeprefix("val_")
-        known = dict(zip(self.names, (metric.mode for metric, *_ in self._metrics), strict=True))
-        mode = known.get(bare) or ("min" if bare == "loss" or bare.endswith("_loss") else None)
+        metric_name = name.removeprefix("val_")
+        modes = dict(zip(self.names, (entry.metric.mode for entry in self._entries), strict=True))
+        is_loss = metric_name == "loss" or metric_name.endswith("_loss")
+        mode = modes.get(metric_name) or ("min" if is_loss else None)
         if mode is None:
-            hint = did_you_mean(bare, {"loss", *self.names} - {bare})
+            hint = did_you_mean(metric_name, {"loss", *self.names} - {metric_name})
             raise ValueError(
-                f"It is not known whether {name!r} is better high or low.{hint} Pass mode='min' or mode='max'."
+                f"It is unknown whether higher or lower values of {name!r} are better.{hint} Pass mode='min' or mode='max'."
             )
         return mode
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart in the middle of a pass needs."""
+        """Return the state for a checkpoint within a pass."""
         return {
             "names": self.names,
             "terms": {name: mean.state_dict() for name, mean in self._terms.items()},
-            "metrics": [metric.state_dict() for metric, *_ in self._metrics],
+            "metrics": [entry.metric.state_dict() for entry in self._entries],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
-        self._updated = True  # what was saved does not tell
+        """Restore ``state``."""
+        # The state does not show whether update() was called.
+        self._is_updated = True
         self._terms = {name: Mean() for name in state["terms"]}
         for name, mean in self._terms.items():
             mean.load_state_dict(state["terms"][name])
-        for (metric, *_), saved in zip(self._metrics, state["metrics"], strict=True):
-            if self._terms and not saved and type(metric).state_dict is Metric.state_dict:
+        for entry, metric_state in zip(self._entries, state["metrics"], strict=True):
+            metric = entry.metric
+            if self._terms and not metric_state and type(metric).state_dict is Metric.state_dict:
                 warn(
-                    f"The metric {metric.name!r} keeps its numbers where no checkpoint finds them, so those of this epoch so far "
-                    "are lost. Keep them in tensors, numbers or an easytorch.Mean, or define state_dict() and load_state_dict()."
+                    f"The checkpoint has no values of the metric {metric.name!r}, so its value for this epoch covers only the "
+                    "rest of it. Store its values in tensors, numbers or an easytorch.Mean, or define state_dict() and "
+                    "load_state_dict()."
                 )
-            metric.load_state_dict(saved)
+            metric.load_state_dict(metric_state)
+
+    def _values(self) -> dict[str, Scalar]:
+        values = {name: mean.compute() for name, mean in self._terms.items()}
+        for name, entry in zip(self.names, self._entries, strict=True):
+            values[name] = _compute(name, entry.metric)
+        return values
+
+    def _warn_about_unused_metrics(self) -> None:
+        if self._is_updated or not self._terms or not self._entries or self._warnings:
+            return
+        self._warnings.add("unused metrics")
+        verb, pronoun = ("was", "it") if len(self.names) == 1 else ("were", "them")
+        warn(
+            f"{', '.join(self.names)} {verb} never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or "
+            f"remove {pronoun} from compile()."
+        )
 
 
-RESERVED = ("loss", "lr", "epoch")  # in the logs
-
-
-def _check_term(name: str, measured: Sequence[str]) -> None:
-    if name in measured:
+def _compute(name: str, metric: Metric) -> Scalar:
+    try:
+        value = metric.compute()
+    except Exception as error:
+        raise ValueError(f"The metric {name!r} failed in compute(): {type(error).__name__}: {error}") from error
+    if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(
-            f"A step returned {name!r}, and compile(metrics=...) measures it too. Return it under another name, or take it out "
-            "there."
+            f"compute() of the metric {name!r} must return one number, but it returned {describe(value)}. Return a scalar."
+        )
+    return value
+
+
+def _check_term(name: str, metric_names: Sequence[str]) -> None:
+    if name in metric_names:
+        raise ValueError(
+            f"A step returned {name!r}, and compile(metrics=...) measures it too. Return it under another name, or remove it "
+            "from metrics."
         )
     if name in RESERVED and name != "loss":
         raise ValueError(
@@ -194,36 +245,28 @@ def _check_term(name: str, measured: Sequence[str]) -> None:
         )
 
 
-def _detached(leaf: Any) -> Any:
+def _detach(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
-def _scalar(name: str, value: Any) -> Scalar:
+def _to_scalar(name: str, value: Any) -> Scalar:
+    """Return the mean of a tensor with one value per sample, or a number as a float."""
     if isinstance(value, Tensor):
-        return value.detach() if value.ndim == 0 else value.detach().float().mean()  # one value for each sample
+        return value.detach().float().mean()
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"A step returned {describe(value)} as {name!r}, which is not a number to be logged.") from None
+        raise TypeError(
+            f"A step returned {describe(value)} as {name!r}, which is not a number and cannot be logged. Return a number or a "
+            "scalar tensor."
+        ) from None
 
 
 def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
+    """Return ``names`` with ``_1``, ``_2``, ... appended to repeated ones."""
+    counts: dict[str, int] = {}
     unique = []
     for name in names:
-        count = seen[name] = seen.get(name, -1) + 1
+        count = counts[name] = counts.get(name, -1) + 1
         unique.append(f"{name}_{count}" if count else name)
     return unique
-
-
-def loss_of(outputs: Any) -> Any:
-    """Return ``outputs["loss"]``.
-
-    Raises:
-        TypeError: If a step returned something else than a mapping with ``"loss"``.
-    """
-    if not isinstance(outputs, Mapping) or "loss" not in outputs:
-        raise TypeError(
-            f"train_step returned {describe(outputs)}, which has no 'loss'. Let it return {{'loss': loss}}, a scalar tensor."
-        )
-    return outputs["loss"]

@@ -13,47 +13,56 @@ from easytorch._utils.registry import did_you_mean, get_name, quote_list, spelli
 from easytorch.losses.criterion import Criterion, MultiOutputLoss
 from easytorch.losses.keras import KERAS
 from easytorch.metrics.base import MeanMetric, Metric
-from easytorch.metrics.collection import RESERVED, MetricCollection
+from easytorch.metrics.collection import RESERVED, MetricCollection, MetricEntry
 from easytorch.metrics.functional import ERRORS, BinaryHits, MulticlassHits, TopHits, with_target_shape
 from easytorch.metrics.torchmetrics import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
 
+ACCURACIES = ("accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy")
+# Names in Keras of the accuracies above.
+KERAS_ACCURACIES = ("categorical_accuracy", "sparse_categorical_accuracy")
+KERAS_TOP_5 = ("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy")
+NAMES = tuple(dict.fromkeys([*ACCURACIES, *ERRORS, *KERAS_ACCURACIES, *KERAS_TOP_5, *TORCHMETRICS, *KERAS]))
+
 
 def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> MetricCollection:
-    """Return the metrics for what the user passed to ``compile``.
+    """Return the metrics for the arguments of ``compile``.
 
     Args:
-        metrics: A list of names, functions ``f(y_pred, y)``, ``Metric`` or torchmetrics objects. For several outputs a
-            dict of such lists by output, or a list of lists, one for each output.
-        criterion: The loss; it tells what ``"accuracy"`` means.
-        weighted: Metrics, in the same forms, that take the sample weights into account.
+        metrics: A list of names, functions ``f(y_pred, y)``, ``Metric`` or torchmetrics objects. For several outputs, a
+            dict of such lists by output, or a list of lists, one per output.
+        criterion: The loss, which determines what ``"accuracy"`` means.
+        weighted: Metrics that receive the sample weights, in the same forms.
 
     Raises:
-        ValueError: If a name is unknown, or cannot be resolved from the loss.
-        TypeError: If something is none of these.
+        ValueError: If a name is unknown, or if the loss does not determine its meaning.
+        TypeError: If a metric has another type.
     """
-    found = [(*one, False) for one in _by_output(metrics, criterion)]
-    heavy = [(*one, True) for one in _by_output(weighted, criterion)]
-    _check_own([metric for metric, *_ in (*found, *heavy)])
-    for metric, _, _ in heavy:
+    entries = [MetricEntry(metric, output, False) for metric, output in _resolve(metrics, criterion)]
+    weighted_entries = [MetricEntry(metric, output, True) for metric, output in _resolve(weighted, criterion)]
+    _check_distinct([entry.metric for entry in (*entries, *weighted_entries)])
+    names = {entry.metric.name for entry in entries}
+    for entry in weighted_entries:
+        metric = entry.metric
         if isinstance(metric, TorchMetric):
             raise ValueError(
-                f"The metric {metric.name!r} is one of torchmetrics, which takes no sample weights. Pass it in metrics=, "
-                "or pass a function that returns one value for each sample."
+                f"weighted_metrics= has the torchmetrics metric {metric.name!r}, which takes no sample weights. Pass it in "
+                "metrics=, or pass a function that returns one value per sample."
             )
-        metric.name = f"weighted_{metric.name}" if metric.name in {m.name for m, *_ in found} else metric.name
-    measures = MetricCollection([*found, *heavy], criterion)
-    _check_names(measures.names, {*RESERVED, *criterion.term_names()})
-    return measures
+        metric.name = f"weighted_{metric.name}" if metric.name in names else metric.name
+    collection = MetricCollection([*entries, *weighted_entries], criterion)
+    _check_names(collection.names, {*RESERVED, *criterion.term_names()})
+    return collection
 
 
-def _check_own(metrics: Sequence[Metric]) -> None:
-    """Raise a ``ValueError`` if one object is to measure two things, which would be mixed in it."""
-    measured = [metric.metric or metric if isinstance(metric, TorchMetric) else metric for metric in metrics]
-    for metric, one in zip(metrics, measured, strict=True):
-        if sum(other is one for other in measured) > 1:
+def _check_distinct(metrics: Sequence[Metric]) -> None:
+    """Raise an error if one object is passed for two metrics, which would mix their values."""
+    objects = [metric.metric or metric if isinstance(metric, TorchMetric) else metric for metric in metrics]
+    # Compare by identity, because torchmetrics objects overload ==.
+    ids = [id(value) for value in objects]
+    for metric, value in zip(metrics, ids, strict=True):
+        if ids.count(value) > 1:
             raise ValueError(
-                f"The metric {metric.name!r} was passed twice, and one object would mix both in one number. Make an object for "
-                "each."
+                f"The metric object {metric.name!r} was passed twice, so it would mix two values. Create one object for each."
             )
 
 
@@ -66,80 +75,100 @@ def _check_names(names: list[str], reserved: set[str]) -> None:
             )
 
 
-def _by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | None]]:
-    if isinstance(metrics, Mapping) or (
-        isinstance(criterion, MultiOutputLoss) and any(map(_listed, _as_list(metrics)))
-    ):
-        if not isinstance(criterion, MultiOutputLoss):
-            raise ValueError(
-                f"metrics by output, {describe(metrics)}, need losses by output. Pass loss={{output: ...}} too, or a "
-                "plain list of metrics."
-            )
-        named = metrics if isinstance(metrics, Mapping) else _in_order(metrics, criterion)
-        for name, some in named.items():
-            if name not in criterion.losses and (some or name not in criterion.outputs):
-                raise ValueError(
-                    f"metrics name the output {name!r}, which has no loss.{did_you_mean(name, criterion.names)}"
-                )
-        return [
-            (_resolve_one(metric, criterion.losses[name]), name)
-            for name, some in named.items()
-            if name in criterion.losses
-            for metric in _as_list(some)
-        ]
-    listed = _as_list(metrics)
+# Metrics by output
+
+
+def _resolve(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | None]]:
+    """Return each metric and the output that it measures, None for all outputs."""
+    items = _as_list(metrics)
+    if isinstance(metrics, Mapping) or (isinstance(criterion, MultiOutputLoss) and any(map(_is_list, items))):
+        return _resolve_by_output(metrics, criterion)
     if isinstance(criterion, MultiOutputLoss):
-        criterion = _of_the_only_output(listed, criterion)
-    return [(_resolve_one(metric, criterion), None) for metric in listed]
+        criterion = _loss_of_only_output(items, criterion)
+    return [(_resolve_metric(metric, criterion), None) for metric in items]
 
 
-def _in_order(metrics: Sequence[Any], criterion: MultiOutputLoss) -> dict[str, Any]:
+def _resolve_by_output(metrics: Any, criterion: Criterion) -> list[tuple[Metric, str | None]]:
+    if not isinstance(criterion, MultiOutputLoss):
+        raise ValueError(
+            f"metrics by output, {describe(metrics)}, need losses by output. Pass loss={{output: ...}} too, or a "
+            "plain list of metrics."
+        )
+    by_output = metrics if isinstance(metrics, Mapping) else _name_lists(metrics, criterion)
+    for output, items in by_output.items():
+        # An empty list is valid for an output without a loss.
+        if output not in criterion.losses and (items or output not in criterion.outputs):
+            raise ValueError(
+                f"metrics= has metrics for the output {output!r}, which has no loss.{did_you_mean(output, criterion.names)} Pass "
+                f"metrics for {quote_list(criterion.names)}."
+            )
+    return [
+        (_resolve_metric(metric, criterion.losses[output]), output)
+        for output, items in by_output.items()
+        if output in criterion.losses
+        for metric in _as_list(items)
+    ]
+
+
+def _name_lists(metrics: Sequence[Any], criterion: MultiOutputLoss) -> dict[str, Any]:
+    """Return the lists of metrics by name of their output."""
     if len(metrics) != criterion.count:
         raise ValueError(
-            f"There are {criterion.count} outputs, but {len(metrics)} lists of metrics. Pass one for each; it may be empty."
+            f"There are {criterion.count} outputs, but {len(metrics)} lists of metrics. Pass one list per output, such as [] "
+            "for none."
         )
     return dict(zip(criterion.outputs, metrics, strict=True))
 
 
-def _of_the_only_output(metrics: list[Any], criterion: MultiOutputLoss) -> Criterion:
-    """Return the loss of the only output; of several, a name does not say which one it measures."""
+def _loss_of_only_output(metrics: list[Any], criterion: MultiOutputLoss) -> Criterion:
+    """Return the loss of the only output.
+
+    Raises:
+        ValueError: If there are several outputs and a metric is a name, whose output is unknown.
+    """
     if criterion.count == 1 and criterion.names:
         return criterion.losses[criterion.names[0]]
-    named = [metric for metric in metrics if isinstance(metric, str)]
-    if named:
-        each: Any = {criterion.outputs[0]: named}
-        each = each if criterion.by_name else [named, *[[] for _ in criterion.outputs[1:]]]
-        raise ValueError(
-            f"The metric {named[0]!r} does not say which of the outputs, {quote_list(criterion.outputs)}, it measures. Pass a list "
-            f"for each, such as metrics={each!r}."
-        )
-    return criterion
+    names = [metric for metric in metrics if isinstance(metric, str)]
+    if not names:
+        return criterion
+    example: Any = {criterion.outputs[0]: names}
+    if not criterion.by_name:
+        example = [names, *[[] for _ in criterion.outputs[1:]]]
+    raise ValueError(
+        f"The metric {names[0]!r} could measure any of the outputs, {quote_list(criterion.outputs)}. Pass one list per output, "
+        f"such as metrics={example!r}."
+    )
 
 
 def _as_list(metrics: Any) -> list[Any]:
-    return [] if metrics is None else list(metrics) if _listed(metrics) else [metrics]
+    return [] if metrics is None else list(metrics) if _is_list(metrics) else [metrics]
 
 
-def _listed(value: Any) -> bool:
+def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
+# One metric
+
+
+def _resolve_metric(metric: Any, criterion: Criterion) -> Metric:
     if isinstance(metric, str):
-        named = _by_name(metric, criterion)
-        named.takes_all_outputs = False
-        return named
+        by_name = _find_by_name(metric, criterion)
+        by_name.takes_all_outputs = False
+        return by_name
     if isinstance(metric, Metric):
         check_argument_order("metric", metric.name, metric.update)
         return metric
     if is_torchmetric(metric):
         if not hasattr(metric, "_defaults"):
-            raise TypeError(f"{metric!r} holds several metrics. Pass them one by one.")
+            raise TypeError(
+                f"metrics= expects one metric per item, received several in {metric!r}. Pass each one itself."
+            )
         check_argument_order("metric", type(metric).__name__, metric.update)
         return TorchMetric(metric, criterion)
     if isinstance(metric, type):
         raise TypeError(
-            f"Expected a metric, received the class {metric.__name__}. Make an object of it: {metric.__name__}()."
+            f"metrics= expects objects, received the class {metric.__name__}. Create the object: {metric.__name__}()."
         )
     if callable(metric):
         check_argument_order("metric", get_name(metric), metric)
@@ -150,36 +179,23 @@ def _resolve_one(metric: Any, criterion: Criterion) -> Metric:
     )
 
 
-MULTICLASS = ("multiclass_accuracy", "categorical_accuracy", "sparse_categorical_accuracy")
-LEAN = ("accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy", *ERRORS)
-TOP_5 = ("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy")  # as Keras has them by default
-OF_KERAS = ("categorical_accuracy", "sparse_categorical_accuracy", *TOP_5)
-NAMES = tuple(dict.fromkeys([*LEAN, *OF_KERAS, *TORCHMETRICS, *KERAS]))
-
-
-def _by_name(typed: str, criterion: Criterion) -> Metric:
-    name = next((name for name in spellings(typed) if name in NAMES), spellings(typed)[0])
-    if name in TORCHMETRICS:
-        return _of_torchmetrics(typed, TORCHMETRICS[name], criterion)
-    if name in ("accuracy", "acc"):
-        name = _counted_accuracy(typed, criterion)
-    if name in MULTICLASS:
-        return MeanMetric(MulticlassHits(criterion.ignored), typed, "max")
-    if name == "binary_accuracy":
-        return MeanMetric(BinaryHits(criterion), typed, "max")
-    if top := re.fullmatch(r"top_([1-9]\d*)_accuracy", "top_5_accuracy" if name in TOP_5 else name):
-        return MeanMetric(TopHits(int(top[1]), criterion.ignored), typed, "max")
-    if name in ERRORS:
-        function, finish = ERRORS[name]
-        return MeanMetric(function, typed, "min", finish)
-    if name in KERAS:
-        return MeanMetric(functools.partial(with_target_shape, KERAS[name]), typed, "min")
+def _find_by_name(name: str, criterion: Criterion) -> Metric:
+    key = next((spelling for spelling in spellings(name) if spelling in NAMES), spellings(name)[0])
+    if key in TORCHMETRICS:
+        return _torchmetrics_metric(name, TORCHMETRICS[key], criterion)
+    if (accuracy := _accuracy(name, key, criterion)) is not None:
+        return accuracy
+    if key in ERRORS:
+        function, finish = ERRORS[key]
+        return MeanMetric(function, name, "min", finish)
+    if key in KERAS:
+        return MeanMetric(functools.partial(with_target_shape, KERAS[key]), name, "min")
     raise ValueError(
         unknown_name_message(
             "metric",
-            typed,
+            name,
             NAMES,
-            near=did_you_mean(name, NAMES),
+            near=did_you_mean(key, NAMES),
             otherwise="a function f(y_pred, y), an easytorch.Metric or a torchmetrics object",
             common=("accuracy", "top_5_accuracy", "f1", "auroc", "mae", "rmse", "r2"),
             whole="easytorch.metrics.NAMES",
@@ -187,20 +203,27 @@ def _by_name(typed: str, criterion: Criterion) -> Metric:
     )
 
 
-def _counted_accuracy(typed: str, criterion: Criterion) -> str:
-    """Return the name of the accuracy that goes with the loss."""
-    if criterion.kind is None:
-        raise ValueError(
-            f"{typed!r} is resolved from the loss, but {criterion!r} does not tell what is counted. Name it: "
-            "'multiclass_accuracy' (the largest output wins) or 'binary_accuracy' (probabilities above 0.5)."
-        )
-    return f"{criterion.kind}_accuracy"
+def _accuracy(name: str, key: str, criterion: Criterion) -> Metric | None:
+    """Return the accuracy for ``key``, None if it is another metric."""
+    if key in ("accuracy", "acc"):
+        if criterion.kind is None:
+            raise ValueError(
+                f"The loss determines what {name!r} means, but it cannot be inferred from {criterion!r}. Pass "
+                "'multiclass_accuracy' (the largest output is the prediction) or 'binary_accuracy' (probabilities above 0.5)."
+            )
+        key = f"{criterion.kind}_accuracy"
+    if key in ("multiclass_accuracy", *KERAS_ACCURACIES):
+        return MeanMetric(MulticlassHits(criterion.ignore_index), name, "max")
+    if key == "binary_accuracy":
+        return MeanMetric(BinaryHits(criterion), name, "max")
+    match = re.fullmatch(r"top_([1-9]\d*)_accuracy", "top_5_accuracy" if key in KERAS_TOP_5 else key)
+    return MeanMetric(TopHits(int(match[1]), criterion.ignore_index), name, "max") if match else None
 
 
-def _of_torchmetrics(typed: str, path: str, criterion: Criterion) -> Metric:
+def _torchmetrics_metric(name: str, path: str, criterion: Criterion) -> Metric:
     if "classification" in path and criterion.kind is None:
         raise ValueError(
-            f"{typed!r} needs to know the task, but {criterion!r} does not tell it. Pass the torchmetrics object itself, "
-            "for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."
+            f"{name!r} needs a classification task, but it cannot be inferred from the loss, {criterion!r}. Pass the "
+            "torchmetrics object itself, for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."
         )
-    return NamedTorchMetric(typed, path, criterion)
+    return NamedTorchMetric(name, path, criterion)

@@ -1,4 +1,4 @@
-"""Adapter for metrics of torchmetrics."""
+"""Adapters for metrics of torchmetrics."""
 
 from __future__ import annotations
 
@@ -15,176 +15,8 @@ from easytorch.losses.criterion import Criterion
 from easytorch.metrics.aggregation import Scalar
 from easytorch.metrics.base import Metric
 
-
-class TorchMetric(Metric):
-    """A torchmetrics object, measured as it is."""
-
-    takes_all_outputs = False
-
-    def __init__(self, metric: Any, criterion: Criterion | None = None) -> None:
-        # Losses of yes and no take floats as targets, these metrics whole numbers.
-        self._rounds = getattr(criterion, "kind", None) == "binary" and _is_classification(metric)
-        higher = getattr(metric, "higher_is_better", None)
-        self.metric, self.name, self.count = metric, snake_case(type(metric).__name__), 0
-        metric.sync_on_compute = False  # a log that one process reads must not wait for the others: see merge
-        self.mode = None if higher is None else ("max" if higher else "min")
-
-    def reset(self) -> None:
-        """Forget everything measured so far."""
-        self.metric.reset()
-        self.count = 0
-
-    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
-        """Measure one batch."""
-        if isinstance(y, Tensor) and self.metric.device != y.device:
-            self.metric.to(y.device)
-        if self._rounds and isinstance(y, Tensor) and y.is_floating_point():
-            y = (y > 0.5).long()
-        self.metric.update(y_pred, y)
-        self.count += 1  # which a metric around other metrics does not do itself
-
-    def compute(self) -> Scalar:
-        """Return the value over all batches; the mean of it where it is one for each class."""
-        if not self.count:  # torchmetrics warns of it; nothing was measured yet
-            return float("nan")
-        value = self.metric.compute()
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"The metric {self.name!r} returns {describe(value)}, which is not one number. Use it outside of fit(), or "
-                "wrap it in a function f(y_pred, y) that returns one."
-            )
-        return value.float().mean() if value.ndim else value
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the metric's own states."""
-        states = {key: getattr(part, name) for key, (part, name) in self._states().items()}
-        return {"states": states, "count": self.count}
-
-    def _states(self) -> dict[str, tuple[Any, str]]:
-        """Return where each state is: a metric around other metrics has its numbers in those."""
-        parts = [part for part in self.metric.modules() if hasattr(part, "_defaults")]
-        return {f"{i}.{name}" if i else name: (part, name) for i, part in enumerate(parts) for name in part._defaults}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
-        states = self._states()
-        for key, value in state["states"].items():
-            part, name = states[key]
-            setattr(part, name, value)
-            part._update_count = state["count"]
-        self.metric._update_count = self.count = state["count"]
-
-    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from the ``states`` of several processes, as torchmetrics would join them."""
-        states = [state for state in states if state.get("count")]
-        if not states:
-            return
-        counts = [state["count"] for state in states]
-        joined = {
-            name: self._joined(name, [state["states"][name] for state in states], counts)
-            for name in states[0]["states"]
-        }
-        self.metric.to("cpu")
-        TorchMetric.load_state_dict(self, {"states": joined, "count": sum(counts)})
-
-    def _joined(self, name: str, values: list[Any], counts: list[int]) -> Any:
-        part, state = self._states()[name]
-        how = part._reductions[state]
-        if isinstance(values[0], list):
-            return [tensor for value in values for tensor in value]
-        if (
-            getattr(how, "__name__", "") == "dim_zero_mean"
-        ):  # which torchmetrics takes of means that may have unequal weights
-            return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
-        stack_samples = torch.stack(values)
-        return stack_samples if how is None else how(stack_samples)
-
-
-def _is_classification(metric: Any) -> bool:
-    return type(metric).__module__.startswith("torchmetrics.classification")
-
-
-class NamedTorchMetric(TorchMetric):
-    """A metric of torchmetrics known by its name, made when the first batch tells the number of classes."""
-
-    def __init__(self, name: str, path: str, criterion: Criterion) -> None:
-        self.name, self.path, self.criterion, self.count = name, path, criterion, 0
-        self._rounds = False  # which is done here
-        self.mode = "min" if path.endswith(("Error", "Distance")) else "max"
-        self.metric: Any = None
-        self.arguments: dict[str, Any] = {}
-        _torchmetrics_module(path)  # a missing package is found out now, not in the first step
-
-    def reset(self) -> None:
-        """Forget everything measured so far."""
-        if self.metric is not None:
-            super().reset()
-
-    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
-        """Measure one batch, of probabilities where the loss tells how to get them."""
-        if self.criterion.kind is not None and "classification" in self.path:
-            y_pred = self.criterion.probabilities(y_pred)
-            if y.is_floating_point():  # probabilities: the largest, or on which side of 0.5, as for accuracy
-                y = y.argmax(1) if self.criterion.kind == "multiclass" else y > 0.5
-            y = y.long()
-            if self.criterion.kind == "binary" and y_pred.ndim > 2 and y_pred.shape[1] == 1:  # masks with one channel
-                y_pred, y = y_pred.flatten(), y.flatten()
-        if y_pred.ndim > 1 and y_pred.shape[-1] == 1:
-            y_pred, y = y_pred.squeeze(-1), y.reshape(y_pred.shape[:-1])
-        if self.metric is None:
-            self._choose(y_pred, y)
-            self._make()
-        super().update(y_pred, y)
-
-    def compute(self) -> Scalar:
-        """Return the value over all batches."""
-        return float("nan") if self.metric is None else super().compute()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the metric's own states, none before the first batch."""
-        return {} if self.metric is None else super().state_dict() | {"path": self.path, "arguments": self.arguments}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
-        if state:
-            self.path, self.arguments = state["path"], dict(state["arguments"])
-            self._make()
-            super().load_state_dict(state)
-
-    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from the ``states`` of several processes, of which some may have had no batch."""
-        known = next((state for state in states if state), None)
-        if known is not None:
-            self.path, self.arguments = known["path"], dict(known["arguments"])
-            self._make()
-            super().merge(states)
-
-    def _choose(self, y_pred: Tensor, y: Tensor) -> None:
-        if "classification" not in self.path:
-            # Torchmetrics adds the similarities up, so that its value would grow with the data.
-            self.arguments = {"reduction": "mean"} if self.path.endswith("CosineSimilarity") else {}
-            return
-        ignored = self.criterion.ignored
-        if self.criterion.kind == "multiclass":
-            self.path, self.arguments = self.path.replace("Binary", "Multiclass"), {"num_classes": y_pred.shape[1]}
-            if ignored is not None and (y.ndim > 1 or ignored >= 0):  # as for accuracy
-                self.arguments["ignore_index"] = ignored
-        elif self.criterion.kind == "binary" and y_pred.ndim > 1:
-            self.path, self.arguments = self.path.replace("Binary", "Multilabel"), {"num_labels": y_pred.shape[1]}
-
-    def _make(self) -> None:
-        cls = getattr(_torchmetrics_module(self.path), self.path.rpartition(".")[2], None)
-        if cls is None:
-            raise ValueError(
-                f"The metric {self.name!r} is not defined for these targets: torchmetrics has no {self.path}."
-            )
-        # Checks of the arguments would wait for the device in every step.
-        quick = {"validate_args": False} if "classification" in self.path else {}
-        self.metric = cls(**self.arguments, **quick, sync_on_compute=False)
-
-
-# Names of torchmetrics. "Binary" becomes Multiclass or Multilabel when the loss and the first batch tell so.
-_CLASSIFICATION = {
+# Names of the classes in torchmetrics.classification, without their prefix Binary, Multiclass or Multilabel.
+CLASSIFICATION = {
     "auroc": "AUROC",
     "auc": "AUROC",
     "average_precision": "AveragePrecision",
@@ -202,7 +34,7 @@ _CLASSIFICATION = {
     "recall": "Recall",
     "specificity": "Specificity",
 }
-_REGRESSION = {
+REGRESSION = {
     "concordance_corrcoef": "ConcordanceCorrCoef",
     "cosine_similarity": "CosineSimilarity",
     "explained_variance": "ExplainedVariance",
@@ -219,17 +51,211 @@ _REGRESSION = {
     "spearman_corrcoef": "SpearmanCorrCoef",
     "symmetric_mean_absolute_percentage_error": "SymmetricMeanAbsolutePercentageError",
 }
-TORCHMETRICS = {name: f"torchmetrics.classification.Binary{cls}" for name, cls in _CLASSIFICATION.items()} | {
-    name: f"torchmetrics.regression.{cls}" for name, cls in _REGRESSION.items()
+# The prefix Binary is replaced once the loss and the first batch show the task.
+TORCHMETRICS = {name: f"torchmetrics.classification.Binary{cls}" for name, cls in CLASSIFICATION.items()} | {
+    name: f"torchmetrics.regression.{cls}" for name, cls in REGRESSION.items()
 }
 
 
 def is_torchmetric(metric: Any) -> bool:
-    """Whether ``metric`` is an object of torchmetrics, told without importing it."""
+    """Return whether ``metric`` is an object of torchmetrics, without importing torchmetrics."""
     return any(cls.__module__.startswith("torchmetrics.") for cls in type(metric).__mro__)
 
 
-def _torchmetrics_module(path: str) -> Any:
+class TorchMetric(Metric):
+    """Adapter for a torchmetrics object.
+
+    Args:
+        metric: The torchmetrics object.
+        criterion: The loss. Classification metrics get integer targets if it is binary.
+    """
+
+    takes_all_outputs = False
+
+    def __init__(self, metric: Any, criterion: Criterion | None = None) -> None:
+        is_classification = type(metric).__module__.startswith("torchmetrics.classification")
+        # Binary losses take float targets, but these metrics take integers.
+        self._rounds_targets = is_classification and criterion is not None and criterion.kind == "binary"
+        # compute() would wait for other ranks, but one rank may read the logs alone. See merge().
+        metric.sync_on_compute = False
+        self.metric, self.name, self.count = metric, snake_case(type(metric).__name__), 0
+        higher = getattr(metric, "higher_is_better", None)
+        self.mode = None if higher is None else ("max" if higher else "min")
+
+    def reset(self) -> None:
+        """Remove everything measured so far."""
+        self.metric.reset()
+        self.count = 0
+
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
+        """Measure one batch."""
+        if isinstance(y, Tensor) and self.metric.device != y.device:
+            self.metric.to(y.device)
+        if self._rounds_targets and isinstance(y, Tensor) and y.is_floating_point():
+            y = (y > 0.5).long()
+        self.metric.update(y_pred, y)
+        # A metric that wraps other metrics does not count its own updates.
+        self.count += 1
+
+    def compute(self) -> Scalar:
+        """Return the value over all batches, the mean over classes if there is one per class, NaN before the first."""
+        if not self.count:
+            return float("nan")
+        value = self.metric.compute()
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"The metric {self.name!r} must return one number, but it returns {describe(value)}. Use it outside of fit(), "
+                "or pass a function f(y_pred, y) that returns one number."
+            )
+        return value.float().mean() if value.ndim else value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the torchmetrics object, for a checkpoint."""
+        states = {key: getattr(module, name) for key, (module, name) in self._state_locations().items()}
+        return {"states": states, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state``."""
+        locations = self._state_locations()
+        for key, value in state["states"].items():
+            module, name = locations[key]
+            setattr(module, name, value)
+            module._update_count = state["count"]
+        self.metric._update_count = self.count = state["count"]
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore the ``states`` of all ranks, reduced as torchmetrics reduces them."""
+        states = [state for state in states if state.get("count")]
+        if not states:
+            return
+        counts = [state["count"] for state in states]
+        reduced = {
+            key: self._reduce(key, [state["states"][key] for state in states], counts) for key in states[0]["states"]
+        }
+        self.metric.to("cpu")
+        TorchMetric.load_state_dict(self, {"states": reduced, "count": sum(counts)})
+
+    def _state_locations(self) -> dict[str, tuple[Any, str]]:
+        """Return the module and attribute of each state; a metric that wraps others has its states in them."""
+        modules = [module for module in self.metric.modules() if hasattr(module, "_defaults")]
+        return {
+            f"{i}.{name}" if i else name: (module, name)
+            for i, module in enumerate(modules)
+            for name in module._defaults
+        }
+
+    def _reduce(self, key: str, values: list[Any], counts: list[int]) -> Any:
+        """Return the state ``key`` of all ranks, given that of each and its number of updates."""
+        module, name = self._state_locations()[key]
+        reduction = module._reductions[name]
+        if isinstance(values[0], list):
+            return [tensor for value in values for tensor in value]
+        if getattr(reduction, "__name__", "") == "dim_zero_mean":
+            # torchmetrics weights the means of all ranks equally, even if they have unequal numbers of updates.
+            return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+        stacked = torch.stack(values)
+        return stacked if reduction is None else reduction(stacked)
+
+
+class NamedTorchMetric(TorchMetric):
+    """A metric of torchmetrics by name, created at the first batch, which shows the number of classes.
+
+    Args:
+        name: Name in the logs.
+        path: Module and class, such as ``torchmetrics.classification.BinaryF1Score``.
+        criterion: The loss, which determines the task and converts outputs to probabilities.
+
+    Raises:
+        ImportError: If torchmetrics is not installed.
+    """
+
+    def __init__(self, name: str, path: str, criterion: Criterion) -> None:
+        self.name, self.path, self.criterion, self.count = name, path, criterion, 0
+        # update() converts the targets.
+        self._rounds_targets = False
+        self.mode = "min" if path.endswith(("Error", "Distance")) else "max"
+        self.metric: Any = None
+        self.arguments: dict[str, Any] = {}
+        # A missing package is an error of compile(), not of the first step.
+        _import_module(path)
+
+    def reset(self) -> None:
+        """Remove everything measured so far."""
+        if self.metric is not None:
+            super().reset()
+
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
+        """Measure one batch, as probabilities if the loss determines them."""
+        kind = self.criterion.kind
+        if kind is not None and "classification" in self.path:
+            y_pred = self.criterion.probabilities(y_pred)
+            if y.is_floating_point():
+                # As for accuracy, the target is the largest probability, or the side of 0.5.
+                y = y.argmax(1) if kind == "multiclass" else y > 0.5
+            y = y.long()
+            if kind == "binary" and y_pred.ndim > 2 and y_pred.shape[1] == 1:
+                # Masks with one channel are a binary task, not a multilabel task.
+                y_pred, y = y_pred.flatten(), y.flatten()
+        if y_pred.ndim > 1 and y_pred.shape[-1] == 1:
+            y_pred, y = y_pred.squeeze(-1), y.reshape(y_pred.shape[:-1])
+        if self.metric is None:
+            self._choose_class(y_pred, y)
+            self._create()
+        super().update(y_pred, y)
+
+    def compute(self) -> Scalar:
+        """Return the value over all batches, NaN before the first."""
+        return float("nan") if self.metric is None else super().compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the torchmetrics object, none before the first batch."""
+        return {} if self.metric is None else super().state_dict() | {"path": self.path, "arguments": self.arguments}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state``."""
+        if state:
+            self._create_from(state)
+            super().load_state_dict(state)
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore the ``states`` of all ranks, some of which may have had no batch."""
+        state = next(filter(None, states), None)
+        if state is not None:
+            self._create_from(state)
+            super().merge(states)
+
+    def _choose_class(self, y_pred: Tensor, y: Tensor) -> None:
+        """Choose the class and its arguments from the first batch."""
+        if "classification" not in self.path:
+            # By default, torchmetrics sums similarities, so the value would grow with the data.
+            self.arguments = {"reduction": "mean"} if self.path.endswith("CosineSimilarity") else {}
+            return
+        ignore_index = self.criterion.ignore_index
+        if self.criterion.kind == "multiclass":
+            self.path, self.arguments = self.path.replace("Binary", "Multiclass"), {"num_classes": y_pred.shape[1]}
+            if ignore_index is not None and (y.ndim > 1 or ignore_index >= 0):
+                # As for accuracy, a negative index marks tokens or pixels only.
+                self.arguments["ignore_index"] = ignore_index
+        elif self.criterion.kind == "binary" and y_pred.ndim > 1:
+            self.path, self.arguments = self.path.replace("Binary", "Multilabel"), {"num_labels": y_pred.shape[1]}
+
+    def _create_from(self, state: Mapping[str, Any]) -> None:
+        self.path, self.arguments = state["path"], dict(state["arguments"])
+        self._create()
+
+    def _create(self) -> None:
+        cls = getattr(_import_module(self.path), self.path.rpartition(".")[2], None)
+        if cls is None:
+            raise ValueError(
+                f"The metric {self.name!r} is not defined for these targets: torchmetrics has no {self.path}. Remove it from "
+                "compile(metrics=...)."
+            )
+        # Validation of the arguments would synchronize with the device in every step.
+        options = {"validate_args": False} if "classification" in self.path else {}
+        self.metric = cls(**self.arguments, **options, sync_on_compute=False)
+
+
+def _import_module(path: str) -> Any:
     try:
         return importlib.import_module(path.rpartition(".")[0])
     except ImportError as error:

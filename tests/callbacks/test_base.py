@@ -486,7 +486,7 @@ def spread(y_pred, y):
 
 def test_an_unknown_direction_is_asked_for_before_the_first_step():
     model = new_model(metrics=[spread])
-    with pytest.raises(ValueError, match=r"whether 'val_spread' is better high or low.*mode='min'"):
+    with pytest.raises(ValueError, match=r"whether higher or lower values of 'val_spread' are better.*mode='min'"):
         train(model, 1, EarlyStopping("val_spread"))
     assert model.state.step == 0
     train(model, 1, EarlyStopping("val_spread", mode="min"))

@@ -190,9 +190,7 @@ def test_measures_without_batches_in_some_process_are_those_of_the_others():
 
 
 def test_a_metric_that_cannot_be_joined_says_so():
-    with pytest.raises(
-        RuntimeError, match="'forgetful' keeps its numbers where those of other processes cannot be added"
-    ):
+    with pytest.raises(RuntimeError, match="'forgetful' cannot be merged across ranks"):
         together(measured, [Forgetful()])
 
 

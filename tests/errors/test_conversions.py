@@ -108,4 +108,4 @@ def test_telling_one_sample_leaves_the_model_and_the_random_numbers_as_they_are(
 
 
 def test_an_error_that_has_nothing_to_do_with_dimensions_stays_what_it_is():
-    refused(lambda: compiled(loss="mse").predict_proba(X, verbose=0), "how outputs become probabilities")
+    refused(lambda: compiled(loss="mse").predict_proba(X, verbose=0), "outputs to probabilities")

@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Promise 4: errors state what was expected, what was received and the fix, and wrong input loses nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.errors.common import BINARY, LATE, ByHand, X, Y, compiled, fit, refus
 from tests.loops import mlp
 
 
-def spoken(loss):
+def loss_id(loss):
     return getattr(loss, "__name__", str(loss))
 
 
@@ -24,7 +24,7 @@ def spoken(loss):
     [
         (LATE, ("0 to 3", "3 outputs", "classes 0 to 2", "4 outputs")),
         (Y + 1, ("1 to 3", "3 outputs", "y - 1")),
-        (Y - 1, ("-1 to 1", "3 outputs", "renumber")),
+        (Y - 1, ("-1 to 1", "3 outputs", "Renumber")),
     ],
     ids=["one too many", "from one", "negative"],
 )
@@ -38,18 +38,18 @@ def spoken(loss):
         lambda y: ([(X, y)],),
         lambda y: (ByHand(X, y),),
     ],
-    ids=["tensors", "arrays", "TensorDataset", "DataLoader", "list of batches", "own Dataset"],
+    ids=["tensors", "arrays", "TensorDataset", "DataLoader", "list of batches", "custom Dataset"],
 )
-def test_labels_out_of_range_are_told_with_their_range_and_the_classes(data, labels, parts):
+def test_label_range_error_shows_range_and_classes(data, labels, parts):
     model = compiled(metrics=["accuracy"])
-    options = {"batch_size": 64} if isinstance(data(Y)[0], ByHand) else {}  # nobody can know its later labels
+    options = {"batch_size": 64} if isinstance(data(Y)[0], ByHand) else {}  # its later labels are unknown
     refused(lambda: fit(model, *data(labels), **options), *parts, kind=ValueError)
 
 
 @pytest.mark.parametrize(
     "loss", [nn.CrossEntropyLoss(), functional.cross_entropy, "nll"], ids=["object", "function", "nll"]
 )
-def test_labels_out_of_range_are_told_whatever_the_loss_was_given_as(loss):
+def test_label_range_is_checked_for_every_form_of_loss(loss):
     refused(lambda: fit(compiled(loss=loss), X, LATE), "0 to 3", "3 outputs", kind=ValueError)
 
 
@@ -62,15 +62,15 @@ def test_labels_out_of_range_are_told_whatever_the_loss_was_given_as(loss):
     ],
     ids=["tensors", "TensorDataset", "DataLoader"],
 )
-def test_a_wrong_label_of_a_later_batch_is_found_before_the_first_update(data):
+def test_wrong_label_in_a_later_batch_raises_before_training(data):
     model = compiled()
     arguments, options = data()
     refused(lambda: fit(model, *arguments, **({"shuffle": False} if options else {}), **options), "0 to 3", "3 outputs")
     assert model.state.step == 0
 
 
-def test_a_wrong_label_of_a_later_batch_is_found_in_each_of_several_targets():
-    class Several(nn.Module):
+def test_wrong_label_in_any_output_raises_before_training():
+    class TwoHeads(nn.Module):
         def __init__(self):
             super().__init__()
             self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
@@ -78,15 +78,15 @@ def test_a_wrong_label_of_a_later_batch_is_found_in_each_of_several_targets():
         def forward(self, x):
             return {"left": self.left(x), "right": self.right(x)}
 
-    model = compiled(Several(), {"left": "cross_entropy", "right": "cross_entropy"})
+    model = compiled(TwoHeads(), {"left": "cross_entropy", "right": "cross_entropy"})
     refused(lambda: fit(model, X, {"left": Y, "right": LATE}, batch_size=8, shuffle=False), "0 to 3", "3 outputs")
     assert model.state.step == 0
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "test_on_batch", "train_on_batch"])
-def test_labels_out_of_range_are_told_by_every_verb(verb):
-    options = {"verbose": 0} if verb == "evaluate" else {}
-    refused(lambda: getattr(compiled(), verb)(X, LATE, **options), "0 to 3", "3 outputs")
+@pytest.mark.parametrize("method", ["evaluate", "test_on_batch", "train_on_batch"])
+def test_label_range_is_checked_by_every_method(method):
+    options = {"verbose": 0} if method == "evaluate" else {}
+    refused(lambda: getattr(compiled(), method)(X, LATE, **options), "0 to 3", "3 outputs")
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_labels_out_of_range_are_told_by_every_verb(verb):
     [
         (Y.float(), (r"float32 \[", "int64", r"y\.long\(\)")),
         (Y.int(), (r"int32 \[", "int64", r"y\.long\(\)")),
-        (functional.one_hot(Y), (r"int64 \[\d+, 3\]", "one column for each class", r"argmax\(1\)")),
-        (Y.unsqueeze(1), (r"int64 \[\d+, 1\]", "class numbers", r"squeeze\(1\)")),
+        (functional.one_hot(Y), (r"int64 \[\d+, 3\]", "one column per class", r"argmax\(1\)")),
+        (Y.unsqueeze(1), (r"int64 \[\d+, 1\]", "class indices", r"squeeze\(1\)")),
     ],
     ids=["floats", "int32", "one-hot integers", "a column"],
 )
@@ -103,12 +103,12 @@ def test_labels_out_of_range_are_told_by_every_verb(verb):
 @pytest.mark.parametrize(
     "loss", ["cross_entropy", nn.CrossEntropyLoss(), functional.cross_entropy], ids=["name", "object", "function"]
 )
-def test_labels_that_cross_entropy_cannot_take_are_told_with_the_conversion(loss, metrics, labels, parts):
+def test_wrong_labels_for_cross_entropy_show_the_conversion(loss, metrics, labels, parts):
     refused(lambda: fit(compiled(loss=loss, metrics=metrics), X, labels), *parts)
 
 
-@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", nn.HuberLoss(), functional.mse_loss], ids=spoken)
-def test_whole_numbers_for_a_loss_on_floats_are_told_with_the_conversion(loss):
+@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", nn.HuberLoss(), functional.mse_loss], ids=loss_id)
+def test_integer_targets_for_a_float_loss_show_the_conversion(loss):
     refused(
         lambda: fit(compiled(mlp(8, 1), loss), X, Y.unsqueeze(1)),
         r"int64 \[\d+, 1\]",
@@ -119,8 +119,10 @@ def test_whole_numbers_for_a_loss_on_floats_are_told_with_the_conversion(loss):
 
 
 @pytest.mark.parametrize("metrics", [(), ["mae"]], ids=["no metric", "mae"])
-@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=spoken)
-def test_a_column_of_outputs_against_flat_targets_is_refused(loss, metrics):
+@pytest.mark.parametrize(
+    "loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=loss_id
+)
+def test_column_of_outputs_with_flat_targets_raises(loss, metrics):
     refused(
         lambda: fit(compiled(mlp(8, 1), loss, metrics=metrics), X, BINARY),
         r"\[32, 1\]",
@@ -131,8 +133,10 @@ def test_a_column_of_outputs_against_flat_targets_is_refused(loss, metrics):
 
 
 @pytest.mark.parametrize("metrics", [(), ["mae"]], ids=["no metric", "mae"])
-@pytest.mark.parametrize("loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=spoken)
-def test_flat_outputs_against_a_column_of_targets_are_refused(loss, metrics):
+@pytest.mark.parametrize(
+    "loss", ["mse", "mae", "bce_with_logits", functional.mse_loss, functional.l1_loss], ids=loss_id
+)
+def test_flat_outputs_with_a_column_of_targets_raise(loss, metrics):
     net = nn.Sequential(mlp(8, 1), nn.Flatten(0))
     refused(
         lambda: fit(compiled(net, loss, metrics=metrics), X, BINARY.unsqueeze(1)),
@@ -143,7 +147,7 @@ def test_flat_outputs_against_a_column_of_targets_are_refused(loss, metrics):
     )
 
 
-def test_outputs_that_are_no_probabilities_are_told_with_the_loss_on_logits():
+def test_logits_for_bce_suggest_bce_with_logits():
     refused(
         lambda: fit(compiled(mlp(8, 1), "bce"), X, BINARY.unsqueeze(1)),
         "probabilities",
@@ -153,11 +157,11 @@ def test_outputs_that_are_no_probabilities_are_told_with_the_loss_on_logits():
     )
 
 
-def test_several_outputs_for_one_loss_are_told_with_the_way_to_name_more():
+def test_several_outputs_for_one_loss_suggest_one_loss_each():
     refused(lambda: fit(compiled(nn.LSTM(8, 3)), X, Y), "CrossEntropyLoss", r"float32 \[", "each output", "loss=")
 
 
-def test_targets_in_a_dict_for_one_loss_are_told():
+def test_dict_of_targets_for_one_loss_raises():
     refused(lambda: fit(compiled(), X, {"digit": Y}), "CrossEntropyLoss", "targets", r"'digit': int64")
 
 
@@ -172,11 +176,11 @@ def test_targets_in_a_dict_for_one_loss_are_told():
     ],
     ids=["a number", "nothing", "a vector", "detached", "argmax"],
 )
-def test_a_loss_that_cannot_be_optimized_says_why(loss, parts):
+def test_loss_that_cannot_be_optimized_raises(loss, parts):
     refused(lambda: fit(compiled(loss=loss), X, Y), *parts)
 
 
-def test_a_step_that_returns_no_loss_says_what_to_return():
+def test_step_without_loss_error_shows_what_to_return():
     class Silent(Model):
         def train_step(self, batch):
             return {"accuracy": 1.0}
@@ -185,5 +189,5 @@ def test_a_step_that_returns_no_loss_says_what_to_return():
     refused(lambda: fit(model, X, Y), "train_step", "'loss'", kind=(ValueError, TypeError, KeyError))
 
 
-def test_a_module_without_a_loss_of_its_own_is_told_to_name_one():
-    refused(lambda: fit(compiled(loss=None), X, Y), "No loss", r"float32 \[32, 3\]", "loss='cross_entropy'")
+def test_module_without_loss_suggests_a_loss():
+    refused(lambda: fit(compiled(loss=None), X, Y), "contains no loss", r"float32 \[32, 3\]", "loss='cross_entropy'")

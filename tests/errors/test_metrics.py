@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Promise 4: errors state what was expected, what was received and the fix, and wrong input loses nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.loops import mlp
         (lambda y_pred, y: {"a": 1}, "<lambda>"),
         ("r2", "r2"),
     ],
-    ids=["torchmetrics", "function", "a dict", "a regression metric of classes"],
+    ids=["torchmetrics", "function", "a dict", "regression metric"],
 )
-def test_a_metric_that_fails_is_named_with_what_it_was_given(metric, name):
+def test_failing_metric_error_shows_name_and_arguments(metric, name):
     refused(
         lambda: fit(compiled(metrics=[metric]), X, Y),
         f"metric '{name}'",
@@ -35,16 +35,18 @@ def test_a_metric_that_fails_is_named_with_what_it_was_given(metric, name):
     )
 
 
-def test_an_error_of_ones_own_metric_is_told_of_the_metric():
-    class Own(Count):
+def test_error_in_a_custom_metric_names_the_metric():
+    class Failing(Count):
         def update(self, outputs, y, sample_weight=None):
             raise RuntimeError("the metric's own error")
 
-    told = refused(lambda: fit(compiled(metrics=[Own()]), X, Y), "metric 'count' failed", "the metric's own error")
-    assert "train_step" not in told
+    message = refused(
+        lambda: fit(compiled(metrics=[Failing()]), X, Y), "metric 'count' failed", "the metric's own error"
+    )
+    assert "train_step" not in message
 
 
-def test_a_metric_that_fails_at_the_end_of_an_epoch_is_named():
+def test_metric_that_fails_in_compute_is_named():
     class Broken(Count):
         name = "broken"
 
@@ -54,7 +56,7 @@ def test_a_metric_that_fails_at_the_end_of_an_epoch_is_named():
     refused(lambda: fit(compiled(metrics=[Broken()]), X, Y), "metric 'broken'", "a tensor of the wrong size")
 
 
-def test_a_metric_that_is_no_number_is_named():
+def test_metric_that_returns_no_scalar_is_named():
     class Confused(Count):
         name = "confused"
 
@@ -64,7 +66,7 @@ def test_a_metric_that_is_no_number_is_named():
     refused(lambda: fit(compiled(metrics=[Confused()]), X, Y), "metric 'confused'", "number")
 
 
-def test_accuracy_of_a_loss_that_does_not_tell_asks_for_the_kind():
+def test_accuracy_that_the_loss_does_not_define_raises():
     refused(lambda: compiled(loss="mse", metrics=["accuracy"]), "'accuracy'", "MSELoss", "'binary_accuracy'")
 
 
@@ -79,7 +81,7 @@ def test_accuracy_of_a_loss_that_does_not_tell_asks_for_the_kind():
     ],
     ids=["module", "loss", "metric", "torchmetrics", "callback"],
 )
-def test_a_class_in_the_place_of_an_object_is_told_to_be_called(run, name):
+def test_class_instead_of_object_raises(run, name):
     refused(run, "class", name, r"\(\)|called", kind=TypeError)
 
 
@@ -94,16 +96,16 @@ def test_a_class_in_the_place_of_an_object_is_told_to_be_called(run, name):
     ],
     ids=["optimizer", "loss", "metric", "callback", "callbacks without a list"],
 )
-def test_a_thing_of_another_kind_is_told_what_may_be_passed(run, parts):
+def test_argument_of_wrong_type_error_shows_what_to_pass(run, parts):
     refused(run, *parts, kind=TypeError)
 
 
-def test_an_optimizer_of_another_module_is_refused():
+def test_optimizer_of_another_module_raises():
     other = torch.optim.SGD(mlp().parameters())
     refused(lambda: Model(mlp()).compile(other, "mse"), "4 of the optimizer's parameters", "do not belong", "Model")
 
 
-def test_a_compile_that_fails_changes_nothing():
+def test_failed_compile_changes_nothing():
     model = compiled(metrics=["accuracy"])
     before = dict(vars(model))
     refused(lambda: model.compile("adam", "mse", metrics=["acuracy"]), "acuracy")

@@ -126,10 +126,19 @@ def test_probabilities_of_several_outputs_need_to_be_said():
             return self.a(x), x
 
     model = Model(Two()).compile("adam", ["cross_entropy", "mse"])
-    refused(lambda: model.predict_proba(X, verbose=0), "The loss of 'output_2', MSELoss", kind=ValueError)
+    refused(
+        lambda: model.predict_proba(X, verbose=0),
+        "the output 'output_2' to probabilities, because its loss, MSELoss",
+        kind=ValueError,
+    )
     model.compile("adam", "cross_entropy")
     refused(lambda: model.predict_proba(X, verbose=0), "the module returned", "predict_step", kind=ValueError)
-    refused(lambda: Model(mlp()).predict_proba(X, verbose=0), "No loss was named", r"Call compile\(\)", kind=ValueError)
+    refused(
+        lambda: Model(mlp()).predict_proba(X, verbose=0),
+        r"compile\(\) has no loss",
+        r"Call compile\(\)",
+        kind=ValueError,
+    )
 
 
 def test_a_whole_model_is_not_named_like_weights(tmp_path):
@@ -182,7 +191,7 @@ def test_losses_that_add_up_and_losses_that_average_cannot_be_accumulated():
 
     losses = ["cross_entropy", nn.CrossEntropyLoss(reduction="sum")]
     model = Model(Two()).compile("sgd", losses, gradient_accumulation_steps=2)
-    refused(lambda: model.fit(X, (Y, Y), batch_size=8, verbose=0), "'output_2' add their samples up", kind=ValueError)
+    refused(lambda: model.fit(X, (Y, Y), batch_size=8, verbose=0), "'output_2' sum over samples", kind=ValueError)
     Model(Two()).compile("sgd", losses).fit(X, (Y, Y), batch_size=8, verbose=0)
 
 

@@ -1,4 +1,4 @@
-"""Losses that train something else than was meant: told in ``compile``, or of the first batch."""
+"""Losses: definitions, and checks in ``compile`` and on the first batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fit(net, loss, x, y, **options):
     return compiled(net, loss, **options).fit(x, y, verbose=0)
 
 
-# The order of the arguments
+# Order of the arguments
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def fit(net, loss, x, y, **options):
     ],
     ids=["y_true", "target", "labels", "partial", "module"],
 )
-def test_a_loss_that_takes_targets_first_is_refused(loss):
+def test_loss_with_targets_first_raises(loss):
     with pytest.raises(
         ValueError, match=r"calls \w+\(y_pred, y\), predictions first.*Swap .*lambda y_pred, y: \w+\(y, y_pred\)"
     ):
         compiled(nn.Linear(4, 1), loss)
 
 
-def test_the_refusal_of_a_swapped_loss_can_be_pasted():
+def test_swapped_loss_error_contains_working_code():
     with pytest.raises(ValueError, match=re.escape("pass lambda y_pred, y: pinball(y, y_pred)")):
         compiled(nn.Linear(4, 1), pinball)
     fit(nn.Linear(4, 1), lambda y_pred, y: pinball(y, y_pred), X, R[:, None])
@@ -78,29 +78,41 @@ def test_the_refusal_of_a_swapped_loss_can_be_pasted():
         nn.L1Loss(),
     ],
 )
-def test_only_two_names_that_both_say_so_make_an_order_wrong(loss):
+def test_order_is_wrong_only_if_both_argument_names_show_it(loss):
     fit(nn.Linear(4, 1), loss, X, R[:, None])
 
 
-# What the module ends in
+# Last layer of the module
 
 
 HEADS = {
-    "sigmoid and cross_entropy": (nn.Sigmoid(), 3, "cross_entropy", Y, "ends in a sigmoid, .*a softmax itself"),
+    "sigmoid and cross_entropy": (
+        nn.Sigmoid(),
+        3,
+        "cross_entropy",
+        Y,
+        "ends in a sigmoid.*a softmax itself.*Remove the sigmoid",
+    ),
     "relu and cross_entropy": (nn.ReLU(), 3, "cross_entropy", Y, "ends in a ReLU"),
-    "softmax and cross_entropy": (nn.Softmax(1), 3, "cross_entropy", Y, "probabilities already"),
+    "softmax and cross_entropy": (nn.Softmax(1), 3, "cross_entropy", Y, "already probabilities.*Remove the softmax"),
     "softmax of one column and bce": (nn.Softmax(1), 1, "bce", YES, "outputs are all 1"),
     "softmax of one column and logits": (nn.Softmax(1), 1, "bce_with_logits", YES, "outputs are all 1"),
-    "sigmoid and bce_with_logits": (nn.Sigmoid(), 1, "bce_with_logits", YES, "ends in a sigmoid, .*a sigmoid itself"),
-    "logits and nll": (nn.Identity(), 3, "nll", Y, "go up to .*'nll' takes log-probabilities"),
-    "probabilities and nll": (nn.Softmax(1), 3, "nll", Y, "go up to .*'nll' takes log-probabilities"),
+    "sigmoid and bce_with_logits": (
+        nn.Sigmoid(),
+        1,
+        "bce_with_logits",
+        YES,
+        "ends in a sigmoid.*a sigmoid itself.*Remove the sigmoid",
+    ),
+    "logits and nll": (nn.Identity(), 3, "nll", Y, "go up to .*'nll' expects log-probabilities"),
+    "probabilities and nll": (nn.Softmax(1), 3, "nll", Y, "go up to .*'nll' expects log-probabilities"),
 }
 
 
 @pytest.mark.parametrize("case", HEADS)
-def test_a_head_that_does_not_go_with_the_loss_is_told_once(case):
-    head, outputs, loss, y, told = HEADS[case]
-    with pytest.warns(UserWarning, match=told) as caught:
+def test_unsuitable_last_layer_warns_once(case):
+    head, outputs, loss, y, message = HEADS[case]
+    with pytest.warns(UserWarning, match=message) as caught:
         fit(nn.Sequential(nn.Linear(4, outputs), head), loss, X, y)
     assert len(caught) == 1
 
@@ -116,32 +128,49 @@ def test_a_head_that_does_not_go_with_the_loss_is_told_once(case):
         (nn.Identity(), 3, "cross_entropy", nn.functional.one_hot(Y, 3).float()),
     ],
 )
-def test_a_head_that_goes_with_the_loss_is_not_complained_of(head, outputs, loss, y):
+def test_suitable_last_layer_does_not_warn(head, outputs, loss, y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(nn.Sequential(nn.Linear(4, outputs), head), loss, X, y)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda rows: rows * 2, "sum to between 2 and 2"),
         (lambda rows: rows + rows.roll(1, 1), "sum to between 2 and 2.*several classes"),
-        (lambda rows: rows * 3 - 1, "hold values down to -1"),
+        (lambda rows: rows * 3 - 1, "have values down to -1"),
     ],
     ids=["other sums", "several classes", "negative"],
 )
-def test_rows_of_targets_that_are_no_probabilities_are_told(change, told):
-    with pytest.warns(UserWarning, match=told):
+def test_target_rows_that_are_not_probabilities_warn(change, message):
+    with pytest.warns(UserWarning, match=message):
         fit(nn.Linear(4, 3), "cross_entropy", X, change(nn.functional.one_hot(Y, 3).float()))
 
 
 # Shapes
 
 
-def test_a_loss_of_ones_own_that_takes_its_column_is_not_complained_of():
-    fit(nn.Linear(4, 1), lambda y_pred, y: ((y_pred[:, 0] - y) ** 2).mean(), X, R)
-    fit(nn.Linear(4, 1), lambda y_pred, y: ((y_pred - y[:, None]) ** 2).mean(), X, R)
+@pytest.mark.parametrize(
+    ("net", "y"),
+    [
+        (nn.Linear(4, 1), R[:, None]),
+        (nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), R),
+        (nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (3, 1))), torch.zeros(64, 3)),
+    ],
+    ids=["columns", "flat", "shapes that torch cannot broadcast"],
+)
+def test_custom_loss_without_broadcasting_does_not_warn(net, y):
+    fit(net, lambda y_pred, y: ((y_pred.reshape(y.shape) - y) ** 2).mean(), X, y)
+
+
+def test_same_shapes_silence_the_broadcast_warning():
+    def squared_error(y_pred, y):
+        return ((y_pred[:, 0] - y.reshape(len(y))) ** 2).mean()
+
+    with pytest.warns(UserWarning, match=r"y\.unsqueeze\(1\) for the targets.*the same shape silences this warning"):
+        fit(nn.Linear(4, 1), squared_error, X, R)
+    fit(nn.Linear(4, 1), squared_error, X, R.unsqueeze(1))
 
 
 class SquaredError(nn.Module):
@@ -152,48 +181,53 @@ class SquaredError(nn.Module):
 @pytest.mark.parametrize(
     "loss", [SquaredError(), lambda y_pred, y: (y - y_pred).abs().mean()], ids=["module", "function"]
 )
-def test_a_loss_of_ones_own_that_makes_pairs_is_told(loss):
-    with pytest.warns(UserWarning, match=r"makes \[32, 32\] of .*Unless that is meant, give both the same shape"):
+def test_custom_loss_that_broadcasts_to_pairs_warns(loss):
+    with pytest.warns(UserWarning, match=r"may broadcast them to \[32, 32\].*Give both the same shape"):
         fit(nn.Linear(4, 1), loss, X, R)
 
 
-def test_a_loss_of_ones_own_that_fails_is_explained_although_it_is_watched():
-    with pytest.raises(ValueError, match=r"The loss, .*, cannot compare .* with the targets, float32 \[32\]") as caught:
+def test_failing_custom_loss_is_reported_after_the_warning():
+    message = r"The loss, .*, cannot compare .* with the targets, float32 \[32\]"
+    with pytest.warns(UserWarning, match="may broadcast"), pytest.raises(ValueError, match=message) as caught:
         fit(nn.Linear(4, 1), lambda y_pred, y: torch.cat([y_pred, y]).mean(), X, R)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize("metrics", [[], ["accuracy"]], ids=["loss", "metric"])
-@pytest.mark.parametrize(("shape", "cure"), [((5, 3), r"transpose\(1, 2\)"), ((5, 6, 3), r"movedim\(-1, 1\)")])
-def test_classes_that_come_last_are_told_to_come_second(shape, cure, metrics):
+@pytest.mark.parametrize(("shape", "fix"), [((5, 3), r"transpose\(1, 2\)"), ((5, 6, 3), r"movedim\(-1, 1\)")])
+def test_classes_in_the_last_dimension_are_reported(shape, fix, metrics):
     net = nn.Sequential(nn.Linear(4, math.prod(shape)), nn.Unflatten(1, shape))
     y = torch.zeros(64, *shape[:-1], dtype=torch.int64)
-    with pytest.raises(ValueError, match=rf"the loss takes the classes second.*y_pred\.{cure}"):
+    with pytest.raises(ValueError, match=rf"expects the classes in dimension 1.*y_pred\.{fix}"):
         fit(net, "cross_entropy", X, y, metrics=metrics)
 
 
-@pytest.mark.parametrize("y", [Y, torch.zeros_like(Y), Y[:, None].float(), torch.ones(64, 1)], ids=str)
-def test_one_output_is_refused_by_a_loss_that_compares_classes(y):
-    with pytest.raises(ValueError, match=r"of one alone it is always 0\..*'bce_with_logits'"):
+@pytest.mark.parametrize(
+    "y",
+    [Y, torch.zeros_like(Y), Y[:, None].float(), torch.ones(64, 1)],
+    ids=["int64", "zeros", "column", "ones"],
+)
+def test_cross_entropy_with_one_output_raises(y):
+    with pytest.raises(ValueError, match=r"With one class the loss is always 0\..*'bce_with_logits'"):
         fit(nn.Linear(4, 1), "cross_entropy", X, y)
 
 
-def test_numbers_are_no_classes():
-    with pytest.raises(ValueError, match=r"not whole numbers \(.* is among them\).*loss='mse'"):
+def test_fractions_as_class_indices_raise():
+    with pytest.raises(ValueError, match=r"not integers \(for example .*\).*loss='mse'"):
         fit(nn.Linear(4, 3), "cross_entropy", X, X[:, 0])
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce_with_logits", "huber"])
 @pytest.mark.parametrize("y", [Y, Y.float()], ids=["int64", "float32"])
-def test_classes_for_a_loss_of_numbers_are_told_to_be_for_cross_entropy(loss, y):
-    with pytest.raises(ValueError, match=r"3 outputs for each sample.*the loss is 'cross_entropy'"):
+def test_class_indices_for_regression_suggest_cross_entropy(loss, y):
+    with pytest.raises(ValueError, match=r"3 outputs per sample.*use loss='cross_entropy'"):
         fit(nn.Linear(4, 3), loss, X, y)
 
 
-def test_one_message_names_the_dtype_and_the_shape():
-    with pytest.raises(TypeError, match=r"Use y\.float\(\), and y\.unsqueeze\(1\) of it"):
+def test_one_message_reports_wrong_dtype_and_wrong_shape():
+    with pytest.raises(TypeError, match=r"Use y\.float\(\), then y\.unsqueeze\(1\)\."):
         fit(nn.Linear(4, 1), "bce_with_logits", X, (Y > 0).long())
-    with pytest.raises(ValueError, match=r"Use y\.squeeze\(1\), and y\.long\(\) of it"):
+    with pytest.raises(ValueError, match=r"Use y\.squeeze\(1\), then y\.long\(\)\."):
         fit(nn.Linear(4, 3), "cross_entropy", X, Y[:, None].float())
 
 
@@ -219,8 +253,9 @@ LOG_PROBABILITIES = nn.Sequential(nn.Linear(4, 1), nn.LogSigmoid())
     ],
     ids=["gaussian_nll", "hinge_embedding", "soft_margin", "kl_div"],
 )
-@pytest.mark.filterwarnings("ignore:reduction")  # torch tells of kl_div that its mean is none over samples
-def test_flat_targets_are_not_paired_with_every_prediction(net, loss, y):
+# Torch warns that the mean of kl_div is not a mean over samples.
+@pytest.mark.filterwarnings("ignore:reduction")
+def test_flat_targets_are_not_broadcast_to_pairs(net, loss, y):
     with pytest.raises(ValueError, match=r"\[32, 1\] but the targets have \[32\]\. Use y\.unsqueeze\(1\)"):
         fit(net, loss, X, y)
     fit(net, loss, X, y[:, None])
@@ -230,13 +265,13 @@ def test_flat_targets_are_not_paired_with_every_prediction(net, loss, y):
     ("name", "function"),
     [("hinge_embedding", nn.functional.hinge_embedding_loss), ("soft_margin", nn.functional.soft_margin_loss)],
 )
-def test_signs_may_be_whole_numbers_as_in_torch(name, function):
+def test_signed_targets_may_be_integers_as_in_torch(name, function):
     net, signs = nn.Linear(4, 1), 2 * YES.long() - 1
     expected = function(net(X), signs).item()
     assert compiled(net, name).evaluate(X, signs, verbose=0).loss == pytest.approx(expected)
 
 
-class Spoken(nn.Module):
+class SpeechNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.out = nn.Linear(4, 5)
@@ -245,11 +280,40 @@ class Spoken(nn.Module):
         return self.out(x).log_softmax(-1).transpose(0, 1), torch.full((len(x),), 12)
 
 
-# As in Keras
+# Checks of the first batch
+
+
+def test_first_batch_is_checked_after_every_prepare():
+    loss, y = compiled(nn.Linear(4, 3), "cross_entropy").loss, Y.clone()
+    probabilities = torch.full((64, 3), 1 / 3)
+    for _ in range(2):
+        loss.prepare(y)
+        with pytest.warns(UserWarning, match="already probabilities"):
+            loss(probabilities, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss(probabilities, y)
+
+
+def test_failed_check_is_repeated_on_the_next_batch():
+    loss = compiled(nn.Linear(4, 1), "cross_entropy").loss
+    for _ in range(2):
+        with pytest.raises(ValueError, match="cross-entropy compares several classes"):
+            loss(torch.zeros(64, 1), torch.zeros(64, dtype=torch.int64))
+
+
+def test_shapes_are_checked_in_every_batch():
+    loss = compiled(nn.Linear(4, 1), "mse").loss
+    loss(R[:, None], R[:, None])
+    with pytest.raises(ValueError, match=r"y\.unsqueeze\(1\)"):
+        loss(R[:, None], R)
+
+
+# Losses of Keras
 
 
 def keras_hinge(labels, y_pred, power=1):
-    """Return what Keras' definition gives, one number at a time."""
+    """Return the hinge loss by the definition of Keras, value by value."""
     flat, outputs = labels.flatten().tolist(), y_pred.flatten().tolist()
     if all(label in (0, 1) for label in flat):
         flat = [2 * label - 1 for label in flat]
@@ -260,15 +324,15 @@ def keras_hinge(labels, y_pred, power=1):
 @pytest.mark.parametrize(
     "labels", [YES, 2 * YES - 1, YES.long(), torch.ones(64, 1)], ids=["0 1", "-1 1", "int", "ones"]
 )
-def test_hinge_is_that_of_keras(name, power, labels):
+def test_hinge_matches_keras(name, power, labels):
     model = compiled(nn.Linear(4, 1), name)
     expected = keras_hinge(labels, torch.from_numpy(model.predict(X, verbose=0)), power)
     assert model.evaluate(X, labels, batch_size=64, verbose=0).loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_kl_divergence_is_that_of_keras():
+def test_kl_divergence_matches_keras():
     y_pred, y = torch.randn(64, 3).softmax(1), torch.randn(64, 3).softmax(1)
-    y[0] = torch.tensor([1.0, 0.0, 0.0])  # Keras keeps zeros at 1e-7
+    y[0] = torch.tensor([1.0, 0.0, 0.0])  # Keras clamps 0 to 1e-7
     clipped = y.double().clamp(1e-7, 1)
     expected = (clipped * (clipped.log() - y_pred.double().clamp(1e-7, 1).log())).sum(1).mean()
     for name in ("kl_divergence", "kld"):
@@ -276,12 +340,12 @@ def test_kl_divergence_is_that_of_keras():
         assert float(loss(y_pred, y)) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_flat_targets_for_a_loss_of_keras_are_refused_as_those_of_torch():
+def test_flat_targets_for_a_keras_loss_raise():
     with pytest.raises(ValueError, match=r"y\.unsqueeze\(1\)"):
         fit(nn.Linear(4, 1), "hinge", X, YES[:, 0])
 
 
-# Weights
+# Sample weights
 
 
 @pytest.mark.parametrize(
@@ -294,14 +358,14 @@ def test_flat_targets_for_a_loss_of_keras_are_refused_as_those_of_torch():
     ],
     ids=["mean", "sum", "batchmean", "bound sum"],
 )
-def test_weights_of_one_leave_a_loss_as_it_is(loss):
+def test_sample_weights_of_one_do_not_change_the_loss(loss):
     criterion = compiled(nn.Linear(4, 3), loss).loss
     y_pred, y = torch.randn(8, 3).log_softmax(1), torch.randn(8, 3).softmax(1)
     assert float(criterion(y_pred, y, torch.ones(8))) == pytest.approx(float(criterion(y_pred, y)))
 
 
-def test_weights_count_for_the_loss_that_ctc_gives_each_sample():
-    net, x, lengths = Spoken(), torch.randn(6, 12, 4), torch.tensor([2, 3, 4, 5, 5, 0])
+def test_sample_weights_apply_to_each_ctc_loss():
+    net, x, lengths = SpeechNet(), torch.randn(6, 12, 4), torch.tensor([2, 3, 4, 5, 5, 0])
     labels, weights = torch.randint(1, 5, (6, 5)), torch.linspace(0.5, 2.0, 6)
     output, sizes = net(x)
     each = [
@@ -318,16 +382,16 @@ def test_weights_count_for_the_loss_that_ctc_gives_each_sample():
 # Names
 
 
-@pytest.mark.parametrize(("name", "near"), [("cross_entropi", "cross_entropy"), ("triplet", "triplet_margin")])
-def test_an_unknown_loss_that_is_near_to_one_is_told_with_that_alone(name, near):
+@pytest.mark.parametrize(("name", "similar"), [("cross_entropi", "cross_entropy"), ("triplet", "triplet_margin")])
+def test_unknown_loss_suggests_a_similar_name(name, similar):
     with pytest.raises(
-        ValueError, match=rf"Unknown loss '{name}'\. Did you mean '{near}'\? Otherwise pass a torch.nn loss"
+        ValueError, match=rf"Unknown loss '{name}'\. Did you mean '{similar}'\? Otherwise pass a torch.nn loss"
     ):
         compiled(nn.Linear(4, 3), name)
 
 
 @pytest.mark.parametrize("name", ["dice", "focal", "softmax", "wasserstein"])
-def test_an_unknown_loss_that_is_near_to_none_is_told_with_a_short_list(name):
+def test_unknown_loss_without_similar_name_lists_common_ones(name):
     with pytest.raises(ValueError, match=rf"Unknown loss '{name}'\. Pass a name such as 'cross_entropy', .*") as caught:
         compiled(nn.Linear(4, 3), name)
     assert "easytorch.losses.TABLE" in str(caught.value)
@@ -335,7 +399,7 @@ def test_an_unknown_loss_that_is_near_to_none_is_told_with_a_short_list(name):
 
 
 @pytest.mark.parametrize(
-    ("typed", "names", "near"),
+    ("typed", "names", "similar"),
     [
         ("sgd2", ["adam", "sgd"], "sgd"),
         ("sdg", ["adam", "sgd"], "sgd"),
@@ -347,5 +411,5 @@ def test_an_unknown_loss_that_is_near_to_none_is_told_with_a_short_list(name):
         ("lion", ["muon", "nadam"], None),
     ],
 )
-def test_only_names_that_are_near_are_offered(typed, names, near):
-    assert did_you_mean(typed, names) == ("" if near is None else f" Did you mean {near!r}?")
+def test_only_similar_names_are_suggested(typed, names, similar):
+    assert did_you_mean(typed, names) == ("" if similar is None else f" Did you mean {similar!r}?")

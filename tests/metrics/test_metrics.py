@@ -1,4 +1,4 @@
-"""Metrics that measure something else than was meant, or nothing: told before anybody relies on their numbers."""
+"""Metrics: values, names, outputs, and checks before anyone relies on a wrong number."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Bias(Metric):
 
 
 @pytest.mark.parametrize("name", ["multiclass_accuracy", "top_1_accuracy"])
-def test_targets_in_a_column_are_not_paired_with_every_prediction(name):
+def test_column_of_targets_is_not_broadcast_to_pairs(name):
     def squeezing(y_pred, y):
         return nn.functional.cross_entropy(y_pred, y.squeeze(1))
 
@@ -62,7 +62,7 @@ def test_targets_in_a_column_are_not_paired_with_every_prediction(name):
     assert model.evaluate(X, Y[:, None], verbose=0)[name] == flat.evaluate(X, Y, verbose=0).accuracy
 
 
-def test_tokens_that_do_not_count_are_left_out_whatever_form_the_loss_has():
+def test_accuracy_excludes_ignored_tokens_for_every_form_of_loss():
     y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
     for loss in ("cross_entropy", nn.functional.cross_entropy, functools.partial(nn.functional.cross_entropy)):
         model = Model(nn.Identity(), device="cpu").compile(None, loss, ["accuracy"])
@@ -70,7 +70,7 @@ def test_tokens_that_do_not_count_are_left_out_whatever_form_the_loss_has():
 
 
 @pytest.mark.parametrize("name", ["precision", "recall", "f1", "auroc"])
-def test_tokens_that_do_not_count_are_left_out_by_metrics_of_torchmetrics(name):
+def test_torchmetrics_exclude_ignored_tokens(name):
     y_pred, y = torch.randn(8, 3, 5), torch.randint(3, (8, 5))
     y[:, 3:] = -100
     model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", [name])
@@ -78,7 +78,7 @@ def test_tokens_that_do_not_count_are_left_out_by_metrics_of_torchmetrics(name):
     assert model.evaluate(y_pred, y, verbose=0)[name] == pytest.approx(counted[name])
 
 
-def test_tokens_that_do_not_count_are_no_misses_of_the_largest_outputs():
+def test_top_k_accuracy_excludes_ignored_tokens():
     y_pred, y = torch.randn(8, 20, 6), torch.randint(20, (8, 6))
     y[:, 3:] = -100
     model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", ["top_20_accuracy", "top_3_accuracy"])
@@ -89,14 +89,14 @@ def test_tokens_that_do_not_count_are_no_misses_of_the_largest_outputs():
     assert scores["top_3_accuracy"] == pytest.approx(expected)
 
 
-def test_weights_count_in_a_weighted_accuracy_of_tokens_of_which_some_do_not():
+def test_weighted_accuracy_excludes_ignored_tokens():
     y_pred, y = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].transpose(1, 2), torch.tensor([[0, -100], [2, 1]])
     model = Model(nn.Identity(), device="cpu").compile(None, "cross_entropy", weighted_metrics=["accuracy"])
     scores = model.evaluate(y_pred, y, sample_weight=torch.tensor([3.0, 1.0]), verbose=0)
     assert scores.accuracy == pytest.approx((3 + 1) / (3 + 1 + 1))
 
 
-def test_a_mean_of_tensors_and_plain_numbers_loses_no_digit():
+def test_mean_of_tensors_and_numbers_keeps_float64_precision():
     mean = Mean()
     mean.add(torch.tensor(1.0, dtype=torch.float64), 1)
     mean.add(0.1, 1)
@@ -104,9 +104,9 @@ def test_a_mean_of_tensors_and_plain_numbers_loses_no_digit():
 
 
 @pytest.mark.parametrize("name", ["f1", "recall", "auroc"])
-def test_targets_that_are_nearly_zero_or_one_count_as_for_accuracy(name):
+def test_smoothed_targets_are_rounded_as_for_accuracy(name):
     net, smooth = nn.Linear(4, 1), torch.where(X[:, :1] > 0, 0.95, 0.05)
-    net.load_state_dict({"weight": torch.tensor([[5.0, 0, 0, 0]]), "bias": torch.zeros(1)})  # it is right always
+    net.load_state_dict({"weight": torch.tensor([[5.0, 0, 0, 0]]), "bias": torch.zeros(1)})  # always right
     scores = (
         Model(net, device="cpu").compile(None, "bce_with_logits", ["accuracy", name]).evaluate(X, smooth, verbose=0)
     )
@@ -122,7 +122,7 @@ def test_targets_that_are_nearly_zero_or_one_count_as_for_accuracy(name):
         ("f1", 3, torchmetrics.classification.MultilabelF1Score(3)),
     ],
 )
-def test_masks_are_measured_channel_by_channel(name, channels, reference):
+def test_masks_are_measured_per_channel(name, channels, reference):
     images, net = torch.randn(8, 2, 4, 6), nn.Conv2d(2, channels, 1)
     masks = (torch.rand(8, channels, 4, 6) > torch.tensor([0.2, 0.5, 0.8])[:channels, None, None]).float()
     model = Model(net, device="cpu").compile(None, "bce_with_logits", [name])
@@ -130,7 +130,7 @@ def test_masks_are_measured_channel_by_channel(name, channels, reference):
     assert model.evaluate(images, masks, batch_size=3, verbose=0)[name] == pytest.approx(expected)
 
 
-def test_cosine_similarity_is_a_mean_however_much_data_there_is():
+def test_cosine_similarity_is_a_mean_over_samples():
     y_pred, y = torch.randn(100, 4), torch.randn(100, 4)
     model = Model(nn.Identity(), device="cpu").compile(None, "mse", ["cosine_similarity"])
     expected = nn.functional.cosine_similarity(y_pred, y).mean().item()
@@ -139,7 +139,7 @@ def test_cosine_similarity_is_a_mean_however_much_data_there_is():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("weights", [None, torch.ones(2048)], ids=["plain", "weighted"])
-def test_sums_of_short_floats_neither_overflow_nor_lose_their_digits(dtype, weights):
+def test_sums_of_16_bit_floats_do_not_overflow_or_lose_digits(dtype, weights):
     y_pred, y = torch.full((2048, 1), 101.0, dtype=dtype), torch.zeros(2048, 1, dtype=dtype)
     model = Model(nn.Identity(), device="cpu").compile(None, "l1", ["mae"], weighted_metrics=["mse"])
     y_pred[0] = 1
@@ -149,7 +149,7 @@ def test_sums_of_short_floats_neither_overflow_nor_lose_their_digits(dtype, weig
     assert mse == pytest.approx(errors.square().double().mean().item(), rel=1e-4)
 
 
-def test_of_mean_and_variance_names_measure_the_mean_and_functions_get_both():
+def test_named_metrics_get_the_mean_and_functions_all_outputs():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -184,45 +184,45 @@ def test_of_mean_and_variance_names_measure_the_mean_and_functions_get_both():
     assert scores.output_1_covered == pytest.approx((errors < 2 * 0.5**0.5).float().mean().item())
 
 
-def test_a_metric_around_others_is_measured():
+def test_metric_that_wraps_others_is_measured():
     net, y = nn.Linear(4, 2), X[:, :2] + 1
     metric = torchmetrics.MultioutputWrapper(torchmetrics.MeanSquaredError(), 2)
     model = Model(net, device="cpu").compile(None, "mse", [metric])
     expected = (net(X) - y).square().mean().item()
-    for _ in range(2):  # the second has forgotten the first
+    for _ in range(2):  # the second pass starts from zero
         scores = model.evaluate(X, y, batch_size=40, verbose=0)
         assert scores.multioutput_wrapper == pytest.approx(expected, rel=1e-5)
 
 
-AROUND = {
+WRAPPERS = {
     "compositional_metric": lambda: torchmetrics.MeanSquaredError() + torchmetrics.MeanAbsoluteError(),
     "multioutput_wrapper": lambda: torchmetrics.MultioutputWrapper(torchmetrics.MeanSquaredError(), 1),
 }
 
 
-@pytest.mark.parametrize("name", AROUND)
-def test_a_metric_around_others_goes_on_in_the_middle_of_an_epoch(name, tmp_path):
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_metric_that_wraps_others_resumes_within_an_epoch(name, tmp_path):
     def run(folder, stop=None):
         torch.manual_seed(0)
         halt = LambdaCallback(
             on_train_batch_end=lambda *_: model.state.step == stop and signal.raise_signal(signal.SIGINT)
         )
-        model = compiled(1, "mse", [AROUND[name]()])
+        model = compiled(1, "mse", [WRAPPERS[name]()])
         return model.fit(X, R, batch_size=16, resume=tmp_path / folder, callbacks=[halt], verbose=0)
 
-    undisturbed = run("whole")
-    run("parts", stop=4)
-    assert run("parts")[name] == undisturbed[name]
+    uninterrupted = run("uninterrupted")
+    run("resumed", stop=4)
+    assert run("resumed")[name] == uninterrupted[name]
 
 
-def test_a_weighted_metric_that_returns_one_number_is_refused():
+def test_weighted_metric_with_one_number_per_batch_raises():
     def mean_hit(y_pred, y):
         return (y_pred.argmax(1) == y).float().mean()
 
     model = compiled(weighted_metrics=[mean_hit])
     model.evaluate(X, Y, verbose=0)
     with pytest.raises(
-        ValueError, match=r"'mean_hit' .*one number for the whole batch, but weights need one value for each"
+        ValueError, match=r"'mean_hit' .*weights need one value per sample, but the function returns one number"
     ):
         model.evaluate(X, Y, sample_weight=torch.ones(96), verbose=0)
 
@@ -231,7 +231,7 @@ def test_a_weighted_metric_that_returns_one_number_is_refused():
 
 
 @pytest.mark.parametrize("name", ["loss", "lr", "epoch", "val_loss", "val_lr"])
-def test_a_metric_with_a_name_of_the_logs_is_refused(name):
+def test_metric_with_reserved_name_raises(name):
     class Named(Bias):
         pass
 
@@ -245,7 +245,7 @@ def test_a_metric_with_a_name_of_the_logs_is_refused(name):
             compiled(1, "mse", weighted_metrics=[metric])
 
 
-def test_a_metric_of_torchmetrics_with_a_name_of_the_logs_is_refused():
+def test_torchmetrics_metric_with_reserved_name_raises():
     class Loss(torchmetrics.MeanSquaredError):
         pass
 
@@ -253,18 +253,18 @@ def test_a_metric_of_torchmetrics_with_a_name_of_the_logs_is_refused():
         compiled(1, "mse", [Loss()])
 
 
-def test_a_metric_named_like_the_loss_of_an_output_is_refused():
+def test_metric_named_like_an_output_loss_raises():
     with pytest.raises(ValueError, match="'output_1_loss' is reserved"):
         compiled(1, ["mse", "mse"], [[named("loss")], []])
 
 
-def test_a_metric_named_like_the_validation_of_another_is_refused():
+def test_metric_named_like_a_validation_metric_raises():
     with pytest.raises(ValueError, match="'val_mae' is reserved"):
         compiled(1, "mse", ["mae", named("val_mae")])
 
 
 @pytest.mark.parametrize("name", ["lr", "epoch"])
-def test_a_step_that_returns_a_name_of_the_logs_is_refused(name):
+def test_step_that_returns_a_reserved_name_raises(name):
     class Own(Model):
         def train_step(self, batch):
             return super().train_step(batch) | {name: 1.0}
@@ -275,7 +275,7 @@ def test_a_step_that_returns_a_name_of_the_logs_is_refused(name):
     assert model.state.step == 0
 
 
-# The order of the arguments
+# Order of the arguments
 
 
 def swapped(y_true, y_pred):
@@ -294,12 +294,12 @@ class SwappedObject(torchmetrics.MeanSquaredError):
 
 @pytest.mark.parametrize("metric", [swapped, Swapped(), SwappedObject()], ids=["function", "Metric", "torchmetrics"])
 @pytest.mark.parametrize("where", ["metrics", "weighted_metrics"])
-def test_a_metric_that_takes_targets_first_is_refused(metric, where):
+def test_metric_with_targets_first_raises(metric, where):
     with pytest.raises(ValueError, match=r"predictions first.*Swap the arguments, or pass lambda y_pred, y"):
         compiled(1, "mse", **{where: [metric]})
 
 
-def test_a_score_of_scikit_learn_is_refused_with_what_can_be_pasted():
+def test_scikit_learn_score_error_contains_working_code():
     from sklearn.metrics import mean_absolute_error
 
     with pytest.raises(ValueError, match=re.escape("pass lambda y_pred, y: mean_absolute_error(y, y_pred)")):
@@ -312,7 +312,7 @@ def test_a_score_of_scikit_learn_is_refused_with_what_can_be_pasted():
 
 
 class Silent(Model):
-    """A model whose training step measures nothing."""
+    """A model whose training step updates no metric."""
 
     def train_step(self, batch):
         x, y, _ = self.unpack(batch)
@@ -327,32 +327,33 @@ class SilentInTests(Model):
 
 @pytest.mark.parametrize("kind", [Silent, SilentInTests])
 @pytest.mark.parametrize("verbose", [0, 1])
-def test_a_metric_that_is_never_updated_is_told_once(kind, verbose):
+def test_unused_metric_warns_once_per_fit(kind, verbose):
     model = kind(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy"])
-    with pytest.warns(UserWarning, match="accuracy") as told:
+    with pytest.warns(UserWarning, match="accuracy") as caught:
         model.fit(X, Y, epochs=3, validation_data=(X, Y), callbacks=[EarlyStopping("val_accuracy")], verbose=verbose)
-    messages = [str(one.message) for one in told if "never updated" in str(one.message)]
+    messages = [str(warning.message) for warning in caught if "never updated" in str(warning.message)]
     assert messages == [
-        "accuracy was never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or take it out of compile."
+        "accuracy was never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or remove it from "
+        "compile()."
     ]
 
 
-def test_a_metric_that_is_never_updated_is_told_again_in_the_next_fit():
+def test_unused_metric_warns_again_in_the_next_fit():
     model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy"])
     for _ in range(2):
-        with pytest.warns(UserWarning, match="accuracy was never updated") as told:
+        with pytest.warns(UserWarning, match="accuracy was never updated") as caught:
             model.fit(X, Y, epochs=2, validation_data=(X, Y), verbose=0)
-        assert len(told) == 1
+        assert len(caught) == 1
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "train_on_batch", "test_on_batch"])
-def test_metrics_that_are_never_updated_are_told_by_every_verb(verb):
+@pytest.mark.parametrize("method", ["evaluate", "train_on_batch", "test_on_batch"])
+def test_unused_metrics_warn_in_every_method(method):
     model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy", "top_2_accuracy"])
-    with pytest.warns(UserWarning, match="accuracy, top_2_accuracy were never updated: .* take them out"):
-        getattr(model, verb)(X, Y, **({"verbose": 0} if verb == "evaluate" else {}))
+    with pytest.warns(UserWarning, match="accuracy, top_2_accuracy were never updated: .* remove them"):
+        getattr(model, method)(X, Y, **({"verbose": 0} if method == "evaluate" else {}))
 
 
-def test_a_step_that_measures_now_and_then_is_not_complained_of():
+def test_step_that_measures_some_batches_does_not_warn():
     class Sparing(Model):
         def train_step(self, batch):
             x, y, _ = self.unpack(batch)
@@ -368,7 +369,7 @@ def test_a_step_that_measures_now_and_then_is_not_complained_of():
     assert all(value == value for value in history["accuracy"])
 
 
-def test_a_model_without_metrics_need_not_update_any():
+def test_model_without_metrics_does_not_warn():
     model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -392,87 +393,87 @@ BY_NAME = {"kind": "cross_entropy", "size": "mse"}
 
 
 @pytest.mark.parametrize(
-    ("loss", "cure"),
+    ("loss", "fix"),
     [
         (["cross_entropy", "mse"], "metrics=[['accuracy'], []]"),
         (BY_NAME, "metrics={'kind': ['accuracy']}"),
     ],
     ids=["list", "dict"],
 )
-@pytest.mark.parametrize("metrics", [["accuracy"], "accuracy"], ids=["in a list", "alone"])
-def test_a_name_that_may_measure_any_of_several_outputs_is_refused_with_what_to_pass(loss, cure, metrics):
+@pytest.mark.parametrize("metrics", [["accuracy"], "accuracy"], ids=["list", "name"])
+def test_ambiguous_output_error_contains_working_code(loss, fix, metrics):
     named = isinstance(loss, dict)
-    with pytest.raises(ValueError, match=r"'accuracy' does not say which of the outputs.*" + re.escape(cure)):
+    with pytest.raises(ValueError, match=r"'accuracy' could measure any of the outputs.*" + re.escape(fix)):
         Model(TwoHeads(named), device="cpu").compile("sgd", loss, metrics=metrics)
     model = Model(TwoHeads(named), device="cpu").compile(
-        "sgd", loss, metrics=ast.literal_eval(cure.removeprefix("metrics="))
+        "sgd", loss, metrics=ast.literal_eval(fix.removeprefix("metrics="))
     )
     history = model.fit(X, {"kind": Y, "size": R} if named else (Y, R), verbose=0)
     assert next(name for name in history if name.endswith("accuracy")) == f"{'kind' if named else 'output_1'}_accuracy"
 
 
-def test_more_lists_of_metrics_than_outputs_are_refused():
+def test_more_metric_lists_than_outputs_raise():
     with pytest.raises(ValueError, match="There are 2 outputs, but 3 lists of metrics"):
         Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"], [["accuracy"], ["mae"], ["mse"]])
 
 
-def test_metrics_of_outputs_belong_to_their_place_where_one_has_no_loss():
+def test_metric_lists_match_outputs_by_position():
     model = Model(TwoHeads(), device="cpu").compile("sgd", [None, "mse"], [None, ["mae"]])
     assert list(model.fit(X, (Y, R), verbose=0)) == ["loss", "output_2_loss", "output_2_mae", "lr"]
 
 
-def test_a_list_of_one_loss_has_its_metrics_by_name():
+def test_list_of_one_loss_takes_a_plain_list_of_metrics():
     model = compiled(3, ["cross_entropy"], ["accuracy"])
     assert list(model.fit(X, Y, verbose=0)) == ["loss", "output_1_loss", "accuracy", "lr"]
 
 
 @pytest.mark.parametrize("metrics", [None, [["accuracy"], ["mae"]]], ids=["without metrics", "with metrics"])
 @pytest.mark.parametrize("y", [Y, R], ids=["classes", "numbers"])
-def test_one_target_for_two_losses_is_refused(metrics, y):
+def test_one_target_for_two_losses_raises(metrics, y):
     model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"], metrics)
-    with pytest.raises(ValueError, match=r"2 outputs with 2 losses, but one target, .*: pass \(y1, y2\)\."):
+    with pytest.raises(ValueError, match=r"2 outputs with 2 losses, but one target, .*\. Pass targets \(y1, y2\)\."):
         model.fit(X, y, verbose=0)
     model.fit(X, (Y, R), verbose=0)
 
 
-def test_one_target_for_losses_by_name_is_refused_with_the_names():
+def test_one_target_for_named_losses_error_lists_the_names():
     model = Model(TwoHeads(named=True), device="cpu").compile("sgd", BY_NAME)
-    with pytest.raises(ValueError, match=re.escape("pass {'kind': y1, 'size': y2}.")):
+    with pytest.raises(ValueError, match=re.escape("Pass targets {'kind': y1, 'size': y2}.")):
         model.fit(X, Y, verbose=0)
 
 
-def test_one_output_for_two_losses_is_refused():
+def test_one_output_for_two_losses_raises():
     with pytest.raises(ValueError, match=r"losses for 2 outputs, but the module returned one, float32 \[32, 1\]"):
         compiled(1, ["mse", "mse"]).fit(X, (R, R), verbose=0)
 
 
-def test_weights_of_losses_in_a_list_belong_to_losses_by_name_in_their_order():
+def test_list_of_loss_weights_follows_the_order_of_named_losses():
     class Twice(nn.Linear):
         def forward(self, x):
             return dict.fromkeys("ab", super().forward(x))
 
     module, losses = Twice(4, 3), {"a": "cross_entropy", "b": "cross_entropy"}
-    named, listed = (
+    by_name, by_position = (
         Model(module, device="cpu")
         .compile("sgd", losses, loss_weights=weights)
         .evaluate(X, {"a": Y, "b": Y}, verbose=0)
         for weights in ({"a": 0.25, "b": 0.5}, [0.25, 0.5])
     )
-    assert listed["loss"] == named["loss"] == pytest.approx(0.75 * named["a_loss"])
+    assert by_position["loss"] == by_name["loss"] == pytest.approx(0.75 * by_name["a_loss"])
 
 
 @pytest.mark.parametrize("weights", [0.5, [0.5]], ids=str)
-def test_weights_of_losses_that_are_not_one_for_each_are_refused(weights):
-    with pytest.raises(ValueError, match=r"There are 2 outputs, but loss_weights=.*Pass one weight for each"):
+def test_wrong_number_of_loss_weights_raises(weights):
+    with pytest.raises(ValueError, match=r"expects 2 weights, received loss_weights=.*Pass one weight per output"):
         compiled(loss=["mse", "mse"], loss_weights=weights)
 
 
-def test_one_weight_for_two_losses_holds_for_both():
+def test_one_sample_weight_applies_to_both_losses():
     model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
     assert model.fit(X, (Y, R), sample_weight=torch.zeros(96), verbose=0)["loss"] == [0.0]
 
 
-def test_one_target_does_for_the_only_loss_of_two_outputs():
+def test_one_target_suffices_for_the_only_loss():
     model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", None])
     assert model.fit(X, Y, verbose=0)["output_1_loss"][0] > 0
 
@@ -491,7 +492,7 @@ def test_one_target_does_for_the_only_loss_of_two_outputs():
         ("R2Score", "r2"),
     ],
 )
-def test_errors_are_known_by_their_names_in_keras(name, same):
+def test_keras_names_of_errors_are_known(name, same):
     scores = compiled(1, "mse", [name, same]).evaluate(X, R, verbose=0)
     assert scores[name] == pytest.approx(scores[same]) != 0
 
@@ -508,14 +509,14 @@ def test_errors_are_known_by_their_names_in_keras(name, same):
         ("AUC", "auroc"),
     ],
 )
-def test_accuracies_are_known_by_their_names_in_keras(name, same):
+def test_keras_names_of_accuracies_are_known(name, same):
     scores = compiled(8, "cross_entropy", [name, same]).evaluate(X, torch.arange(96) % 8, verbose=0)
     assert 0 < scores[name] == scores[same] < 1
 
 
 @pytest.mark.parametrize("name", ["hinge", "SquaredHinge", "Poisson", "log_cosh", "MeanSquaredLogarithmicError"])
-def test_losses_of_keras_are_metrics_as_well(name):
-    net = nn.Sequential(nn.Linear(4, 1), nn.Softplus())  # Poisson takes what is positive
+def test_keras_losses_are_metrics_too(name):
+    net = nn.Sequential(nn.Linear(4, 1), nn.Softplus())  # Poisson needs positive outputs
     model = Model(net, device="cpu").compile("sgd", name, [name])
     loss, metric = model.evaluate(X, R.abs(), verbose=0)
     assert metric == pytest.approx(loss)
@@ -523,7 +524,7 @@ def test_losses_of_keras_are_metrics_as_well(name):
 
 
 @pytest.mark.parametrize("name", ["confusion_matrix", "perplexity", "dice"])
-def test_an_unknown_metric_that_is_near_to_none_is_told_with_a_short_list(name):
+def test_unknown_metric_without_similar_name_lists_common_ones(name):
     with pytest.raises(
         ValueError, match=rf"Unknown metric '{name}'\. Pass a name such as 'accuracy', .* f\(y_pred, y\)"
     ) as caught:
@@ -533,16 +534,16 @@ def test_an_unknown_metric_that_is_near_to_none_is_told_with_a_short_list(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "similar"),
     [("acuracy", "accuracy"), ("f1score_", "f1_score"), ("kappa", "cohen_kappa"), ("top_0_accuracy", "top_5_accuracy")],
 )
-def test_an_unknown_metric_that_is_near_to_one_is_told_with_that_alone(name, near):
-    with pytest.raises(ValueError, match=rf"Did you mean '{near}'\? Otherwise pass a function") as caught:
+def test_unknown_metric_suggests_a_similar_name(name, similar):
+    with pytest.raises(ValueError, match=rf"Did you mean '{similar}'\? Otherwise pass a function") as caught:
         compiled(metrics=[name])
     assert len(str(caught.value)) < 200
 
 
-def test_weights_by_output_are_those_of_the_metric_of_each():
+def test_weighted_metrics_use_the_weights_of_their_output():
     net, weights = TwoHeads(named=True), {"kind": torch.rand(96), "size": torch.rand(96)}
     metrics = {"kind": ["accuracy"], "size": ["mae"]}
     model = Model(net, device="cpu").compile(None, BY_NAME, weighted_metrics=metrics)
@@ -554,18 +555,18 @@ def test_weights_by_output_are_those_of_the_metric_of_each():
     assert scores.size_mae == pytest.approx(errors, rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [torchmetrics.MeanSquaredError, Bias], ids=["torchmetrics", "own"])
-def test_one_metric_object_for_two_outputs_is_refused(make):
+@pytest.mark.parametrize("make", [torchmetrics.MeanSquaredError, Bias], ids=["torchmetrics", "Metric"])
+def test_metric_object_passed_twice_raises(make):
     metric = make()
     for metrics in ([[metric], [metric]], [[], [metric, metric]]):
-        with pytest.raises(ValueError, match=r"was passed twice.*Make an object for each"):
+        with pytest.raises(ValueError, match=r"was passed twice.*Create one object for each"):
             Model(TwoHeads(), device="cpu").compile("sgd", ["mse", "mse"], metrics)
     with pytest.raises(ValueError, match="was passed twice"):
         compiled(1, "mse", [metric], weighted_metrics=[metric])
     Model(TwoHeads(), device="cpu").compile("sgd", ["mse", "mse"], [[make()], [make()]])
 
 
-def test_two_metric_objects_may_have_the_same_attributes():
+def test_two_metric_objects_may_have_equal_attributes():
     class Named(Bias):
         def __init__(self, name):
             self.name, self.metric = name, "l2"
@@ -582,7 +583,7 @@ def test_two_metric_objects_may_have_the_same_attributes():
     ],
     ids=["binary", "multilabel"],
 )
-def test_objects_of_torchmetrics_go_with_a_loss_of_yes_and_no_whose_targets_are_floats(outputs, metric):
+def test_torchmetrics_take_float_targets_of_binary_losses(outputs, metric):
     torch.manual_seed(0)
     x, y = torch.randn(60, 4), (torch.rand(60, outputs) > 0.5).float()
     net = nn.Linear(4, outputs)
