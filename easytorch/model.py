@@ -215,8 +215,10 @@ class Model(Looking, Saving):
         if isinstance(y, numbers.Integral):
             y, epochs = None, int(y)
         feed, validation = make_fit_data(
-            x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
-            self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.group, self.unpack,
+            x, y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
+            validation_data=validation_data, validation_split=validation_split, window=self.gradient_accumulation_steps,
+            steps_per_epoch=steps_per_epoch, validation_steps=validation_steps, epochs=epochs, group=self.strategy.group,
+            unpack=self.unpack,
         )  # fmt: skip
         validated = validated_epochs(validation_freq if validation is not None else ())
         listeners = [

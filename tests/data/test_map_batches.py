@@ -21,7 +21,7 @@ from torch.utils.data import (
 from easytorch import Model
 from easytorch._utils.pytree import leaves
 from easytorch.data.epoch_iterator import EvalIterator
-from easytorch.data.fast_loaders import MapBatches, as_map_batches, as_tensor_batches, fast_collate
+from easytorch.data.fast_loaders import MapBatches, as_map_batches, as_tensor_batches
 
 
 class Drawing(Dataset):
@@ -119,49 +119,3 @@ def test_an_error_of_the_dataset_is_raised_as_it_is():
     model = Model(nn.Linear(3, 2)).compile("sgd", "cross_entropy")
     with pytest.raises(LookupError, match="row 7 is gone"):
         model.fit(DataLoader(Broken(), 4), 1, verbose=0)
-
-
-SAMPLES = {
-    "images and labels": [(torch.rand(2, 2), 3), (torch.rand(2, 2), 5)],
-    "tensors alone": [(torch.rand(2), torch.tensor(1), torch.tensor(2.5)) for _ in range(3)],
-    "doubles and halves": [(torch.rand(2, dtype=torch.float64), torch.rand(3).half()) for _ in range(2)],
-    "truths": [(torch.rand(2), True), (torch.rand(2), False)],
-    "fractions": [(torch.rand(2), 0.5), (torch.rand(2), 1.5)],
-    "fractions after a whole number": [(torch.rand(2), 1), (torch.rand(2), 1.5)],
-    "arrays": [(np.zeros(2), np.int64(1)), (np.ones(2), np.int64(2))],
-    "dicts": [{"x": torch.rand(2), "y": 1}, {"x": torch.rand(2), "y": 2}],
-    "lists": [[torch.rand(2), 1], [torch.rand(2), 2]],
-    "one tensor": [torch.rand(2), torch.rand(2)],
-    "a tuple in a tuple": [((torch.rand(2), 1), 1), ((torch.rand(2), 1), 2)],
-    "parameters": [(nn.Parameter(torch.rand(2)), 1), (nn.Parameter(torch.rand(2)), 2)],
-    "empty tuples": [(), ()],
-}
-
-
-@pytest.mark.parametrize("kind", SAMPLES)
-def test_samples_are_put_together_as_torch_does_it(kind):
-    ours, theirs = (collate(SAMPLES[kind]) for collate in (fast_collate, default_collate))
-    assert repr(ours) == repr(theirs)
-    dtypes = [[leaf.dtype for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)] for tree in (ours, theirs)]
-    assert dtypes[0] == dtypes[1]
-
-
-@pytest.mark.parametrize(
-    "samples",
-    [
-        [],
-        [(torch.rand(2), 1), (torch.rand(2),)],
-        [(torch.rand(2), 1), (torch.rand(3), 1)],
-        [(torch.rand(2), 1), (torch.rand(2), "one")],
-        [(torch.rand(2).to_sparse(), 1)] * 2,
-        [(None, 1)] * 2,
-    ],
-    ids=["none", "a part is missing", "two shapes", "text among numbers", "sparse", "nothing"],
-)
-def test_samples_that_do_not_go_together_are_refused_in_the_words_of_torch(samples):
-    said = []
-    for collate in (fast_collate, default_collate):
-        with pytest.raises((TypeError, RuntimeError, IndexError, ValueError)) as error:
-            collate(samples)
-        said.append((type(error.value), str(error.value)))
-    assert said[0] == said[1]
