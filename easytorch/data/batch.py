@@ -85,10 +85,12 @@ def batch_size(batch: Any) -> int:
     Raises:
         ValueError: If first dimensions differ, or there is neither tensor nor array.
     """
-    # By far the most frequent case, once for each batch.
+    # By far the most frequent cases, once for each batch.
     if type(batch) in (tuple, list) and len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].ndim:
         return batch[1].shape[0]
-    for count in (_read_size_attribute, _count_target_dicts, _count_target_rows, _count_rows):
+    if type(batch) is Tensor and batch.ndim:
+        return batch.shape[0]
+    for count in (_read_size_attribute, _count_targets, _count_rows):
         size = count(batch)
         if size is not None:
             return size
@@ -99,19 +101,19 @@ def batch_size(batch: Any) -> int:
 
 
 def _read_size_attribute(batch: Any) -> int | None:
-    sizes = (getattr(batch, name, None) for name in SIZE_ATTRIBUTES)
-    return next((int(size) for size in sizes if isinstance(size, int)), None)
+    for name in SIZE_ATTRIBUTES:
+        size = getattr(batch, name, None)
+        if isinstance(size, int):
+            return size
+    return None
 
 
-def _count_target_dicts(batch: Any) -> int | None:
-    """Return the number of targets if there is a dict for each sample, as in object detection."""
+def _count_targets(batch: Any) -> int | None:
     targets = _get_targets(batch)
-    are_dicts = isinstance(targets, (tuple, list)) and all(isinstance(target, Mapping) for target in targets)
-    return len(targets) or None if are_dicts else None
-
-
-def _count_target_rows(batch: Any) -> int | None:
-    return _count_first_dimension(_get_targets(batch), batch)
+    # Object detection has a dict for each sample.
+    if isinstance(targets, (tuple, list)) and targets and all(isinstance(target, Mapping) for target in targets):
+        return len(targets)
+    return _count_first_dimension(targets, batch)
 
 
 def _count_rows(batch: Any) -> int | None:
