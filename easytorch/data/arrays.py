@@ -82,17 +82,24 @@ def load_samples(dataset: Any, indices: Sequence[Any]) -> Any:
 
 def as_tensors(tree: Any) -> Any:
     """Return ``tree`` with each array, frame and list of numbers as a tensor."""
-    if isinstance(tree, list) and tree:
-        if all(isinstance(leaf, (int, float, str, np.generic)) for leaf in leaves(tree)):
-            return as_tensor(tree)
-        # list(y) of a tensor y
-        if all(isinstance(leaf, Tensor) and not leaf.ndim for leaf in tree):
-            return torch.stack(tree)
+    tensor = _list_as_tensor(tree) if isinstance(tree, list) and tree else None
+    if tensor is not None:
+        return tensor
     if isinstance(tree, Mapping):
         return {key: as_tensors(value) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
         return type(tree)(as_tensors(value) for value in tree)
     return map_leaves(as_tensor, tree)
+
+
+def _list_as_tensor(items: list[Any]) -> Tensor | None:
+    """Return a list of numbers, nested or not, as a tensor; None for other lists."""
+    if all(isinstance(leaf, (int, float, str, np.generic)) for leaf in leaves(items)):
+        return from_numpy(_list_values(items))
+    # list(y) of a tensor y
+    if all(isinstance(item, Tensor) and not item.ndim for item in items):
+        return torch.stack(items)
+    return None
 
 
 def as_tensor(leaf: Any) -> Any:

@@ -65,15 +65,20 @@ def is_arrays(x: Any, y: Any) -> bool:
 
 def stack_samples(x: Any, y: Any) -> tuple[Any, Any]:
     """Return lists of samples ``x`` and targets ``y`` as one array each; anything else unchanged."""
-    if not isinstance(x, list) or len(x) < 2 or not _have_one_shape(x) or not (is_array(y) or isinstance(y, list)):
+    if not _may_be_samples(x, y):
         return x, y
+    if isinstance(y, list) and any(np.ndim(target) for target in y):
+        # Several targets have one row for each sample, so their length is that of the inputs.
+        return (_stack(x), _stack(y)) if _have_one_shape(y) and len(x[0]) != len(y[0]) else (x, y)
     # Several inputs have one row for each sample, so their length is that of y.
-    if len(y) != len(x):
-        return x, y
-    if not isinstance(y, list) or not any(np.ndim(target) for target in y):
-        return (x, y) if len(x[0]) == len(x) else (_stack(x), y)
-    # A list of arrays may also be several targets, whose length is that of the inputs.
-    return (_stack(x), _stack(y)) if _have_one_shape(y) and len(x[0]) != len(y[0]) else (x, y)
+    return (x, y) if len(x[0]) == len(y) else (_stack(x), y)
+
+
+def _may_be_samples(x: Any, y: Any) -> bool:
+    """Return whether ``x`` is a list of arrays of one shape, as many as there are targets."""
+    if not isinstance(x, list) or len(x) < 2 or not _have_one_shape(x):
+        return False
+    return (is_array(y) or isinstance(y, list)) and len(y) == len(x)
 
 
 def _have_one_shape(arrays: list[Any]) -> bool:

@@ -29,7 +29,7 @@ from easytorch.data.in_memory import InMemory
 from easytorch.data.resumable_sampler import order_changed_error
 from easytorch.data.sharding import Bounds, ShardedBatchSampler
 
-# These draw the whole order at the start of a pass; a custom sampler may draw during the pass.
+# These draw the complete order at the start of a pass; a custom sampler may draw during the pass.
 KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 

@@ -34,7 +34,7 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
     """
     if outputs is None:
         raise TypeError(
-            "The module returned None: expected outputs. Add a return statement to forward() or predict_step()."
+            "There are no outputs: the module returned None. Add a return statement to forward() or predict_step()."
         )
     try:
         size = batch_size(batch)
@@ -49,8 +49,8 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
     if is_valid:
         return outputs
     raise ValueError(
-        f"predict() needs outputs with one row for each sample: expected {size} rows, received {describe(outputs)}. Override "
-        "predict_step to return such outputs, or replace squeeze() by squeeze(1) in forward()."
+        f"predict() needs outputs with one row for each sample, but for a batch of {size} the module returned "
+        f"{describe(outputs)}. Override predict_step to return such outputs, or replace squeeze() by squeeze(1) in forward()."
     )
 
 

@@ -100,7 +100,7 @@ def test_an_optimizer_in_the_place_of_the_loss_is_told():
 
 def test_a_list_of_samples_is_told_from_a_list_of_batches():
     for samples in ([(X[i], int(Y[i])) for i in range(9)], [(X[i], Y[i]) for i in range(9)]):
-        with pytest.raises(ValueError, match=r"this one holds samples: .* DataLoader\(samples, batch_size=32"):
+        with pytest.raises(ValueError, match=r"received a list of samples: .* DataLoader\(samples, batch_size=32"):
             Model(mlp()).compile("sgd", "cross_entropy").fit(samples, 1, verbose=0)
 
 
@@ -127,7 +127,7 @@ def test_logits_between_0_and_1_are_logits():
 
 def test_the_weight_of_a_class_that_no_target_is_is_told():
     model = Model(mlp()).compile("sgd", "cross_entropy")
-    with pytest.warns(UserWarning, match="class_weight has a weight for class 7, which no target is"):
+    with pytest.warns(UserWarning, match="class_weight of class 7 has no effect"):
         model.fit(X, Y, class_weight={0: 2.0, 7: 3.0}, verbose=0)
 
 
