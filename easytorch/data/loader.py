@@ -73,13 +73,13 @@ def as_loader(
     _check_shuffle(x, shuffle)
     options: dict[str, Any] = {"shuffle": bool(shuffle), "generator": private_generator(shuffle)}
     if is_arrays(x, y):
-        return DataLoader(_not_empty(_array_dataset(x, y, sample_weight)), size, collate_fn=as_batch, **options)
+        return DataLoader(_check_not_empty(_array_dataset(x, y, sample_weight)), size, collate_fn=as_batch, **options)
     refuse_arguments(x, y=y)
     if isinstance(x, IterableDataset):
         refuse_arguments(x, sample_weight=sample_weight)
         return DataLoader(x, size)
     if not isinstance(x, DataLoader) and is_map_style(x):
-        x = DataLoader(_not_empty(x), size, **options)
+        x = DataLoader(_check_not_empty(x), size, **options)
     else:
         refuse_arguments(x, batch_size=batch_size, shuffle=shuffle)
     if sample_weight is None:
@@ -154,7 +154,7 @@ def is_indexed(x: Any, y: Any = None) -> bool:
     return isinstance(x, tuple) or is_arrays(x, y) or is_map_style(x)
 
 
-def _not_empty(dataset: Any) -> Any:
+def _check_not_empty(dataset: Any) -> Any:
     size, name = length(dataset), type(dataset).__name__
     if size is None:
         raise TypeError(f"{name} has no length. Define {name}.__len__(), which returns the number of samples.")
