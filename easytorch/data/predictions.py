@@ -261,14 +261,9 @@ class GrowingNpyFile:
 
     def _write_header(self) -> None:
         # NumPy pads the header so that its length does not depend on the number of rows.
-        np.lib.format.write_array_header_1_0(
-            self.file,
-            {
-                "descr": np.lib.format.dtype_to_descr(self.dtype),
-                "fortran_order": False,
-                "shape": (self.count, *self.shape),
-            },
-        )
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)
 
 
 def _get_suffixes(tree: Any, prefix: str = "") -> list[str]:
