@@ -34,9 +34,10 @@ from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batches
 from easytorch.data import predictions
-from easytorch.data.batch import EMPTY_DATA, Batch, length
+from easytorch.data.batch import EMPTY_DATA, Batch, count_batches
+from easytorch.data.containers import as_predict_data
 from easytorch.data.epoch_iterator import EpochIterator
-from easytorch.data.loader import as_loader, make_fit_data, one_batch, validated_epochs
+from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
 from easytorch.data.splits import all_targets
 from easytorch.data.window import Window
 from easytorch.diagnostics.module_checks import check_module
@@ -159,11 +160,23 @@ class Model:
         if isinstance(y, Integral):
             y, epochs = None, int(y)
         train_data, val_data = make_fit_data(
-            x, y, batch_size, shuffle, sample_weight, class_weight, validation_data, validation_split,
-            self.gradient_accumulation_steps, steps_per_epoch, validation_steps, epochs, self.strategy.group, self.unpack,
-            self.batch_size,
-        )  # fmt: skip
-        validates_after = validated_epochs(validation_freq if val_data is not None else ())
+            x,
+            y,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            validation_steps=validation_steps,
+            steps_per_epoch=steps_per_epoch,
+            epochs=epochs,
+            window_size=self.gradient_accumulation_steps,
+            group=self.strategy.group,
+            unpack=self.unpack,
+            count_samples=self.batch_size,
+        )
+        validates_after = make_validation_schedule(validation_freq if val_data is not None else ())
         all_callbacks = [
             *self.schedules,
             *as_callback_list(callbacks),
@@ -234,7 +247,7 @@ class Model:
     def test_epoch(self, loader: Iterable[Any], steps: int | None = None) -> dict[str, float]:
         """Pass once over ``loader`` in eval mode, and return the means over all samples of all ranks."""
         loader = self.strategy.batches(loader, steps)
-        self.callbacks.params["test_steps"] = length(loader)
+        self.callbacks.params["test_steps"] = count_batches(loader)
         self.callbacks.on_test_begin({})
         with evaluation_session(self):
             for i, batch in enumerate(loader):
@@ -364,13 +377,13 @@ class Model:
         verbose: int | str = 0,
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
-        loader = as_loader(predictions.inputs(x, self.signature), batch_size=batch_size)
+        loader = as_loader(as_predict_data(x, self.signature), batch_size=batch_size)
         loader = self.strategy.batches(predictions.warn_if_shuffled(loader), steps)
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
         all_callbacks = [*as_callback_list(callbacks), *progress_callbacks(verbose)]
         session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}))
         with session, in_eval_mode(self.module), torch.no_grad(), collector:
-            self.callbacks.params["test_steps"] = length(loader)
+            self.callbacks.params["test_steps"] = count_batches(loader)
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(loader):
                 self.callbacks.on_predict_batch_begin(i, {})
@@ -486,7 +499,7 @@ class Model:
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch."""
         self.require_optimizer("train_on_batch")
-        batch = one_batch(x, y, sample_weight)
+        batch = as_single_batch(x, y, sample_weight)
         self.metrics.reset()
         with update_session(self, CallbackList([], self, {})):
             self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
@@ -496,13 +509,13 @@ class Model:
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Return the scores of one batch in eval mode."""
         self.require_compiled("test_on_batch")
-        batch = one_batch(x, y, sample_weight)
+        batch = as_single_batch(x, y, sample_weight)
         with reporting_errors(self, CallbackList([], self, {})):
             return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
-        return self._predict([one_batch(x)])
+        return self._predict([as_single_batch(x)])
 
     # Files
 

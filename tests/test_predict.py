@@ -1,4 +1,4 @@
-"""Where and in which precision steps run, in which mode, one at a time or many, and how all of it is changed."""
+"""Predictions in memory: order, structure, probabilities and classes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch.utils.data import TensorDataset
 from easytorch import Model
 from tests.loops import blob_loader, mlp
 from tests.strategies.common_strategy import X, Y, compiled, normed
-
-# Predictions
 
 
 class Several(nn.Module):
@@ -35,7 +33,7 @@ def test_predict_returns_numpy_in_the_order_of_the_samples():
 
 
 @pytest.mark.parametrize("kind", [dict, tuple, list])
-def test_predict_keeps_the_structure_of_the_outputs(kind):
+def test_predict_preserves_the_structure_of_the_outputs(kind):
     y_pred = Model(Several(kind), device="cpu").predict(X, batch_size=8, verbose=0)
     assert type(y_pred) is kind
     left, right = y_pred.values() if kind is dict else y_pred
@@ -47,7 +45,7 @@ def test_predict_keeps_the_structure_of_the_outputs(kind):
     [X, X.numpy(), (X, Y), TensorDataset(X, Y), blob_loader(), [(X[:25], Y[:25]), (X[25:], Y[25:])]],
     ids=["tensor", "array", "tuple", "dataset", "loader", "list"],
 )
-def test_predict_takes_all_data_that_fit_takes(data):
+def test_predict_accepts_all_data_that_fit_accepts(data):
     model = compiled()
     np.testing.assert_allclose(model.predict(data, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
 
@@ -56,19 +54,19 @@ def test_predict_needs_no_compile_and_no_targets():
     assert Model(mlp(), device="cpu").predict(X, verbose=0).shape == (50, 3)
 
 
-def test_predict_changes_no_weight_and_no_buffer():
+def test_predict_leaves_weights_and_buffers_unchanged():
     net = normed()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     compiled(net).predict(X, verbose=0)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-def test_predict_from_a_shuffling_loader_warns_that_the_order_is_another():
-    with pytest.warns(UserWarning, match=r"shuffles.*another order"):
+def test_predict_warns_of_a_shuffling_loader():
+    with pytest.warns(UserWarning, match=r"another order.*shuffles"):
         compiled().predict(blob_loader(shuffle=True), verbose=0)
 
 
-def test_predict_stops_after_the_steps():
+def test_predict_stops_after_steps():
     assert len(compiled().predict(X, batch_size=8, steps=2, verbose=0)) == 16
 
 
@@ -98,7 +96,7 @@ def test_a_regression_has_no_probabilities(verb):
         getattr(compiled(mlp(8, 1), "mse"), verb)(X, verbose=0)
 
 
-def test_probabilities_of_several_outputs_keep_their_structure():
+def test_predict_proba_preserves_the_structure_of_outputs():
     model = compiled(Several(dict), {"left": "cross_entropy", "right": "bce_with_logits"})
     y_pred = model.predict_proba(X, verbose=0)
     np.testing.assert_allclose(y_pred["left"].sum(1), np.ones(50), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Whatever the user passes, as batches."""
+"""Conversion of user data to batches."""
 
 from easytorch.data.arrays import ArrayDataset
 from easytorch.data.in_memory import in_memory

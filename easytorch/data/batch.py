@@ -1,4 +1,4 @@
-"""One batch: its inputs, targets, weights, size and device."""
+"""Parts, size and device of one batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from easytorch._utils.pytree import describe, leaves, map_leaves
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 WEIGHT_KEY = "sample_weight"
-PAD_HINT = "Pad them to one length, for example by torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
-EMPTY_DATA = "The data is empty: there was not one batch in it. Was the generator read before?"
+# Attributes with the number of samples, in batch objects of other libraries.
+SIZE_ATTRIBUTES = ("batch_size", "num_graphs")
+PAD_HINT = "Pad them to one length with torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
+EMPTY_DATA = (
+    "The data is empty: expected at least one batch, received none. A generator can be read only once: pass the function that "
+    "returns it, not its result."
+)
 
 
 class Batch(NamedTuple):
-    """The three parts of a batch; what is missing is None."""
+    """Inputs, targets and sample weights of a batch; a missing part is None."""
 
     x: Any
     y: Any = None
@@ -32,16 +37,19 @@ def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
     """Split ``batch`` into inputs, targets and sample weights.
 
     Args:
-        batch: ``x``, ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``; or a dict, whose entries named like arguments
-            of the module are the inputs, and whose entry ``labels`` (``label``, ``targets``, ``target``, ``y``) is
-            the target.
+        batch: ``x``, ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``; or a dict. The entries of a dict that have the
+            names of arguments of the module are the inputs. Its entry ``labels`` (``label``, ``targets``, ``target``,
+            ``y``) is the target.
         signature: The arguments of the module that takes the inputs; only dicts need it.
+
+    Raises:
+        ValueError: If a tuple has more than three parts.
     """
     if isinstance(batch, (tuple, list)):
         if 1 <= len(batch) <= 3:
             return Batch(*batch)
         raise ValueError(
-            f"A batch has one to three parts, x, (x, y) or (x, y, sample_weight); this one has {len(batch)}: "
+            f"Expected a batch of one to three parts, x, (x, y) or (x, y, sample_weight); received {len(batch)} parts: "
             f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict."
         )
     if isinstance(batch, Mapping):
@@ -50,146 +58,196 @@ def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
 
 
 def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch:
-    label = next((key for key in LABEL_KEYS if key in batch), None)
     inputs: Any = {key: value for key, value in batch.items() if key in signature.names}
-    if label is None and inputs:
-        others = [key for key in batch if key not in inputs and key != WEIGHT_KEY]
-        label = others[0] if len(others) == 1 else None
+    label = _find_label_key(batch, inputs)
     if not inputs:
         inputs = {key: value for key, value in batch.items() if key not in (label, WEIGHT_KEY)}
-        if (
-            len(inputs) == 1 and not signature.any_keyword
-        ):  # {"image": x, "label": y} for a module that takes one tensor
+        # {"image": x, "label": y} for a module with one argument
+        if len(inputs) == 1 and not signature.any_keyword:
             (inputs,) = inputs.values()
-    return Batch(inputs, batch[label] if label is not None else None, batch.get(WEIGHT_KEY))
+    return Batch(inputs, None if label is None else batch[label], batch.get(WEIGHT_KEY))
+
+
+def _find_label_key(batch: Mapping[str, Any], inputs: Mapping[str, Any]) -> str | None:
+    label = next((key for key in LABEL_KEYS if key in batch), None)
+    if label is not None or not inputs:
+        return label
+    # If only one entry remains, it is the target.
+    remaining = [key for key in batch if key not in inputs and key != WEIGHT_KEY]
+    return remaining[0] if len(remaining) == 1 else None
 
 
 def batch_size(batch: Any) -> int:
-    """Return the number of samples in ``batch``: the first dimension of its targets, else of its inputs.
+    """Return the number of samples in ``batch``: the first dimension of its targets, or else of its inputs.
 
-    A batch object of another library may tell by an attribute ``batch_size`` or ``num_graphs``.
+    A batch object of another library may have an attribute ``batch_size`` or ``num_graphs``.
+
+    Raises:
+        ValueError: If first dimensions differ, or there is neither tensor nor array.
     """
+    # By far the most frequent cases, once for each batch.
     if type(batch) in (tuple, list) and len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].ndim:
         return batch[1].shape[0]
-    for name in ("batch_size", "num_graphs"):
-        if isinstance(getattr(batch, name, None), int):
-            return int(getattr(batch, name))
-    targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if type(batch) is Tensor and batch.ndim:
+        return batch.shape[0]
+    for count in (_read_size_attribute, _count_targets, _count_rows):
+        size = count(batch)
+        if size is not None:
+            return size
+    raise ValueError(
+        f"Cannot find the number of samples in this batch: expected tensors or arrays, received {describe(batch)}. Pass "
+        "(x, y) as tensors, or override Model.batch_size."
+    )
+
+
+def _read_size_attribute(batch: Any) -> int | None:
+    for name in SIZE_ATTRIBUTES:
+        size = getattr(batch, name, None)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def _count_targets(batch: Any) -> int | None:
+    targets = _get_targets(batch)
+    # Object detection has a dict for each sample.
+    if isinstance(targets, (tuple, list)) and targets and all(isinstance(target, Mapping) for target in targets):
+        return len(targets)
+    return _count_first_dimension(targets, batch)
+
+
+def _count_rows(batch: Any) -> int | None:
+    return _count_first_dimension(batch, batch)
+
+
+def _get_targets(batch: Any) -> Any:
     if isinstance(batch, Mapping):
-        targets = next((batch[key] for key in LABEL_KEYS if key in batch), None)
-    if isinstance(targets, (tuple, list)) and targets and all(isinstance(one, Mapping) for one in targets):
-        return len(targets)  # a dict for each sample, as detection has them
-    for part in (targets, batch):
-        sizes = {len(leaf) for leaf in leaves(part) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0}
-        if len(sizes) == 1:
-            return sizes.pop()
-        if sizes:
-            raise ValueError(
-                f"The parts of this batch have different first dimensions, {sorted(sizes)}: {describe(batch)}. "
-                "Give every part one row for each sample."
-            )
-    raise ValueError(f"Cannot tell how many samples are in this batch: {describe(batch)}. Pass tensors or arrays.")
+        return next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def _count_first_dimension(tree: Any, batch: Any) -> int | None:
+    sizes = {len(leaf) for leaf in leaves(tree) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The parts of a batch have different first dimensions: expected one row for each sample, received {sorted(sizes)} "
+            f"rows in {describe(batch)}. Check that len(x) == len(y)."
+        )
+    return sizes.pop() if sizes else None
 
 
 def make_to_device(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any]:
-    """Return the function that brings a batch to ``device`` and its floats to ``dtype`` (None: as they are).
+    """Return a function that moves a batch to ``device``.
 
-    Arrays become tensors, anything that is neither array nor tensor stays what it is. From pinned memory the copy
-    does not wait.
+    Arrays become tensors; a leaf that is neither array nor tensor stays unchanged. The copy from pinned memory is
+    asynchronous.
+
+    Args:
+        device: The target device.
+        dtype: The dtype for floating-point leaves; None keeps their dtype.
     """
+    # Unlike a closure, a partial can be pickled.
+    return functools.partial(_move_batch, device, dtype)
 
-    return functools.partial(_place_batch, device, dtype)  # which, unlike a function made here, can be pickled
 
-
-def _place_batch(device: torch.device, dtype: torch.dtype | None, batch: Any) -> Any:
+def _move_batch(device: torch.device, dtype: torch.dtype | None, batch: Any) -> Any:
     if type(batch) in (tuple, list):
         for leaf in batch:
             if type(leaf) is not Tensor or leaf.device != device or (leaf.dtype != dtype and leaf.is_floating_point()):
                 break
-        else:  # nothing is to be done, as mostly on a CPU
+        # Nothing has to change, which is the usual case on a CPU.
+        else:
             return batch
         if len(batch) > 1 and type(batch[1]) is np.ndarray:
             batch = type(batch)([batch[0], as_labels(batch[1]), *batch[2:]])
-    return map_leaves(functools.partial(_place, device, dtype), batch)
+    return map_leaves(functools.partial(_move_leaf, device, dtype), batch)
 
 
-def _place(device: torch.device, dtype: torch.dtype | None, leaf: Any) -> Any:
+def _move_leaf(device: torch.device, dtype: torch.dtype | None, leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         leaf = from_numpy(leaf)
+    if isinstance(leaf, Tensor):
+        target_dtype = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
+        if leaf.device == device and leaf.dtype == target_dtype:
+            return leaf
+        return leaf.to(device, target_dtype, non_blocking=True)
     if isinstance(leaf, PackedSequence):
-        packed: Any = leaf  # whose to() torch declares for a dtype alone; the batch sizes stay on the CPU
+        # Its to() moves the data; the batch sizes stay on the CPU. torch annotates it for a dtype alone.
+        packed: Any = leaf
         return packed.to(device, dtype if dtype is not None and packed.data.is_floating_point() else packed.data.dtype)
-    if not isinstance(leaf, Tensor):
-        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
-    wanted = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
-    if leaf.device == device and leaf.dtype == wanted:
-        return leaf
-    return leaf.to(device, wanted, non_blocking=True)
+    return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
 
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    """Turn ``array`` into a tensor that shares its memory where NumPy allows it.
+    """Return ``array`` as a tensor that shares its memory where NumPy permits it.
 
     Raises:
         TypeError: If it holds text or other objects.
     """
-    if (
-        array.dtype.kind == "O"
-        and array.size
-        and all(isinstance(value, (int, float, np.number)) for value in array.flat)
-    ):
-        array = array.astype(np.float64)  # numbers in a frame with columns of several kinds
-    if array.dtype.kind not in "biufc":
-        raise _no_numbers(array)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)  # torch computes little with unsigned integers
-    if not array.dtype.isnative:  # torch has one byte order, and no long doubles
-        array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype == np.longdouble:
+    # An object array of numbers comes from a frame with columns of different dtypes.
+    is_object = array.dtype.kind == "O" and array.size > 0
+    if is_object and all(isinstance(value, (int, float, np.number)) for value in array.flat):
         array = array.astype(np.float64)
+    if array.dtype.kind not in "biufc":
+        raise _not_numeric_error(array)
+    array = array.astype(_torch_compatible(array.dtype), copy=False)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array) if array.ndim else array)
 
 
-def as_labels(leaf: Any) -> Any:
-    """Return targets that came as an array or a series of short integers, or of True and False, as int64.
+def _torch_compatible(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return ``dtype``, or the nearest dtype that torch supports."""
+    # Most operations of torch reject unsigned integers of more than one byte.
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        return np.dtype(np.int64)
+    native = dtype.newbyteorder("=")
+    return np.dtype(np.float64) if native == np.longdouble else native
 
-    That is what losses of classes take. Tensors stay what they are, as does whatever is no array; of bool only labels, one for
-    each sample, are turned: a mask may be meant as one.
+
+def as_labels(leaf: Any) -> Any:
+    """Return an array or series of short integers or booleans as int64, the dtype that classification losses take.
+
+    Tensors and other objects stay unchanged. Booleans with two or more dimensions may be a mask and stay unchanged.
     """
     dtype = getattr(leaf, "dtype", None)
-    dtype = getattr(dtype, "numpy_dtype", dtype)  # of pandas' types that know a missing value
-    if isinstance(dtype, np.dtype) and hasattr(leaf, "astype"):
-        short = dtype.kind == "i" and dtype.itemsize < 8
-        if short or (dtype.kind == "b" and leaf.ndim < 2):
-            return leaf.astype("int64")
-    return leaf
+    # The nullable dtypes of pandas
+    dtype = getattr(dtype, "numpy_dtype", dtype)
+    if not isinstance(dtype, np.dtype) or not hasattr(leaf, "astype"):
+        return leaf
+    is_short = dtype.kind == "i" and dtype.itemsize < 8
+    is_boolean = dtype.kind == "b" and leaf.ndim < 2
+    return leaf.astype("int64") if is_short or is_boolean else leaf
 
 
-def _no_numbers(array: np.ndarray[Any, Any]) -> TypeError:
-    """Return the error for an array of text, of rows, or of other objects."""
+def _not_numeric_error(array: np.ndarray[Any, Any]) -> TypeError:
+    """Return the error for an array of text, rows or other objects."""
     first = array.flat[0] if array.size else None
     if isinstance(first, (list, tuple, np.ndarray, Tensor)):
-        lengths = sorted({len(row) for row in array.flat if hasattr(row, "__len__")})
-        if len(lengths) == 1:
-            return TypeError(
-                f"Expected numbers, received an array whose {array.size} elements are rows of {lengths[0]}. Make one array of "
-                "them: np.stack(x)."
-            )
-        return TypeError(
-            f"Expected numbers, received an array of rows of different lengths, {', '.join(map(str, lengths[:3]))}. {PAD_HINT}"
-        )
+        return _nested_rows_error(array)
     kind = "text" if array.dtype.kind in "US" or isinstance(first, str) else str(array.dtype)
     return TypeError(
-        f"Expected numbers, received an array of {kind} with shape {list(array.shape)}. Turn text into "
-        "numbers first, for example labels by sklearn.preprocessing.LabelEncoder, columns by pandas.get_dummies."
+        f"Expected numbers, received an array of {kind} with shape {list(array.shape)}. Encode text as numbers: labels with "
+        "sklearn.preprocessing.LabelEncoder().fit_transform(y), columns with pandas.get_dummies(frame)."
     )
 
 
-def length(loader: Any) -> int | None:
-    """Return the number of batches in ``loader``, None where it cannot be known."""
+def _nested_rows_error(array: np.ndarray[Any, Any]) -> TypeError:
+    lengths = sorted({len(row) for row in array.flat if hasattr(row, "__len__")})
+    if len(lengths) == 1:
+        return TypeError(
+            f"Expected numbers, received an array with {array.size} rows of length {lengths[0]} as objects. Stack them into one "
+            "array: np.stack(x)."
+        )
+    return TypeError(
+        f"Expected numbers, received an array of rows of different lengths, {', '.join(map(str, lengths[:3]))}. {PAD_HINT}"
+    )
+
+
+def count_batches(loader: Any) -> int | None:
+    """Return the number of batches in ``loader``, or None if it is unknown."""
     try:
         return len(loader)
-    except TypeError:  # a loader over an IterableDataset has a __len__ that raises
+    # A DataLoader of an IterableDataset has a __len__ that raises.
+    except TypeError:
         return None

@@ -30,7 +30,7 @@ from easytorch._utils.rng import (
 from easytorch._utils.timer import Timer
 from easytorch._utils.warnings import warn
 from easytorch.data import sharding
-from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, length, unpack
+from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, count_batches, unpack
 from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches
 from easytorch.data.resumable_sampler import ResumableSampler
 from easytorch.data.window import ShardedWindow, Window
@@ -102,7 +102,7 @@ class EpochIterator:
         batch_size: Callable[[Any], int] = batch_size,
         unpack: Callable[[Any], Batch] = unpack,
     ) -> None:
-        if length(loader) == 0:
+        if count_batches(loader) == 0:
             raise ValueError(
                 "The data is empty: it has no batch. With drop_last=True, use a batch_size that is not larger than the data."
             )
@@ -127,7 +127,7 @@ class EpochIterator:
         self._reader, self._shards = self._make_reader(
             sharding.shard_loader(shield_workers(loader), self.group, training=True)
         )
-        if length(self._reader) == 0:
+        if count_batches(self._reader) == 0:
             raise ValueError(
                 f"The data has fewer batches than the {self.group.world_size} processes, and drop_last=True drops an incomplete "
                 "round. Use a smaller batch_size or fewer processes."
@@ -137,7 +137,7 @@ class EpochIterator:
 
     def __len__(self) -> int:
         """Return the number of windows per epoch; 0 if unknown."""
-        return self.steps or -(-(length(self._reader) or 0) // self.window_size)
+        return self.steps or -(-(count_batches(self._reader) or 0) // self.window_size)
 
     # Epochs and windows
 
@@ -467,8 +467,8 @@ class EpochIterator:
     def _size(self) -> list[int | None]:
         """Return the numbers of samples, batches and samples per batch; None for what is unknown."""
         dataset = getattr(self.loader, "dataset", None)
-        samples = None if dataset is None else length(dataset)
-        return [samples, length(self.loader), getattr(self.loader, "batch_size", None)]
+        samples = None if dataset is None else count_batches(dataset)
+        return [samples, count_batches(self.loader), getattr(self.loader, "batch_size", None)]
 
 
 class EvalIterator:
@@ -491,7 +491,7 @@ class EvalIterator:
         self.before_first: Callable[[], object] = bool
 
     def __len__(self) -> int:
-        counts = [count for count in (length(self._reader), self._steps) if count is not None]
+        counts = [count for count in (count_batches(self._reader), self._steps) if count is not None]
         if not counts:
             raise TypeError("the number of batches is unknown")
         return min(counts)

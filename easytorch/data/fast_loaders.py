@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,177 +24,201 @@ from torch.utils.data import (
 
 from easytorch._utils.pytree import leaves, map_leaves
 from easytorch._utils.rng import set_rng_state
-from easytorch.data.arrays import ArrayDataset, BatchedArrayDataset, as_batch
+from easytorch.data.arrays import ArrayDataset, BatchedArrayDataset, as_batch, load_samples
 from easytorch.data.in_memory import InMemory
 from easytorch.data.resumable_sampler import order_changed_error
 from easytorch.data.sharding import Bounds, ShardedBatchSampler
 
-# They draw all of their order when they begin; a sampler of the user's own may draw while it runs.
-KNOWN = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
+# These draw the complete order at the start of a pass; a custom sampler may draw during the pass.
+KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def as_tensor_batches(loader: Any) -> Any:
-    """Return the batches of ``loader`` as ``Slices``, if all of its samples are in memory; else ``loader`` itself."""
-    plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
-    if not plain or type(loader.sampler) not in KNOWN:
+    """Return the batches of ``loader`` as ``TensorBatches`` if its samples are in memory, otherwise ``loader``."""
+    if not _is_plain(loader) or type(loader.sampler) not in KNOWN_SAMPLERS:
         return loader
-    batches = loader.batch_sampler
-    inner = batches.batch_sampler if isinstance(batches, ShardedBatchSampler) else batches
-    if type(inner) is not BatchSampler or inner.sampler is not loader.sampler:  # a batch_sampler has its own
+    batch_sampler = loader.batch_sampler
+    inner = batch_sampler.batch_sampler if isinstance(batch_sampler, ShardedBatchSampler) else batch_sampler
+    # A batch sampler that the user passed may have another sampler.
+    if type(inner) is not BatchSampler or inner.sampler is not loader.sampler:
         return loader
-    if getattr(loader.sampler, "generator", None) is torch.default_generator:  # the module draws from it in between
+    # The module draws from the global generator between two batches.
+    if getattr(loader.sampler, "generator", None) is torch.default_generator:
         return loader
-    found = _in_memory(loader.dataset)
-    if found is None or loader.collate_fn is not found[2]:
-        return loader
-    return TensorBatches(loader, found[0], found[1])
+    rows = _find_rows(loader.dataset)
+    return loader if rows is None or loader.collate_fn is not rows.collate else TensorBatches(loader, rows)
 
 
-def _in_memory(dataset: Any) -> tuple[Any, Tensor | None, Any] | None:
-    """Return the tensors of ``dataset``, which of their rows it has (None: all), and how its samples are collated."""
+def _is_plain(loader: Any) -> bool:
+    """Return whether ``loader`` is a ``DataLoader`` of torch that works in this process."""
+    return type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
+
+
+class Rows(NamedTuple):
+    """The tensors that a dataset reads its samples from.
+
+    Attributes:
+        tree: Tensors, in any nesting.
+        positions: The row of each sample; None for all rows in order.
+        collate: The ``collate_fn`` that makes the batches which slicing gives.
+    """
+
+    tree: Any
+    positions: Tensor | None
+    collate: Callable[[Any], Any]
+
+
+def _find_rows(dataset: Any) -> Rows | None:
+    """Return the tensors of ``dataset``, or None if its samples are not in memory."""
     if type(dataset) is BatchedArrayDataset:
-        return dataset.tree, None, as_batch
+        return Rows(dataset.tree, None, as_batch)
     if type(dataset) is ArrayDataset:
-        return _lists(dataset.tree), None, default_collate
+        return Rows(_replace_tuples(dataset.tree), None, default_collate)
     if type(dataset) is InMemory:
-        return dataset.tree, None, default_collate
+        return Rows(dataset.tree, None, default_collate)
     if type(dataset) is TensorDataset:
-        return list(dataset.tensors), None, default_collate  # which makes a list of a sample's tuple
-    if type(dataset) is Subset and (below := _in_memory(dataset.dataset)) is not None:
-        tree, rows, collate = below
-        own = torch.as_tensor(dataset.indices, dtype=torch.int64)
-        return tree, own if rows is None else rows[own], collate
+        return Rows(list(dataset.tensors), None, default_collate)
+    if type(dataset) is Subset and (rows := _find_rows(dataset.dataset)) is not None:
+        positions = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        return rows._replace(positions=positions if rows.positions is None else rows.positions[positions])
     return None
 
 
-def _lists(tree: Any) -> Any:
-    """Return ``tree`` with lists for its tuples, as torch's default collate makes them."""
+def _replace_tuples(tree: Any) -> Any:
+    """Return ``tree`` with lists instead of tuples, as ``default_collate`` does."""
     if isinstance(tree, Mapping):
-        return {key: _lists(value) for key, value in tree.items()}
+        return {key: _replace_tuples(value) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields"):
-        return [_lists(value) for value in tree]
+        return [_replace_tuples(value) for value in tree]
     return tree
 
 
 class TensorBatches:
-    """The batches of a ``DataLoader``, and the order they come in.
+    """The batches of a ``DataLoader`` as slices of tensors, with the same order and random numbers.
 
     Args:
-        loader: What they would have come from.
-        tree: Tensors in any nesting.
-        rows: Which of their rows the dataset has; None is all.
+        loader: A loader that ``as_tensor_batches`` accepts.
+        rows: The tensors of its dataset.
     """
 
-    def __init__(self, loader: DataLoader[Any], tree: Any, rows: Tensor | None) -> None:
-        self.loader, self.tree, self.rows = loader, tree, rows
-        self.size: int = loader.batch_sampler.batch_size  # type: ignore[union-attr]  # asked for in sliced()
-        self.parts = loader.batch_sampler if isinstance(loader.batch_sampler, ShardedBatchSampler) else None
+    def __init__(self, loader: DataLoader[Any], rows: Rows) -> None:
+        self.loader: Any = loader
+        self.rows = rows
         self.bounds: Bounds = []
-        self.in_order = type(loader.sampler) is SequentialSampler
         self.order = torch.empty(0, dtype=torch.int64)
-        self.positions: dict[torch.device, Tensor] = {}  # in the tensors, where they are: nothing to copy in a step
-        self.resume: Mapping[str, Any] | None = None
-        self.now: Mapping[str, Any] = {}
+        self.start(None, {})
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-        """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
-        self.resume, self.now = resume, now
+    def start(self, resume: Mapping[str, Any] | None, rng_state: Mapping[str, Any]) -> None:
+        """Prepare a pass; see ``ResumableSampler.start``."""
+        self.resume, self.rng_state = resume, rng_state
 
     def checksum(self, used: int) -> int:
-        """Return the checksum of the first ``used`` batches of the order."""
+        """Return the checksum of the first ``used`` batches."""
         return zlib.crc32(self.order[: self.bounds[used - 1][1] if used else 0].numpy().tobytes())
 
     def batch(self, number: int) -> list[int]:
-        """Return the indices of a batch, counted from the begin of the pass."""
-        begin, end = self.bounds[number]
-        return [int(index) for index in self.order[begin:end]]
+        """Return the indices of a batch, counted from the start of the pass."""
+        start, end = self.bounds[number]
+        return [int(index) for index in self.order[start:end]]
 
     def __iter__(self) -> Iterator[Any]:
-        # A loader draws a seed for its workers when it begins, even if it has none.
-        torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-        self.tree, self.rows, _ = _in_memory(self.loader.dataset) or (self.tree, self.rows, None)  # may have changed
+        _draw_base_seed(self.loader)
+        # A callback may have replaced the tensors since the last pass.
+        rows = self.rows = _find_rows(self.loader.dataset) or self.rows
         self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
-        self.bounds = self._dealt()
-        resume, self.resume = self.resume, None
-        used = 0
-        if resume is not None:
-            used = resume["batches_used"]
-            if resume["order_checksum"] is not None and self.checksum(used) != resume["order_checksum"]:
-                raise order_changed_error(self.loader.sampler)
-            set_rng_state(self.now)
-        positions = self.order if self.rows is None else self.rows[self.order]
-        below = positions < 0  # counted from the end
-        if bool(below.any()):
-            positions = torch.where(below, positions + len(next(leaves(self.tree))), positions)
-        self.positions = {leaf.device: positions.to(leaf.device) for leaf in leaves(self.tree) if leaf is not None}
-        for begin, end in self.bounds[used:]:
-            if end > begin:
-                yield self._take(begin, end)
+        self.bounds = self._get_bounds()
+        used = self._skip()
+        in_order = type(self.loader.sampler) is SequentialSampler and rows.positions is None
+        take = _make_slice(rows.tree) if in_order else _make_select(rows, self.order)
+        for start, end in self.bounds[used:]:
+            if end > start:
+                yield take(start, end)
 
-    def _dealt(self) -> Bounds:
-        """Return where the batches begin and end in the order."""
-        rows, dropped = len(self.order), self.loader.drop_last
-        bounds = [(begin, min(begin + self.size, rows)) for begin in range(0, rows, self.size)]
-        bounds = bounds[: rows // self.size] if dropped else bounds
-        if self.parts is None:
+    def _get_bounds(self) -> Bounds:
+        """Return where each batch of this rank starts and ends in the order."""
+        batch_sampler, count = self.loader.batch_sampler, len(self.order)
+        size = batch_sampler.batch_size
+        bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
+        if self.loader.drop_last:
+            bounds = bounds[: count // size]
+        if not isinstance(batch_sampler, ShardedBatchSampler):
             return bounds
-        self.parts.group.seed_per_rank()
-        return self.parts.select_bounds(bounds)
+        batch_sampler.group.seed_per_rank()
+        return batch_sampler.select_bounds(bounds)
 
-    def _take(self, begin: int, end: int) -> Any:
-        if self.in_order and self.rows is None:  # copied: what a module does to its input stays there
-            return map_leaves(
-                lambda leaf: None if leaf is None else leaf[begin:end].clone(memory_format=torch.contiguous_format),
-                self.tree,
-            )
-        rows = {device: positions[begin:end] for device, positions in self.positions.items()}
-        return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, rows[leaf.device]), self.tree)
+    def _skip(self) -> int:
+        """Return the number of batches to skip; raise a ``ResumeError`` if they have another order."""
+        resume, self.resume = self.resume, None
+        if resume is None:
+            return 0
+        used: int = resume["batches_used"]
+        if resume["order_checksum"] is not None and self.checksum(used) != resume["order_checksum"]:
+            raise order_changed_error(self.loader.sampler)
+        set_rng_state(self.rng_state)
+        return used
+
+
+def _draw_base_seed(loader: DataLoader[Any]) -> None:
+    """Draw the seed that a ``DataLoader`` draws for its workers at the start of each pass, even without workers."""
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+
+
+def _make_slice(tree: Any) -> Callable[[int, int], Any]:
+    """Return a function that copies consecutive rows, so that a module can change its input in place."""
+
+    def take(start: int, end: int) -> Any:
+        return map_leaves(
+            lambda leaf: None if leaf is None else leaf[start:end].clone(memory_format=torch.contiguous_format), tree
+        )
+
+    return take
+
+
+def _make_select(rows: Rows, order: Tensor) -> Callable[[int, int], Any]:
+    """Return a function that copies the rows between two places in ``order``."""
+    positions = order if rows.positions is None else rows.positions[order]
+    is_negative = positions < 0
+    if bool(is_negative.any()):
+        positions = torch.where(is_negative, positions + len(next(leaves(rows.tree))), positions)
+    # On the device of each tensor, so that a step copies nothing.
+    on_device = {leaf.device: positions.to(leaf.device) for leaf in leaves(rows.tree) if leaf is not None}
+
+    def take(start: int, end: int) -> Any:
+        indices = {device: positions[start:end] for device, positions in on_device.items()}
+        return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, indices[leaf.device]), rows.tree)
+
+    return take
 
 
 def as_map_batches(loader: Any) -> Any:
-    """Return the batches of ``loader`` as ``Fetched``, if it is a plain one without workers; else ``loader`` itself."""
-    plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
-    if not plain or loader.batch_sampler is None or isinstance(loader.dataset, (IterableDataset, MapDataPipe)):
+    """Return the batches of ``loader`` as ``MapBatches`` if it is plain and map-style, otherwise ``loader``."""
+    if not _is_plain(loader) or loader.batch_sampler is None:
         return loader
-    return MapBatches(loader)
+    return loader if isinstance(loader.dataset, (IterableDataset, MapDataPipe)) else MapBatches(loader)
 
 
 class MapBatches:
-    """The batches of a ``DataLoader`` without workers."""
+    """The batches of a ``DataLoader`` without workers, with the same order and random numbers.
+
+    Args:
+        loader: A loader that ``as_map_batches`` accepts.
+    """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
-        self.dataset: Any = loader.dataset
-        self.together = getattr(loader.dataset, "__getitems__", None)
-        self.collate = fast_collate if loader.collate_fn is default_collate else loader.collate_fn
+        self.loader: Any = loader
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        indices = iter(self.loader.batch_sampler)  # type: ignore[arg-type]  # asked for above
-        # A loader draws a seed for its workers when it begins, even if it has none.
-        torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
+        # DataLoader asks the sampler for its iterator before it draws the seed.
+        indices = iter(self.loader.batch_sampler)
+        _draw_base_seed(self.loader)
         return map(self.fetch, indices)
 
     def fetch(self, indices: Any) -> Any:
         """Return the batch of the samples at ``indices``."""
-        dataset = self.dataset
-        samples = self.together(indices) if self.together else [dataset[index] for index in indices]
-        return self.collate(samples)
-
-
-def fast_collate(samples: Any) -> Any:
-    """Return what ``default_collate`` does, for samples such as ``(image, label)`` with fewer questions on the way."""
-    first = samples[0] if type(samples) is list and samples else None
-    if type(first) is not tuple or not all(map(_plain, first)) or {*map(len, samples)} != {len(first)}:
-        return default_collate(samples)
-    columns = zip(*samples, strict=True)
-    return [torch.stack(column) if type(column[0]) is Tensor else torch.tensor(column) for column in columns]
-
-
-def _plain(part: Any) -> bool:
-    return type(part) is int or (type(part) is Tensor and part.layout is torch.strided and not part.is_nested)
+        return self.loader.collate_fn(load_samples(self.loader.dataset, indices))

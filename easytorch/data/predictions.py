@@ -6,276 +6,272 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from easytorch._utils import atomic_file
-from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
-from easytorch.data.arrays import as_tensor, as_tensors, is_array
 from easytorch.data.batch import EMPTY_DATA, batch_size
 from easytorch.distributed.process_group import SingleProcess
 
 
-def inputs(x: Any, signature: ForwardSignature) -> Any:
-    """Return ``x`` for ``predict``: as many arrays as the module takes are its inputs, not inputs and targets."""
-    if isinstance(x, list):
-        return _listed_inputs(x, signature)
-    several = isinstance(x, tuple) and 1 < len(x) <= signature.positional and signature.positional != float("inf")
-    return (x,) if several and all(map(is_array, x)) else x
-
-
-def _listed_inputs(x: list[Any], signature: ForwardSignature) -> Any:
-    """Return a list as what ``fit`` takes it for beside targets, numbers, rows or several inputs; else it holds batches."""
-    if isinstance(next(leaves(x), None), (int, float, np.generic)):
-        return as_tensors(x)
-    if signature.required > 1 and all(_are_arrays(part, signature.required) for part in x):
-        return [(tuple(part),) for part in x]  # batches of several inputs, which cannot be (x, y)
-    if len(x) < 2 or not all(map(is_array, x)):
-        return x
-    if signature.required == len(x):
-        return (x,)
-    shapes = {np.shape(part) for part in x}
-    if len(shapes) == 1 and all(map(_is_row, x)):
-        return torch.stack([as_tensor(row) for row in x])
-    if len(shapes) == 1:
-        count = "one input" if len(signature.names) == 1 else f"{len(signature.names) or 'any number of'} inputs"
-        raise ValueError(
-            f"The module takes {', '.join([count, *map(repr, signature.names)])}, but predict() was given a list of {len(x)} "
-            f"arrays of one shape, {describe(x)}. Pass several inputs as a tuple, samples as one array, torch.stack(x), and "
-            "batches as [(x1,), (x2,), ...]."
-        )
-    return x
-
-
-def _are_arrays(part: Any, count: int) -> bool:
-    return isinstance(part, (tuple, list)) and len(part) == count and all(map(is_array, part))
-
-
-def _is_row(part: Any) -> bool:
-    """Whether ``part`` is the features of one sample; a batch of single whole numbers is nothing unusual, one of floats is."""
-    tensor = as_tensor(part)
-    return bool(tensor.ndim == 1 and tensor.is_floating_point())
-
-
 def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
-    """Return ``outputs`` if they have one row for each sample of ``batch``, so that those of many batches can be joined."""
+    """Return ``outputs`` if they have one row for each sample of ``batch``, so that batches can be joined.
+
+    Raises:
+        TypeError: If ``outputs`` are None.
+        ValueError: If an output has another number of rows.
+    """
     if outputs is None:
-        raise TypeError("There are no outputs: does forward(), or predict_step, lack its return?")
+        raise TypeError(
+            "There are no outputs: the module returned None. Add a return statement to forward() or predict_step()."
+        )
     try:
         size = batch_size(batch)
-    except ValueError:  # a batch of another library
+    # A batch object of another library
+    except ValueError:
         return outputs
-    single = isinstance(outputs, Tensor)
-    if single and outputs.shape[:1] == (size,):
-        return outputs
-    shapes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves(outputs) if isinstance(leaf, Tensor)}
-    if not shapes - {size} - (set() if single else {0}):  # beside others a single number may stand, such as a loss
+    if isinstance(outputs, Tensor):
+        is_valid = outputs.shape[:1] == (size,)
+    else:
+        # Next to other outputs there may be a single number, such as a loss.
+        is_valid = all(not leaf.ndim or len(leaf) in (size, 0) for leaf in leaves(outputs) if isinstance(leaf, Tensor))
+    if is_valid:
         return outputs
     raise ValueError(
-        f"predict() joins outputs that have one row for each sample, but for a batch of {size} the module returned "
-        f"{describe(outputs)}. Override predict_step to return what has a row for each, or use squeeze(1) for squeeze() in "
-        "forward()."
+        f"predict() needs outputs with one row for each sample, but for a batch of {size} the module returned "
+        f"{describe(outputs)}. Override predict_step to return such outputs, or replace squeeze() by squeeze(1) in forward()."
     )
 
 
 def warn_if_shuffled(loader: Any) -> Any:
-    """Return ``loader``, with a warning if it draws its samples in random order: outputs would not match the samples."""
-    if isinstance(loader, DataLoader) and isinstance(
-        getattr(loader.batch_sampler, "sampler", loader.sampler), RandomSampler
-    ):
-        warn(
-            "This DataLoader shuffles, so the outputs come in another order than its dataset's samples. Pass a DataLoader "
-            "with shuffle=False, or the dataset itself."
-        )
+    """Return ``loader``; warn if it draws samples in random order, because outputs would not match the samples."""
+    if isinstance(loader, DataLoader):
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        if isinstance(sampler, RandomSampler):
+            warn(
+                "The outputs have another order than the samples of the dataset, because this DataLoader shuffles. Pass a "
+                "DataLoader with shuffle=False, or the dataset itself."
+            )
     return loader
 
 
-HEADER = 256  # bytes; as many digits as the number of rows may ever get have room in it
-
-
 class OutputCollector(contextlib.AbstractContextManager["OutputCollector"]):
-    """Outputs in memory."""
+    """The outputs of all batches, in memory."""
 
     def __init__(self) -> None:
-        self.parts: list[Any] = []
-
-    def __exit__(self, *_: object) -> None:
-        """Keep what there is."""
-
-    def add(self, part: Any) -> None:
-        """Take the outputs of one batch."""
-        self.parts.append(part)
-
-    def result(self) -> Any:
-        """Return all outputs, joined."""
-        if not self.parts:
-            raise ValueError(EMPTY_DATA)
-        try:
-            return concatenate(self.parts)
-        except ValueError as error:  # "must match exactly", as NumPy says
-            raise ValueError(
-                "The outputs of the batches differ in shape, so they do not fit in one array. Pad them in predict_step."
-            ) from error
+        self.outputs: list[Any] = []
 
     @staticmethod
     def to(path: str | os.PathLike[str] | None) -> OutputCollector:
-        """Return what gathers in memory, or in files at ``path``."""
+        """Return a collector that writes files at ``path``, or collects in memory if it is None."""
         return OutputCollector() if path is None else NpyWriter(Path(path))
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing; files need to be closed."""
+
+    def add(self, outputs: Any) -> None:
+        """Add the outputs of one batch."""
+        self.outputs.append(outputs)
+
+    def result(self) -> Any:
+        """Return the outputs of all batches, joined.
+
+        Raises:
+            ValueError: If there was no batch, or the outputs differ in shape.
+        """
+        if not self.outputs:
+            raise ValueError(EMPTY_DATA)
+        try:
+            return concatenate(self.outputs)
+        # NumPy reports that dimensions "must match exactly".
+        except ValueError as error:
+            raise ValueError(
+                "The outputs of the batches differ in shape, so they do not fit in one array. Pad them to one shape in "
+                "predict_step."
+            ) from error
 
 
 class DistributedCollector(OutputCollector):
-    """Outputs of many processes, each of which predicts every so-many-th batch, or data of its own.
+    """The outputs of all ranks, gathered on each of them.
+
+    Each rank predicts every ``world_size``-th batch, or separate data.
 
     Args:
-        inner: Where all of them are gathered.
-        processes: Those who predict.
+        inner: The collector that receives the outputs of all ranks.
+        group: The processes that predict.
     """
 
     def __init__(self, inner: OutputCollector, group: SingleProcess) -> None:
         super().__init__()
         self.inner, self.group = inner, group
-        self.streams = isinstance(inner, NpyWriter)  # round by round then: there may be more than fits in memory
+        # Files may be larger than memory, so each batch is gathered at once.
+        self.streams = isinstance(inner, NpyWriter)
 
     def __enter__(self) -> DistributedCollector:
         self.inner.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Gather the last rounds, and end what gathers them."""
+        """Gather the remaining outputs, and close the inner collector."""
+        failed = error[0] is not None
         with contextlib.ExitStack() as stack:
             stack.push(self.inner.__exit__)
-            if error[0] is None and self.streams:
-                while self._round([]):
-                    pass
-            elif error[0] is None:
-                self._take(self.group.gather(self.parts))
-        if error[0] is None:
-            self.group.barrier()  # the file is in its place
+            if not failed:
+                self._finish()
+        # After the barrier the files exist for all ranks.
+        if not failed:
+            self.group.barrier()
 
-    def add(self, part: Any) -> None:
-        """Take the outputs of one batch."""
+    def _finish(self) -> None:
+        if not self.streams:
+            self._gather(self.outputs)
+            return
+        # Other ranks may have more batches.
+        while self._gather([]):
+            pass
+
+    def add(self, outputs: Any) -> None:
+        """Add the outputs of one batch."""
         if self.streams:
-            self._round([part])
+            self._gather([outputs])
         else:
-            super().add(part)
+            super().add(outputs)
 
     def result(self) -> Any:
-        """Return all outputs, joined."""
+        """Return the outputs of all batches, joined."""
         return self.inner.result()
 
-    def _round(self, parts: list[Any]) -> bool:
-        found = self.group.gather(parts)
-        self._take(found)
-        return any(found)
-
-    def _take(self, found: list[list[Any]]) -> None:
-        if self.group.splits_data:  # the first of each, then the second of each
-            found = [[part] for round_ in itertools.zip_longest(*found) for part in round_ if part is not None]
-        for part in itertools.chain.from_iterable(found):
-            self.inner.add(part)
+    def _gather(self, outputs: list[Any]) -> bool:
+        """Add the outputs of all ranks in the order of the batches; return whether there were any."""
+        by_rank = self.group.gather(outputs)
+        ordered: Iterable[Any] = itertools.chain.from_iterable(by_rank)
+        if self.group.splits_data:
+            rounds = itertools.chain.from_iterable(itertools.zip_longest(*by_rank))
+            ordered = (batch_outputs for batch_outputs in rounds if batch_outputs is not None)
+        for batch_outputs in ordered:
+            self.inner.add(batch_outputs)
+        return any(by_rank)
 
 
 class NpyWriter(OutputCollector):
-    """Outputs in ``.npy`` files, one for each array, written row by row; they appear when they are whole.
+    """Outputs in ``.npy`` files, one for each array, written row by row and visible when complete.
 
     Args:
-        path: ``name.npy``. Of several outputs each gets a file of its own, ``name.0.npy`` or ``name.key.npy``.
+        path: ``name.npy``. Several outputs are written to several files, ``name.0.npy`` or ``name.key.npy``.
+
+    Raises:
+        ValueError: If the suffix is not ``.npy``.
     """
 
     def __init__(self, path: Path) -> None:
         if path.suffix != ".npy":
+            name = f"{path.stem}.npy"
             raise ValueError(
-                f"Outputs are written as NumPy's .npy, received {str(path)!r}. Pass {path.stem + '.npy'!r}."
+                f"Outputs are written as .npy files: expected a path such as {name!r}, received {str(path)!r}. Pass to={name!r}."
             )
         super().__init__()
         self.path = path
+        # Only the main process writes.
+        self.writes = True
         self._stack = contextlib.ExitStack()
         self._files: list[GrowingNpyFile] = []
         self._paths: list[Path] = []
-        self._tree: Any = None
-        self.writes = True  # not where another process does it
+        self._structure: Any = None
 
     def __exit__(self, *error: Any) -> None:
-        """Put the files in their places, or, after an error, leave nothing behind."""
+        """Replace the files at ``path``, or remove the new ones after an error."""
         try:
-            for rows in self._files if error[0] is None else ():
-                rows.finish()
+            if error[0] is None:
+                for file in self._files:
+                    file.finish()
         except BaseException:
             error = sys.exc_info()
             raise
         finally:
             self._stack.__exit__(*error)
 
-    def add(self, part: Any) -> None:
+    def add(self, outputs: Any) -> None:
         """Write the outputs of one batch."""
-        arrays = list(leaves(part))
+        arrays = list(leaves(outputs))
         if not self._paths:
-            self._tree, self._paths = part, [self.path.with_suffix(f"{name}.npy") for name in _names(part)]
-            for array, path in zip(arrays if self.writes else (), self._paths, strict=self.writes):
-                self._files.append(
-                    GrowingNpyFile(self._stack.enter_context(atomic_file.replace_atomically(path)), array)
-                )
-        for rows, array in zip(self._files, arrays, strict=self.writes):
-            rows.write(array)
+            self._open(outputs, arrays)
+        if self.writes:
+            for file, array in zip(self._files, arrays, strict=True):
+                file.write(array)
+
+    def _open(self, outputs: Any, arrays: list[Any]) -> None:
+        self._structure = outputs
+        self._paths = [self.path.with_suffix(f"{suffix}.npy") for suffix in _get_suffixes(outputs)]
+        if self.writes:
+            for array, path in zip(arrays, self._paths, strict=True):
+                file = self._stack.enter_context(atomic_file.replace_atomically(path))
+                self._files.append(GrowingNpyFile(file, array))
 
     def result(self) -> Any:
-        """Return the files as arrays that are read from the disk when they are used."""
+        """Return the files as arrays that are read from the disk on access."""
         if not self._paths:
             raise ValueError(EMPTY_DATA)
         paths = iter(self._paths)
-        return map_leaves(lambda _: np.load(next(paths), mmap_mode="r"), self._tree)
+        return map_leaves(lambda _: np.load(next(paths), mmap_mode="r"), self._structure)
 
 
 class GrowingNpyFile:
-    """A ``.npy`` file that grows; the format is that of numpy.lib.format, version 1.0."""
+    """A ``.npy`` file whose number of rows grows.
+
+    Args:
+        file: The file to write.
+        first: The outputs of the first batch, which decide shape and dtype of a row.
+    """
 
     def __init__(self, file: atomic_file.ErrorRecordingFile, first: Any) -> None:
         if not isinstance(first, np.ndarray) or not first.ndim:
             raise ValueError(
-                f"Only outputs with one row for each sample can be written to a file, and one of them is {first!r}. Override "
-                "predict_step to leave it out."
+                f"A file needs outputs with one row for each sample: expected an array, received {first!r}. Override "
+                "predict_step to remove it."
             )
         self.file, self.count = file, 0
         self.shape, self.dtype = first.shape[1:], first.dtype
-        file.write(self._header())
+        self._write_header()
 
     def write(self, array: np.ndarray[Any, Any]) -> None:
+        """Append the rows of ``array``."""
         if array.shape[1:] != self.shape or array.dtype != self.dtype:
             raise ValueError(
-                f"The outputs of the batches differ, {self.dtype} {list(self.shape)} and {array.dtype} {list(array.shape[1:])}, "
-                "so they do not fit in one array. Pad them in predict_step."
+                f"The outputs of the batches differ: expected rows of {self.dtype} {list(self.shape)}, received rows of "
+                f"{array.dtype} {list(array.shape[1:])}. Pad them to one shape in predict_step."
             )
         self.file.write(np.ascontiguousarray(array).data)
         self.count += len(array)
 
     def finish(self) -> None:
+        """Write the number of rows to the header."""
         self.file.raw.seek(0)
-        self.file.write(self._header())
+        self._write_header()
 
-    def _header(self) -> bytes:
-        shape = (self.count, *self.shape)
-        text = repr({"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape})
-        return b"\x93NUMPY\x01\x00" + struct.pack("<H", HEADER - 10) + text.ljust(HEADER - 11).encode() + b"\n"
+    def _write_header(self) -> None:
+        # NumPy pads the header so that its length does not depend on the number of rows.
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)
 
 
-def _names(tree: Any, prefix: str = "") -> list[str]:
-    """Return what tells the file of each leaf: nothing for a single array, else its key or its place."""
+def _get_suffixes(tree: Any, prefix: str = "") -> list[str]:
+    """Return the suffix of the file of each leaf: nothing for a single array, otherwise its keys and positions."""
+    items: Iterable[tuple[Any, Any]]
     if isinstance(tree, Mapping):
-        return [name for key, value in tree.items() for name in _names(value, f"{prefix}.{key}")]
-    if isinstance(tree, (tuple, list)):
-        return [name for i, value in enumerate(tree) for name in _names(value, f"{prefix}.{i}")]
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return [
-            name for one in dataclasses.fields(tree) for name in _names(getattr(tree, one.name), f"{prefix}.{one.name}")
-        ]
-    return [prefix]
+        items = tree.items()
+    elif isinstance(tree, (tuple, list)):
+        items = enumerate(tree)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        items = ((field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree))
+    else:
+        return [prefix]
+    return [suffix for key, value in items for suffix in _get_suffixes(value, f"{prefix}.{key}")]

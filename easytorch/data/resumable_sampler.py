@@ -13,25 +13,26 @@ from easytorch.errors import ResumeError
 
 
 def order_changed_error(sampler: Any) -> ResumeError:
-    """Return the error for a sampler that does not give the order of the run that is to be resumed."""
+    """Return the error for a sampler that does not repeat the order of the interrupted run."""
+    name = type(sampler).__name__
     return ResumeError(
-        "The data comes in another order than in the run that is to be resumed, so it cannot go on in the middle of the epoch. "
-        f"Does {type(sampler).__name__} draw while it runs, or from a generator of its own that was made elsewhere? Seed it in "
-        "the program, or give it set_epoch()."
+        "The data has another order than in the interrupted run, so training cannot resume in the middle of the epoch. Does "
+        f"{name} draw while it runs, or from a generator that it cannot restore? Seed the generator of {name} in the program, "
+        f"or define {name}.set_epoch(epoch)."
     )
 
 
 class ResumableSampler(Iterable[Any]):
-    """Stands in for a loader's sampler: knows the order that it gave, and can begin after what was used.
+    """A wrapper around a loader's sampler that can skip the batches which the interrupted run used.
 
     Args:
-        sampler: What it stands in for.
-        memory: How many batches the loader may be ahead of the loop, whose window included.
+        sampler: The batch sampler, or the sampler of a loader without one.
+        memory: The number of batches that the loader may be ahead of the loop, including the current window.
     """
 
     def __init__(self, sampler: Any, memory: int) -> None:
-        self.inner, self.memory = sampler, memory  # not "sampler", which a batch sampler has of its own
-        self.resume: Mapping[str, Any] | None = None
+        # Not "sampler": __getattr__ returns the attribute "sampler" of a batch sampler.
+        self.inner, self.memory = sampler, memory
         self.start(None, {})
 
     def __len__(self) -> int:
@@ -42,45 +43,57 @@ class ResumableSampler(Iterable[Any]):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def start(self, resume: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-        """Be ready for a pass; ``resume`` is where to take it up, ``now`` the random states to go on with from there."""
-        self.resume, self.now, self.drawn = resume, now, 0
-        self.marks = collections.deque([0], maxlen=self.memory + 1)  # checksums of the order up to each batch
+    def start(self, resume: Mapping[str, Any] | None, rng_state: Mapping[str, Any]) -> None:
+        """Prepare a pass.
+
+        Args:
+            resume: The position in the interrupted pass: its number of batches ``used`` and the checksum of their ``order``
+                (None if unknown). None starts a new pass.
+            rng_state: The random states to restore after the skipped batches.
+        """
+        self.resume, self.rng_state, self.drawn = resume, rng_state, 0
+        # Checksums of the order up to each batch.
+        self.checksums = collections.deque([0], maxlen=self.memory + 1)
         self.batches: collections.deque[Any] = collections.deque(maxlen=self.memory)
 
     def batch(self, number: int) -> Any:
-        """Return the indices of a batch, counted from the begin of the pass; of one that is lent, of the last."""
+        """Return the indices of a batch, counted from the start of the pass; of a repeated batch, the last indices."""
         return self.batches[min(number - self.drawn, -1)]
 
     def checksum(self, used: int) -> int:
-        """Return the checksum of the first ``used`` batches of the order, of all where there are fewer."""
-        return self.marks[min(used - self.drawn, 0) - 1]
+        """Return the checksum of the first ``used`` batches, or of all batches if there are fewer."""
+        return self.checksums[min(used - self.drawn, 0) - 1]
 
     def __iter__(self) -> Iterator[Any]:
-        batches = self._drawn()
+        batches = self._draw()
         resume, self.resume = self.resume, None
         if resume is not None:
-            for _ in itertools.islice(batches, resume["batches_used"]):
-                pass
-            if not resume[
-                "batches_used"
-            ]:  # others, more or fewer, have used what is skipped: the order must be drawn nevertheless
-                batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
-            mark = resume["order_checksum"]  # None where another number of processes had other batches
-            if mark is not None and self.checksum(resume["batches_used"]) != mark:
-                raise order_changed_error(getattr(self.inner, "batch_sampler", self.inner))
-            set_rng_state(self.now)  # nothing is drawn between here and the loading of the next batch
+            batches = self._skip(batches, resume)
+            set_rng_state(self.rng_state)
         yield from batches
 
-    def _drawn(self) -> Iterator[Any]:
+    def _draw(self) -> Iterator[Any]:
         for indices in self.inner:
             self.drawn += 1
             self.batches.append(indices)
-            self.marks.append(_digest(indices, self.marks[-1]))
+            self.checksums.append(_update_checksum(self.checksums[-1], indices))
             yield indices
 
+    def _skip(self, batches: Iterator[Any], resume: Mapping[str, Any]) -> Iterator[Any]:
+        """Return ``batches`` after the used ones; raise a ``ResumeError`` if those have another order."""
+        used, checksum = resume["batches_used"], resume["order_checksum"]
+        collections.deque(itertools.islice(batches, used), maxlen=0)
+        if not used:
+            # The sharding may skip batches instead. The order must be drawn here all the same, before the random states
+            # are restored.
+            batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
+        if checksum is not None and self.checksum(used) != checksum:
+            raise order_changed_error(getattr(self.inner, "batch_sampler", self.inner))
+        return batches
 
-def _digest(indices: Any, before: int) -> int:
+
+def _update_checksum(checksum: int, indices: Any) -> int:
     if type(indices) is list and indices and type(indices[0]) is int:
-        return hash((before, *indices))  # a microsecond; hashes of whole numbers are the same in every process
-    return zlib.crc32(repr(indices).encode(), before & 0xFFFFFFFF)
+        # About a microsecond; Python hashes integers alike in every process.
+        return hash((checksum, *indices))
+    return zlib.crc32(repr(indices).encode(), checksum & 0xFFFFFFFF)

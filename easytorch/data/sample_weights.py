@@ -9,28 +9,42 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
-from easytorch.data.arrays import as_tensor
+from easytorch.data.arrays import WrapperDataset, as_tensor, load_samples
 from easytorch.data.batch import WEIGHT_KEY, Batch, from_numpy, unpack
 from easytorch.data.splits import all_targets, targets_of
 
-IGNORED = -100  # which cross-entropy leaves out
-PROBES = 8  # samples that are loaded, to see whether an attribute tells their classes
+# The target that cross-entropy ignores.
+IGNORE_INDEX = -100
+# Samples loaded to check that an attribute has their classes.
+PROBES = 8
+CLASS_WEIGHT_EXAMPLE = "Pass {0: 1.0, 1: 2.0} or [1.0, 2.0]."
 
 
 def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoader[Any]:
-    """Return a loader of the same samples in the same order, each with its weight."""
+    """Return a loader of the same samples in the same order, each with its weight.
+
+    Args:
+        loader: A loader of a map-style dataset.
+        sample_weight: One weight for each sample of the dataset.
+
+    Raises:
+        ValueError: If the number of weights differs from the number of samples, or a weight is negative.
+    """
     weights = as_tensor(sample_weight)
     check_weights("sample_weight", weights)
     dataset: Any = loader.dataset
     if len(weights) != len(dataset):
-        raise ValueError(f"There are {len(weights)} sample weights for {len(dataset)} samples. Pass one for each.")
+        raise ValueError(
+            f"sample_weight must have one weight for each sample: expected {len(dataset)} weights, received {len(weights)}. "
+            "Check that len(sample_weight) == len(dataset)."
+        )
     twin = copy.copy(loader)
-    # The twin draws the same samples in the same order: only what is fetched changes, which DataLoader guards.
+    # A DataLoader does not allow to set these attributes. The sampler stays, so order and random numbers stay too.
     vars(twin).update(
         dataset=WeightedDataset(dataset, weights),
         collate_fn=WeightedCollate(loader.collate_fn),
@@ -40,76 +54,81 @@ def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoade
 
 
 def check_weights(name: str, weights: Any) -> None:
-    """Raise a ``ValueError`` if one of ``weights``, tensors in any nesting, is negative or no number."""
-    for part in leaves(weights):
-        if isinstance(part, Tensor) and part.numel() and not bool((part >= 0).all()):  # False of NaN, too
+    """Raise a ``ValueError`` if one of ``weights``, tensors in any nesting, is negative or NaN."""
+    for tensor in leaves(weights):
+        # The comparison is also False for NaN.
+        if isinstance(tensor, Tensor) and tensor.numel() and not bool((tensor >= 0).all()):
             raise ValueError(
-                f"{name} must be 0 or more, but goes down to {float(part.min()):g}. A negative weight would reward errors: "
-                "pass 0 for what is not to count."
+                f"{name} must be 0 or more, but its minimum is {float(tensor.min()):g}. A negative weight would reward errors. "
+                "Pass 0 to ignore a sample or a class."
             )
 
 
-class WeightedDataset(Dataset[Any]):
-    """A dataset whose samples bring their weights."""
+class WeightedDataset(WrapperDataset):
+    """A dataset whose samples have weights; needs ``WeightedCollate``."""
 
     def __init__(self, dataset: Any, weights: Tensor) -> None:
-        self.dataset, self.weights = dataset, weights
-
-    def __len__(self) -> int:
-        return len(self.weights)
+        super().__init__(dataset)
+        self.weights = weights
 
     def __getitem__(self, index: Any) -> Any:
         return self.dataset[index], self.weights[index]
 
     def __getitems__(self, indices: list[int]) -> Any:
-        whole = getattr(self.dataset, "__getitems__", None)
-        rows = whole(indices) if whole else [self.dataset[index] for index in indices]
-        return rows, self.weights[torch.as_tensor(indices)]
+        """Return the samples at ``indices`` and their weights."""
+        return load_samples(self.dataset, indices), self.weights[torch.as_tensor(indices)]
 
 
 class WeightedCollate:
+    """A ``collate_fn`` that adds the weights of a ``WeightedDataset`` to the batch."""
+
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
     def __call__(self, fetched: Any) -> Any:
-        rows, weights = fetched
-        return add_weight(self.collate(rows), weights)
+        """Return the batch of the samples, with their weights."""
+        samples, weights = fetched
+        return add_weight(self.collate(samples), weights)
 
 
 def add_weight(batch: Any, weight: Tensor) -> Any:
-    """Return ``batch`` with ``weight`` as its third part, multiplied with the weights that it has already."""
+    """Return ``batch`` with ``weight`` as its third part, multiplied by the weights that the batch has already."""
     if isinstance(batch, Mapping):
-        return {**batch, WEIGHT_KEY: _multiplied(batch[WEIGHT_KEY], weight) if WEIGHT_KEY in batch else weight}
-    x, y, own = unpack(batch)
-    return (x, y, weight if own is None else _multiplied(own, weight))
+        return {**batch, WEIGHT_KEY: _multiply(batch[WEIGHT_KEY], weight) if WEIGHT_KEY in batch else weight}
+    x, y, sample_weight = unpack(batch)
+    return (x, y, weight if sample_weight is None else _multiply(sample_weight, weight))
 
 
-def _multiplied(own: Any, weight: Tensor) -> Any:
-    """Return the product of two weights, each of which has one number for each sample, or for each value."""
-    own = from_numpy(own) if isinstance(own, np.ndarray) else torch.as_tensor(own)
-    if own.ndim < weight.ndim:
-        own, weight = weight, own
-    if weight.numel() == len(own):
-        weight = weight.reshape(len(own), *[1] * (own.ndim - 1))
-    return own * weight
+def _multiply(first: Any, second: Tensor) -> Any:
+    """Return the product of two weights, with one number for each sample or for each value."""
+    first = from_numpy(first) if isinstance(first, np.ndarray) else torch.as_tensor(first)
+    if first.ndim < second.ndim:
+        first, second = second, first
+    if second.numel() == len(first):
+        second = second.reshape(len(first), *[1] * (first.ndim - 1))
+    return first * second
 
 
 class ClassWeight:
-    """Gives each sample of a batch the weight of its class.
+    """A function that gives each sample of a batch the weight of its class.
 
     Args:
-        weights: ``{class: weight}`` (1 for classes that are missing), a sequence with one weight for each class, or
-            ``"balanced"``: samples / (classes * samples of the class), as scikit-learn has it.
-        loader: The training data, which ``"balanced"`` counts.
+        weights: ``{class: weight}`` (1 for missing classes), a sequence with one weight for each class, or ``"balanced"``:
+            ``samples / (classes * samples of the class)``, as in ``sklearn.utils.class_weight.compute_class_weight``.
+        loader: The training data, whose classes ``"balanced"`` counts.
+        unpack: Splits a batch into inputs, targets and weights.
+
+    Raises:
+        ValueError: If ``weights`` are not valid, or the targets are not classes.
     """
 
     def __init__(self, weights: Any, loader: Any, unpack: Callable[[Any], Batch] = unpack) -> None:
         self.unpack = unpack
         targets = all_targets(loader)
-        self._unchecked = not isinstance(targets, Tensor)
-        if isinstance(targets, Tensor):
+        self.is_checked = isinstance(targets, Tensor)
+        if self.is_checked:
             _check_classes(targets)
-        self.table = _balanced(weights, loader) if isinstance(weights, str) else _table(weights, targets)
+        self.table = _count_balanced(weights, loader) if isinstance(weights, str) else _as_table(weights, targets)
         check_weights("class_weight", self.table)
 
     def __call__(self, batch: Any) -> Any:
@@ -118,32 +137,35 @@ class ClassWeight:
         y = from_numpy(y) if isinstance(y, np.ndarray) else y
         if not isinstance(y, Tensor):
             raise ValueError(
-                f"class_weight needs one target of class numbers, received {describe(y)}. Use sample_weight."
+                f"class_weight needs one tensor of class numbers as target, received {describe(y)}. Pass sample_weight, one "
+                "weight for each sample, instead."
             )
-        if self._unchecked:  # the first batch stands for all where the targets are not at hand: it is looked at once
+        # If the targets are unknown before training, only the first batch is checked.
+        if not self.is_checked:
             _check_classes(y)
-            self._unchecked = False
-        classes = _classes(y)
+            self.is_checked = True
+        classes = _get_classes(y)
         table = self.table.to(y.device)
         weight = table[classes.clamp(0, len(table) - 1)]
         return add_weight(batch, torch.where((classes >= 0) & (classes < len(table)), weight, 1.0))
 
 
-def _table(weights: Any, targets: Any) -> Tensor:
-    """Return the weight of each class, by its number."""
-    weights = weights.to_dict() if hasattr(weights, "to_dict") else weights  # a series, by its index
+def _as_table(weights: Any, targets: Any) -> Tensor:
+    """Return a tensor with the weight of each class."""
+    # A pandas series has the classes as its index.
+    weights = weights.to_dict() if hasattr(weights, "to_dict") else weights
     if not isinstance(weights, Mapping):
         table = torch.as_tensor(weights, dtype=torch.float32)
         if table.ndim != 1 or not len(table):
             raise ValueError(
-                f"class_weight has one weight for each class, received {weights!r}. Pass {{0: 1.0, 1: 2.0}} or [1.0, 2.0]."
+                f"class_weight must have one weight for each class, received {weights!r}. {CLASS_WEIGHT_EXAMPLE}"
             )
         return table
     if any(not isinstance(key, (int, np.integer)) or key < 0 for key in weights):
         raise ValueError(
-            f"class_weight has class numbers as keys, received {list(weights)!r}. Pass {{0: 1.0, 1: 2.0}}."
+            f"class_weight must have class numbers as keys, received {list(weights)!r}. {CLASS_WEIGHT_EXAMPLE}"
         )
-    _warn_of_missing(weights, targets)
+    _warn_if_class_is_missing(weights, targets)
     table = torch.ones(max(weights, default=0) + 1)
     for key, weight in weights.items():
         table[int(key)] = float(weight)
@@ -151,67 +173,63 @@ def _table(weights: Any, targets: Any) -> Tensor:
 
 
 def _check_classes(y: Tensor) -> None:
-    """Raise a ``ValueError`` if the targets ``y`` are no classes, which a class weight would silently make of them."""
+    """Raise a ``ValueError`` if the targets ``y`` are not classes."""
     if not y.is_floating_point() or not y.numel():
         return
-    if _has_columns(y):
-        other = ((y < 0) | ((y.sum(1, keepdim=True) - 1).abs() > 1e-3)).flatten(1).any(1)
-        what = "several labels, or values, for a sample"
+    if _has_class_columns(y):
+        is_invalid = ((y < 0) | ((y.sum(1, keepdim=True) - 1).abs() > 1e-3)).flatten(1).any(1)
+        values = "several labels, or values, for a sample"
     else:
-        other = (y != y.round()).flatten()  # NaN is no class either
-        what = f"numbers such as {float(y.flatten()[other][0]):g}" if bool(other.any()) else ""
-    if bool(other.any()):
+        # The comparison is also True for NaN.
+        is_invalid = (y != y.round()).flatten()
+        values = f"numbers such as {float(y.flatten()[is_invalid.int().argmax()]):g}"
+    if bool(is_invalid.any()):
         raise ValueError(
-            f"class_weight needs one class for each sample, but the targets, {describe(y)}, hold {what}. Pass "
+            f"class_weight needs one class for each sample, but the targets, {describe(y)}, contain {values}. Pass "
             "sample_weight, one weight for each sample, instead."
         )
 
 
-def _warn_of_missing(weights: Mapping[int, float], targets: Any) -> None:
-    """Warn of the weight of a class that no target is, where all targets are at hand."""
+def _warn_if_class_is_missing(weights: Mapping[int, float], targets: Any) -> None:
+    """Warn if a class has a weight but no target, provided that all targets are known."""
     if not isinstance(targets, Tensor) or not targets.numel() or targets.ndim > 1:
         return
-    classes = _classes(targets)
+    classes = _get_classes(targets)
     missing = sorted(set(weights) - set(classes.tolist()))
     if missing:
         warn(
-            f"class_weight has a weight for class {missing[0]}, which no target is: they go from {int(classes.min())} to "
-            f"{int(classes.max())}. Classes are counted from 0."
+            f"The class_weight of class {missing[0]} has no effect: the targets have classes from {int(classes.min())} to "
+            f"{int(classes.max())}. Count classes from 0."
         )
 
 
-def _has_columns(y: Tensor) -> bool:
-    """Whether ``y`` has a column for each class, as one-hot rows have."""
+def _has_class_columns(y: Tensor) -> bool:
+    """Return whether ``y`` has a column for each class, as one-hot targets have."""
     return y.ndim > 1 and y.is_floating_point() and y.shape[1] > 1
 
 
-def _classes(y: Tensor) -> Tensor:
-    if _has_columns(y):
+def _get_classes(y: Tensor) -> Tensor:
+    if _has_class_columns(y):
         return y.argmax(1)
     return (y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y).long()
 
 
-def _balanced(name: str, loader: Any) -> Tensor:
+def _count_balanced(name: str, loader: Any) -> Tensor:
+    """Return the balanced weight of each class."""
     if name != "balanced":
-        raise ValueError(
-            f"Unknown class_weight {name!r}. Pass 'balanced', a dict {{0: 1.0, 1: 2.0}} or one weight for each class."
-        )
-    dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, WeightedDataset):
-        dataset = dataset.dataset
-    if isinstance(dataset, Subset) and isinstance(dataset.dataset, WeightedDataset):  # of validation_split
-        dataset = Subset(dataset.dataset.dataset, dataset.indices)
+        raise ValueError(f"Unknown class_weight {name!r}. Pass 'balanced'. {CLASS_WEIGHT_EXAMPLE}")
+    dataset = _remove_weights(getattr(loader, "dataset", None))
     if dataset is None or isinstance(dataset, IterableDataset):
         raise ValueError(
-            "class_weight='balanced' must count the classes before training, which needs arrays, a Dataset or a DataLoader of "
-            "one. Pass the weights as a dict."
+            "class_weight='balanced' must count the classes before training, which needs arrays, a Dataset or a DataLoader "
+            "of one. Pass the weights as a dict: {0: 1.0, 1: 2.0}."
         )
     targets = targets_of(dataset, trusted_only=True)
-    classes = _loaded_classes(dataset) if targets is None else _classes(targets).flatten()
-    classes = classes[classes != IGNORED]
+    classes = _load_classes(dataset) if targets is None else _get_classes(targets).flatten()
+    classes = classes[classes != IGNORE_INDEX]
     if classes.numel() and int(classes.min()) < 0:
         raise ValueError(
-            f"class_weight='balanced' counts classes from 0, but the targets begin at {int(classes.min())}. Renumber them, or "
+            f"class_weight='balanced' needs classes from 0, but the targets start at {int(classes.min())}. Renumber them, or "
             "pass sample_weight."
         )
     counts = torch.bincount(classes)
@@ -219,17 +237,28 @@ def _balanced(name: str, loader: Any) -> Tensor:
     return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0)
 
 
-def _loaded_classes(dataset: Any) -> Tensor:
-    """Return the classes that the samples bring, by an attribute of the dataset where a few samples agree with it."""
+def _remove_weights(dataset: Any) -> Any:
+    """Return ``dataset`` without the wrapper that adds sample weights, which also ``validation_split`` may contain."""
+    if isinstance(dataset, WeightedDataset):
+        return dataset.dataset
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, WeightedDataset):
+        return Subset(dataset.dataset.dataset, dataset.indices)
+    return dataset
 
-    def loaded(places: Iterable[int]) -> Tensor:
-        with preserve_rng_state(), preserve_generators(dataset):
-            targets = torch.cat([torch.as_tensor(unpack(dataset[i]).y).reshape(1, -1) for i in places]).squeeze(1)
-        _check_classes(targets)
-        return _classes(targets).flatten()
 
-    told, places = targets_of(dataset), list(range(0, len(dataset), -(-len(dataset) // PROBES)))
-    if told is None or not torch.equal(_classes(told[places]).flatten(), loaded(places)):
-        return loaded(range(len(dataset)))
-    _check_classes(told)
-    return _classes(told).flatten()
+def _load_classes(dataset: Any) -> Tensor:
+    """Return the class of each sample, from an attribute of ``dataset`` if a few samples agree with it."""
+    size = len(dataset)
+    targets, probes = targets_of(dataset), list(range(0, size, -(-size // PROBES)))
+    if targets is None or not torch.equal(_get_classes(targets[probes]).flatten(), _load_classes_at(dataset, probes)):
+        return _load_classes_at(dataset, range(size))
+    _check_classes(targets)
+    return _get_classes(targets).flatten()
+
+
+def _load_classes_at(dataset: Any, indices: Iterable[int]) -> Tensor:
+    with preserve_rng_state(), preserve_generators(dataset):
+        rows = [torch.as_tensor(unpack(dataset[index]).y).reshape(1, -1) for index in indices]
+    targets = torch.cat(rows).squeeze(1)
+    _check_classes(targets)
+    return _get_classes(targets).flatten()

@@ -5,56 +5,74 @@ from __future__ import annotations
 import hashlib
 import operator
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from easytorch.data.arrays import WrapperDataset
+
 
 def seeded(dataset: Any, seed: int = 0) -> Dataset[Any]:
-    """Return ``dataset`` with random numbers that belong to its samples, not to the moment.
+    """Return ``dataset`` with random augmentation that depends only on ``seed``, epoch and index.
 
-    Augmentation inside a loader's workers draws from generators that nothing can restore. Wrapped so, a sample draws the
-    same numbers whoever loads it, whenever: from ``seed``, the epoch and its index. So a run resumes exactly in the middle
-    of an epoch, with any number of workers.
+    A checkpoint cannot restore the random generators of a loader's workers. A seeded sample draws the same numbers in any
+    process at any time. So a run resumes exactly in the middle of an epoch, with any number of workers.
 
-    Python's, NumPy's and torch's global generators are seeded so, not generators of the dataset's own.
+    The global generators of Python, NumPy and torch are seeded, but not generators that belong to the dataset.
 
     Args:
         dataset: Any map-style dataset.
-        seed: Another seed draws other numbers.
+        seed: Another seed gives other random numbers.
+
+    Examples:
+        >>> train = easytorch.data.seeded(datasets.CIFAR10("data", transform=augment))
+        >>> model.fit(DataLoader(train, batch_size=64, shuffle=True, num_workers=4), epochs=5)
     """
     return SeededDataset(dataset, seed)
 
 
-class SeededDataset(Dataset[Any]):
+class SeededDataset(WrapperDataset):
+    """A dataset whose random numbers depend only on seed, epoch and index; see ``seeded``."""
+
     def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+        super().__init__(dataset)
+        self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.int64)
+        # The workers read the epoch from shared memory.
         self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the random numbers depend on."""
         self.epoch.fill_(epoch)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, index: Any) -> Any:
-        kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        try:
-            number = operator.index(index) if hasattr(index, "__index__") else index  # 3, be it NumPy's or torch's
-            digest = hashlib.sha256(repr((self.seed, int(self.epoch), number)).encode()).digest()
-            random.seed(digest)
-            np.random.seed(int.from_bytes(digest[:4], "little"))
-            torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        # An index of NumPy or torch gives the same sample as a Python integer.
+        key = operator.index(index) if hasattr(index, "__index__") else index
+        digest = hashlib.sha256(repr((self.seed, int(self.epoch), key)).encode()).digest()
+        with _seeded_generators(digest):
             return self.dataset[index]
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
-            torch.set_rng_state(kept[2])
 
-    def __getattr__(self, name: str) -> Any:  # targets, classes, ...
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the dataset, such as ``targets`` and ``classes``."""
         if name in ("dataset", "__getitems__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+
+@contextmanager
+def _seeded_generators(digest: bytes) -> Iterator[None]:
+    """Seed the global generators with ``digest`` and restore them at the end."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(digest)
+        np.random.seed(int.from_bytes(digest[:4], "little"))
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

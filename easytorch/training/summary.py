@@ -14,8 +14,8 @@ from easytorch._utils import train_mode
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
-from easytorch.data.loader import one_batch
-from easytorch.data.predictions import inputs
+from easytorch.data.containers import as_predict_data
+from easytorch.data.loader import as_single_batch
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -25,7 +25,7 @@ LINE_WIDTH = 80  # characters of a printed line
 
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
     """Print the table of layers and the memory estimate of ``model``; see ``Model.summary``."""
-    batch = model.last_fit.get("example") if x is None else one_batch(inputs(x, model.signature))
+    batch = model.last_fit.get("example") if x is None else as_single_batch(as_predict_data(x, model.signature))
     batch = None if batch is None else model.unpack(model.strategy.to_device(batch)).x
     table = summarize_layers(model.module, batch, model.device, **options)
     print(table)

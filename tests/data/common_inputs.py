@@ -1,4 +1,4 @@
-"""One fit for every kind of data: each kind trains a model to the very weights that a plain loader gives."""
+"""Data and models of the data tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCHES = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 50, 8)]
 
 
 class Rows(Dataset):
-    """A dataset that nobody can look into."""
+    """A dataset whose targets are unknown until its samples are loaded."""
 
     def __init__(self, *columns):
         self.columns = columns or (X, Y)

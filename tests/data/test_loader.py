@@ -1,4 +1,4 @@
-"""One fit for every kind of data: each kind trains a model to the very weights that a plain loader gives."""
+"""Each kind of data trains a model to the same weights as a plain loader."""
 
 from __future__ import annotations
 
@@ -48,46 +48,46 @@ def reference(start):
     return net
 
 
-def frame():
+def make_frame():
     return pd.DataFrame(X.numpy().astype("float64"), columns=[f"column {i}" for i in range(8)])
 
 
 KINDS = {
-    "17 DataLoader": (lambda: (DataLoader(TensorDataset(X, Y), 8),), {}),
-    "18 Dataset": (lambda: (Rows(),), ARRAYS),
-    "18 IterableDataset": (lambda: (Stream(),), {"batch_size": 8}),
-    "18 Subset": (lambda: (Subset(Rows(), range(50)),), ARRAYS),
-    "19 tensors": (lambda: (X, Y), ARRAYS),
-    "19 tensors in a tuple": (lambda: ((X, Y),), ARRAYS),
-    "20 NumPy": (lambda: (X.numpy(), Y.numpy()), ARRAYS),
-    "20 NumPy of doubles and short integers": (lambda: (X.numpy().astype("float64"), Y.numpy()), ARRAYS),
-    "20 lists of numbers": (lambda: (X.tolist(), Y.tolist()), ARRAYS),
-    "20 NumPy of short labels": (lambda: (X.numpy(), Y.numpy().astype("int32")), ARRAYS),
-    "20 a list of NumPy's numbers": (lambda: (X, list(Y.numpy())), ARRAYS),
-    "20 a list of labels that are tensors": (lambda: (X, list(Y)), ARRAYS),
-    "20 lists of rows": (lambda: (list(X), list(Y)), ARRAYS),
-    "20 lists of NumPy's rows": (lambda: (list(X.numpy()), list(Y.numpy().astype("int16"))), ARRAYS),
-    "20 a list of rows and an array": (lambda: (list(X), Y.numpy()), ARRAYS),
-    "21 frame and series of short labels": (lambda: (frame(), pd.Series(Y.numpy(), dtype="int8")), ARRAYS),
-    "28 list of NumPy batches of short labels": (
+    "DataLoader": (lambda: (DataLoader(TensorDataset(X, Y), 8),), {}),
+    "Dataset": (lambda: (Rows(),), ARRAYS),
+    "IterableDataset": (lambda: (Stream(),), {"batch_size": 8}),
+    "Subset": (lambda: (Subset(Rows(), range(50)),), ARRAYS),
+    "tensors": (lambda: (X, Y), ARRAYS),
+    "tensors in a tuple": (lambda: ((X, Y),), ARRAYS),
+    "NumPy": (lambda: (X.numpy(), Y.numpy()), ARRAYS),
+    "NumPy of doubles and short integers": (lambda: (X.numpy().astype("float64"), Y.numpy()), ARRAYS),
+    "lists of numbers": (lambda: (X.tolist(), Y.tolist()), ARRAYS),
+    "NumPy of short labels": (lambda: (X.numpy(), Y.numpy().astype("int32")), ARRAYS),
+    "list of NumPy numbers": (lambda: (X, list(Y.numpy())), ARRAYS),
+    "a list of labels that are tensors": (lambda: (X, list(Y)), ARRAYS),
+    "lists of rows": (lambda: (list(X), list(Y)), ARRAYS),
+    "lists of NumPy rows": (lambda: (list(X.numpy()), list(Y.numpy().astype("int16"))), ARRAYS),
+    "a list of rows and an array": (lambda: (list(X), Y.numpy()), ARRAYS),
+    "frame and series of short labels": (lambda: (make_frame(), pd.Series(Y.numpy(), dtype="int8")), ARRAYS),
+    "list of NumPy batches of short labels": (
         lambda: ([(x.numpy(), y.numpy().astype("int32")) for x, y in BATCHES],),
         {},
     ),
-    "24 dict of arrays with short labels": (
+    "dict of arrays with short labels": (
         lambda: ({"input": X.numpy(), "label": Y.numpy().astype("int32")},),
         ARRAYS,
     ),
-    "21 frame and series of labels that may miss some": (
-        lambda: (frame(), pd.Series(Y.numpy(), dtype="Int32")),
+    "frame and nullable series": (
+        lambda: (make_frame(), pd.Series(Y.numpy(), dtype="Int32")),
         ARRAYS,
     ),
-    "21 frame and series": (lambda: (frame(), pd.Series(Y.numpy())), ARRAYS),
-    "26 generator function": (lambda: (lambda: iter(BATCHES),), {}),
-    "27 loader without a length": (lambda: (Unsized(),), {}),
-    "27 DataLoader without a length": (lambda: (DataLoader(Stream(), 8),), {}),
-    "28 list of batches": (lambda: (BATCHES,), {}),
-    "28 list of NumPy batches": (lambda: ([(x.numpy(), y.numpy()) for x, y in BATCHES],), {}),
-    "32 doubles in a loader": (lambda: (DataLoader(TensorDataset(X.double(), Y), 8),), {}),
+    "frame and series": (lambda: (make_frame(), pd.Series(Y.numpy())), ARRAYS),
+    "generator function": (lambda: (lambda: iter(BATCHES),), {}),
+    "loader without a length": (lambda: (Unsized(),), {}),
+    "DataLoader without a length": (lambda: (DataLoader(Stream(), 8),), {}),
+    "list of batches": (lambda: (BATCHES,), {}),
+    "list of NumPy batches": (lambda: ([(x.numpy(), y.numpy()) for x, y in BATCHES],), {}),
+    "doubles in a loader": (lambda: (DataLoader(TensorDataset(X.double(), Y), 8),), {}),
 }
 
 
@@ -99,7 +99,7 @@ def test_every_kind_of_data_trains_like_a_plain_loader(kind, start, reference):
     assert same_weights(net, reference) if "doubles" not in kind else furthest(net, reference) < 1e-6
 
 
-def test_26_a_generator_is_read_once_and_training_says_where_it_stopped(start):
+def test_generator_is_read_once_and_its_end_is_reported(start):
     _, once = twins(start)
     compiled(once).fit(BATCHES, 1, verbose=0)
     model = compiled(twins(start)[1])
@@ -110,7 +110,7 @@ def test_26_a_generator_is_read_once_and_training_says_where_it_stopped(start):
 
 
 @pytest.mark.parametrize(("batches", "epochs"), [(2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (7, 3)])
-def test_a_generator_is_read_up_to_its_last_batch_wherever_that_is(batches, epochs, start):
+def test_generator_is_read_up_to_its_last_batch(batches, epochs, start):
     data = DataLoader(TensorDataset(*blobs(batches * 4)), 4)
     ends = contextlib.nullcontext() if batches > 4 else pytest.warns(UserWarning, match=r"ran out.*Pass the function")
     with ends:
@@ -118,7 +118,7 @@ def test_a_generator_is_read_up_to_its_last_batch_wherever_that_is(batches, epoc
     assert len(history["loss"]) == epochs
 
 
-def test_26_a_generator_without_end_is_cut_into_epochs(start, reference):
+def test_endless_generator_is_divided_into_epochs(start, reference):
     def forever():
         while True:
             yield from BATCHES
@@ -129,10 +129,11 @@ def test_26_a_generator_without_end_is_cut_into_epochs(start, reference):
     assert len(history["loss"]) == 2
 
 
-def test_steps_per_epoch_goes_on_where_the_last_epoch_stopped(start, reference):
+def test_steps_per_epoch_continues_where_the_last_epoch_ended(start, reference):
     _, net = twins(start)
     history = compiled(net).fit(DataLoader(TensorDataset(X, Y), 8), epochs=7, steps_per_epoch=2, verbose=0)
-    assert same_weights(net, reference)  # 7 epochs of 2 updates are 2 passes over 7 batches
+    # 7 epochs of 2 updates are 2 passes over 7 batches.
+    assert same_weights(net, reference)
     assert len(history["loss"]) == 7
 
 
@@ -147,7 +148,7 @@ class Sum(nn.Module):
         return self.net(torch.cat([left, right], dim=1))
 
 
-class WholeDict(nn.Module):
+class DictInput(nn.Module):
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -158,27 +159,27 @@ class WholeDict(nn.Module):
 
 LEFT, RIGHT = X[:, :3], X[:, 3:]
 SEVERAL = {
-    "22 dict of arrays": (Sum, lambda: ({"left": LEFT.numpy(), "right": RIGHT.numpy()}, Y), ARRAYS),
-    "22 dict of arrays for a module that takes the dict": (
-        WholeDict,
+    "dict of arrays": (Sum, lambda: ({"left": LEFT.numpy(), "right": RIGHT.numpy()}, Y), ARRAYS),
+    "dict of arrays for a module that takes the dict": (
+        DictInput,
         lambda: ({"left": LEFT, "right": RIGHT}, Y),
         ARRAYS,
     ),
-    "23 list of arrays": (Sum, lambda: ([LEFT, RIGHT], Y), ARRAYS),
-    "23 tuple of arrays": (Sum, lambda: ((LEFT, RIGHT), Y), ARRAYS),
-    "23 tuples in batches": (Sum, lambda: ([((x[:, :3], x[:, 3:]), y) for x, y in BATCHES],), {}),
-    "24 batches that are dicts": (
+    "list of arrays": (Sum, lambda: ([LEFT, RIGHT], Y), ARRAYS),
+    "tuple of arrays": (Sum, lambda: ((LEFT, RIGHT), Y), ARRAYS),
+    "tuples in batches": (Sum, lambda: ([((x[:, :3], x[:, 3:]), y) for x, y in BATCHES],), {}),
+    "batches that are dicts": (
         Sum,
         lambda: ([{"left": x[:, :3], "right": x[:, 3:], "y": y} for x, y in BATCHES],),
         {},
     ),
-    "24 dicts whose target has another name": (
+    "dicts whose target has another name": (
         Sum,
         lambda: ([{"right": x[:, 3:], "left": x[:, :3], "kind": y} for x, y in BATCHES],),
         {},
     ),
-    "22 dict of lists": (Sum, lambda: ({"left": LEFT.tolist(), "right": RIGHT.tolist()}, Y.tolist()), ARRAYS),
-    "24 a dict of all rows": (Sum, lambda: ({"left": LEFT, "right": RIGHT, "labels": Y},), ARRAYS),
+    "dict of lists": (Sum, lambda: ({"left": LEFT.tolist(), "right": RIGHT.tolist()}, Y.tolist()), ARRAYS),
+    "a dict of all rows": (Sum, lambda: ({"left": LEFT, "right": RIGHT, "labels": Y},), ARRAYS),
 }
 
 
@@ -190,15 +191,16 @@ def test_several_inputs_reach_the_arguments_of_forward(kind, start, reference):
     assert same_weights(net, reference)
 
 
-def test_24_one_unnamed_input_beside_the_label_is_the_input(start, reference):
+def test_single_dict_entry_next_to_the_label_is_the_input(start, reference):
     _, net = twins(start)
     compiled(net).fit([{"image": x, "label": y} for x, y in BATCHES], 2, verbose=0)
     assert same_weights(net, reference)
 
 
-def test_29_a_hugging_face_dataset_trains_as_it_is(start, reference):
+def test_hugging_face_dataset_trains_without_conversion(start, reference):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the library's own imports
+        # The imports of the library warn.
+        warnings.simplefilter("ignore")
         datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
         rows = datasets.Dataset.from_dict({"features": X.tolist(), "label": Y.tolist()})
     _, net = twins(start)
@@ -209,11 +211,11 @@ def test_29_a_hugging_face_dataset_trains_as_it_is(start, reference):
 
 PREDICTED = {
     "nested lists": (mlp, X.tolist()),
-    "lists of NumPy's numbers": (mlp, [list(row) for row in X.numpy()]),
-    "the byte order of another machine": (mlp, X.numpy().astype(">f4")),
+    "nested lists of NumPy numbers": (mlp, [list(row) for row in X.numpy()]),
+    "foreign byte order": (mlp, X.numpy().astype(">f4")),
     "long doubles": (mlp, X.numpy().astype(np.longdouble)),
     "a list of rows": (mlp, list(X)),
-    "a list of NumPy's rows": (mlp, list(X.numpy())),
+    "a list of NumPy rows": (mlp, list(X.numpy())),
     "a list of inputs": (lambda: Sum(mlp()), [LEFT, RIGHT]),
     "a list of inputs of NumPy": (lambda: Sum(mlp()), [LEFT.numpy(), RIGHT.numpy()]),
     "a tuple of inputs": (lambda: Sum(mlp()), (LEFT, RIGHT)),
@@ -223,7 +225,7 @@ PREDICTED = {
 
 
 @pytest.mark.parametrize("kind", PREDICTED)
-def test_predict_takes_what_fit_takes(kind):
+def test_predict_accepts_the_same_data_as_fit(kind):
     make, x = PREDICTED[kind]
     net = make()
     expected = (net.net if isinstance(net, Sum) else net)(X).detach().numpy()
@@ -232,14 +234,14 @@ def test_predict_takes_what_fit_takes(kind):
     assert abs(outputs - expected).max() < 1e-6
 
 
-def test_one_batch_of_several_inputs_is_predicted():
+def test_predict_on_batch_accepts_several_inputs():
     model = Model(Sum(mlp()), device="cpu")
     expected = model.predict((LEFT, RIGHT), verbose=0)
     assert (model.predict_on_batch([LEFT, RIGHT]) == expected).all()
     assert (model.predict_on_batch((LEFT, RIGHT)) == expected).all()
 
 
-def test_predict_refuses_several_inputs_for_a_module_with_one():
+def test_predict_rejects_two_inputs_for_a_module_with_one():
     model = Model(mlp(), device="cpu")
     with pytest.raises(
         ValueError, match=r"The module takes one input, 'input', but .* a list of 2 arrays of one shape"
@@ -248,13 +250,13 @@ def test_predict_refuses_several_inputs_for_a_module_with_one():
     assert model.predict([(X,), (X,)], verbose=0).shape == (100, 3)
 
 
-def test_predict_refuses_three_inputs_for_a_module_with_two():
+def test_predict_rejects_three_inputs_for_a_module_with_two():
     with pytest.raises(ValueError, match=r"The module takes 2 inputs, 'left', 'right', but .* a list of 3 arrays"):
         Model(Sum(mlp()), device="cpu").predict([LEFT, LEFT, LEFT], verbose=0)
 
 
-class MakesItsOwnLoss(nn.Module):
-    """As the models of Hugging Face do: labels among the arguments, the loss among the outputs."""
+class ReturnsLoss(nn.Module):
+    """A module with labels as argument and the loss as output, as in Hugging Face transformers."""
 
     def __init__(self, net):
         super().__init__()
@@ -266,9 +268,9 @@ class MakesItsOwnLoss(nn.Module):
         return output if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), **output}
 
 
-def test_a_module_may_make_its_own_loss(start, reference):
+def test_module_may_return_its_loss(start, reference):
     _, net = twins(start)
-    model = Model(MakesItsOwnLoss(net), device="cpu")
+    model = Model(ReturnsLoss(net), device="cpu")
     model.compile(lambda p: torch.optim.SGD(p, lr=0.1), metrics=["multiclass_accuracy"])
     history = model.fit({"features": X, "labels": Y}, epochs=2, verbose=0, **ARRAYS)
     assert same_weights(net, reference)
@@ -276,11 +278,11 @@ def test_a_module_may_make_its_own_loss(start, reference):
     assert model.predict({"features": X}, verbose=0)["logits"].shape == (50, 3)
 
 
-# Loaders and samplers that decide themselves what is drawn
+# Custom loaders and samplers
 
 
 @pytest.mark.parametrize("order", [np.arange(50), torch.arange(50)], ids=["NumPy", "torch"])
-def test_a_sampler_may_be_an_array(order, start, reference):
+def test_sampler_may_be_an_array(order, start, reference):
     _, net = twins(start)
     compiled(net).fit(DataLoader(TensorDataset(X, Y), 8, sampler=order), 2, verbose=0)
     assert same_weights(net, reference)
@@ -296,7 +298,7 @@ class Repeat:
 
 
 class MultiEpochs(DataLoader):
-    """Keeps its workers by a sampler without end, as in timm."""
+    """A loader with persistent workers and an endless sampler, as in timm."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -313,7 +315,7 @@ class MultiEpochs(DataLoader):
             yield next(self.iterator)
 
 
-def test_a_loader_may_count_the_batches_of_its_own_sampler(start, reference):
+def test_loader_may_count_the_batches_of_a_custom_sampler(start, reference):
     _, net = twins(start)
     compiled(net).fit(MultiEpochs(TensorDataset(X, Y), 8), 2, verbose=0)
     assert same_weights(net, reference)
@@ -331,31 +333,31 @@ class PartlyCorrupt(Rows):
 
 
 class Keyed(Dataset):
-    """Has no length, and keys of its own."""
+    """A dataset without a length and with text as keys."""
 
     def __getitem__(self, key):
         return X[int(key[1:])], Y[int(key[1:])]
 
 
-def some(dataset):
+def draw_labelled(dataset):
     return DataLoader(dataset, 8, sampler=SubsetRandomSampler(LABELLED))
 
 
 DRAWN = {
-    "training on some": lambda model: model.fit(some(PARTLY), verbose=0),
-    "measuring some": lambda model: model.evaluate(some(PARTLY), verbose=0),
-    "validating on some": lambda model: model.fit(X, Y, validation_data=some(PartlyCorrupt()), verbose=0),
+    "fit": lambda model: model.fit(draw_labelled(PARTLY), verbose=0),
+    "evaluate": lambda model: model.evaluate(draw_labelled(PARTLY), verbose=0),
+    "validation": lambda model: model.fit(X, Y, validation_data=draw_labelled(PartlyCorrupt()), verbose=0),
     "keys": lambda model: model.fit(X, Y, validation_data=DataLoader(Keyed(), 2, sampler=["k4", "k5"]), verbose=0),
 }
 
 
 @pytest.mark.parametrize("kind", DRAWN)
-def test_samples_that_a_sampler_never_draws_are_never_looked_at(kind):
+def test_samples_that_are_never_drawn_are_never_loaded(kind):
     assert DRAWN[kind](compiled(mlp()))
 
 
 @pytest.mark.parametrize("rng", [np.random.RandomState, lambda seed: random.SystemRandom()], ids=["seeded", "not"])
-def test_trying_out_the_validation_data_leaves_its_generator_alone(rng):
+def test_validation_check_restores_the_generator_of_a_dataset(rng):
     drawn = []
 
     class Drawing(Rows):
@@ -371,7 +373,7 @@ def test_trying_out_the_validation_data_leaves_its_generator_alone(rng):
     assert rng is not np.random.RandomState or drawn[-4:] == np.random.RandomState(0).random(4).tolist()
 
 
-def test_trying_out_the_validation_data_leaves_the_generator_of_its_collation_alone():
+def test_validation_check_restores_the_generator_of_a_collate():
     drawn = []
 
     class Drawing:
@@ -386,7 +388,7 @@ def test_trying_out_the_validation_data_leaves_the_generator_of_its_collation_al
     assert drawn[-1] == np.random.default_rng(0).random()
 
 
-def test_a_packed_sequence_goes_to_the_device_as_torch_sends_it():
+def test_packed_sequence_moves_to_the_device_as_in_torch():
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, 1).double(), torch.ones(2, 1).double()])
     placed, y = make_to_device(torch.device("meta"), torch.float32)((packed, torch.ones(2)))
     expected = packed.to("meta")
@@ -396,20 +398,21 @@ def test_a_packed_sequence_goes_to_the_device_as_torch_sends_it():
 
 
 def detection(boxes):
-    """Return a batch as detection has them: a dict of targets for each image, with so many boxes."""
+    """Return a batch of object detection: a dict of targets for each image, with as many boxes as given."""
     return tuple(torch.zeros(3, 8, 8) for _ in boxes), tuple({"boxes": torch.zeros(count, 4)} for count in boxes)
 
 
 @pytest.mark.parametrize("boxes", [[2, 2, 2, 2], [1, 4], [3]], ids=str)
-def test_a_batch_of_images_with_boxes_has_as_many_samples_as_images(boxes):
+def test_detection_batch_size_is_the_number_of_images(boxes):
     assert batch_size(detection(boxes)) == len(boxes)
 
 
-def test_the_mean_over_batches_of_detection_counts_images():
+def test_mean_over_detection_batches_counts_images():
+    # Three images with loss 3, one with loss 1.
     class Counting(Model):
         def train_step(self, batch):
             return {"loss": 0 * self.module[0].weight.sum() + len(batch[0])}
 
     model = Counting(mlp(), device="cpu").compile("sgd")
     history = model.fit([detection([1, 1, 1]), detection([3])], verbose=0)
-    assert history["loss"] == [2.5]  # three images of 3, one of 1
+    assert history["loss"] == [2.5]

@@ -1,4 +1,4 @@
-"""One fit for every kind of data: each kind trains a model to the very weights that a plain loader gives."""
+"""Weights of samples and classes have the same effect for each kind of data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from easytorch.data.seeded import seeded
 from tests.data.common_inputs import ARRAYS, BATCHES, Rows, X, Y, compiled
 from tests.loops import furthest, mlp, same_weights, twins
 
-# Weights, peers.md rows 43 and 44: the same for every kind of data
-
 WEIGHTS = torch.linspace(0.0, 2.0, 50)
 CLASS_WEIGHT = {0: 1.0, 1: 3.0}
 
@@ -28,7 +26,8 @@ def weighted_by_hand(net, weights):
             rows = slice(i, i + 8)
             losses = nn.functional.cross_entropy(net(X[rows]), Y[rows], reduction="none")
             optimizer.zero_grad()
-            (losses * weights[rows]).mean().backward()  # multiplied by the weight, averaged over the count
+            # Multiplied by the weight, averaged over the number of samples.
+            (losses * weights[rows]).mean().backward()
             optimizer.step()
     return net
 
@@ -49,7 +48,7 @@ def test_sample_weights_work_for(data, start):
     assert furthest(net, by_hand) < 1e-6
 
 
-def test_25_triplets_carry_sample_weights(start):
+def test_batches_of_three_parts_have_sample_weights(start):
     by_hand, net = weighted_by_hand(twins(start)[1], WEIGHTS), twins(start)[1]
     compiled(net).fit([(X[i : i + 8], Y[i : i + 8], WEIGHTS[i : i + 8]) for i in range(0, 50, 8)], 2, verbose=0)
     assert furthest(net, by_hand) < 1e-6
@@ -77,7 +76,7 @@ def test_balanced_weights_count_the_classes(data, start):
     assert furthest(net, by_hand) < 1e-6
 
 
-def test_balanced_weights_count_the_classes_beside_weights_of_samples_and_a_split(start):
+def test_balanced_works_with_sample_weight_and_a_split(start):
     options = {"sample_weight": WEIGHTS, "validation_split": 0.2, "shuffle": False, "verbose": 0}
     expected, net = twins(start)
     compiled(net).fit(Rows(), class_weight="balanced", callbacks=[(seen := Seen())], **options)
@@ -97,7 +96,7 @@ def test_class_weights_may_be_a_series_in_any_order(start):
     assert same_weights(net, expected)
 
 
-def test_class_weights_find_targets_under_a_name_that_is_no_input(start):
+def test_class_weights_find_targets_by_elimination(start):
     class Named(nn.Module):
         def __init__(self, net):
             super().__init__()
@@ -113,7 +112,7 @@ def test_class_weights_find_targets_under_a_name_that_is_no_input(start):
 
 
 class Shifted(Rows):
-    """Has an attribute with the labels from 1 on; its samples bring them from 0 on."""
+    """A dataset whose attribute counts labels from 1, and whose samples count them from 0."""
 
     def __init__(self):
         super().__init__()
@@ -121,7 +120,7 @@ class Shifted(Rows):
 
 
 class Renumbered(Shifted):
-    """Does so as torchvision's datasets do."""
+    """A dataset with a target_transform, as in torchvision."""
 
     target_transform = staticmethod(lambda label: label - 1)
 
@@ -131,7 +130,7 @@ Renumbered.__module__ = "torchvision.datasets.mine"
 
 @pytest.mark.parametrize("make", [Shifted, Renumbered])
 @pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}, {"class_weight": CLASS_WEIGHT}], ids=str)
-def test_labels_that_a_dataset_changes_are_those_that_its_samples_bring(make, options, start):
+def test_labels_come_from_samples_if_the_attribute_differs(make, options, start):
     expected, net = twins(start)
     compiled(expected).fit(Rows(), 2, shuffle=False, verbose=0, **options)
     compiled(net).fit(make(), 2, shuffle=False, verbose=0, **options)
@@ -144,14 +143,14 @@ class LowerLabels(TensorDataset):
         return x, y - 1
 
 
-def test_labels_that_a_kind_of_tensor_dataset_changes_are_its_own(start):
+def test_tensor_dataset_subclass_may_change_labels(start):
     expected, net = twins(start)
     compiled(expected).fit(X, Y, epochs=2, shuffle=False, verbose=0)
     compiled(net).fit(LowerLabels(X, Y + 1), 2, shuffle=False, verbose=0)
     assert same_weights(net, expected)
 
 
-def test_the_transform_of_a_hugging_face_dataset_is_applied(start):
+def test_hugging_face_transform_is_applied(start):
     datasets = pytest.importorskip("datasets")
 
     def transform(rows):
@@ -164,7 +163,7 @@ def test_the_transform_of_a_hugging_face_dataset_is_applied(start):
     assert furthest(net, expected) < 1e-6
 
 
-def test_a_hugging_face_stream_of_unknown_columns_is_trained_on(start):
+def test_hugging_face_stream_of_unknown_columns_trains(start):
     datasets = pytest.importorskip("datasets")
 
     def rows():
@@ -177,14 +176,14 @@ def test_a_hugging_face_stream_of_unknown_columns_is_trained_on(start):
     assert furthest(net, expected) < 1e-6
 
 
-def test_labels_that_a_transform_makes_are_told_as_it_makes_them():
+def test_targets_of_applies_the_target_transform():
     assert torch.equal(targets_of(Renumbered()), Y)
     renumbered = Renumbered()
     renumbered.target_transform = lambda label: f"class {label}"
     assert targets_of(renumbered) is None
 
 
-def test_an_attribute_that_has_not_one_label_for_each_sample_is_none_of_the_targets():
+def test_attribute_of_another_length_is_not_used_as_targets():
     rows = Rows()
     rows.labels = [0, 1, 2]
     assert targets_of(rows) is None
@@ -192,13 +191,13 @@ def test_an_attribute_that_has_not_one_label_for_each_sample_is_none_of_the_targ
     assert (len(first), len(second)) == (40, 10)
 
 
-def test_an_empty_part_of_a_dataset_is_told_as_such():
+def test_empty_subset_is_reported_as_empty_data():
     with pytest.raises(ValueError, match="The data is empty"):
         compiled(mlp()).evaluate(DataLoader(Subset(TensorDataset(X, Y), [])), verbose=0)
 
 
 @pytest.mark.parametrize("wrap", [lambda rows: rows, seeded], ids=["weighted", "weighted and seeded"])
-def test_a_split_of_samples_with_weights_gives_every_class_its_share(wrap):
+def test_split_with_sample_weights_is_stratified(wrap):
     y = torch.tensor([0] * 90 + [1] * 10)
     rows = wrap(TensorDataset(torch.randn(100, 8), y))
     compiled(mlp()).fit(
@@ -208,7 +207,7 @@ def test_a_split_of_samples_with_weights_gives_every_class_its_share(wrap):
 
 
 class Seen(Callback):
-    """Notes which samples are validated on."""
+    """Records which samples are used for validation."""
 
     def on_train_end(self, logs=None):
         self.validated = torch.tensor(self.model.last_fit["validation"].dataset.indices)
@@ -221,7 +220,7 @@ def test_class_and_sample_weights_multiply(start):
 
 
 class Tagger(nn.Module):
-    """Finds a class for each of four places."""
+    """A module that predicts a class for each of four positions."""
 
     def __init__(self):
         super().__init__()
@@ -231,8 +230,8 @@ class Tagger(nn.Module):
         return self.net(x.reshape(len(x), 4, 2)).movedim(2, 1)
 
 
-@pytest.mark.parametrize("rows", [4, 6], ids=["as many samples as places", "more samples than places"])
-def test_the_weight_of_a_sample_multiplies_those_of_its_places(rows):
+@pytest.mark.parametrize("rows", [4, 6], ids=["as many samples as positions", "more samples than positions"])
+def test_sample_weight_multiplies_the_weights_of_positions(rows):
     net, x = Tagger(), X[:rows]
     y, weights = Y[: 4 * rows].reshape(rows, 4), torch.arange(float(rows))
     losses = nn.functional.cross_entropy(net(x), y, reduction="none") * torch.tensor([1.0, 3.0, 2.0])[y]
@@ -249,7 +248,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_weights_of_samples_multiply_those_of_classes_also_as(kind, start):
+def test_sample_weights_multiply_class_weights_given_as(kind, start):
     data, options = SHAPES[kind]()
     net = twins(start)[1]
     losses = nn.functional.cross_entropy(net(X), Y, reduction="none")
@@ -259,22 +258,22 @@ def test_weights_of_samples_multiply_those_of_classes_also_as(kind, start):
     assert history["loss"] == [pytest.approx(float((losses * class_weights() * WEIGHTS).mean().detach()))]
 
 
-TRUTHS = (Y == 1).numpy()
+BOOLEANS = (Y == 1).numpy()
 
 
 @pytest.mark.parametrize(
     "labels",
-    [TRUTHS, pd.Series(TRUTHS), pd.Series(TRUTHS, dtype="boolean"), list(TRUTHS)],
-    ids=["array", "series", "series that may miss some", "list"],
+    [BOOLEANS, pd.Series(BOOLEANS), pd.Series(BOOLEANS, dtype="boolean"), list(BOOLEANS)],
+    ids=["array", "series", "nullable series", "list"],
 )
-def test_true_and_false_are_classes(labels, start):
+def test_booleans_are_classes(labels, start):
     expected, net = twins(start)
     compiled(expected).fit(X, (Y == 1).long(), verbose=0, **ARRAYS)
     compiled(net).fit(X, labels, verbose=0, **ARRAYS)
     assert same_weights(net, expected)
 
 
-def test_a_mask_of_true_and_false_stays_one():
+def test_boolean_mask_stays_boolean():
     seen = []
 
     def loss(y_pred, y):
@@ -285,7 +284,7 @@ def test_a_mask_of_true_and_false_stays_one():
     assert set(seen) == {torch.bool}
 
 
-def test_metrics_take_no_weights_unless_asked():
+def test_only_weighted_metrics_use_weights():
     model = Model(mlp(), device="cpu").compile(None, "cross_entropy", ["accuracy"], weighted_metrics=["accuracy"])
     scores = model.evaluate(X, Y, sample_weight=WEIGHTS, verbose=0)
     hits = (model.module(X).argmax(1) == Y).double()

@@ -1,4 +1,4 @@
-"""One fit for every kind of data: each kind trains a model to the very weights that a plain loader gives."""
+"""Splits are stratified, reproducible, and work for each kind of data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from tests.data.common_inputs import Rows, X, Y, compiled
 from tests.loops import blobs, mlp, same_weights, twins
 
-# Splits, rows 36 and 37
-
 
 @pytest.mark.parametrize(
     "data",
@@ -34,7 +32,7 @@ def test_validation_split_works_for(data):
     assert seen[0]["test_steps"] * model.state.step > 0
 
 
-def test_a_split_gives_each_class_its_share_and_is_the_same_every_time():
+def test_split_is_stratified_and_reproducible():
     y = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
     torch.manual_seed(1)
     train, test = split(torch.randn(100, 2), y, fraction=0.2)
@@ -49,7 +47,7 @@ def test_a_split_gives_each_class_its_share_and_is_the_same_every_time():
 @pytest.mark.parametrize(
     "arrays", [tuple, lambda pair: tuple(part.numpy() for part in pair)], ids=["tensors", "arrays"]
 )
-def test_a_split_of_arrays_is_two_datasets_to_train_and_to_measure_on(arrays, start):
+def test_split_of_arrays_returns_two_datasets(arrays, start):
     pair = blobs(40)
     train, test = split(*arrays(pair), fraction=0.25)
     net = copy.deepcopy(start)
@@ -64,17 +62,17 @@ def test_a_split_of_arrays_is_two_datasets_to_train_and_to_measure_on(arrays, st
     assert len(easytorch.data.in_memory(test, verbose=False)[0]) == 2
 
 
-def test_rows_in_a_dataset_make_the_batches_of_torch_be_they_sliced_or_not():
+def test_array_dataset_gives_the_batches_of_torch():
     x, y = blobs(12)
     for tree in ((x, y), {"x": x, "y": (y, x)}, x):
         loader = DataLoader(easytorch.data.ArrayDataset(tree), 5)
         assert isinstance(as_tensor_batches(loader), TensorBatches)
-        for ours, torchs in zip(as_tensor_batches(loader), loader, strict=True):
-            assert str(ours) == str(torchs)
+        for batch, expected in zip(as_tensor_batches(loader), loader, strict=True):
+            assert str(batch) == str(expected)
 
 
 @pytest.mark.parametrize("y", [X.clone(), Y], ids=["targets shaped as the inputs", "labels"])
-def test_the_parts_of_split_arrays_go_into_a_plain_loader(y):
+def test_parts_of_split_arrays_work_in_a_plain_loader(y):
     train, test = split(X, y, 0.2)
     for part in (train, test):
         batch = next(iter(DataLoader(part, len(part))))
@@ -84,12 +82,12 @@ def test_the_parts_of_split_arrays_go_into_a_plain_loader(y):
         assert torch.equal(targets, y[part.indices])
 
 
-def test_the_parts_of_split_arrays_are_trained_and_validated_on():
+def test_parts_of_split_arrays_work_for_training():
     train, test = split(X, Y, 0.2)
     assert "val_loss" in compiled(mlp()).fit(train, validation_data=test, verbose=0)
 
 
-def test_a_column_of_labels_is_split_with_a_share_of_each_class():
+def test_column_of_labels_is_stratified():
     y = torch.tensor([0] * 98 + [1] * 2)[:, None]
     _, expected = split(TensorDataset(torch.randn(100, 2), y[:, 0]), 0.5)
     _, test = split(TensorDataset(torch.randn(100, 2), y), 0.5)
@@ -97,29 +95,29 @@ def test_a_column_of_labels_is_split_with_a_share_of_each_class():
     assert int(y[test.indices].sum()) == 1
 
 
-def test_a_share_may_be_a_number_of_numpy():
+def test_fraction_may_be_a_numpy_number():
     assert [len(part) for part in split(X, Y.numpy(), np.float32(0.2))] == [40, 10]
 
 
-def test_a_loader_that_draws_only_some_samples_is_not_split():
+def test_loader_that_draws_some_samples_cannot_be_split():
     rows = TensorDataset(X, Y)
     loader = DataLoader(rows, 8, sampler=RandomSampler(rows, num_samples=10))
-    with pytest.raises(ValueError, match="validation_split cannot split this DataLoader: it has a sampler"):
+    with pytest.raises(ValueError, match=r"Cannot split this DataLoader.*custom sampler.*easytorch\.data\.split"):
         compiled(mlp()).fit(loader, validation_split=0.2, verbose=0)
 
 
-def test_wrong_targets_of_a_split_are_told_in_the_terms_of_what_was_given():
+def test_wrong_targets_of_a_split_name_the_users_argument():
     with pytest.raises(TypeError, match=r'y\.astype\("int64"\)'):
         compiled(mlp()).fit(X.numpy(), Y.numpy().astype("float32"), validation_split=0.2, verbose=0)
 
 
-def test_a_split_touches_no_random_generator():
+def test_split_leaves_the_global_random_state_unchanged():
     before = torch.get_rng_state()
     split(X, Y, fraction=0.3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_loader_with_a_sampler_of_its_own_is_not_split():
+def test_loader_with_a_custom_sampler_cannot_be_split():
     sampler = torch.utils.data.WeightedRandomSampler([1.0] * 50, 50)
     with pytest.raises(ValueError, match=r"sampler.*easytorch\.data\.split"):
         compiled(mlp()).fit(DataLoader(Rows(), 8, sampler=sampler), validation_split=0.2, verbose=0)
@@ -137,34 +135,34 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
-def test_a_loader_of_a_list_of_samples_is_split_and_weighed_as_one_of_a_dataset(kind, start):
+def test_loader_of_a_list_of_samples_works_like_a_dataset(kind, start):
     expected, net = twins(start)
     options = {"epochs": 2, "validation_split": 0.2, "class_weight": "balanced", "verbose": 0}
-    one = compiled(expected).fit(DataLoader(TensorDataset(X, Y), 8), **options)
+    history = compiled(expected).fit(DataLoader(TensorDataset(X, Y), 8), **options)
     other = compiled(net).fit(DataLoader(SAMPLES[kind](), 8), **options)
-    assert one["val_loss"] == other["val_loss"]
+    assert history["val_loss"] == other["val_loss"]
     assert same_weights(net, expected)
 
 
-def test_a_list_of_samples_is_split_with_a_share_of_each_class():
+def test_split_of_a_list_of_samples_is_stratified():
     _, expected = split(TensorDataset(X, Y), 0.3)
     train, test = split(pairs(), 0.3)
     assert test.indices == expected.indices
     assert torch.equal(targets_of(train), torch.tensor([y for _, y in train]))
 
 
-def test_a_list_of_rows_without_targets_is_split():
+def test_list_of_rows_without_targets_is_split():
     train, test = split(list(X), 0.2)
     assert (len(train), len(test)) == (40, 10)
 
 
-@pytest.mark.parametrize("share", [20, 1.5])
-def test_a_share_that_is_none_is_told_also_in_the_second_place(share):
-    with pytest.raises(ValueError, match=f"between 0 and 1, received {share}"):
-        split(pairs(), share)
+@pytest.mark.parametrize("fraction", [20, 1.5])
+def test_invalid_fraction_as_second_argument_is_reported(fraction):
+    with pytest.raises(ValueError, match=f"between 0 and 1, received {fraction}"):
+        split(pairs(), fraction)
 
 
-def test_labels_that_are_text_or_ragged_are_no_targets_at_hand():
+def test_text_and_ragged_labels_are_not_targets():
     assert targets_of([(X[0], "cat"), (X[1], "dog")]) is None
     assert targets_of([(X[0], torch.zeros(2)), (X[1], torch.zeros(3))]) is None
     assert targets_of([(1, 2, 3, 4)]) is None
@@ -185,7 +183,7 @@ class TwoHeads(nn.Module):
 
 
 class Crossed(nn.Module):
-    """Two inputs and two outputs."""
+    """A module with two inputs and two outputs."""
 
     def __init__(self):
         super().__init__()
@@ -196,7 +194,7 @@ class Crossed(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_two_inputs_and_two_targets_are_not_taken_for_two_samples(kind):
+def test_two_inputs_and_two_targets_are_not_two_samples(kind):
     model = Model(Crossed(), device="cpu").compile("sgd", ["cross_entropy", "mse"])
     model.fit([X, X], kind([Y, X[:, :1]]), verbose=0)
     model.fit([X[:2], X[:2]], kind([Y[:2], X[:2, :1]]), verbose=0)

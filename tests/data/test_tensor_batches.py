@@ -1,4 +1,4 @@
-"""Promise 2: what is in memory is sliced, to the very batches that the loader would have given."""
+"""TensorBatches gives the same batches as the loader, without overhead per sample."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ LOADERS = {
     "shuffled": lambda: DataLoader(ROWS, 8, shuffle=True),
     "in order": lambda: DataLoader(ROWS, 8),
     "dropping the last": lambda: DataLoader(ROWS, 8, shuffle=True, drop_last=True),
-    "own generator": lambda: DataLoader(ROWS, 8, shuffle=True, generator=seeded()),
+    "custom generator": lambda: DataLoader(ROWS, 8, shuffle=True, generator=seeded()),
     "generator of the sampler": lambda: DataLoader(ROWS, 8, sampler=RandomSampler(ROWS, generator=seeded())),
     "drawn with replacement": lambda: DataLoader(
         ROWS, 8, sampler=RandomSampler(ROWS, replacement=True, num_samples=70)
     ),
     "weighted": lambda: DataLoader(ROWS, 8, sampler=WeightedRandomSampler(torch.linspace(0.1, 1, 50), 50)),
-    "some of the rows": lambda: DataLoader(ROWS, 8, sampler=SubsetRandomSampler(range(5, 40))),
+    "a subset sampler": lambda: DataLoader(ROWS, 8, sampler=SubsetRandomSampler(range(5, 40))),
     "a subset": lambda: DataLoader(Subset(ROWS, range(5, 40)), 8, shuffle=True),
     "a subset in order": lambda: DataLoader(Subset(ROWS, range(39, 4, -1)), 8),
     "a subset of a subset": lambda: DataLoader(Subset(Subset(ROWS, range(5, 40)), range(0, 30, 2)), 8, shuffle=True),
@@ -50,30 +50,31 @@ LOADERS = {
 }
 
 
-def passes(make, slice_it):
+def run_passes(make, as_slices):
     """Return the batches of two passes, and the state of the global generator after them."""
     torch.manual_seed(3)
     loader = make()
-    batches = [batch for _ in range(2) for batch in (as_tensor_batches(loader) if slice_it else loader)]
+    batches = [batch for _ in range(2) for batch in (as_tensor_batches(loader) if as_slices else loader)]
     return batches, torch.get_rng_state()
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_slices_are_the_batches_of_the_loader_and_draw_its_numbers(kind):
+def test_slices_match_the_loader_and_its_random_numbers(kind):
     assert isinstance(as_tensor_batches(LOADERS[kind]()), TensorBatches)
-    (mine, my_state), (torchs, torchs_state) = passes(LOADERS[kind], True), passes(LOADERS[kind], False)
-    assert len(mine) == len(torchs)
-    for one, other in zip(mine, torchs, strict=True):
-        assert type(one) is type(other)
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert torch.equal(my_state, torchs_state)
+    batches, state = run_passes(LOADERS[kind], as_slices=True)
+    expected, expected_state = run_passes(LOADERS[kind], as_slices=False)
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert type(batch) is type(other)
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+    assert torch.equal(state, expected_state)
 
 
-class Rows(TensorDataset):
-    """Somebody's own dataset may do anything."""
+class CustomRows(TensorDataset):
+    """A custom dataset, which may do anything."""
 
 
-class OwnOrder(torch.utils.data.Sampler):
+class CustomSampler(torch.utils.data.Sampler):
     def __len__(self):
         return 50
 
@@ -84,21 +85,21 @@ class OwnOrder(torch.utils.data.Sampler):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: DataLoader(Rows(X, Y), 8),
-        lambda: DataLoader(ROWS, 8, sampler=OwnOrder()),
+        lambda: DataLoader(CustomRows(X, Y), 8),
+        lambda: DataLoader(ROWS, 8, sampler=CustomSampler()),
         lambda: DataLoader(ROWS, 8, collate_fn=lambda rows: rows),
         lambda: DataLoader(ROWS, 8, num_workers=1),
         lambda: DataLoader(ROWS, batch_size=None),
         lambda: [1, 2],
     ],
-    ids=["own dataset", "own sampler", "own collate", "workers", "no batches", "no loader"],
+    ids=["custom dataset", "custom sampler", "custom collate", "workers", "no batches", "no loader"],
 )
-def test_what_may_do_something_else_is_left_alone(make):
+def test_other_loaders_do_not_become_tensor_batches(make):
     loader = make()
     assert as_tensor_batches(loader) is loader
 
 
-def test_a_module_that_changes_its_input_does_not_change_the_data():
+def test_in_place_change_of_the_input_preserves_the_data():
     class Doubling(nn.Module):
         def __init__(self):
             super().__init__()
@@ -116,28 +117,28 @@ def test_a_module_that_changes_its_input_does_not_change_the_data():
     assert torch.equal(X, before)
 
 
-def test_a_batch_sampler_decides_what_is_drawn():
+def test_batch_sampler_decides_which_samples_are_drawn():
     def loader():
-        draws_the_last = WeightedRandomSampler([0.0] * 49 + [1.0], 50)
-        return DataLoader(TensorDataset(X), batch_sampler=BatchSampler(draws_the_last, 8, drop_last=True))
+        sampler = WeightedRandomSampler([0.0] * 49 + [1.0], 50)
+        return DataLoader(TensorDataset(X), batch_sampler=BatchSampler(sampler, 8, drop_last=True))
 
     assert np.array_equal(Model(nn.Identity(), device="cpu").predict(loader(), verbose=0), X[[49] * 48].numpy())
 
 
-def test_a_batch_sampler_that_shuffles_is_told_when_predicting():
+def test_predict_warns_of_a_shuffling_batch_sampler():
     loader = DataLoader(TensorDataset(X), batch_sampler=BatchSampler(RandomSampler(ROWS), 8, drop_last=False))
-    with pytest.warns(UserWarning, match="This DataLoader shuffles"):
+    with pytest.warns(UserWarning, match="this DataLoader shuffles"):
         Model(nn.Identity(), device="cpu").predict(loader, verbose=0)
 
 
 class Flat(nn.Module):
-    """Looks at its input as rows of numbers, which takes them one after the other in memory."""
+    """A module that calls view on its input, which needs contiguous memory."""
 
     def forward(self, x):
         return x.view(len(x), -1)
 
 
-def test_a_batch_in_order_lies_in_memory_as_the_loader_would_lay_it():
+def test_sequential_batch_has_the_memory_format_of_the_loader():
     images = torch.arange(96.0).reshape(2, 4, 4, 3).permute(0, 3, 1, 2)
     expected = images.reshape(2, -1).numpy()
     model = Model(Flat(), device="cpu")
@@ -145,8 +146,8 @@ def test_a_batch_in_order_lies_in_memory_as_the_loader_would_lay_it():
     assert np.array_equal(model.predict(images, verbose=0), expected)
 
 
-@pytest.mark.parametrize("kind", [TensorDataset, Rows])
-def test_tensors_that_a_callback_replaces_are_trained_on_from_the_next_epoch(kind):
+@pytest.mark.parametrize("kind", [TensorDataset, CustomRows])
+def test_replaced_tensors_are_used_from_the_next_epoch(kind):
     rows = kind(X, Y)
 
     def relabel(epoch, logs):
@@ -161,7 +162,7 @@ def test_tensors_that_a_callback_replaces_are_trained_on_from_the_next_epoch(kin
     assert same_weights(net, expected)
 
 
-def test_an_order_drawn_from_the_global_generator_shares_it_with_dropout():
+def test_shuffling_shares_the_global_generator_with_dropout():
     def loader():
         torch.manual_seed(1)
         return DataLoader(ROWS, 8, shuffle=True, generator=torch.default_generator)

@@ -106,7 +106,7 @@ def test_optimizer_instead_of_loss_raises():
 
 def test_list_of_samples_instead_of_batches_raises():
     for samples in ([(X[i], int(Y[i])) for i in range(9)], [(X[i], Y[i]) for i in range(9)]):
-        with pytest.raises(ValueError, match=r"this one holds samples: .* DataLoader\(samples, batch_size=32"):
+        with pytest.raises(ValueError, match=r"received a list of samples: .* DataLoader\(samples, batch_size=32"):
             Model(mlp()).compile("sgd", "cross_entropy").fit(samples, 1, verbose=0)
 
 
@@ -133,7 +133,7 @@ def test_logits_between_0_and_1_do_not_warn():
 
 def test_class_weight_without_targets_warns():
     model = Model(mlp()).compile("sgd", "cross_entropy")
-    with pytest.warns(UserWarning, match="class_weight has a weight for class 7, which no target is"):
+    with pytest.warns(UserWarning, match="class_weight of class 7 has no effect"):
         model.fit(X, Y, class_weight={0: 2.0, 7: 3.0}, verbose=0)
 
 
