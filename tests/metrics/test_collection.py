@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from easytorch.data.window import Window
+from easytorch.data.window import ShardedWindow
 from easytorch.losses.criterion import resolve_loss
 from easytorch.metrics.aggregation import LazyLogs
 from easytorch.metrics.collection import loss_of
@@ -20,10 +20,10 @@ def accuracy():
 
 def test_padding_is_neither_measured_nor_recorded():
     metrics = accuracy()
-    metrics.window = Window([(Y_PRED, Y), (Y_PRED, Y)], sample_counts=[3, 0], total=3)
-    for x, y in metrics.window:
+    metrics.window = ShardedWindow([(Y_PRED, Y), (Y_PRED, Y)], sample_counts=[3, 0], total=3, counts_exact=True)
+    for i, (x, y) in enumerate(metrics.window):
         # The second batch is padding. With it, the accuracy would be 0.5 and the loss 3.
-        is_first = metrics.window.current == 0
+        is_first = i == 0
         metrics.update(x, y if is_first else y.roll(1))
         metrics.record({"loss": 1.0 if is_first else 5.0}, 3)
     assert {name: float(value) for name, value in metrics.compute().items()} == {"loss": 1.0, "accuracy": 1.0}
@@ -31,7 +31,7 @@ def test_padding_is_neither_measured_nor_recorded():
 
 def test_copy_starts_without_window_and_measurements():
     metrics = accuracy()
-    metrics.window = Window([(Y_PRED, Y)], sample_counts=[0], total=3)
+    metrics.window = ShardedWindow([(Y_PRED, Y)], sample_counts=[0], total=3, counts_exact=True)
     metrics.record({"loss": 1.0}, 3)
     copy = metrics.new_copy()
     copy.update(Y_PRED, Y)
