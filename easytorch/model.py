@@ -34,10 +34,9 @@ from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import make_fit_data, one_batch, validated_epochs
 from easytorch.data.predictions import OutputCollector, check_one_row_per_sample, inputs, warn_if_shuffled
 from easytorch.diagnostics.module_checks import check_module
-from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import read
-from easytorch.metrics.collection import MetricCollection
+from easytorch.metrics.collection import MetricCollection, loss_of
 from easytorch.metrics.names import resolve_metrics
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import check_matmul, check_numbers, pick_device, set_matmul
@@ -261,7 +260,7 @@ class Model(Looking, Saving):
         for i, (batch, size, share) in enumerate(zip(window, sizes, shares, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):
                 outputs = self.strategy.run(self.train_step, batch)  # on the device, in the precision
-                self.strategy.backward(outputs["loss"], share)
+                self.strategy.backward(loss_of(outputs), share)
             self.metrics.record(outputs, size)
         self.strategy.unscale(self.optimizer)
         self.callbacks.on_before_optimizer_step()
@@ -394,7 +393,12 @@ class Model(Looking, Saving):
             [*as_callback_list(callbacks), *progress_callbacks(verbose)], self, {"verbose": verbose}
         )
         gathered, batches = self.strategy.output_collector(gathered), self.strategy.batches(loader, steps)
-        with session.reporting_errors(self, listeners), train_mode.in_eval_mode(self.module), torch.no_grad(), gathered:
+        with (
+            session.reporting_errors(self, listeners, x=x),
+            train_mode.in_eval_mode(self.module),
+            torch.no_grad(),
+            gathered,
+        ):
             self.callbacks.params["test_steps"] = length(batches)
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(batches):
@@ -420,8 +424,7 @@ class Model(Looking, Saving):
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Return the scores of one batch, in eval mode."""
         self._require_compiled("test_on_batch")
-        with translate_errors(self.module):
-            return Scores(self.test_epoch([one_batch(x, y, sample_weight)]), self, "this batch")
+        return Scores(self.test_epoch([one_batch(x, y, sample_weight)]), self, "this batch")
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""

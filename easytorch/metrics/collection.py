@@ -47,7 +47,13 @@ class MetricCollection:
         parts = [self.criterion.part(y_pred, y, output) for _, output, _ in self._metrics]
         for (metric, output, weighted), (part, target) in zip(self._metrics, parts, strict=True):
             part = part if metric.takes_all_outputs else self.criterion.prediction(part, output)
-            metric.update(part, target, self.criterion.weight(sample_weight, output) if weighted else None)
+            self._update_metric(
+                metric, part, target, self.criterion.weight(sample_weight, output) if weighted else None
+            )
+
+    def _update_metric(self, metric: Metric, y_pred: Any, y: Any, sample_weight: Any) -> None:
+        """Update one metric. Errors are explained by the arguments of this method."""
+        metric.update(y_pred, y, sample_weight)
 
     def record(self, terms: Mapping[str, Any], size: int) -> None:
         """Count what a step returned, each value the mean of ``size`` samples."""
@@ -173,6 +179,21 @@ class MetricCollection:
                     "are lost. Keep them in tensors, numbers or an easytorch.Mean, or define state_dict() and load_state_dict()."
                 )
             metric.load_state_dict(saved)
+
+
+def loss_of(outputs: Any) -> Any:
+    """Return the loss of what ``train_step`` returned.
+
+    Raises:
+        TypeError: If it is not a dict with the key ``"loss"``.
+    """
+    try:
+        return outputs["loss"]
+    except (KeyError, TypeError, IndexError):
+        raise TypeError(
+            f"train_step returned {describe(outputs)}, expected a dict with the key 'loss'. Return {{'loss': loss}} with a "
+            "scalar tensor. All other values in the dict are logged."
+        ) from None
 
 
 RESERVED = ("loss", "lr", "epoch")  # in the logs

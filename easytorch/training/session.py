@@ -104,11 +104,15 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
 
 @contextlib.contextmanager
 def evaluation_session(model: Model) -> Iterator[None]:
-    """Measure inside, apart from what the training epoch measures, in eval mode and without gradients."""
+    """Measure inside, apart from what the training epoch measures, in eval mode and without gradients; explain errors."""
     outer, model.metrics = model.metrics, model.metrics.new_copy()
     model.strategy.timer.mark("rest")
     try:
-        with train_mode.in_eval_mode(model.module), torch.no_grad():
+        with (
+            translate_errors(model.module, without_gradients=True),
+            train_mode.in_eval_mode(model.module),
+            torch.no_grad(),
+        ):
             yield
     finally:
         model.metrics = outer
@@ -116,9 +120,15 @@ def evaluation_session(model: Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reporting_errors(model: Model, callbacks: CallbackList) -> Iterator[None]:
-    """Evaluate or predict inside; callbacks are told of an error, which is explained."""
-    with active_callbacks(model, callbacks), translate_errors(model.module):
+def reporting_errors(model: Model, callbacks: CallbackList, x: Any = None) -> Iterator[None]:
+    """Evaluate or predict inside; callbacks are told of an error, which is explained.
+
+    Args:
+        model: The model.
+        callbacks: The callbacks of the run.
+        x: The input of ``predict``; None for ``evaluate``.
+    """
+    with active_callbacks(model, callbacks), translate_errors(model.module, x=x):
         try:
             yield
         except BaseException as error:
@@ -142,7 +152,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     model.loss.prepare(data.all_targets(loader))
     if batch is not None:
         try:
-            with translate_errors(model.module), evaluation_session(model), preserve_rng_state():
+            with evaluation_session(model), preserve_rng_state():
                 model.strategy.run(model.test_step, batch)
         except (ValueError, TypeError, IndexError) as error:
             kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))
