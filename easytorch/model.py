@@ -381,7 +381,7 @@ class Model:
         loader = self.strategy.batches(predictions.warn_if_shuffled(loader), steps)
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
         all_callbacks = [*as_callback_list(callbacks), *progress_callbacks(verbose)]
-        session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}))
+        session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}), x)
         with session, in_eval_mode(self.module), torch.no_grad(), collector:
             self.callbacks.params["test_steps"] = count_batches(loader)
             self.callbacks.on_predict_begin({})
@@ -510,8 +510,7 @@ class Model:
         """Return the scores of one batch in eval mode."""
         self.require_compiled("test_on_batch")
         batch = as_single_batch(x, y, sample_weight)
-        with reporting_errors(self, CallbackList([], self, {})):
-            return Scores(self.test_epoch([batch]), self, "this batch")
+        return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""

@@ -1,7 +1,8 @@
-"""Checks of a module before it is trained."""
+"""Checks of a module before training."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,24 +11,37 @@ from easytorch._utils.warnings import warn
 
 
 def check_module(module: Any) -> None:
-    """Refuse what is no module, and warn of layers in a plain list or dict, which torch does not see.
+    """Check that ``module`` is an ``nn.Module``, and warn about layers in a plain list or dict.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not an ``nn.Module``.
     """
     if not isinstance(module, nn.Module):
-        cure = "It is a Model already." if hasattr(module, "module") else "Layers go into nn.Sequential(*layers)."
-        cure = "Is it a class to be called first?" if isinstance(module, type) else cure
-        raise TypeError(f"Model takes a torch.nn.Module, received {module!r}. {cure}")
-    known = set(module.modules())
-    for owner in known:
-        for name, value in vars(owner).items():
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-            hidden = [part for part in parts if isinstance(part, nn.Module) and part not in known]
-            if not name.startswith("_") and any(p.requires_grad for part in hidden for p in part.parameters()):
-                kind = "ModuleDict" if isinstance(value, dict) else "ModuleList"
-                warn(
-                    f"{type(owner).__name__}.{name} is a plain {type(value).__name__} of layers, which torch does not see: they "
-                    f"will be neither trained nor saved. Use nn.{kind}; if they are meant to stay as they are, freeze them by "
-                    "requires_grad_(False)."
-                )
+        raise TypeError(f"Model expects a torch.nn.Module, received {module!r}. {_module_fix(module)}")
+    registered = set(module.modules())
+    for parent in module.modules():
+        for name, value in vars(parent).items():
+            if not name.startswith("_") and _has_unregistered_layer(value, registered):
+                warn(_unregistered_message(parent, name, value))
+
+
+def _module_fix(value: Any) -> str:
+    if isinstance(value, type):
+        return f"Create an object of the class first: {value.__name__}()."
+    if isinstance(getattr(value, "module", None), nn.Module):
+        return "It is a Model already: call its methods, or pass its module."
+    return "Combine layers with nn.Sequential(*layers)."
+
+
+def _has_unregistered_layer(value: Any, registered: set[nn.Module]) -> bool:
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    layers = [layer for layer in values if isinstance(layer, nn.Module) and layer not in registered]
+    return any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
+
+
+def _unregistered_message(parent: nn.Module, name: str, value: Any) -> str:
+    container = "ModuleDict" if isinstance(value, Mapping) else "ModuleList"
+    return (
+        f"{type(parent).__name__}.{name} is a plain {type(value).__name__} of layers. torch does not register them: they are "
+        f"neither trained nor saved. Use nn.{container}. If they are meant to stay fixed, call requires_grad_(False) on them."
+    )

@@ -118,7 +118,11 @@ def evaluation_session(model: Model) -> Iterator[None]:
     training_metrics, model.metrics = model.metrics, model.metrics.new_copy()
     model.strategy.timer.mark("rest")
     try:
-        with train_mode.in_eval_mode(model.module), torch.no_grad():
+        with (
+            translate_errors(model.module, without_gradients=True),
+            train_mode.in_eval_mode(model.module),
+            torch.no_grad(),
+        ):
             yield
     finally:
         model.metrics = training_metrics
@@ -126,9 +130,15 @@ def evaluation_session(model: Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reporting_errors(model: Model, callbacks: CallbackList) -> Iterator[None]:
-    """Evaluate or predict inside; translate errors and call ``on_exception``."""
-    with active_callbacks(model, callbacks), translate_errors(model.module):
+def reporting_errors(model: Model, callbacks: CallbackList, x: Any = None) -> Iterator[None]:
+    """Evaluate or predict inside; translate errors and call ``on_exception``.
+
+    Args:
+        model: The model.
+        callbacks: The callbacks to call.
+        x: The argument of ``predict``; None for ``evaluate``.
+    """
+    with active_callbacks(model, callbacks), translate_errors(model.module, x=x):
         try:
             yield
         except BaseException as error:
@@ -161,7 +171,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     if batch is None:
         return
     try:
-        with translate_errors(model.module), evaluation_session(model), preserve_rng_state():
+        with evaluation_session(model), preserve_rng_state():
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.

@@ -112,7 +112,9 @@ def test_generator_is_read_once_and_its_end_is_reported(start):
 @pytest.mark.parametrize(("batches", "epochs"), [(2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (7, 3)])
 def test_generator_is_read_up_to_its_last_batch(batches, epochs, start):
     data = DataLoader(TensorDataset(*blobs(batches * 4)), 4)
-    ends = contextlib.nullcontext() if batches > 4 else pytest.warns(UserWarning, match=r"no more data.*Pass the function")
+    ends = (
+        contextlib.nullcontext() if batches > 4 else pytest.warns(UserWarning, match=r"no more data.*Pass the function")
+    )
     with ends:
         history = compiled(copy.deepcopy(start)).fit(iter(data), epochs=3, steps_per_epoch=2, verbose=0)
     assert len(history["loss"]) == epochs

@@ -1,0 +1,199 @@
+"""Errors of layers and of the arguments of forward()."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from easytorch._utils.forward_signature import ForwardSignature
+from easytorch._utils.pytree import describe
+from easytorch._utils.registry import quote_list
+from easytorch.diagnostics.frames import Failure
+
+
+class Advice(NamedTuple):
+    """What a layer expects of its input and what it received, and the fix."""
+
+    problem: str
+    fix: str
+
+
+def layer_error(failure: Failure) -> Exception | None:
+    """Return why the innermost layer of torch in the traceback cannot process its input."""
+    layer, arguments = failure.layer_call or (None, ())
+    if layer is None or not arguments or not _is_explained(layer):
+        return None
+    if not isinstance(arguments[0], Tensor) and isinstance(failure.error, (TypeError, AttributeError)):
+        return _not_a_tensor_error(failure, layer, arguments[0])
+    x = next((value for value in arguments if isinstance(value, Tensor)), None)
+    return None if x is None else _input_error(failure, layer, x)
+
+
+def forward_error(failure: Failure) -> Exception | None:
+    """Return which arguments the module's ``forward`` takes, if it was called with others."""
+    is_call_error = isinstance(failure.error, TypeError) and "argument" in str(failure.error)
+    # Where forward() runs, the wrong call is inside of it.
+    if not is_call_error or failure.module_call is None or failure.layer_call is not None:
+        return None
+    return _arguments_error(failure, *failure.module_call)
+
+
+def _is_explained(layer: nn.Module) -> bool:
+    # A Sequential fails by itself only if it calls a custom layer with wrong arguments. Python's message is clear then.
+    return _is_torch(layer) and not isinstance(layer, nn.Sequential)
+
+
+def _is_torch(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("torch.nn")
+
+
+def _arguments_error(failure: Failure, signature: ForwardSignature, x: Any) -> Exception:
+    expected = quote_list(signature.names) if signature.names else "no arguments"
+    message = (
+        f"{type(failure.module).__name__}.forward expects {expected}, but the inputs of the batch are {describe(x)} "
+        f"({failure.error}). Use batches (x, y). Let x be one tensor, a tuple with one tensor per argument, or a dict with "
+        "the arguments as keys."
+    )
+    if isinstance(x, list):
+        message += (
+            " A list counts as several inputs. Convert it to one tensor: torch.stack(x) for a list of tensors, "
+            "torch.tensor(x) for a list of numbers in a dataset."
+        )
+    return TypeError(message)
+
+
+def _not_a_tensor_error(failure: Failure, layer: nn.Module, received: Any) -> Exception | None:
+    signature, x = failure.module_call or (None, None)
+    if signature is not None and received is x:  # the module passes the inputs of the batch on
+        return _arguments_error(failure, signature, x) if _is_torch(failure.module) else None
+    problem = f"{_title(failure, layer)} expects a tensor, received {describe(received)}."
+    if received is None:
+        return TypeError(f"{problem} Add the missing return statement to the forward() of the layer before it.")
+    return TypeError(
+        f"{problem} An LSTM or GRU returns (output, state), attention returns (output, weights). Pass on the output alone in a "
+        "custom forward(): output, _ = self.lstm(x)."
+    )
+
+
+def _title(failure: Failure, layer: nn.Module) -> str:
+    name = next(name for name, child in failure.module.named_modules() if child is layer)
+    return f"Layer {name!r}, {layer}," if name else f"The module, {layer},"
+
+
+def _input_error(failure: Failure, layer: nn.Module, x: Tensor) -> Exception:
+    title, received = _title(failure, layer), describe(x)
+    parameter = next(layer.parameters(), None)
+    if isinstance(layer, nn.Embedding):
+        return _embedding_error(failure, layer, x)
+    if parameter is not None and parameter.device != x.device:
+        return RuntimeError(
+            f"{title} is on {parameter.device}, but its input is on {x.device}. Create tensors in forward() on the device of "
+            "its input: torch.zeros(n, device=x.device)."
+        )
+    if parameter is not None and x.dtype != parameter.dtype and not x.is_floating_point():
+        expected = str(parameter.dtype).removeprefix("torch.")
+        return TypeError(
+            f"{title} expects {expected}, received {received}. Pass x.float(), or x.astype('float32') for a NumPy array. "
+            "Divide images by 255, as torchvision's ToTensor does."
+        )
+    advice = _size_advice(layer, x, failure.error)
+    if advice is None:
+        return ValueError(f"{title} cannot process its input, {received}: {failure.error}")
+    return ValueError(f"{title} {advice.problem} (the input is {received}). {advice.fix}")
+
+
+def _embedding_error(failure: Failure, layer: nn.Embedding, x: Tensor) -> Exception:
+    title, rows = _title(failure, layer), layer.num_embeddings
+    if x.is_floating_point():
+        return TypeError(
+            f"{title} expects integers, received {describe(x)}. Pass x.long(), or x.astype('int64') for a NumPy array."
+        )
+    low, high = int(x.min()), int(x.max())
+    problem = f"{title} has rows 0 to {rows - 1}, received indices from {low} to {high}."
+    if low < 0:
+        return IndexError(f"{problem} Renumber the indices from 0.")
+    if high >= rows:
+        return IndexError(f"{problem} Use num_embeddings={high + 1}, or renumber the indices.")
+    return IndexError(f"{title} cannot process its input, {describe(x)}: {failure.error}")
+
+
+def _size_advice(layer: nn.Module, x: Tensor, error: Exception) -> Advice | None:
+    """Return the advice for a size of ``x`` that ``layer`` does not accept, None if the sizes fit or are not checked."""
+    return next((advise(layer, x, error) for kind, advise in SIZE_ADVICE if isinstance(layer, kind)), None)
+
+
+def _linear_advice(layer: nn.Linear, x: Tensor, error: Exception) -> Advice | None:
+    features = layer.in_features
+    if not x.ndim or x.shape[-1] == features:
+        return None
+    if x.ndim == 1:
+        fix = "x[:, None]" if features == 1 else "in_features=1 and x[:, None]"
+        problem = f"expects two dimensions, [N, {features}], received one, {list(x.shape)}"
+        return Advice(problem, f"If each sample is one number, use {fix}.")
+    flatten = ", or add nn.Flatten() before it" if x.ndim > 2 and x[0].numel() == features else ""
+    return Advice(f"expects {features} features, received {x.shape[-1]}", f"Use in_features={x.shape[-1]}{flatten}.")
+
+
+def _recurrent_advice(layer: nn.RNNBase, x: Tensor, error: Exception) -> Advice | None:
+    if not x.ndim or x.shape[-1] == layer.input_size:
+        return None
+    return Advice(f"expects {layer.input_size} features, received {x.shape[-1]}", f"Use input_size={x.shape[-1]}.")
+
+
+def _convolution_advice(layer: nn.modules.conv._ConvNd, x: Tensor, error: Exception) -> Advice | None:
+    shape, channels, dimensions = list(x.shape), layer.in_channels, len(layer.kernel_size) + 2
+    lacks_dimension = x.ndim == dimensions - 1
+    # torch accepts one image without a batch dimension.
+    is_single_image = lacks_dimension and shape[0] == channels
+    if x.ndim != dimensions and not is_single_image:
+        fix = "Add the channel dimension: x[:, None]." if lacks_dimension else f"Reshape it to [N, {channels}, ...]."
+        return Advice(f"expects {dimensions} dimensions, [N, channels, ...], received {x.ndim}", fix)
+    if not is_single_image and shape[1] != channels:
+        return _channels_advice(shape, channels)
+    if "greater than actual input size" in str(error):
+        size = shape[-len(layer.kernel_size) :]
+        return Advice(f"has a kernel of {list(layer.kernel_size)}, larger than {size}", "Downsample less before it.")
+    return None
+
+
+def _channels_advice(shape: list[int], channels: int) -> Advice:
+    fix = f"Use in_channels={shape[1]}."
+    if shape[-1] == channels:
+        fix = "The channels are last: use x.movedim(-1, 1), or np.moveaxis(x, -1, 1) for a NumPy array."
+    return Advice(f"expects {channels} channels, received {shape[1]}", fix)
+
+
+def _norm_advice(layer: nn.modules.batchnorm._BatchNorm, x: Tensor, error: Exception) -> Advice | None:
+    match = re.search(r"expected ([^(]*\dD) input", str(error))
+    if match and x.ndim <= 5:
+        return Advice(f"expects {match[1]} input, received {x.ndim}D", _norm_dimension_fix(layer, x))
+    if x.ndim < 2:
+        return None
+    if x.shape[1] != layer.num_features:
+        return Advice(
+            f"expects {layer.num_features} channels, received {x.shape[1]}", f"Use num_features={x.shape[1]}."
+        )
+    if layer.training and x.numel() == x.shape[1]:
+        fix = "Use another batch_size, or drop_last=True in the DataLoader."
+        return Advice("cannot train on a batch of one sample", fix)
+    return None
+
+
+def _norm_dimension_fix(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> str:
+    if x.ndim < 2:
+        return f"Pass an input of shape [N, {layer.num_features}]."
+    if x.ndim > 3 and x[0].numel() == layer.num_features:
+        return "Add nn.Flatten() before it."
+    # BatchNorm1d, BatchNorm2d or BatchNorm3d
+    return f"Use nn.{type(layer).__name__[:-2]}{max(x.ndim - 2, 1)}d({x.shape[1]})."
+
+
+SIZE_ADVICE: tuple[tuple[type[nn.Module], Callable[[Any, Tensor, Exception], Advice | None]], ...] = (
+    (nn.Linear, _linear_advice),
+    (nn.RNNBase, _recurrent_advice),
+    (nn.modules.conv._ConvNd, _convolution_advice),
+    (nn.modules.batchnorm._BatchNorm, _norm_advice),
+)

@@ -1,0 +1,148 @@
+"""Errors of losses, metrics and gradients."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from easytorch._utils.internal import is_internal
+from easytorch._utils.pytree import describe
+from easytorch.diagnostics.frames import Failure, calls_of
+from easytorch.losses.checks import label_error
+from easytorch.losses.criterion import SingleLoss
+from easytorch.metrics.collection import MetricCollection
+from easytorch.strategies.base import Strategy
+
+CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+
+
+def loss_error(failure: Failure) -> Exception | None:
+    """Return why a loss cannot compare the outputs with the targets."""
+    for loss, y_pred, y, *_ in calls_of(failure.frames, SingleLoss.__call__, SingleLoss.terms):
+        # A message of this package is clear, except where a sample lost its batch dimension.
+        if is_internal(failure.frames[-1]):
+            return _squeeze_error(y_pred, y)
+        return _targets_error(loss, y_pred, y) or ValueError(
+            f"The loss, {loss!r}, failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
+            f"{failure.error}"
+        )
+    return None
+
+
+def metric_error(failure: Failure) -> Exception | None:
+    """Return which metric cannot compare the outputs with the targets."""
+    for metrics, metric, y_pred, y, *_ in calls_of(failure.frames, MetricCollection._update_metric):
+        loss, error = metrics.criterion, failure.error
+        explanation = _targets_error(loss, y_pred, y) if isinstance(loss, SingleLoss) else None
+        return explanation or ValueError(
+            f"The metric {metric.name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
+            f"{type(error).__name__}: {str(error).rstrip('.')}. Remove it from compile(metrics=...), or use a metric for these "
+            "shapes."
+        )
+    return None
+
+
+def backward_error(failure: Failure) -> Exception | None:
+    """Return why the gradients of a loss cannot be computed."""
+    for _, loss, *_ in calls_of(failure.frames, Strategy.backward):
+        return _loss_error(loss) or _gradient_error(str(failure.error), loss)
+    return None
+
+
+def evaluation_error(failure: Failure) -> Exception | None:
+    """Return how to evaluate a step that computes gradients itself."""
+    if not failure.without_gradients or "does not require grad" not in str(failure.error):
+        return None
+    return RuntimeError(
+        "Evaluation runs test_step without gradients, but this step computes gradients. Override test_step without the part "
+        "that is for training only, or compute the gradients inside `with torch.enable_grad():`."
+    )
+
+
+def _targets_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
+    """Return what is wrong with the outputs or the targets for ``loss``, None if nothing is known."""
+    return _missing_error(loss, y_pred, y) or _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
+
+
+def _missing_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
+    if y is None:
+        return ValueError(
+            f"The loss, {loss!r}, needs targets, but the batch has none. Pass (x, y), or batches of them. To reconstruct the "
+            "inputs, pass (x, x)."
+        )
+    if y_pred is None:
+        return TypeError("The module returned None. Add the missing return statement to its forward().")
+    return None
+
+
+def _squeeze_error(y_pred: Any, y: Any) -> Exception | None:
+    """Return an error if the output for one sample lacks the batch dimension."""
+    if not isinstance(y_pred, Tensor) or not isinstance(y, Tensor) or y.shape[:1] != (1,) or y_pred.shape[:1] == (1,):
+        return None
+    return _batch_of_one_error(describe(y_pred))
+
+
+def _batch_of_one_error(output: str) -> Exception:
+    return ValueError(
+        f"For a batch of one sample the module returned {output}, without the batch dimension. squeeze() in forward() removes "
+        "it. Use squeeze(1) in forward(), or drop_last=True in the DataLoader."
+    )
+
+
+def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
+    if not isinstance(y_pred, Tensor):
+        return TypeError(
+            f"The loss, {loss!r}, expects one tensor, but the module returned {describe(y_pred)}. Pass one loss for each output, "
+            "loss=[...] or loss={...}, or a function f(y_pred, y) that takes all outputs."
+        )
+    if not isinstance(y, Tensor):
+        fix = "Pass numbers."
+        if isinstance(y, (int, float, np.generic)):
+            fix = "If the data are single samples instead of batches, pass arrays: fit(x, y)."
+        return TypeError(f"The loss, {loss!r}, expects targets as one tensor, received {describe(y)}. {fix}")
+    if loss.family in CLASS_LOSSES:
+        return label_error(y_pred, y, loss.ignore_index)
+    return _probability_error(loss, y_pred) if loss.family is nn.BCELoss and y_pred.numel() else None
+
+
+def _probability_error(loss: SingleLoss, y_pred: Tensor) -> Exception | None:
+    low, high = float(y_pred.detach().min()), float(y_pred.detach().max())
+    if low >= 0 and high <= 1:
+        return None
+    return ValueError(
+        f"The loss, {loss!r}, expects probabilities from 0 to 1, but the module's outputs go from {low:.3g} to {high:.3g}. "
+        "Use loss='bce_with_logits', or add nn.Sigmoid() as the last layer."
+    )
+
+
+def _loss_error(loss: Any) -> Exception | None:
+    if not isinstance(loss, Tensor):
+        return TypeError(
+            f"The loss is {describe(loss)}, not a tensor. Return a scalar tensor from the loss or train_step."
+        )
+    if loss.ndim:
+        return ValueError(
+            f"The loss is {describe(loss)}, not one number. Return a mean from the loss or train_step: loss.mean()."
+        )
+    return None
+
+
+def _gradient_error(text: str, loss: Tensor) -> Exception | None:
+    # Cross-entropy does not notice a missing batch dimension before its backward pass.
+    if match := re.search(r"got input: (\[\d+\]), target: \[1\]", text):
+        return _batch_of_one_error(match[1])
+    if "second time" in text:
+        return RuntimeError(
+            "Part of this loss belongs to an earlier backward pass. If the module stores a tensor between batches, such as the "
+            "state of an LSTM or GRU, detach it: state.detach(). Leave backward(), "
+            "optimizer.step() and zero_grad() out of train_step, or override update()."
+        )
+    if not loss.requires_grad:
+        return ValueError(
+            "The loss has no gradient, because it depends on no trainable parameter. Unfreeze frozen parameters by "
+            "requires_grad_(True), or remove .detach(), .item(), torch.no_grad() or argmax from forward() and the loss."
+        )
+    return None
