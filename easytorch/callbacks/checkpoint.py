@@ -26,7 +26,7 @@ class BackupAndRestore(Callback):
 
     Args:
         backup_dir: The folder, made if it is not there; or a file in one, to go on from there: newer ones beside it are then
-            renamed to ``.aside``.
+            renamed to ``.archived``.
         save_freq: ``"epoch"``, or a number of updates, counted over all epochs.
         minutes: Keep it also when so many minutes have passed since the last time; None does not.
         keep: How many of the newest files to keep.

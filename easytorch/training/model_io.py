@@ -166,7 +166,7 @@ class Saving:
 
     def _joined(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return ``content`` with the tensors that lie in parts beside ``path``, where it has some."""
-        if content.get("parts") is None:
+        if content.get("shards") is None:
             return dict(content)
         from easytorch.checkpoint import dcp
 
