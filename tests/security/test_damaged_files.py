@@ -23,7 +23,7 @@ from tests.security.damage import MUTATORS, damaged, good_files, identical, mode
 # Damaged files
 
 
-def test_no_damaged_file_is_read_wrongly(tmp_path):
+def test_no_damaged_file_is_read_silently(tmp_path):
     tally = run_variants(600, tmp_path, seed=1)
     assert not tally.silent
     assert not tally.other
@@ -31,7 +31,7 @@ def test_no_damaged_file_is_read_wrongly(tmp_path):
     assert min(tally.kinds.values()) >= 90
 
 
-def test_the_check_sees_a_reader_that_believes_everything(tmp_path, monkeypatch):
+def test_battery_detects_a_reader_without_checks(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "read", lambda path, device="cpu": _trusting(path))
     tally = run_variants(240, tmp_path, seed=1)
     assert tally.silent
@@ -44,7 +44,7 @@ def _trusting(path):
     return torch.load(path, weights_only=True)
 
 
-def test_every_file_of_safetensors_that_we_write_has_a_checksum_that_counts(tmp_path):
+def test_safetensors_checksum_detects_every_changed_byte(tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is optional")
     path = model().save_weights(tmp_path / "weights.safetensors")
     whole, wrong = path.read_bytes(), []
@@ -59,7 +59,7 @@ def test_every_file_of_safetensors_that_we_write_has_a_checksum_that_counts(tmp_
     assert not wrong
 
 
-def test_damage_that_hits_both_the_checksums_name_and_a_value_is_refused(tmp_path):
+def test_damage_of_checksum_key_and_value_is_refused(tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is optional")
     path = model().save_weights(tmp_path / "weights.safetensors")
     whole = path.read_bytes()
@@ -70,7 +70,7 @@ def test_damage_that_hits_both_the_checksums_name_and_a_value_is_refused(tmp_pat
 
 
 @pytest.mark.parametrize("kind", MUTATORS)
-def test_a_folder_whose_newest_file_is_damaged_gives_the_one_before_and_says_so(kind, tmp_path):
+def test_load_warns_and_uses_the_previous_if_newest_is_damaged(kind, tmp_path):
     good_files(tmp_path)
     newest, older = rotation.list_checkpoints(tmp_path / "run")
     wanted = files.read(older)
@@ -106,7 +106,7 @@ def _stopped(folder, epoch, **options):
         one.fit(X, Y, epochs=4, batch_size=25, callbacks=[keeper, LambdaCallback(on_epoch_begin=stop)], verbose=0)
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(tmp_path):
+def test_run_resumes_exactly_from_the_previous_checkpoint(tmp_path):
     undisturbed = _program(tmp_path / "undisturbed")
     _stopped(tmp_path / "run", 3)
     newest = rotation.list_checkpoints(tmp_path / "run")[0]
@@ -116,7 +116,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to
     assert same_weights(undisturbed.module, resumed.module)
 
 
-def test_a_folder_of_damaged_files_alone_is_an_error_that_names_the_newest(tmp_path):
+def test_folder_with_only_damaged_files_names_the_newest(tmp_path):
     good_files(tmp_path)
     for path in rotation.list_checkpoints(tmp_path / "run"):
         path.write_bytes(path.read_bytes()[:1000])
@@ -126,7 +126,7 @@ def test_a_folder_of_damaged_files_alone_is_an_error_that_names_the_newest(tmp_p
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_broken_newest_file_never_costs_the_whole_ones(keep, tmp_path):
+def test_damaged_newest_file_never_deletes_intact_ones(keep, tmp_path):
     _stopped(tmp_path / "run", 3, keep=2)
     newest = rotation.list_checkpoints(tmp_path / "run")[0]
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -145,7 +145,7 @@ def test_a_broken_newest_file_never_costs_the_whole_ones(keep, tmp_path):
     assert min(wholes) >= 1, wholes
 
 
-def test_whoever_goes_back_to_an_older_file_keeps_what_is_written_from_there(tmp_path):
+def test_resume_from_an_older_file_keeps_its_new_checkpoints(tmp_path):
     _program(tmp_path / "run", save_freq=1, keep=8)
     older = rotation.step_path(tmp_path / "run", 2)
     for path in rotation.list_checkpoints(tmp_path / "run"):  # so that the new ones can be told from the old ones
@@ -159,7 +159,7 @@ def test_whoever_goes_back_to_an_older_file_keeps_what_is_written_from_there(tmp
     assert last.stat().st_mtime > 0
 
 
-def test_at_the_end_only_the_checkpoints_are_deleted(tmp_path):
+def test_end_of_run_deletes_only_checkpoints(tmp_path):
     (tmp_path / "run" / "thesis").mkdir(parents=True)
     mine = [tmp_path / "run" / "thesis" / "chapter.tex", tmp_path / "run" / "best.pt", tmp_path / "run" / "log.csv"]
     for path in mine:
@@ -170,7 +170,7 @@ def test_at_the_end_only_the_checkpoints_are_deleted(tmp_path):
     assert not rotation.list_checkpoints(tmp_path / "run")
 
 
-def test_a_checkpoint_file_given_to_backup_and_restore_does_not_cost_its_folder(tmp_path):
+def test_backup_and_restore_of_a_file_keeps_its_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("months of work")
     shutil.copytree(good_files(tmp_path / "good")["checkpoint"].parent, tmp_path / "run")
     start = rotation.list_checkpoints(tmp_path / "run")[0]
@@ -181,7 +181,7 @@ def test_a_checkpoint_file_given_to_backup_and_restore_does_not_cost_its_folder(
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_what_a_killed_process_left_half_written_is_swept(tmp_path):
+def test_incomplete_file_of_a_killed_process_is_deleted(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     half = run / f".{rotation.step_path(run, 7).name}.abc.tmp"
@@ -211,7 +211,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_what_is_written_can_be_read_again_or_is_refused_when_it_is_written(kind, tmp_path):
+def test_every_value_is_read_again_or_refused_by_write(kind, tmp_path):
     path = tmp_path / "run.pt"
     value = VALUES[kind]()
     refusal = _refusal(lambda: files.write(path, {"callbacks": [["Mine", {"best": value}]]}))

@@ -31,14 +31,14 @@ def full_disks(tmp_path_factory):
     return [json.loads(line) for line in run_module("tests.security.damage", "--full-disk", folder).splitlines()]
 
 
-def test_a_full_disk_leaves_the_file_that_was_there_and_no_other(full_disks):
+def test_full_disk_leaves_only_the_existing_file(full_disks):
     saves = [row for row in full_disks if "way" in row]
     assert len(saves) >= 100
     assert all(row["kind"] == "OSError" and row["code"] in (errno.EFBIG, errno.ENOSPC) for row in saves), saves[0]
     assert all(row["intact"] and not row["left"] for row in saves)
 
 
-def test_the_error_of_a_full_disk_names_the_path_and_the_bytes_that_are_needed(full_disks):
+def test_full_disk_error_names_path_and_needed_bytes(full_disks):
     for row in full_disks:
         if "way" in row:
             assert row["path"] in row["message"]
@@ -47,7 +47,7 @@ def test_the_error_of_a_full_disk_names_the_path_and_the_bytes_that_are_needed(f
             assert any(0.8 * row["size"] <= n <= 1.3 * row["size"] + 4096 for n in numbers_in(bare)), row["message"]
 
 
-def test_training_goes_on_when_the_disk_is_full_and_only_the_last_save_raises(full_disks):
+def test_training_continues_on_a_full_disk_until_the_last_save(full_disks):
     for row in (row for row in full_disks if row.get("training")):
         assert row["step"] == row["wanted"]
         assert len(row["warnings"]) >= 3
@@ -58,7 +58,7 @@ def test_training_goes_on_when_the_disk_is_full_and_only_the_last_save_raises(fu
     assert [row["ends_full"] for row in full_disks if row.get("training")] == [False, True]
 
 
-def test_a_disk_that_is_known_to_be_too_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_known_full_disk_raises_before_the_write(tmp_path, monkeypatch):
     path = model().save(tmp_path / "model.pt")
     size = path.stat().st_size
     full = type("Full", (), {"f_bavail": 1, "f_bfree": 1, "f_blocks": 10**6, "f_frsize": 1000, "f_bsize": 1000})()
@@ -125,7 +125,7 @@ def left_over(folder):
 @pytest.mark.parametrize("there", [True, False], ids=["there", "new"])
 @pytest.mark.parametrize("code", SYSTEM_ERRORS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("step", STEPS)
-def test_whatever_the_system_refuses_the_error_names_the_file_and_tells_the_truth(
+def test_every_system_error_names_the_file_and_its_state(
     step, code, there, tmp_path, monkeypatch
 ):
     path = tmp_path / "model.pt"
@@ -146,7 +146,7 @@ def test_whatever_the_system_refuses_the_error_names_the_file_and_tells_the_trut
         assert path.read_bytes() == before
 
 
-def test_a_disk_that_turns_read_only_is_told_by_the_name_of_the_file(tmp_path, monkeypatch):
+def test_disk_that_turns_read_only_names_the_file(tmp_path, monkeypatch):
     path = files.write(tmp_path / "model.pt", _content(1))
     before = path.read_bytes()
     fail(monkeypatch, "sync", errno.EIO, tmp_path)
@@ -164,7 +164,7 @@ def test_a_disk_that_turns_read_only_is_told_by_the_name_of_the_file(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ["save", "save_weights", "safetensors"])
-def test_a_folder_that_is_none_or_not_there_is_told_with_the_path(kind, tmp_path):
+def test_missing_or_invalid_folder_is_named(kind, tmp_path):
     if kind == "safetensors":
         pytest.importorskip("safetensors", reason="safetensors is optional")
     one, name = model(), "w.safetensors" if kind == "safetensors" else "m.pt"
@@ -220,7 +220,7 @@ KEEPERS = {
 @pytest.mark.parametrize("ends_in_trouble", [False, True], ids=["passes", "stays"])
 @pytest.mark.parametrize("code", SYSTEM_ERRORS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("kind", KEEPERS)
-def test_training_goes_on_when_files_cannot_be_written_and_only_the_last_one_raises(
+def test_failed_checkpoints_warn_and_only_the_last_one_raises(
     kind, code, ends_in_trouble, tmp_path, monkeypatch
 ):
     folder = tmp_path / "run"
@@ -243,7 +243,7 @@ def test_training_goes_on_when_files_cannot_be_written_and_only_the_last_one_rai
 
 
 @pytest.mark.parametrize("kind", KEEPERS)
-def test_a_folder_that_vanishes_is_made_again(kind, tmp_path):
+def test_deleted_folder_is_created_again(kind, tmp_path):
     folder = tmp_path / "run"
 
     def trouble():
@@ -256,7 +256,7 @@ def test_a_folder_that_vanishes_is_made_again(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KEEPERS)
-def test_a_folder_that_becomes_a_file_is_a_warning_until_the_end(kind, tmp_path):
+def test_folder_replaced_by_a_file_warns_until_the_end(kind, tmp_path):
     folder = tmp_path / "run"
 
     def trouble():
@@ -274,7 +274,7 @@ def test_a_folder_that_becomes_a_file_is_a_warning_until_the_end(kind, tmp_path)
 
 
 @pytest.mark.parametrize("how", ["resume", "callback"])
-def test_a_folder_that_cannot_be_made_is_told_before_training(how, tmp_path):
+def test_folder_that_cannot_be_created_raises_before_training(how, tmp_path):
     (tmp_path / "file").write_text("mine")
     folder = tmp_path / "file" / "run"
     one = model()

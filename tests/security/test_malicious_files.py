@@ -50,14 +50,14 @@ def shown(rows, *facts):
     return "\n".join(f"{row['file']}, {row['way']}: {[row[fact] for fact in facts]}" for row in rows)
 
 
-def test_there_are_many_malicious_files_and_each_is_loaded_in_every_way(verdicts):
+def test_battery_loads_many_files_in_every_way(verdicts):
     loaded = [(row["file"], row["way"]) for row in verdicts if "kind" in row]
     names = {name for name, _ in loaded if ": " in name}
     assert len(names) >= 250
     assert all((name, way) in loaded for name in names for way in ("load", "load_weights", "resume"))
 
 
-def test_good_files_load_and_nothing_is_run_imported_or_written_for_it(verdicts):
+def test_good_files_load_without_side_effects(verdicts):
     rows = [row for row in verdicts if "kind" in row and ": " not in row["file"]]
     loaded = {row["file"]: row["way"] for row in rows if not row["kind"] and row["right"]}
     assert {"model.pt", "weights.pt", "step-0000000004.pt"} <= set(loaded)
@@ -73,13 +73,13 @@ def test_good_files_load_and_nothing_is_run_imported_or_written_for_it(verdicts)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_no_malicious_file_runs_imports_or_writes_anything(category, verdicts):
+def test_no_malicious_file_runs_imports_or_writes(category, verdicts):
     guilty = [row for row in rows_of(verdicts, category) if row["acts"]]
     assert not guilty, shown(guilty, "acts")
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_every_malicious_file_is_refused_by_a_file_error_that_names_it(category, verdicts):
+def test_refusal_is_a_file_error_that_names_the_file(category, verdicts):
     allowed = {"load": {"FileError"}, "load_weights": {"FileError"}, "resume": {"FileError", "ResumeError"}}
     guilty = [
         row
@@ -90,7 +90,7 @@ def test_every_malicious_file_is_refused_by_a_file_error_that_names_it(category,
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_a_malicious_file_that_is_not_refused_gives_the_right_weights_and_a_model_that_trains(category, verdicts):
+def test_accepted_file_gives_correct_weights_and_a_usable_model(category, verdicts):
     guilty = [row for row in rows_of(verdicts, category) if not row["kind"] and not row["right"]]
     assert not guilty, shown(guilty, "right")
     guilty = [row for row in rows_of(verdicts, category) if row["unusable"]]
@@ -98,24 +98,24 @@ def test_a_malicious_file_that_is_not_refused_gives_the_right_weights_and_a_mode
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_a_refused_file_leaves_the_model_as_it_was(category, verdicts):
+def test_refused_file_does_not_change_the_model(category, verdicts):
     guilty = [row for row in rows_of(verdicts, category) if row["kind"] and not row["untouched"]]
     assert not guilty, shown(guilty, "kind", "message")
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_no_malicious_file_takes_more_memory_than_twice_its_size(category, verdicts):
+def test_no_file_needs_more_memory_than_twice_its_size(category, verdicts):
     guilty = [row for row in rows_of(verdicts, category) if row["memory"] > 2 * row["size"] + 64 * MB]
     assert not guilty, shown(guilty, "memory", "size")
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_no_malicious_file_takes_more_than_two_seconds(category, verdicts):
+def test_no_file_takes_more_than_two_seconds(category, verdicts):
     guilty = [row for row in rows_of(verdicts, category) if row["seconds"] > 2]
     assert not guilty, shown(guilty, "seconds")
 
 
-def test_the_watch_sees_what_malicious_files_do_to_a_reader_that_trusts_them(malicious):
+def test_battery_detects_attacks_on_an_unsafe_reader(malicious):
     folder, _ = malicious
     rows = [json.loads(line) for line in run_module("tests.security.malice", folder, ": GLOBAL os.system").splitlines()]
     (folder / "canary").unlink()  # so it was made
@@ -126,14 +126,14 @@ def test_the_watch_sees_what_malicious_files_do_to_a_reader_that_trusts_them(mal
     assert any(row["memory"] > 200 * MB for row in rows if "kind" in row)
 
 
-def test_loading_a_large_file_takes_at_most_twice_its_size(verdicts):
+def test_large_file_needs_at_most_twice_its_size(verdicts):
     large = [row for row in verdicts if "large" in row]
     assert large
     assert all(row["size"] > 60 * MB for row in large)
     assert all(row["size"] / 2 < row["memory"] <= 2.2 * row["size"] for row in large), large
 
 
-def test_a_checkpoint_cannot_make_us_delete_a_file_that_training_did_not_write(tmp_path):
+def test_checkpoint_cannot_delete_files_of_the_user(tmp_path):
     def fit(callback, **options):
         one = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
         one.fit(X, Y, epochs=2, batch_size=25, callbacks=[callback], verbose=0, **options)
@@ -164,7 +164,7 @@ class Two(nn.Module):
         return self.b(self.a(x))
 
 
-def test_the_optimizers_state_never_goes_to_parameters_of_another_shape(tmp_path):
+def test_optimizer_state_never_goes_to_another_shape(tmp_path):
     first = Model(Two("ab"), device="cpu").compile("adam", "cross_entropy")
     first.fit(X, Y, verbose=0)
     first.save(tmp_path / "model.pt")

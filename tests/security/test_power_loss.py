@@ -55,13 +55,13 @@ def _cut_while_keeping(folder, keep=1, writes=5, states=2500, tidy=None, **optio
 
 
 @FOLDERS_SYNC
-def test_no_power_cut_destroys_a_file_or_loses_one_that_was_acknowledged(tmp_path):
+def test_power_loss_never_destroys_or_loses_a_written_file(tmp_path):
     assert _cut_while_replacing(tmp_path / "a") == (0, 0)
 
 
 @FOLDERS_SYNC
 @pytest.mark.parametrize("keep", [1, 2])
-def test_no_power_cut_loses_an_acknowledged_checkpoint_of_a_run(keep, tmp_path):
+def test_power_loss_never_loses_a_written_checkpoint(keep, tmp_path):
     destroyed, lost, examples = _cut_while_keeping(tmp_path / "a", keep)
     assert (destroyed, lost) == (0, 0)
     for number, (moment, left) in enumerate(examples):  # as the library itself reads what is left
@@ -75,7 +75,7 @@ def test_no_power_cut_loses_an_acknowledged_checkpoint_of_a_run(keep, tmp_path):
 
 
 @FOLDERS_SYNC
-def test_the_model_of_power_cuts_sees_every_step_that_is_left_out(tmp_path):
+def test_simulation_detects_every_missing_sync(tmp_path):
     destroyed, _ = _cut_while_replacing(tmp_path / "a", deaf_to="file")
     assert destroyed > 100
     _, lost = _cut_while_replacing(tmp_path / "b", deaf_to="folder")
