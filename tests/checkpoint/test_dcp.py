@@ -33,7 +33,12 @@ def train(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
         warnings.filterwarnings("ignore", ".*not with the same bits.*")
         try:
             model.fit(
-                X.double(), Y, epochs=3, batch_size=size, callbacks=[backup, best, recorder, *callbacks, *plug], verbose=0
+                X.double(),
+                Y,
+                epochs=3,
+                batch_size=size,
+                callbacks=[backup, best, recorder, *callbacks, *plug],
+                verbose=0,
             )
         except PulledPlug:
             return None
@@ -111,7 +116,9 @@ def test_load_reads_a_sharded_checkpoint(tmp_path):
     assert step == 3
     assert furthest(alone, weights) == 0
     for name in ("fsdp", "ddp"):
-        assert all(furthest(alone, other) == 0 for result in together(load_model, name, tmp_path) for other in result[1:])
+        assert all(
+            furthest(alone, other) == 0 for result in together(load_model, name, tmp_path) for other in result[1:]
+        )
 
 
 class DelayedWrite:
@@ -260,7 +267,10 @@ def test_checkpoint_with_a_missing_or_changed_shard_is_skipped(damage, message, 
         (lambda shards: shards["tensors"][0].pop("dtype"), "is not a valid model"),
         (lambda shards: shards["files"].clear(), "more memory than its shards"),
         (lambda shards: shards["tensors"].extend(shards["tensors"] * 30), "more memory than its shards"),
-        (lambda shards: shards["tensors"][0].update(chunks=shards["tensors"][0]["chunks"][:1]), "chunks of the tensor .* are missing"),
+        (
+            lambda shards: shards["tensors"][0].update(chunks=shards["tensors"][0]["chunks"][:1]),
+            "chunks of the tensor .* are missing",
+        ),
         (lambda shards: shards.clear(), "the name of its shard folder"),
     ],
 )
