@@ -172,7 +172,27 @@ def _copy_to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf
 
 
-class _ShardWriter(StorageWriter):
+class _Storage:
+    """The methods of DCP's storage interface that need no work."""
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Do nothing: a storage is used once."""
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        """Keep DCP's plan unchanged."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        """Keep DCP's plans unchanged."""
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Return False: an id alone does not identify a checkpoint."""
+        return False
+
+
+class _ShardWriter(_Storage, StorageWriter):
     """Writes shards and the index file for DCP.
 
     Args:
@@ -186,9 +206,6 @@ class _ShardWriter(StorageWriter):
     def __init__(self, path: Path, folder: Path, rank: int, rest: dict[str, Any], key_paths: list[KeyPath]) -> None:
         self.path, self.folder, self.rank, self.rest, self.key_paths = path, folder, rank, rest, key_paths
 
-    def reset(self, checkpoint_id: Any = None) -> None:
-        """Do nothing: a writer is used once."""
-
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Do nothing: ``__init__`` sets everything up."""
 
@@ -196,10 +213,6 @@ class _ShardWriter(StorageWriter):
         """Create the folder, and keep DCP's plan unchanged."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return plan
-
-    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
-        """Keep DCP's plans unchanged."""
-        return plans
 
     def write_data(self, plan: Any, planner: Any) -> Future[list[WriteResult]]:
         """Write the chunks of this rank to one file, and return where each is."""
@@ -230,13 +243,8 @@ class _ShardWriter(StorageWriter):
         if replaced_folder is not None:
             shutil.rmtree(replaced_folder, ignore_errors=True)
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Return False: an id alone is not enough to write."""
-        return False
 
-
-class _ShardReader(StorageReader):
+class _ShardReader(_Storage, StorageReader):
     """Reads shards for DCP.
 
     Args:
@@ -270,23 +278,12 @@ class _ShardReader(StorageReader):
             raise ValueError(f"chunks of the tensor {entry['path']} are missing")
         return TensorStorageMetadata(TensorProperties(entry["dtype"]), shape, chunks)
 
-    def reset(self, checkpoint_id: Any = None) -> None:
-        """Do nothing: a reader is used once."""
-
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return shapes, dtypes and chunks of all tensors."""
         return self.metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Do nothing: ``__init__`` sets everything up."""
-
-    def prepare_local_plan(self, plan: Any) -> Any:
-        """Keep DCP's plan unchanged."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
-        """Keep DCP's plans unchanged."""
-        return plans
 
     def read_data(self, plan: Any, planner: Any) -> Future[None]:
         """Read the chunks of this rank, one file after the other."""
@@ -303,11 +300,6 @@ class _ShardReader(StorageReader):
                 target.copy_(chunk)
                 planner.commit_tensor(item, target)
         return _completed(None)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Return False: an id alone is not enough to read."""
-        return False
 
 
 def _completed(result: Any) -> Future[Any]:

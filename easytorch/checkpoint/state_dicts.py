@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -78,7 +77,7 @@ def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]
         )
     expected = module.state_dict()
     tensors = _rename(found, expected)
-    mismatch = Mismatch.between(tensors, expected)
+    mismatch = Mismatch(tensors, expected)
     if mismatch.count:
         raise FileError(
             f"{str(path)!r} belongs to another module: {mismatch.count} of {len({*expected, *tensors})} names do not match.\n"
@@ -87,32 +86,20 @@ def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]
     return tensors
 
 
-@dataclasses.dataclass(frozen=True)
 class Mismatch:
     """Differences between the state dict in a file and that of a module.
 
     Args:
-        missing: Names that only the module has, with their shapes.
-        unexpected: Names that only the file has, with their shapes.
-        reshaped: Names with two shapes, that in the file and that in the module.
+        tensors: The state dict in the file.
+        expected: The state dict of the module.
     """
 
-    missing: dict[str, str]
-    unexpected: dict[str, str]
-    reshaped: dict[str, tuple[str, str]]
-
-    @classmethod
-    def between(cls, tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> Mismatch:
-        """Compare the ``tensors`` of a file with those ``expected`` by a module."""
-        return cls(
-            missing={name: _shape(value) for name, value in expected.items() if name not in tensors},
-            unexpected={name: _shape(value) for name, value in tensors.items() if name not in expected},
-            reshaped={
-                name: (_shape(tensors[name]), _shape(value))
-                for name, value in expected.items()
-                if name in tensors and isinstance(value, Tensor) and not _has_same_shape(tensors[name], value)
-            },
-        )
+    def __init__(self, tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        self.tensors, self.expected = tensors, expected
+        self.missing = [name for name in expected if name not in tensors]
+        self.unexpected = [name for name in tensors if name not in expected]
+        shared = [name for name, value in expected.items() if name in tensors and isinstance(value, Tensor)]
+        self.reshaped = [name for name in shared if not _has_same_shape(tensors[name], expected[name])]
 
     @property
     def count(self) -> int:
@@ -121,14 +108,12 @@ class Mismatch:
 
     def table(self) -> str:
         """Return a table of at most ``MAX_ROWS`` rows: the problem, the name, the shape, and a similar name."""
-        rows = [
-            *_name_rows("missing in the file", self.missing, self.unexpected),
-            *_name_rows("not in the module", self.unexpected, self.missing),
-            *(
-                ("another shape", name, f"{file_shape} in the file", f"{module_shape} in the module")
-                for name, (file_shape, module_shape) in self.reshaped.items()
-            ),
-        ][:MAX_ROWS]
+        rows = _name_rows("missing in the file", self.missing, self.expected, self.unexpected)
+        rows += _name_rows("not in the module", self.unexpected, self.tensors, self.missing)
+        for name in self.reshaped:
+            shapes = f"{_shape(self.tensors[name])} in the file", f"{_shape(self.expected[name])} in the module"
+            rows.append(("another shape", name, *shapes))
+        rows = rows[:MAX_ROWS]
         widths = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         if self.count > MAX_ROWS:
@@ -136,10 +121,11 @@ class Mismatch:
         return "\n".join("  " + line.rstrip() for line in lines)
 
 
-def _name_rows(problem: str, shapes: Mapping[str, str], candidates: Iterable[str]) -> list[tuple[str, str, str, str]]:
-    similar = list(candidates)[:MAX_ROWS]
-    names = [(name[:MAX_NAME_LENGTH], shape) for name, shape in list(shapes.items())[:MAX_ROWS]]
-    return [(problem, name, shape, did_you_mean(name, similar).strip()) for name, shape in names]
+def _name_rows(
+    problem: str, names: list[str], values: Mapping[str, Any], candidates: list[str]
+) -> list[tuple[str, str, str, str]]:
+    shown = [(name[:MAX_NAME_LENGTH], _shape(values[name])) for name in names[:MAX_ROWS]]
+    return [(problem, name, shape, did_you_mean(name, candidates[:MAX_ROWS]).strip()) for name, shape in shown]
 
 
 def _rename(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +174,7 @@ def _fits_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
 def _has_all_settings(groups: Iterable[Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> bool:
     """Return whether ``groups`` have every setting of ``optimizer`` after its ``__setstate__``."""
     filled = [dict(group) for group in groups]
-    # An older torch has fewer settings. load_state_dict calls __setstate__ to add the new ones, so do the same on a copy.
+    # An older torch has fewer settings. __setstate__ adds the new ones, in load_state_dict and in this copy.
     copy = type(optimizer).__new__(type(optimizer))
     copy.__setstate__({**vars(optimizer), "state": {}, "param_groups": filled, "defaults": dict(optimizer.defaults)})
     return all(group.keys() >= optimizer.defaults.keys() for group in filled)

@@ -23,15 +23,7 @@ from easytorch.errors import FileError
 CHECKSUM = "easytorch.sha256"
 MAX_DEPTH = 50
 
-ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    ValueError,
-    RuntimeError,
-    struct.error,
-)
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError, RuntimeError, struct.error)
 
 # The names that a pickle of tensors and plain values needs. torch.load(weights_only=True) allows more, for example
 # bytearray(n), with which a file of a few bytes allocates gigabytes.

@@ -92,6 +92,7 @@ def test_same_world_size_resumes_mid_epoch_bit_for_bit(steps, tmp_path):
         assert again == losses
 
 
+@pytest.mark.distributed
 def test_shards_of_three_ranks_are_read_by_any_world_size(tmp_path):
     together(train, tmp_path / "run", 4, processes=3)
     starts = []
@@ -110,6 +111,7 @@ def load_model(strategy, folder):
     return model.state.step, weights_of(model), weights_of(weights)
 
 
+@pytest.mark.distributed
 def test_load_reads_a_sharded_checkpoint(tmp_path):
     together(train, tmp_path, 3, processes=3)
     step, alone, weights = load_model("one", tmp_path)
@@ -153,6 +155,7 @@ def train_during_write(folder):
     return seen
 
 
+@pytest.mark.distributed
 def test_training_continues_during_a_write_without_changing_it(tmp_path):
     seen, _ = together(train_during_write, tmp_path)
     assert [names for _, names in seen.values()][:3] == [[], [], []]
@@ -180,6 +183,7 @@ def train_and_kill(folder, rank, moment):
 
 
 @pytest.mark.parametrize(("rank", "moment"), [(0, "a shard"), (1, "a shard"), (0, "the index file")])
+@pytest.mark.distributed
 def test_kill_during_write_resumes_from_the_previous_checkpoint(rank, moment, tmp_path):
     (expected, losses, _), *_ = together(train, tmp_path / "complete", None)
     with pytest.raises(RuntimeError, match="failed; the others were ended"):
@@ -214,6 +218,7 @@ def train_on_full_disk(folder, failing):
     return [str(warning.message) for warning in caught if "easytorch" not in warning.filename], error, result
 
 
+@pytest.mark.distributed
 def test_full_disk_on_one_rank_warns_once_and_training_continues(tmp_path):
     (expected, losses, _), *_ = together(train, tmp_path / "complete", None, 9)
     (messages, error, result), (other_messages, other_error, _) = together(train_on_full_disk, tmp_path / "run", (2, 5))
@@ -225,6 +230,7 @@ def test_full_disk_on_one_rank_warns_once_and_training_continues(tmp_path):
     assert paths_in(tmp_path / "run") == paths_in(tmp_path / "complete")
 
 
+@pytest.mark.distributed
 def test_every_rank_raises_if_the_last_checkpoint_fails(tmp_path):
     for _, error, _ in together(train_on_full_disk, tmp_path, (9,)):
         assert "No space left on device" in error
@@ -274,6 +280,7 @@ def test_checkpoint_with_a_missing_or_changed_shard_is_skipped(damage, message, 
         (lambda shards: shards.clear(), "the name of its shard folder"),
     ],
 )
+@pytest.mark.distributed
 def test_invalid_index_file_is_refused(change, message, tmp_path):
     together(train, tmp_path, 2)
     path = rotation.step_path(tmp_path, 2)
@@ -301,6 +308,7 @@ def test_unused_shards_are_deleted_and_archived_shards_stay(tmp_path):
     assert again["shards"]["folder"] == "step-0000000003.shards-0"
 
 
+@pytest.mark.distributed
 def test_finished_sharded_run_deletes_its_folder_on_request(tmp_path):
     together(train_and_delete, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -322,6 +330,7 @@ def train_until_ctrl_c(folder):
     return model.history.interrupted, model.state.step, weights_of(model)
 
 
+@pytest.mark.distributed
 def test_last_checkpoint_is_complete_after_ctrl_c(tmp_path):
     (interrupted, step, weights), _ = together(train_until_ctrl_c, tmp_path)
     assert interrupted
@@ -337,6 +346,7 @@ def train_with_plain_files(folder):
     return weights_of(model)
 
 
+@pytest.mark.distributed
 def test_sharded_checkpoints_false_writes_one_plain_file(tmp_path):
     weights, _ = together(train_with_plain_files, tmp_path)
     assert paths_in(tmp_path) == ["best.pt", "step-0000000005.pt"]
@@ -364,6 +374,7 @@ def train_on_full_disk_by_minutes(folder):
     return model.state.step
 
 
+@pytest.mark.distributed
 def test_no_rank_blocks_if_rank_0_cannot_write(tmp_path):
     assert together(train_on_full_disk_by_minutes, tmp_path / "run") == [10, 10]
 
