@@ -26,7 +26,7 @@ class BackupAndRestore(Callback):
 
     Args:
         backup_dir: The folder, made if it is not there; or a file in one, to go on from there: newer ones beside it are then
-            renamed to ``.aside``.
+            renamed to ``.archived``.
         save_freq: ``"epoch"``, or a number of updates, counted over all epochs.
         minutes: Keep it also when so many minutes have passed since the last time; None does not.
         keep: How many of the newest files to keep.
@@ -238,7 +238,7 @@ class ModelCheckpoint(Monitor):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, or None, received {count!r}.")
         if not save_weights_only:
-            files.check_ending(filepath)
+            files.check_suffix(filepath)
         self._judged = save_best_only or keep_best is not None
         self._saved = 0.0
         if self._judged and self.unit in ("updates", "minutes"):

@@ -1,4 +1,7 @@
-"""Writing and reading of files."""
+"""Atomic writes and verified reads of model files.
+
+A file holds tensors and plain values only, so reading it never runs code.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,176 +19,174 @@ from easytorch._utils.atomic_file import write_atomically
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import did_you_mean
 from easytorch.checkpoint import validation
+from easytorch.checkpoint.serialization import to_serializable
 from easytorch.errors import FileError, ResumeError
 
 FORMAT = "easytorch"
 VERSION = 1
-NO_MEMORY = MemoryError, torch.OutOfMemoryError  # the file may be as whole as ever
+# A file that does not fit into memory may be intact.
+OUT_OF_MEMORY = MemoryError, torch.OutOfMemoryError
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
-    """Write ``content``, of tensors and plain values, so that at no moment is there half a file at ``path``.
+    """Write ``content`` atomically, so that ``path`` never holds an incomplete file.
 
-    It is written to a temporary file in the same folder, synced, and renamed; then the folder is synced. Whatever goes
-    wrong, the file that was there before stays as it is.
+    The content is written to a temporary file in the same folder, synced and renamed; then the folder is synced.
+
+    Args:
+        path: The file to write. If the write fails, an existing file is unchanged.
+        content: Tensors and plain values.
+
+    Returns:
+        The path that was written. If ``path`` is a link, this is its target.
 
     Raises:
-        OSError: If it cannot be written; the message names the file, the reason and what to do.
+        OSError: If the file cannot be written, with the path, the reason and the fix.
+        TypeError: If ``content`` holds other types.
     """
-    whole = validation.to_serializable(dict(content), "the content")
-    return write_atomically(Path(path), lambda file: torch.save(whole, file), _size(whole))
+    plain = to_serializable(dict(content), "the content")
+    return write_atomically(Path(path), lambda file: torch.save(plain, file), _estimate_size(plain))
 
 
-def check_ending(path: str | os.PathLike[str]) -> None:
-    """Raise an error if a whole model is to be written to a file with the name of mere weights."""
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Raise a ``ValueError`` if ``path`` ends in ``.safetensors``, which cannot hold a complete model."""
     if Path(path).suffix == ".safetensors":
-        other = str(Path(path).with_suffix(".pt"))
+        pt_path = str(Path(path).with_suffix(".pt"))
         raise ValueError(
-            f"{os.fspath(path)!r} is a name for weights alone, and this would be a whole model. Name it {other!r}, or keep the "
-            "weights: save_weights(path), ModelCheckpoint(path, save_weights_only=True)."
+            f"Cannot write a complete model to {os.fspath(path)!r}: a .safetensors file holds only weights. Use the name "
+            f"{pt_path!r}, or write only the weights with save_weights(path) or ModelCheckpoint(path, save_weights_only=True)."
         )
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:
-    """Write ``tensors`` in the safetensors format, as safely as ``write``, with a checksum, which the format has not."""
-    save = _safetensors().save
-    # The format knows neither shared nor strided memory; names that share a tensor are written once each.
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = save(plain, metadata={validation.CHECKSUM: validation.digest(save(plain))})
+    """Write ``tensors`` atomically in the safetensors format, with a checksum, which the format itself lacks.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+        OSError: If the file cannot be written, with the path, the reason and the fix.
+    """
+    save = _import_safetensors().save
+    # The format supports neither shared nor strided memory, so each name of a shared tensor gets a copy.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = save(copies, metadata={validation.CHECKSUM: validation.compute_checksum(save(copies))})
     return write_atomically(Path(path), lambda file: file.write(data), len(data))
 
 
 def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
-    """Return what is in ``path``: written by ``write`` or by ``torch.save``, or a ``.safetensors`` file.
+    """Return the content of a file of ``write`` or ``torch.save``, or of a ``.safetensors`` file.
 
-    The archive's checksums are verified first, which torch does not do, and nothing in the file is run.
+    The checksums are verified first. Nothing in the file is run.
+
+    Args:
+        path: The file.
+        device: The device of the tensors.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        FileError: If it is not such a file, is damaged, or holds something else than tensors and plain values.
+        FileNotFoundError: If the file does not exist, with the most similar name.
+        FileError: If the file has another format, is damaged, or holds Python objects.
     """
     path = Path(path)
     if not path.exists():
-        beside = [other.name for other in path.parent.glob("*") if other.is_file()] if path.parent.exists() else []
-        raise FileNotFoundError(f"There is no file {str(path)!r}.{did_you_mean(path.name, beside)}")
+        names = [file.name for file in path.parent.glob("*") if file.is_file()] if path.parent.exists() else []
+        raise FileNotFoundError(f"There is no file {str(path)!r}.{did_you_mean(path.name, names)}")
     if path.is_dir():
-        raise FileError(f"{str(path)!r} is a folder. Name the file in it.")
+        raise FileError(f"{str(path)!r} is a folder. Pass the path of a file in it.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, device)
     validation.check_archive(path)
     try:
         return validation.check_content(torch.load(path, map_location=device, weights_only=True), path)
     except pickle.UnpicklingError as error:
-        raise FileError(
-            f"{str(path)!r} holds Python objects, which could run code when they are loaded, so it is not read. "
-            "If you trust it, read it with torch.load(..., weights_only=False) and pass the state dict to net.load_state_dict()."
-        ) from error
-    except (FileError, *NO_MEMORY):
+        raise validation.python_objects_error(path) from error
+    except (FileError, *OUT_OF_MEMORY):
         raise
-    except Exception as error:  # torch.load raises ten kinds of exceptions on damaged files
-        raise FileError(
-            f"{str(path)!r} cannot be read: {type(error).__name__}: {error}. Take an older copy."
-        ) from error
+    # torch.load raises many types of exceptions for damaged files.
+    except Exception as error:
+        raise FileError(f"{str(path)!r} cannot be read: {type(error).__name__}: {error}. Use an older copy.") from error
 
 
 def is_model(content: Any) -> bool:
-    """Whether ``content`` was written by ``Model.save``."""
+    """Return whether ``content`` was written by ``Model.save``."""
     return isinstance(content, Mapping) and content.get("format") == FORMAT
 
 
 def read_model(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", *, verified: bool = False
 ) -> dict[str, Any]:
-    """Return what ``Model.save`` wrote to ``path``; see ``read``. Of a checkpoint in parts this is all but the parts.
+    """Return the content of a file of ``Model.save``. Of a sharded checkpoint, return the content of the index file.
 
     Args:
         path: The file.
-        device: Where its tensors go.
-        verified: Whether another process has looked at all parts already.
+        device: The device of the tensors.
+        verified: Whether another rank has already verified the shards.
 
     Raises:
-        FileError: Also if it was written by something else, or by a later version of this library; if a part is missing or is
-            not the one that was written.
+        FileNotFoundError: If the file does not exist.
+        FileError: If ``read`` raises it, if the file is no saved model or has a newer format, or if a shard is missing or has
+            changed.
     """
     content = read(path, device)
     if not is_model(content):
-        tensors = isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
-        what = "It holds weights alone: use load_weights()." if tensors else "Name a file that Model.save() wrote."
-        raise FileError(f"{str(path)!r} is not a saved model. {what}")
-    if not isinstance(content.get("version"), int) or not isinstance(content.get("module"), Mapping):
+        has_tensors = isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
+        fix = "It holds only weights: use load_weights()." if has_tensors else "Pass a file that Model.save() wrote."
+        raise FileError(f"{str(path)!r} is not a saved model. {fix}")
+    version = content.get("version")
+    if not isinstance(version, int) or not isinstance(content.get("module"), Mapping):
+        raise FileError(f"{str(path)!r} is incomplete: its version or its module is missing. Use an older copy.")
+    if version > VERSION:
         raise FileError(
-            f"{str(path)!r} is not a whole model: its version or its module is missing. Take an older copy."
+            f"{str(path)!r} has format version {version}, but this easytorch reads versions up to {VERSION}. "
+            "Update it: pip install --upgrade easytorch-fit"
         )
-    if content["version"] > VERSION:
-        raise FileError(
-            f"{str(path)!r} has version {content['version']} of the format; this easytorch reads up to {VERSION}: "
-            "pip install --upgrade easytorch-fit"
-        )
-    if content.get("parts") is not None and not verified:
-        validation.check_shards(content["parts"], Path(path))
+    if content.get("shards") is not None and not verified:
+        validation.check_shards(content["shards"], Path(path))
     return dict(content)
 
 
 @contextlib.contextmanager
 def as_file_error(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn whatever content of another kind raises inside into an error that names the file."""
+    """Turn errors from unexpected content of ``path`` into a ``FileError`` that names the file."""
     try:
         yield
-    except (FileError, ResumeError, OSError, *NO_MEMORY):
+    except (FileError, ResumeError, OSError, *OUT_OF_MEMORY):
         raise
     except (TypeError, KeyError, AttributeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
         raise FileError(
-            f"{str(path)!r} is not a whole model: {type(error).__name__}: {error}. Take an older copy."
+            f"{str(path)!r} is not a valid model file: {type(error).__name__}: {error}. Use an older copy."
         ) from error
 
 
-def to_serializable_or_none(value: Any) -> Any:
-    """Return ``value``, NumPy's numbers as Python's, if it is numbers, text, None, lists and dicts of these; else None."""
-
-    def made(part: Any) -> Any:
-        part = part.item() if isinstance(part, np.generic) else part
-        if isinstance(part, Mapping) and all(isinstance(key, (str, int)) for key in part):
-            return {key: made(inner) for key, inner in part.items()}
-        if isinstance(part, (list, tuple)):
-            return [*map(made, part)] if isinstance(part, list) else (*map(made, part),)
-        if part is None or type(part) in (bool, int, float, str):
-            return part
-        raise TypeError
-
-    try:
-        return made(value)
-    except TypeError:
-        return None
-
-
 def extract_weights(content: Any) -> Any:
-    """Return the state dict in what a file holds: the whole, or what people call it in a larger dict."""
+    """Return the state dict in the content of a file: the content itself, or the value of a usual key in it."""
     if not isinstance(content, Mapping):
         return content
-    keys = ("module",) if is_model(content) else ("state_dict", "model_state_dict", "model")
+    keys = ("module",) if is_model(content) else STATE_DICT_KEYS
     return next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
 
 
-def _size(content: Any) -> int:
-    """Return about how many bytes ``content`` takes in a file."""
-    tensors = {leaf.untyped_storage().data_ptr(): leaf for leaf in leaves(content) if isinstance(leaf, Tensor)}
-    return sum(one.untyped_storage().nbytes() + 512 for one in tensors.values()) + 4096
+def _estimate_size(content: Any) -> int:
+    """Return the approximate size of a file with ``content``, in bytes."""
+    storages = [leaf.untyped_storage() for leaf in leaves(content) if isinstance(leaf, Tensor)]
+    sizes = {storage.data_ptr(): storage.nbytes() + 512 for storage in storages}
+    return sum(sizes.values()) + 4096
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    load = _safetensors().load
+    load = _import_safetensors().load
     data = path.read_bytes()
     try:
         tensors: dict[str, Tensor] = load(data)
-        checksum = validation.checksum(data)
-    except Exception as error:  # the library's own exception type is not public
-        raise FileError(f"{str(path)!r} is not a whole safetensors file: {error}. Take an older copy.") from error
-    if checksum is not None and checksum != validation.digest(data):
-        raise FileError(f"{str(path)!r} is damaged: its checksum does not match. Take an older copy.")
+        checksum = validation.stored_checksum(data)
+    # The exception type of safetensors is not public.
+    except Exception as error:
+        raise FileError(f"{str(path)!r} is not an intact safetensors file: {error}. Use an older copy.") from error
+    if checksum is not None and checksum != validation.compute_checksum(data):
+        raise FileError(f"{str(path)!r} is damaged: its checksum does not match. Use an older copy.")
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def _safetensors() -> Any:
+def _import_safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The checkpoint files of a folder: names, order, cleanup."""
+"""Names, order and cleanup of the checkpoints in a folder."""
 
 from __future__ import annotations
 
@@ -17,101 +17,110 @@ from easytorch.checkpoint import validation
 from easytorch.checkpoint.files import is_model, read, read_model
 from easytorch.errors import FileError
 
+STEP_PATTERN = "step-" + "[0-9]" * 10
+
 
 def step_path(folder: str | os.PathLike[str], step: int) -> Path:
-    """Return the name of the checkpoint of ``step`` in ``folder``; the step, not the time, tells which is the newest."""
+    """Return the path of the checkpoint of optimizer step ``step`` in ``folder``."""
     return Path(folder) / f"step-{step:010}.pt"
 
 
 def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the checkpoints in ``folder``, the newest first."""
-    return sorted(Path(folder).glob("step-" + "[0-9]" * 10 + ".pt"), reverse=True)
+    """Return the checkpoints in ``folder``, the newest first. The step decides, not the time of the file."""
+    return sorted(Path(folder).glob(f"{STEP_PATTERN}.pt"), reverse=True)
 
 
 def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
-    """Return path and content of the newest whole checkpoint in ``folder``, with a warning if a newer one is broken.
+    """Return path and content of the newest intact checkpoint in ``folder``. Warn about newer ones that are damaged.
 
     Raises:
-        FileNotFoundError: If there is none.
-        FileError: If none is whole.
+        FileNotFoundError: If there is no checkpoint.
+        FileError: If no checkpoint is intact.
     """
-    found = list_checkpoints(folder)
-    if not found:
+    paths = list_checkpoints(folder)
+    if not paths:
         raise FileNotFoundError(
-            f"There is no checkpoint in {str(folder)!r}: no file named like {step_path(folder, 123).name!r}."
+            f"There is no checkpoint in {str(folder)!r}: expected a file named like {step_path(folder, 123).name!r}."
         )
-    broken: list[FileError] = []
-    for path in found:
+    errors: list[FileError] = []
+    for path in paths:
         try:
             content = read_model(path, device)
         except FileError as error:
-            broken.append(error)
+            errors.append(error)
             continue
-        if broken:
-            warn(f"{broken[0]} Passed over, for the older {path.name!r}.")
+        if errors:
+            warn(f"{errors[0]} The older checkpoint {path.name!r} is used instead.")
         return path, content
     raise FileError(
-        f"None of the {len(found)} checkpoints in {str(folder)!r} is whole. The newest: {broken[0]}"
-    ) from broken[0]
+        f"None of the {len(paths)} checkpoints in {str(folder)!r} is intact. The newest: {errors[0]}"
+    ) from errors[0]
 
 
 def archive_checkpoints(paths: Iterable[Path]) -> None:
-    """Rename checkpoints that a run does not go on from, so that they are neither deleted nor taken for its newest.
+    """Rename checkpoints to ``.archived``, so that a run neither deletes them nor resumes from them.
 
-    Their parts stay where they are: the files know them by name.
+    Shard folders keep their names, because the index files refer to them.
     """
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            names = itertools.chain([f"{path.name}.aside"], (f"{path.name}.aside-{i}" for i in itertools.count(2)))
-            path.rename(next(one for name in names if not (one := path.with_name(name)).exists()))
+            names = (f"{path.name}.archived" + f"-{number}" * (number > 1) for number in itertools.count(1))
+            path.rename(_first_unused(path, names))
 
 
 def delete_old(folder: str | os.PathLike[str], count: int) -> None:
-    """Delete all but the ``count`` newest checkpoints in ``folder``."""
+    """Delete all checkpoints in ``folder`` except the ``count`` newest."""
     for path in list_checkpoints(folder)[count:]:
-        parts = shard_folder_of(path)
+        shard_folder = shard_folder_of(path)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        if parts is not None:
-            shutil.rmtree(parts, ignore_errors=True)
+        if shard_folder is not None:
+            shutil.rmtree(shard_folder, ignore_errors=True)
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> None:
-    """Delete what a killed process left half written in ``folder``, and parts that belong to no checkpoint."""
+    """Delete incomplete files of killed processes in ``folder``, and shard folders without a checkpoint."""
     for path in Path(folder).glob(".step-*.pt.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-    for parts in Path(folder).glob("step-" + "[0-9]" * 10 + ".parts-*"):
-        owners = Path(folder).glob(f"{parts.name.split('.')[0]}.pt*")
-        if not any(_may_own(path, parts.name) for path in owners):
-            shutil.rmtree(parts, ignore_errors=True)
+    for shard_folder in Path(folder).glob(f"{STEP_PATTERN}.shards-*"):
+        index_files = Path(folder).glob(f"{_stem(shard_folder)}.pt*")
+        if not any(_may_own(path, shard_folder.name) for path in index_files):
+            shutil.rmtree(shard_folder, ignore_errors=True)
 
 
 def unused_shard_folder(path: Path) -> Path:
-    """Return the name of a folder, which is not there yet, for the parts of the checkpoint ``path``."""
-    stem = path.name.split(".")[0]
-    return next(one for i in itertools.count() if not (one := path.with_name(f"{stem}.parts-{i}")).exists())
+    """Return the path of a shard folder for the checkpoint ``path`` that does not exist yet."""
+    return _first_unused(path, (f"{_stem(path)}.shards-{number}" for number in itertools.count()))
 
 
 def shard_folder_of(path: Path) -> Path | None:
-    """Return the folder with the parts of the checkpoint ``path``, None if it has none that could be found."""
-    if not path.exists() or not any(path.parent.glob(f"{path.name.split('.')[0]}.parts-*")):
-        return None  # without having read a large file
+    """Return the shard folder of the checkpoint ``path``; None if it has none or cannot be read."""
+    # Search for a folder first: reading a large file takes time.
+    if not path.exists() or not any(path.parent.glob(f"{_stem(path)}.shards-*")):
+        return None
     try:
         content = read(path)
-        return (
-            path.parent / validation.shard_folder_name(content["parts"], path)
-            if is_model(content) and "parts" in content
-            else None
-        )
+        if not is_model(content) or "shards" not in content:
+            return None
+        return path.parent / validation.shard_folder_name(content["shards"], path)
     except FileError:
         return None
 
 
-def _may_own(path: Path, parts: str) -> bool:
-    """Whether the checkpoint ``path`` has the folder ``parts``, as far as can be told."""
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def _first_unused(path: Path, names: Iterable[str]) -> Path:
+    """Return the first path next to ``path`` with one of ``names`` that does not exist."""
+    return next(candidate for candidate in map(path.with_name, names) if not candidate.exists())
+
+
+def _may_own(path: Path, shard_folder: str) -> bool:
+    """Return whether the checkpoint ``path`` has the folder ``shard_folder``, or cannot be read."""
     try:
         content = read(path)
-    except FileError:  # nobody knows what it was
+    except FileError:
         return True
-    return is_model(content) and content.get("parts", {}).get("folder") == parts
+    return is_model(content) and content.get("shards", {}).get("folder") == shard_folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,14 @@ from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.errors import FileError
 
+MAX_ROWS = 20
+MAX_NAME_LENGTH = 200
+# The wrapped module by attribute name, and the types of wrappers that have it. Only torch.compile adds "_orig_mod".
+WRAPPERS: dict[str, tuple[type, ...]] = {
+    "module": (nn.DataParallel, nn.parallel.DistributedDataParallel),
+    "_orig_mod": (nn.Module,),
+}
+
 
 def check_optimizer(
     content: dict[str, Any],
@@ -20,139 +28,178 @@ def check_optimizer(
     path: str | os.PathLike[str],
     refuse: type[Exception] | None = None,
 ) -> None:
-    """Leave the optimizer's state out of ``content``, with a warning, where ``optimizer`` is of another kind.
+    """Remove the optimizer state from ``content`` with a warning if it does not match ``optimizer``.
 
     Args:
-        content: What was read from ``path``.
-        optimizer: The one that is to have the state.
-        path: For the message.
-        refuse: Raise this instead of warning.
+        content: The content of ``path``.
+        optimizer: The optimizer that would load the state.
+        path: The file, for the message.
+        refuse: An exception type to raise instead of a warning.
     """
-    state = content.get("optimizer")
-    if not state or optimizer is None:
-        return
-    if _fits_optimizer(content, optimizer):
+    if not content.get("optimizer") or optimizer is None or _fits_optimizer(content, optimizer):
         return
     content["optimizer"] = None
-    told = f"The optimizer's state in {str(path)!r} is not that of {type(optimizer).__name__} with these parameters"
+    message = f"The optimizer state in {str(path)!r} is not that of {type(optimizer).__name__} with these parameters"
     if refuse is not None:
-        raise refuse(f"{told}. Compile as it was compiled, or begin anew in another folder.")
-    warn(f"{told}, so it starts anew; all else is restored.")
+        raise refuse(f"{message}. Use the compile() arguments of that run, or start a new run in another folder.")
+    warn(
+        f"{message}, so the optimizer starts with an empty state; everything else is restored. "
+        "To restore it, use the compile() arguments of the saved model."
+    )
+
+
+def unwrapped_state_dict(module: nn.Module) -> dict[str, Any]:
+    """Return the state dict of ``module`` without the prefixes of wrappers (DataParallel, torch.compile) in it."""
+    wrapped_names = {
+        f"{name}.{attribute}".lstrip(".")
+        for name, submodule in module.named_modules()
+        for attribute, wrappers in WRAPPERS.items()
+        if isinstance(submodule, wrappers) and hasattr(submodule, attribute)
+    }
+
+    def unwrap(name: str) -> str:
+        keys = name.split(".")
+        return ".".join(key for i, key in enumerate(keys) if ".".join(keys[: i + 1]) not in wrapped_names)
+
+    return {unwrap(name): value for name, value in module.state_dict().items()}
+
+
+def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the tensors ``found`` in a file under the names of ``module``, without the prefixes of wrappers.
+
+    Raises:
+        FileError: If names are missing or unexpected, or shapes differ, with a table of the differences.
+    """
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise FileError(
+            f"{str(path)!r} holds no weights: expected a state dict of names and tensors, received "
+            f"{type(found).__name__}. Pass a file of save(), save_weights() or torch.save(net.state_dict(), path)."
+        )
+    expected = module.state_dict()
+    tensors = _rename(found, expected)
+    mismatch = Mismatch(tensors, expected)
+    if mismatch.count:
+        raise FileError(
+            f"{str(path)!r} belongs to another module: {mismatch.count} of {len({*expected, *tensors})} names do not match.\n"
+            f"{mismatch.table()}\nBuild the module with the layers and sizes that were saved. Nothing was changed."
+        )
+    return tensors
+
+
+class Mismatch:
+    """Differences between the state dict in a file and that of a module.
+
+    Args:
+        tensors: The state dict in the file.
+        expected: The state dict of the module.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        self.tensors, self.expected = tensors, expected
+        self.missing = [name for name in expected if name not in tensors]
+        self.unexpected = [name for name in tensors if name not in expected]
+        shared = [name for name, value in expected.items() if name in tensors and isinstance(value, Tensor)]
+        self.reshaped = [name for name in shared if not _has_same_shape(tensors[name], expected[name])]
+
+    @property
+    def count(self) -> int:
+        """The number of names that do not match."""
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+    def table(self) -> str:
+        """Return a table of at most ``MAX_ROWS`` rows: the problem, the name, the shape, and a similar name."""
+        rows = _name_rows("missing in the file", self.missing, self.expected, self.unexpected)
+        rows += _name_rows("not in the module", self.unexpected, self.tensors, self.missing)
+        for name in self.reshaped:
+            shapes = f"{_shape(self.tensors[name])} in the file", f"{_shape(self.expected[name])} in the module"
+            rows.append(("another shape", name, *shapes))
+        rows = rows[:MAX_ROWS]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        if self.count > MAX_ROWS:
+            lines.append(f"... and {self.count - MAX_ROWS} more")
+        return "\n".join("  " + line.rstrip() for line in lines)
+
+
+def _name_rows(
+    problem: str, names: list[str], values: Mapping[str, Any], candidates: list[str]
+) -> list[tuple[str, str, str, str]]:
+    shown = [(name[:MAX_NAME_LENGTH], _shape(values[name])) for name in names[:MAX_ROWS]]
+    return [(problem, name, shape, did_you_mean(name, candidates[:MAX_ROWS]).strip()) for name, shape in shown]
+
+
+def _rename(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``found`` under the names of ``expected`` that are equal except for the prefixes of wrappers."""
+    if set(found) == set(expected):
+        return dict(found)
+    values = {_strip_wrappers(name): value for name, value in found.items()}
+    names = {_strip_wrappers(name): name for name in expected}
+    if len(values) < len(found) or len(names) < len(expected):
+        return dict(found)
+    return {names.get(name, name): value for name, value in values.items()}
+
+
+def _strip_wrappers(name: str) -> str:
+    keys = [key for key in name.split(".") if key != "_orig_mod"]
+    while keys[0] == "module" and len(keys) > 1:
+        del keys[0]
+    return ".".join(keys)
+
+
+def _has_same_shape(value: Any, expected: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == expected.shape and value.layout == expected.layout
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _fits_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
-    """Whether every state in ``content`` belongs to a parameter of its shape: a fused optimizer writes without asking."""
+    """Return whether every state in ``content`` belongs to a parameter of its shape.
+
+    ``load_state_dict`` does not check shapes, and a fused optimizer would write outside the memory of the state.
+    """
     try:
         groups, states = content["optimizer"]["param_groups"], content["optimizer"]["state"]
-        if content.get("optimizer_kind", type(optimizer).__name__) != type(optimizer).__name__:
-            return False
-        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
-            return False
-        twin = type(optimizer).__new__(type(optimizer))
-        filled = [dict(group) for group in groups]
-        # An older torch knew fewer settings: this adds them, as load_state_dict will.
-        twin.__setstate__(
-            {**vars(optimizer), "state": {}, "param_groups": filled, "defaults": dict(optimizer.defaults)}
-        )
-        if any(not set(group) >= set(optimizer.defaults) for group in filled):
-            return False
-        parameters = dict(
-            pair
-            for group, own in zip(groups, optimizer.param_groups, strict=True)
-            for pair in zip(group["params"], own["params"], strict=True)
-        )
-        known = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
-        if known == [torch.optim.Optimizer] or isinstance(optimizer, torch.optim.LBFGS):
-            return set(states) <= set(parameters)  # what these keep need not be as large as the parameter
-        loose = isinstance(optimizer, torch.optim.Adafactor)  # keeps the means of rows and columns alone
-        return all(
-            value.ndim == 0 or value.shape == parameters[number].shape or loose
-            if isinstance(value, Tensor)
-            else value is None or isinstance(value, (int, float))
-            for number, values in states.items()
-            for value in values.values()
+        return (
+            content.get("optimizer_kind", type(optimizer).__name__) == type(optimizer).__name__
+            and [len(group["params"]) for group in groups] == [len(group["params"]) for group in optimizer.param_groups]
+            and _has_all_settings(groups, optimizer)
+            and _fits_parameters(states, _parameters_by_number(groups, optimizer), optimizer)
         )
     except (TypeError, KeyError, AttributeError, ValueError):
         return False
 
 
-def unwrapped_state_dict(module: nn.Module) -> dict[str, Any]:
-    """Return the module's state dict under its own names, without those of wrappers (DataParallel, torch.compile) in it."""
-    wraps = set()
-    for name, part in module.named_modules():
-        for child in ("module", "_orig_mod"):
-            if isinstance(part, WRAPPERS[child]) and hasattr(part, child):
-                wraps.add(f"{name}.{child}".lstrip("."))
-
-    def own(name: str) -> str:
-        parts = name.split(".")
-        return ".".join(part for i, part in enumerate(parts) if ".".join(parts[: i + 1]) not in wraps)
-
-    return {own(name): value for name, value in module.state_dict().items()}
+def _has_all_settings(groups: Iterable[Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether ``groups`` have every setting of ``optimizer`` after its ``__setstate__``."""
+    filled = [dict(group) for group in groups]
+    # An older torch has fewer settings. __setstate__ adds the new ones, in load_state_dict and in this copy.
+    copy = type(optimizer).__new__(type(optimizer))
+    copy.__setstate__({**vars(optimizer), "state": {}, "param_groups": filled, "defaults": dict(optimizer.defaults)})
+    return all(group.keys() >= optimizer.defaults.keys() for group in filled)
 
 
-def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the tensors ``found`` in a file under the names of ``module``, wrappers stripped on either side.
-
-    Raises:
-        FileError: If a name is missing or too much, or a shape differs, with a table of what does not match.
-    """
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        what = type(found).__name__
-        raise FileError(f"{str(path)!r} holds no weights: it is {what}, not a state dict of names and tensors.")
-    wanted, tensors = module.state_dict(), dict(found)
-    if set(wanted) != set(tensors):
-        short, names = {_short(name): value for name, value in tensors.items()}, {_short(name): name for name in wanted}
-        if len(short) == len(tensors) and len(names) == len(wanted):
-            tensors = {names.get(name, name): value for name, value in short.items()}
-    rows = []
-    missing = [name for name in wanted if name not in tensors]
-    unexpected = [name for name in tensors if name not in wanted]
-    for what, some, others, shapes in (
-        ("missing in the file", missing, unexpected[:ROWS], wanted),
-        ("not in the module", unexpected, missing[:ROWS], tensors),
-    ):
-        hints = {name: did_you_mean(name[:200], others).strip() for name in some[:ROWS]}
-        rows += [(what, name[:200], _shape(shapes[name]), hints.get(name, "")) for name in some]
-    for name in wanted:
-        if name in tensors and isinstance(wanted[name], Tensor) and not _same_kind(tensors[name], wanted[name]):
-            there, here = _shape(tensors[name]), _shape(wanted[name])
-            rows.append(("another shape", name, f"{there} in the file", f"{here} in the module"))
-    if rows:
-        raise FileError(
-            f"{str(path)!r} belongs to another module: {len(rows)} of {len(set(wanted) | set(tensors))} names do not match.\n"
-            + _table(rows)
-            + "\nBuild the module with the layers and sizes that were saved. Nothing was changed."
-        )
-    return tensors
+def _parameters_by_number(groups: Iterable[Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> dict[Any, Tensor]:
+    numbers = [number for group in groups for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return dict(zip(numbers, parameters, strict=True))
 
 
-WRAPPERS: dict[str, tuple[type, ...]] = {
-    "module": (nn.DataParallel, nn.parallel.DistributedDataParallel),
-    "_orig_mod": (nn.Module,),  # nothing but torch.compile's wrapper has such a child
-}
+def _fits_parameters(
+    states: Mapping[Any, Mapping[str, Any]], parameters: Mapping[Any, Tensor], optimizer: torch.optim.Optimizer
+) -> bool:
+    """Return whether each value in ``states`` is a number, None, or a tensor of the shape of its parameter."""
+    torch_types = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
+    # The state of a custom optimizer or of LBFGS may have any shape.
+    if torch_types == [torch.optim.Optimizer] or isinstance(optimizer, torch.optim.LBFGS):
+        return set(states) <= set(parameters)
+    # Adafactor stores the means of rows and columns.
+    has_any_shape = isinstance(optimizer, torch.optim.Adafactor)
 
+    def fits(value: Any, parameter: Tensor) -> bool:
+        if not isinstance(value, Tensor):
+            return value is None or isinstance(value, (int, float))
+        return value.ndim == 0 or value.shape == parameter.shape or has_any_shape
 
-def _short(name: str) -> str:
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    while parts[0] == "module" and len(parts) > 1:
-        del parts[0]
-    return ".".join(parts)
-
-
-def _same_kind(found: Any, wanted: Tensor) -> bool:
-    return isinstance(found, Tensor) and found.shape == wanted.shape and found.layout == wanted.layout
-
-
-ROWS = 20
-
-
-def _table(rows: list[tuple[str, str, str, str]], most: int = ROWS) -> str:
-    widths = [max(len(row[i]) for row in rows[:most]) for i in range(3)] + [0]
-    lines = ["  ".join(part.ljust(width) for part, width in zip(row, widths, strict=True)) for row in rows[:most]]
-    more = [f"... and {len(rows) - most} more"] if len(rows) > most else []
-    return "\n".join("  " + line.rstrip() for line in [*lines, *more])
-
-
-def _shape(value: Any) -> str:
-    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    return all(fits(value, parameters[number]) for number, values in states.items() for value in values.values())

@@ -1,4 +1,8 @@
-"""Integrity checks of a file before torch reads it."""
+"""Integrity checks of a file before torch reads it.
+
+``torch.save`` writes checksums into its archives, but ``torch.load`` does not verify them.
+A file must never run code, and must never need more memory than its own size.
+"""
 
 from __future__ import annotations
 
@@ -7,81 +11,221 @@ import json
 import pickletools
 import struct
 import zipfile
-from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from easytorch._utils.plain import DEPTH, _bare, _key
 from easytorch.errors import FileError
+
+# The key of the checksum in the metadata of a safetensors file.
+CHECKSUM = "easytorch.sha256"
+MAX_DEPTH = 50
+
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError, RuntimeError, struct.error)
+
+# The names that a pickle of tensors and plain values needs. torch.load(weights_only=True) allows more, for example
+# bytearray(n), with which a file of a few bytes allocates gigabytes.
+REBUILD_FUNCTIONS = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
+ORDERED_DICT = "collections OrderedDict"
+ALLOWED_GLOBALS = (
+    {ORDERED_DICT, "torch.storage UntypedStorage"}
+    | {f"torch._utils _rebuild_{function}" for function in REBUILD_FUNCTIONS}
+    | {
+        f"torch {name}"
+        for name, value in vars(torch).items()
+        if isinstance(value, torch.dtype) or name.endswith("Storage")
+    }
+)
+OBJECT_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+# A number needs no more memory than its bytes in the file, so these opcodes are not counted.
+NUMBER_OPCODES = {"BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1"}
 
 
 def check_archive(path: Path) -> None:
-    """Raise an error unless ``path`` is an archive of torch.save, whole, and no larger inside than outside."""
+    """Check that ``path`` is an intact archive of ``torch.save`` with only tensors and plain values.
+
+    Raises:
+        FileError: If the file is empty, cut off or damaged, has an unusual layout, or holds Python objects.
+    """
     size = path.stat().st_size
     if not size:
-        raise FileError(f"{str(path)!r} is empty: it was cut off. Take an older copy.")
+        raise FileError(f"{str(path)!r} is empty: it was cut off. Use an older copy.")
     try:
-        with zipfile.ZipFile(path) as zipped:
-            _verify_layout(path, zipped, size)
-            damaged = zipped.testzip()
-            instructions = b"" if damaged else zipped.read(_instructions(zipped))
+        with zipfile.ZipFile(path) as archive:
+            _check_layout(path, archive, size)
+            damaged = archive.testzip()
+            pickle = b"" if damaged else archive.read(_root(archive) + "data.pkl")
     except FileError:
         raise
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        ValueError,
-        RuntimeError,
-        struct.error,
-    ) as error:
+    except ZIP_ERRORS as error:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        what = (
-            "is cut off or damaged"
-            if is_zip
-            else "is not a model: it is no archive as torch.save has written since 1.6"
-        )
-        raise FileError(f"{str(path)!r} {what} ({error}). Take an older copy, or save it again.") from error
+        problem = "is cut off or damaged" if is_zip else "is not a model: expected an archive of torch.save since 1.6"
+        raise FileError(f"{str(path)!r} {problem} ({error}). Use an older copy, or save it again.") from error
     if damaged is not None:
-        raise FileError(f"{str(path)!r} is damaged: the checksum of {damaged!r} does not match. Take an older copy.")
-    _verify_instructions(path, instructions, len(zipped.infolist()))
+        raise FileError(f"{str(path)!r} is damaged: the checksum of {damaged!r} does not match. Use an older copy.")
+    _check_pickle(path, pickle, len(archive.infolist()))
 
 
-def _instructions(zipped: zipfile.ZipFile) -> str:
-    return zipped.infolist()[0].filename.split("/")[0] + "/data.pkl"
+def check_content(tree: Any, path: Path) -> Any:
+    """Return the content of a file in plain dicts, lists and tuples.
+
+    Raises:
+        FileError: If a tensor is larger than its memory, or dicts and lists are nested too deeply.
+    """
+    # A small file can name one list a million times, so each list is visited once.
+    copies: dict[int, Any] = {}
+
+    def visit(value: Any, depth: int) -> Any:
+        if isinstance(value, torch.Tensor):
+            if (
+                value.layout == torch.strided
+                and value.numel() * value.element_size() > value.untyped_storage().nbytes()
+            ):
+                raise FileError(f"{str(path)!r} is damaged: a tensor in it needs more memory than the file holds.")
+            return value
+        if not isinstance(value, (dict, list, tuple)):
+            return value
+        if depth > MAX_DEPTH:
+            raise FileError(
+                f"{str(path)!r} is refused: its dicts and lists are nested deeper than {MAX_DEPTH} levels. "
+                "Pass a file that Model.save() wrote."
+            )
+        if id(value) not in copies:
+            if isinstance(value, dict):
+                # A file can replace the method items() of an OrderedDict.
+                copies[id(value)] = {key: visit(child, depth + 1) for key, child in dict.items(value)}
+            else:
+                copies[id(value)] = type(value)(visit(child, depth + 1) for child in value)
+        return copies[id(value)]
+
+    return visit(tree, 0)
 
 
-def _verify_layout(path: Path, zipped: zipfile.ZipFile, size: int) -> None:
-    """Raise an error unless every reader must see the same members in this archive."""
-    members = zipped.infolist()
-    names = [member.filename for member in members]
-    root = names[0].split("/")[0] + "/" if names else ""
-    # A member that is marked as a folder is skipped by torch, and by zipfile's check.
-    stored = all(one.compress_type == zipfile.ZIP_STORED and not one.external_attr & 0x10 for one in members)
-    bounded = sum(member.file_size for member in members) <= size
-    unique = len({name.casefold() for name in names}) == len(names)  # torch's reader ignores case
-    rooted = all(name.startswith(root) for name in names) and f"{root}data.pkl" in names
-    if not (stored and bounded and unique and rooted and _is_plain_zip(path, size)):
-        raise FileError(f"{str(path)!r} is packed in a way that torch never writes, so it is not read.")
+def check_shards(shards: Any, path: Path) -> None:
+    """Check that all shard files of the checkpoint ``path`` exist and are unchanged.
+
+    Args:
+        shards: The entry ``"shards"`` of the index file.
+        path: The index file.
+
+    Raises:
+        FileError: If a shard file is missing or has changed, or ``shards`` is not valid.
+    """
+    folder = path.parent / shard_folder_name(shards, path)
+    try:
+        entries = [(str(name), int(size), str(checksum)) for name, size, checksum in shards["files"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{str(path)!r} is incomplete: it does not list its shards. Use an older copy.") from error
+    for name, size, checksum in entries:
+        file = folder / Path(name).name
+        if file.name != name or not file.is_file():
+            raise FileError(f"{str(path)!r} is incomplete: its shard {str(file)!r} is missing. Use an older copy.")
+        if file.stat().st_size != size or sha256(file) != checksum:
+            raise FileError(f"{str(path)!r} is damaged: its shard {str(file)!r} has changed. Use an older copy.")
 
 
-def _is_plain_zip(path: Path, size: int) -> bool:
-    """Whether the directory lies right before the end record, which is the end of the file, and nothing before the start."""
+def shard_folder_name(shards: Any, path: Path) -> str:
+    """Return the name of the shard folder, which must be next to ``path`` and belong to the same step.
+
+    Raises:
+        FileError: If the index file names another folder.
+    """
+    name = shards.get("folder") if isinstance(shards, Mapping) else None
+    prefix = f"{path.name.split('.')[0]}.shards-"
+    if not isinstance(name, str) or not name.startswith(prefix) or Path(name).name != name:
+        raise FileError(
+            f"{str(path)!r} is damaged: expected the name of its shard folder to start with {prefix!r}, "
+            f"received {name!r}. Use an older copy."
+        )
+    return name
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        begin = file.read(4)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def python_objects_error(path: Path, name: str = "") -> FileError:
+    """Return the error for a file that holds Python objects, for example the one called ``name``."""
+    example = f" ({name})" if name else ""
+    return FileError(
+        f"{str(path)!r} holds Python objects{example}, which could run code when they are loaded. easytorch does not read "
+        "it. If you trust the file, read it with torch.load(path, weights_only=False) and pass the state dict to "
+        "net.load_state_dict()."
+    )
+
+
+def compute_checksum(data: bytes) -> str:
+    """Return the checksum of all names, dtypes, shapes and values in the safetensors file ``data``."""
+    header, values = _split_safetensors(data)
+    header.pop("__metadata__", None)
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(values)
+    return digest.hexdigest()
+
+
+def stored_checksum(data: bytes) -> str | None:
+    """Return the checksum in the header of the safetensors file ``data``; None if another library wrote the file."""
+    metadata = _split_safetensors(data)[0].get("__metadata__", {})
+    if len(metadata) == 1 and CHECKSUM not in metadata and all(len(value) == 64 for value in metadata.values()):
+        raise ValueError("the name of its checksum is damaged")
+    checksum: str | None = metadata.get(CHECKSUM)
+    return checksum
+
+
+def _split_safetensors(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
+
+
+def _root(archive: zipfile.ZipFile) -> str:
+    names = archive.namelist()
+    return names[0].split("/")[0] + "/" if names else ""
+
+
+def _check_layout(path: Path, archive: zipfile.ZipFile, size: int) -> None:
+    """Raise a ``FileError`` unless every zip reader finds the same members in the archive."""
+    members, root = archive.infolist(), _root(archive)
+    names = archive.namelist()
+    # torch's reader ignores case.
+    has_unique_names = len({name.casefold() for name in names}) == len(names)
+    has_one_root = f"{root}data.pkl" in names and all(name.startswith(root) for name in names)
+    has_plain_members = all(map(_is_stored_file, members)) and sum(member.file_size for member in members) <= size
+    if not (has_unique_names and has_one_root and has_plain_members and _has_one_directory(path, size)):
+        raise FileError(
+            f"{str(path)!r} is refused: torch.save never writes an archive of this layout. "
+            "Read it with the program that wrote it, and save its state dict with torch.save()."
+        )
+
+
+def _is_stored_file(member: zipfile.ZipInfo) -> bool:
+    """Return whether ``member`` is not compressed, and is not marked as a folder."""
+    # torch and ZipFile.testzip() skip members that are marked as folders.
+    return member.compress_type == zipfile.ZIP_STORED and not member.external_attr & 0x10
+
+
+def _has_one_directory(path: Path, size: int) -> bool:
+    """Return whether the file starts with a member and ends with the only directory and its end record.
+
+    Source: sections 4.3.14 to 4.3.16 of the ZIP specification (APPNOTE.TXT).
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
         file.seek(max(size - 22 - 20 - 56, 0))
         tail = file.read()
-    if begin != b"PK\3\4" or tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
+    if start != b"PK\3\4" or tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
         return False
     length, offset = struct.unpack("<LL", tail[-10:-2])
     end = size - 22
-    if tail[-42:-38] == b"PK\6\7":  # of large files there is a second end record, right before its locator
+    # A large file has a second end record, directly before its locator.
+    if tail[-42:-38] == b"PK\6\7":
         end -= 20 + 56
         if struct.unpack("<Q", tail[-34:-26])[0] != end or tail[:4] != b"PK\6\6":
             return False
@@ -89,174 +233,44 @@ def _is_plain_zip(path: Path, size: int) -> bool:
     return bool(offset + length == end)
 
 
-# All that a file of tensors and plain values needs. torch.load(weights_only=True) allows more, for example bytearray(n),
-# by which a file of a few bytes asks for gigabytes.
-REBUILD = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
-ALLOWED = {"collections OrderedDict", "torch.storage UntypedStorage"}
-ALLOWED |= {f"torch._utils _rebuild_{kind}" for kind in REBUILD}
-ALLOWED |= {
-    f"torch {name}" for name, one in vars(torch).items() if isinstance(one, torch.dtype) or name.endswith("Storage")
-}
-NUMBERS = {"BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1"}  # no file makes much of them: they are as large in it
-OTHERS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-
-
-def _verify_instructions(path: Path, instructions: bytes, members: int) -> None:
-    """Raise an error if the archive's instructions name anything but tensors, or build more than a model would."""
-    steps = 300_000 + 400 * members
+def _check_pickle(path: Path, pickle: bytes, members: int) -> None:
+    """Raise a ``FileError`` if a pickle names anything except tensors, or builds more than a model has."""
+    budget = 300_000 + 400 * members
     try:
-        for name, argument, trouble in _followed(instructions):
-            steps -= name not in NUMBERS
-            if name in OTHERS or (name == "GLOBAL" and argument not in ALLOWED):
+        for opcode, argument, fills_ordered_dict in _read_opcodes(pickle):
+            budget -= opcode not in NUMBER_OPCODES
+            if opcode in OBJECT_OPCODES or (opcode == "GLOBAL" and argument not in ALLOWED_GLOBALS):
+                raise python_objects_error(path, argument or opcode)
+            if budget < 0 or fills_ordered_dict:
                 raise FileError(
-                    f"{str(path)!r} holds Python objects ({argument or name}), which could run code when they are loaded, "
-                    "so it is not read. If you trust it, read it with torch.load(..., weights_only=False) and pass the state "
-                    "dict to net.load_state_dict()."
+                    f"{str(path)!r} is refused: it builds more dicts and lists than a model has. "
+                    "Pass a file that Model.save() wrote."
                 )
-            if steps < 0 or trouble:
-                raise FileError(f"{str(path)!r} holds more lists and dicts than a model has, so it is not read.")
     except FileError:
         raise
-    except Exception as error:  # whatever instructions raise that are none
+    # Invalid pickles raise many types of exceptions.
+    except Exception as error:
         raise FileError(
-            f"{str(path)!r} is no archive of torch.save: its instructions cannot be read ({error})."
+            f"{str(path)!r} is not an archive of torch.save: its pickle cannot be read ({error}). Use an older copy."
         ) from error
 
 
-def _followed(instructions: bytes) -> Iterator[tuple[str, Any, bool]]:
-    """Yield each instruction, and whether it fills an OrderedDict from a list: the same list could fill a thousand."""
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-    for opcode, argument, _ in pickletools.genops(instructions):
-        name, before = opcode.name, opcode.stack_before
-        filled = name == "REDUCE" and stack[-2] == "collections OrderedDict" and stack[-1] != "EMPTY_TUPLE"
-        yield name, argument, filled
+def _read_opcodes(pickle: bytes) -> Iterator[tuple[str, Any, bool]]:
+    """Yield each opcode of a pickle, its argument, and whether it could fill an ``OrderedDict`` from a list.
+
+    ``torch.save`` always calls ``OrderedDict`` without arguments and adds the items afterwards. A call with a list as
+    argument could copy the same list a thousand times: a file of some kilobytes would need gigabytes.
+    """
+    memo_keys: set[Any] = set()
+    required = ""
+    for opcode, argument, _ in pickletools.genops(pickle):
+        name, is_refused = opcode.name, False
         if name.endswith("PUT"):
-            memo[argument] = stack[-1]
-        elif name.endswith("GET"):
-            stack.append(memo[argument])
-        else:
-            if pickletools.markobject in before:
-                while stack.pop() != "MARK":
-                    pass
-                before = before[: before.index(pickletools.markobject)]
-            del stack[len(stack) - len(before) :]
-            stack += [argument if name == "GLOBAL" else name] * len(opcode.stack_after)
-
-
-def check_content(tree: Any, path: Path) -> Any:
-    """Return what was read, in plain dicts, lists and tuples.
-
-    Raises:
-        FileError: If a tensor is larger than its memory, or lists and dicts are nested deeper than a model's.
-    """
-    done: dict[
-        int, Any
-    ] = {}  # a list that stands in many places is walked once: a small file can name one a million times
-
-    def walk(tree: Any, depth: int) -> Any:
-        if isinstance(tree, torch.Tensor):
-            if tree.layout == torch.strided and tree.numel() * tree.element_size() > tree.untyped_storage().nbytes():
-                raise FileError(f"{str(path)!r} is not whole: a tensor in it asks for more memory than it holds.")
-            return tree
-        if not isinstance(tree, (dict, list, tuple)):
-            return tree
-        if depth > DEPTH:
-            raise FileError(f"{str(path)!r} is nested deeper than a model, so it is not read.")
-        if id(tree) not in done:
-            if isinstance(tree, dict):
-                done[id(tree)] = {key: walk(value, depth + 1) for key, value in dict.items(tree)}
-            else:
-                done[id(tree)] = type(tree)(walk(value, depth + 1) for value in tree)
-        return done[id(tree)]
-
-    return walk(tree, 0)
-
-
-def to_serializable(tree: Any, where: str = "content") -> Any:
-    """Return ``tree`` as a file can hold it: tensors, numbers, text, None, dicts, lists and tuples.
-
-    NumPy's numbers become Python's, its arrays tensors.
-
-    Raises:
-        TypeError: If something else is in it, with its place.
-    """
-    if isinstance(tree, np.generic):
-        tree = tree.item()
-    if isinstance(tree, np.ndarray) and tree.dtype.kind in "biuf":
-        return torch.from_numpy(tree.copy())
-    if isinstance(tree, torch.Tensor) and (bare := _bare(tree)) is not None:
-        return bare
-    if tree is None or type(tree) in (bool, float, str, torch.dtype):
-        return tree
-    if type(tree) is int and abs(tree) < 2**63:
-        return tree
-    if isinstance(tree, Mapping) and type(tree) in (dict, OrderedDict, Counter):  # as MultiStepLR keeps its milestones
-        return {_key(key, where): to_serializable(value, f"{where}[{key!r}]") for key, value in tree.items()}
-    if type(tree) in (list, tuple, torch.Size):
-        parts = [to_serializable(value, f"{where}[{i}]") for i, value in enumerate(tree)]
-        return parts if type(tree) is list else tuple(parts)
-    raise TypeError(
-        f"{where} is {type(tree).__name__}, {str(tree)[:60]!r}, which a file of tensors and plain values cannot hold. Let "
-        "state_dict() return tensors, numbers, text, and dicts and lists of these."
-    )
-
-
-def check_shards(table: Any, path: Path) -> None:
-    """Raise an error unless all parts of the checkpoint ``path``, as its ``table`` names them, are there and unchanged."""
-    folder = path.parent / shard_folder_name(table, path)
-    try:
-        told = [(str(name), int(size), str(checksum)) for name, size, checksum in table["files"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{str(path)!r} is not whole: it does not tell its parts. Take an older copy.") from error
-    for name, size, checksum in told:
-        part = folder / Path(name).name
-        if part.name != name or not part.is_file():
-            raise FileError(f"{str(path)!r} is not whole: its part {str(part)!r} is missing. Take an older copy.")
-        if part.stat().st_size != size or sha256(part) != checksum:
-            raise FileError(f"{str(path)!r} is damaged: its part {str(part)!r} has changed. Take an older copy.")
-
-
-def shard_folder_name(table: Any, path: Path) -> str:
-    """Return the name of the folder of the parts, which must lie beside ``path`` and belong to the same step."""
-    name = table.get("folder") if isinstance(table, Mapping) else None
-    if not isinstance(name, str) or not name.startswith(f"{path.name.split('.')[0]}.parts-") or Path(name).name != name:
-        raise FileError(
-            f"{str(path)!r} is not whole: it names {name!r} as the folder of its parts. Take an older copy."
-        )
-    return name
-
-
-def sha256(path: Path) -> str:
-    """Return the checksum of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
-CHECKSUM = "easytorch.sha256"
-
-
-def _header(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
-
-
-def digest(data: bytes) -> str:
-    """Return the checksum of all names, types, shapes and values."""
-    header, values = _header(data)
-    header.pop("__metadata__", None)
-    sha256 = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    sha256.update(values)
-    return sha256.hexdigest()
-
-
-def checksum(data: bytes) -> str | None:
-    """Return the checksum that stands in the header, None where another library wrote the file."""
-    metadata = _header(data)[0].get("__metadata__", {})
-    if len(metadata) == 1 and CHECKSUM not in metadata and all(len(value) == 64 for value in metadata.values()):
-        raise ValueError("the name of its checksum is damaged")
-    found: str | None = metadata.get(CHECKSUM)
-    return found
+            is_refused = required == "REDUCE"
+            (memo_keys.add if required else memo_keys.discard)(argument)
+        elif required:
+            is_refused = name != required
+            required = "REDUCE" if required == "EMPTY_TUPLE" else ""
+        elif argument == ORDERED_DICT if name == "GLOBAL" else name.endswith("GET") and argument in memo_keys:
+            required = "EMPTY_TUPLE"
+        yield name, argument, is_refused

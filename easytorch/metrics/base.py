@@ -13,7 +13,7 @@ from torch import Tensor
 from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import get_name
-from easytorch.checkpoint.validation import to_serializable
+from easytorch.checkpoint.serialization import to_serializable
 from easytorch.metrics.aggregation import Mean, Scalar
 
 

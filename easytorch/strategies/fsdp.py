@@ -200,15 +200,15 @@ class ShardedCheckpoints(GatheredCheckpoints):
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Start to write this rank's shard of a checkpoint, after the previous one is complete."""
         if self._writer is None:
-            from easytorch.checkpoint.dcp import Writer
+            from easytorch.checkpoint.dcp import CheckpointWriter
 
-            self._writer = Writer(self.strategy.group, self._timeout)
-        self._writer.begin(path, content)
+            self._writer = CheckpointWriter(self.strategy.group, self._timeout)
+        self._writer.start(path, content)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete."""
         if self._writer is not None:
-            self._writer.finish()
+            self._writer.wait()
 
 
 def _check_torch_version() -> None:

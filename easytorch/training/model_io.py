@@ -11,7 +11,7 @@ import torch
 
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
-from easytorch.checkpoint import files, rotation, state_dicts
+from easytorch.checkpoint import files, rotation, serialization, state_dicts
 from easytorch.errors import ResumeError
 from easytorch.strategies.device import saved_precision
 from easytorch.training.results import History
@@ -29,7 +29,7 @@ RESTORED_FROM_CHECKPOINT = ("lr",)
 
 def save(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write the state of ``model`` to a file; see ``Model.save``."""
-    files.check_ending(path)
+    files.check_suffix(path)
     content = {"format": files.FORMAT, "version": files.VERSION, **state_dict(model)}
     return _write_on_main_rank(model, files.write, path, content)
 
@@ -98,7 +98,7 @@ def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike
 
 def _read_shards(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return ``content`` with the tensors of its shards, if it has any."""
-    if content.get("parts") is None:
+    if content.get("shards") is None:
         return dict(content)
     from easytorch.checkpoint import dcp
 
@@ -115,7 +115,9 @@ def state_dict(model: Model) -> dict[str, Any]:
 
 def pickle_state(model: Model) -> dict[str, Any]:
     """Return the attributes that a pickle or a copy of ``model`` holds: no data, and nothing of a running fit."""
-    compile_args = None if model.compile_args is None else files.to_serializable_or_none(model.compile_args) or {}
+    compile_args = (
+        None if model.compile_args is None else serialization.to_serializable_or_none(model.compile_args) or {}
+    )
     replaced = {
         "callbacks": CallbackList([], model, {}),
         "train_data": None,
@@ -168,7 +170,7 @@ def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
         "schedules": [schedule.state_dict() for schedule in model.schedules],
         "precision": model.strategy.precision,
         "module": transform(state_dicts.unwrapped_state_dict(model.module)),
-        "compiled": files.to_serializable_or_none(model.compile_args),
+        "compiled": serialization.to_serializable_or_none(model.compile_args),
     }
 
 
@@ -228,7 +230,7 @@ def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
     """Warn of differences from the run that are allowed but change its results."""
     for change in _changes(content["environment"], _environment(model)):
         warn(f"{change}; the resumed run will differ in the last bits.")
-    before, now = content["compiled"], files.to_serializable_or_none(model.compile_args)
+    before, now = content["compiled"], serialization.to_serializable_or_none(model.compile_args)
     if not before or not now:  # an argument is an object, which cannot be compared
         return
     restored = {name: now.get(name) for name in RESTORED_FROM_CHECKPOINT}

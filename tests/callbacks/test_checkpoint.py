@@ -345,8 +345,8 @@ def test_a_checkpoint_is_set_aside_beside_the_one_of_before(tmp_path):
     crashed(tmp_path, at=2 * UPDATES + 1)
     for _ in range(2):
         run(rotation.step_path(tmp_path, UPDATES), delete_checkpoint=False, keep=9)
-    aside = ["step-0000000006.pt.aside", "step-0000000006.pt.aside-2", "step-0000000009.pt.aside"]
-    assert [name for name in written(tmp_path) if "aside" in name] == aside
+    archived = ["step-0000000006.pt.archived", "step-0000000006.pt.archived-2", "step-0000000009.pt.archived"]
+    assert [name for name in written(tmp_path) if "archived" in name] == archived
 
 
 def test_a_backup_used_again_after_an_interrupted_validation_keeps_the_random_states_of_now(tmp_path):
@@ -414,7 +414,7 @@ def test_a_broken_newest_backup_is_passed_over_with_a_warning(tmp_path):
     crashed(tmp_path, at=2 * UPDATES + 1)
     newest = rotation.step_path(tmp_path, 2 * UPDATES)
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=rf"{newest.name}.*Passed over, for the older 'step-0000000003\.pt'"):
+    with pytest.warns(UserWarning, match=rf"{newest.name}.*The older checkpoint 'step-0000000003\.pt' is used"):
         continued = run(tmp_path)
     assert same_weights(undisturbed.module, continued.module)
 
@@ -423,7 +423,7 @@ def test_a_folder_with_broken_backups_alone_is_an_error_before_the_first_step(tm
     crashed(tmp_path, at=2 * UPDATES + 1)
     for path in rotation.list_checkpoints(tmp_path):
         path.write_bytes(b"PK")
-    with pytest.raises(FileError, match=r"None of the 2 checkpoints .* is whole"):
+    with pytest.raises(FileError, match=r"None of the 2 checkpoints .* is intact"):
         run(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Promise 3, the part of files: whole or absent, readable by torch alone, and training goes on from them."""
+"""Promise 3 for files: they are complete or absent, readable by torch alone, and training continues from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tied(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A user's own module whose only part is called ``module``."""
+    """A module whose only submodule is called ``module``."""
 
     def __init__(self):
         super().__init__()
@@ -69,36 +69,36 @@ def test_a_loaded_model_gives_the_same_scores(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", [momentum, "adam", "rmsprop"], ids=["momentum", "adam", "rmsprop"])
-def test_two_epochs_a_file_and_two_more_are_four_epochs(tmp_path, optimizer):
+def test_two_epochs_save_load_and_two_more_equal_four_epochs(tmp_path, optimizer):
     torch.manual_seed(5)
-    whole = compiled(optimizer=optimizer)
+    uninterrupted = compiled(optimizer=optimizer)
     torch.manual_seed(5)
-    half = compiled(optimizer=optimizer)
-    whole.fit(blob_loader(), 4, verbose=0)
-    half.fit(blob_loader(), 2, verbose=0)
-    half.save(tmp_path / "model.pt")
+    first = compiled(optimizer=optimizer)
+    uninterrupted.fit(blob_loader(), 4, verbose=0)
+    first.fit(blob_loader(), 2, verbose=0)
+    first.save(tmp_path / "model.pt")
     torch.manual_seed(99)
-    rest = compiled(optimizer=optimizer).load(tmp_path / "model.pt")
-    rest.fit(blob_loader(), 2, verbose=0)
-    assert same_weights(rest.module, whole.module)
+    second = compiled(optimizer=optimizer).load(tmp_path / "model.pt")
+    second.fit(blob_loader(), 2, verbose=0)
+    assert same_weights(second.module, uninterrupted.module)
 
 
-def test_the_learning_rate_of_a_scheduler_goes_on_after_loading(tmp_path):
+def test_scheduler_continues_after_load(tmp_path):
     halving = {"scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)}
-    whole, half, rest = compiled(**halving), compiled(**halving), compiled(**halving)
-    whole.fit(blob_loader(), 6, verbose=0)
-    half.fit(blob_loader(), 3, verbose=0)
-    rest.load(half.save(tmp_path / "model.pt")).fit(blob_loader(), 3, verbose=0)
-    assert rest.history["lr"] == whole.history["lr"]
+    uninterrupted, first, second = compiled(**halving), compiled(**halving), compiled(**halving)
+    uninterrupted.fit(blob_loader(), 6, verbose=0)
+    first.fit(blob_loader(), 3, verbose=0)
+    second.load(first.save(tmp_path / "model.pt")).fit(blob_loader(), 3, verbose=0)
+    assert second.history["lr"] == uninterrupted.history["lr"]
 
 
-def test_a_named_schedule_is_compiled_again_by_loading(tmp_path):
+def test_load_compiles_a_scheduler_given_by_name(tmp_path):
     path = compiled(scheduler="cosine").fit(blob_loader(), 2, verbose=0).save(tmp_path / "model.pt")
     loaded = Model(normed(), device="cpu").load(path)
     assert loaded.fit(blob_loader(), 2, verbose=0)["lr"][2] > 0
 
 
-def test_the_history_goes_on_after_loading(tmp_path):
+def test_history_continues_after_load(tmp_path):
     model = compiled()
     model.fit(blob_loader(), 2, verbose=0)
     losses = model.history["loss"]
@@ -123,7 +123,7 @@ def test_save_without_a_name_writes_model_pt(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 
 
-def test_a_file_is_read_by_torch_alone_into_the_bare_module(tmp_path):
+def test_torch_alone_reads_a_saved_model(tmp_path):
     model = compiled()
     model.fit(blob_loader(), verbose=0)
     path = model.save(tmp_path / "model.pt")
@@ -132,19 +132,19 @@ def test_a_file_is_read_by_torch_alone_into_the_bare_module(tmp_path):
     assert same_weights(net, model.module)
 
 
-def test_a_file_carries_the_version_of_its_format(tmp_path):
+def test_file_contains_its_format_version(tmp_path):
     content = torch.load(compiled().save(tmp_path / "model.pt"), weights_only=True)
     assert (content["format"], content["version"]) == ("easytorch", 1)
 
 
-def test_a_module_whose_part_is_called_module_keeps_its_names(tmp_path):
+def test_submodule_called_module_keeps_its_names(tmp_path):
     model = compiled(Wrapped())
     path = model.save(tmp_path / "model.pt")
     assert list(torch.load(path, weights_only=True)["module"]) == ["module.weight", "module.bias"]
 
 
 @pytest.mark.parametrize("kind", ["model.pt", "weights.pt", "weights.safetensors"])
-def test_a_module_whose_part_is_called_module_is_loaded_again(tmp_path, kind):
+def test_submodule_called_module_is_loaded_again(tmp_path, kind):
     model, other = compiled(Wrapped()), compiled(Wrapped())
     (model.save if kind == "model.pt" else model.save_weights)(tmp_path / kind)
     (other.load if kind == "model.pt" else other.load_weights)(tmp_path / kind)
@@ -152,25 +152,25 @@ def test_a_module_whose_part_is_called_module_is_loaded_again(tmp_path, kind):
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "torch.compile"])
-def test_a_wrapped_module_is_saved_under_bare_names(tmp_path, wrap):
+def test_wrapped_module_is_saved_without_wrapper_prefixes(tmp_path, wrap):
     net = normed()
     path = compiled(wrap(net)).save(tmp_path / "model.pt")
     assert list(torch.load(path, weights_only=True)["module"]) == list(net.state_dict())
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "torch.compile"])
-def test_a_wrapped_module_takes_back_what_it_saved(tmp_path, wrap):
+def test_wrapped_module_loads_its_own_file(tmp_path, wrap):
     model, other = compiled(wrap(normed())), compiled(wrap(normed()))
     other.load(model.save(tmp_path / "model.pt"))
     assert same_weights(other.module, model.module)
 
 
-# Weights alone
+# Weights only
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
 @pytest.mark.parametrize("net", [normed, Tied], ids=["batchnorm", "tied"])
-def test_weights_alone_make_a_round_trip(tmp_path, net, name):
+def test_weights_survive_a_round_trip(tmp_path, net, name):
     model, other = compiled(net()), compiled(net())
     path = model.save_weights(tmp_path / name)
     assert not same_weights(other.module, model.module)
@@ -191,7 +191,7 @@ def test_saved_weights_are_a_plain_state_dict(tmp_path):
     assert same_weights(net, model.module)
 
 
-def test_saved_safetensors_are_read_by_safetensors_alone(tmp_path):
+def test_safetensors_alone_reads_saved_weights(tmp_path):
     from safetensors.torch import load_file
 
     model, net = compiled(), normed()
@@ -213,13 +213,13 @@ def test_a_state_dict_saved_by_torch_is_loaded(tmp_path):
     assert same_weights(compiled().load_weights(tmp_path / "net.pth").module, net)
 
 
-def test_weights_are_taken_out_of_a_whole_model(tmp_path):
+def test_load_weights_reads_a_complete_model(tmp_path):
     model = compiled()
     path = model.save(tmp_path / "model.pt")
     assert same_weights(Model(normed(), device="cpu").load_weights(path).module, model.module)
 
 
-def test_loading_weights_keeps_the_optimizer_and_the_history(tmp_path):
+def test_load_weights_keeps_optimizer_and_history(tmp_path):
     model = compiled(optimizer=momentum)
     path = model.save_weights(tmp_path / "weights.pt")
     model.fit(blob_loader(), verbose=0)
@@ -229,10 +229,10 @@ def test_loading_weights_keeps_the_optimizer_and_the_history(tmp_path):
     assert model.history["loss"] == losses
 
 
-# What compile was given
+# Arguments of compile
 
 
-def test_a_model_compiled_by_names_needs_no_compile_after_loading(tmp_path):
+def test_load_compiles_a_model_compiled_by_names(tmp_path):
     model = compiled(
         optimizer="adamw", lr=0.02, metrics=["accuracy"], clip_grad_norm=1.0, gradient_accumulation_steps=2
     )
@@ -245,7 +245,7 @@ def test_a_model_compiled_by_names_needs_no_compile_after_loading(tmp_path):
     assert other.evaluate(blob_loader(), verbose=0).keys() == ["loss", "accuracy"]
 
 
-def test_a_model_compiled_by_names_trains_on_after_loading_as_if_never_saved(tmp_path):
+def test_loaded_model_trains_like_one_never_saved(tmp_path):
     model = compiled(optimizer="adam", lr=0.02)
     model.fit(blob_loader(), verbose=0)
     path = model.save(tmp_path / "model.pt")
@@ -260,20 +260,20 @@ def test_a_model_compiled_by_names_trains_on_after_loading_as_if_never_saved(tmp
     [{"optimizer": momentum}, {"loss": nn.CrossEntropyLoss()}, {"metrics": [lambda y_pred, y: y_pred.mean()]}],
     ids=["optimizer", "loss", "metric"],
 )
-def test_a_model_compiled_with_objects_asks_for_compile_after_loading(tmp_path, custom):
+def test_model_compiled_with_objects_needs_compile_after_load(tmp_path, custom):
     path = compiled(**custom).save(tmp_path / "model.pt")
     other = Model(normed(), device="cpu").load(path)
     with pytest.raises(RuntimeError, match=r"Call compile\(\) .* load it after compile\(\) to have its optimizer too"):
         other.fit(blob_loader())
 
 
-def test_a_compiled_model_keeps_its_own_compile_when_it_loads(tmp_path):
+def test_load_keeps_the_compile_arguments_of_a_compiled_model(tmp_path):
     path = compiled(optimizer="adam", lr=0.02).save(tmp_path / "model.pt")
     other = compiled(optimizer="adam", metrics=["accuracy"]).load(path)
     assert other.metrics.names == ["accuracy"]
 
 
-def test_settings_that_an_older_torch_did_not_know_are_those_of_this_one(tmp_path):
+def test_settings_missing_in_an_older_torch_get_defaults(tmp_path):
     model = compiled(optimizer="adam")
     model.fit(blob_loader(), verbose=0)
     content = files.read(model.save(tmp_path / "model.pt"))
@@ -286,19 +286,19 @@ def test_settings_that_an_older_torch_did_not_know_are_those_of_this_one(tmp_pat
     assert same_weights(other.module, model.module)
 
 
-def test_a_model_saved_without_an_optimizer_is_loaded_into_a_compiled_one(tmp_path):
+def test_compiled_model_loads_a_file_without_an_optimizer(tmp_path):
     model = Model(normed(), device="cpu")
     other = compiled().load(model.save(tmp_path / "model.pt"))
     assert same_weights(other.module, model.module)
     other.fit(blob_loader(), verbose=0)
 
 
-def test_a_model_compiled_with_a_number_of_numpy_needs_no_compile_after_loading(tmp_path):
+def test_load_compiles_a_model_compiled_with_numpy_numbers(tmp_path):
     path = compiled(optimizer="adam", lr=np.float64(0.02)).save(tmp_path / "model.pt")
     assert Model(normed(), device="cpu").load(path).optimizer.param_groups[0]["lr"] == 0.02
 
 
-def test_the_state_of_another_optimizer_is_left_out_with_a_warning(tmp_path):
+def test_state_of_another_optimizer_is_skipped_with_a_warning(tmp_path):
     model = compiled(optimizer="adam")
     model.fit(blob_loader(), verbose=0)
     other = compiled(optimizer=momentum)
@@ -309,7 +309,7 @@ def test_the_state_of_another_optimizer_is_left_out_with_a_warning(tmp_path):
     other.fit(blob_loader(), verbose=0)
 
 
-# Whole or absent
+# Complete or absent
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def large():
 
 @pytest.fixture
 def full_disk():
-    """Let every file end at 64 kB, as on a full disk."""
+    """Limit every file to 64 kB, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     yield
@@ -335,17 +335,17 @@ NAMES = ["model.pt", "weights.pt", "weights.safetensors"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_disk_that_is_full_in_the_middle_is_told_and_leaves_nothing(tmp_path, large, full_disk, name):
+def test_full_disk_during_a_write_raises_and_leaves_no_file(tmp_path, large, full_disk, name):
     with pytest.raises(OSError, match=rf"Cannot write '{tmp_path / name}': File too large.* bytes are needed"):
         saves(large, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_disk_that_is_full_in_the_middle_leaves_the_old_file(tmp_path, large, full_disk, name):
+def test_full_disk_during_a_write_keeps_the_old_file(tmp_path, large, full_disk, name):
     path = saves(compiled(), tmp_path / name)
     before = path.read_bytes()
-    with pytest.raises(OSError, match="The file that was there is unchanged"):
+    with pytest.raises(OSError, match="The existing file is unchanged"):
         saves(large, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -353,7 +353,7 @@ def test_a_disk_that_is_full_in_the_middle_leaves_the_old_file(tmp_path, large, 
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_write_that_fails_at_any_point_leaves_the_old_file_alone(tmp_path, monkeypatch, name, function):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch, name, function):
     def refuse(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -367,7 +367,7 @@ def test_a_write_that_fails_at_any_point_leaves_the_old_file_alone(tmp_path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_is_interrupted_leaves_the_old_file_alone(tmp_path, monkeypatch):
+def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -381,10 +381,10 @@ def test_a_write_that_is_interrupted_leaves_the_old_file_alone(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_saved_leaves_the_old_file_alone(tmp_path):
+def test_unsupported_value_keeps_the_old_file(tmp_path):
     class Odd(nn.Linear):
         def get_extra_state(self):
-            return lambda: None  # cannot be pickled
+            return lambda: None
 
         def set_extra_state(self, state):
             pass
@@ -398,7 +398,7 @@ def test_what_cannot_be_saved_leaves_the_old_file_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_data_is_on_the_disk_before_the_file_gets_its_name(tmp_path, monkeypatch, name):
+def test_data_is_synced_before_the_rename(tmp_path, monkeypatch, name):
     events = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append("folder" if is_folder(fd) else "file"), fsync(fd)))
@@ -412,7 +412,7 @@ def is_folder(descriptor):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_overwritten_by_the_new_one(tmp_path, name):
+def test_save_overwrites_an_existing_file(tmp_path, name):
     saves(compiled(), tmp_path / name)
     model, other = compiled(), compiled()
     path = saves(model, tmp_path / name)
@@ -423,7 +423,7 @@ def test_a_file_is_overwritten_by_the_new_one(tmp_path, name):
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)], ids=oct)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_new_file_has_the_permissions_of_the_umask(tmp_path, name, mask, mode):
+def test_new_file_has_the_permissions_of_the_umask(tmp_path, name, mask, mode):
     before = os.umask(mask)
     try:
         path = saves(compiled(), tmp_path / name)
@@ -440,7 +440,7 @@ def test_an_overwritten_file_keeps_its_permissions(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_file_behind_a_link_is_overwritten_and_the_link_stays(tmp_path):
+def test_save_to_a_link_replaces_its_target(tmp_path):
     target = tmp_path / "run-1.pt"
     target.touch()
     link = tmp_path / "model.pt"
@@ -450,7 +450,7 @@ def test_a_file_behind_a_link_is_overwritten_and_the_link_stays(tmp_path):
     Model(normed(), device="cpu").load(target)
 
 
-def test_saving_changes_nothing_in_the_model(tmp_path):
+def test_save_does_not_change_the_model(tmp_path):
     torch.manual_seed(5)
     plain = compiled(optimizer=momentum)
     torch.manual_seed(5)
@@ -472,15 +472,15 @@ def test_an_uncompiled_model_is_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("call", range(1, 13))
-def test_ctrl_c_while_a_file_is_written_is_ctrl_c_and_leaves_the_old_file(tmp_path, monkeypatch, call):
-    """torch.save ends in a RuntimeError about a wrong position then."""
+def test_ctrl_c_during_a_write_is_raised_and_keeps_the_old_file(tmp_path, monkeypatch, call):
+    """torch.save raises a RuntimeError about a wrong position in this case."""
     path = files.write(tmp_path / "a.pt", {"x": torch.zeros(3)})
-    calls, honest = itertools.count(1), atomic_file.ErrorRecordingFile.write
+    calls, original_write = itertools.count(1), atomic_file.ErrorRecordingFile.write
 
     def write(self, data):
         if next(calls) == call:
             signal.raise_signal(signal.SIGINT)
-        return honest(self, data)
+        return original_write(self, data)
 
     monkeypatch.setattr(atomic_file.ErrorRecordingFile, "write", write)
     with pytest.raises(KeyboardInterrupt):
@@ -489,7 +489,7 @@ def test_ctrl_c_while_a_file_is_written_is_ctrl_c_and_leaves_the_old_file(tmp_pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-# Everything that is written can be read
+# Every written file can be read
 
 
 def test_long_lists_of_numbers_are_read_again(tmp_path):
@@ -499,12 +499,12 @@ def test_long_lists_of_numbers_are_read_again(tmp_path):
 
 
 class Tagged(torch.Tensor):
-    """A tensor of one's own kind, as the libraries of images have them."""
+    """A subclass of Tensor, as image libraries define them."""
 
 
-def tensor_with_a_note():
+def tensor_with_attribute():
     tensor = torch.ones(3)
-    tensor.note = "mine"
+    tensor.note = "text"
     return tensor
 
 
@@ -512,7 +512,7 @@ ODD = {
     "a subclass": lambda: torch.ones(3).as_subclass(Tagged),
     "expanded": lambda: torch.ones(1).expand(3000),
     "overlapping": lambda: torch.arange(9.0).unfold(0, 3, 1),
-    "with an attribute": tensor_with_a_note,
+    "with an attribute": tensor_with_attribute,
 }
 
 
@@ -528,18 +528,20 @@ def test_odd_tensors_are_read_again_as_plain_ones(tmp_path, kind):
 def test_a_module_with_an_odd_buffer_is_loaded_again(tmp_path, kind):
     odd, plain = nn.Linear(8, 3), nn.Linear(8, 3)
     odd.register_buffer("odd", ODD[kind]())
-    plain.register_buffer("odd", torch.zeros(ODD[kind]().shape))  # torch cannot copy into values that share memory
+    # torch cannot copy into values that share memory.
+    plain.register_buffer("odd", torch.zeros(ODD[kind]().shape))
     other = compiled(plain).load(compiled(odd).save(tmp_path / "model.pt"))
     assert other.module.odd.tolist() == odd.odd.tolist()
 
 
-@pytest.mark.filterwarnings("ignore:.*quantize")  # is deprecated, and still there
+# Quantized tensors are deprecated, but still exist.
+@pytest.mark.filterwarnings("ignore:.*quantize")
 @pytest.mark.parametrize(
     "make",
     [lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), lambda: torch.ones(3, device="meta")],
     ids=["quantized", "without values"],
 )
-def test_tensors_that_could_not_be_read_again_are_refused(tmp_path, make):
+def test_tensors_that_no_file_can_hold_are_refused(tmp_path, make):
     with pytest.raises(TypeError, match=r"\['odd'\] is Tensor.* cannot hold"):
         files.write(tmp_path / "odd.pt", {"odd": make()})
     assert list(tmp_path.iterdir()) == []

@@ -28,11 +28,11 @@ def saved(tmp_path):
 
 def test_a_missing_folder_is_named(tmp_path):
     path = tmp_path / "nowhere" / "model.pt"
-    refused(lambda: compiled().save(path), str(path), "no folder", "Make the folder", kind=FileNotFoundError)
+    refused(lambda: compiled().save(path), str(path), "does not exist", "Create the folder", kind=FileNotFoundError)
 
 
-def test_a_folder_in_the_place_of_the_file_is_told(tmp_path):
-    refused(lambda: compiled().save(tmp_path), str(tmp_path), "is a folder", "another place", kind=IsADirectoryError)
+def test_folder_instead_of_a_file_is_reported(tmp_path):
+    refused(lambda: compiled().save(tmp_path), str(tmp_path), "is a folder", "another path", kind=IsADirectoryError)
 
 
 def test_a_path_below_a_file_is_refused(tmp_path):
@@ -42,27 +42,27 @@ def test_a_path_below_a_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "reason", "cure"),
+    ("number", "reason", "fix"),
     [
         (errno.ENOSPC, "No space left", "bytes are free"),
         (errno.EROFS, "Read-only", "may write to"),
         (errno.EACCES, "Permission denied", "may write to"),
-        (errno.EIO, "put error|Input/output", "another place"),
+        (errno.EIO, "put error|Input/output", "another path"),
     ],
     ids=["full", "read-only", "forbidden", "broken"],
 )
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_disk_that_refuses_is_told_with_the_reason(tmp_path, monkeypatch, function, number, reason, cure):
+def test_system_error_is_reported_with_reason_and_fix(tmp_path, monkeypatch, function, number, reason, fix):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, function, refuse)
     path = tmp_path / "model.pt"
-    refused(lambda: compiled().save(path), f"Cannot write '{path}'", reason, cure, kind=OSError)
+    refused(lambda: compiled().save(path), f"Cannot write '{path}'", reason, fix, kind=OSError)
 
 
 @pytest.mark.parametrize("verb", ["load", "load_weights"])
-def test_a_missing_file_is_named_with_the_nearest(saved, verb):
+def test_missing_file_is_reported_with_the_most_similar_name(saved, verb):
     model, path = saved
     refused(
         lambda: getattr(model, verb)(path.with_name("goood.pt")),
@@ -73,11 +73,11 @@ def test_a_missing_file_is_named_with_the_nearest(saved, verb):
 
 
 def not_models(folder):
-    """Return files that are no model, by what is said about them."""
+    """Return files that hold no model, by kind."""
     files = {}
     for name, data in {
         "text": b"PyTorch model\n" * 99,
-        "PK text": b"PK, said the postman\n" * 99,
+        "PK text": b"PK, wrote the postman\n" * 99,
         "zeros": bytes(9999),
     }.items():
         files[name] = folder / f"{name}.pt"
@@ -88,7 +88,7 @@ def not_models(folder):
         "a list": [1, 2],
         "a tensor": torch.ones(3),
         "a number": 3,
-        "a model without parts": {"format": "easytorch", "version": 1},
+        "a model without a module": {"format": "easytorch", "version": 1},
         "a model without a version": {"format": "easytorch", "module": {}},
     }.items():
         files[name] = folder / f"{name}.pt"
@@ -107,7 +107,7 @@ def not_models(folder):
         "a list",
         "a tensor",
         "a number",
-        "a model without parts",
+        "a model without a module",
         "a model without a version",
     ],
 )
@@ -119,22 +119,22 @@ def test_a_file_that_is_not_a_model_is_named(tmp_path, kind, verb):
     assert equal(everything(model), before)
 
 
-def test_an_empty_file_is_told_to_be_empty(tmp_path):
+def test_empty_file_is_reported_as_empty(tmp_path):
     path = tmp_path / "model.pt"
     path.touch()
     refused(lambda: compiled().load(path), "model.pt", "empty", "older copy", kind=FileError)
 
 
-def test_a_folder_without_checkpoints_is_told(tmp_path):
+def test_folder_without_checkpoints_is_reported(tmp_path):
     refused(lambda: compiled().load(tmp_path), str(tmp_path), "no checkpoint", "step-", kind=FileNotFoundError)
 
 
-def test_weights_alone_are_no_saved_model(tmp_path):
+def test_load_of_a_weights_file_suggests_load_weights(tmp_path):
     path = compiled().save_weights(tmp_path / "weights.pt")
     refused(lambda: compiled().load(path), "weights.pt", r"load_weights\(\)", kind=FileError)
 
 
-def test_a_file_of_a_later_version_asks_for_an_upgrade(saved):
+def test_newer_format_version_suggests_an_upgrade(saved):
     model, path = saved
     torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
     refused(lambda: model.load(path), "99", "pip install --upgrade", kind=FileError)
@@ -142,7 +142,7 @@ def test_a_file_of_a_later_version_asks_for_an_upgrade(saved):
 
 @pytest.mark.parametrize("verb", ["load", "load_weights"])
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999, 1])
-def test_a_file_that_was_cut_off_is_refused_and_changes_nothing(saved, share, verb):
+def test_truncated_file_is_refused_and_changes_nothing(saved, share, verb):
     model, path = saved
     data, before = path.read_bytes(), everything(model)
     path.write_bytes(data[: min(int(len(data) * share), len(data) - 1)])
@@ -168,20 +168,21 @@ def test_a_flipped_byte_is_never_silently_wrong(saved, change):
     assert refusals > 50
 
 
-def test_a_flipped_byte_in_the_directory_of_the_archive_is_never_silently_wrong(saved):
+def test_flipped_byte_in_zip_directory_is_never_silently_wrong(saved):
     model, path = saved
-    data, before, wrong = path.read_bytes(), everything(model), []
+    data, before, positions = path.read_bytes(), everything(model), []
     for position in range(data.index(b"PK\x01\x02"), len(data)):
         damaged = bytearray(data)
-        damaged[position] ^= 0x10  # in the attributes it makes a folder of a file, which torch then does not read
+        # In the attributes this turns a file into a folder, which torch does not read.
+        damaged[position] ^= 0x10
         path.write_bytes(damaged)
         with contextlib.suppress(FileError):
             model.load(path)
         if not equal(everything(model), before):
-            wrong.append(position)
+            positions.append(position)
             path.write_bytes(data)
             model.load(path)
-    assert wrong == []
+    assert positions == []
 
 
 def test_a_flipped_byte_in_safetensors_is_never_silently_wrong(tmp_path):
@@ -200,7 +201,7 @@ def test_a_flipped_byte_in_safetensors_is_never_silently_wrong(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_safetensors_that_were_cut_off_are_refused(tmp_path, share):
+def test_truncated_safetensors_file_is_refused(tmp_path, share):
     path = compiled().save_weights(tmp_path / "good.safetensors")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
@@ -216,19 +217,19 @@ class Bomb:
 
 
 @pytest.mark.parametrize("verb", ["load", "load_weights"])
-def test_a_file_with_objects_is_refused_and_runs_no_code(tmp_path, verb):
+def test_file_with_python_objects_is_refused_and_runs_no_code(tmp_path, verb):
     torch.save({"weight": torch.ones(1), "bomb": Bomb(tmp_path / "exploded")}, tmp_path / "model.pt")
     refused(
         lambda: getattr(compiled(), verb)(tmp_path / "model.pt"),
         "model.pt",
-        "could run code",
+        "could run code when",
         "weights_only",
         kind=FileError,
     )
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_whole_pickled_module_is_refused_with_the_way_to_read_it(tmp_path):
+def test_pickled_module_is_refused_with_the_way_to_read_it(tmp_path):
     torch.save(mlp(), tmp_path / "net.pt")
     refused(lambda: compiled().load_weights(tmp_path / "net.pt"), "net.pt", "load_state_dict", kind=FileError)
 
@@ -244,7 +245,7 @@ class Named(nn.Module):
 
 
 @pytest.mark.parametrize("verb", ["load", "load_weights"])
-def test_a_file_of_another_module_is_told_in_a_table_with_the_nearest_names(tmp_path, verb):
+def test_other_module_is_reported_in_a_table_with_similar_names(tmp_path, verb):
     path = compiled(Named("frist")).save(tmp_path / "model.pt")
     model = compiled(Named("first"))
     before = everything(model)
@@ -260,7 +261,7 @@ def test_a_file_of_another_module_is_told_in_a_table_with_the_nearest_names(tmp_
     assert equal(everything(model), before)
 
 
-def test_other_sizes_are_told_from_both_sides(tmp_path):
+def test_other_shapes_are_reported_from_file_and_module(tmp_path):
     path = compiled(Named(size=4)).save(tmp_path / "model.pt")
     model = compiled(Named(size=16))
     message = refused(lambda: model.load(path), "another module", kind=FileError)
@@ -268,7 +269,7 @@ def test_other_sizes_are_told_from_both_sides(tmp_path):
     assert re.search(r"another shape +first\.weight +\[4, 8\] in the file +\[16, 8\] in the module", row)
 
 
-def test_a_table_of_hundreds_of_names_is_kept_short(tmp_path):
+def test_table_of_hundreds_of_names_is_shortened(tmp_path):
     path = compiled(mlp()).save(tmp_path / "model.pt")
     deep = nn.Sequential(*(nn.Linear(3, 3) for _ in range(200)))
     message = refused(lambda: compiled(deep).load(path), "another module", "more", kind=FileError)
@@ -286,7 +287,7 @@ PREFIXES = {
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_the_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
+def test_wrapper_prefixes_are_ignored(tmp_path, prefix):
     source, target = mlp(), mlp()
     torch.save({PREFIXES[prefix](name): value for name, value in source.state_dict().items()}, tmp_path / "weights.pt")
     compiled(target).load_weights(tmp_path / "weights.pt")

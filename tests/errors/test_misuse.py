@@ -176,7 +176,7 @@ def test_a_dataset_without_a_length_is_told():
 def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    refused(lambda: compiled().save(path), "no ordinary file", kind=OSError)
+    refused(lambda: compiled().save(path), "not a regular file", kind=OSError)
     assert path.is_fifo()
 
 

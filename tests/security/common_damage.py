@@ -1,4 +1,4 @@
-"""Promise 4: a file is whole or absent, a damaged one is refused, and none can do harm."""
+"""Shared helpers of the security tests."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ X, Y = blobs(50)
 
 
 def run_module(*arguments: str, timeout: int = 300) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-X", "faulthandler", "-m", *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    last = done.stdout.splitlines()[-1:]
-    assert done.returncode == 0, f"died with {done.returncode} after {last}\n{done.stderr[-3000:]}"
-    return done.stdout
+    last_line = process.stdout.splitlines()[-1:]
+    assert process.returncode == 0, f"died with {process.returncode} after {last_line}\n{process.stderr[-3000:]}"
+    return process.stdout
 
 
-def _is_whole(path):
+def is_intact(path):
     try:
         files.read(path)
     except FileError:
@@ -34,8 +34,8 @@ def _is_whole(path):
     return True
 
 
-def _refusal(function):
-    """Return the error by which ``function`` refuses what it is given, None if it does not."""
+def refusal_of(function):
+    """Return the TypeError or ValueError that ``function`` raises, or None."""
     try:
         function()
     except (TypeError, ValueError) as error:
@@ -43,10 +43,8 @@ def _refusal(function):
     return None
 
 
-# Power cuts
-
 FOLDERS_SYNC = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot sync a folder")
 
 
-def _content(step):
+def content_of_step(step):
     return {"format": files.FORMAT, "version": files.VERSION, "step": step, "module": {"w": torch.full((600,), step)}}

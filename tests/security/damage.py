@@ -1,4 +1,4 @@
-"""Damaged files, power cuts and full disks: what the tests of files share, and a program for many more of them.
+"""Damaged files, power cuts and full disks, for the security tests and as a program.
 
 python -m tests.security.damage --variants 10000
 """
@@ -33,11 +33,11 @@ from tests.loops import blobs
 PAGE = 4096
 
 
-# What is damaged
+# The files to damage
 
 
 def net() -> nn.Module:
-    """Return a module whose checkpoint has several pages, with a buffer, so that there is something to hit."""
+    """Return a module with buffers whose checkpoint has several pages."""
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
 
@@ -47,19 +47,19 @@ def model() -> Model:
 
 
 def good_files(folder: Path) -> dict[str, Path]:
-    """Train a little, and return a file of each kind that the library writes."""
+    """Train two epochs, and return a file of each kind that the library writes."""
     folder.mkdir(parents=True, exist_ok=True)
     trained = model()
-    keeper = BackupAndRestore(folder / "run", save_freq=1, keep=2, delete_checkpoint=False)
-    trained.fit(*blobs(), epochs=2, batch_size=25, callbacks=[EMA(0.9), keeper], verbose=0)
-    found = {
+    backup = BackupAndRestore(folder / "run", save_freq=1, keep=2, delete_checkpoint=False)
+    trained.fit(*blobs(), epochs=2, batch_size=25, callbacks=[EMA(0.9), backup], verbose=0)
+    paths = {
         "model": trained.save(folder / "model.pt"),
         "weights": trained.save_weights(folder / "weights.pt"),
         "checkpoint": rotation.list_checkpoints(folder / "run")[0],
     }
     with contextlib.suppress(ImportError):
-        found["safetensors"] = trained.save_weights(folder / "weights.safetensors")
-    return found
+        paths["safetensors"] = trained.save_weights(folder / "weights.safetensors")
+    return paths
 
 
 # The six mutators
@@ -91,9 +91,9 @@ def zero_tail(data: bytes, rng: random.Random) -> bytes:
 
 
 def byte_swap(data: bytes, rng: random.Random) -> bytes:
-    one, other = rng.randrange(len(data)), rng.randrange(len(data))
+    first, second = rng.randrange(len(data)), rng.randrange(len(data))
     changed = bytearray(data)
-    changed[one], changed[other] = changed[other], changed[one]
+    changed[first], changed[second] = changed[second], changed[first]
     return bytes(changed)
 
 
@@ -108,30 +108,30 @@ MUTATORS: dict[str, Callable[[bytes, random.Random], bytes]] = {
 
 
 def damaged(data: bytes, kind: str, rng: random.Random) -> bytes:
-    """Return ``data`` changed by the mutator ``kind``, and truly changed."""
+    """Return ``data`` changed by the mutator ``kind``, never equal to ``data``."""
     while (changed := MUTATORS[kind](data, rng)) == data:
         pass
     return changed
 
 
-def identical(one: Any, other: Any) -> bool:
-    """Whether two contents of files are the same to the last bit, types included."""
-    if type(one) is not type(other):
+def identical(first: Any, second: Any) -> bool:
+    """Return whether two contents of files are equal bit for bit, types included."""
+    if type(first) is not type(second):
         return False
-    if isinstance(one, Tensor):
-        if one.dtype != other.dtype or one.shape != other.shape:
+    if isinstance(first, Tensor):
+        if first.dtype != second.dtype or first.shape != second.shape:
             return False
-        return one.contiguous().view(-1).view(torch.uint8).equal(other.contiguous().view(-1).view(torch.uint8))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(identical(one[name], other[name]) for name in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(identical, one, other))
-    return repr(one) == repr(other)
+        return first.contiguous().view(-1).view(torch.uint8).equal(second.contiguous().view(-1).view(torch.uint8))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(identical(first[name], second[name]) for name in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(identical, first, second))
+    return repr(first) == repr(second)
 
 
 @dataclasses.dataclass
 class Tally:
-    """What became of the damaged files."""
+    """Counts of refused, harmless and wrongly read files."""
 
     refused: int = 0
     harmless: int = 0
@@ -140,31 +140,29 @@ class Tally:
     kinds: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __str__(self) -> str:
-        return (
-            f"{self.refused} refused, {self.harmless} harmless, {len(self.silent)} silent, {len(self.other)} otherwise"
-        )
+        return f"{self.refused} refused, {self.harmless} harmless, {len(self.silent)} silent, {len(self.other)} other"
 
 
-def _through_model(way: str, path: Path, whole: dict[str, Tensor]) -> str | None:
-    """Return what is wrong when a model reads ``path``: weights must be the file's, or those that were there before."""
-    one = model()
-    before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
+def _check_model(way: str, path: Path, expected: dict[str, Tensor]) -> str | None:
+    """Return a problem if a model that reads ``path`` has neither the weights of the file nor its previous weights."""
+    loaded = model()
+    before = {name: tensor.clone() for name, tensor in loaded.module.state_dict().items()}
     try:
-        one.load_weights(path) if way == "load_weights" else one.load(path)
+        loaded.load_weights(path) if way == "load_weights" else loaded.load(path)
     except FileError:
-        whole = before
-    return None if identical(dict(one.module.state_dict()), whole) else f"{way} left other weights"
+        expected = before
+    return None if identical(dict(loaded.module.state_dict()), expected) else f"{way} left other weights"
 
 
 def run_variants(count: int, folder: Path, seed: int = 0) -> Tally:
-    """Damage good files in ``count`` ways and read each: it must be refused by FileError, or be as good as before.
+    """Damage good files in ``count`` ways and read each: it must raise FileError or have the original content.
 
-    One in twenty is read by ``Model.load`` and ``Model.load_weights`` as well.
+    Every twentieth file is read by ``Model.load`` and ``Model.load_weights`` as well.
     """
     good = good_files(folder)
     content = {name: files.read(path) for name, path in good.items()}
     originals = {name: path.read_bytes() for name, path in good.items()}
-    weights = {name: dict(found.get("module", found)) for name, found in content.items()}
+    weights = {name: dict(value.get("module", value)) for name, value in content.items()}
     assert all(identical(content[name], files.read(path)) for name, path in good.items())
     tally, names, kinds = Tally(), list(good), list(MUTATORS)
     for number in range(count):
@@ -189,7 +187,7 @@ def run_variants(count: int, folder: Path, seed: int = 0) -> Tally:
         if number % 20 == 0:
             for way in ["load_weights"] + ["load"] * (name in ("model", "checkpoint")):
                 try:
-                    wrong = _through_model(way, path, weights[name])
+                    wrong = _check_model(way, path, weights[name])
                 except Exception as error:
                     tally.other.append(f"{what}, {way}: {type(error).__name__}: {error}")
                 else:
@@ -197,44 +195,51 @@ def run_variants(count: int, folder: Path, seed: int = 0) -> Tally:
     return tally
 
 
-# Power cuts: what may be on the disk after each of them
+# Power cuts
 
 
 @dataclasses.dataclass
 class Moment:
-    """The folder just before an operation: what was seen by programs, and what had reached the disk."""
+    """The folder just before an operation: the content that programs see, and the content on the disk."""
 
-    entries: dict[str, int]  # names that are on the disk for sure, and which file each is
-    pending: list[tuple[str, str, str, int]]  # changes of names that may be: operation, name, new name, file
-    seen: dict[int, bytes]  # what a program would read
-    synced: dict[int, bytes]  # what is on the disk for sure
-    acknowledged: int  # how many writes had returned
+    # Synced names, and the file number of each.
+    entries: dict[str, int]
+    # Changes of names that are not synced: operation, name, new name, file number.
+    pending: list[tuple[str, str, str, int]]
+    # The content that a program reads.
+    seen: dict[int, bytes]
+    # The content that is synced.
+    synced: dict[int, bytes]
+    # The number of writes that have returned.
+    acknowledged: int
 
 
 class PowerCut:
-    """Watches what a program does to the files of a folder, and tells what a power cut at any moment could leave.
+    """Records how a program changes the files of a folder, and simulates power cuts at any moment.
 
-    The rules are those of POSIX: what was written since the last fsync of a file may be there up to any byte, the rest cut
-    off or zeros; what was renamed, made or deleted since the last fsync of the folder may have happened up to any operation.
+    The rules are those of POSIX. Data written since the last fsync of a file may exist up to any byte; the rest is missing or
+    zero. Renames, creations and deletions since the last fsync of the folder may exist up to any operation.
 
     Args:
-        folder: Where the files are; empty at first.
-        deaf_to: ``"file"`` or ``"folder"``: such syncs do nothing, as if the program had left them out.
+        folder: The folder of the files, empty at first.
+        ignored_sync: ``"file"`` or ``"folder"``: the syncs to ignore, as if the program did not call them.
     """
 
-    def __init__(self, folder: Path, deaf_to: str = "") -> None:
-        self.folder, self.deaf_to = folder, deaf_to
+    def __init__(self, folder: Path, ignored_sync: str = "") -> None:
+        self.folder, self.ignored_sync = folder, ignored_sync
         self.moments: list[Moment] = []
         self.entries: dict[str, int] = {}
         self.pending: list[tuple[str, str, str, int]] = []
-        self.known: dict[str, int] = {}  # names that programs see
+        # The names that programs see.
+        self.known: dict[str, int] = {}
         self.seen: dict[int, bytes] = {}
         self.synced: dict[int, bytes] = {}
-        self.ids: dict[int, int] = {}  # the number of each file, since the system uses inodes again
+        # The number of each file by inode. The system reuses inodes.
+        self.ids: dict[int, int] = {}
         self.acknowledged = 0
 
     def look(self) -> None:
-        """Note what changed in the folder: files made, renamed, deleted, and what was written."""
+        """Record the changes in the folder since the last call."""
         now: dict[str, int] = {}
         with os.scandir(self.folder) as entries:
             inodes = {entry.name: entry.inode() for entry in entries}
@@ -258,7 +263,7 @@ class PowerCut:
         return len(self.seen) if inode not in self.ids else self.ids[inode]
 
     def acknowledge(self) -> None:
-        """Note that a write has returned."""
+        """Record that a write has returned."""
         self.look()
         self.acknowledged += 1
         self.look()
@@ -266,7 +271,7 @@ class PowerCut:
     def _synced(self, descriptor: int) -> None:
         inode = os.fstat(descriptor).st_ino
         kind = "folder" if inode == self.folder.stat().st_ino else "file"
-        if kind == self.deaf_to:
+        if kind == self.ignored_sync:
             return
         if kind == "folder":
             self.entries, self.pending = _applied(self.entries, self.pending), []
@@ -275,7 +280,7 @@ class PowerCut:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch what is done inside."""
+        """Record all changes inside the ``with`` block."""
         names = [name for name in ("fsync", "fdatasync", "replace", "rename", "unlink", "remove") if hasattr(os, name)]
         real = {name: getattr(os, name) for name in names}
 
@@ -298,7 +303,7 @@ class PowerCut:
                 setattr(os, name, function)
 
     def states(self, count: int, seed: int = 0) -> Iterator[tuple[Moment, dict[str, bytes]]]:
-        """Yield ``count`` folders as power cuts could leave them, every moment in turn."""
+        """Yield ``count`` folders that power cuts could leave, from each moment in turn."""
         rng = random.Random(seed)
         for number in range(count):
             moment = self.moments[number % len(self.moments)]
@@ -310,8 +315,8 @@ class PowerCut:
         seen, synced = moment.seen[file], moment.synced[file]
         if seen == synced:
             return seen
-        sure = len(synced) if seen.startswith(synced) else 0
-        arrived = rng.choice((sure, rng.randint(sure, len(seen)), len(seen)))
+        minimum = len(synced) if seen.startswith(synced) else 0
+        arrived = rng.choice((minimum, rng.randint(minimum, len(seen)), len(seen)))
         return seen[:arrived] + (bytes(len(seen) - arrived) if rng.random() < 0.3 else b"")
 
 
@@ -335,9 +340,9 @@ def numbers_in(text: str) -> list[int]:
 
 
 def full_disk(folder: Path, budgets: int) -> None:
-    """Save and train on a disk that is full after so many bytes, and print what happened as JSON lines.
+    """Save and train on a disk with a limited number of free bytes, and print the results as JSON lines.
 
-    The limit for the size of files stands for the disk: the system refuses the very write that would exceed it.
+    A limit of the file size simulates the disk: the system refuses the write that would exceed it.
     """
     import resource
     import signal
@@ -353,10 +358,11 @@ def full_disk(folder: Path, budgets: int) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
-    def say(**facts: Any) -> None:
+    def report(**facts: Any) -> None:
         lines.append(json.dumps(facts))
 
-    lines: list[str] = []  # printed in the end: the limit holds for the terminal's file too
+    # Printed at the end, because the limit also applies to a redirected stdout.
+    lines: list[str] = []
     saved = model()
     ways: dict[str, tuple[Path, Callable[[Path], Any]]] = {
         "save": (folder / "model.pt", saved.save),
@@ -378,7 +384,7 @@ def full_disk(folder: Path, budgets: int) -> None:
                 except BaseException as error:
                     kind, message = type(error).__name__, str(error)
                     code = getattr(error, "errno", None)
-            say(
+            report(
                 way=name,
                 budget=allowed,
                 size=size,
@@ -389,20 +395,20 @@ def full_disk(folder: Path, budgets: int) -> None:
                 intact=path.read_bytes() == before,
                 left=[entry for entry in os.listdir(folder) if entry.endswith(".tmp")],
             )
-    _train_on_full_disk(folder / "run", budget, say)
+    _train_on_full_disk(folder / "run", budget, report)
     print("\n".join(lines))
 
 
-def _train_on_full_disk(folder: Path, budget: Callable[[int], Any], say: Callable[..., None]) -> None:
+def _train_on_full_disk(folder: Path, budget: Callable[[int], Any], report: Callable[..., None]) -> None:
     from easytorch.callbacks import LambdaCallback
 
     for ends_full in (False, True):
         run = folder / str(ends_full)
-        one, stack, epochs = model(), contextlib.ExitStack(), 6
+        trained, stack, epochs = model(), contextlib.ExitStack(), 6
 
         def fill(epoch: int, logs: Any, stack: Any = stack, ends_full: bool = ends_full, run: Path = run) -> None:
             if epoch == 2:
-                say(checkpoints=[path.name for path in rotation.list_checkpoints(run)], run=str(run))
+                report(checkpoints=[path.name for path in rotation.list_checkpoints(run)], run=str(run))
                 stack.enter_context(budget(3000))
             elif epoch == 5 and not ends_full:
                 stack.close()
@@ -411,7 +417,7 @@ def _train_on_full_disk(folder: Path, budget: Callable[[int], Any], say: Callabl
         with warnings.catch_warnings(record=True) as caught, stack:
             warnings.simplefilter("always")
             try:
-                one.fit(
+                trained.fit(
                     *blobs(),
                     epochs=epochs,
                     batch_size=25,
@@ -423,11 +429,11 @@ def _train_on_full_disk(folder: Path, budget: Callable[[int], Any], say: Callabl
                 )
             except OSError as failure:
                 error = str(failure)
-        say(
+        report(
             training=True,
             ends_full=ends_full,
-            step=one.state.step,
-            wanted=2 * epochs,
+            step=trained.state.step,
+            expected=2 * epochs,
             error=error,
             warnings=[str(warning.message) for warning in caught],
             checkpoints=[path.name for path in rotation.list_checkpoints(run)],
@@ -440,7 +446,7 @@ SYSTEM_ERRORS = [errno.EROFS, errno.EACCES, errno.EMFILE, errno.EDQUOT, errno.EI
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Damage good files, and see that none is read wrongly.")
+    parser = argparse.ArgumentParser(description="Damage good files, and check that none is read silently.")
     parser.add_argument("--variants", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full-disk", type=Path, help=argparse.SUPPRESS)
@@ -449,10 +455,10 @@ def main() -> None:
     if options.full_disk:
         full_disk(options.full_disk, budgets=100)
         return
-    begin = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         tally = run_variants(options.variants, Path(folder), options.seed)
-    print(f"{options.variants} damaged files in {time.monotonic() - begin:.0f} s: {tally}")
+    print(f"{options.variants} damaged files in {time.monotonic() - start:.0f} s: {tally}")
     for line in [*tally.silent, *tally.other][:40]:
         print(" ", line)
     sys.exit(bool(tally.silent or tally.other))

@@ -1,4 +1,4 @@
-"""Promise 4: a file is whole or absent, a damaged one is refused, and none can do harm."""
+"""Promise 4 for damaged files: none is read silently, and a run uses the previous checkpoint."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from easytorch import FileError, Model
 from easytorch.callbacks import EMA, BackupAndRestore, LambdaCallback
 from easytorch.checkpoint import files, rotation
 from tests.loops import mlp, same_weights
-from tests.security.common_damage import X, Y, _is_whole, _refusal
+from tests.security.common_damage import X, Y, is_intact, refusal_of
 from tests.security.damage import MUTATORS, damaged, good_files, identical, model, run_variants
 
-# Damaged files
+pytestmark = pytest.mark.security
 
 
-def test_no_damaged_file_is_read_wrongly(tmp_path):
+def test_no_damaged_file_is_read_silently(tmp_path):
     tally = run_variants(600, tmp_path, seed=1)
     assert not tally.silent
     assert not tally.other
@@ -31,92 +31,92 @@ def test_no_damaged_file_is_read_wrongly(tmp_path):
     assert min(tally.kinds.values()) >= 90
 
 
-def test_the_check_sees_a_reader_that_believes_everything(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "read", lambda path, device="cpu": _trusting(path))
+def test_battery_detects_a_reader_without_checks(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "read", lambda path, device="cpu": read_without_checks(path))
     tally = run_variants(240, tmp_path, seed=1)
     assert tally.silent
     assert tally.other
 
 
-def _trusting(path):
+def read_without_checks(path):
     if Path(path).suffix == ".safetensors":
         return pytest.importorskip("safetensors.torch").load_file(path)
     return torch.load(path, weights_only=True)
 
 
-def test_every_file_of_safetensors_that_we_write_has_a_checksum_that_counts(tmp_path):
+def test_safetensors_checksum_detects_every_changed_byte(tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is optional")
     path = model().save_weights(tmp_path / "weights.safetensors")
-    whole, wrong = path.read_bytes(), []
-    for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    data, undetected = path.read_bytes(), []
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
         try:
             files.read(path)
         except FileError:
             continue
-        if at > 8 + int.from_bytes(whole[:8], "little"):
-            wrong.append(at)
-    assert not wrong
+        if position > 8 + int.from_bytes(data[:8], "little"):
+            undetected.append(position)
+    assert not undetected
 
 
-def test_damage_that_hits_both_the_checksums_name_and_a_value_is_refused(tmp_path):
+def test_damage_of_checksum_key_and_value_is_refused(tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is optional")
     path = model().save_weights(tmp_path / "weights.safetensors")
-    whole = path.read_bytes()
-    key = whole.index(b"sha256")
-    path.write_bytes(whole[:key] + b"x" + whole[key + 1 : -2] + b"\1" + whole[-1:])
+    data = path.read_bytes()
+    key = data.index(b"sha256")
+    path.write_bytes(data[:key] + b"x" + data[key + 1 : -2] + b"\1" + data[-1:])
     with pytest.raises(FileError, match=r"damaged|checksum"):
         files.read(path)
 
 
 @pytest.mark.parametrize("kind", MUTATORS)
-def test_a_folder_whose_newest_file_is_damaged_gives_the_one_before_and_says_so(kind, tmp_path):
+def test_load_warns_and_uses_the_previous_if_newest_is_damaged(kind, tmp_path):
     good_files(tmp_path)
     newest, older = rotation.list_checkpoints(tmp_path / "run")
-    wanted = files.read(older)
+    expected = files.read(older)
     data, rng = newest.read_bytes(), random.Random(kind)
     newest.write_bytes(damaged(data, kind, rng))
-    while _is_whole(newest):
+    while is_intact(newest):
         newest.write_bytes(damaged(data, kind, rng))
     loaded = model()
     with pytest.warns(UserWarning, match=newest.name) as caught:
         loaded.load(tmp_path / "run")
     assert [older.name in str(warning.message) for warning in caught] == [True]
-    assert identical(dict(loaded.module.state_dict()), wanted["module"])
-    assert loaded.state.step == wanted["state"]["step"]
+    assert identical(dict(loaded.module.state_dict()), expected["module"])
+    assert loaded.state.step == expected["state"]["step"]
 
 
-def _program(folder, epochs=4, **options):
+def train(folder, epochs=4, **options):
     torch.manual_seed(0)
-    one = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
-    keeper = BackupAndRestore(folder, delete_checkpoint=False, **options)
-    one.fit(X, Y, epochs=epochs, batch_size=25, callbacks=[keeper], verbose=0)
-    return one
+    trained = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
+    backup = BackupAndRestore(folder, delete_checkpoint=False, **options)
+    trained.fit(X, Y, epochs=epochs, batch_size=25, callbacks=[backup], verbose=0)
+    return trained
 
 
-def _stopped(folder, epoch, **options):
+def train_until_epoch(folder, epoch, **options):
     def stop(now, logs):
         if now == epoch:
             raise KeyboardInterrupt
 
     torch.manual_seed(0)
-    one = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
-    keeper = BackupAndRestore(folder, delete_checkpoint=False, **options)
+    trained = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
+    backup = BackupAndRestore(folder, delete_checkpoint=False, **options)
     with pytest.raises(KeyboardInterrupt):
-        one.fit(X, Y, epochs=4, batch_size=25, callbacks=[keeper, LambdaCallback(on_epoch_begin=stop)], verbose=0)
+        trained.fit(X, Y, epochs=4, batch_size=25, callbacks=[backup, LambdaCallback(on_epoch_begin=stop)], verbose=0)
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(tmp_path):
-    undisturbed = _program(tmp_path / "undisturbed")
-    _stopped(tmp_path / "run", 3)
+def test_run_resumes_exactly_from_the_previous_checkpoint(tmp_path):
+    undisturbed = train(tmp_path / "undisturbed")
+    train_until_epoch(tmp_path / "run", 3)
     newest = rotation.list_checkpoints(tmp_path / "run")[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=newest.name):
-        resumed = _program(tmp_path / "run")
+        resumed = train(tmp_path / "run")
     assert same_weights(undisturbed.module, resumed.module)
 
 
-def test_a_folder_of_damaged_files_alone_is_an_error_that_names_the_newest(tmp_path):
+def test_folder_with_only_damaged_files_names_the_newest(tmp_path):
     good_files(tmp_path)
     for path in rotation.list_checkpoints(tmp_path / "run"):
         path.write_bytes(path.read_bytes()[:1000])
@@ -126,68 +126,73 @@ def test_a_folder_of_damaged_files_alone_is_an_error_that_names_the_newest(tmp_p
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_broken_newest_file_never_costs_the_whole_ones(keep, tmp_path):
-    _stopped(tmp_path / "run", 3, keep=2)
+def test_damaged_newest_file_never_deletes_intact_ones(keep, tmp_path):
+    train_until_epoch(tmp_path / "run", 3, keep=2)
     newest = rotation.list_checkpoints(tmp_path / "run")[0]
     newest.write_bytes(newest.read_bytes()[:-100])
-    wholes = []
+    intact_counts = []
 
-    def look(step, logs):
-        wholes.append(sum(map(_is_whole, rotation.list_checkpoints(tmp_path / "run"))))
+    def count(step, logs):
+        intact_counts.append(sum(map(is_intact, rotation.list_checkpoints(tmp_path / "run"))))
 
     torch.manual_seed(0)
-    one = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
-    looker = LambdaCallback(on_train_batch_end=look)
-    looker.priority = 20
-    keeper = BackupAndRestore(tmp_path / "run", save_freq=1, keep=keep, delete_checkpoint=False)
+    trained = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
+    counter = LambdaCallback(on_train_batch_end=count)
+    counter.priority = 20
+    backup = BackupAndRestore(tmp_path / "run", save_freq=1, keep=keep, delete_checkpoint=False)
     with pytest.warns(UserWarning, match=newest.name):
-        one.fit(X, Y, epochs=4, batch_size=25, callbacks=[keeper, looker], verbose=0)
-    assert min(wholes) >= 1, wholes
+        trained.fit(X, Y, epochs=4, batch_size=25, callbacks=[backup, counter], verbose=0)
+    assert min(intact_counts) >= 1, intact_counts
 
 
-def test_whoever_goes_back_to_an_older_file_keeps_what_is_written_from_there(tmp_path):
-    _program(tmp_path / "run", save_freq=1, keep=8)
+def test_resume_from_an_older_file_keeps_its_new_checkpoints(tmp_path):
+    train(tmp_path / "run", save_freq=1, keep=8)
     older = rotation.step_path(tmp_path / "run", 2)
-    for path in rotation.list_checkpoints(tmp_path / "run"):  # so that the new ones can be told from the old ones
+    # An old time shows which files are new.
+    for path in rotation.list_checkpoints(tmp_path / "run"):
         os.utime(path, (0, 0))
     torch.manual_seed(0)
-    one = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
-    one.fit(X, Y, epochs=2, batch_size=25, resume=older, verbose=0)
+    trained = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
+    trained.fit(X, Y, epochs=2, batch_size=25, resume=older, verbose=0)
     last = rotation.step_path(tmp_path / "run", 4)
-    assert one.state.step == 4
+    assert trained.state.step == 4
     assert last.exists()
     assert last.stat().st_mtime > 0
 
 
-def test_at_the_end_only_the_checkpoints_are_deleted(tmp_path):
+def test_end_of_run_deletes_only_checkpoints(tmp_path):
     (tmp_path / "run" / "thesis").mkdir(parents=True)
-    mine = [tmp_path / "run" / "thesis" / "chapter.tex", tmp_path / "run" / "best.pt", tmp_path / "run" / "log.csv"]
-    for path in mine:
+    user_files = [
+        tmp_path / "run" / "thesis" / "chapter.tex",
+        tmp_path / "run" / "best.pt",
+        tmp_path / "run" / "log.csv",
+    ]
+    for path in user_files:
         path.write_text("months of work")
-    one = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
-    one.fit(X, Y, epochs=2, callbacks=[BackupAndRestore(tmp_path / "run")], verbose=0)
-    assert all(path.exists() for path in mine)
+    trained = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    trained.fit(X, Y, epochs=2, callbacks=[BackupAndRestore(tmp_path / "run")], verbose=0)
+    assert all(path.exists() for path in user_files)
     assert not rotation.list_checkpoints(tmp_path / "run")
 
 
-def test_a_checkpoint_file_given_to_backup_and_restore_does_not_cost_its_folder(tmp_path):
+def test_backup_and_restore_of_a_file_keeps_its_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("months of work")
     shutil.copytree(good_files(tmp_path / "good")["checkpoint"].parent, tmp_path / "run")
     start = rotation.list_checkpoints(tmp_path / "run")[0]
     shutil.move(start, tmp_path / "start.pt")
-    one = model()
-    keeper = BackupAndRestore(tmp_path / "start.pt")
-    one.fit(X, Y, epochs=3, batch_size=25, callbacks=[EMA(0.9), keeper], verbose=0)
+    trained = model()
+    backup = BackupAndRestore(tmp_path / "start.pt")
+    trained.fit(X, Y, epochs=3, batch_size=25, callbacks=[EMA(0.9), backup], verbose=0)
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_what_a_killed_process_left_half_written_is_swept(tmp_path):
+def test_incomplete_file_of_a_killed_process_is_deleted(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    half = run / f".{rotation.step_path(run, 7).name}.abc.tmp"
-    half.write_bytes(b"half")
+    incomplete = run / f".{rotation.step_path(run, 7).name}.abc.tmp"
+    incomplete.write_bytes(b"incomplete")
     model().fit(X, Y, resume=run, verbose=0)
-    assert not half.exists()
+    assert not incomplete.exists()
 
 
 Named = collections.namedtuple("Named", "a b")
@@ -211,12 +216,12 @@ VALUES = {
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_what_is_written_can_be_read_again_or_is_refused_when_it_is_written(kind, tmp_path):
+def test_every_value_is_read_again_or_refused_by_write(kind, tmp_path):
     path = tmp_path / "run.pt"
     value = VALUES[kind]()
-    refusal = _refusal(lambda: files.write(path, {"callbacks": [["Mine", {"best": value}]]}))
+    refusal = refusal_of(lambda: files.write(path, {"callbacks": [["Mine", {"best": value}]]}))
     if refusal is not None:
-        assert "best" in str(refusal)  # which of all the values it was
+        assert "best" in str(refusal)
         assert not path.exists()
         return
     found = files.read(path)["callbacks"][0][1]["best"]

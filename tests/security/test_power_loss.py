@@ -1,4 +1,4 @@
-"""Promise 4: a file is whole or absent, a damaged one is refused, and none can do harm."""
+"""Promise 4 for power loss: it never destroys a file and never loses a file that was written."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import pytest
 import torch
 
 from easytorch.checkpoint import files, rotation
-from tests.security.common_damage import FOLDERS_SYNC, _content
+from tests.security.common_damage import FOLDERS_SYNC, content_of_step
 from tests.security.damage import PowerCut
 
+pytestmark = pytest.mark.security
 
-def _cut_while_replacing(folder, write=files.write, writes=4, states=2500, **options):
-    """Replace a file again and again, and cut the power: return how often it was destroyed, and how often lost."""
+
+def cut_while_replacing(folder, write=files.write, writes=4, states=2500, **options):
+    """Replace a file repeatedly with power cuts. Return how often it was destroyed and how often it was lost."""
     folder.mkdir()
     cut, images = PowerCut(folder, **options), []
     with cut.watching():
         cut.look()
         for step in range(writes):
-            write(folder / "model.pt", _content(step))
+            write(folder / "model.pt", content_of_step(step))
             images.append((folder / "model.pt").read_bytes())
             cut.acknowledge()
     destroyed = lost = 0
@@ -29,42 +31,43 @@ def _cut_while_replacing(folder, write=files.write, writes=4, states=2500, **opt
     return destroyed, lost
 
 
-def _cut_while_keeping(folder, keep=1, writes=5, states=2500, tidy=None, **options):
-    """Write checkpoints and delete old ones, and cut the power."""
+def cut_while_rotating(folder, keep=1, writes=5, states=2500, clean_up=None, **options):
+    """Write checkpoints and delete old ones, with power cuts. Return how many were destroyed or lost, and examples."""
     folder.mkdir()
     cut, images = PowerCut(folder, **options), {}
     with cut.watching():
         cut.look()
         for step in range(1, writes + 1):
             path = rotation.step_path(folder, step)
-            if tidy is not None:
-                tidy(folder)
-            files.write(path, _content(step))
+            if clean_up is not None:
+                clean_up(folder)
+            files.write(path, content_of_step(step))
             images[path.name] = path.read_bytes()
             cut.acknowledge()
             rotation.delete_old(folder, keep)
     destroyed, lost, examples = 0, 0, []
     for number, (moment, left) in enumerate(cut.states(states)):
         names = [name for name in left if not name.startswith(".")]
-        whole = [int(name[5:15]) for name in names if left[name] == images[name]]
-        destroyed += len(whole) < len(names)
-        lost += max(whole, default=0) < moment.acknowledged
+        intact = [int(name[5:15]) for name in names if left[name] == images[name]]
+        destroyed += len(intact) < len(names)
+        lost += max(intact, default=0) < moment.acknowledged
         if number % 60 == 0 and moment.acknowledged:
             examples.append((moment, left))
     return destroyed, lost, examples
 
 
 @FOLDERS_SYNC
-def test_no_power_cut_destroys_a_file_or_loses_one_that_was_acknowledged(tmp_path):
-    assert _cut_while_replacing(tmp_path / "a") == (0, 0)
+def test_power_loss_never_destroys_or_loses_a_written_file(tmp_path):
+    assert cut_while_replacing(tmp_path / "a") == (0, 0)
 
 
 @FOLDERS_SYNC
 @pytest.mark.parametrize("keep", [1, 2])
-def test_no_power_cut_loses_an_acknowledged_checkpoint_of_a_run(keep, tmp_path):
-    destroyed, lost, examples = _cut_while_keeping(tmp_path / "a", keep)
+def test_power_loss_never_loses_a_written_checkpoint(keep, tmp_path):
+    destroyed, lost, examples = cut_while_rotating(tmp_path / "a", keep)
     assert (destroyed, lost) == (0, 0)
-    for number, (moment, left) in enumerate(examples):  # as the library itself reads what is left
+    # Read the remaining files with the library itself.
+    for number, (moment, left) in enumerate(examples):
         folder = tmp_path / str(number)
         folder.mkdir()
         for name, data in left.items():
@@ -75,14 +78,14 @@ def test_no_power_cut_loses_an_acknowledged_checkpoint_of_a_run(keep, tmp_path):
 
 
 @FOLDERS_SYNC
-def test_the_model_of_power_cuts_sees_every_step_that_is_left_out(tmp_path):
-    destroyed, _ = _cut_while_replacing(tmp_path / "a", deaf_to="file")
+def test_simulation_detects_every_missing_sync(tmp_path):
+    destroyed, _ = cut_while_replacing(tmp_path / "a", ignored_sync="file")
     assert destroyed > 100
-    _, lost = _cut_while_replacing(tmp_path / "b", deaf_to="folder")
+    _, lost = cut_while_replacing(tmp_path / "b", ignored_sync="folder")
     assert lost > 100
-    destroyed, _ = _cut_while_replacing(tmp_path / "c", write=lambda path, content: torch.save(content, path))
+    destroyed, _ = cut_while_replacing(tmp_path / "c", write=lambda path, content: torch.save(content, path))
     assert destroyed > 100
-    _, lost, _ = _cut_while_keeping(tmp_path / "d", deaf_to="folder")
+    _, lost, _ = cut_while_rotating(tmp_path / "d", ignored_sync="folder")
     assert lost > 100
-    _, lost, _ = _cut_while_keeping(tmp_path / "e", tidy=lambda folder: rotation.delete_old(folder, 0))
+    _, lost, _ = cut_while_rotating(tmp_path / "e", clean_up=lambda folder: rotation.delete_old(folder, 0))
     assert lost > 100

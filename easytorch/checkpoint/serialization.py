@@ -1,0 +1,104 @@
+"""Conversion of values to the types that a file can hold."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# MultiStepLR stores its milestones in a Counter.
+DICT_TYPES = (dict, OrderedDict, Counter)
+LIST_TYPES = (list, tuple, torch.Size)
+SCALAR_TYPES = (type(None), bool, float, str, torch.dtype)
+
+
+def to_serializable(tree: Any, where: str = "content") -> Any:
+    """Return ``tree`` with only types that a file can hold: tensors, numbers, text, None, dicts, lists and tuples.
+
+    NumPy scalars become Python numbers, NumPy arrays become tensors.
+
+    Args:
+        tree: A value, or nested dicts, lists and tuples of values.
+        where: The name of ``tree`` for the error message.
+
+    Raises:
+        TypeError: If a value has another type, with its key path.
+    """
+    value = _from_numpy(tree)
+    if type(value) in DICT_TYPES:
+        return {_check_key(key, where): to_serializable(child, f"{where}[{key!r}]") for key, child in value.items()}
+    if type(value) in LIST_TYPES:
+        children = [to_serializable(child, f"{where}[{i}]") for i, child in enumerate(value)]
+        return children if type(value) is list else tuple(children)
+    if type(value) in SCALAR_TYPES or _is_int64(value):
+        return value
+    if isinstance(value, Tensor) and (tensor := _to_plain_tensor(value)) is not None:
+        return tensor
+    raise TypeError(
+        f"{where} is {type(value).__name__}, {str(value)[:60]!r}, which a file of tensors and plain values cannot hold. "
+        "Return only tensors, numbers, text, and dicts and lists of these from state_dict()."
+    )
+
+
+def to_serializable_or_none(value: Any) -> Any:
+    """Return ``value`` if it holds only numbers, text, None, lists and dicts; else return None.
+
+    NumPy scalars become Python numbers.
+    """
+    try:
+        return _to_plain(value)
+    except TypeError:
+        return None
+
+
+def _to_plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, Mapping) and all(isinstance(key, (str, int)) for key in value):
+        return {key: _to_plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        children = [_to_plain(child) for child in value]
+        return children if isinstance(value, list) else tuple(children)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{type(value).__name__} is not a plain value")
+
+
+def _from_numpy(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value.copy())
+    return value
+
+
+def _is_int64(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
+def _check_key(key: Any, where: str) -> Any:
+    if type(key) in (str, bool) or _is_int64(key):
+        return key
+    raise TypeError(
+        f"{where} has the key {key!r} of type {type(key).__name__}. A file can hold only keys of text or 64-bit integers. "
+        "Convert the keys in state_dict(), for example with str(key)."
+    )
+
+
+def _to_plain_tensor(tensor: Tensor) -> Tensor | None:
+    """Return ``tensor`` without subclass and attributes, with memory for all its values; None if no file can hold it."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return None
+    # A sharded tensor is written by its own ranks.
+    if hasattr(tensor, "full_tensor"):
+        return tensor
+    if type(tensor) is not torch.nn.Parameter and (type(tensor) is not Tensor or vars(tensor)):
+        # A subclass with its own dispatch may store its values elsewhere.
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return None
+        tensor = tensor.as_subclass(Tensor)
+    is_expanded = tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    return tensor.clone(memory_format=torch.contiguous_format) if is_expanded else tensor
