@@ -149,13 +149,16 @@ def _label_format_error(y_pred: Tensor, y: Tensor) -> Exception | None:
             "give the last layer one output and use loss='mse'."
         )
     if y.ndim == y_pred.ndim and y.shape[1] == 1:
-        cast = "" if y.dtype == torch.int64 else ", then y.long()"
+        cast = "" if y.dtype == torch.int64 else ", then y.long() (NumPy: y.astype('int64'))"
         return ValueError(
             f"The targets are {describe(y)}, but the loss expects class indices as int64 with shape {list(y[:, 0].shape)}. Use "
             f"y.squeeze(1){cast}."
         )
     if y.dtype != torch.int64:
-        return TypeError(f"The targets are {describe(y)}, but the loss expects class indices as int64. Use y.long().")
+        return TypeError(
+            f"The targets are {describe(y)}, but the loss expects class indices as int64. Use y.long(), or "
+            "y.astype('int64') for NumPy arrays."
+        )
     return None
 
 
@@ -204,7 +207,10 @@ def shape_error(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception
     reshape = _reshape_fix(y_pred, y)
     if floats and not y.is_floating_point():
         both = f", then {reshape}" if reshape else ""
-        return TypeError(f"The targets are {describe(y)}, but the loss, {loss}, expects floats. Use y.float(){both}.")
+        return TypeError(
+            f"The targets are {describe(y)}, but the loss, {loss}, expects floats. Use y.float(){both} (NumPy: "
+            "y.astype('float32'))."
+        )
     if y_pred.shape == y.shape:
         return None
     fix = f"Use {reshape} for the targets" if reshape else "Give both the same shape"
