@@ -146,7 +146,7 @@ class EpochIterator:
         first = self.used - self._rounds
         return [self._order.batch(first + i) for i in range(len(self.taken))]
 
-    def cure(self, device: torch.device) -> str | None:
+    def data_loading_advice(self, device: torch.device) -> str | None:
         """Say what would shorten the wait for data; None where nothing would."""
         loader = self.loader
         if isinstance(self._reader, TensorBatches):

@@ -12,9 +12,8 @@ from easytorch import data, optimizers
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
+from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss
 from easytorch.callbacks.base import Callback, CallbackList
-from easytorch.callbacks.nan import NaNNotice
-from easytorch.callbacks.progress import EndlessNotice
 from easytorch.data.loader import first_batch
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
@@ -40,7 +39,7 @@ def fit_session(
     optimizers.check_current(model._require_optimizer("fit"), model.module)
     interrupts, begin, group = SignalHandler(), state.step, model.strategy.group
     params = {"epochs": state.last, "steps": len(feed) or None, "verbose": verbose}
-    notices = [NaNNotice()] if len(feed) else [NaNNotice(), EndlessNotice()]
+    notices = [WarnOnNonFiniteLoss()] if len(feed) else [WarnOnNonFiniteLoss(), WarnOnEndlessData()]
     every = [*callbacks, *notices, StopConsensus(), interrupts]
     listeners = CallbackList(every, model, params | {"validated": validation is not None})
     model.history.params, model.history.interrupted = params, False

@@ -106,7 +106,7 @@ def test_an_update_of_ones_own_is_measured_too():
 
 def test_a_long_wait_is_told_once_with_the_cure(capsys, monkeypatch):
     monkeypatch.setattr(Slow, "__len__", lambda self: 40)
-    monkeypatch.setattr("easytorch.callbacks.progress.Lines.PATIENCE", 0.2)
+    monkeypatch.setattr("easytorch.callbacks.advice.AdviseOnSlowData.MIN_SECONDS", 0.2)
     fitted(mlp(), DataLoader(Slow(), 4), epochs=2, verbose=2)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -121,8 +121,8 @@ def test_what_is_quick_is_not_told(capsys):
 
 
 def test_the_cure_fits_the_data():
-    assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).cure(CPU) is None  # it is sliced already
-    assert "num_workers=4" in EpochIterator(DataLoader(Slow(), 4, num_workers=2)).cure(CPU)
-    assert "DataLoader" in EpochIterator([(X, Y)]).cure(CPU)
-    assert "pin_memory" in EpochIterator(DataLoader(Slow(), 4)).cure(torch.device("meta"))
-    assert "pin_memory" not in EpochIterator(DataLoader(Slow(), 4)).cure(CPU)
+    assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).data_loading_advice(CPU) is None  # it is sliced already
+    assert "num_workers=4" in EpochIterator(DataLoader(Slow(), 4, num_workers=2)).data_loading_advice(CPU)
+    assert "DataLoader" in EpochIterator([(X, Y)]).data_loading_advice(CPU)
+    assert "pin_memory" in EpochIterator(DataLoader(Slow(), 4)).data_loading_advice(torch.device("meta"))
+    assert "pin_memory" not in EpochIterator(DataLoader(Slow(), 4)).data_loading_advice(CPU)

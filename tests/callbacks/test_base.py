@@ -202,7 +202,7 @@ def test_the_short_names_of_batch_hooks_are_told_too(hook):
 
 
 def test_a_class_in_place_of_a_callback_is_refused():
-    with pytest.raises(TypeError, match=r"class EarlyStopping\. Make an object of it: EarlyStopping\(\)"):
+    with pytest.raises(TypeError, match=r"class EarlyStopping\. Create an instance: EarlyStopping\(\)"):
         train(new_model(), 1, EarlyStopping)
 
 
@@ -215,7 +215,7 @@ def test_lambda_callback_takes_any_hook_and_none():
 
 
 def test_lambda_callback_refuses_a_hook_that_is_not_there():
-    with pytest.raises(ValueError, match=r"no hook 'on_epoch_ends'. Did you mean 'on_epoch_end'"):
+    with pytest.raises(ValueError, match=r"Unknown hook 'on_epoch_ends'. Did you mean 'on_epoch_end'"):
         LambdaCallback(on_epoch_ends=print)
 
 
@@ -305,7 +305,7 @@ def test_a_second_error_is_a_warning_beside_the_first(hook):
     recorder = Recorder()
     fails_twice = raising(hook, error=KeyError("second"))
     with (
-        pytest.warns(UserWarning, match=rf"LambdaCallback.{hook} failed too: KeyError: 'second'") as warned,
+        pytest.warns(UserWarning, match=rf"LambdaCallback.{hook} also failed: KeyError: 'second'") as warned,
         pytest.raises(ValueError, match=r"^first$"),
     ):
         train(new_model(), 1, raising("on_epoch_end", error=ValueError("first")), fails_twice, recorder)
@@ -462,7 +462,7 @@ def test_early_stopping_starts_anew_in_a_second_fit():
 def test_early_stopping_says_when_it_stopped_if_asked(capsys):
     stopped([1, 2, 2], patience=2, verbose=1, restore_best_weights=True)
     assert capsys.readouterr().out == (
-        "Epoch 3: val_loss has not been better for 2 epochs; stopped\nRestored the weights of epoch 1\n"
+        "Epoch 3: early stopping, val_loss did not improve for 2 epochs\nRestored the weights of epoch 1\n"
     )
 
 
@@ -527,7 +527,7 @@ def test_a_value_that_a_function_of_ones_own_brings_can_be_monitored():
 
 def test_a_method_that_looks_like_a_hook_and_is_none_is_told():
     with pytest.warns(
-        UserWarning, match=r"Mine\.on_epoch_finish is no hook, and nobody calls it\. Did you mean 'on_epoch"
+        UserWarning, match=r"Mine\.on_epoch_finish is not a hook and is never called\. Did you mean 'on_epoch"
     ):
 
         class Mine(Callback):
@@ -538,5 +538,5 @@ def test_a_method_that_looks_like_a_hook_and_is_none_is_told():
 @pytest.mark.parametrize("patience", ["3", -1, 1.5, True])
 def test_a_patience_that_is_no_number_of_epochs_is_refused(patience):
     for callback in (EarlyStopping, ReduceLROnPlateau):
-        with pytest.raises(ValueError, match="patience must be a whole number of epochs, 0 or more, received"):
+        with pytest.raises(ValueError, match="patience must be a non-negative integer, received"):
             callback(patience=patience)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from easytorch import FileError, Model
-from easytorch.callbacks import BackupAndRestore, EarlyStopping, LambdaCallback, ModelCheckpoint
+from easytorch.callbacks import BackupAndRestore, EarlyStopping, Every, LambdaCallback, ModelCheckpoint
 from easytorch.checkpoint import rotation
 from tests.loops import same_weights
 from tests.scripted import (
@@ -67,16 +67,16 @@ def test_the_same_name_is_written_over(tmp_path):
     ("save_freq", "expected"),
     [
         ("epoch", ["1.pt", "2.pt", "3.pt", "4.pt"]),
-        ("2 epochs", ["2.pt", "4.pt"]),
-        ("3 epochs", ["3.pt"]),
-        ("1000 minutes", []),
+        (Every(epochs=2), ["2.pt", "4.pt"]),
+        (Every(epochs=3), ["3.pt"]),
+        (Every(minutes=1000), []),
     ],
 )
 def test_checkpoints_come_as_often_as_save_freq_says(save_freq, expected, tmp_path):
     assert checkpointed(tmp_path, [1] * 4, save_freq=save_freq)[0] == expected
 
 
-@pytest.mark.parametrize("save_freq", [2, "2 updates"])
+@pytest.mark.parametrize("save_freq", [2, Every(updates=2)])
 def test_a_number_in_save_freq_counts_updates_across_epochs(save_freq, tmp_path):
     assert checkpointed(tmp_path, [1, 1], "{epoch}-{batch}.pt", save_freq=save_freq)[0] == [
         "1-2.pt",
@@ -86,7 +86,7 @@ def test_a_number_in_save_freq_counts_updates_across_epochs(save_freq, tmp_path)
 
 
 def test_minutes_in_save_freq_are_looked_at_after_every_update(tmp_path):
-    assert checkpointed(tmp_path, [1], "{batch}.pt", save_freq="0.0000001 minutes")[0] == ["1.pt", "2.pt", "3.pt"]
+    assert checkpointed(tmp_path, [1], "{batch}.pt", save_freq=Every(minutes=1e-7))[0] == ["1.pt", "2.pt", "3.pt"]
 
 
 @pytest.mark.parametrize("save_freq", [0, -1, False, None, 2.5, "weekly", "0 epochs", "-1 epochs", "1.5 epochs"])
@@ -159,7 +159,7 @@ def test_nan_is_not_kept_among_the_best(tmp_path):
 
 @pytest.mark.parametrize("options", [{"keep": 0}, {"keep": -1}, {"keep_best": 0}, {"keep_best": -1}])
 def test_to_keep_less_than_one_file_is_refused(options):
-    with pytest.raises(ValueError, match=r"at least 1"):
+    with pytest.raises(ValueError, match=r"must be a positive integer"):
         ModelCheckpoint("x.pt", **options)
 
 
@@ -220,7 +220,7 @@ def test_a_name_with_a_value_that_no_file_will_know_is_refused_before_the_first_
     name, save_freq, unknown, tmp_path
 ):
     model = new_model()
-    with pytest.raises(ValueError, match=rf"names '{unknown}', which is not known when a file is written"):
+    with pytest.raises(ValueError, match=rf"contains '{unknown}', which has no value when a file is written"):
         train(model, 1, ModelCheckpoint(tmp_path / name, save_freq=save_freq))
     assert model.state.step == 0
 
@@ -232,10 +232,10 @@ def test_a_name_with_a_value_that_an_epoch_did_not_measure_does_not_end_training
     assert {name.split("-")[0] for name in written(tmp_path)} >= {"2", "4"}
 
 
-@pytest.mark.parametrize("save_freq", [1, "5 minutes"])
+@pytest.mark.parametrize("save_freq", [1, Every(minutes=5)])
 def test_a_name_with_a_value_of_validation_is_refused_between_epochs(save_freq, tmp_path):
     model = new_model()
-    with pytest.raises(ValueError, match=r"'val_loss', which is not known when a file is written: save_freq counts"):
+    with pytest.raises(ValueError, match=r"'val_loss', which has no value when a file is written, because save_freq counts"):
         train(model, 1, ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.2f}.pt", save_freq=save_freq))
     assert model.state.step == 0
 
@@ -250,7 +250,7 @@ def test_the_learning_rate_stands_in_names_between_epochs_too(tmp_path):
 @pytest.mark.parametrize("name", ["{epoch}-{loss:d}.pt", "{epoch}-{val_loss:.2x}.pt", "{epoch:s}.pt"])
 def test_a_name_that_cannot_be_filled_in_is_refused_before_the_first_step(name, tmp_path):
     model = new_model()
-    with pytest.raises(ValueError, match=r"cannot be filled in: .*Write \{val_loss:\.3f\}"):
+    with pytest.raises(ValueError, match=r"cannot be formatted: .*Use a format for numbers: \{val_loss:\.3f\}"):
         train(model, 1, ModelCheckpoint(tmp_path / name))
     assert model.state.step == 0
 
@@ -399,13 +399,13 @@ def test_backups_come_and_are_kept_as_was_said(options, expected, tmp_path):
 
 @pytest.mark.parametrize("save_freq", [False, 0, -1, None, "batch"])
 def test_a_backups_save_freq_that_means_nothing_is_refused(save_freq, tmp_path):
-    with pytest.raises(ValueError, match=r"save_freq must be 'epoch' or a number of updates"):
+    with pytest.raises(ValueError, match=r"save_freq must be 'epoch', a positive integer"):
         BackupAndRestore(tmp_path, save_freq=save_freq)
 
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_to_keep_less_than_one_backup_is_refused(keep, tmp_path):
-    with pytest.raises(ValueError, match=r"keep must be at least 1"):
+    with pytest.raises(ValueError, match=r"keep must be a positive integer"):
         BackupAndRestore(tmp_path, keep=keep)
 
 
@@ -448,7 +448,7 @@ def in_the_way(folder, epochs):
 
 def test_a_backup_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_path):
     folder = tmp_path / "backup"
-    with pytest.warns(UserWarning, match=r"backup.*Training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"backup.*Training continues") as warned:
         model = run(folder, in_the_way(folder, epochs=[1]), delete_checkpoint=False)
     assert len(warned) == 1
     assert same_weights(run(None).module, model.module)
@@ -458,7 +458,7 @@ def test_a_backup_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_p
 def test_a_last_backup_that_cannot_be_written_is_an_error_after_training(tmp_path):
     folder, model = tmp_path / "backup", new_model()
     backup = BackupAndRestore(folder, delete_checkpoint=False)
-    with pytest.warns(UserWarning, match=r"Training goes on"), pytest.raises(OSError, match=r"backup"):
+    with pytest.warns(UserWarning, match=r"Training continues"), pytest.raises(OSError, match=r"backup"):
         train(model, 2, in_the_way(folder, epochs=[1]), backup)
     assert model.state.step == 2 * UPDATES
 
@@ -467,7 +467,7 @@ def test_a_backup_that_failed_in_one_fit_does_not_fail_the_next(tmp_path):
     folder, model = tmp_path / "backup", new_model()
     backup = BackupAndRestore(folder, delete_checkpoint=False, save_freq=100)
     backup.minutes = 0.0
-    with pytest.warns(UserWarning, match=r"Training goes on"), pytest.raises(OSError, match=r"backup"):
+    with pytest.warns(UserWarning, match=r"Training continues"), pytest.raises(OSError, match=r"backup"):
         train(model, 1, in_the_way(folder, epochs=[0]), backup)
     folder.unlink()
     backup.minutes = None
@@ -519,7 +519,7 @@ def test_the_best_of_a_checkpoint_survives_a_restart(tmp_path):
 @pytest.mark.parametrize("path", ["", "/", "new/"])
 def test_a_folder_instead_of_a_file_is_refused_before_the_first_update(path, tmp_path):
     model = Model(nn.Linear(2, 1)).compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"is a folder\. Name the file in it, '.*model-\{epoch\}\.pt'"):
+    with pytest.raises(ValueError, match=r"is a folder\. Pass the name of a file, such as '.*model-\{epoch\}\.pt'"):
         model.fit(torch.rand(4, 2), torch.rand(4, 1), verbose=0, callbacks=[ModelCheckpoint(f"{tmp_path}/{path}")])
     assert model.state.step == 0
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from easytorch.callbacks import CSVLogger, LambdaCallback, TensorBoard
-from easytorch.callbacks.progress import Bar
+from easytorch.callbacks.progress import ProgressBar
 from tests.loops import same_weights
 from tests.scripted import UPDATES, new_model, raising, train
 
@@ -75,7 +75,7 @@ def test_lines_that_are_there_stay_until_all_are_written_again(tmp_path, monkeyp
     train(new_model(), 2, CSVLogger(tmp_path / "log.csv"))
     before = (tmp_path / "log.csv").read_text()
     monkeypatch.setattr(csv.DictWriter, "writerows", full)
-    with pytest.warns(UserWarning, match="CSVLogger failed and is switched off"):
+    with pytest.warns(UserWarning, match="CSVLogger failed and is disabled"):
         train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv", append=True))
     assert (tmp_path / "log.csv").read_text().startswith(before)
 
@@ -117,7 +117,7 @@ def test_a_resumed_run_writes_no_line_twice(tmp_path):
 def test_a_csv_file_that_cannot_be_written_is_switched_off_with_one_warning(tmp_path):
     plain, logged = new_model(), new_model()
     train(plain, 3)
-    with pytest.warns(UserWarning, match=r"CSVLogger failed and is switched off; training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"CSVLogger failed and is disabled; training continues") as warned:
         train(logged, 3, CSVLogger(tmp_path))  # a folder stands in the place of the file
     assert len(warned) == 1
     assert same_weights(plain.module, logged.module)
@@ -127,7 +127,7 @@ def test_a_logger_that_was_switched_off_is_tried_again_in_the_next_fit(tmp_path)
     path, model = tmp_path / "log.csv", new_model()
     path.mkdir()
     logger = CSVLogger(path)
-    with pytest.warns(UserWarning, match=r"CSVLogger failed and is switched off"):
+    with pytest.warns(UserWarning, match=r"CSVLogger failed and is disabled"):
         train(model, 1, logger)
     path.rmdir()
     train(model, 1, logger)
@@ -168,7 +168,7 @@ def test_tensorboard_writes_running_values_as_often_as_update_freq_says(tmp_path
 @pytest.mark.parametrize("update_freq", ["batch", 0, 2.5])
 def test_an_update_freq_that_is_no_number_of_updates_is_refused_before_the_first_step(update_freq, tmp_path):
     pytest.importorskip("tensorboard")
-    with pytest.raises(ValueError, match="update_freq must be 'epoch' or a number of updates"):
+    with pytest.raises(ValueError, match="update_freq must be 'epoch', a positive integer"):
         TensorBoard(tmp_path, update_freq=update_freq)
 
 
@@ -197,7 +197,7 @@ def test_a_missing_tensorboard_is_told_with_the_pip_line_when_the_callback_is_ma
 def test_a_tensorboard_that_fails_is_switched_off_with_one_warning(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match=r"TensorBoard failed and is switched off; training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"TensorBoard failed and is disabled; training continues") as warned:
         history = train(new_model(), 2, TensorBoard(tmp_path / "file"))
     assert len(warned) == 1
     assert len(history["loss"]) == 2
@@ -231,7 +231,7 @@ ERRORS = [
 def test_lines_that_cannot_be_written_are_switched_off_with_one_warning(error):
     model = new_model()
     with (
-        pytest.warns(UserWarning, match=r"Lines failed and is switched off; training goes on") as warned,
+        pytest.warns(UserWarning, match=r"LineDisplay failed and is disabled; training continues") as warned,
         contextlib.redirect_stdout(Gone(error)),
     ):
         train(model, 3, verbose=2)
@@ -240,7 +240,7 @@ def test_lines_that_cannot_be_written_are_switched_off_with_one_warning(error):
 
 
 def bar_on(file):
-    bar = Bar()
+    bar = ProgressBar()
     bar.console, bar.INTERVAL = Console(file=file, force_terminal=True, width=100), 0.0
     return bar
 
@@ -249,7 +249,7 @@ def bar_on(file):
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_bar_that_cannot_be_drawn_is_switched_off_with_one_warning(error, writes):
     model = new_model()
-    with pytest.warns(UserWarning, match=r"Bar failed and is switched off; training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"ProgressBar failed and is disabled; training continues") as warned:
         train(model, 5, bar_on(Gone(error, writes)))
     assert len(warned) == 1
     assert model.state.step == 5 * UPDATES

@@ -65,7 +65,7 @@ def test_a_loss_that_makes_it_alone_is_told():
 
     _, report = stopped(mlp(), loss=loss)
     assert "Term of the loss: loss" in report
-    assert "Every module's output is finite" in report
+    assert "The output of every module is finite" in report
 
 
 def test_the_term_of_several_is_named():
@@ -144,11 +144,11 @@ def test_updates_are_held_back_on_the_device_until_somebody_looks():
     """The way of accelerators, which fused optimizers have on a CPU too."""
 
     class AsOnAnAccelerator(TerminateOnNaN):
-        EVERY = 4
+        CHECK_INTERVAL = 4
 
         def on_train_begin(self, logs=None):
             super().on_train_begin(logs)
-            self._held_back = True
+            self._checks_on_device = True
 
     class Weights(Callback):
         def __init__(self):
@@ -175,7 +175,7 @@ def test_a_validation_loss_that_is_no_number_is_told_once():
     x, y = X.clone(), Y
     x[0] = float("nan")
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
-    with pytest.warns(UserWarning, match="The validation loss of epoch 1 is nan, that of training is not") as told:
+    with pytest.warns(UserWarning, match="The validation loss of epoch 1 is nan, but the training loss is finite") as told:
         model.fit(X, Y, epochs=3, validation_data=(x, y), verbose=0)
     assert len(told) == 1
 

@@ -165,14 +165,14 @@ def refused(callback, error=ValueError, **options):
 
 def test_a_misspelt_name_is_refused():
     message = refused(OptunaPruning(study_of().ask(), "val_lss"))
-    assert "OptunaPruning monitors 'val_lss', which will not be in the logs. Did you mean 'val_loss'?" in message
+    assert "OptunaPruning monitors 'val_lss', which the logs will not contain. Did you mean 'val_loss'?" in message
 
 
 @pytest.mark.parametrize(
     ("direction", "monitor", "told"),
     [
-        ("minimize", "val_accuracy", "is better high, but the study minimizes. .*direction='maximize'"),
-        ("maximize", "val_loss", "is better low, but the study maximizes. .*direction='minimize'"),
+        ("minimize", "val_accuracy", "for which higher is better, but the study minimizes. .*direction='maximize'"),
+        ("maximize", "val_loss", "for which lower is better, but the study maximizes. .*direction='minimize'"),
     ],
 )
 def test_a_study_of_the_other_direction_is_refused(direction, monitor, told):
@@ -200,7 +200,7 @@ def test_a_study_of_several_objectives_is_refused():
 
 
 def test_something_else_than_a_trial_is_refused():
-    with pytest.raises(TypeError, match="takes the trial that the study passes to the objective, received"):
+    with pytest.raises(TypeError, match="trial must be the trial that the study passes"):
         OptunaPruning(study_of())
 
 

@@ -25,7 +25,8 @@ from rich.console import Console
 from easytorch import Model
 from easytorch._utils.timer import Timer as Seconds
 from easytorch.callbacks import LambdaCallback, progress
-from easytorch.callbacks.progress import Bar, Lines, Table, duration, number, table_html
+from easytorch.callbacks.advice import WarnOnEndlessData
+from easytorch.callbacks.progress import LineDisplay, NotebookTable, ProgressBar, format_duration, format_html_table, format_number
 from tests.loops import blob_loader, blobs, mlp
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -287,7 +288,7 @@ def clock(monkeypatch):
 
 
 def silent_bar():
-    bar = Bar()
+    bar = ProgressBar()
     bar.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     bar.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
     bar.model = Model(mlp())
@@ -297,7 +298,7 @@ def silent_bar():
 
 def silent_table(monkeypatch):
     pages = notebook(monkeypatch)
-    table = Table()
+    table = NotebookTable()
     table.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
     table.on_train_begin()
     return table, pages
@@ -335,10 +336,10 @@ def test_the_bar_reads_the_logs_at_most_ten_times_a_second(clock, hook):
     bar = silent_bar()
     bar.on_epoch_begin(0)
     if hook == "on_test_batch_end":
-        bar.fitting = True
+        bar.is_fitting = True
         bar.on_test_begin()
     reads = run_steps(bar, clock, hook)
-    bar.end()
+    bar.end_pass()
     assert 50 <= reads <= 100
 
 
@@ -353,7 +354,7 @@ def test_many_short_epochs_do_not_make_the_bar_read_more_often(clock):
     for epoch in range(100):
         bar.on_epoch_begin(epoch)
         reads += run_steps(bar, clock, "on_train_batch_end", seconds=0.05)
-        bar.end()
+        bar.end_pass()
     assert reads <= 50
 
 
@@ -368,12 +369,12 @@ def test_a_slow_terminal_is_drawn_to_less_often(clock, monkeypatch):
 
     monkeypatch.setattr(bar, "draw", slow_draw)
     reads = run_steps(bar, clock, "on_train_batch_end")
-    bar.end()
+    bar.end_pass()
     assert 1 <= reads <= 5
 
 
 def test_lines_read_no_log_before_the_epoch_ends():
-    lines = Lines()
+    lines = LineDisplay()
     lines.params = {"epochs": 1}
     logs = CountedLogs(loss=0.5)
     lines.on_epoch_begin(0)
@@ -388,7 +389,7 @@ def test_the_bar_starts_no_thread(clock):
     bar.on_epoch_begin(0)
     run_steps(bar, clock, "on_train_batch_end", seconds=1)
     during = threading.enumerate()
-    bar.end()
+    bar.end_pass()
     assert during == threading.enumerate() == before
 
 
@@ -414,7 +415,7 @@ def test_a_bar_of_unknown_length_counts_the_steps(clock):
     bar.params["steps"] = None
     bar.on_epoch_begin(0)
     run_steps(bar, clock, "on_train_batch_end", seconds=1)
-    bar.end()
+    bar.end_pass()
     shown = ESCAPE.sub("", bar.console.file.getvalue())
     assert re.search(r"Epoch 1/1 .* \d{3} ", shown)
     assert "left" not in shown
@@ -427,7 +428,7 @@ def test_the_bar_of_a_resumed_epoch_tells_the_speed_of_its_own_steps(clock):
     for step in range(9000, 9020):
         clock.now += 0.1
         bar.on_train_batch_end(step, {"loss": 0.5})
-    bar.end()
+    bar.end_pass()
     shown = ESCAPE.sub("", bar.console.file.getvalue())
     assert " 9000/10000" in shown
     assert "9020/10000 10/s" in shown
@@ -440,7 +441,7 @@ def test_names_in_brackets_are_shown_as_they_are(clock):
     bar.on_epoch_begin(0)
     clock.now += 1
     bar.on_train_batch_end(0, {"loss": 0.5, "[red]f1": 0.25})
-    bar.end()
+    bar.end_pass()
     bar.on_epoch_end(0, {"loss": 0.5, "[red]f1": 0.25})
     assert bar.console.file.getvalue().count("[red]f1 0.2500") >= 2  # in the bar and in the line
 
@@ -473,13 +474,13 @@ def test_a_table_does_not_keep_the_line_of_a_pass_that_is_over(hook, clock, monk
 
 
 def test_a_table_has_a_column_for_every_name():
-    page = table_html([{"": "Epoch 1/2", "loss": "1"}, {"": "Epoch 2/2", "loss": "2", "val_loss": "3"}])
+    page = format_html_table([{"": "Epoch 1/2", "loss": "1"}, {"": "Epoch 2/2", "loss": "2", "val_loss": "3"}])
     assert "<th></th><th>loss</th><th>val_loss</th>" in page
     assert "<td>Epoch 1/2</td><td>1</td><td></td>" in page
 
 
 def test_a_table_escapes_the_names():
-    page = table_html([{"": "Epoch 1/1", "<script>&": "1 < 2"}])
+    page = format_html_table([{"": "Epoch 1/1", "<script>&": "1 < 2"}])
     assert "&lt;script&gt;&amp;" in page
     assert "1 &lt; 2" in page
     assert "<script>" not in page
@@ -506,7 +507,7 @@ def test_a_table_escapes_the_names():
     ],
 )
 def test_a_number_is_written_as_people_read_it(name, value, text):
-    assert number(name, value) == text
+    assert format_number(name, value) == text
 
 
 def fitted_on(data, **options):
@@ -522,7 +523,7 @@ def endless():
 
 @pytest.mark.parametrize("data", [endless(), endless])
 def test_an_epoch_that_may_never_end_is_told_once_even_if_nothing_is_to_be_shown(data, monkeypatch):
-    monkeypatch.setattr(progress.EndlessNotice, "PATIENCE", 0.0)
+    monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     with pytest.warns(UserWarning, match=r"steps_per_epoch=1000") as told:
         fitted_on(data)
     assert len(told) == 1
@@ -531,7 +532,7 @@ def test_an_epoch_that_may_never_end_is_told_once_even_if_nothing_is_to_be_shown
 
 def test_data_of_known_length_and_data_that_ends_soon_is_not_suspected(monkeypatch):
     fitted_on(lambda: itertools.islice(endless(), 3), epochs=2)
-    monkeypatch.setattr(progress.EndlessNotice, "PATIENCE", 0.0)
+    monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     fitted_on(endless, steps_per_epoch=3)
     fitted_on([blobs(8)])
 
@@ -551,4 +552,4 @@ def test_data_of_known_length_and_data_that_ends_soon_is_not_suspected(monkeypat
     ],
 )
 def test_a_duration_is_written_as_people_read_it(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

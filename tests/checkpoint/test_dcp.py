@@ -209,7 +209,7 @@ def full_disk(folder, failing):
 def test_a_disk_that_is_full_for_one_process_is_one_warning_and_training_goes_on(tmp_path):
     (whole, losses, _), *_ = together(kept, tmp_path / "whole", None, 9)
     (heard, told, result), (silent, also, _) = together(full_disk, tmp_path / "run", (2, 5))
-    assert [one.split(". ", 1)[1] for one in heard] == ["Training goes on; the next checkpoint is tried again."] * 2
+    assert [one.split(". ", 1)[1] for one in heard] == ["Training continues and will try to write the next checkpoint."] * 2
     assert "No space left on device" in heard[0]
     assert not silent
     assert told is also is None
