@@ -131,7 +131,7 @@ def pipes():
 
 
 @pytest.mark.parametrize("verbose", ["auto", 1, 2])
-def test_a_pipe_gets_one_plain_line_for_each_epoch_and_evaluation(pipes, verbose):
+def test_a_pipe_gets_one_plain_line_per_epoch_and_evaluation(pipes, verbose):
     lines = pipes[verbose][0].splitlines()
     assert len(lines) == 3
     assert re.fullmatch(EPOCH.format(1), lines[0])
@@ -153,7 +153,7 @@ def test_verbose_0_prints_nothing_into_a_pipe(pipes):
     assert pipes[0] == ("", "")
 
 
-def test_a_pipe_gets_plain_lines_even_if_colours_are_forced():  # as many CI systems do
+def test_a_pipe_gets_plain_lines_even_with_forced_colors():  # as many CI systems do
     output, _ = in_a_pipe("auto", TERM="xterm-256color", FORCE_COLOR="1")["auto"]
     assert CONTROL.search(output) is None
     assert len(output.splitlines()) == 3
@@ -167,7 +167,7 @@ def test_lines_are_written_when_their_epoch_ends(capsys):
     assert seen == [0, 1, 1]
 
 
-def test_a_fit_after_an_evaluation_writes_its_own_lines(capsys):
+def test_a_fit_after_an_evaluation_prints_epoch_lines(capsys):
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     model.fit(blob_loader(), 1, validation_data=blob_loader(), verbose=2)
     model.evaluate(blob_loader(), verbose=2)
@@ -196,7 +196,7 @@ def test_verbose_2_writes_plain_lines_into_a_terminal():
     ]
 
 
-def test_a_terminal_keeps_one_line_for_each_epoch_and_nothing_else(wide):
+def test_a_terminal_retains_one_line_per_epoch(wide):
     lines = [line for line in screen(wide, 200) if line]
     assert len(lines) == 3
     assert re.fullmatch(EPOCH.format(1), lines[0])
@@ -204,18 +204,18 @@ def test_a_terminal_keeps_one_line_for_each_epoch_and_nothing_else(wide):
     assert lines[2].startswith("Evaluated on the given data")
 
 
-def test_where_the_time_went_is_left_out_where_the_line_has_no_room_for_it():
+def test_time_shares_are_omitted_if_they_do_not_fit():
     lines = [line for line in screen(in_a_terminal(columns=110), 110) if line]
     assert len(lines) == 3
     assert re.fullmatch(EPOCH.format(1).split("  \\(")[0], lines[0])
 
 
-def test_a_terminal_shows_the_epoch_the_step_the_speed_the_remaining_time_and_the_values(wide):
+def test_a_terminal_shows_step_speed_remaining_time_and_values(wide):
     live = ESCAPE.sub("", wide)
     assert re.search(r"Epoch 1/2 \S* *[23]/4 [\d.,]+/s  [\d.]+ m?s left +loss \d\.\d", live)
 
 
-def test_a_terminal_shows_the_validation_too(wide):
+def test_a_terminal_shows_the_validation(wide):
     live = ESCAPE.sub("", wide)
     assert re.search(r"Epoch 1/2 validation \S* *[23]/4", live)
 
@@ -225,14 +225,14 @@ def test_a_terminal_shows_the_evaluation_and_its_progress(wide):
     assert re.search(r"Evaluating \S* *[23]/4", live)
 
 
-def test_a_terminal_has_colours_unless_no_color_is_set(wide):
+def test_a_terminal_has_colors_unless_no_color_is_set(wide):
     assert COLOUR.search(wide)
     plain = in_a_terminal(NO_COLOR="1")
     assert COLOUR.search(plain) is None
     assert "Epoch 1/2" in plain
 
 
-def test_the_cursor_is_shown_again_in_the_end(wide):
+def test_the_cursor_is_visible_at_the_end(wide):
     assert wide.rfind("\x1b[?25h") > wide.rfind("\x1b[?25l")
 
 
@@ -243,7 +243,7 @@ def test_no_live_line_is_wider_than_a_narrow_terminal(narrow):
     assert max(map(len, live)) <= 40
 
 
-def test_a_narrow_terminal_keeps_the_lines_of_the_epochs(narrow):
+def test_a_narrow_terminal_retains_the_lines_of_the_epochs(narrow):
     text = "".join(line if len(line) >= 38 else f"{line}\n" for line in screen(narrow, 40))
     assert [line[:9] for line in text.splitlines() if line.startswith("Epoch")] == ["Epoch 1/2", "Epoch 2/2"]
     assert "2 validation" not in text  # the title of a bar that was left standing
@@ -349,7 +349,7 @@ def test_the_table_reads_the_logs_at_most_ten_times_a_second(clock, monkeypatch)
     assert 5 <= run_steps(table, clock, "on_train_batch_end") <= 100
 
 
-def test_many_short_epochs_do_not_make_the_bar_read_more_often(clock):
+def test_short_epochs_do_not_make_the_bar_read_more_often(clock):
     bar, reads = silent_bar(), 0
     for epoch in range(100):
         bar.on_epoch_begin(epoch)
@@ -358,7 +358,7 @@ def test_many_short_epochs_do_not_make_the_bar_read_more_often(clock):
     assert reads <= 50
 
 
-def test_a_slow_terminal_is_drawn_to_less_often(clock, monkeypatch):
+def test_a_slow_terminal_is_redrawn_less_often(clock, monkeypatch):
     bar = silent_bar()
     bar.on_epoch_begin(0)
     draw = bar.draw
@@ -373,7 +373,7 @@ def test_a_slow_terminal_is_drawn_to_less_often(clock, monkeypatch):
     assert 1 <= reads <= 5
 
 
-def test_lines_read_no_log_before_the_epoch_ends():
+def test_lines_read_no_logs_before_the_epoch_ends():
     lines = LineDisplay()
     lines.params = {"epochs": 1}
     logs = CountedLogs(loss=0.5)
@@ -394,7 +394,7 @@ def test_the_bar_starts_no_thread(clock):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_takes_the_bar_away(monkeypatch, error):
+def test_an_error_removes_the_bar(monkeypatch, error):
     bar = silent_bar()
     monkeypatch.setattr("easytorch.model.progress_callbacks", lambda verbose: [bar])
 
@@ -421,7 +421,7 @@ def test_a_bar_of_unknown_length_counts_the_steps(clock):
     assert "left" not in shown
 
 
-def test_the_bar_of_a_resumed_epoch_tells_the_speed_of_its_own_steps(clock):
+def test_the_bar_of_a_resumed_epoch_shows_the_current_speed(clock):
     bar = silent_bar()
     bar.model.state.epoch_step = 9000
     bar.on_epoch_begin(0)
@@ -436,7 +436,7 @@ def test_the_bar_of_a_resumed_epoch_tells_the_speed_of_its_own_steps(clock):
     assert not re.search(r"\d{3}/s", shown)
 
 
-def test_names_in_brackets_are_shown_as_they_are(clock):
+def test_names_in_brackets_are_shown_unchanged(clock):
     bar = silent_bar()
     bar.on_epoch_begin(0)
     clock.now += 1
@@ -449,7 +449,7 @@ def test_names_in_brackets_are_shown_as_they_are(clock):
 # In a notebook
 
 
-def test_a_notebook_gets_one_table_with_a_row_for_each_epoch(clock, monkeypatch):
+def test_a_notebook_gets_one_table_with_a_row_per_epoch(clock, monkeypatch):
     table, pages = silent_table(monkeypatch)
     for epoch in range(2):
         table.on_epoch_begin(epoch)
@@ -462,7 +462,7 @@ def test_a_notebook_gets_one_table_with_a_row_for_each_epoch(clock, monkeypatch)
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_predict_batch_end"])
-def test_a_table_does_not_keep_the_line_of_a_pass_that_is_over(hook, clock, monkeypatch):
+def test_a_table_removes_the_live_row_of_a_finished_pass(hook, clock, monkeypatch):
     table, pages = silent_table(monkeypatch)
     table.on_epoch_begin(0)
     if hook != "on_train_batch_end":
@@ -506,7 +506,7 @@ def test_a_table_escapes_the_names():
         ("lr_1", 0.1, "0.1"),
     ],
 )
-def test_a_number_is_written_as_people_read_it(name, value, text):
+def test_numbers_are_formatted_for_readers(name, value, text):
     assert format_number(name, value) == text
 
 
@@ -522,7 +522,7 @@ def endless():
 
 
 @pytest.mark.parametrize("data", [endless(), endless])
-def test_an_epoch_that_may_never_end_is_told_once_even_if_nothing_is_to_be_shown(data, monkeypatch):
+def test_endless_data_is_one_warning_even_with_verbose_0(data, monkeypatch):
     monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     with pytest.warns(UserWarning, match=r"steps_per_epoch=1000") as told:
         fitted_on(data)
@@ -530,7 +530,7 @@ def test_an_epoch_that_may_never_end_is_told_once_even_if_nothing_is_to_be_shown
     assert told[0].filename == __file__
 
 
-def test_data_of_known_length_and_data_that_ends_soon_is_not_suspected(monkeypatch):
+def test_data_that_ends_is_no_warning(monkeypatch):
     fitted_on(lambda: itertools.islice(endless(), 3), epochs=2)
     monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     fitted_on(endless, steps_per_epoch=3)
@@ -551,5 +551,5 @@ def test_data_of_known_length_and_data_that_ends_soon_is_not_suspected(monkeypat
         (3725, "1:02:05"),
     ],
 )
-def test_a_duration_is_written_as_people_read_it(seconds, text):
+def test_durations_are_formatted_for_readers(seconds, text):
     assert format_duration(seconds) == text

@@ -131,7 +131,7 @@ def test_the_weight_of_a_class_that_no_target_is_is_told():
         model.fit(X, Y, class_weight={0: 2.0, 7: 3.0}, verbose=0)
 
 
-@pytest.mark.parametrize(("spoil", "cause"), [(True, "first batch holds values"), (False, "A lower learning rate")])
+@pytest.mark.parametrize(("spoil", "cause"), [(True, "first batch contains values"), (False, "a lower learning rate")])
 def test_a_loss_that_is_no_number_is_told_once(spoil, cause):
     x = X.clone()
     x[:, 0] = float("nan") if spoil else x[:, 0]
