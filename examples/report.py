@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from easytorch.callbacks.progress import duration
+from easytorch.callbacks.progress import format_duration
 
 FOLDER = Path(__file__).parent
 COLUMNS = ("example", "article", "figure", "asked", "ours", "met", "time", "parameters", "lines")
@@ -136,7 +136,7 @@ def run_all(
             for seed in seeds[:1] if name in ONE_SEED else seeds:
                 progress.update(task, description=f"{name}, seed {seed}", completed=i * len(seeds) + len(runs[name]))
                 runs[name].append(found := run(name, seed, quick, cache, None if runs[name] else plots))
-                line = found["error"].splitlines()[-1] if found["error"] else duration(found["seconds"])
+                line = found["error"].splitlines()[-1] if found["error"] else format_duration(found["seconds"])
                 progress.console.print(f"{name}, seed {seed}: {line}", markup=False, highlight=False)
                 if found["error"]:
                     break
@@ -151,7 +151,7 @@ def rows(name: str, runs: list[dict[str, Any]], quick: bool) -> list[tuple[str, 
     sizes = dict.fromkeys(
         f"{int(values[0]):,}" for figure, values in printed.items() if figure.startswith("parameters")
     )
-    seconds = duration(statistics.mean(one["seconds"] for one in runs))
+    seconds = format_duration(statistics.mean(one["seconds"] for one in runs))
     lines = str(lines_of_code((FOLDER / f"{name}.py").read_text()))
     head, tail = (
         (f"`{' '.join([name, *OPTIONS.get(name, [])])}`", EXAMPLES[name][0]),

@@ -57,7 +57,7 @@ OPTION_HINTS = {  # of what a class is made with
     "Model.loss": "Model(module).compile(optimizer, loss)",
     "Model.optimizer": "Model(module).compile(optimizer, loss)",
     "ModelCheckpoint.dirpath": "filepath='runs/{epoch:02d}.pt'",
-    "ModelCheckpoint.every_n_epochs": "save_freq='2 epochs'",
+    "ModelCheckpoint.every_n_epochs": "save_freq=Every(epochs=2)",
     "ModelCheckpoint.every_n_train_steps": "save_freq=100",
     "ModelCheckpoint.path": "filepath=",
     "ModelCheckpoint.save_top_k": "keep_best=",

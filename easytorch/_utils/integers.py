@@ -25,17 +25,26 @@ def positive_int(name: str, value: Any) -> int:
         >>> positive_int("epochs", 3.0)
         3
     """
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    is_in_range = is_number and 1 <= value < LIMIT
-    if is_in_range and value == int(value):
-        return int(value)
-    fix = f" Use {name}={math.ceil(value)}." if is_in_range else ""
-    raise ValueError(f"{name} must be a positive integer, received {value!r}.{fix}")
+    return _check_int(name, value, minimum=1, expected="a positive integer")
 
 
 def optional_positive_int(name: str, value: Any) -> int | None:
     """Return ``value`` as a positive ``int``, or None if it is None; see ``positive_int``."""
     return None if value is None else positive_int(name, value)
+
+
+def non_negative_int(name: str, value: Any) -> int:
+    """Return ``value`` as an ``int`` of at least 0; see ``positive_int``."""
+    return _check_int(name, value, minimum=0, expected="a non-negative integer")
+
+
+def _check_int(name: str, value: Any, *, minimum: int, expected: str) -> int:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    is_in_range = is_number and minimum <= value < LIMIT
+    if is_in_range and value == int(value):
+        return int(value)
+    fix = f" Use {name}={math.ceil(value)}." if is_in_range else ""
+    raise ValueError(f"{name} must be {expected}, received {value!r}.{fix}")
 
 
 def optional_positive_number(name: str, value: Any) -> float | None:

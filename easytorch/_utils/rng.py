@@ -144,6 +144,21 @@ def set_rng_state(states: Mapping[str, Any]) -> None:
             kind.set_rng_state(state.cpu(), i)
 
 
+def get_torch_rng_state(device: torch.device) -> list[torch.Tensor]:
+    """Return the states of torch's generators alone: that of the CPU and, on an accelerator, that of ``device``."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
+
+
+def set_torch_rng_state(states: list[torch.Tensor], device: torch.device) -> None:
+    """Restore the states that ``get_torch_rng_state`` returned."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
 @contextlib.contextmanager
 def preserve_rng_state() -> Iterator[None]:
     """Put every generator back in the end, so that what happens inside leaves no trace."""

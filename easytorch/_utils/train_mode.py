@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import nn
 
 
@@ -23,6 +24,28 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
     with _remembered(module):
         module.eval()
         yield
+
+
+def snapshot_buffers(module: nn.Module) -> Callable[[], None]:
+    """Copy the buffers of ``module`` and return a function that restores them."""
+    copies = [(buffer, buffer.clone()) for buffer in module.buffers()]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for buffer, value in copies:
+                buffer.copy_(value)
+
+    return restore
+
+
+@contextlib.contextmanager
+def preserve_buffers(module: nn.Module) -> Iterator[None]:
+    """Restore the buffers of ``module`` at the end of the block."""
+    restore = snapshot_buffers(module)
+    try:
+        yield
+    finally:
+        restore()
 
 
 @contextlib.contextmanager

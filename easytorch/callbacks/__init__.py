@@ -1,4 +1,4 @@
-"""Callbacks: objects that are told what happens while a model trains."""
+"""Callbacks: objects with hooks that run during training."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
 from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
+from easytorch.callbacks.every import Every
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from easytorch.callbacks.nan import TerminateOnNaN
@@ -20,6 +21,7 @@ __all__ = [
     "CallbackList",
     "EMA",
     "EarlyStopping",
+    "Every",
     "LRScheduler",
     "LambdaCallback",
     "LearningRateScheduler",
@@ -33,7 +35,8 @@ __all__ = [
     "TerminateOnNaN",
 ]
 
-ELSEWHERE = {  # what other libraries call it
+# Names in other libraries.
+CALLBACK_HINTS = {
     "SwapEMAWeights": "EMA()",
     "ExponentialMovingAverage": "EMA()",
     "EMAWeightAveraging": "EMA()",
@@ -44,7 +47,7 @@ ELSEWHERE = {  # what other libraries call it
     "ProgressBar": "fit(verbose=1), which is the default",
     "RichProgressBar": "fit(verbose=1), which is the default",
     "TQDMProgressBar": "fit(verbose=1), which is the default",
-    "History": "what fit() returns",
+    "History": "the return value of fit()",
     "LearningRateMonitor": "not needed: the history has 'lr'",
     "BaseLogger": "not needed: the history has the means",
     "Checkpoint": "ModelCheckpoint(filepath)",
@@ -52,4 +55,4 @@ ELSEWHERE = {  # what other libraries call it
 
 
 def __getattr__(name: str) -> Any:
-    raise missing_attribute_error("easytorch.callbacks", name, ELSEWHERE, __all__)
+    raise missing_attribute_error("easytorch.callbacks", name, CALLBACK_HINTS, __all__)

@@ -1,4 +1,4 @@
-"""Callbacks that average weights over training, on ``torch.optim.swa_utils``."""
+"""Averages of the weights over training, on top of ``torch.optim.swa_utils``."""
 
 from __future__ import annotations
 
@@ -7,126 +7,150 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from easytorch._utils.forward_signature import ForwardSignature
+from easytorch._utils.integers import non_negative_int
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 
 
 class Averaging(Callback):
-    """Keeps an average of the weights, evaluates with it, and trains on with the weights of training.
+    """Base class of callbacks that average the weights.
+
+    Evaluations use the average; training continues with the training weights.
 
     Args:
-        keep_average: Leave the average in the module when training ends, instead of the weights of training.
+        keep_average: Leave the average in the module at the end of training, instead of the training weights.
 
     Attributes:
-        average: The ``AveragedModel``; its ``module`` is like yours, with the averaged weights.
+        average: The ``AveragedModel``. Its ``module`` is a copy of yours with the averaged weights.
+
+    Raises:
+        ValueError: In ``fit``, with ``strategy="fsdp"`` or with a second average.
     """
 
-    priority = -1  # so that a callback that puts back the best weights has the last word
+    # At the end of training a callback that restores the best weights runs later.
+    priority = -1
 
     average: AveragedModel
-    _of: torch.nn.Module  # whose average it is
+    _averaged_module: nn.Module
 
     def __init__(self, keep_average: bool = False) -> None:
         self.keep_average = keep_average
-        self._swapped = False
+        self._is_swapped = False
 
     def make(self) -> AveragedModel:
-        """Return a new average of the module, which has seen nothing."""
+        """Return a new average of ``self.model.module`` that contains no weights yet."""
         raise NotImplementedError(f"{type(self).__name__} must define make()")
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begin a new average; a second fit goes on with that of the first."""
+        """Start a new average, or continue that of an earlier fit of the same module."""
         if any(hasattr(parameter, "to_local") for parameter in self.model.module.parameters()):
             raise ValueError(
-                f"{type(self).__name__} keeps a copy of the module, but with strategy='fsdp' every process has parts of it only. "
-                "Use strategy='ddp', or leave the average out."
+                f"{type(self).__name__} needs a copy of the module, but with strategy='fsdp' every rank has only a shard of it. "
+                "Use strategy='ddp', or remove the callback."
             )
-        self._check_alone()
-        if "average" not in vars(self) or self._of is not self.model.module:
-            self.average, self._of = self.make(), self.model.module
-        self._swapped = False
+        self._check_is_only_average()
+        if "average" not in vars(self) or self._averaged_module is not self.model.module:
+            self.average, self._averaged_module = self.make(), self.model.module
+        self._is_swapped = False
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Put the average into the module."""
-        self._check_alone()
-        self._put()
+        """Load the average into the module."""
+        self._check_is_only_average()
+        self._load_average()
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Put the weights of training back."""
-        if self._swapped:
-            self._swap()
+        """Restore the training weights."""
+        self._load_training_weights()
 
     def on_interrupt(self) -> None:
-        """Put the weights of training back, should an evaluation have been interrupted."""
-        self.on_test_end()
+        """Restore the training weights after an interrupted evaluation."""
+        self._load_training_weights()
 
     def on_exception(self, error: BaseException) -> None:
-        """Put the weights of training back, should an evaluation have failed."""
-        self.on_test_end()
+        """Restore the training weights after a failed evaluation."""
+        self._load_training_weights()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Leave the average in the module, if that is wanted."""
-        self.on_test_end()
-        if self.keep_average and self._averaged():
+        """Leave the average in the module, if ``keep_average``."""
+        self._load_training_weights()
+        if self.keep_average and self._has_average():
             with torch.no_grad():
-                for own, averaged in zip(_values(self.model.module), _values(self.average.module), strict=True):
-                    own.copy_(averaged)
+                for weight, averaged in self._pair_tensors():
+                    weight.copy_(averaged)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Use the average inside, for ``evaluate``, ``predict`` or ``save``, and the weights of training afterwards."""
-        self._put()
+        """Load the average into the module for the block, and restore the training weights afterwards.
+
+        Examples:
+            >>> with ema.averaged():
+            ...     model.evaluate(x, y)
+            ...     model.save_weights("averaged.pt")
+        """
+        self._load_average()
         try:
             yield
         finally:
-            self.on_test_end()
+            self._load_training_weights()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""
         return {"average": self.average.state_dict()} if "average" in vars(self) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore the average."""
         self.average.load_state_dict(state["average"])
 
-    def _check_alone(self) -> None:
-        """Raise an error if there is another average: each would take the other's for the weights of training."""
-        averages = [one for one in self.model.callbacks.callbacks if isinstance(one, Averaging)]
-        others = [one for one in averages if one is not self]
-        if others:
-            raise ValueError(
-                f"{type(self).__name__} and {type(others[0]).__name__} both keep an average, and evaluations can measure one "
-                "only. Pass one of them."
-            )
+    def _check_is_only_average(self) -> None:
+        """Raise a ``ValueError`` for a second average: each would take the other's weights for the training weights."""
+        for callback in self.model.callbacks.callbacks:
+            if isinstance(callback, Averaging) and callback is not self:
+                raise ValueError(
+                    f"{type(self).__name__} and {type(callback).__name__} both average the weights, but an evaluation can use "
+                    "only one average. Pass one of them."
+                )
 
-    def _averaged(self) -> bool:
+    def _has_average(self) -> bool:
         return "average" in vars(self) and bool(self.average.n_averaged)
 
-    def _put(self) -> None:
-        if self._averaged() and not self._swapped:
+    def _load_average(self) -> None:
+        if self._has_average() and not self._is_swapped:
+            self._swap()
+
+    def _load_training_weights(self) -> None:
+        if self._is_swapped:
             self._swap()
 
     def _swap(self) -> None:
-        """Exchange the values in place: the optimizer holds on to the very tensors of the module."""
+        """Exchange the values in place, because the optimizer refers to the tensors of the module."""
         with torch.no_grad():
-            for own, averaged in zip(_values(self.model.module), _values(self.average.module), strict=True):
-                kept = own.clone()
-                own.copy_(averaged)
-                averaged.copy_(kept)
-        self._swapped = not self._swapped
+            for weight, averaged in self._pair_tensors():
+                copy = weight.clone()
+                weight.copy_(averaged)
+                averaged.copy_(copy)
+        self._is_swapped = not self._is_swapped
+
+    def _pair_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(_list_tensors(self.model.module), _list_tensors(self.average.module), strict=True)
 
 
 class EMA(Averaging):
-    """An exponential moving average of the weights, updated after every update of the optimizer.
+    """Exponential moving average of the weights, updated after every optimizer step.
 
     Args:
-        decay: What stays of the average in each update; 0.999 looks back over about 1,000 updates.
-        keep_average: Leave the average in the module when training ends.
+        decay: Weight of the average in each update, from 0 to 1; 0.999 averages about the last 1,000 updates.
+        keep_average: Leave the average in the module at the end of training.
+
+    Raises:
+        ValueError: If ``decay`` is out of range.
+
+    Examples:
+        >>> model.fit(x, y, callbacks=[EMA(0.99)], validation_split=0.2)
     """
 
     def __init__(self, decay: float = 0.999, keep_average: bool = False) -> None:
@@ -137,102 +161,112 @@ class EMA(Averaging):
 
     def make(self) -> AveragedModel:
         """Return a new average."""
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # torch has no types here
-        return _counted_here(AveragedModel(self.model.module, multi_avg_fn=_of_floats(average), use_buffers=True))
+        # The function is not annotated in torch.
+        return _make_average(self.model.module, get_ema_multi_avg_fn(self.decay))  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Take the new weights into the average."""
+        """Add the new weights to the average."""
         self.average.update_parameters(self.model.module)
 
 
 class SWA(Averaging):
-    """Stochastic weight averaging: the plain mean of the weights at the end of the last epochs.
+    """Stochastic weight averaging: the mean of the weights at the end of the last epochs.
 
-    After training the statistics of BatchNorm are measured again for the average, as
-    [the paper](https://arxiv.org/abs/1803.05407) asks.
+    At the end of training the statistics of BatchNorm are computed again for the average, as in
+    [the paper](https://arxiv.org/abs/1803.05407).
 
     Args:
-        start_epoch: The first epoch, from 0, that counts; or, as a float, the share of all epochs that comes before.
-        keep_average: Leave the average in the module when training ends.
+        start_epoch: Index of the first epoch, from 0, that is averaged; or, as a float below 1, the share of epochs before it.
+        keep_average: Leave the average in the module at the end of training.
+
+    Raises:
+        ValueError: If ``start_epoch`` is invalid.
+
+    Examples:
+        >>> model.fit(x, y, epochs=20, callbacks=[SWA(start_epoch=15, keep_average=True)])
     """
 
     def __init__(self, start_epoch: int | float = 0.75, keep_average: bool = False) -> None:
         super().__init__(keep_average)
-        share = isinstance(start_epoch, float) and 0 <= start_epoch < 1
-        if not share and (type(start_epoch) is not int or start_epoch < 0):
-            raise ValueError(f"start_epoch must be an epoch from 0 on, or a share below 1, received {start_epoch!r}.")
-        self.start_epoch = start_epoch
-        self._due = False  # whether an epoch has ended whose weights are not in the average yet
-        self._failed = False
+        is_share = isinstance(start_epoch, float) and 0 <= start_epoch < 1
+        self.start_epoch = start_epoch if is_share else non_negative_int("start_epoch", start_epoch)
+        # Whether an epoch has ended whose weights are still to be added to the average.
+        self._is_due = False
+        self._has_failed = False
 
     def make(self) -> AveragedModel:
         """Return a new average."""
-        average = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # torch has no types here
-        return _counted_here(AveragedModel(self.model.module, multi_avg_fn=_of_floats(average), use_buffers=True))
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Take the weights of the last epoch into the average, now that callbacks have saved what it measured."""
-        self._take()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Note whether the weights of this epoch count."""
-        state = self.model.state
-        planned = state.last - state.first
-        start = (
-            state.first + int(self.start_epoch * planned) if isinstance(self.start_epoch, float) else self.start_epoch
-        )
-        self._due = epoch >= start
-
-    def _take(self) -> None:
-        if self._due:
-            self.average.update_parameters(self.model.module)
-        self._due = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the average, and whether weights are to go into it."""
-        return super().state_dict() | {"due": self._due}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
-        super().load_state_dict(state)
-        self._due = state.get("due", False)
+        # The function is not annotated in torch.
+        return _make_average(self.model.module, get_swa_multi_avg_fn())  # type: ignore[no-untyped-call]
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begin a new average, or go on with that of an earlier fit."""
-        self._failed = False
+        """Start a new average, or continue that of an earlier fit."""
+        self._has_failed = False
         super().on_train_begin(logs)
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Add the weights of the last epoch to the average.
+
+        Not earlier, because callbacks at the end of that epoch save the average that its validation used.
+        """
+        self._add_weights()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Record whether the weights of this epoch are to be averaged."""
+        state, start = self.model.state, self.start_epoch
+        if isinstance(start, float):
+            start = state.first + int(start * (state.last - state.first))
+        self._is_due = epoch >= start
+
     def on_exception(self, error: BaseException) -> None:
-        """Note that the run did not come to its end: who stops it does not wait for another pass over the data."""
-        self._failed = True
+        """Record the failure, after which no statistics are computed."""
+        self._has_failed = True
         super().on_exception(error)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Measure the statistics of BatchNorm for the average."""
-        self.on_test_end()
-        self._take()
-        normed = torch.nn.modules.batchnorm._BatchNorm
-        ended = not self._failed and not self.model.history.interrupted
-        if ended and self._averaged() and any(isinstance(part, normed) for part in self.average.modules()):
-            self._measure_batch_norm()
+        """Compute the statistics of BatchNorm for the average."""
+        self._load_training_weights()
+        self._add_weights()
+        is_complete = not self._has_failed and not self.model.history.interrupted
+        if is_complete and self._has_average() and self._has_batch_norm():
+            self._update_batch_norm()
         super().on_train_end(logs)
 
-    def _measure_batch_norm(self) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, and whether weights are to be added to it."""
+        return super().state_dict() | {"due": self._is_due}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the average."""
+        super().load_state_dict(state)
+        self._is_due = state.get("due", False)
+
+    def _add_weights(self) -> None:
+        if self._is_due:
+            self.average.update_parameters(self.model.module)
+        self._is_due = False
+
+    def _has_batch_norm(self) -> bool:
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.average.modules())
+
+    def _update_batch_norm(self) -> None:
         loader = self.model.last_fit["training"]
         if isinstance(loader, Iterator):
             warn(
-                "The training data can be read only once, so SWA keeps the mean of BatchNorm's statistics as they are."
+                "SWA leaves the averaged statistics of BatchNorm unchanged, because a generator can be read only once. Pass a "
+                "DataLoader to compute them again."
             )
             return
-        with preserve_rng_state():  # a second fit draws what it would have drawn
+        # A second fit draws the same random numbers as without this pass.
+        with preserve_rng_state():
             inputs = ([self.model.unpack(self.model.strategy.to_device(batch)).x] for batch in loader)
-            update_bn(inputs, _Called(self.average.module, self.model.signature))
+            update_bn(inputs, _SingleArgumentModule(self.average.module, self.model.signature))
 
 
-class _Called(torch.nn.Module):
-    """The module as ``update_bn`` calls it, with one argument, whatever it is called with."""
+class _SingleArgumentModule(nn.Module):
+    """Module with one argument, as ``update_bn`` calls it, around one with any signature."""
 
-    def __init__(self, module: torch.nn.Module, signature: ForwardSignature) -> None:
+    def __init__(self, module: nn.Module, signature: ForwardSignature) -> None:
         super().__init__()
         self.module, self.signature = module, signature
 
@@ -240,24 +274,21 @@ class _Called(torch.nn.Module):
         return self.signature.call(self.module, x)
 
 
-def _of_floats(average: Callable[..., None]) -> Callable[..., None]:
-    """Let ``average`` have the floats, and copy the rest: a mask and a table of indices have no mean."""
+def _make_average(module: nn.Module, average_floats: Callable[..., None]) -> AveragedModel:
+    """Return an average that copies integers and bools: a mask and a table of indices have no mean."""
 
     def update(averaged: Any, current: Any, count: Any) -> None:
         if averaged[0].is_floating_point() or averaged[0].is_complex():
-            average(averaged, current, count)
+            average_floats(averaged, current, count)
         else:
-            for own, new in zip(averaged, current, strict=True):
-                own.copy_(new)
+            for target, source in zip(averaged, current, strict=True):
+                target.copy_(source)
 
-    return update
-
-
-def _counted_here(average: AveragedModel) -> AveragedModel:
-    """Count on the host: torch asks for the count in every update, and would wait for the device."""
+    average = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+    # torch reads the count in every update, which would wait for the device.
     average.n_averaged = average.n_averaged.cpu()
     return average
 
 
-def _values(module: torch.nn.Module) -> list[Tensor]:
+def _list_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]

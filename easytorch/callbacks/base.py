@@ -1,4 +1,4 @@
-"""The base class of callbacks and the list that calls them."""
+"""Base class of callbacks and the list that calls them."""
 
 from __future__ import annotations
 
@@ -10,155 +10,255 @@ from typing import TYPE_CHECKING, Any
 from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import did_you_mean
+from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.warnings import warn
 
 if TYPE_CHECKING:
     from easytorch.model import Model
 
+KERAS_ALIASES = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
+
 
 class Callback(HelpfulInit):
-    """Watches a model while it trains; override the hooks you need.
+    """Base class of callbacks; override the hooks you need.
 
-    Epochs and batches are counted from 0. ``logs`` are values by name: in ``on_epoch_end`` a plain dict, which is kept in
-    the history with whatever is added to it; in batch hooks a mapping that is computed when it is read, so only who reads
-    it waits for the device. A "batch" is one update: with gradient accumulation it is a window of batches.
+    Epochs and batches are counted from 0.
+    A "batch" of training is one optimizer step: with gradient accumulation it is a window of batches.
+    ``logs`` maps names to values.
+    In ``on_epoch_end`` it is a plain dict, and the history records whatever a hook adds to it.
+    In batch hooks it is a mapping that computes a value when it is read, and reading waits for the device.
 
-    To steer, set ``self.model.stop_training = True``: training ends after the update that runs.
+    To stop training, set ``self.model.stop_training = True``: training ends after the current update.
+
+    In distributed training every rank runs its own callbacks; those with ``all_ranks = False`` run on rank 0 only.
 
     Attributes:
-        model: The model that trains.
-        params: ``epochs``, ``steps`` (None where unknown) and ``verbose``.
+        model: The model that is trained.
+        params: ``epochs``, ``steps`` (updates in an epoch, None if unknown) and ``verbose``.
+        priority: Callbacks with a higher priority run later; 0 by default.
+        optional: Whether training continues without the callback when one of its hooks fails.
+        all_ranks: Whether the callback runs on every rank. Set it to False if it prints or writes something.
 
-    Of many processes each runs its own callbacks; those with ``everywhere = False`` run in process 0 alone.
+    Examples:
+        >>> class PrintLoss(Callback):
+        ...     all_ranks = False
+        ...
+        ...     def on_epoch_end(self, epoch, logs=None):
+        ...         print(epoch, logs["loss"])
+        >>> model.fit(x, y, callbacks=[PrintLoss()])
     """
 
     model: Model
     params: dict[str, Any]
-    priority = 0  # those with more are told later
-    optional = False  # whether training goes on without it when it fails
-    all_ranks = True  # whether it runs in each process, or in process 0 alone: what shows or writes something
+    priority = 0
+    optional = False
+    all_ranks = True
+    _is_disabled = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in vars(cls):
-            if name.startswith("on_") and not hasattr(Callback, name) and name not in SHORT.values():
-                warn(f"{cls.__name__}.{name} is no hook, and nobody calls it.{did_you_mean(name, HOOKS)}")
+            if name.startswith("on_") and not hasattr(Callback, name) and name not in KERAS_ALIASES.values():
+                warn(f"{cls.__name__}.{name} is not a hook and is never called.{did_you_mean(name, HOOKS)}")
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Run before the first epoch of a fit."""
+        """Run before the first epoch of a fit.
+
+        Args:
+            logs: An empty dict.
+        """
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Run after the last epoch of a fit, however it came to an end: also after an interruption or an error."""
+        """Run at the end of a fit, also after an interruption or an error.
+
+        Args:
+            logs: The logs of the last epoch.
+        """
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Run before an epoch."""
+        """Run before an epoch.
+
+        Args:
+            epoch: Index of the epoch, from 0 and over all fits.
+            logs: An empty dict.
+        """
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Run after an epoch and its validation."""
+        """Run after an epoch and its validation.
+
+        Args:
+            epoch: Index of the epoch, from 0 and over all fits.
+            logs: The values of the epoch, as floats; the history records what a hook adds.
+        """
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Run before an update."""
+        """Run before an update.
+
+        Args:
+            batch: Index of the update in the epoch, from 0.
+            logs: An empty dict.
+        """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Run after an update."""
+        """Run after an update.
+
+        Args:
+            batch: Index of the update in the epoch, from 0.
+            logs: The means over the epoch so far.
+        """
 
     def on_before_optimizer_step(self) -> None:
-        """Run when all gradients of an update are there, before they are clipped and used."""
+        """Run when all gradients of an update are computed, before they are clipped and used."""
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Run before an evaluation, within fit too."""
+        """Run before an evaluation, also before a validation within ``fit``.
+
+        Args:
+            logs: An empty dict.
+        """
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Run after an evaluation."""
+        """Run after an evaluation that was neither interrupted nor failed.
+
+        Args:
+            logs: The values of the evaluation, without the prefix ``val_``.
+        """
 
     def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Run before a batch of an evaluation."""
+        """Run before a batch of an evaluation.
+
+        Args:
+            batch: Index of the batch, from 0.
+            logs: An empty dict.
+        """
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Run after a batch of an evaluation."""
+        """Run after a batch of an evaluation.
+
+        Args:
+            batch: Index of the batch, from 0.
+            logs: The means over the evaluation so far.
+        """
 
     def on_predict_begin(self, logs: Any = None) -> None:
-        """Run before a prediction."""
+        """Run before a prediction.
+
+        Args:
+            logs: An empty dict.
+        """
 
     def on_predict_end(self, logs: Any = None) -> None:
-        """Run after a prediction."""
+        """Run after a prediction.
+
+        Args:
+            logs: An empty dict.
+        """
 
     def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Run before a batch of a prediction."""
+        """Run before a batch of a prediction.
+
+        Args:
+            batch: Index of the batch, from 0.
+            logs: An empty dict.
+        """
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Run after a batch of a prediction; ``logs["outputs"]`` are the module's outputs."""
+        """Run after a batch of a prediction.
+
+        Args:
+            batch: Index of the batch, from 0.
+            logs: ``logs["outputs"]`` contains the outputs of the module.
+        """
 
     def on_restore(self) -> None:
-        """Run after every ``on_train_begin``: the moment to take a state back."""
+        """Run after ``on_train_begin`` of all callbacks, to restore a state."""
 
     def on_interrupt(self) -> None:
-        """Run when Ctrl-C or SIGTERM stops training, after the update that ran, before ``on_train_end``."""
+        """Run when Ctrl-C or SIGTERM stops training: after the current update, before ``on_train_end``."""
 
     def on_exception(self, error: BaseException) -> None:
-        """Run when training fails, before ``on_train_end``; the error is raised again afterwards."""
+        """Run when training fails, before ``on_train_end``.
+
+        Args:
+            error: The error, which is raised again afterwards.
+        """
 
     def close_on_failure(self) -> None:
-        """Let go of everything, when an expendable callback has failed."""
+        """Release all resources after a hook of an optional callback failed."""
 
-    def say(self, text: str) -> None:
-        """Print ``text``, in process 0 alone."""
+    def print_message(self, text: str) -> None:
+        """Print ``text`` on rank 0."""
         if self.model.strategy.group.is_main:
             print(text, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs, tensors and plain values only; nothing by default."""
+        """Return the state that a resumed run needs: tensors and plain values by name; an empty dict by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore what ``state_dict`` returned.
 
-
-class LambdaCallback(Callback):
-    """A callback from functions.
-
-    Args:
-        hooks: Functions by the name of the hook, with the hook's arguments: ``on_epoch_end=lambda epoch, logs: ...``.
-
-    Raises:
-        ValueError: If there is no such hook.
-    """
-
-    def __init__(self, **hooks: Callable[..., Any] | None) -> None:
-        for name, function in hooks.items():
-            if name not in HOOKS:
-                from easytorch._utils.registry import quote_list
-
-                raise ValueError(
-                    f"There is no hook {name!r}.{did_you_mean(name, HOOKS)} Hooks are {quote_list(HOOKS)}."
-                )
-            if function is not None:
-                setattr(self, name, function)
+        Args:
+            state: The state, read from a checkpoint.
+        """
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
+class LambdaCallback(Callback):
+    """Callback made of functions.
+
+    Args:
+        hooks: Functions by name of the hook. Each takes the arguments of its hook.
+
+    Raises:
+        ValueError: If a name is not a hook.
+
+    Examples:
+        >>> LambdaCallback(on_epoch_end=lambda epoch, logs: print(epoch, logs["loss"]))
+    """
+
+    def __init__(self, **hooks: Callable[..., Any] | None) -> None:
+        for name, function in hooks.items():
+            if name not in HOOKS:
+                raise ValueError(f"Unknown hook {name!r}.{did_you_mean(name, HOOKS)} Hooks are {quote_list(HOOKS)}.")
+            if function is not None:
+                setattr(self, name, function)
+
+
 class CallbackList(Callback):
-    """Tells every callback, in order; a hook that nobody overrides costs one call of an empty function."""
+    """Callbacks of one run, called in the order of their priority.
+
+    A hook that no callback overrides costs one call of an empty function.
+
+    Args:
+        callbacks: The callbacks.
+        model: The model that is trained.
+        params: The ``params`` of every callback.
+
+    Attributes:
+        active: The callbacks that run on this rank.
+        diverged: True after a non-finite loss; checkpoints are no longer written.
+    """
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
-        self.diverged = False  # whether training ended by numbers that are none, so that nothing of it is to be kept
-        self.callbacks, self.params = sorted(map(_checked, callbacks), key=lambda callback: callback.priority), params
+        self.diverged = False
+        self.callbacks = sorted(map(_check_callback, callbacks), key=lambda callback: callback.priority)
+        self.params = params
         for callback in self.callbacks:
             callback.model, callback.params = model, params
-            vars(callback).pop("broken", None)  # one that failed in another fit is tried again
-        first = model.strategy.group.is_main
-        self.heard = [callback for callback in self.callbacks if callback.all_ranks or first]
+            callback._is_disabled = False  # the next fit tries it again
+        is_main = model.strategy.group.is_main
+        self.active = [callback for callback in self.callbacks if callback.all_ranks or is_main]
         for hook in HOOKS:
-            listeners = [_listener(callback, hook) for callback in self.heard if _overrides(callback, hook)]
-            if listeners:
-                setattr(self, hook, listeners[0] if len(listeners) == 1 else _all(listeners))
+            methods = [_bind_hook(callback, hook) for callback in self.active if _has_hook(callback, hook)]
+            if methods:
+                setattr(self, hook, methods[0] if len(methods) == 1 else _call_in_order(methods))
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Have the weights in the module that evaluations measure: the average, where a callback keeps one."""
+        """Load the weights that evaluations use into the module: the average, if a callback computes one."""
         with contextlib.ExitStack() as stack:
             for callback in self.callbacks:
                 if hasattr(callback, "averaged"):
@@ -166,104 +266,113 @@ class CallbackList(Callback):
             yield
 
     def has_user_callbacks(self) -> bool:
-        """Whether there is a callback with code of the user's own."""
+        """Return whether a callback runs code of the user."""
         return any(
             isinstance(callback, LambdaCallback) or not is_internal(type(callback)) for callback in self.callbacks
         )
 
     def finish(self, error: BaseException | None, logs: Any) -> None:
-        """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback, whatever else fails.
+        """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback.
 
-        An error of their own is raised when all have run; beside ``error`` it becomes a warning.
+        A hook that fails does not keep the others from running.
+        Its error is raised when all hooks have run; if there was an ``error`` already, it becomes a warning.
+
+        Args:
+            error: The error that ended training, or None.
+            logs: The logs of the last epoch.
         """
         failures = []
-        for callback in self.heard:
-            for hook, argument in (("on_exception", error), ("on_train_end", logs)):
-                if argument is None or not _overrides(callback, hook):
+        hooks = [("on_train_end", logs)] if error is None else [("on_exception", error), ("on_train_end", logs)]
+        for callback in self.active:
+            for hook, argument in hooks:
+                if not _has_hook(callback, hook):
                     continue
                 try:
-                    _listener(callback, hook)(argument)
+                    _bind_hook(callback, hook)(argument)
                 except Exception as failure:
                     failures.append(failure)
                     if error is not None:
-                        warn(f"{type(callback).__name__}.{hook} failed too: {type(failure).__name__}: {failure}")
+                        warn(f"{type(callback).__name__}.{hook} also failed: {type(failure).__name__}: {failure}")
         if failures and error is None:
             raise failures[0]
-
-
-def _listener(callback: Callback, hook: str) -> Callable[..., Any]:
-    name = hook if _overridden(callback, hook) else SHORT[hook]
-    method: Callable[..., Any] = getattr(callback, name)
-    _check_arguments(callback, name, method, list(inspect.signature(getattr(Callback, hook)).parameters)[1:])
-    if not callback.optional:
-        return method
-
-    def tell(*args: Any) -> None:
-        if not vars(callback).get("broken"):
-            try:
-                method(*args)
-            except (Exception, SystemExit) as error:  # rich ends the process when its pipe is broken
-                vars(callback)["broken"] = True
-                callback.close_on_failure()
-                name = type(callback).__name__
-                warn(f"{name} failed and is switched off; training goes on. {type(error).__name__}: {error}")
-
-    return tell
-
-
-def _all(listeners: list[Callable[..., Any]]) -> Callable[..., None]:
-    def tell(*args: Any) -> None:
-        for listener in listeners:
-            listener(*args)
-
-    return tell
-
-
-def _check_arguments(callback: Callback, name: str, method: Callable[..., Any], names: list[str]) -> None:
-    """Raise a ``TypeError`` if a hook cannot be called with what it will be called with."""
-    try:
-        signature = inspect.signature(method)
-    except (TypeError, ValueError):  # built-in functions tell nothing about themselves
-        return
-    try:
-        signature.bind(*names)
-    except TypeError:
-        takes = f"takes {signature}, but is called with ({', '.join(names)})"
-        own = ", ".join(f"{one}=None" if one == "logs" else one for one in names)
-        cure = f"{name}=lambda {', '.join(names)}: ..." if name in vars(callback) else f"def {name}(self, {own})"
-        raise TypeError(f"{type(callback).__name__}.{name} {takes}. Write {cure}.") from None
-
-
-SHORT = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}  # as in Keras
-
-
-def _overrides(callback: Callback, hook: str) -> bool:
-    return _overridden(callback, hook) or (hook in SHORT and hasattr(callback, SHORT[hook]))
-
-
-def _overridden(callback: Callback, hook: str) -> bool:
-    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
 def as_callback_list(callbacks: Any) -> list[Any]:
     """Return the callbacks that the user passed as a list.
 
     Raises:
-        TypeError: If it is one callback, or nothing that can be a list of them.
+        TypeError: If it is a single callback or anything else that is not iterable.
     """
     if callbacks is None or isinstance(callbacks, Iterable):
         return list(callbacks or ())
-    raise TypeError(f"callbacks is a list of callbacks, received {type(callbacks).__name__}. Pass callbacks=[...].")
+    raise TypeError(
+        f"callbacks must be a list of callbacks, received {type(callbacks).__name__}. Pass callbacks=[...]."
+    )
 
 
-def _checked(callback: Any) -> Callback:
+def _check_callback(callback: Any) -> Callback:
     if isinstance(callback, Callback):
         return callback
     if isinstance(callback, type):
-        raise TypeError(
-            f"Expected a callback, received the class {callback.__name__}. Make an object of it: {callback.__name__}()."
-        )
+        name = callback.__name__
+        raise TypeError(f"callbacks must contain instances, received the class {name}. Create an instance: {name}().")
     raise TypeError(
-        f"Expected a callback, received {callback!r} ({describe(callback)}). Pass objects of easytorch.callbacks, of your own "
-        "subclass of easytorch.callbacks.Callback, or a LambdaCallback."
+        f"callbacks must contain callbacks, received {callback!r} ({describe(callback)}). Pass an instance of a subclass of "
+        "easytorch.callbacks.Callback, or LambdaCallback(on_epoch_end=...)."
     )
+
+
+def _has_hook(callback: Callback, hook: str) -> bool:
+    return _overrides(callback, hook) or (hook in KERAS_ALIASES and hasattr(callback, KERAS_ALIASES[hook]))
+
+
+def _overrides(callback: Callback, hook: str) -> bool:
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def _bind_hook(callback: Callback, hook: str) -> Callable[..., Any]:
+    """Return the method of ``callback`` to call for ``hook``; that of an optional callback never raises."""
+    name = hook if _overrides(callback, hook) else KERAS_ALIASES[hook]
+    method: Callable[..., Any] = getattr(callback, name)
+    _check_arguments(callback, name, method, list(inspect.signature(getattr(Callback, hook)).parameters)[1:])
+    if not callback.optional:
+        return method
+
+    def call_or_disable(*args: Any) -> None:
+        if callback._is_disabled:
+            return
+        try:
+            method(*args)
+        # rich ends the process when its pipe is broken
+        except (Exception, SystemExit) as error:
+            callback._is_disabled = True
+            callback.close_on_failure()
+            name = type(callback).__name__
+            warn(f"{name} failed and is disabled; training continues. {type(error).__name__}: {error}")
+
+    return call_or_disable
+
+
+def _call_in_order(methods: list[Callable[..., Any]]) -> Callable[..., None]:
+    def call_all(*args: Any) -> None:
+        for method in methods:
+            method(*args)
+
+    return call_all
+
+
+def _check_arguments(callback: Callback, name: str, method: Callable[..., Any], names: list[str]) -> None:
+    """Raise a ``TypeError`` if a hook cannot be called with the arguments ``names``."""
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # a built-in function may have no signature
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        parameters = ", ".join("logs=None" if parameter == "logs" else parameter for parameter in names)
+        is_function = name in vars(callback)
+        fix = f"{name}=lambda {', '.join(names)}: ..." if is_function else f"def {name}(self, {parameters})"
+        raise TypeError(
+            f"{type(callback).__name__}.{name} takes {signature}, but is called with ({', '.join(names)}). Write {fix}."
+        ) from None

@@ -1,4 +1,4 @@
-"""Callbacks that keep a run in files: to go on exactly where it stopped, and to have the best of it."""
+"""Checkpoints: files that contain the model or the complete state of a run."""
 
 from __future__ import annotations
 
@@ -8,159 +8,200 @@ import re
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from easytorch._utils.integers import optional_positive_int, positive_int
 from easytorch._utils.rng import get_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.early_stopping import Monitor, check_name
+from easytorch.callbacks.early_stopping import Monitor, check_log_name
+from easytorch.callbacks.every import Every, as_every, check_minutes
 from easytorch.checkpoint import files, rotation
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
 
 
 class BackupAndRestore(Callback):
-    """Keeps a run in a folder, and goes on exactly where it stopped; ``fit(resume=folder)`` is the short form.
+    """Save the complete state of a run to a folder and resume it exactly; ``fit(resume=folder)`` is the short form.
 
-    Kept are the weights, the optimizer, schedules, the loss scale, the totals of the metrics, every callback's state, the
-    history, all random states and the place in the data. The same program continues with the very numbers that an
-    undisturbed run would have had.
+    A checkpoint contains the weights, the optimizer, schedules, the loss scale, the totals of the metrics, the state of every
+    callback, the history, all random states and the position in the data.
+    The same program then continues with exactly the numbers of an uninterrupted run.
 
     Args:
-        backup_dir: The folder, made if it is not there; or a file in one, to go on from there: newer ones beside it are then
-            renamed to ``.archived``.
-        save_freq: ``"epoch"``, or a number of updates, counted over all epochs.
-        minutes: Keep it also when so many minutes have passed since the last time; None does not.
-        keep: How many of the newest files to keep.
-        delete_checkpoint: Delete these files, and the folder if it is empty then, when training has come to its end.
+        backup_dir: The folder, created if it does not exist. Or a checkpoint file, to resume from it: newer checkpoints in the
+            same folder are then renamed to ``.aside``.
+        save_freq: ``"epoch"``; or an integer, the number of updates between two checkpoints, counted over all epochs; or an
+            ``Every``.
+        minutes: Also save a checkpoint when this many minutes have passed since the last one; None does not. Ignored with
+            ``save_freq=Every(minutes=...)``.
+        keep: Number of checkpoints to retain, the newest ones.
+        delete_checkpoint: Delete the checkpoints when training is complete, and the folder if it is empty then.
+
+    Raises:
+        ValueError: If a number is invalid.
+
+    Examples:
+        >>> model.fit(x, y, epochs=5, callbacks=[BackupAndRestore("backup/", save_freq=Every(updates=500))])
     """
 
-    priority = 10  # told after all whose state it keeps
+    # After all callbacks whose state it saves.
+    priority = 10
 
     def __init__(
         self,
         backup_dir: str | os.PathLike[str],
-        save_freq: str | int = "epoch",
+        save_freq: str | int | Every = "epoch",
         *,
         minutes: float | None = 10.0,
         keep: int = 2,
         delete_checkpoint: bool = True,
     ) -> None:
-        if save_freq != "epoch" and not (type(save_freq) is int and save_freq >= 1):
-            raise ValueError(f"save_freq must be 'epoch' or a number of updates, received {save_freq!r}.")
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, received {keep!r}.")
-        self.folder = Path(backup_dir).expanduser()
-        self.save_freq, self.minutes, self.keep, self.delete_checkpoint = save_freq, minutes, keep, delete_checkpoint
-        self.source = self.folder
-        self._ended_by_error = self._begun = False
-        self._random_before_test: dict[str, Any] | None = None
-        self._failed: OSError | None = None
+        self.save_freq = as_every("save_freq", save_freq)
+        if minutes is not None:
+            check_minutes(minutes)
+        self.minutes = minutes if self.save_freq.minutes is None else self.save_freq.minutes
+        self.keep, self.delete_checkpoint = positive_int("keep", keep), delete_checkpoint
+        self.source = self.folder = Path(backup_dir).expanduser()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._has_saved = self._has_failed = False
+        self._write_error: OSError | None = None
+        # An interrupted validation is repeated from its start, with the random numbers that it had.
+        self._rng_state_before_test: dict[str, Any] | None = None
 
     @classmethod
     def at(cls, resume: str | os.PathLike[str] | None) -> list[BackupAndRestore]:
-        """Return the callbacks for what the user passed as ``fit(resume=...)``."""
+        """Return the callbacks for ``fit(resume=...)``.
+
+        Args:
+            resume: The folder or file, or None.
+
+        Raises:
+            TypeError: If it is a bool.
+        """
         if isinstance(resume, bool):
-            raise TypeError(f"resume is the folder in which the run is kept, received {resume!r}. Pass resume='run/'.")
+            raise TypeError(f"resume must be the folder of the run, received {resume!r}. Pass resume='run/'.")
         return [] if resume is None else [cls(resume, delete_checkpoint=False)]
 
     def on_restore(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
-        self._saved, self._failed, self._ended_by_error = self.model.strategy.control.now(), None, False
-        self._begun, self._random_before_test = False, None
-        processes = self.model.strategy.group
-        path, content = self._found() if processes.is_main else (None, {})
-        path = processes.broadcast(path)
+        """Resume from the newest valid checkpoint, if there is one."""
+        self._reset()
+        self._saved_at = self.model.strategy.control.now()
+        group = self.model.strategy.group
+        path, content = self._find_checkpoint() if group.is_main else (None, {})
+        path = group.broadcast(path)
         if path is not None:
             self.folder = path.parent
-            self._resume(content or files.read_model(path, self.model.device, verified=True), path)
+            content = content or files.read_model(path, self.model.device, verified=True)
+            self.model.load_training_state(content, path)
+            self._report_resumption(path)
 
-    def _found(self) -> tuple[Path | None, dict[str, Any]]:
-        """Return the file to go on from and what is in it, None where the run begins; newer ones beside it are set aside."""
+    def _find_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
+        """Return path and content of the checkpoint to resume from, or None; rename newer ones."""
         if self.source.is_file():
             content = files.read_model(self.source, self.model.device)
             self.folder = self.source.parent
-            self._leave_newer(self.source)
+            self._archive_newer(self.source)
             return self.source, content
         if self.source.suffix == ".pt":
             raise FileNotFoundError(
-                f"There is no file {str(self.source)!r} to resume from. Name a folder to begin a run in it."
+                f"There is no file {str(self.source)!r} to resume from. Pass a folder to start a new run."
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise type(error)(error.errno, f"Cannot keep the run in {str(self.folder)!r}: {error.strerror}.") from error
+            message = f"Cannot save the run to {str(self.folder)!r}: {error.strerror}."
+            raise type(error)(error.errno, message) from error
         rotation.remove_stale(self.folder)
         if not rotation.list_checkpoints(self.folder):
             return None, {}
         path, content = rotation.read_newest(self.folder, self.model.device)
-        self._leave_newer(path)
+        self._archive_newer(path)
         return path, content
 
-    def _leave_newer(self, source: Path) -> None:
-        """Set those checkpoints aside that are newer than the one to go on from: broken ones, or of a way not taken."""
+    def _archive_newer(self, source: Path) -> None:
+        """Rename the checkpoints newer than ``source``: they are damaged, or from an abandoned branch of the run."""
         rotation.archive_checkpoints(path for path in rotation.list_checkpoints(self.folder) if path.name > source.name)
 
-    def _resume(self, content: dict[str, Any], path: Path) -> None:
-        self.model.load_training_state(content, path)
+    def _report_resumption(self, path: Path) -> None:
         state = self.model.state
         if self.params["verbose"] == 0:
             return
         if state.epoch < state.last:
-            left = f"stopped after update {state.step}, goes on in epoch {state.epoch + 1} of {state.last}"
-            self.say(f"The run in {str(path)!r}, {left}")
+            self.print_message(
+                f"Resuming the run in {str(path)!r} after update {state.step}, in epoch {state.epoch + 1} of {state.last}"
+            )
         else:
-            self.say(
-                f"The run in {str(path)!r} is finished, so nothing is trained; larger epochs= than {state.epoch} go on"
+            self.print_message(
+                f"The run in {str(path)!r} is complete, so nothing is trained. To continue it, pass epochs greater than "
+                f"{state.epoch}"
             )
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Keep the run, if it is time."""
-        due = self.save_freq != "epoch" and self.model.state.step % int(self.save_freq) == 0
-        if due or (self.minutes is not None and self.model.strategy.control.now() - self._saved >= 60 * self.minutes):
+        """Save a checkpoint if it is due."""
+        seconds = self.model.strategy.control.now() - self._saved_at
+        is_time = self.minutes is not None and seconds >= 60 * self.minutes
+        if is_time or self.save_freq.is_due_after_update(self.model.state.step, seconds):
             self.save()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Keep the run."""
-        if self.save_freq == "epoch":
+        """Save a checkpoint if it is due."""
+        if self.save_freq.is_due_after_epoch(epoch + 1):
             self.save()
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Note the random states: an interrupted validation is done again from its beginning."""
-        self._random_before_test = get_rng_state()
+        """Record the random states before a validation."""
+        self._rng_state_before_test = get_rng_state()
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Note that validation was not interrupted."""
-        self._random_before_test = None
+        """Forget the random states from before the validation."""
+        self._rng_state_before_test = None
 
     def on_interrupt(self) -> None:
-        """Keep the run where it was interrupted."""
+        """Save a checkpoint of the interrupted run."""
         self.save(final=True)
 
     def on_exception(self, error: BaseException) -> None:
-        """Note that the run did not come to its end."""
-        self._ended_by_error = True
+        """Record that the run failed."""
+        self._has_failed = True
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Delete the files of a run that came to its end, if that is wanted; say if the last one could not be written."""
-        self._complete()
-        ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
-        failed = self._ended_by_error or self.model.history.interrupted or self.model.callbacks.diverged
-        if ended and self.delete_checkpoint and not failed and self.model.strategy.group.is_main:
+        """Delete the checkpoints of a complete run, if wanted, or raise the error of the last write."""
+        self._wait_for_write()
+        if self.delete_checkpoint and self._is_complete() and self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, 0)
-            with contextlib.suppress(OSError):  # there is something else in it
+            # The folder may contain other files.
+            with contextlib.suppress(OSError):
                 self.folder.rmdir()
-        elif self._failed is not None:
-            raise self._failed
-        elif self._begun:
-            self._tidy()
+        elif self._write_error is not None:
+            raise self._write_error
+        elif self._has_saved:
+            self._delete_old()
+
+    def _is_complete(self) -> bool:
+        has_ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
+        return has_ended and not (self._has_failed or self.model.history.interrupted or self.model.callbacks.diverged)
 
     def save(self, final: bool = False) -> None:
-        """Write a checkpoint, or begin to, if that goes on beside the training; a failure is a warning until the last one."""
-        if self.model.callbacks.diverged:  # the last whole one is from before the damage
+        """Save a checkpoint, unless the loss was not finite.
+
+        The strategy may write it in the background.
+
+        Args:
+            final: Wait for the write and raise its error. By default an error is a warning.
+
+        Raises:
+            OSError: If ``final`` and the checkpoint cannot be written.
+        """
+        if self.model.callbacks.diverged:
             return
         content = self.model.training_state()
-        if self._random_before_test is not None:
-            content["train_data"]["random"] = self._random_before_test
-        self._complete()
+        if self._rng_state_before_test is not None:
+            content["train_data"]["random"] = self._rng_state_before_test
+        self._wait_for_write()
         try:
             self.model.strategy.checkpoints.write(rotation.step_path(self.folder, self.model.state.step), content)
             if final:
@@ -168,49 +209,118 @@ class BackupAndRestore(Callback):
         except OSError as error:
             if final:
                 raise
-            self._fail(error)
+            self._record_write_error(error)
             return
-        self._failed, self._saved, self._begun = None, self.model.strategy.control.now(), True
-        self._tidy()
+        self._write_error, self._saved_at, self._has_saved = None, self.model.strategy.control.now(), True
+        self._delete_old()
 
-    def _complete(self) -> None:
-        """Wait for a checkpoint that is written beside the training."""
+    def _wait_for_write(self) -> None:
+        """Wait for a checkpoint that is written in the background."""
         try:
             self.model.strategy.checkpoints.wait()
         except OSError as error:
-            self._fail(error)
+            self._record_write_error(error)
 
-    def _fail(self, error: OSError) -> None:
-        self._failed = error
+    def _record_write_error(self, error: OSError) -> None:
+        self._write_error = error
         if self.model.strategy.group.is_main:
-            warn(f"{error} Training goes on; the next checkpoint is tried again.")
+            warn(f"{error} Training continues and will try to write the next checkpoint.")
 
-    def _tidy(self) -> None:
+    def _delete_old(self) -> None:
         if self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, self.keep)
 
 
-class ModelCheckpoint(Monitor):
-    """Writes the model to a file after epochs, or every so often.
+class FilenameTemplate:
+    """File name with fields that are filled with values of the logs.
 
     Args:
-        filepath: The file's name. ``{epoch}`` and ``{batch}`` count from 1; every value of the logs can stand in it too:
-            ``"runs/{epoch:02d}-{val_loss:.3f}.pt"``.
-        monitor: The value that tells which is the best.
-        verbose: 1 says what is written.
-        save_best_only: Write only what is better than all before.
-        save_weights_only: Write the module's state dict alone (``save_weights``), not the whole model (``save``).
-        mode: ``"min"``, ``"max"`` or ``"auto"``, which asks the metric.
-        save_freq: ``"epoch"``; a number of updates, counted over all epochs; or ``"3 epochs"`` and ``"10 minutes"``.
-        initial_value_threshold: A value that the first file has to beat, with ``save_best_only``.
-        keep: Keep the last so many files that this object wrote, and delete the others; None keeps all.
-        keep_best: Keep the best so many, beside the last. A file is deleted only after the next one is whole.
+        text: The name, such as ``"{epoch:02d}-{val_loss:.3f}.pt"``.
+
+    Raises:
+        ValueError: If a field has no name.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        parts = [(literal, field) for literal, field, _, _ in string.Formatter().parse(text)]
+        self.fields = [field for _, field in parts if field is not None]
+        if "" in self.fields:
+            raise ValueError(f"filepath={text!r} has a field without a name. Write {{epoch}} or {{val_loss:.3f}}.")
+        self._pattern = re.compile(
+            "".join(re.escape(literal) + ("" if field is None else r"[^/\\\0]*") for literal, field in parts)
+        )
+
+    def check(self, save_freq: Every, model: Model) -> None:
+        """Check the name before the first update.
+
+        Args:
+            save_freq: When files are written; not every value is known at each time.
+            model: The model that is trained.
+
+        Raises:
+            ValueError: If the name is a folder, if a field has no value when a file is written, or if its format is invalid.
+        """
+        if self.text.endswith(("/", os.sep)) or os.path.isdir(self.text):
+            file = os.path.join(self.text, "model-{epoch}.pt")
+            raise ValueError(f"filepath={self.text!r} is a folder. Pass the name of a file, such as {file!r}.")
+        for field in self.fields:
+            is_unknown = field == "batch" if save_freq.unit == "epochs" else field.startswith("val_")
+            if is_unknown:
+                raise ValueError(
+                    f"filepath={self.text!r} contains {field!r}, which has no value when a file is written, because save_freq "
+                    f"counts {save_freq.unit}. Remove the field."
+                )
+            if field not in ("epoch", "batch"):
+                check_log_name(field, f"filepath={self.text!r} contains", model)
+        try:
+            # A value that a custom step logs may have any type, so its format cannot be checked.
+            self.fill(dict.fromkeys(model.log_names(), 1.0) | {"epoch": 1, "batch": 1})
+        except ValueError as error:
+            raise ValueError(
+                f"filepath={self.text!r} cannot be formatted: {error}. Use a format for numbers: {{val_loss:.3f}}."
+            ) from error
+
+    def fill(self, values: Mapping[str, Any]) -> str | None:
+        """Return the name with ``values`` in its fields, or None if a value is missing."""
+        return self.text.format(**values) if all(field in values for field in self.fields) else None
+
+    def matches(self, path: str) -> bool:
+        """Return whether ``path`` may be this name with values in its fields."""
+        return self._pattern.fullmatch(path) is not None
+
+
+class ModelCheckpoint(Monitor):
+    """Save the model to a file after epochs, updates or minutes.
+
+    Args:
+        filepath: Name of the file. Its fields are filled with ``{epoch}`` and ``{batch}``, from 1, and with the values of the
+            logs: ``"runs/{epoch:02d}-{val_loss:.3f}.pt"``.
+        monitor: Name of the value that determines the best model.
+        verbose: 1 prints a line for each file.
+        save_best_only: Save the model only when the value is better than all before.
+        save_weights_only: Save the state dict of the module (``save_weights``) instead of the complete model (``save``).
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to ask the metric.
+        save_freq: ``"epoch"``; or an integer, the number of updates between two files, counted over all epochs; or an
+            ``Every``.
+        initial_value_threshold: With ``save_best_only``, the value that the first file must improve on.
+        keep: Number of most recent files to retain; older files of this callback are deleted. None retains all.
+        keep_best: Number of best files to retain in addition. A file is deleted only after the next one is complete.
 
     Attributes:
         best_path: The file with the best value.
+
+    Raises:
+        ValueError: If an argument is invalid; in ``fit``, if the logs will not contain ``monitor`` or a field of the name.
+
+    Examples:
+        >>> best = ModelCheckpoint("best.pt", monitor="val_accuracy", save_best_only=True)
+        >>> last = ModelCheckpoint("runs/{epoch}-{batch}.pt", save_freq=Every(minutes=10), keep=2)
+        >>> model.fit(x, y, epochs=5, validation_split=0.2, callbacks=[best, last])
     """
 
-    priority = 5  # after those that change the weights or the logs
+    # After callbacks that change the weights or the logs.
+    priority = 5
 
     def __init__(
         self,
@@ -220,161 +330,126 @@ class ModelCheckpoint(Monitor):
         save_best_only: bool = False,
         save_weights_only: bool = False,
         mode: str = "auto",
-        save_freq: str | int = "epoch",
+        save_freq: str | int | Every = "epoch",
         initial_value_threshold: float | None = None,
         *,
         keep: int | None = None,
         keep_best: int | None = None,
     ) -> None:
         super().__init__(monitor, mode)
-        self.filepath, self.verbose = os.path.expanduser(filepath), verbose
+        self.filename, self.verbose = FilenameTemplate(os.path.expanduser(filepath)), verbose
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
-        self.every, self.unit = _frequency(save_freq)
-        self.initial_value_threshold, self.keep, self.keep_best = initial_value_threshold, keep, keep_best
+        self.save_freq = as_every("save_freq", save_freq)
+        self.initial_value_threshold = initial_value_threshold
+        self.keep, self.keep_best = optional_positive_int("keep", keep), optional_positive_int("keep_best", keep_best)
         self.best_path: str | None = None
-        self.written: list[list[Any]] = []  # path and value of each file that is there
-        self._failed: OSError | None = None
-        for name, count in (("keep", keep), ("keep_best", keep_best)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, or None, received {count!r}.")
+        # Path and value of each file that exists.
+        self.written: list[list[Any]] = []
+        self._write_error: OSError | None = None
+        self._saved_at = 0.0
+        self._compares = save_best_only or keep_best is not None
         if not save_weights_only:
             files.check_suffix(filepath)
-        self._judged = save_best_only or keep_best is not None
-        self._saved = 0.0
-        if self._judged and self.unit in ("updates", "minutes"):
+        if self._compares and self.save_freq.unit != "epochs":
             raise ValueError(
-                "The best is known after an epoch, so save_best_only and keep_best need save_freq in epochs."
+                "The monitored value is known only after an epoch, so save_best_only and keep_best need save_freq in epochs, "
+                f"received {save_freq!r}. Pass save_freq=Every(epochs=1)."
             )
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Check the name to monitor, if it is needed; the best of an earlier fit stays."""
-        if self._judged:
-            known = self.best if self.best_path is not None else None
+        """Check the monitored name, if it is used, and the name of the file."""
+        if self._compares:
+            # The best value of an earlier fit remains.
+            threshold = self.initial_value_threshold if self.best_path is None else self.best
             super().on_train_begin(logs)
-            threshold = self.initial_value_threshold if known is None else known
             self.best = self.best if threshold is None else threshold
-        self._saved, self._failed = self.model.strategy.control.now(), None
-        if self.filepath.endswith(("/", os.sep)) or os.path.isdir(self.filepath):
-            file = os.path.join(self.filepath, "model-{epoch}.pt")
-            raise ValueError(f"filepath={self.filepath!r} is a folder. Name the file in it, {file!r}.")
-        for name in _fields(self.filepath):
-            if (name == "batch") if self.unit == "epochs" else name.startswith("val_"):
-                raise ValueError(
-                    f"filepath={self.filepath!r} names {name!r}, which is not known when a file is written: save_freq counts "
-                    f"{self.unit}. Leave it out."
-                )
-            if name not in ("epoch", "batch"):
-                check_name(name, f"filepath={self.filepath!r} names", self.model)
-        likely = dict.fromkeys(self.model.log_names(), 1.0) | {"epoch": 1, "batch": 1}
-        try:
-            if all(name in likely for name in _fields(self.filepath)):  # of what else is logged nobody knows the type
-                self.filepath.format(**likely)
-        except ValueError as error:
-            raise ValueError(
-                f"filepath={self.filepath!r} cannot be filled in: {error}. Write {{val_loss:.3f}}."
-            ) from error
+        self._saved_at, self._write_error = self.model.strategy.control.now(), None
+        self.filename.check(self.save_freq, self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Write, if it is time."""
-        counted = self.unit == "updates" and self.model.state.step % self.every == 0
-        if counted or (self.unit == "minutes" and self.model.strategy.control.now() - self._saved >= 60 * self.every):
-            self._write(self.model.state.epoch, batch, logs)
+        """Save the model if it is due."""
+        if self.save_freq.epochs is not None:
+            return
+        state = self.model.state
+        if self.save_freq.is_due_after_update(state.step, self.model.strategy.control.now() - self._saved_at):
+            rate = float(self.model.require_optimizer("fit").param_groups[0]["lr"])
+            self._save(dict(logs.items()) | {"epoch": state.epoch + 1, "batch": batch + 1, "lr": rate})
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write, if it is time and good enough."""
-        if self.unit != "epochs" or (epoch + 1) % self.every:
+        """Save the model if it is due, and if it is the best where that is wanted."""
+        if not self.save_freq.is_due_after_epoch(epoch + 1):
             return
-        value = self.value(logs or {}) if self._judged else None
-        if self._judged and value is None:
+        values = dict(logs or {}) | {"epoch": epoch + 1}
+        if not self._compares:
+            self._save(values)
             return
-        better = value is not None and self.improved(value)
-        if better and value is not None:
+        value = self.read_value(logs or {})
+        if value is None:
+            return
+        is_best = self.is_better(value)
+        if is_best:
             self.best = value
-        if better or not self.save_best_only:
-            self._write(epoch, None, logs, value, better)
-
-    def _write(
-        self, epoch: int, batch: int | None, logs: Any, value: float | None = None, better: bool = False
-    ) -> None:
-        self._saved = self.model.strategy.control.now()
-        names = dict(logs.items() if logs else {}) | {"epoch": epoch + 1}
-        if batch is not None:
-            rate = float(self.model.require_optimizer("fit").param_groups[0]["lr"])
-            names |= {"batch": batch + 1, "lr": rate}
-        if any(name not in names for name in _fields(self.filepath)):  # an epoch that was not validated
-            return
-        path = self.filepath.format(**names)
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with self.model.callbacks.evaluated_weights() if self._judged else contextlib.nullcontext():
-                (self.model.save_weights if self.save_weights_only else self.model.save)(path)
-        except OSError as error:
-            self._failed = error
-            warn(f"{error} Training goes on; the next file is tried again.")
-            return
-        self._failed = None
-        self.best_path = path if better else self.best_path
-        self.written = [entry for entry in self.written if entry[0] != path] + [[path, value]]
-        if self.verbose:
-            self.say(
-                f"Epoch {epoch + 1}: saved {path}" + (f" ({self.monitor} {value:.4f})" if value is not None else "")
-            )
-        self._tidy()
+        if is_best or not self.save_best_only:
+            self._save(values, value, is_best)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Say if the last file could not be written."""
-        if self._failed is not None:
-            raise self._failed
+        """Raise the error of the last write."""
+        if self._write_error is not None:
+            raise self._write_error
 
-    def _tidy(self) -> None:
+    def _save(self, values: Mapping[str, Any], value: float | None = None, is_best: bool = False) -> None:
+        """Save the model, unless the name has a field that this epoch did not measure."""
+        self._saved_at = self.model.strategy.control.now()
+        path = self.filename.fill(values)
+        if path is None:
+            return
+        try:
+            self._write(path)
+        except OSError as error:
+            self._write_error = error
+            warn(f"{error} Training continues and will try to write the next file.")
+            return
+        self._write_error = None
+        self.best_path = path if is_best else self.best_path
+        self.written = [entry for entry in self.written if entry[0] != path] + [[path, value]]
+        if self.verbose:
+            suffix = "" if value is None else f" ({self.monitor} {value:.4f})"
+            self.print_message(f"Epoch {values['epoch']}: saved {path}{suffix}")
+        self._delete_old()
+
+    def _write(self, path: str) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save = self.model.save_weights if self.save_weights_only else self.model.save
+        with self.model.callbacks.evaluated_weights() if self._compares else contextlib.nullcontext():
+            save(path)
+
+    def _delete_old(self) -> None:
+        """Delete the files that are neither among the most recent nor among the best."""
         if self.keep is None and self.keep_best is None:
             return
-        last = self.written[-self.keep :] if self.keep else self.written[-1:]
-        finite = [entry for entry in self.written if entry[1] is not None and entry[1] == entry[1]]
-        ranked = sorted(finite, key=lambda entry: entry[1], reverse=self.direction == "max")
-        kept = {path for path, _ in [*last, *ranked[: self.keep_best or 0]]} | (
-            {self.best_path} if self.best_path else set()
-        )
+        is_main = self.model.strategy.group.is_main
+        retained = self._select_retained()
         for path, _ in self.written:
-            if path not in kept and self.model.strategy.group.is_main:
+            if path not in retained and is_main:
                 Path(path).unlink(missing_ok=True)
-        self.written = [entry for entry in self.written if entry[0] in kept]
+        self.written = [entry for entry in self.written if entry[0] in retained]
+
+    def _select_retained(self) -> set[str]:
+        recent = self.written[-(self.keep or 1) :]
+        # NaN is not equal to itself and cannot be ranked.
+        ranked = [entry for entry in self.written if entry[1] is not None and entry[1] == entry[1]]
+        ranked.sort(key=lambda entry: entry[1], reverse=self.direction == "max")
+        paths = {path for path, _ in [*recent, *ranked[: self.keep_best or 0]]}
+        return paths if self.best_path is None else paths | {self.best_path}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and the files that are there."""
+        """Return the best value and the files that exist."""
         return super().state_dict() | {"best_path": self.best_path, "written": [list(entry) for entry in self.written]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore the best value and the list of files."""
         super().load_state_dict(state)
-        pattern = re.compile("".join(_as_pattern(*part[:2]) for part in string.Formatter().parse(self.filepath)))
-        # Only files of the very kind that this object writes: a checkpoint must not name others to be deleted.
-        self.written = [[path, value] for path, value in state["written"] if pattern.fullmatch(path)]
-        self.best_path = state["best_path"] if state["best_path"] in [path for path, _ in self.written] else None
-
-
-def _fields(filepath: str) -> list[str]:
-    """Return the names that stand in a file's name."""
-    fields = [field for _, field, _, _ in string.Formatter().parse(filepath) if field is not None]
-    if "" in fields:
-        raise ValueError(f"filepath={filepath!r} has a place without a name. Write {{epoch}}, or {{val_loss:.3f}}.")
-    return fields
-
-
-def _as_pattern(literal: str, field: str | None) -> str:
-    return re.escape(literal) + ("" if field is None else r"[^/\\\0]*")
-
-
-def _frequency(save_freq: str | int) -> tuple[float, str]:
-    if type(save_freq) is int and save_freq >= 1:
-        return save_freq, "updates"
-    words = save_freq.split() if isinstance(save_freq, str) else []
-    if words == ["epoch"]:
-        return 1, "epochs"
-    if len(words) == 2 and words[1] == "minutes" and words[0].replace(".", "", 1).isdigit() and float(words[0]) > 0:
-        return float(words[0]), "minutes"
-    if len(words) == 2 and words[1] in ("epochs", "updates") and words[0].isdigit() and int(words[0]) > 0:
-        return int(words[0]), words[1]
-    raise ValueError(
-        f"save_freq must be 'epoch', a number of updates, '3 epochs' or '10 minutes'; received {save_freq!r}."
-    )
+        # A checkpoint file must not be able to name other files for deletion.
+        self.written = [[path, value] for path, value in state["written"] if self.filename.matches(path)]
+        paths = [path for path, _ in self.written]
+        self.best_path = state["best_path"] if state["best_path"] in paths else None

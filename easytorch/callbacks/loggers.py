@@ -1,4 +1,4 @@
-"""Callbacks that write the numbers of a run somewhere. They never stop training: one that fails is switched off."""
+"""Loggers that write the values of a run to files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from easytorch._utils import atomic_file
+from easytorch._utils.integers import non_negative_int
 from easytorch.callbacks.base import Callback
+from easytorch.callbacks.every import Every, as_every
 
 
 class CSVLogger(Callback):
-    """Writes a line for each epoch into a CSV file: ``epoch``, from 0, and every value of the logs.
+    """Write one line per epoch to a CSV file: ``epoch``, from 0, and every value of the logs.
 
-    A value that an epoch did not measure is ``NA``. A value that appears later gets its column then.
+    A value that an epoch did not measure is ``NA``.
+    A value that first appears in a later epoch gets a column then.
 
     Args:
         filename: The file.
-        separator: Between two values.
-        append: Go on in a file that is there, instead of replacing it.
+        separator: Separator of the values.
+        append: Append to an existing file instead of replacing it.
+
+    Examples:
+        >>> model.fit(x, y, epochs=3, callbacks=[CSVLogger("log.csv")])
     """
 
     optional = True
@@ -33,45 +39,48 @@ class CSVLogger(Callback):
         self.rows: list[dict[str, str]] = []
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Take over the lines that are to stay."""
-        self.rows, self._whole = self._read() if self.append else [], False
+        """Read the lines of an existing file, if ``append``."""
+        self.rows = self._read() if self.append else []
+        # A file that this fit did not write may end in an incomplete line.
+        self._is_written = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write the epoch's line."""
-        row = {"epoch": str(epoch)} | {name: _text(value) for name, value in (logs or {}).items()}
-        # A file that was there may end in half a line.
-        new = not self._whole or any(name not in self._columns() for name in row)
+        """Write the line of the epoch."""
+        row = {"epoch": str(epoch)} | {name: _format_value(value) for name, value in (logs or {}).items()}
+        is_extendable = self._is_written and set(row) <= set(self._list_columns())
         self.rows.append(row)
-        if new:
+        if not is_extendable:
             self._rewrite()
-        else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                self._writer(file).writerow(row)
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            self._make_writer(file).writerow(row)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of lines: those that a resumed run will write again are taken back."""
+        """Return the number of lines: a resumed run removes those that it will write again."""
         return {"lines": len(self.rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Remove the lines after the checkpoint."""
         self.rows = self._read()[: state["lines"]]
         if self.rows:
             self._rewrite()
 
-    def _columns(self) -> list[str]:
+    def _list_columns(self) -> list[str]:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
-    def _writer(self, file: Any) -> csv.DictWriter[str]:
-        return csv.DictWriter(file, self._columns(), restval="NA", delimiter=self.separator, lineterminator="\n")
+    def _make_writer(self, file: Any) -> csv.DictWriter[str]:
+        return csv.DictWriter(file, self._list_columns(), restval="NA", delimiter=self.separator, lineterminator="\n")
 
     def _rewrite(self) -> None:
+        """Replace the file atomically, so that existing lines survive a full disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        writer = self._writer(text := io.StringIO())
+        text = io.StringIO()
+        writer = self._make_writer(text)
         writer.writeheader()
         writer.writerows(self.rows)
-        with atomic_file.replace_atomically(self.path) as file:  # the lines that are there stay until all are written
+        with atomic_file.replace_atomically(self.path) as file:
             file.write(text.getvalue().encode())
-        self._whole = True
+        self._is_written = True
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -80,20 +89,25 @@ class CSVLogger(Callback):
             return list(csv.DictReader(file, delimiter=self.separator))
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(float(value))
-
-
 class TensorBoard(Callback):
-    """Writes the logs for TensorBoard, with torch's own writer; ``pip install tensorboard``, then ``tensorboard --logdir logs``.
+    """Write the logs for TensorBoard with torch's writer.
 
-    As in Keras there are the sub-folders ``train`` and ``validation``, with the same names in both: ``epoch_loss``, ...
+    Install it with ``pip install tensorboard``, and start it with ``tensorboard --logdir logs``.
+    As in Keras, the folders ``train`` and ``validation`` contain the same names: ``epoch_loss``, ...
 
     Args:
         log_dir: The folder.
-        histogram_freq: Every so many epochs write histograms of the parameters; 0 never.
-        write_steps_per_second: Write ``epoch_steps_per_second`` too.
-        update_freq: ``"epoch"``; or a number of updates after which the running values are written too, as ``batch_loss``, ...
+        histogram_freq: Number of epochs between two histograms of the parameters, or ``Every(epochs=...)``; 0 writes none.
+        write_steps_per_second: Also write ``epoch_steps_per_second``.
+        update_freq: ``"epoch"`` to write only the values of epochs. An integer, or an ``Every`` of updates or minutes, to also
+            write the means so far, as ``batch_loss``, ..., after this many updates.
+
+    Raises:
+        ImportError: If tensorboard is not installed.
+        ValueError: If a frequency is invalid.
+
+    Examples:
+        >>> model.fit(x, y, epochs=3, callbacks=[TensorBoard("logs", update_freq=100)])
     """
 
     optional = True
@@ -102,44 +116,49 @@ class TensorBoard(Callback):
     def __init__(
         self,
         log_dir: str | os.PathLike[str] = "logs",
-        histogram_freq: int = 0,
+        histogram_freq: int | Every = 0,
         write_steps_per_second: bool = False,
-        update_freq: str | int = "epoch",
+        update_freq: str | int | Every = "epoch",
     ) -> None:
-        if update_freq != "epoch" and not (type(update_freq) is int and update_freq >= 1):
-            raise ValueError(f"update_freq must be 'epoch' or a number of updates, received {update_freq!r}.")
-        self.folder, self.histogram_freq, self.update_freq = Path(log_dir).expanduser(), histogram_freq, update_freq
-        self.write_steps_per_second, self.steps, self.began = write_steps_per_second, 0, 0.0
+        self.folder, self.write_steps_per_second = Path(log_dir).expanduser(), write_steps_per_second
+        self.update_freq = as_every("update_freq", update_freq, ("updates", "minutes"))
+        self.histogram_freq = _check_histogram_freq(histogram_freq)
+        self.steps, self.epochs, self.started_at = 0, 0, 0.0
+        self._written_at = time.perf_counter()
         self._writers: dict[str, Any] = {}
-        self.epochs = 0
-        self._purge: int | None = None  # where a resumed run begins to write again
-        _summary_writer()  # a missing package is told now, not when training runs
+        # The first epoch that a resumed run writes again.
+        self._purge_step: int | None = None
+        # A missing package is an error now, not during training.
+        _import_summary_writer()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the clock."""
-        self.began, self.steps = time.perf_counter(), 0
+        self.started_at, self.steps = time.perf_counter(), 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Write the running values, if it is time."""
+        """Write the means so far, if it is due."""
         self.steps += 1
-        if self.update_freq != "epoch" and self.model.state.step % int(self.update_freq) == 0:
+        if self.update_freq.epochs is not None:
+            return
+        now, step = time.perf_counter(), self.model.state.step
+        if self.update_freq.is_due_after_update(step, now - self._written_at):
+            self._written_at = now
             for name, value in logs.items():
-                self._writer("train").add_scalar(f"batch_{name}", value, self.model.state.step)
+                self._open_writer("train").add_scalar(f"batch_{name}", value, step)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write the epoch's values."""
+        """Write the values of the epoch."""
         self.epochs = epoch + 1
         for name, value in (logs or {}).items():
-            if isinstance(value, str):
-                continue
-            where = "validation" if name.startswith("val_") else "train"
-            self._writer(where).add_scalar(f"epoch_{name.removeprefix('val_')}", value, epoch)
+            if not isinstance(value, str):
+                folder = "validation" if name.startswith("val_") else "train"
+                self._open_writer(folder).add_scalar(f"epoch_{name.removeprefix('val_')}", value, epoch)
         if self.write_steps_per_second:
-            pace = self.steps / (time.perf_counter() - self.began)
-            self._writer("train").add_scalar("epoch_steps_per_second", pace, epoch)
-        if self.histogram_freq and (epoch + 1) % self.histogram_freq == 0:
+            speed = self.steps / (time.perf_counter() - self.started_at)
+            self._open_writer("train").add_scalar("epoch_steps_per_second", speed, epoch)
+        if self.histogram_freq is not None and self.histogram_freq.is_due_after_epoch(epoch + 1):
             for name, parameter in self.model.module.named_parameters():
-                self._writer("train").add_histogram(name, parameter.detach(), epoch)
+                self._open_writer("train").add_histogram(name, parameter.detach(), epoch)
         for writer in self._writers.values():
             writer.flush()
 
@@ -147,26 +166,38 @@ class TensorBoard(Callback):
         """Close the files."""
         for writer in self._writers.values():
             writer.close()
-        self._writers, self._purge = {}, None
+        self._writers, self._purge_step = {}, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of epochs written: what a resumed run will write again is taken back."""
+        """Return the number of epochs written: a resumed run removes those that it will write again."""
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Remove the epochs after the checkpoint."""
         self.epochs = state["epochs"]
-        self._purge = self.epochs if self.update_freq == "epoch" else None
+        self._purge_step = self.epochs if self.update_freq.epochs is not None else None
 
-    def _writer(self, where: str) -> Any:
-        if where not in self._writers:
-            self._writers[where] = _summary_writer()(str(self.folder / where), purge_step=self._purge)
-        return self._writers[where]
+    def _open_writer(self, folder: str) -> Any:
+        if folder not in self._writers:
+            writer_class = _import_summary_writer()
+            self._writers[folder] = writer_class(str(self.folder / folder), purge_step=self._purge_step)
+        return self._writers[folder]
 
 
-def _summary_writer() -> Any:
+def _check_histogram_freq(histogram_freq: Any) -> Every | None:
+    if isinstance(histogram_freq, Every):
+        return as_every("histogram_freq", histogram_freq, ("epochs",))
+    epochs = non_negative_int("histogram_freq", histogram_freq)
+    return Every(epochs=epochs) if epochs else None
+
+
+def _format_value(value: Any) -> str:
+    return value if isinstance(value, str) else repr(float(value))
+
+
+def _import_summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("The TensorBoard callback needs tensorboard: pip install tensorboard") from error
+        raise ImportError("TensorBoard needs the package tensorboard: pip install tensorboard") from error
     return SummaryWriter

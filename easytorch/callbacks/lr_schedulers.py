@@ -10,18 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
-from torch.optim import lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
+from easytorch._utils.integers import non_negative_int
 from easytorch._utils.registry import find
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.early_stopping import Monitor, check_name, check_patience
+from easytorch.callbacks.early_stopping import Monitor, check_log_name, lacks_validation
 from easytorch.errors import FileError
 
 if TYPE_CHECKING:
     from easytorch.model import Model
-
 
 PER_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 PER_EPOCH = (
@@ -30,261 +29,278 @@ PER_EPOCH = (
     lr_scheduler.ExponentialLR,
     lr_scheduler.ReduceLROnPlateau,
 )
+# Arguments of torch's schedulers that count steps.
+STEP_COUNTS = ("T_max", "T_0", "total_iters", "milestones")
+# Attributes of OneCycleLR that depend on the length of the schedule; it raises an error after its end.
+LENGTH_ATTRIBUTES = ("total_steps", "_schedule_phases")
 
 
 class LRScheduler(Callback):
-    """Steps a scheduler of torch, after each update or after each epoch.
+    """Step a scheduler of torch after each update or after each epoch.
 
     Args:
-        scheduler: A ``torch.optim.lr_scheduler`` object of the model's optimizer, or a function that makes one from it.
-        step_every: ``"update"`` or ``"epoch"``. None goes by the class: ``OneCycleLR`` and ``CyclicLR`` count updates;
+        scheduler: A ``torch.optim.lr_scheduler`` of the model's optimizer, or a function that creates one from the optimizer.
+        step_every: ``"update"`` or ``"epoch"``. None decides by the class: ``OneCycleLR`` and ``CyclicLR`` count updates;
             ``StepLR``, ``MultiStepLR``, ``ExponentialLR`` and ``ReduceLROnPlateau`` count epochs.
-        monitor: What ``ReduceLROnPlateau`` looks at; by default ``val_loss`` where there is one, else ``loss``.
+        monitor: Name of the value for ``ReduceLROnPlateau``; by default ``val_loss`` with validation data, else ``loss``.
 
     Raises:
-        ValueError: If the class counts either, so that only you can know (``CosineAnnealingLR``, ``LambdaLR``, ...).
+        ValueError: If ``step_every`` is needed, because the class may count updates or epochs (``CosineAnnealingLR``,
+            ``LambdaLR``, ...); or if the scheduler belongs to another optimizer.
+        TypeError: If ``scheduler`` is neither a scheduler nor a function.
+
+    Examples:
+        >>> scheduler = LRScheduler(lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000), step_every="update")
+        >>> model.compile("adam", "cross_entropy", scheduler=scheduler)
     """
 
     def __init__(self, scheduler: Any, step_every: str | None = None, monitor: str | None = None) -> None:
-        self.scheduler, self.step_every, self.monitor = scheduler, step_every, monitor
-        self._factory = None if _is_scheduler(scheduler) else scheduler
         if step_every not in (None, "update", "epoch"):
             raise ValueError(f"step_every must be 'update' or 'epoch', received {step_every!r}.")
-        self._updated = False
-        self._bound: torch.optim.Optimizer | None = None
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Take hold of the optimizer, where ``compile`` did not do it."""
-        if self._bound is not self.model.optimizer:
-            self.bind(self.model.optimizer)
-        if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
-            check_name(self.monitor, "The scheduler monitors", self.model)
+        self.scheduler, self.step_every, self.monitor = scheduler, step_every, monitor
+        self._factory = None if _is_scheduler(scheduler) else scheduler
+        self._has_updated = False
+        self._bound_optimizer: Optimizer | None = None
 
     @classmethod
-    def of(cls, scheduler: Any, optimizer: torch.optim.Optimizer | None) -> LRScheduler:
-        """Return the callback for what the user passed to ``compile``, ready for ``optimizer``."""
+    def of(cls, scheduler: Any, optimizer: Optimizer | None) -> LRScheduler:
+        """Return the callback for ``compile(scheduler=...)``, bound to ``optimizer``.
+
+        Args:
+            scheduler: A name, a scheduler, a function that creates one, or an ``LRScheduler``.
+            optimizer: The optimizer of the model, or None.
+
+        Raises:
+            ValueError: If there is no optimizer.
+        """
         if isinstance(scheduler, str):
             scheduler = Schedule(scheduler)
         callback = scheduler if isinstance(scheduler, LRScheduler) else cls(scheduler)
         callback.bind(optimizer)
         return callback
 
-    def bind(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Make the scheduler, where a function was given, and find out when it steps."""
-        if optimizer is None:
-            raise ValueError("A scheduler needs an optimizer: pass one to compile().")
-        if not _is_scheduler(self.scheduler) or self._factory is not None:
-            if not callable(self._factory):
-                raise TypeError(
-                    f"Expected a torch.optim.lr_scheduler, or a function that makes one from the optimizer; received "
-                    f"{self.scheduler!r}."
-                )
-            self.scheduler = self._made(self._factory, optimizer)
+    def bind(self, optimizer: Optimizer | None) -> None:
+        """Create the scheduler, if a function was passed, and decide when it steps."""
+        optimizer = require_optimizer(optimizer)
+        if self._factory is not None or not _is_scheduler(self.scheduler):
+            self.scheduler = _create_scheduler(self._factory, optimizer)
         if self.scheduler.optimizer is not optimizer:
             raise ValueError(
                 "The scheduler belongs to another optimizer than the model's. Pass a function instead: "
                 f"scheduler=lambda optimizer: {type(self.scheduler).__name__}(optimizer, ...)."
             )
         if self.step_every is None:
-            self.step_every = _step_every(self.scheduler)
+            self.step_every = _find_step_every(self.scheduler)
         self.watch(optimizer)
 
-    @staticmethod
-    def _made(factory: Callable[..., Any], optimizer: torch.optim.Optimizer) -> Any:
-        try:
-            return factory(optimizer)
-        except TypeError as error:
-            if not isinstance(factory, type):
-                raise
-            raise TypeError(
-                f"{factory.__name__} needs more than the optimizer. Pass scheduler=lambda optimizer: "
-                f"{factory.__name__}(optimizer, ...). {error}"
-            ) from None
+    def watch(self, optimizer: Optimizer) -> None:
+        """Record the updates of ``optimizer``: with loss scaling some are skipped, and must not be counted."""
+        optimizer.register_step_post_hook(self._record_update)
+        self._bound_optimizer = optimizer
 
-    def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the updates of ``optimizer``."""
-        # With loss scaling an update may be skipped; a scheduler that counts updates must not count those.
-        optimizer.register_step_post_hook(self._note_update)
-        self._bound = optimizer
+    def _record_update(self, optimizer: Optimizer, *_: Any) -> None:
+        # A fused optimizer also steps in a skipped update, and leaves the weights unchanged.
+        is_scaled = self.step_every == "update" and "model" in vars(self) and self.model.strategy.scales_loss
+        self._has_updated = not (is_scaled and bool(getattr(optimizer, "found_inf", False)))
 
-    def _note_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        # A fused optimizer is stepped in a skipped update too, and leaves the weights alone by itself.
-        scaled = self.step_every == "update" and "model" in vars(self) and self.model.strategy._scales_loss
-        self._updated = not (scaled and bool(getattr(optimizer, "found_inf", False)))
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Bind the optimizer, if ``compile`` did not."""
+        if self._bound_optimizer is not self.model.optimizer:
+            self.bind(self.model.optimizer)
+        if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
+            check_log_name(self.monitor, "The scheduler monitors", self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Step after an update."""
-        if self.step_every == "update" and self._updated:
+        if self.step_every == "update" and self._has_updated:
             self.scheduler.step()
-        self._updated = False
+        self._has_updated = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Step after an epoch."""
         if self.step_every != "epoch":
             return
-        if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
-            logs = logs or {}
-            # An epoch that is not validated has no value, rather than another one to be compared with the best.
-            unmeasured = self.model.callbacks.params["validated"] and not any(name.startswith("val_") for name in logs)
-            name = self.monitor or ("val_loss" if unmeasured or "val_loss" in logs else "loss")
-            if name in logs:
-                self.scheduler.step(logs[name])
-        else:
+        if not isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step()
+            return
+        logs = logs or {}
+        # An epoch without validation has no value: its loss cannot be compared with validation losses.
+        uses_validation = "val_loss" in logs or lacks_validation(self.model, logs)
+        name = self.monitor or ("val_loss" if uses_validation else "loss")
+        if name in logs:
+            self.scheduler.step(logs[name])
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise an error if ``state`` is none that the scheduler can go on from."""
+        """Raise a ``FileError`` if ``state`` belongs to another kind of scheduler."""
         if state and _is_scheduler(self.scheduler) and not set(state["scheduler"]) <= set(vars(self.scheduler)):
             raise FileError(
-                f"The file has the state of another scheduler than {type(self.scheduler).__name__}. Compile with the one that it "
-                "was saved with, or take the weights alone: load_weights()."
+                f"The file contains the state of another scheduler than {type(self.scheduler).__name__}. Compile the model with "
+                "the scheduler that it was saved with, or load only the weights: load_weights()."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state, none where it is made only when training begins."""
+        """Return the state of the scheduler; an empty dict before it exists."""
         return {"scheduler": self.scheduler.state_dict()} if _is_scheduler(self.scheduler) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore the state of the scheduler."""
         self.check_state(state)
         if state and _is_scheduler(self.scheduler):
             self.scheduler.load_state_dict(dict(state["scheduler"]))
-            _count_milestones(self.scheduler)
-
-
-def _count_milestones(scheduler: Any) -> None:
-    """Make the milestones of MultiStepLR, which a file has as a dict, a Counter again."""
-    if isinstance(getattr(scheduler, "milestones", None), dict):
-        scheduler.milestones = Counter(scheduler.milestones)
-    for part in getattr(scheduler, "_schedulers", ()):
-        _count_milestones(part)
+            _restore_milestones(self.scheduler)
 
 
 class Schedule(LRScheduler):
-    """A schedule over all updates of a fit, by name; its length is known when ``fit`` begins.
+    """Schedule by name over all updates of a fit.
 
     Args:
-        name: ``"warmup_cosine"`` rises in a line to the optimizer's learning rate and falls along half a cosine to 0;
-            ``"cosine"`` only falls; ``"one_cycle"`` is ``torch.optim.lr_scheduler.OneCycleLR`` up to that rate.
-        warmup: The share of all updates in which ``"warmup_cosine"`` rises.
+        name: ``"warmup_cosine"`` rises linearly to the optimizer's learning rate and falls along half a cosine to 0;
+            ``"cosine"`` only falls; ``"one_cycle"`` is ``torch.optim.lr_scheduler.OneCycleLR`` with that rate as its maximum.
+        warmup: Share of all updates, from 0 to below 1, in which ``"warmup_cosine"`` rises.
+
+    Raises:
+        ValueError: If an argument is invalid; in ``fit``, if the data has no length.
+
+    Examples:
+        >>> model.compile("adam", "cross_entropy", scheduler=Schedule("warmup_cosine", warmup=0.2))
     """
 
-    NAMES: ClassVar[dict[str, str]] = {"warmup_cosine": "warmup_cosine", "cosine": "cosine", "one_cycle": "one_cycle"}
+    NAMES: ClassVar[dict[str, str]] = {name: name for name in ("warmup_cosine", "cosine", "one_cycle")}
 
     def __init__(self, name: str, warmup: float = 0.05) -> None:
         self.name = find(
-            "scheduler", name, self.NAMES, otherwise="a torch.optim.lr_scheduler or a function that makes one"
+            "scheduler", name, self.NAMES, otherwise="a torch.optim.lr_scheduler or a function that creates one"
         )
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is a share of all updates between 0 and 1, received {warmup!r}.")
+            raise ValueError(f"warmup must be a share of all updates, from 0 to below 1, received {warmup!r}.")
         super().__init__(None, "update")
         self.warmup = 0.0 if self.name == "cosine" else warmup
+        # The learning rate of each parameter group, which is the maximum of the schedule.
         self.rates: list[float] = []
         self._total = 0
 
-    def bind(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Note the optimizer and its learning rates, the highest of the schedule."""
-        if optimizer is None:
-            raise ValueError("A scheduler needs an optimizer: pass one to compile().")
+    def bind(self, optimizer: Optimizer | None) -> None:
+        """Record the learning rates of the optimizer."""
+        optimizer = require_optimizer(optimizer)
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.watch(optimizer)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Make the schedule for this fit."""
+        """Create the schedule for this fit."""
         super().on_train_begin(logs)
         optimizer = self.model.require_optimizer("fit")
         if not self.params["steps"]:
             raise ValueError(
-                f"scheduler={self.name!r} must know how long training is, but this data has no length. Pass steps_per_epoch."
+                f"scheduler={self.name!r} needs the number of updates, but the data has no length. Pass steps_per_epoch to fit()."
             )
         self._total = total = self.params["steps"] * (self.model.state.last - self.model.state.first)
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = group["initial_lr"] = rate
         if self.name == "one_cycle":
-            cycles = not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
-            self.scheduler = lr_scheduler.OneCycleLR(optimizer, self.rates, total + 1, cycle_momentum=cycles)
-            return
-        rise = round(self.warmup * total)
-        self.scheduler = lr_scheduler.LambdaLR(optimizer, functools.partial(_warmup_cosine, rise, total))
+            has_momentum = not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
+            self.scheduler = lr_scheduler.OneCycleLR(optimizer, self.rates, total + 1, cycle_momentum=has_momentum)
+        else:
+            warmup_steps = round(self.warmup * total)
+            factor = functools.partial(compute_warmup_cosine, warmup_steps, total)
+            self.scheduler = lr_scheduler.LambdaLR(optimizer, factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state and the number of updates that it is for."""
+        """Return the state of the scheduler and the number of updates in the schedule."""
         state = super().state_dict()
         return {**state, "total": self._total} if state else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``, to the end of the fit that runs now, which may be longer than the one before."""
-        length = ("total_steps", "_schedule_phases")  # of OneCycleLR, which raises an error behind its end
-        kept = {name: value for name, value in getattr(self.scheduler, "__dict__", {}).items() if name in length}
+        """Restore the state; the schedule ends with the current fit, which may be longer than the saved one."""
+        attributes = getattr(self.scheduler, "__dict__", {})
+        length = {name: attributes[name] for name in LENGTH_ATTRIBUTES if name in attributes}
         super().load_state_dict(state)
-        if kept:
-            vars(self.scheduler).update(kept)
-        done = self.scheduler.last_epoch if _is_scheduler(self.scheduler) else 0
-        if state.get("total", self._total) != self._total and 0 < done <= self._total:
+        if length:
+            vars(self.scheduler).update(length)
+        steps = self.scheduler.last_epoch if _is_scheduler(self.scheduler) else 0
+        if state.get("total", self._total) != self._total and 0 < steps <= self._total:
+            # Compute the current rate again: the saved one is that of the shorter schedule.
             self.scheduler.last_epoch -= 1
-            self.scheduler.step()  # or the next update would have the rate of the shorter schedule
+            self.scheduler.step()
 
 
-def _warmup_cosine(rise: int, total: int, step: int) -> float:
-    if step < rise:
-        return float((step + 1) / (rise + 1))
-    return float(0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))))
+def compute_warmup_cosine(warmup_steps: int, total: int, step: int) -> float:
+    """Return the factor of the learning rate at ``step``: linear up to ``warmup_steps``, then half a cosine.
+
+    Args:
+        warmup_steps: Number of updates in which the rate rises.
+        total: Number of updates in the schedule.
+        step: Index of the update, from 0.
+    """
+    if step < warmup_steps:
+        return float((step + 1) / (warmup_steps + 1))
+    return float(0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(total - warmup_steps, 1))))
 
 
 class LearningRateScheduler(Callback):
-    """Sets the learning rate before each epoch.
+    """Set the learning rate before each epoch.
 
     Args:
-        schedule: ``schedule(epoch, lr)`` or ``schedule(epoch)`` returns the learning rate; epochs count from 0.
-        verbose: 1 prints it.
+        schedule: Function ``schedule(epoch, lr)`` or ``schedule(epoch)`` that returns the learning rate; epochs count from 0.
+        verbose: 1 prints the learning rate.
+
+    Raises:
+        TypeError: If ``schedule`` is not callable; in ``fit``, if it does not return a number.
+
+    Examples:
+        >>> model.fit(x, y, epochs=3, callbacks=[LearningRateScheduler(lambda epoch, lr: 0.01 * 0.5**epoch)])
     """
 
     def __init__(self, schedule: Callable[..., float], verbose: int = 0) -> None:
         if not callable(schedule):
-            raise TypeError(f"Expected a function schedule(epoch, lr), received {schedule!r}.")
+            raise TypeError(f"schedule must be a function schedule(epoch, lr), received {schedule!r}.")
         self.schedule, self.verbose = schedule, verbose
-        self.applied: int | None = None
+        # The last epoch whose learning rate was set: a resumed epoch must not set it again.
+        self.applied_epoch: int | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Start anew."""
-        self.applied = None
+        """Reset the state."""
+        self.applied_epoch = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Set the learning rate, once for each epoch: one that is resumed has it already."""
-        if epoch == self.applied:
+        """Set the learning rate."""
+        if epoch == self.applied_epoch:
             return
-        self.applied = epoch
-        lr = float(self.model.require_optimizer("fit").param_groups[0]["lr"])
-        value = self.schedule(*((epoch, lr) if _takes_two(self.schedule) else (epoch,)))
-        if not isinstance(value, numbers.Real) and not isinstance(value, Tensor):
-            raise TypeError(
-                f"The schedule returned {value!r} for epoch {epoch}. It is to return the learning rate, a number."
-            )
-        _set_lr(self.model, value)
+        self.applied_epoch = epoch
+        rate = self.schedule(*((epoch, _read_lr(self.model)) if _takes_two(self.schedule) else (epoch,)))
+        if not isinstance(rate, (numbers.Real, Tensor)):
+            raise TypeError(f"schedule must return the learning rate as a number, received {rate!r} for epoch {epoch}.")
+        _set_lr(self.model, rate)
         if self.verbose:
-            self.say(f"Epoch {epoch + 1}: learning rate {_lr(self.model):.4g}")
+            self.print_message(f"Epoch {epoch + 1}: learning rate {_read_lr(self.model):.4g}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which epoch has its learning rate."""
-        return {"applied": self.applied}
+        """Return the last epoch whose learning rate was set."""
+        return {"applied": self.applied_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
-        self.applied = state["applied"]
+        """Restore the last epoch whose learning rate was set."""
+        self.applied_epoch = state["applied"]
 
 
 class ReduceLROnPlateau(Monitor):
-    """Lowers the learning rate when a value has stopped getting better.
+    """Reduce the learning rate when a value no longer improves.
 
     Args:
-        monitor: The value to watch.
-        factor: What the learning rate is multiplied by, below 1.
-        patience: Epochs without a better value after which it is lowered.
-        verbose: 1 says when it is.
-        mode: ``"min"``, ``"max"`` or ``"auto"``, which asks the metric.
-        min_delta: What counts as better must be better by more than this.
-        cooldown: Epochs after a lowering in which nothing is counted.
-        min_lr: It goes no lower.
+        monitor: Name of the value: ``"loss"``, a metric, or one of these with the prefix ``val_``.
+        factor: Factor of the reduction, below 1.
+        patience: Number of epochs without an improvement after which the rate is reduced.
+        verbose: 1 prints a line for each reduction.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to ask the metric.
+        min_delta: Smallest change that counts as an improvement.
+        cooldown: Number of epochs after a reduction that do not count.
+        min_lr: Lower bound of the learning rate.
+
+    Raises:
+        ValueError: If an argument is invalid.
+
+    Examples:
+        >>> plateau = ReduceLROnPlateau("val_accuracy", factor=0.5, patience=2)
+        >>> model.fit(x, y, epochs=10, validation_split=0.2, callbacks=[plateau])
     """
 
     def __init__(
@@ -300,61 +316,110 @@ class ReduceLROnPlateau(Monitor):
     ) -> None:
         super().__init__(monitor, mode, min_delta)
         if not factor < 1:
-            raise ValueError(f"factor must be below 1, or the learning rate would not fall; received {factor!r}.")
-        self.factor, self.patience, self.verbose, self.cooldown, self.min_lr = (
-            factor,
-            check_patience(patience),
-            verbose,
-            cooldown,
-            min_lr,
-        )
-        self.wait = self.cooling = 0
+            raise ValueError(f"factor must be below 1 to reduce the learning rate, received {factor!r}.")
+        self.factor, self.min_lr, self.verbose = factor, min_lr, verbose
+        self.patience, self.cooldown = non_negative_int("patience", patience), non_negative_int("cooldown", cooldown)
+        self.wait = self.cooldown_left = 0
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the best value and the counts."""
         super().reset()
-        self.wait = self.cooling = 0
+        self.wait = self.cooldown_left = 0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Count the epochs without a better value."""
-        value = self.value(logs or {})
+        """Count the epochs without an improvement, and reduce the learning rate."""
+        value = self.read_value(logs or {})
         if value is None:
             return
-        cooling, self.cooling = self.cooling > 0, max(self.cooling - 1, 0)
-        if self.improved(value):
+        is_cooling_down, self.cooldown_left = self.cooldown_left > 0, max(self.cooldown_left - 1, 0)
+        if self.is_better(value):
             self.best, self.wait = value, 0
-            return
-        if cooling:  # Keras counts the last epoch of it
-            return
-        self.wait += 1
-        rates = [float(group["lr"]) for group in self._groups()]
-        if self.wait >= self.patience and max(rates) > self.min_lr:
-            _set_lr(self.model, *(min(rate, max(rate * self.factor, self.min_lr)) for rate in rates))
-            self.cooling, self.wait = self.cooldown, 0
-            if self.verbose:
-                self.say(f"Epoch {epoch + 1}: {self.monitor} has not been better; learning rate {_lr(self.model):.4g}")
+        # Keras counts the last epoch of the cooldown, so that its cooldown=1 has no effect.
+        elif not is_cooling_down:
+            self.wait += 1
+            if self.wait >= self.patience:
+                self._reduce(epoch)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.model.require_optimizer("fit").param_groups
+    def _reduce(self, epoch: int) -> None:
+        rates = [float(group["lr"]) for group in self.model.require_optimizer("fit").param_groups]
+        if max(rates) <= self.min_lr:
+            return
+        _set_lr(self.model, *(min(rate, max(rate * self.factor, self.min_lr)) for rate in rates))
+        self.cooldown_left, self.wait = self.cooldown, 0
+        if self.verbose:
+            rate = _read_lr(self.model)
+            self.print_message(
+                f"Epoch {epoch + 1}: {self.monitor} did not improve, learning rate reduced to {rate:.4g}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and the counts."""
-        return super().state_dict() | {"wait": self.wait, "cooling": self.cooling}
+        return super().state_dict() | {"wait": self.wait, "cooling": self.cooldown_left}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Restore the best value and the counts."""
         super().load_state_dict(state)
-        self.wait, self.cooling = state["wait"], state["cooling"]
+        self.wait, self.cooldown_left = state["wait"], state["cooling"]
 
 
-def _lr(model: Model) -> float:
+def require_optimizer(optimizer: Optimizer | None) -> Optimizer:
+    if optimizer is None:
+        raise ValueError("scheduler needs an optimizer, received None. Pass one to compile().")
+    return optimizer
+
+
+def _is_scheduler(scheduler: Any) -> bool:
+    return isinstance(scheduler, (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau))
+
+
+def _create_scheduler(factory: Any, optimizer: Optimizer) -> Any:
+    if not callable(factory):
+        raise TypeError(
+            "scheduler must be a torch.optim.lr_scheduler or a function that creates one from the optimizer, received "
+            f"{factory!r}."
+        )
+    try:
+        return factory(optimizer)
+    except TypeError as error:
+        if not isinstance(factory, type):
+            raise
+        name = factory.__name__
+        raise TypeError(
+            f"{name} needs more arguments than the optimizer. Pass scheduler=lambda optimizer: {name}(optimizer, ...). {error}"
+        ) from None
+
+
+def _find_step_every(scheduler: Any) -> str:
+    if isinstance(scheduler, PER_UPDATE):
+        return "update"
+    if isinstance(scheduler, PER_EPOCH):
+        return "epoch"
+    parameters = inspect.signature(type(scheduler)).parameters
+    count = next((name for name in parameters if name in STEP_COUNTS), None)
+    detail = f", and so may its {count}" if count else ""
+    raise ValueError(
+        f"{type(scheduler).__name__} may count updates or epochs{detail}. Pass "
+        "scheduler=easytorch.callbacks.LRScheduler(..., step_every='update') or step_every='epoch'."
+    )
+
+
+def _restore_milestones(scheduler: Any) -> None:
+    """Convert the milestones of MultiStepLR from a dict, as in a file, to a Counter."""
+    if isinstance(getattr(scheduler, "milestones", None), dict):
+        scheduler.milestones = Counter(scheduler.milestones)
+    for inner in getattr(scheduler, "_schedulers", ()):
+        _restore_milestones(inner)
+
+
+def _read_lr(model: Model) -> float:
     return float(model.require_optimizer("fit").param_groups[0]["lr"])
 
 
-def _set_lr(model: Model, *rates: float) -> None:
+def _set_lr(model: Model, *rates: float | Tensor) -> None:
+    """Set the learning rate of each parameter group, or one for all."""
     groups = model.require_optimizer("fit").param_groups
     for group, rate in zip(groups, rates if len(rates) == len(groups) else rates[:1] * len(groups), strict=True):
-        if isinstance(group["lr"], torch.Tensor):
+        if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = float(rate)
@@ -366,25 +431,3 @@ def _takes_two(schedule: Callable[..., float]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _is_scheduler(scheduler: Any) -> bool:
-    return isinstance(scheduler, (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau))
-
-
-def _step_every(scheduler: Any) -> str:
-    if isinstance(scheduler, PER_UPDATE):
-        return "update"
-    if isinstance(scheduler, PER_EPOCH):
-        return "epoch"
-    name = type(scheduler).__name__
-    counts = [
-        key
-        for key in inspect.signature(type(scheduler)).parameters
-        if key in ("T_max", "T_0", "total_iters", "milestones")
-    ]
-    what = f" Its {counts[0]} may count either." if counts else ""
-    raise ValueError(
-        f"{name} may count updates or epochs.{what} Say which: "
-        f"scheduler=easytorch.callbacks.LRScheduler(..., step_every='update') or step_every='epoch'."
-    )

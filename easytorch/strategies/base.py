@@ -86,7 +86,7 @@ class Strategy(HelpfulInit):
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         # Read in each step, since even a context or a scaler that does nothing takes time.
-        self._uses_autocast, self._scales_loss = dtype is not None, self.scaler.is_enabled()
+        self._uses_autocast, self.scales_loss = dtype is not None, self.scaler.is_enabled()
         self.jit_compile = jit_compile and compiler_works(device)
         self._to_device: Callable[[Any], Any] = make_to_device(device, None)
         self.forward: Callable[..., Any] = _missing_module
@@ -158,14 +158,14 @@ class Strategy(HelpfulInit):
         """Add the gradients of ``loss * weight``, multiplied by the loss scale under fp16."""
         if type(weight) is not float or weight != 1.0:
             loss = loss * (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight)
-        if self._scales_loss:
+        if self.scales_loss:
             loss = self.scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         self.timer.mark("model")
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the loss scale; a no-op unless the precision is fp16."""
-        if self._scales_loss:
+        if self.scales_loss:
             self.scaler.unscale_(optimizer)
 
     def clip(self, module: nn.Module, norm: float | None, value: float | None) -> None:
@@ -177,7 +177,7 @@ class Strategy(HelpfulInit):
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; under fp16 skip the update if a gradient overflowed."""
-        if self._scales_loss:
+        if self.scales_loss:
             self.scaler.step(optimizer)
             self.scaler.update()
         else:

@@ -11,9 +11,8 @@ import torch
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
+from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss
 from easytorch.callbacks.base import Callback, CallbackList
-from easytorch.callbacks.nan import NaNNotice
-from easytorch.callbacks.progress import EndlessNotice
 from easytorch.data.loader import first_batch
 from easytorch.data.splits import all_targets
 from easytorch.data.window import Window
@@ -48,7 +47,7 @@ def fit_session(
     check_current(model.require_optimizer("fit"), model.module)
     signals, first_step = SignalHandler(), state.step
     params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
-    advice = [NaNNotice()] if len(train_data) else [NaNNotice(), EndlessNotice()]
+    advice = [WarnOnNonFiniteLoss()] if len(train_data) else [WarnOnNonFiniteLoss(), WarnOnEndlessData()]
     consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
     active = CallbackList(
         [*callbacks, *advice, *consensus, signals], model, params | {"validated": val_data is not None}
@@ -95,7 +94,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     optimizer, previous = model.require_optimizer("fit"), model.state
     model.state = state or previous
     first_step = model.state.step
-    buffers = [(buffer, buffer.clone()) for buffer in model.module.buffers()]
+    restore_buffers = train_mode.snapshot_buffers(model.module)
     model.stop_training = False
     optimizer.zero_grad()
     model.strategy.start()
@@ -105,9 +104,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
         except BaseException:
             if model.state.step == first_step:
                 model.state = previous
-                with torch.no_grad():
-                    for buffer, value in buffers:
-                        buffer.copy_(value)
+                restore_buffers()
             optimizer.zero_grad()
             raise
 

@@ -175,7 +175,7 @@ def test_a_model_whose_init_forgets_the_first_says_so():
         (lambda: Model([nn.Linear(2, 2)]), r"Layers go into nn\.Sequential\(\*layers\)"),
         (lambda: Model(nn.Linear), "Is it a class to be called first"),
         (lambda: compiled().save(overwrite=True), r"^Model\.save\(\) .*the file is replaced when the new one is whole"),
-        (lambda: compiled().fit(X, Y, resume=True), r"resume is the folder .*received True\. Pass resume='run/'"),
+        (lambda: compiled().fit(X, Y, resume=True), r"resume must be the folder .*received True\. Pass resume='run/'"),
     ],
 )
 def test_what_is_passed_for_something_else_is_told(call, told):

@@ -59,14 +59,14 @@ def averaged_run(average, epochs=2, make=lambda: nn.Linear(8, 3), **options):
 # EMA
 
 
-def test_ema_is_the_moving_average_of_the_weights_after_every_update():
+def test_ema_averages_the_weights_after_every_update():
     ema = EMA(0.8)
     _, copies = averaged_run(ema)
     assert len(copies) == 2 * UPDATES
     close(ema.average.module.state_dict(), ema_of(copies, 0.8))
 
 
-def test_ema_of_an_accumulated_window_counts_one_update():
+def test_ema_counts_an_accumulated_window_as_one_update():
     ema, model, weights = EMA(0.8), new_model(gradient_accumulation_steps=2), Weights(every="update")
     train(model, 1, weights, ema)
     assert int(ema.average.n_averaged) == len(weights.copies) == 2
@@ -81,7 +81,7 @@ def test_validation_uses_the_average():
     assert model.history["val_loss"][-1] != pytest.approx(loss_of(model.module), rel=1e-5)
 
 
-def test_the_average_of_batch_norm_is_of_its_statistics_too():
+def test_ema_averages_the_statistics_of_batch_norm():
     ema = EMA(0.8)
     _, copies = averaged_run(ema, make=normed)
     average = ema.average.module.state_dict()
@@ -90,7 +90,7 @@ def test_the_average_of_batch_norm_is_of_its_statistics_too():
 
 
 @pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
-def test_training_is_bit_for_bit_that_of_a_run_without_an_average(average):
+def test_an_average_does_not_change_the_training(average):
     plain, averaged, callback = new_model(normed), new_model(normed), average()
     for model, callbacks in ((plain, []), (averaged, [callback])):
         torch.manual_seed(1)
@@ -113,7 +113,7 @@ def interrupt_in_validation_of(epoch):
 
 
 @pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
-def test_after_ctrl_c_inside_validation_the_weights_of_training_are_back(average):
+def test_ctrl_c_in_validation_restores_the_training_weights(average):
     weights, model = Weights(every="update"), new_model()
     history = train(model, 3, weights, average(), interrupt_in_validation_of(epoch=1))
     assert history.interrupted
@@ -121,7 +121,7 @@ def test_after_ctrl_c_inside_validation_the_weights_of_training_are_back(average
 
 
 @pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
-def test_a_run_stopped_inside_validation_goes_on_as_if_undisturbed(average, tmp_path):
+def test_a_run_stopped_in_validation_resumes_exactly(average, tmp_path):
     def program(folder, *more):
         callback, model = average(), new_model(normed)
         validation = DataLoader(TensorDataset(*VALIDATION), 16, shuffle=True)  # draws from the global generator
@@ -138,7 +138,7 @@ def test_a_run_stopped_inside_validation_goes_on_as_if_undisturbed(average, tmp_
 
 @pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
 @pytest.mark.parametrize("where", ["evaluation", "another callback"])
-def test_after_an_error_inside_validation_the_weights_of_training_are_back(average, where):
+def test_an_error_in_validation_restores_the_training_weights(average, where):
     weights, model = Weights(every="update"), new_model(Fragile)
     fails = breaking(2, "evaluation") if where == "evaluation" else raising("on_test_batch_end")
     with pytest.raises(RuntimeError, match=r"broke|failed"):
@@ -146,7 +146,7 @@ def test_after_an_error_inside_validation_the_weights_of_training_are_back(avera
     assert equal(model.module.state_dict(), weights.copies[-1])
 
 
-def test_after_an_error_inside_evaluate_the_weights_of_training_are_back():
+def test_an_error_in_evaluate_restores_the_training_weights():
     ema, model = EMA(0.8), new_model(Fragile)
     train(model, 2, ema)
     before = copy.deepcopy(model.module.state_dict())
@@ -164,7 +164,7 @@ def test_evaluate_with_the_callback_uses_the_average():
     assert equal(model.module.state_dict(), copies[-1])
 
 
-def test_the_average_is_in_the_module_inside_of_averaged_alone():
+def test_averaged_loads_the_average_only_inside_the_block():
     ema = EMA(0.8)
     model, copies = averaged_run(ema)
     with ema.averaged():
@@ -182,7 +182,7 @@ def test_keep_average_leaves_the_average_in_the_module(keep_average):
     close(model.module.state_dict(), ema_of(copies, 0.8) if keep_average else copies[-1])
 
 
-def test_the_callback_still_has_the_average_when_the_module_keeps_it():
+def test_keep_average_leaves_the_average_in_the_callback_too():
     ema = EMA(0.8, keep_average=True)
     model, copies = averaged_run(ema)
     close(ema.average.module.state_dict(), ema_of(copies, 0.8))
@@ -190,14 +190,14 @@ def test_the_callback_still_has_the_average_when_the_module_keeps_it():
         close(model.module.state_dict(), ema_of(copies, 0.8))
 
 
-def test_an_average_goes_on_in_a_second_fit():
+def test_a_second_fit_continues_the_average():
     ema, model, weights = EMA(0.8), new_model(), Weights(every="update")
     train(model, 1, weights, ema)
     train(model, 1, weights, ema)
     close(ema.average.module.state_dict(), ema_of(weights.copies, 0.8))
 
 
-def test_an_average_used_for_another_model_does_not_bring_the_first_ones_weights():
+def test_another_model_starts_a_new_average():
     ema = EMA(0.8)
     averaged_run(ema)
     other, weights = new_model(optimizer=lambda p: torch.optim.SGD(p, lr=0.001)), Weights(every="update")
@@ -206,7 +206,7 @@ def test_an_average_used_for_another_model_does_not_bring_the_first_ones_weights
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1])
-def test_a_decay_out_of_range_is_refused(decay):
+def test_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=r"decay must be between 0 and 1"):
         EMA(decay)
 
@@ -215,23 +215,23 @@ def test_a_decay_out_of_range_is_refused(decay):
 
 
 @pytest.mark.parametrize(("start_epoch", "first"), [(0, 0), (1, 1), (3, 3), (0.5, 2), (0.75, 3), (0.0, 0)])
-def test_swa_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs(start_epoch, first):
+def test_swa_is_the_mean_of_the_weights_of_the_last_epochs(start_epoch, first):
     swa, weights = SWA(start_epoch), Weights()
     train(new_model(), 4, weights, swa)
     close(swa.average.module.state_dict(), mean_of(weights.copies[first:]))
 
 
-def test_swa_by_default_takes_the_last_quarter():
+def test_swa_averages_the_last_quarter_by_default():
     assert SWA().start_epoch == 0.75
 
 
 @pytest.mark.parametrize("start_epoch", [-1, 1.5, "late"])
-def test_a_start_epoch_that_means_nothing_is_refused(start_epoch):
+def test_invalid_start_epoch_is_refused(start_epoch):
     with pytest.raises((TypeError, ValueError), match=r"start_epoch"):
         SWA(start_epoch)
 
 
-def test_swa_that_has_begun_is_used_by_validation():
+def test_validation_uses_the_swa_average():
     swa, weights, model = SWA(1), Weights(), new_model()
     train(model, 4, weights, swa)
     expected = [weights.copies[0], weights.copies[1], weights.copies[1], mean_of(weights.copies[1:3])]
@@ -245,7 +245,7 @@ def measured_again(weights, make, inputs):
     return net.state_dict()
 
 
-def test_swa_measures_the_statistics_of_batch_norm_again():
+def test_swa_computes_the_statistics_of_batch_norm_again():
     def make():
         return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 
@@ -266,21 +266,21 @@ class TwoInputs(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict"])
-def test_swa_measures_batch_norm_of_modules_with_several_inputs(kind):
+def test_swa_computes_batch_norm_of_modules_with_several_inputs(kind):
     swa, model = SWA(0), new_model(TwoInputs)
     x = (X, X + 1) if kind == "tuple" else {"a": X, "b": X + 1}
     model.fit(x, Y, epochs=2, batch_size=48, callbacks=[swa], verbose=0)
     close({"mean": swa.average.module.norm.running_mean}, {"mean": (2 * X + 1).mean(0)})
 
 
-def test_swa_does_not_wipe_the_statistics_where_the_data_can_be_read_only_once():
+def test_swa_retains_batch_norm_statistics_with_a_generator():
     batches, swa, model = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)], SWA(0), new_model(normed)
     with pytest.warns(UserWarning, match=r"BatchNorm"):  # it cannot measure again, and has to say so
         model.fit((batch for batch in batches), epochs=1, callbacks=[swa], verbose=0)
     assert swa.average.module[1].running_mean.abs().max() > 0
 
 
-def test_swa_of_a_run_that_has_come_to_its_end_measures_again_in_a_loaded_model(tmp_path):
+def test_swa_of_a_complete_run_is_the_same_in_a_loaded_model(tmp_path):
     train(new_model(normed), 2, first := SWA(0), resume=tmp_path)
     again = new_model(normed).load(tmp_path)
     train(again, 2, second := SWA(0), resume=tmp_path)
@@ -288,7 +288,7 @@ def test_swa_of_a_run_that_has_come_to_its_end_measures_again_in_a_loaded_model(
     close(second.average.module.state_dict(), first.average.module.state_dict())
 
 
-def test_swa_may_be_left_in_the_module():
+def test_swa_can_be_left_in_the_module():
     weights, model = Weights(), new_model()
     train(model, 3, weights, SWA(1, keep_average=True))
     close(model.module.state_dict(), mean_of(weights.copies[1:]))
@@ -306,7 +306,7 @@ class Tables(nn.Module):
 
 
 @pytest.mark.parametrize("average", [EMA(0.9), SWA(0)], ids=["EMA", "SWA"])
-def test_indices_and_masks_are_no_part_of_an_average(average):
+def test_indices_and_masks_are_not_averaged(average):
     _, copies = averaged_run(average, 3, Tables)
     module = average.average.module
     assert torch.equal(module.order, torch.arange(8))
@@ -314,7 +314,7 @@ def test_indices_and_masks_are_no_part_of_an_average(average):
     assert not torch.equal(module.out.weight, copies[-1]["out.weight"])
 
 
-def test_a_checkpoint_of_swa_holds_the_weights_that_its_value_was_measured_with(tmp_path):
+def test_a_checkpoint_of_swa_contains_the_evaluated_weights(tmp_path):
     path, model = tmp_path / "{val_loss:.6f}.pt", new_model(optimizer="sgd")
     history = train(model, 4, SWA(0), ModelCheckpoint(path, save_best_only=True))
     files = sorted(tmp_path.iterdir())
@@ -326,7 +326,7 @@ def test_a_checkpoint_of_swa_holds_the_weights_that_its_value_was_measured_with(
 
 @pytest.mark.parametrize("make", [lambda: EMA(0.5, keep_average=True), lambda: SWA(0, keep_average=True)])
 @pytest.mark.parametrize("first", [True, False], ids=["average first", "stopping first"])
-def test_the_best_weights_are_put_back_though_an_average_is_to_be_kept(make, first):
+def test_best_weights_are_restored_with_keep_average(make, first):
     model, stopping, wrong = new_model(), EarlyStopping(patience=2, restore_best_weights=True), 2 - VALIDATION[1]
     callbacks = [make(), stopping] if first else [stopping, make()]
     history = train(model, 8, *callbacks, validation_data=(VALIDATION[0], wrong))
@@ -335,7 +335,7 @@ def test_the_best_weights_are_put_back_though_an_average_is_to_be_kept(make, fir
 
 
 @pytest.mark.parametrize("hook", ["on_epoch_end", "on_epoch_begin"])
-def test_swa_of_a_run_stopped_between_epochs_takes_each_epoch_once(hook, tmp_path):
+def test_swa_counts_each_epoch_once_in_a_resumed_run(hook, tmp_path):
     def program(swa, *more, **options):
         train(new_model(), 4, swa, *more, **options)
         return swa.average.module.state_dict()
@@ -351,19 +351,19 @@ def test_swa_of_a_run_stopped_between_epochs_takes_each_epoch_once(hook, tmp_pat
 
 
 @pytest.mark.parametrize("others", [lambda: EMA(0.5), lambda: SWA(0)], ids=["EMA", "SWA"])
-def test_two_averages_in_one_fit_are_refused_before_the_first_step(others):
+def test_two_averages_in_one_fit_are_refused(others):
     model = new_model()
-    with pytest.raises(ValueError, match=r"both keep an average.*Pass one of them"):
+    with pytest.raises(ValueError, match=r"both average the weights.*Pass one of them"):
         train(model, 1, EMA(0.8), others())
     assert model.state.step == 0
 
 
-def test_two_averages_in_one_evaluation_are_refused_and_change_no_weights():
+def test_two_averages_in_one_evaluation_are_refused():
     ema, swa, model = EMA(0.8), SWA(0), new_model()
     train(model, 1, ema)
     train(model, 1, swa)
     before = copy.deepcopy(model.module.state_dict())
-    with pytest.raises(ValueError, match=r"both keep an average.*Pass one of them"):
+    with pytest.raises(ValueError, match=r"both average the weights.*Pass one of them"):
         model.evaluate(X, Y, callbacks=[ema, swa], verbose=0)
     assert equal(model.module.state_dict(), before)
 
@@ -380,7 +380,7 @@ class Counting(nn.Linear):
 
 
 @pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
-def test_whole_numbers_are_those_of_the_module_and_no_means(average):
+def test_integer_buffers_are_copied_and_not_averaged(average):
     callback = average()
     train(new_model(Counting), 3, callback)
     assert callback.average.module.places.tolist() == list(range(100))

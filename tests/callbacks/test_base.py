@@ -59,7 +59,7 @@ for _hook in HOOKS:
 # The hooks
 
 
-def test_hooks_run_in_the_order_that_keras_has():
+def test_hooks_run_in_the_order_of_keras():
     recorder = Recorder()
     train(new_model(), 2, recorder, steps_per_epoch=2)
     seen = [
@@ -89,7 +89,7 @@ def test_begin_hooks_get_empty_logs():
     assert begins == [{}] * len(begins)
 
 
-def test_logs_of_a_batch_are_the_means_so_far():
+def test_batch_logs_are_the_means_so_far():
     recorder, model = Recorder(), new_model(optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     losses = [F.cross_entropy(model.module(X[i : i + 16]), Y[i : i + 16]).item() for i in (0, 16, 32)]
     train(model, 1, recorder)
@@ -97,7 +97,7 @@ def test_logs_of_a_batch_are_the_means_so_far():
     assert [logs["loss"] for _, logs in recorder.told("on_train_batch_end")] == pytest.approx(means)
 
 
-def test_only_logs_of_epochs_and_of_the_end_have_validation_values():
+def test_only_epoch_logs_and_final_logs_have_validation_values():
     recorder = Recorder()
     train(new_model(metrics=["accuracy"]), 2, recorder)
     epoch_logs = [logs for _, logs in recorder.told("on_epoch_end")]
@@ -107,13 +107,13 @@ def test_only_logs_of_epochs_and_of_the_end_have_validation_values():
         assert all(set(arguments[-1]) == {"loss", "accuracy"} for arguments in recorder.told(hook)), hook
 
 
-def test_values_of_epoch_logs_are_plain_floats():
+def test_epoch_logs_are_floats():
     recorder = Recorder()
     train(new_model(metrics=["accuracy"]), 1, recorder)
     assert {type(value) for value in recorder.told("on_epoch_end")[0][1].values()} == {float}
 
 
-def test_the_learning_rate_of_an_epoch_stays_in_the_history_when_it_is_a_tensor():
+def test_history_records_a_tensor_learning_rate_as_float():
     model = new_model(optimizer=lambda p: torch.optim.Adam(p, lr=torch.tensor(0.5)))
     halve = LambdaCallback(on_epoch_end=lambda epoch, logs: model.optimizer.param_groups[0]["lr"].mul_(0.5))
     history = train(model, 3, halve)
@@ -121,7 +121,7 @@ def test_the_learning_rate_of_an_epoch_stays_in_the_history_when_it_is_a_tensor(
     assert {type(value) for value in history["lr"]} == {float}
 
 
-def test_evaluate_and_predict_tell_their_own_hooks():
+def test_evaluate_and_predict_call_their_hooks():
     recorder, model = Recorder(), new_model()
     model.evaluate(X, Y, batch_size=32, callbacks=[recorder], verbose=0)
     batches = ["on_test_batch_begin", "on_test_batch_end"] * 2
@@ -134,14 +134,14 @@ def test_evaluate_and_predict_tell_their_own_hooks():
     assert torch.equal(torch.cat(shown), torch.from_numpy(outputs))
 
 
-def test_a_window_of_accumulated_batches_is_one_batch_of_the_hooks():
+def test_hooks_count_an_accumulated_window_as_one_batch():
     recorder = Recorder()
     train(new_model(gradient_accumulation_steps=2), 1, recorder)
     assert [batch for batch, _ in recorder.told("on_train_batch_end")] == [0, 1]
     assert len(recorder.told("on_before_optimizer_step")) == 2
 
 
-def test_a_callback_knows_its_model_and_the_plan_of_the_fit():
+def test_a_callback_has_the_model_and_the_params_of_the_fit():
     callback, model = Callback(), new_model()
     train(model, 2, callback)
     assert callback.model is model
@@ -152,7 +152,7 @@ def test_a_callback_knows_its_model_and_the_plan_of_the_fit():
     }
 
 
-def test_gradients_are_there_before_the_optimizer_steps_and_not_yet_clipped():
+def test_on_before_optimizer_step_has_unclipped_gradients():
     norms = []
 
     class Norms(Callback):
@@ -165,14 +165,14 @@ def test_gradients_are_there_before_the_optimizer_steps_and_not_yet_clipped():
     assert norms == pytest.approx([expected])
 
 
-def test_callbacks_are_told_in_the_order_of_the_list():
+def test_callbacks_run_in_the_order_of_the_list():
     order = []
     callbacks = [LambdaCallback(on_epoch_end=lambda *_, name=name: order.append(name)) for name in "abc"]
     train(new_model(), 1, *callbacks)
     assert order == ["a", "b", "c"]
 
 
-def test_what_a_callback_adds_to_the_logs_lands_in_the_history_and_is_seen_by_the_next():
+def test_values_added_to_the_logs_reach_history_and_callbacks():
     seen = []
     add = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(twice=2.0 * epoch))
     see = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["twice"]))
@@ -180,7 +180,7 @@ def test_what_a_callback_adds_to_the_logs_lands_in_the_history_and_is_seen_by_th
     assert history.history["twice"] == seen == [0.0, 2.0, 4.0]
 
 
-def test_history_goes_on_over_fits():
+def test_history_continues_over_fits():
     model, recorder = new_model(), Recorder()
     train(model, 2)
     history = train(model, 3, recorder)
@@ -189,24 +189,24 @@ def test_history_goes_on_over_fits():
     assert [epoch for epoch, _ in recorder.told("on_epoch_end")] == [2, 3, 4]
 
 
-def test_callbacks_may_be_none_as_keras_has_it():
+def test_callbacks_may_be_none():
     assert len(new_model().fit(X, Y, callbacks=None, verbose=0)["loss"]) == 1
 
 
 @pytest.mark.parametrize("hook", ["on_batch_begin", "on_batch_end"])
-def test_the_short_names_of_batch_hooks_are_told_too(hook):
+def test_keras_aliases_of_batch_hooks_are_called(hook):
     batches = []
     callback = type("Own", (Callback,), {hook: lambda self, batch, logs=None: batches.append(batch)})()
     train(new_model(), 1, callback)
     assert batches == [0, 1, 2]
 
 
-def test_a_class_in_place_of_a_callback_is_refused():
-    with pytest.raises(TypeError, match=r"class EarlyStopping\. Make an object of it: EarlyStopping\(\)"):
+def test_a_class_instead_of_a_callback_is_refused():
+    with pytest.raises(TypeError, match=r"class EarlyStopping\. Create an instance: EarlyStopping\(\)"):
         train(new_model(), 1, EarlyStopping)
 
 
-def test_lambda_callback_takes_any_hook_and_none():
+def test_lambda_callback_accepts_any_hook_and_none():
     batches = []
     train(
         new_model(), 1, LambdaCallback(on_train_batch_end=lambda batch, logs: batches.append(batch), on_epoch_end=None)
@@ -214,15 +214,15 @@ def test_lambda_callback_takes_any_hook_and_none():
     assert batches == [0, 1, 2]
 
 
-def test_lambda_callback_refuses_a_hook_that_is_not_there():
-    with pytest.raises(ValueError, match=r"no hook 'on_epoch_ends'. Did you mean 'on_epoch_end'"):
+def test_lambda_callback_refuses_an_unknown_hook():
+    with pytest.raises(ValueError, match=r"Unknown hook 'on_epoch_ends'. Did you mean 'on_epoch_end'"):
         LambdaCallback(on_epoch_ends=print)
 
 
 # Stopping
 
 
-def test_stopped_in_a_batch_hook_the_epoch_ends_after_that_update_and_is_validated():
+def test_stop_in_a_batch_hook_ends_and_validates_the_epoch():
     recorder, model = Recorder(), new_model()
 
     def stop(batch, logs):
@@ -234,7 +234,7 @@ def test_stopped_in_a_batch_hook_the_epoch_ends_after_that_update_and_is_validat
     assert len(history["val_loss"]) == len(recorder.told("on_epoch_end")) == len(recorder.told("on_train_end")) == 1
 
 
-def test_stopped_in_an_epoch_hook_no_further_epoch_begins():
+def test_stop_in_an_epoch_hook_starts_no_further_epoch():
     recorder, model = Recorder(), new_model()
 
     def stop(epoch, logs):
@@ -258,7 +258,7 @@ def interrupt(at):
     return LambdaCallback(on_train_batch_end=lambda batch, logs: batch == at and signal.raise_signal(signal.SIGINT))
 
 
-def test_ctrl_c_is_a_normal_ending_and_on_train_end_runs():
+def test_ctrl_c_ends_training_and_on_train_end_runs():
     recorder, model = Recorder(), new_model()
     history = train(model, 2, interrupt(at=1), recorder)
     assert history.interrupted
@@ -267,14 +267,14 @@ def test_ctrl_c_is_a_normal_ending_and_on_train_end_runs():
     assert not train(model, 1).interrupted
 
 
-def test_ctrl_c_raises_where_that_is_wanted_after_on_train_end():
+def test_ctrl_c_raises_after_on_train_end_if_wanted():
     recorder = Recorder()
     with pytest.raises(KeyboardInterrupt):
         train(new_model(), 2, interrupt(at=1), recorder, on_interrupt="raise")
     assert recorder.events[-1][0] == "on_train_end"
 
 
-def test_an_error_closes_every_callback_and_is_raised_as_it_was():
+def test_an_error_closes_every_callback_and_is_raised_unchanged():
     before, after, error = Recorder(), Recorder(), ValueError("mine")
     with pytest.raises(ValueError, match=r"^mine$") as caught:
         train(new_model(), 2, before, raising("on_epoch_begin", at=1, error=error), after)
@@ -284,7 +284,7 @@ def test_an_error_closes_every_callback_and_is_raised_as_it_was():
         assert recorder.events[-1][0] == "on_train_end"
 
 
-def test_an_error_when_training_begins_closes_every_callback():
+def test_an_error_in_on_train_begin_closes_every_callback():
     recorder, model = Recorder(), new_model()
     with pytest.raises(RuntimeError, match=r"on_train_begin failed"):
         train(model, 1, recorder, raising("on_train_begin"))
@@ -292,7 +292,7 @@ def test_an_error_when_training_begins_closes_every_callback():
     assert model.state.step == 0
 
 
-def test_an_error_in_the_module_puts_its_mode_back():
+def test_an_error_in_the_module_restores_its_mode():
     model = new_model(Fragile)
     model.module.eval()
     with pytest.raises(RuntimeError, match=r"the module broke"):
@@ -301,11 +301,11 @@ def test_an_error_in_the_module_puts_its_mode_back():
 
 
 @pytest.mark.parametrize("hook", ["on_exception", "on_train_end"])
-def test_a_second_error_is_a_warning_beside_the_first(hook):
+def test_a_second_error_is_a_warning(hook):
     recorder = Recorder()
     fails_twice = raising(hook, error=KeyError("second"))
     with (
-        pytest.warns(UserWarning, match=rf"LambdaCallback.{hook} failed too: KeyError: 'second'") as warned,
+        pytest.warns(UserWarning, match=rf"LambdaCallback.{hook} also failed: KeyError: 'second'") as warned,
         pytest.raises(ValueError, match=r"^first$"),
     ):
         train(new_model(), 1, raising("on_epoch_end", error=ValueError("first")), fails_twice, recorder)
@@ -313,7 +313,7 @@ def test_a_second_error_is_a_warning_beside_the_first(hook):
     assert [hook for hook, _ in recorder.events][-2:] == ["on_exception", "on_train_end"]
 
 
-def test_an_error_in_on_train_end_is_raised_when_all_are_closed():
+def test_an_error_in_on_train_end_is_raised_after_all_hooks():
     recorder = Recorder()
     with pytest.raises(RuntimeError, match=r"on_train_end failed"):
         train(new_model(), 1, raising("on_train_end"), recorder)
@@ -329,33 +329,33 @@ def stopped(values, name="val_loss", metrics=("accuracy",), **options):
     return len(train(model, len(values), Scripted(**{name: values}), stopping).epoch), stopping
 
 
-def test_early_stopping_has_the_arguments_and_defaults_of_keras():
+def test_early_stopping_has_the_arguments_of_keras():
     stopping = EarlyStopping("val_loss", 0, 0, 0, "auto", None, False, 0)
     default = EarlyStopping()
     assert {name: vars(default)[name] for name in vars(default)} == vars(stopping)
 
 
-def test_early_stopping_stops_after_patience_epochs_without_a_better_value():
+def test_early_stopping_stops_after_patience_epochs():
     epochs, stopping = stopped([3, 2, 2.5, 2, 2.1, 1, 1], patience=3)
     assert epochs == 5
     assert (stopping.stopped_epoch, stopping.best_epoch, stopping.best) == (4, 1, 2)
 
 
-def test_a_better_value_gives_early_stopping_its_patience_back():
+def test_an_improvement_resets_the_patience_of_early_stopping():
     assert stopped([3, 3, 2, 2, 1, 1, 1, 1], patience=2)[0] == 7
 
 
-def test_early_stopping_without_patience_stops_at_the_first_value_that_is_no_better():
+def test_early_stopping_without_patience_stops_at_once():
     assert stopped([3, 2, 2, 1])[0] == 3
 
 
-def test_early_stopping_leaves_a_run_alone_that_gets_better():
+def test_early_stopping_does_not_stop_an_improving_run():
     epochs, stopping = stopped([4, 3, 2, 1])
     assert epochs == 4
     assert stopping.stopped_epoch is None
 
 
-def test_better_is_better_by_more_than_min_delta():
+def test_an_improvement_exceeds_min_delta():
     assert stopped([1.0, 0.95, 0.91, 0.5], patience=2, min_delta=0.1)[0] == 3
     assert stopped([1.0, 0.95, 0.85, 0.5], patience=2, min_delta=0.1)[0] == 4
 
@@ -369,38 +369,38 @@ def test_better_is_better_by_more_than_min_delta():
         ("val_loss", "max", [2, 3, 1], 3),
     ],
 )
-def test_the_direction_is_the_metrics_or_the_users(name, mode, values, best):
+def test_the_direction_comes_from_the_metric_or_the_user(name, mode, values, best):
     assert stopped(values, name, mode=mode, patience=9)[1].best == best
 
 
-def test_an_unknown_mode_is_refused_with_the_known_ones():
+def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match=r"Unknown mode 'maximum'.*'min', 'max'"):
         EarlyStopping(mode="maximum")
 
 
-def test_patience_starts_again_only_at_values_better_than_the_baseline():
+def test_only_values_better_than_the_baseline_reset_patience():
     assert stopped([3, 2.5, 2, 1.8], baseline=1.5, patience=3)[0] == 3
     assert stopped([3, 1.4, 2, 2, 2, 2], baseline=1.5, patience=3)[0] == 5
 
 
-def test_early_stopping_does_not_look_at_epochs_before_start_from_epoch():
+def test_epochs_before_start_from_epoch_do_not_count():
     epochs, stopping = stopped([0, 0, 3, 2, 2.5, 2.6, 2.7], start_from_epoch=2, patience=2)
     assert epochs == 6
     assert (stopping.best, stopping.best_epoch) == (2, 3)
 
 
-def test_epochs_that_did_not_measure_the_value_do_not_count():
+def test_epochs_without_the_value_do_not_count():
     assert stopped([3, None, None, None, 3, 3, 3], patience=2)[0] == 6
 
 
-def test_nan_first_is_not_the_best_for_ever():
+def test_nan_in_the_first_epoch_is_not_the_best():
     epochs, stopping = stopped([NAN, 3, 2, 1, 0.5], patience=3)
     assert epochs == 5
     assert (stopping.best_epoch, stopping.best) == (4, 0.5)
 
 
 @pytest.mark.parametrize(("name", "best"), [("val_loss", 1), ("val_accuracy", 1)])
-def test_nan_later_is_not_better(name, best):
+def test_nan_is_not_an_improvement(name, best):
     epochs, stopping = stopped([1, NAN, NAN, 1], name, patience=2)
     assert epochs == 3
     assert (stopping.best_epoch, stopping.best) == (0, best)
@@ -437,19 +437,19 @@ def test_best_weights_are_restored_on_every_way_out(way):
     assert not equal(weights.copies[1], weights.copies[-1])
 
 
-def test_best_weights_stay_away_where_nobody_asked_for_them():
+def test_best_weights_are_not_restored_by_default():
     weights, model = Weights(), new_model()
     train(model, 4, Scripted(val_loss=[3, 1, 2, 2]), weights, EarlyStopping(patience=2))
     assert equal(model.module.state_dict(), weights.copies[-1])
 
 
-def test_weights_are_left_alone_where_every_value_was_nan():
+def test_weights_are_unchanged_if_every_value_is_nan():
     weights, model = Weights(), new_model()
     train(model, 3, Scripted(val_loss=[NAN] * 3), weights, EarlyStopping(patience=2, restore_best_weights=True))
     assert equal(model.module.state_dict(), weights.copies[-1])
 
 
-def test_early_stopping_starts_anew_in_a_second_fit():
+def test_a_second_fit_resets_early_stopping():
     stopping, weights, model = EarlyStopping(patience=2, restore_best_weights=True), Weights(), new_model()
     scripted = Scripted(val_loss=[1, 2, 2, 5, 4, 6])
     assert train(model, 3, scripted, weights, stopping).epoch == [0, 1, 2]
@@ -459,21 +459,21 @@ def test_early_stopping_starts_anew_in_a_second_fit():
     assert equal(model.module.state_dict(), weights.copies[4])
 
 
-def test_early_stopping_says_when_it_stopped_if_asked(capsys):
+def test_verbose_early_stopping_prints_when_it_stops(capsys):
     stopped([1, 2, 2], patience=2, verbose=1, restore_best_weights=True)
     assert capsys.readouterr().out == (
-        "Epoch 3: val_loss has not been better for 2 epochs; stopped\nRestored the weights of epoch 1\n"
+        "Epoch 3: early stopping, val_loss did not improve for 2 epochs\nRestored the weights of epoch 1\n"
     )
 
 
-def test_a_monitor_that_will_not_be_there_is_refused_before_the_first_step():
+def test_unknown_monitor_is_refused_before_the_first_step():
     model = new_model()
     with pytest.raises(ValueError, match=r"EarlyStopping monitors 'val_los'.*Did you mean 'val_loss'\?"):
         train(model, 1, EarlyStopping("val_los"))
     assert model.state.step == 0
 
 
-def test_a_validation_value_without_validation_data_is_refused_with_the_cure():
+def test_val_monitor_without_validation_data_is_refused():
     model = new_model()
     with pytest.raises(ValueError, match=r"Pass validation_data or validation_split to fit"):
         train(model, 1, EarlyStopping("val_loss"), validation_data=None)
@@ -484,7 +484,7 @@ def spread(y_pred, y):
     return y_pred.std()
 
 
-def test_an_unknown_direction_is_asked_for_before_the_first_step():
+def test_unknown_direction_is_refused_before_the_first_step():
     model = new_model(metrics=[spread])
     with pytest.raises(ValueError, match=r"whether higher or lower values of 'val_spread' are better.*mode='min'"):
         train(model, 1, EarlyStopping("val_spread"))
@@ -497,20 +497,20 @@ class OwnStep(Model):
         return super().train_step(batch) | {"extra": torch.zeros(())}
 
 
-def test_a_value_of_a_step_of_ones_own_can_be_monitored():
+def test_a_value_of_a_custom_step_can_be_monitored():
     stopping = EarlyStopping("val_extra", mode="min", patience=1)
     model = OwnStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
     assert train(model, 3, stopping).epoch == [0, 1]
 
 
-def test_a_monitor_that_never_came_is_not_passed_over_in_silence():
+def test_a_monitor_that_no_step_logs_is_an_error():
     """What an own step logs is not known before it ran; after the first epoch it is."""
     model = OwnStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
     with pytest.raises((ValueError, UserWarning), match=r"val_extar.*val_extra"):
         train(model, 3, EarlyStopping("val_extar", mode="min"))
 
 
-def test_a_validation_value_that_nobody_measures_is_told_after_the_first_epoch():
+def test_missing_val_value_is_an_error_after_the_first_epoch():
     """A callback of one's own may bring it, so it is not refused before; but it is not waited for in silence."""
     model = new_model()
     with pytest.raises(ValueError, match="EarlyStopping monitors 'val_loss', which is not in the logs"):
@@ -518,16 +518,16 @@ def test_a_validation_value_that_nobody_measures_is_told_after_the_first_epoch()
     assert model.state.epoch == 1
 
 
-def test_a_value_that_a_function_of_ones_own_brings_can_be_monitored():
+def test_a_value_that_a_callback_logs_can_be_monitored():
     brings = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(val_own=[3, 1, 2, 2][epoch]))
     stopping = EarlyStopping("val_own", mode="min", patience=2)
     train(new_model(), 4, brings, stopping, validation_data=None)
     assert stopping.best == 1
 
 
-def test_a_method_that_looks_like_a_hook_and_is_none_is_told():
+def test_a_misspelled_hook_is_a_warning():
     with pytest.warns(
-        UserWarning, match=r"Mine\.on_epoch_finish is no hook, and nobody calls it\. Did you mean 'on_epoch"
+        UserWarning, match=r"Mine\.on_epoch_finish is not a hook and is never called\. Did you mean 'on_epoch"
     ):
 
         class Mine(Callback):
@@ -538,5 +538,5 @@ def test_a_method_that_looks_like_a_hook_and_is_none_is_told():
 @pytest.mark.parametrize("patience", ["3", -1, 1.5, True])
 def test_a_patience_that_is_no_number_of_epochs_is_refused(patience):
     for callback in (EarlyStopping, ReduceLROnPlateau):
-        with pytest.raises(ValueError, match="patience must be a whole number of epochs, 0 or more, received"):
+        with pytest.raises(ValueError, match="patience must be a non-negative integer, received"):
             callback(patience=patience)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from easytorch import FileError, Model
-from easytorch.callbacks import BackupAndRestore, EarlyStopping, LambdaCallback, ModelCheckpoint
+from easytorch.callbacks import BackupAndRestore, EarlyStopping, Every, LambdaCallback, ModelCheckpoint
 from easytorch.checkpoint import rotation
 from tests.loops import same_weights
 from tests.scripted import (
@@ -44,12 +44,12 @@ def checkpointed(folder, values, name="{epoch}.pt", monitor="val_loss", model=No
     return written(folder), checkpoint
 
 
-def test_a_checkpoint_is_written_after_every_epoch_under_a_name_of_the_logs(tmp_path):
+def test_a_checkpoint_is_named_after_the_logs_of_its_epoch(tmp_path):
     names, _ = checkpointed(tmp_path / "new" / "folder", [1.23456, 0.5], "{epoch:02d}-{val_loss:.3f}.pt")
     assert names == ["01-1.235.pt", "02-0.500.pt"]
 
 
-def test_a_checkpoint_holds_the_model_as_it_was(tmp_path):
+def test_a_checkpoint_contains_the_model_of_its_epoch(tmp_path):
     weights = Weights()
     checkpointed(tmp_path, [3, 2, 1], extra=[weights])
     model = new_model().load(tmp_path / "2.pt")
@@ -58,7 +58,7 @@ def test_a_checkpoint_holds_the_model_as_it_was(tmp_path):
     assert model.history.epoch == [0, 1]
 
 
-def test_the_same_name_is_written_over(tmp_path):
+def test_a_file_of_the_same_name_is_replaced(tmp_path):
     assert checkpointed(tmp_path, [3, 2, 1], "last.pt", keep=1)[0] == ["last.pt"]
     assert new_model().load(tmp_path / "last.pt").state.epoch == 3
 
@@ -67,17 +67,17 @@ def test_the_same_name_is_written_over(tmp_path):
     ("save_freq", "expected"),
     [
         ("epoch", ["1.pt", "2.pt", "3.pt", "4.pt"]),
-        ("2 epochs", ["2.pt", "4.pt"]),
-        ("3 epochs", ["3.pt"]),
-        ("1000 minutes", []),
+        (Every(epochs=2), ["2.pt", "4.pt"]),
+        (Every(epochs=3), ["3.pt"]),
+        (Every(minutes=1000), []),
     ],
 )
-def test_checkpoints_come_as_often_as_save_freq_says(save_freq, expected, tmp_path):
+def test_save_freq_counts_epochs_or_minutes(save_freq, expected, tmp_path):
     assert checkpointed(tmp_path, [1] * 4, save_freq=save_freq)[0] == expected
 
 
-@pytest.mark.parametrize("save_freq", [2, "2 updates"])
-def test_a_number_in_save_freq_counts_updates_across_epochs(save_freq, tmp_path):
+@pytest.mark.parametrize("save_freq", [2, Every(updates=2)])
+def test_save_freq_counts_updates_over_all_epochs(save_freq, tmp_path):
     assert checkpointed(tmp_path, [1, 1], "{epoch}-{batch}.pt", save_freq=save_freq)[0] == [
         "1-2.pt",
         "2-1.pt",
@@ -85,41 +85,41 @@ def test_a_number_in_save_freq_counts_updates_across_epochs(save_freq, tmp_path)
     ]
 
 
-def test_minutes_in_save_freq_are_looked_at_after_every_update(tmp_path):
-    assert checkpointed(tmp_path, [1], "{batch}.pt", save_freq="0.0000001 minutes")[0] == ["1.pt", "2.pt", "3.pt"]
+def test_minutes_are_checked_after_every_update(tmp_path):
+    assert checkpointed(tmp_path, [1], "{batch}.pt", save_freq=Every(minutes=1e-7))[0] == ["1.pt", "2.pt", "3.pt"]
 
 
 @pytest.mark.parametrize("save_freq", [0, -1, False, None, 2.5, "weekly", "0 epochs", "-1 epochs", "1.5 epochs"])
-def test_a_save_freq_that_means_nothing_is_refused(save_freq):
+def test_invalid_save_freq_is_refused(save_freq):
     with pytest.raises(ValueError, match=r"save_freq must be 'epoch'"):
         ModelCheckpoint("x.pt", save_freq=save_freq)
 
 
-def test_the_best_cannot_be_asked_for_between_epochs():
+def test_save_best_only_needs_save_freq_in_epochs():
     with pytest.raises(ValueError, match=r"save_freq in epochs"):
         ModelCheckpoint("x.pt", save_best_only=True, save_freq=5)
 
 
-def test_save_best_only_writes_what_is_better_than_all_before(tmp_path):
+def test_save_best_only_saves_improvements(tmp_path):
     names, checkpoint = checkpointed(tmp_path, [3, NAN, 2, 2.5, 1], save_best_only=True)
     assert names == ["1.pt", "3.pt", "5.pt"]
     assert checkpoint.best_path == str(tmp_path / "5.pt")
 
 
-def test_save_best_only_goes_by_the_direction_of_the_metric(tmp_path):
+def test_save_best_only_uses_the_direction_of_the_metric(tmp_path):
     names, _ = checkpointed(tmp_path, [0.5, 0.4, 0.6], monitor="val_accuracy", save_best_only=True)
     assert names == ["1.pt", "3.pt"]
 
 
-def test_nan_first_is_not_written_as_the_best(tmp_path):
+def test_nan_in_the_first_epoch_is_not_saved_as_the_best(tmp_path):
     assert checkpointed(tmp_path, [NAN, 2, 3], save_best_only=True)[0] == ["2.pt"]
 
 
-def test_the_first_file_has_to_beat_the_threshold(tmp_path):
+def test_the_first_file_must_improve_on_the_threshold(tmp_path):
     assert checkpointed(tmp_path, [3, 2, 1.9, 1], save_best_only=True, initial_value_threshold=2)[0] == ["3.pt", "4.pt"]
 
 
-def test_the_best_of_a_checkpoint_survives_a_second_fit(tmp_path):
+def test_the_best_value_of_a_checkpoint_survives_a_second_fit(tmp_path):
     model = new_model()
     checkpoint = ModelCheckpoint(tmp_path / "{epoch}.pt", save_best_only=True)
     scripted = Scripted(val_loss=[2, 1, 1.5, 0.5])
@@ -135,7 +135,7 @@ def test_save_best_only_needs_its_monitor_before_the_first_step(tmp_path):
     assert model.state.step == 0
 
 
-def test_a_checkpoint_that_judges_nothing_needs_no_monitor(tmp_path):
+def test_a_checkpoint_without_comparison_needs_no_monitor(tmp_path):
     train(new_model(), 1, ModelCheckpoint(tmp_path / "x.pt"), validation_data=None)
     assert written(tmp_path) == ["x.pt"]
 
@@ -149,21 +149,21 @@ def test_a_checkpoint_that_judges_nothing_needs_no_monitor(tmp_path):
         ({"keep": 1, "save_best_only": True}, ["1.pt"]),
     ],
 )
-def test_the_last_and_the_best_files_are_kept(options, expected, tmp_path):
+def test_the_last_and_the_best_files_are_retained(options, expected, tmp_path):
     assert checkpointed(tmp_path, [1, 3, 2, 4, 5], **options)[0] == expected
 
 
-def test_nan_is_not_kept_among_the_best(tmp_path):
+def test_nan_is_not_among_the_best(tmp_path):
     assert checkpointed(tmp_path, [NAN, 2, 3, 4], keep=1, keep_best=1)[0] == ["2.pt", "4.pt"]
 
 
 @pytest.mark.parametrize("options", [{"keep": 0}, {"keep": -1}, {"keep_best": 0}, {"keep_best": -1}])
 def test_to_keep_less_than_one_file_is_refused(options):
-    with pytest.raises(ValueError, match=r"at least 1"):
+    with pytest.raises(ValueError, match=r"must be a positive integer"):
         ModelCheckpoint("x.pt", **options)
 
 
-def test_files_of_somebody_else_are_not_deleted(tmp_path):
+def test_other_files_are_not_deleted(tmp_path):
     (tmp_path / "mine.pt").write_text("")
     assert checkpointed(tmp_path, [1, 2, 3], keep=1)[0] == ["3.pt", "mine.pt"]
 
@@ -182,7 +182,7 @@ def test_a_save_comes_before_a_delete(tmp_path):
     assert seen == [["1.pt"], ["1.pt", "2.pt"], ["2.pt", "3.pt"]]
 
 
-def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_path):
+def test_a_failed_checkpoint_is_a_warning(tmp_path):
     (tmp_path / "2.pt").mkdir()
     with pytest.warns(UserWarning, match=r"Cannot write .*2\.pt"):
         names, _ = checkpointed(tmp_path, [1, 2, 3], keep=1)
@@ -190,20 +190,20 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_goes_on(t
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_file(tmp_path):
+def test_a_failed_checkpoint_leaves_the_last_valid_file(tmp_path):
     (tmp_path / "2.pt").mkdir()
     with pytest.raises(OSError, match=r"Cannot write .*2\.pt"):
         checkpointed(tmp_path, [1, 2], keep=1)  # the final one raises
     assert new_model().load(tmp_path / "1.pt").state.epoch == 1
 
 
-def test_save_weights_only_writes_the_modules_state_dict(tmp_path):
+def test_save_weights_only_saves_the_state_dict(tmp_path):
     weights = Weights()
     checkpointed(tmp_path, [1], save_weights_only=True, extra=[weights])
     assert equal(torch.load(tmp_path / "1.pt", weights_only=True), weights.copies[0])
 
 
-def test_a_name_with_an_unknown_value_is_refused_before_the_first_step(tmp_path):
+def test_an_unknown_field_is_refused_before_the_first_step(tmp_path):
     model = new_model()
     with pytest.raises(ValueError, match=r"'val_acc'.*val_loss"):
         train(model, 1, ModelCheckpoint(tmp_path / "{epoch}-{val_acc:.2f}.pt"))
@@ -216,31 +216,31 @@ def test_a_name_with_an_unknown_value_is_refused_before_the_first_step(tmp_path)
     ("name", "save_freq", "unknown"),
     [("{batch}.pt", "epoch", "batch"), ("{val_loss:.2f}.pt", 1, "val_loss")],
 )
-def test_a_name_with_a_value_that_no_file_will_know_is_refused_before_the_first_step(
-    name, save_freq, unknown, tmp_path
-):
+def test_a_field_without_value_is_refused_before_the_first_step(name, save_freq, unknown, tmp_path):
     model = new_model()
-    with pytest.raises(ValueError, match=rf"names '{unknown}', which is not known when a file is written"):
+    with pytest.raises(ValueError, match=rf"contains '{unknown}', which has no value when a file is written"):
         train(model, 1, ModelCheckpoint(tmp_path / name, save_freq=save_freq))
     assert model.state.step == 0
 
 
-def test_a_name_with_a_value_that_an_epoch_did_not_measure_does_not_end_training(tmp_path):
+def test_a_missing_field_value_does_not_end_training(tmp_path):
     model = new_model()
     train(model, 4, ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.2f}.pt"), validation_freq=2)
     assert model.state.epoch == 4
     assert {name.split("-")[0] for name in written(tmp_path)} >= {"2", "4"}
 
 
-@pytest.mark.parametrize("save_freq", [1, "5 minutes"])
-def test_a_name_with_a_value_of_validation_is_refused_between_epochs(save_freq, tmp_path):
+@pytest.mark.parametrize("save_freq", [1, Every(minutes=5)])
+def test_val_fields_are_refused_between_epochs(save_freq, tmp_path):
     model = new_model()
-    with pytest.raises(ValueError, match=r"'val_loss', which is not known when a file is written: save_freq counts"):
+    with pytest.raises(
+        ValueError, match=r"'val_loss', which has no value when a file is written, because save_freq counts"
+    ):
         train(model, 1, ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.2f}.pt", save_freq=save_freq))
     assert model.state.step == 0
 
 
-def test_the_learning_rate_stands_in_names_between_epochs_too(tmp_path):
+def test_lr_is_a_field_between_epochs(tmp_path):
     model = new_model(scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.5, total_steps=4))
     train(model, 1, ModelCheckpoint(tmp_path / "{batch}-{lr:.4f}.pt", save_freq=1), rates := Rates())
     rates.used.append(model.optimizer.param_groups[0]["lr"])
@@ -248,25 +248,25 @@ def test_the_learning_rate_stands_in_names_between_epochs_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["{epoch}-{loss:d}.pt", "{epoch}-{val_loss:.2x}.pt", "{epoch:s}.pt"])
-def test_a_name_that_cannot_be_filled_in_is_refused_before_the_first_step(name, tmp_path):
+def test_an_invalid_format_is_refused_before_the_first_step(name, tmp_path):
     model = new_model()
-    with pytest.raises(ValueError, match=r"cannot be filled in: .*Write \{val_loss:\.3f\}"):
+    with pytest.raises(ValueError, match=r"cannot be formatted: .*Use a format for numbers: \{val_loss:\.3f\}"):
         train(model, 1, ModelCheckpoint(tmp_path / name))
     assert model.state.step == 0
 
 
-def test_a_name_may_have_words_and_whole_numbers_that_a_callback_logs(tmp_path):
+def test_fields_may_be_strings_and_integers_from_a_callback(tmp_path):
     log = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(phase="head", count=7))
     train(new_model(), 1, log, ModelCheckpoint(tmp_path / "{phase:s}-{count:03d}.pt"))
     assert written(tmp_path) == ["head-007.pt"]
 
 
-def test_a_checkpoint_says_what_it_writes_if_asked(tmp_path, capsys):
+def test_a_verbose_checkpoint_prints_the_file(tmp_path, capsys):
     checkpointed(tmp_path, [1.5], save_best_only=True, verbose=1)
     assert capsys.readouterr().out == f"Epoch 1: saved {tmp_path / '1.pt'} (val_loss 1.5000)\n"
 
 
-def test_checkpoints_leave_the_training_as_it_is(tmp_path):
+def test_checkpoints_do_not_change_the_training(tmp_path):
     plain, kept = new_model(), new_model()
     train(plain, 3)
     train(kept, 3, ModelCheckpoint(tmp_path / "{epoch}-{batch}.pt", save_freq=1), ModelCheckpoint(tmp_path / "x.pt"))
@@ -304,7 +304,7 @@ def pull_the_plug():
     raise KeyboardInterrupt
 
 
-def test_a_stopped_run_goes_on_as_if_undisturbed(tmp_path):
+def test_a_stopped_run_resumes_exactly(tmp_path):
     undisturbed = run(None)
     crashed(tmp_path, at=2 * UPDATES + 1)
     assert steps_in(tmp_path) == [UPDATES, 2 * UPDATES]
@@ -313,27 +313,27 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(tmp_path):
     assert undisturbed.history.history == continued.history.history
 
 
-def test_a_backup_leaves_the_training_as_it_is(tmp_path):
+def test_a_backup_does_not_change_the_training(tmp_path):
     assert same_weights(run(None).module, run(tmp_path, save_freq=1).module)
 
 
-def test_the_backup_is_deleted_when_training_comes_to_its_end(tmp_path):
+def test_the_backup_of_a_complete_run_is_deleted(tmp_path):
     run(tmp_path / "backup")
     assert not (tmp_path / "backup").exists() or written(tmp_path / "backup") == []
 
 
-def test_the_backup_stays_where_that_is_wanted(tmp_path):
+def test_delete_checkpoint_false_retains_the_backup(tmp_path):
     run(tmp_path, delete_checkpoint=False)
     assert steps_in(tmp_path) == [2 * UPDATES, 3 * UPDATES]
 
 
-def test_deleting_the_backup_leaves_other_files_of_the_folder_alone(tmp_path):
+def test_deleting_the_backup_leaves_other_files(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     run(tmp_path)
     assert written(tmp_path) == ["thesis.txt"]
 
 
-def test_going_on_from_a_file_leaves_the_other_files_beside_it_alone(tmp_path):
+def test_resuming_from_a_file_leaves_other_files(tmp_path):
     run(tmp_path / "a", delete_checkpoint=False)
     shutil.copy(rotation.step_path(tmp_path / "a", UPDATES * 3), tmp_path / "good.pt")
     (tmp_path / "thesis.txt").write_text("years of work")
@@ -341,7 +341,7 @@ def test_going_on_from_a_file_leaves_the_other_files_beside_it_alone(tmp_path):
     assert {"thesis.txt", "good.pt"} <= set(written(tmp_path))
 
 
-def test_a_checkpoint_is_set_aside_beside_the_one_of_before(tmp_path):
+def test_an_archived_checkpoint_does_not_replace_another(tmp_path):
     crashed(tmp_path, at=2 * UPDATES + 1)
     for _ in range(2):
         run(rotation.step_path(tmp_path, UPDATES), delete_checkpoint=False, keep=9)
@@ -349,7 +349,7 @@ def test_a_checkpoint_is_set_aside_beside_the_one_of_before(tmp_path):
     assert [name for name in written(tmp_path) if "archived" in name] == archived
 
 
-def test_a_backup_used_again_after_an_interrupted_validation_keeps_the_random_states_of_now(tmp_path):
+def test_a_reused_backup_saves_the_current_random_states(tmp_path):
     backup = BackupAndRestore(tmp_path, save_freq=1, delete_checkpoint=False)
     press = LambdaCallback(on_test_batch_end=lambda *_: signal.raise_signal(signal.SIGINT))
     train(new_model(dropping), 2, backup, press)
@@ -359,19 +359,19 @@ def test_a_backup_used_again_after_an_interrupted_validation_keeps_the_random_st
     assert torch.equal(kept["train_data"]["random"]["torch"], torch.get_rng_state())
 
 
-def test_the_backup_stays_after_an_error(tmp_path):
+def test_the_backup_remains_after_an_error(tmp_path):
     with pytest.raises(RuntimeError, match=r"on_epoch_begin failed"):
         run(tmp_path, raising("on_epoch_begin", at=2))
     assert steps_in(tmp_path) == [UPDATES, 2 * UPDATES]
 
 
-def test_the_backup_stays_after_an_error_at_the_end_of_the_last_epoch(tmp_path):
+def test_the_backup_remains_after_an_error_in_the_last_epoch(tmp_path):
     with pytest.raises(RuntimeError, match=r"on_epoch_end failed"):
         run(tmp_path, raising("on_epoch_end", at=2))
     assert steps_in(tmp_path)
 
 
-def test_the_backup_stays_after_an_error_in_a_run_that_was_to_stop(tmp_path):
+def test_the_backup_remains_after_an_error_in_a_stopped_run(tmp_path):
     def stop(batch, logs):
         callback.model.stop_training = callback.model.state.step == UPDATES + 1
 
@@ -392,24 +392,24 @@ def test_the_backup_stays_after_an_error_in_a_run_that_was_to_stop(tmp_path):
         ({"save_freq": "epoch", "minutes": None, "keep": 1}, [6]),
     ],
 )
-def test_backups_come_and_are_kept_as_was_said(options, expected, tmp_path):
+def test_backups_follow_save_freq_minutes_and_keep(options, expected, tmp_path):
     crashed(tmp_path, at=7, **options)
     assert steps_in(tmp_path) == expected
 
 
 @pytest.mark.parametrize("save_freq", [False, 0, -1, None, "batch"])
-def test_a_backups_save_freq_that_means_nothing_is_refused(save_freq, tmp_path):
-    with pytest.raises(ValueError, match=r"save_freq must be 'epoch' or a number of updates"):
+def test_invalid_save_freq_of_a_backup_is_refused(save_freq, tmp_path):
+    with pytest.raises(ValueError, match=r"save_freq must be 'epoch', a positive integer"):
         BackupAndRestore(tmp_path, save_freq=save_freq)
 
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_to_keep_less_than_one_backup_is_refused(keep, tmp_path):
-    with pytest.raises(ValueError, match=r"keep must be at least 1"):
+    with pytest.raises(ValueError, match=r"keep must be a positive integer"):
         BackupAndRestore(tmp_path, keep=keep)
 
 
-def test_a_broken_newest_backup_is_passed_over_with_a_warning(tmp_path):
+def test_a_damaged_newest_backup_is_skipped_with_a_warning(tmp_path):
     undisturbed = run(None)
     crashed(tmp_path, at=2 * UPDATES + 1)
     newest = rotation.step_path(tmp_path, 2 * UPDATES)
@@ -419,7 +419,7 @@ def test_a_broken_newest_backup_is_passed_over_with_a_warning(tmp_path):
     assert same_weights(undisturbed.module, continued.module)
 
 
-def test_a_folder_with_broken_backups_alone_is_an_error_before_the_first_step(tmp_path):
+def test_a_folder_of_damaged_backups_is_an_error(tmp_path):
     crashed(tmp_path, at=2 * UPDATES + 1)
     for path in rotation.list_checkpoints(tmp_path):
         path.write_bytes(b"PK")
@@ -427,7 +427,7 @@ def test_a_folder_with_broken_backups_alone_is_an_error_before_the_first_step(tm
         run(tmp_path)
 
 
-def test_what_a_killed_process_left_half_written_is_swept(tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".step-0000000003.pt.x1y2.tmp").write_bytes(b"half")
     crashed(tmp_path, at=UPDATES + 1)
     assert written(tmp_path) == ["step-0000000003.pt"]
@@ -446,35 +446,35 @@ def in_the_way(folder, epochs):
     return LambdaCallback(on_epoch_begin=block)
 
 
-def test_a_backup_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_path):
+def test_a_failed_backup_is_a_warning(tmp_path):
     folder = tmp_path / "backup"
-    with pytest.warns(UserWarning, match=r"backup.*Training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"backup.*Training continues") as warned:
         model = run(folder, in_the_way(folder, epochs=[1]), delete_checkpoint=False)
     assert len(warned) == 1
     assert same_weights(run(None).module, model.module)
     assert steps_in(folder) == [3 * UPDATES]
 
 
-def test_a_last_backup_that_cannot_be_written_is_an_error_after_training(tmp_path):
+def test_a_failed_last_backup_is_an_error_after_training(tmp_path):
     folder, model = tmp_path / "backup", new_model()
     backup = BackupAndRestore(folder, delete_checkpoint=False)
-    with pytest.warns(UserWarning, match=r"Training goes on"), pytest.raises(OSError, match=r"backup"):
+    with pytest.warns(UserWarning, match=r"Training continues"), pytest.raises(OSError, match=r"backup"):
         train(model, 2, in_the_way(folder, epochs=[1]), backup)
     assert model.state.step == 2 * UPDATES
 
 
-def test_a_backup_that_failed_in_one_fit_does_not_fail_the_next(tmp_path):
+def test_a_failed_backup_does_not_fail_the_next_fit(tmp_path):
     folder, model = tmp_path / "backup", new_model()
     backup = BackupAndRestore(folder, delete_checkpoint=False, save_freq=100)
     backup.minutes = 0.0
-    with pytest.warns(UserWarning, match=r"Training goes on"), pytest.raises(OSError, match=r"backup"):
+    with pytest.warns(UserWarning, match=r"Training continues"), pytest.raises(OSError, match=r"backup"):
         train(model, 1, in_the_way(folder, epochs=[0]), backup)
     folder.unlink()
     backup.minutes = None
     train(model, 1, backup)
 
 
-def test_ctrl_c_writes_a_backup_of_the_update_that_ran(tmp_path):
+def test_ctrl_c_saves_a_backup_of_the_current_update(tmp_path):
     interrupt = LambdaCallback(on_train_batch_end=lambda batch, _: batch == 1 and signal.raise_signal(signal.SIGINT))
     model = run(tmp_path, interrupt)
     assert model.history.interrupted
@@ -482,7 +482,7 @@ def test_ctrl_c_writes_a_backup_of_the_update_that_ran(tmp_path):
     assert same_weights(run(tmp_path).module, run(None).module)
 
 
-def test_a_backup_at_ctrl_c_that_cannot_be_written_is_an_error_after_all_are_closed(tmp_path):
+def test_a_failed_backup_at_ctrl_c_is_an_error(tmp_path):
     closed = []
     interrupt = LambdaCallback(on_train_batch_end=lambda batch, _: batch == 1 and signal.raise_signal(signal.SIGINT))
     close = LambdaCallback(on_train_end=closed.append)
@@ -491,7 +491,7 @@ def test_a_backup_at_ctrl_c_that_cannot_be_written_is_an_error_after_all_are_clo
     assert len(closed) == 1
 
 
-def test_a_run_that_stopped_early_trains_no_more_when_it_is_started_again(tmp_path):
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
     def program():
         model = new_model()
         train(model, 9, Scripted(val_loss=[1, 2, 3, 4, 5, 6, 7, 8, 9]), EarlyStopping(patience=2), resume=tmp_path)
@@ -502,7 +502,7 @@ def test_a_run_that_stopped_early_trains_no_more_when_it_is_started_again(tmp_pa
     assert same_weights(first.module, second.module)
 
 
-def test_the_best_of_a_checkpoint_survives_a_restart(tmp_path):
+def test_the_best_value_of_a_checkpoint_survives_a_restart(tmp_path):
     def program(*more):
         checkpoint = ModelCheckpoint(tmp_path / "best" / "{epoch}.pt", save_best_only=True, keep=1)
         train(new_model(), 4, Scripted(val_loss=[2, 1, 1.5, 0.5]), checkpoint, *more, resume=tmp_path / "run")
@@ -517,13 +517,13 @@ def test_the_best_of_a_checkpoint_survives_a_restart(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", "/", "new/"])
-def test_a_folder_instead_of_a_file_is_refused_before_the_first_update(path, tmp_path):
+def test_a_folder_as_filepath_is_refused(path, tmp_path):
     model = Model(nn.Linear(2, 1)).compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"is a folder\. Name the file in it, '.*model-\{epoch\}\.pt'"):
+    with pytest.raises(ValueError, match=r"is a folder\. Pass the name of a file, such as '.*model-\{epoch\}\.pt'"):
         model.fit(torch.rand(4, 2), torch.rand(4, 1), verbose=0, callbacks=[ModelCheckpoint(f"{tmp_path}/{path}")])
     assert model.state.step == 0
 
 
-def test_saving_to_the_name_of_a_folder_is_refused(tmp_path):
+def test_saving_to_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is the name of a folder\. Name the file, '.*model\.pt'"):
         Model(nn.Linear(2, 1)).save(f"{tmp_path}/new/")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from easytorch.callbacks import CSVLogger, LambdaCallback, TensorBoard
-from easytorch.callbacks.progress import Bar
+from easytorch.callbacks.progress import ProgressBar
 from tests.loops import same_weights
 from tests.scripted import UPDATES, new_model, raising, train
 
@@ -25,7 +25,7 @@ def rows(path, separator=","):
 # CSVLogger
 
 
-def test_the_csv_file_has_the_epoch_from_zero_and_every_value_of_the_logs(tmp_path):
+def test_csv_has_the_epoch_and_every_value_of_the_logs(tmp_path):
     path = tmp_path / "new" / "log.csv"
     history = train(new_model(metrics=["accuracy"]), 3, CSVLogger(path))
     written = rows(path)
@@ -36,26 +36,26 @@ def test_the_csv_file_has_the_epoch_from_zero_and_every_value_of_the_logs(tmp_pa
         assert [float(row[name]) for row in written] == history[name]  # not one digit is lost
 
 
-def test_the_csv_file_is_up_to_date_after_every_epoch(tmp_path):
+def test_csv_is_up_to_date_after_every_epoch(tmp_path):
     lengths = []
     look = LambdaCallback(on_epoch_end=lambda *_: lengths.append(len(rows(tmp_path / "log.csv"))))
     train(new_model(), 3, CSVLogger(tmp_path / "log.csv"), look)
     assert lengths == [1, 2, 3]
 
 
-def test_the_separator_is_the_users(tmp_path):
+def test_csv_uses_the_separator(tmp_path):
     train(new_model(), 1, CSVLogger(tmp_path / "log.csv", separator=";"))
     assert (tmp_path / "log.csv").read_text().startswith("epoch;")
     assert float(rows(tmp_path / "log.csv", ";")[0]["loss"]) > 0
 
 
-def test_a_csv_file_that_is_there_is_replaced(tmp_path):
+def test_csv_replaces_an_existing_file(tmp_path):
     for epochs in (3, 2):
         train(new_model(), epochs, CSVLogger(tmp_path / "log.csv"))
     assert len(rows(tmp_path / "log.csv")) == 2
 
 
-def test_a_csv_file_is_gone_on_with_where_that_is_wanted(tmp_path):
+def test_csv_appends_to_an_existing_file_if_wanted(tmp_path):
     path, model = tmp_path / "log.csv", new_model()
     train(model, 2, CSVLogger(path))
     train(model, 2, CSVLogger(path, append=True))
@@ -63,24 +63,24 @@ def test_a_csv_file_is_gone_on_with_where_that_is_wanted(tmp_path):
     assert [float(row["loss"]) for row in rows(path)] == model.history["loss"]
 
 
-def test_a_value_that_an_epoch_did_not_measure_is_na(tmp_path):
+def test_a_missing_value_is_na(tmp_path):
     train(new_model(), 4, CSVLogger(tmp_path / "log.csv"), validation_freq=2)
     assert [row["val_loss"] == "NA" for row in rows(tmp_path / "log.csv")] == [True, False, True, False]
 
 
-def test_lines_that_are_there_stay_until_all_are_written_again(tmp_path, monkeypatch):
+def test_existing_lines_survive_a_failed_rewrite(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     train(new_model(), 2, CSVLogger(tmp_path / "log.csv"))
     before = (tmp_path / "log.csv").read_text()
     monkeypatch.setattr(csv.DictWriter, "writerows", full)
-    with pytest.warns(UserWarning, match="CSVLogger failed and is switched off"):
+    with pytest.warns(UserWarning, match="CSVLogger failed and is disabled"):
         train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv", append=True))
     assert (tmp_path / "log.csv").read_text().startswith(before)
 
 
-def test_a_value_that_appears_later_gets_its_column(tmp_path):
+def test_a_value_that_appears_later_gets_a_column(tmp_path):
     train(new_model(), 3, late(), CSVLogger(tmp_path / "log.csv"))
     assert [row["late"] for row in rows(tmp_path / "log.csv")] == ["NA", "NA", "7.0"]
 
@@ -89,14 +89,14 @@ def late():
     return LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update({"late": 7.0} if epoch == 2 else {}))
 
 
-def test_a_value_that_appears_later_gets_its_column_in_an_appended_file_too(tmp_path):
+def test_a_later_value_gets_a_column_in_an_appended_file(tmp_path):
     path = tmp_path / "log.csv"
     train(new_model(), 1, CSVLogger(path))
     train(new_model(), 3, late(), CSVLogger(path, append=True))
     assert [row["late"] for row in rows(path)] == ["NA", "NA", "NA", "7.0"]
 
 
-def test_an_appended_line_is_its_own_although_the_file_ends_without_a_newline(tmp_path):
+def test_append_to_a_file_without_a_final_newline(tmp_path):
     path, model = tmp_path / "log.csv", new_model()
     train(model, 2, CSVLogger(path))
     path.write_text(path.read_text().rstrip("\n"))  # as editors and killed processes leave it
@@ -104,7 +104,7 @@ def test_an_appended_line_is_its_own_although_the_file_ends_without_a_newline(tm
     assert [float(row["loss"]) for row in rows(path)] == model.history["loss"]
 
 
-def test_a_resumed_run_writes_no_line_twice(tmp_path):
+def test_a_resumed_run_does_not_repeat_lines(tmp_path):
     def program(*more):
         train(new_model(), 3, CSVLogger(tmp_path / "log.csv"), *more, resume=tmp_path / "run")
 
@@ -114,20 +114,20 @@ def test_a_resumed_run_writes_no_line_twice(tmp_path):
     assert [row["epoch"] for row in rows(tmp_path / "log.csv")] == ["0", "1", "2"]
 
 
-def test_a_csv_file_that_cannot_be_written_is_switched_off_with_one_warning(tmp_path):
+def test_a_failed_csv_logger_is_disabled_with_one_warning(tmp_path):
     plain, logged = new_model(), new_model()
     train(plain, 3)
-    with pytest.warns(UserWarning, match=r"CSVLogger failed and is switched off; training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"CSVLogger failed and is disabled; training continues") as warned:
         train(logged, 3, CSVLogger(tmp_path))  # a folder stands in the place of the file
     assert len(warned) == 1
     assert same_weights(plain.module, logged.module)
 
 
-def test_a_logger_that_was_switched_off_is_tried_again_in_the_next_fit(tmp_path):
+def test_a_disabled_logger_is_enabled_in_the_next_fit(tmp_path):
     path, model = tmp_path / "log.csv", new_model()
     path.mkdir()
     logger = CSVLogger(path)
-    with pytest.warns(UserWarning, match=r"CSVLogger failed and is switched off"):
+    with pytest.warns(UserWarning, match=r"CSVLogger failed and is disabled"):
         train(model, 1, logger)
     path.rmdir()
     train(model, 1, logger)
@@ -148,7 +148,7 @@ def scalars(folder, name):
     return [(event.step, event.value) for event in events(folder).Scalars(name)]
 
 
-def test_tensorboard_has_training_and_validation_under_the_same_names(tmp_path):
+def test_tensorboard_uses_the_same_names_for_validation(tmp_path):
     pytest.importorskip("tensorboard")
     history = train(new_model(metrics=["accuracy"]), 2, TensorBoard(tmp_path))
     for where, prefix in (("train", ""), ("validation", "val_")):
@@ -159,20 +159,20 @@ def test_tensorboard_has_training_and_validation_under_the_same_names(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "validation"]
 
 
-def test_tensorboard_writes_running_values_as_often_as_update_freq_says(tmp_path):
+def test_tensorboard_writes_batch_values_by_update_freq(tmp_path):
     pytest.importorskip("tensorboard")
     train(new_model(), 2, TensorBoard(tmp_path, update_freq=2))
     assert [step for step, _ in scalars(tmp_path / "train", "batch_loss")] == [2, 4, 6]
 
 
 @pytest.mark.parametrize("update_freq", ["batch", 0, 2.5])
-def test_an_update_freq_that_is_no_number_of_updates_is_refused_before_the_first_step(update_freq, tmp_path):
+def test_invalid_update_freq_is_refused(update_freq, tmp_path):
     pytest.importorskip("tensorboard")
-    with pytest.raises(ValueError, match="update_freq must be 'epoch' or a number of updates"):
+    with pytest.raises(ValueError, match="update_freq must be 'epoch', a positive integer"):
         TensorBoard(tmp_path, update_freq=update_freq)
 
 
-def test_tensorboard_writes_histograms_of_the_parameters_if_asked(tmp_path):
+def test_tensorboard_writes_histograms_of_the_parameters(tmp_path):
     pytest.importorskip("tensorboard")
     train(new_model(), 4, TensorBoard(tmp_path, histogram_freq=2))
     found = events(tmp_path / "train")
@@ -188,16 +188,16 @@ def test_tensorboard_can_be_used_in_a_second_fit(tmp_path):
     assert sorted(step for step, _ in scalars(tmp_path / "train", "epoch_loss")) == [0, 1]
 
 
-def test_a_missing_tensorboard_is_told_with_the_pip_line_when_the_callback_is_made(monkeypatch):
+def test_a_missing_tensorboard_is_an_error_with_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install tensorboard"):
         TensorBoard()
 
 
-def test_a_tensorboard_that_fails_is_switched_off_with_one_warning(tmp_path):
+def test_a_failed_tensorboard_is_disabled_with_one_warning(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match=r"TensorBoard failed and is switched off; training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"TensorBoard failed and is disabled; training continues") as warned:
         history = train(new_model(), 2, TensorBoard(tmp_path / "file"))
     assert len(warned) == 1
     assert len(history["loss"]) == 2
@@ -228,10 +228,10 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_lines_that_cannot_be_written_are_switched_off_with_one_warning(error):
+def test_a_failed_line_display_is_disabled_with_one_warning(error):
     model = new_model()
     with (
-        pytest.warns(UserWarning, match=r"Lines failed and is switched off; training goes on") as warned,
+        pytest.warns(UserWarning, match=r"LineDisplay failed and is disabled; training continues") as warned,
         contextlib.redirect_stdout(Gone(error)),
     ):
         train(model, 3, verbose=2)
@@ -240,23 +240,23 @@ def test_lines_that_cannot_be_written_are_switched_off_with_one_warning(error):
 
 
 def bar_on(file):
-    bar = Bar()
+    bar = ProgressBar()
     bar.console, bar.INTERVAL = Console(file=file, force_terminal=True, width=100), 0.0
     return bar
 
 
 @pytest.mark.parametrize("writes", [0, 5])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_bar_that_cannot_be_drawn_is_switched_off_with_one_warning(error, writes):
+def test_a_failed_bar_is_disabled_with_one_warning(error, writes):
     model = new_model()
-    with pytest.warns(UserWarning, match=r"Bar failed and is switched off; training goes on") as warned:
+    with pytest.warns(UserWarning, match=r"ProgressBar failed and is disabled; training continues") as warned:
         train(model, 5, bar_on(Gone(error, writes)))
     assert len(warned) == 1
     assert model.state.step == 5 * UPDATES
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_bar_that_was_switched_off_gives_stdout_back(monkeypatch):
+def test_a_disabled_bar_restores_stdout(monkeypatch):
     stdout = sys.stdout
     monkeypatch.setattr(sys, "stdout", stdout)  # put back after the test
     lost = []
@@ -268,7 +268,7 @@ def test_a_bar_that_was_switched_off_gives_stdout_back(monkeypatch):
     assert lost == []  # what the user prints from now on does not go through the broken bar
 
 
-def test_a_display_changes_nothing_in_training(capsys):
+def test_a_display_does_not_change_the_training(capsys):
     silent, shown = new_model(), new_model()
     train(silent, 2)
     train(shown, 2, bar_on(io.StringIO()), verbose=2)
@@ -277,6 +277,6 @@ def test_a_display_changes_nothing_in_training(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_error_of_a_users_own_callback_is_not_swallowed_as_a_loggers_is(tmp_path):
+def test_an_error_of_a_custom_callback_is_raised(tmp_path):
     with pytest.raises(RuntimeError, match=r"on_epoch_end failed"):
         train(new_model(), 1, CSVLogger(tmp_path), raising("on_epoch_end"))

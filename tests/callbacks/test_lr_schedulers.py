@@ -73,7 +73,7 @@ def milestones_after_warming_up(optimizer):
 
 
 @pytest.mark.parametrize("make", [milestones, milestones_after_warming_up])
-def test_milestones_go_on_in_a_run_that_is_resumed(make, tmp_path):
+def test_milestones_continue_in_a_resumed_run(make, tmp_path):
     def rates(epochs, **options):
         model = new_model(scheduler=LRScheduler(make, "epoch"))
         return train(model, epochs, **options)["lr"]
@@ -90,12 +90,12 @@ DOUBTFUL = {
 
 
 @pytest.mark.parametrize("name", DOUBTFUL)
-def test_a_scheduler_that_may_count_either_is_refused_by_compile(name):
+def test_an_ambiguous_scheduler_is_refused_by_compile(name):
     with pytest.raises(ValueError, match=rf"{name} may count updates or epochs.*step_every='update'"):
         new_model(scheduler=DOUBTFUL[name])
 
 
-def test_a_doubtful_scheduler_among_the_callbacks_is_refused_before_the_first_step():
+def test_an_ambiguous_scheduler_callback_is_refused():
     model = new_model()
     with pytest.raises(ValueError, match=r"LambdaLR may count updates or epochs"):
         train(model, 1, LRScheduler(DOUBTFUL["LambdaLR"]))
@@ -103,7 +103,7 @@ def test_a_doubtful_scheduler_among_the_callbacks_is_refused_before_the_first_st
 
 
 @pytest.mark.parametrize("name", DOUBTFUL)
-def test_step_every_says_what_a_doubtful_scheduler_counts(name):
+def test_step_every_decides_for_an_ambiguous_scheduler(name):
     expected = rates_of(DOUBTFUL[name], 2 * UPDATES)
     assert rates_in(2, scheduler=LRScheduler(DOUBTFUL[name], step_every="update")) == expected
     per_epoch = [rate for rate in expected[:2] for _ in range(UPDATES)]
@@ -116,7 +116,7 @@ def test_step_every_is_update_or_epoch():
 
 
 @pytest.mark.parametrize("form", ["object", "function", "LRScheduler", "callback"])
-def test_a_scheduler_comes_as_object_function_or_callback(form):
+def test_a_scheduler_is_an_object_a_function_or_a_callback(form):
     make, rates = PER_EPOCH["ExponentialLR"], Rates()
     net = nn.Linear(8, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -133,17 +133,17 @@ def test_a_scheduler_of_another_optimizer_is_refused():
         new_model(scheduler=lr_scheduler.StepLR(other, 1))
 
 
-def test_a_function_in_an_lr_scheduler_makes_a_scheduler_for_every_model():
+def test_a_function_creates_a_scheduler_for_every_model():
     scheduler = LRScheduler(PER_EPOCH["ExponentialLR"])
     assert rates_in(2, scheduler=scheduler) == rates_in(2, scheduler=scheduler)
 
 
-def test_a_scheduler_that_is_none_is_refused():
-    with pytest.raises(TypeError, match=r"Expected a torch.optim.lr_scheduler"):
+def test_a_number_as_scheduler_is_refused():
+    with pytest.raises(TypeError, match=r"scheduler must be a torch.optim.lr_scheduler"):
         new_model(scheduler=0.5)
 
 
-def test_a_scheduler_goes_on_in_a_second_fit():
+def test_a_scheduler_continues_in_a_second_fit():
     model, rates = new_model(scheduler=PER_UPDATE["OneCycleLR"]), Rates()
     train(model, 1, rates)
     train(model, 1, rates)
@@ -157,19 +157,19 @@ def test_a_scheduler_goes_on_in_a_second_fit():
         ("loss", {"loss": [1, 2, 0.5, 0.5]}, [0.1, 0.1, 0.05, 0.05]),
     ],
 )
-def test_torchs_plateau_looks_at_the_monitor_after_each_epoch(monitor, values, expected):
+def test_torch_plateau_reads_the_monitor_after_each_epoch(monitor, values, expected):
     plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0), monitor=monitor)
     model = new_model()
     assert train(model, 4, Scripted(**values), plateau)["lr"] == expected
 
 
-def test_torchs_plateau_takes_the_loss_where_nothing_is_validated():
+def test_torch_plateau_uses_the_loss_without_validation():
     plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0))
     history = train(new_model(), 3, Scripted(loss=[1, 2, 3]), plateau, validation_data=None)
     assert history["lr"] == [0.1, 0.1, 0.05]
 
 
-def test_torchs_plateau_does_not_compare_the_loss_with_validations_now_and_then():
+def test_torch_plateau_skips_epochs_without_validation():
     plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0))
     values = {"loss": [0, 0, 0, 0], "val_loss": [None, 2, None, 1]}
     history = train(new_model(), 4, Scripted(**values), plateau, validation_freq=2)
@@ -177,7 +177,7 @@ def test_torchs_plateau_does_not_compare_the_loss_with_validations_now_and_then(
     assert plateau.scheduler.best == 1
 
 
-def test_torchs_plateau_takes_the_loss_where_a_validation_of_ones_own_has_none():
+def test_torch_plateau_uses_the_loss_if_validation_has_none():
     class Measured(Model):
         def test_step(self, batch):
             return {"iou": torch.tensor(0.5)}
@@ -196,7 +196,7 @@ OF_MILESTONES = {
 
 
 @pytest.mark.parametrize("where", OF_MILESTONES)
-def test_a_scheduler_with_milestones_goes_on_in_a_resumed_run(where, tmp_path):
+def test_a_scheduler_with_milestones_continues_in_a_resumed_run(where, tmp_path):
     def rates(epochs, **options):
         scheduler = LRScheduler(OF_MILESTONES[where], "epoch")
         return train(new_model(scheduler=scheduler), epochs, **options)["lr"]
@@ -207,7 +207,7 @@ def test_a_scheduler_with_milestones_goes_on_in_a_resumed_run(where, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", torch.optim.Adam], ids=["fused", "by steps"])
-def test_updates_that_fp16_skips_are_no_steps_of_a_scheduler(optimizer, monkeypatch):
+def test_updates_that_fp16_skips_do_not_step_a_scheduler(optimizer, monkeypatch):
     monkeypatch.setattr(
         "easytorch.strategies.base.check_precision", lambda device, dtype: None
     )  # slow on a CPU, but it runs
@@ -226,7 +226,7 @@ def test_updates_that_fp16_skips_are_no_steps_of_a_scheduler(optimizer, monkeypa
     assert model.optimizer.param_groups[0]["lr"] == pytest.approx(0.001 * 0.5 ** sum(changed))
 
 
-def test_torchs_plateau_is_told_of_a_monitor_that_will_not_be_there_before_the_first_step():
+def test_unknown_monitor_of_torch_plateau_is_refused():
     plateau = LRScheduler(lambda o: lr_scheduler.ReduceLROnPlateau(o), monitor="val_acuracy")
     model = new_model(metrics=["accuracy"], scheduler=plateau)
     with pytest.raises(ValueError, match=r"'val_acuracy'.*Did you mean 'val_accuracy'"):
@@ -234,7 +234,7 @@ def test_torchs_plateau_is_told_of_a_monitor_that_will_not_be_there_before_the_f
     assert model.state.step == 0
 
 
-def test_the_learning_rate_is_in_the_logs_without_being_asked_for():
+def test_the_learning_rate_is_always_in_the_logs():
     assert train(new_model(), 2)["lr"] == [0.1, 0.1]
     assert train(new_model(scheduler=PER_EPOCH["ExponentialLR"]), 3)["lr"] == [0.1, 0.05, 0.025]
 
@@ -264,7 +264,7 @@ def test_the_named_cosines_follow_their_formula_and_end_at_zero(scheduler, share
     assert model.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-def test_the_named_one_cycle_is_torchs_up_to_the_optimizers_rate_and_ends_at_about_zero():
+def test_the_named_one_cycle_equals_torch_one_cycle():
     model, rates, total = new_model(scheduler="one_cycle"), Rates(), 4 * UPDATES
     train(model, 4, rates)
     expected = rates_of(lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=total + 1), total)
@@ -273,7 +273,7 @@ def test_the_named_one_cycle_is_torchs_up_to_the_optimizers_rate_and_ends_at_abo
     assert model.optimizer.param_groups[0]["lr"] < 1e-5
 
 
-def test_the_named_one_cycle_takes_optimizers_without_momentum():
+def test_the_named_one_cycle_accepts_no_momentum():
     model, rates = new_model(optimizer="adagrad", scheduler="one_cycle"), Rates()
     train(model, 2, rates)
     total = 2 * UPDATES
@@ -282,14 +282,14 @@ def test_the_named_one_cycle_takes_optimizers_without_momentum():
 
 
 @pytest.mark.parametrize("name", Schedule.NAMES)
-def test_a_named_schedule_is_as_long_as_the_fit_that_goes_on_with_a_finished_run(name, tmp_path):
+def test_a_schedule_has_the_length_of_a_continued_run(name, tmp_path):
     train(new_model(scheduler=name), 2, resume=tmp_path)
     train(new_model(scheduler=name), 4, rates := Rates(), resume=tmp_path)
     # The first update still has the rate that the run ended with.
     assert rates.used[1:] == pytest.approx(rates_in(4, scheduler=name)[2 * UPDATES + 1 :])
 
 
-def test_a_named_schedule_begins_again_in_a_second_fit():
+def test_a_named_schedule_restarts_in_a_second_fit():
     model, first, second = new_model(scheduler="warmup_cosine"), Rates(), Rates()
     train(model, 2, first)
     train(model, 2, second)
@@ -297,18 +297,18 @@ def test_a_named_schedule_begins_again_in_a_second_fit():
 
 
 @pytest.mark.parametrize("name", ["one_cycle", "cosine", "warmup_cosine"])
-def test_a_named_schedule_of_a_run_with_more_epochs_goes_to_the_end_of_these(name, tmp_path):
+def test_a_resumed_schedule_ends_with_the_longer_run(name, tmp_path):
     train(new_model(scheduler=name), 2, resume=tmp_path)
     rates = Rates()
     train(new_model(scheduler=name), 4, rates, resume=tmp_path)
     assert rates.used == pytest.approx(rates_in(4, scheduler=name)[2 * UPDATES :])
 
 
-def test_a_named_schedule_may_stand_among_the_callbacks():
+def test_a_named_schedule_can_be_a_callback():
     assert rates_in(2, Schedule("cosine")) == rates_in(2, scheduler="cosine")
 
 
-def test_a_named_schedule_keeps_the_ratio_of_parameter_groups():
+def test_a_schedule_preserves_the_ratio_of_parameter_groups():
     def groups(parameters):
         weight, bias = parameters
         return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.01}], lr=0.1)
@@ -328,7 +328,7 @@ def endless():
         yield X[:16], Y[:16]
 
 
-def test_a_named_schedule_needs_to_know_how_long_training_is():
+def test_a_named_schedule_needs_the_number_of_updates():
     model = new_model(scheduler="cosine")
     with pytest.raises(ValueError, match=r"no length.*steps_per_epoch"):
         model.fit(endless(), epochs=2, verbose=0)
@@ -337,21 +337,21 @@ def test_a_named_schedule_needs_to_know_how_long_training_is():
     assert model.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-def test_an_unknown_schedule_is_refused_with_the_nearest():
+def test_an_unknown_schedule_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match=r"Unknown scheduler 'warmup_cosin'\. Did you mean 'warmup_cosine'\?"):
         new_model(scheduler="warmup_cosin")
 
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.0, 5])
-def test_a_warm_up_that_is_no_share_is_refused(warmup):
-    with pytest.raises(ValueError, match=r"warmup is a share"):
+def test_warmup_out_of_range_is_refused(warmup):
+    with pytest.raises(ValueError, match=r"warmup must be a share"):
         Schedule("warmup_cosine", warmup=warmup)
 
 
 # LearningRateScheduler
 
 
-def test_a_schedule_of_epoch_and_rate_sets_the_rate_of_each_epoch():
+def test_a_schedule_of_epoch_and_lr_sets_the_rate():
     seen = []
 
     def halve(epoch, lr):
@@ -363,18 +363,18 @@ def test_a_schedule_of_epoch_and_rate_sets_the_rate_of_each_epoch():
     assert seen == [(0, 0.1), (1, 0.05), (2, 0.025)]
 
 
-def test_a_schedule_may_be_of_the_epoch_alone():
+def test_a_schedule_may_take_only_the_epoch():
     history = train(new_model(), 3, LearningRateScheduler(lambda epoch: 0.5 / (epoch + 1)))
     assert history["lr"] == pytest.approx([0.5, 0.25, 0.5 / 3])
 
 
-def test_a_schedule_goes_on_with_the_epochs_of_the_model_in_a_second_fit():
+def test_a_schedule_counts_the_epochs_of_all_fits():
     model, scheduler = new_model(), LearningRateScheduler(lambda epoch: 0.1 - 0.01 * epoch)
     train(model, 2, scheduler)
     assert train(model, 2, scheduler)["lr"] == pytest.approx([0.1, 0.09, 0.08, 0.07])
 
 
-def test_a_schedule_sets_the_rate_of_an_epoch_that_is_resumed_only_once(tmp_path):
+def test_a_schedule_sets_the_rate_of_a_resumed_epoch_once(tmp_path):
     def program(*more):
         halve, model = LearningRateScheduler(lambda epoch, lr: lr * 0.5), new_model()
         return train(model, 3, halve, *more, resume=tmp_path)
@@ -384,12 +384,12 @@ def test_a_schedule_sets_the_rate_of_an_epoch_that_is_resumed_only_once(tmp_path
     assert program()["lr"] == [0.05, 0.025, 0.0125]
 
 
-def test_a_schedule_that_is_no_function_is_refused():
+def test_a_schedule_must_be_callable():
     with pytest.raises(TypeError, match=r"schedule\(epoch, lr\), received 0.5"):
         LearningRateScheduler(0.5)
 
 
-def test_a_schedule_says_the_rate_if_asked(capsys):
+def test_a_verbose_schedule_prints_the_rate(capsys):
     train(new_model(), 1, LearningRateScheduler(lambda epoch: 0.25, verbose=1))
     assert capsys.readouterr().out == "Epoch 1: learning rate 0.25\n"
 
@@ -404,54 +404,54 @@ def plateau(values, name="val_loss", **options):
     return [*model.history["lr"], model.optimizer.param_groups[0]["lr"]]
 
 
-def test_plateau_has_the_arguments_and_defaults_of_keras():
+def test_plateau_has_the_arguments_of_keras():
     assert vars(ReduceLROnPlateau()) == vars(ReduceLROnPlateau("val_loss", 0.1, 10, 0, "auto", 1e-4, 0, 0.0))
 
 
-def test_plateau_lowers_the_rate_after_patience_epochs_without_a_better_value():
+def test_plateau_reduces_the_rate_after_patience_epochs():
     expected = [0.1, 0.1, 0.1, 0.05, 0.05, 0.025]
     assert plateau([1, 1, 1, 1, 1], factor=0.5, patience=2) == pytest.approx(expected)
 
 
-def test_a_better_value_gives_plateau_its_patience_back():
+def test_an_improvement_resets_the_patience_of_plateau():
     assert plateau([3, 3, 2, 2, 1, 1], factor=0.5, patience=2) == pytest.approx([0.1] * 7)
 
 
-def test_nothing_is_counted_in_the_epochs_of_cooldown():
+def test_epochs_of_cooldown_do_not_count():
     """Keras counts the last of them, which makes its cooldown=1 do nothing."""
     assert plateau([1] * 5, factor=0.5, patience=1, cooldown=1) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
 
 
-def test_the_rate_is_left_alone_in_cooldown():
+def test_the_rate_does_not_change_in_cooldown():
     assert plateau([1] * 4, factor=0.5, patience=1, cooldown=3) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.05])
 
 
-def test_the_rate_goes_no_lower_than_min_lr():
+def test_the_rate_is_never_below_min_lr():
     assert plateau([1] * 4, patience=1, min_lr=0.03) == pytest.approx([0.1, 0.1, 0.03, 0.03, 0.03])
 
 
-def test_plateau_takes_a_step_below_min_delta_for_no_better():
+def test_a_change_below_min_delta_is_no_improvement():
     assert plateau([1, 0.95, 0.91], factor=0.5, patience=2, min_delta=0.1)[-1] == pytest.approx(0.05)
     assert plateau([1, 0.95, 0.85], factor=0.5, patience=2, min_delta=0.1)[-1] == pytest.approx(0.1)
     assert plateau([1, 1 - 5e-5], factor=0.5, patience=1)[-1] == pytest.approx(0.05)
 
 
-def test_plateau_goes_by_the_direction_of_the_metric():
+def test_plateau_uses_the_direction_of_the_metric():
     assert plateau([0.1, 0.2, 0.3], "val_accuracy", factor=0.5, patience=1)[-1] == pytest.approx(0.1)
     assert plateau([0.3, 0.2, 0.1], "val_accuracy", factor=0.5, patience=1)[-1] == pytest.approx(0.025)
 
 
-def test_plateau_does_not_take_nan_first_for_the_best():
+def test_plateau_does_not_treat_nan_as_the_best():
     assert plateau([NAN, 3, 2, 1], factor=0.5, patience=2)[-1] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5, NAN])
-def test_a_factor_that_would_not_lower_is_refused(factor):
+def test_a_factor_of_one_or_more_is_refused(factor):
     with pytest.raises(ValueError, match=r"factor must be below 1"):
         ReduceLROnPlateau(factor=factor)
 
 
-def test_plateau_starts_anew_in_a_second_fit():
+def test_a_second_fit_resets_plateau():
     model, scripted, callback = new_model(), Scripted(val_loss=[1, 1, 9, 9, 9]), ReduceLROnPlateau(patience=2)
     train(model, 2, scripted, callback)
     train(model, 2, scripted, callback)
@@ -459,7 +459,7 @@ def test_plateau_starts_anew_in_a_second_fit():
     assert callback.best == 9
 
 
-def test_plateau_lowers_every_parameter_group():
+def test_plateau_reduces_the_rate_of_every_group():
     def groups(parameters):
         weight, bias = parameters
         return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.01}], lr=0.1)
@@ -469,20 +469,22 @@ def test_plateau_lowers_every_parameter_group():
     assert [group["lr"] for group in model.optimizer.param_groups] == pytest.approx([0.05, 0.005])
 
 
-def test_plateau_refuses_a_monitor_that_will_not_be_there_before_the_first_step():
+def test_plateau_refuses_an_unknown_monitor():
     model = new_model()
     with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors 'val_loss'.*validation_data"):
         train(model, 1, ReduceLROnPlateau(), validation_data=None)
     assert model.state.step == 0
 
 
-def test_a_schedule_that_returns_nothing_is_told():
+def test_a_schedule_that_returns_none_is_an_error():
     model = new_model()
-    with pytest.raises(TypeError, match=r"The schedule returned None for epoch 0\. It is to return the learning rate"):
+    with pytest.raises(
+        TypeError, match=r"schedule must return the learning rate as a number, received None for epoch 0"
+    ):
         model.fit(X, Y, verbose=0, callbacks=[LearningRateScheduler(lambda epoch: None)])
 
 
-def test_a_scheduler_class_that_needs_more_than_the_optimizer_is_told():
+def test_a_scheduler_class_with_more_arguments_is_explained():
     with pytest.raises(TypeError, match=r"scheduler=lambda optimizer: StepLR\(optimizer, \.\.\.\).*step_size"):
         Model(nn.Linear(2, 2)).compile("sgd", "cross_entropy", scheduler=lr_scheduler.StepLR)
 
@@ -490,7 +492,7 @@ def test_a_scheduler_class_that_needs_more_than_the_optimizer_is_told():
 @pytest.mark.parametrize(
     ("rates", "expected"), [((1e-2, 1e-6), (1e-5, 1e-6)), ((1e-5, 1e-2), (1e-5, 1e-5))], ids=["below", "at min_lr"]
 )
-def test_plateau_lowers_the_groups_above_min_lr_and_raises_none(rates, expected):
+def test_plateau_reduces_only_groups_above_min_lr(rates, expected):
     def groups(parameters):
         return torch.optim.SGD([{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)])
 

@@ -53,22 +53,22 @@ def test_nan_in_the_data_is_found_with_its_sample():
     assert "samples of the dataset: 37" in report
 
 
-def test_the_layer_that_makes_it_is_named():
+def test_the_first_non_finite_layer_is_named():
     _, report = stopped(nn.Sequential(nn.Linear(8, 16), Log(), nn.Linear(16, 3)))
     assert "First module with an output that is not finite: 1, Log" in report
     assert "inputs are not finite" not in report
 
 
-def test_a_loss_that_makes_it_alone_is_told():
+def test_a_loss_that_is_the_only_origin_is_reported():
     def loss(y_pred, y):
         return nn.functional.cross_entropy(y_pred, y) / (y.sum() * 0)
 
     _, report = stopped(mlp(), loss=loss)
     assert "Term of the loss: loss" in report
-    assert "Every module's output is finite" in report
+    assert "The output of every module is finite" in report
 
 
-def test_the_term_of_several_is_named():
+def test_the_non_finite_term_is_named():
     class TwoHeads(nn.Module):
         def __init__(self):
             super().__init__()
@@ -84,7 +84,7 @@ def test_the_term_of_several_is_named():
     assert "Term of the loss: loss, b_loss" in callback.report
 
 
-def test_the_weights_are_those_from_before_the_update():
+def test_the_weights_are_from_before_the_update():
     x = X.clone()
     x[:] = float("inf")
     before, net = twins(mlp())
@@ -100,7 +100,7 @@ def test_a_random_failure_is_found_by_the_same_random_numbers():
     assert "Rows of the batch" in report
 
 
-def test_an_error_is_raised_if_that_is_wanted():
+def test_raise_error_raises_the_report():
     x = X.clone()
     x[3] = float("nan")
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
@@ -108,7 +108,7 @@ def test_an_error_is_raised_if_that_is_wanted():
         model.fit(x, Y, callbacks=[TerminateOnNaN(raise_error=True)], verbose=0)
 
 
-def test_a_file_reproduces_it_if_one_is_wanted(tmp_path):
+def test_the_file_reproduces_the_loss(tmp_path):
     x = X.clone()
     x[37] = float("nan")
     path = tmp_path / "nan.pt"
@@ -122,7 +122,7 @@ def test_a_file_reproduces_it_if_one_is_wanted(tmp_path):
     assert not again(inputs).isfinite().all()
 
 
-def test_every_batch_of_a_window_is_looked_at():
+def test_every_batch_of_a_window_is_checked():
     x = X.clone()
     x[0] = float("nan")
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", gradient_accumulation_steps=3)
@@ -131,7 +131,7 @@ def test_every_batch_of_a_window_is_looked_at():
     assert model.state.step == 1
 
 
-def test_training_without_nan_is_what_it_was():
+def test_checks_do_not_change_the_training():
     plain, watched = twins(Sometimes().net)
     for net, callbacks in ((plain, []), (watched, [TerminateOnNaN()])):
         torch.manual_seed(0)
@@ -140,15 +140,15 @@ def test_training_without_nan_is_what_it_was():
     assert same_weights(plain, watched)
 
 
-def test_updates_are_held_back_on_the_device_until_somebody_looks():
+def test_the_device_skips_updates_until_the_host_checks():
     """The way of accelerators, which fused optimizers have on a CPU too."""
 
     class AsOnAnAccelerator(TerminateOnNaN):
-        EVERY = 4
+        CHECK_INTERVAL = 4
 
         def on_train_begin(self, logs=None):
             super().on_train_begin(logs)
-            self._held_back = True
+            self._checks_on_device = True
 
     class Weights(Callback):
         def __init__(self):
@@ -171,16 +171,18 @@ def test_updates_are_held_back_on_the_device_until_somebody_looks():
     assert not hasattr(model.optimizer, "found_inf")
 
 
-def test_a_validation_loss_that_is_no_number_is_told_once():
+def test_a_non_finite_validation_loss_is_one_warning():
     x, y = X.clone(), Y
     x[0] = float("nan")
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
-    with pytest.warns(UserWarning, match="The validation loss of epoch 1 is nan, that of training is not") as told:
+    with pytest.warns(
+        UserWarning, match="The validation loss of epoch 1 is nan, but the training loss is finite"
+    ) as told:
         model.fit(X, Y, epochs=3, validation_data=(x, y), verbose=0)
     assert len(told) == 1
 
 
-def test_a_file_that_cannot_be_written_does_not_take_the_report_along(tmp_path):
+def test_a_failed_file_does_not_lose_the_report(tmp_path):
     x = X.clone()
     x[37] = float("nan")
     (tmp_path / "nofolder").touch()
@@ -190,7 +192,7 @@ def test_a_file_that_cannot_be_written_does_not_take_the_report_along(tmp_path):
     assert model.stop_training
 
 
-def test_an_error_of_another_callback_before_training_is_told_as_it_is():
+def test_an_earlier_error_of_another_callback_is_raised():
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     with pytest.raises(RuntimeError, match=r"^on_train_begin failed$"):
         model.fit(X, Y, callbacks=[raising("on_train_begin"), TerminateOnNaN()], verbose=0)

@@ -45,7 +45,7 @@ def test_every_epoch_is_reported():
     assert reports(study) == dict(enumerate(history["val_loss"]))
 
 
-def test_an_objective_is_pruned_after_the_epoch_in_which_the_study_says_so():
+def test_a_trial_is_pruned_after_the_epoch_the_study_chooses():
     study = study_of(pruner=AtEpoch(1))
     models = []
 
@@ -59,7 +59,7 @@ def test_an_objective_is_pruned_after_the_epoch_in_which_the_study_says_so():
     assert study.trials[0].value == models[0].history["val_loss"][-1]
 
 
-def test_only_the_worse_trials_are_pruned_in_the_direction_of_the_study():
+def test_worse_trials_are_pruned_in_the_study_direction():
     study = study_of("maximize", optuna.pruners.MedianPruner(n_startup_trials=1))
 
     def objective(trial):
@@ -74,13 +74,13 @@ def test_only_the_worse_trials_are_pruned_in_the_direction_of_the_study():
     assert study.best_trial.number == 2
 
 
-def test_the_message_says_when_and_why():
+def test_the_message_has_the_epoch_and_the_value():
     script = Scripted(val_loss=[1.0, 0.25, 0.5])
     with pytest.raises(optuna.TrialPruned, match=r"Pruned after epoch 2 with val_loss = 0\.25"):
         train(new_model(), 3, script, OptunaPruning(study_of(pruner=AtEpoch(1)).ask()))
 
 
-def test_the_others_have_the_epoch_and_their_end_before_the_trial_is_pruned(capsys):
+def test_other_callbacks_finish_before_the_trial_is_pruned(capsys):
     told = []
     later = LambdaCallback(
         on_epoch_end=lambda epoch, logs: told.append(epoch),
@@ -93,7 +93,7 @@ def test_the_others_have_the_epoch_and_their_end_before_the_trial_is_pruned(caps
     assert "Epoch 1/3" in capsys.readouterr().out
 
 
-def test_best_weights_are_put_back_into_a_pruned_model():
+def test_best_weights_are_restored_in_a_pruned_model():
     stopping = EarlyStopping("val_loss", patience=5, restore_best_weights=True)
     model, script = new_model(), Scripted(val_loss=[1.0, 2.0])
     kept = LambdaCallback(on_epoch_end=lambda epoch, logs: weights.append(model.module.weight.detach().clone()))
@@ -103,7 +103,7 @@ def test_best_weights_are_put_back_into_a_pruned_model():
     assert torch.equal(model.module.weight, weights[0])
 
 
-def test_pruning_changes_no_number_of_a_run_that_goes_on():
+def test_pruning_does_not_change_a_run_that_continues():
     plain, watched = new_model(), new_model()
     train(plain, 3)
     train(watched, 3, OptunaPruning(study_of(pruner=optuna.pruners.MedianPruner()).ask()))
@@ -115,7 +115,7 @@ def test_pruning_changes_no_number_of_a_run_that_goes_on():
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_nan_is_pruned_and_never_the_best(direction):
+def test_nan_is_pruned_and_is_never_the_best(direction):
     study = study_of(direction)
     callback = OptunaPruning(study.ask(), "val_accuracy" if direction == "maximize" else "val_loss")
     with pytest.raises(optuna.TrialPruned, match=r"after epoch 2 with .* = nan"):
@@ -124,7 +124,7 @@ def test_nan_is_pruned_and_never_the_best(direction):
     assert callback.best == 0.5
 
 
-def test_a_study_goes_on_after_a_trial_without_a_number():
+def test_a_study_continues_after_a_nan_trial():
     study = study_of()
 
     def objective(trial):
@@ -136,7 +136,7 @@ def test_a_study_goes_on_after_a_trial_without_a_number():
     assert study.best_value == 1.0
 
 
-def test_a_run_that_terminate_on_nan_ended_is_pruned():
+def test_a_run_stopped_by_terminate_on_nan_is_pruned():
     x = X.clone()
     x[40] = NAN
     model = new_model()
@@ -146,7 +146,7 @@ def test_a_run_that_terminate_on_nan_ended_is_pruned():
         )
 
 
-def test_an_epoch_that_did_not_measure_the_value_is_not_reported():
+def test_an_epoch_without_the_value_is_not_reported():
     study = study_of()
     train(new_model(), 4, OptunaPruning(study.ask()), validation_freq=2)
     assert list(reports(study)) == [1, 3]
@@ -163,16 +163,16 @@ def refused(callback, error=ValueError, **options):
     return str(caught.value)
 
 
-def test_a_misspelt_name_is_refused():
+def test_a_misspelled_monitor_is_refused():
     message = refused(OptunaPruning(study_of().ask(), "val_lss"))
-    assert "OptunaPruning monitors 'val_lss', which will not be in the logs. Did you mean 'val_loss'?" in message
+    assert "OptunaPruning monitors 'val_lss', which the logs will not contain. Did you mean 'val_loss'?" in message
 
 
 @pytest.mark.parametrize(
     ("direction", "monitor", "told"),
     [
-        ("minimize", "val_accuracy", "is better high, but the study minimizes. .*direction='maximize'"),
-        ("maximize", "val_loss", "is better low, but the study maximizes. .*direction='minimize'"),
+        ("minimize", "val_accuracy", "for which higher is better, but the study minimizes. .*direction='maximize'"),
+        ("maximize", "val_loss", "for which lower is better, but the study maximizes. .*direction='minimize'"),
     ],
 )
 def test_a_study_of_the_other_direction_is_refused(direction, monitor, told):
@@ -183,7 +183,7 @@ def test_a_study_of_the_other_direction_is_refused(direction, monitor, told):
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_a_value_of_unknown_direction_is_taken_as_the_study_says(direction):
+def test_an_unknown_direction_comes_from_the_study(direction):
     def spread(y_pred, y):
         return y_pred.std()
 
@@ -199,12 +199,12 @@ def test_a_study_of_several_objectives_is_refused():
         OptunaPruning(study.ask())
 
 
-def test_something_else_than_a_trial_is_refused():
-    with pytest.raises(TypeError, match="takes the trial that the study passes to the objective, received"):
+def test_a_study_instead_of_a_trial_is_refused():
+    with pytest.raises(TypeError, match="trial must be the trial that the study passes"):
         OptunaPruning(study_of())
 
 
-def test_a_missing_package_is_told_with_its_line(monkeypatch):
+def test_a_missing_optuna_is_an_error_with_the_pip_command(monkeypatch):
     trial = study_of().ask()
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match="pip install optuna"):
@@ -214,7 +214,7 @@ def test_a_missing_package_is_told_with_its_line(monkeypatch):
 # Trials that only hold parameters
 
 
-def test_the_objective_can_be_run_again_with_fixed_parameters():
+def test_the_objective_runs_again_with_fixed_parameters():
     study = study_of(pruner=AtEpoch(0))
     study.add_trial(optuna.trial.create_trial(value=1.0))
     for trial in (optuna.trial.FixedTrial({}), study.best_trial):
@@ -224,7 +224,7 @@ def test_the_objective_can_be_run_again_with_fixed_parameters():
 # Epochs and resuming
 
 
-def test_the_number_of_a_report_is_the_epoch_of_the_model():
+def test_the_step_of_a_report_is_the_epoch():
     study = study_of()
     trial, model = study.ask(), new_model()
     train(model, 2)
@@ -246,7 +246,7 @@ def kept(folder, trial, *callbacks, epochs=4):
     return train(model, epochs, OptunaPruning(trial), *callbacks, resume=folder)
 
 
-def test_a_stopped_trial_goes_on_and_reports_every_epoch_once(tmp_path):
+def test_a_resumed_trial_reports_every_epoch_once(tmp_path):
     study = study_of()
     trial = study.ask()
     with pytest.raises(ConnectionError):
@@ -256,7 +256,7 @@ def test_a_stopped_trial_goes_on_and_reports_every_epoch_once(tmp_path):
     assert reports(study) == dict(enumerate(history["val_loss"]))
 
 
-def test_a_new_trial_learns_the_epochs_of_the_run_that_it_goes_on_with(tmp_path):
+def test_a_new_trial_gets_the_epochs_of_the_resumed_run(tmp_path):
     study = study_of()
     with pytest.raises(ConnectionError):
         kept(tmp_path, study.ask(), PullPlug())
@@ -277,7 +277,7 @@ def test_a_pruned_run_stays_pruned(tmp_path):
 # Other endings come first
 
 
-def test_ctrl_c_in_the_last_epoch_of_a_pruned_trial_ends_the_study():
+def test_ctrl_c_in_a_pruned_trial_ends_the_study():
     class Stop(Callback):
         def on_epoch_end(self, epoch, logs=None):
             signal.raise_signal(signal.SIGINT)
@@ -292,7 +292,7 @@ def test_ctrl_c_in_the_last_epoch_of_a_pruned_trial_ends_the_study():
     assert len(study.trials) == 1
 
 
-def test_an_error_of_another_callback_is_raised_instead():
+def test_an_error_of_another_callback_is_raised():
     def fail(epoch, logs):
         raise OSError("disk full")
 

@@ -25,7 +25,15 @@ from rich.console import Console
 from easytorch import Model
 from easytorch._utils.timer import Timer as Seconds
 from easytorch.callbacks import LambdaCallback, progress
-from easytorch.callbacks.progress import Bar, Lines, Table, duration, number, table_html
+from easytorch.callbacks.advice import WarnOnEndlessData
+from easytorch.callbacks.progress import (
+    LineDisplay,
+    NotebookTable,
+    ProgressBar,
+    format_duration,
+    format_html_table,
+    format_number,
+)
 from tests.loops import blob_loader, blobs, mlp
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -130,7 +138,7 @@ def pipes():
 
 
 @pytest.mark.parametrize("verbose", ["auto", 1, 2])
-def test_a_pipe_gets_one_plain_line_for_each_epoch_and_evaluation(pipes, verbose):
+def test_a_pipe_gets_one_plain_line_per_epoch_and_evaluation(pipes, verbose):
     lines = pipes[verbose][0].splitlines()
     assert len(lines) == 3
     assert re.fullmatch(EPOCH.format(1), lines[0])
@@ -152,7 +160,7 @@ def test_verbose_0_prints_nothing_into_a_pipe(pipes):
     assert pipes[0] == ("", "")
 
 
-def test_a_pipe_gets_plain_lines_even_if_colours_are_forced():  # as many CI systems do
+def test_a_pipe_gets_plain_lines_even_with_forced_colors():  # as many CI systems do
     output, _ = in_a_pipe("auto", TERM="xterm-256color", FORCE_COLOR="1")["auto"]
     assert CONTROL.search(output) is None
     assert len(output.splitlines()) == 3
@@ -166,7 +174,7 @@ def test_lines_are_written_when_their_epoch_ends(capsys):
     assert seen == [0, 1, 1]
 
 
-def test_a_fit_after_an_evaluation_writes_its_own_lines(capsys):
+def test_a_fit_after_an_evaluation_prints_epoch_lines(capsys):
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     model.fit(blob_loader(), 1, validation_data=blob_loader(), verbose=2)
     model.evaluate(blob_loader(), verbose=2)
@@ -195,7 +203,7 @@ def test_verbose_2_writes_plain_lines_into_a_terminal():
     ]
 
 
-def test_a_terminal_keeps_one_line_for_each_epoch_and_nothing_else(wide):
+def test_a_terminal_retains_one_line_per_epoch(wide):
     lines = [line for line in screen(wide, 200) if line]
     assert len(lines) == 3
     assert re.fullmatch(EPOCH.format(1), lines[0])
@@ -203,18 +211,18 @@ def test_a_terminal_keeps_one_line_for_each_epoch_and_nothing_else(wide):
     assert lines[2].startswith("Evaluated on the given data")
 
 
-def test_where_the_time_went_is_left_out_where_the_line_has_no_room_for_it():
+def test_time_shares_are_omitted_if_they_do_not_fit():
     lines = [line for line in screen(in_a_terminal(columns=110), 110) if line]
     assert len(lines) == 3
     assert re.fullmatch(EPOCH.format(1).split("  \\(")[0], lines[0])
 
 
-def test_a_terminal_shows_the_epoch_the_step_the_speed_the_remaining_time_and_the_values(wide):
+def test_a_terminal_shows_step_speed_remaining_time_and_values(wide):
     live = ESCAPE.sub("", wide)
     assert re.search(r"Epoch 1/2 \S* *[23]/4 [\d.,]+/s  [\d.]+ m?s left +loss \d\.\d", live)
 
 
-def test_a_terminal_shows_the_validation_too(wide):
+def test_a_terminal_shows_the_validation(wide):
     live = ESCAPE.sub("", wide)
     assert re.search(r"Epoch 1/2 validation \S* *[23]/4", live)
 
@@ -224,14 +232,14 @@ def test_a_terminal_shows_the_evaluation_and_its_progress(wide):
     assert re.search(r"Evaluating \S* *[23]/4", live)
 
 
-def test_a_terminal_has_colours_unless_no_color_is_set(wide):
+def test_a_terminal_has_colors_unless_no_color_is_set(wide):
     assert COLOUR.search(wide)
     plain = in_a_terminal(NO_COLOR="1")
     assert COLOUR.search(plain) is None
     assert "Epoch 1/2" in plain
 
 
-def test_the_cursor_is_shown_again_in_the_end(wide):
+def test_the_cursor_is_visible_at_the_end(wide):
     assert wide.rfind("\x1b[?25h") > wide.rfind("\x1b[?25l")
 
 
@@ -242,7 +250,7 @@ def test_no_live_line_is_wider_than_a_narrow_terminal(narrow):
     assert max(map(len, live)) <= 40
 
 
-def test_a_narrow_terminal_keeps_the_lines_of_the_epochs(narrow):
+def test_a_narrow_terminal_retains_the_lines_of_the_epochs(narrow):
     text = "".join(line if len(line) >= 38 else f"{line}\n" for line in screen(narrow, 40))
     assert [line[:9] for line in text.splitlines() if line.startswith("Epoch")] == ["Epoch 1/2", "Epoch 2/2"]
     assert "2 validation" not in text  # the title of a bar that was left standing
@@ -287,7 +295,7 @@ def clock(monkeypatch):
 
 
 def silent_bar():
-    bar = Bar()
+    bar = ProgressBar()
     bar.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     bar.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
     bar.model = Model(mlp())
@@ -297,7 +305,7 @@ def silent_bar():
 
 def silent_table(monkeypatch):
     pages = notebook(monkeypatch)
-    table = Table()
+    table = NotebookTable()
     table.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
     table.on_train_begin()
     return table, pages
@@ -335,10 +343,10 @@ def test_the_bar_reads_the_logs_at_most_ten_times_a_second(clock, hook):
     bar = silent_bar()
     bar.on_epoch_begin(0)
     if hook == "on_test_batch_end":
-        bar.fitting = True
+        bar.is_fitting = True
         bar.on_test_begin()
     reads = run_steps(bar, clock, hook)
-    bar.end()
+    bar.end_pass()
     assert 50 <= reads <= 100
 
 
@@ -348,16 +356,16 @@ def test_the_table_reads_the_logs_at_most_ten_times_a_second(clock, monkeypatch)
     assert 5 <= run_steps(table, clock, "on_train_batch_end") <= 100
 
 
-def test_many_short_epochs_do_not_make_the_bar_read_more_often(clock):
+def test_short_epochs_do_not_make_the_bar_read_more_often(clock):
     bar, reads = silent_bar(), 0
     for epoch in range(100):
         bar.on_epoch_begin(epoch)
         reads += run_steps(bar, clock, "on_train_batch_end", seconds=0.05)
-        bar.end()
+        bar.end_pass()
     assert reads <= 50
 
 
-def test_a_slow_terminal_is_drawn_to_less_often(clock, monkeypatch):
+def test_a_slow_terminal_is_redrawn_less_often(clock, monkeypatch):
     bar = silent_bar()
     bar.on_epoch_begin(0)
     draw = bar.draw
@@ -368,12 +376,12 @@ def test_a_slow_terminal_is_drawn_to_less_often(clock, monkeypatch):
 
     monkeypatch.setattr(bar, "draw", slow_draw)
     reads = run_steps(bar, clock, "on_train_batch_end")
-    bar.end()
+    bar.end_pass()
     assert 1 <= reads <= 5
 
 
-def test_lines_read_no_log_before_the_epoch_ends():
-    lines = Lines()
+def test_lines_read_no_logs_before_the_epoch_ends():
+    lines = LineDisplay()
     lines.params = {"epochs": 1}
     logs = CountedLogs(loss=0.5)
     lines.on_epoch_begin(0)
@@ -388,12 +396,12 @@ def test_the_bar_starts_no_thread(clock):
     bar.on_epoch_begin(0)
     run_steps(bar, clock, "on_train_batch_end", seconds=1)
     during = threading.enumerate()
-    bar.end()
+    bar.end_pass()
     assert during == threading.enumerate() == before
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_takes_the_bar_away(monkeypatch, error):
+def test_an_error_removes_the_bar(monkeypatch, error):
     bar = silent_bar()
     monkeypatch.setattr("easytorch.model.progress_callbacks", lambda verbose: [bar])
 
@@ -414,20 +422,20 @@ def test_a_bar_of_unknown_length_counts_the_steps(clock):
     bar.params["steps"] = None
     bar.on_epoch_begin(0)
     run_steps(bar, clock, "on_train_batch_end", seconds=1)
-    bar.end()
+    bar.end_pass()
     shown = ESCAPE.sub("", bar.console.file.getvalue())
     assert re.search(r"Epoch 1/1 .* \d{3} ", shown)
     assert "left" not in shown
 
 
-def test_the_bar_of_a_resumed_epoch_tells_the_speed_of_its_own_steps(clock):
+def test_the_bar_of_a_resumed_epoch_shows_the_current_speed(clock):
     bar = silent_bar()
     bar.model.state.epoch_step = 9000
     bar.on_epoch_begin(0)
     for step in range(9000, 9020):
         clock.now += 0.1
         bar.on_train_batch_end(step, {"loss": 0.5})
-    bar.end()
+    bar.end_pass()
     shown = ESCAPE.sub("", bar.console.file.getvalue())
     assert " 9000/10000" in shown
     assert "9020/10000 10/s" in shown
@@ -435,12 +443,12 @@ def test_the_bar_of_a_resumed_epoch_tells_the_speed_of_its_own_steps(clock):
     assert not re.search(r"\d{3}/s", shown)
 
 
-def test_names_in_brackets_are_shown_as_they_are(clock):
+def test_names_in_brackets_are_shown_unchanged(clock):
     bar = silent_bar()
     bar.on_epoch_begin(0)
     clock.now += 1
     bar.on_train_batch_end(0, {"loss": 0.5, "[red]f1": 0.25})
-    bar.end()
+    bar.end_pass()
     bar.on_epoch_end(0, {"loss": 0.5, "[red]f1": 0.25})
     assert bar.console.file.getvalue().count("[red]f1 0.2500") >= 2  # in the bar and in the line
 
@@ -448,7 +456,7 @@ def test_names_in_brackets_are_shown_as_they_are(clock):
 # In a notebook
 
 
-def test_a_notebook_gets_one_table_with_a_row_for_each_epoch(clock, monkeypatch):
+def test_a_notebook_gets_one_table_with_a_row_per_epoch(clock, monkeypatch):
     table, pages = silent_table(monkeypatch)
     for epoch in range(2):
         table.on_epoch_begin(epoch)
@@ -461,7 +469,7 @@ def test_a_notebook_gets_one_table_with_a_row_for_each_epoch(clock, monkeypatch)
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_predict_batch_end"])
-def test_a_table_does_not_keep_the_line_of_a_pass_that_is_over(hook, clock, monkeypatch):
+def test_a_table_removes_the_live_row_of_a_finished_pass(hook, clock, monkeypatch):
     table, pages = silent_table(monkeypatch)
     table.on_epoch_begin(0)
     if hook != "on_train_batch_end":
@@ -473,13 +481,13 @@ def test_a_table_does_not_keep_the_line_of_a_pass_that_is_over(hook, clock, monk
 
 
 def test_a_table_has_a_column_for_every_name():
-    page = table_html([{"": "Epoch 1/2", "loss": "1"}, {"": "Epoch 2/2", "loss": "2", "val_loss": "3"}])
+    page = format_html_table([{"": "Epoch 1/2", "loss": "1"}, {"": "Epoch 2/2", "loss": "2", "val_loss": "3"}])
     assert "<th></th><th>loss</th><th>val_loss</th>" in page
     assert "<td>Epoch 1/2</td><td>1</td><td></td>" in page
 
 
 def test_a_table_escapes_the_names():
-    page = table_html([{"": "Epoch 1/1", "<script>&": "1 < 2"}])
+    page = format_html_table([{"": "Epoch 1/1", "<script>&": "1 < 2"}])
     assert "&lt;script&gt;&amp;" in page
     assert "1 &lt; 2" in page
     assert "<script>" not in page
@@ -505,8 +513,8 @@ def test_a_table_escapes_the_names():
         ("lr_1", 0.1, "0.1"),
     ],
 )
-def test_a_number_is_written_as_people_read_it(name, value, text):
-    assert number(name, value) == text
+def test_numbers_are_formatted_for_readers(name, value, text):
+    assert format_number(name, value) == text
 
 
 def fitted_on(data, **options):
@@ -521,17 +529,17 @@ def endless():
 
 
 @pytest.mark.parametrize("data", [endless(), endless])
-def test_an_epoch_that_may_never_end_is_told_once_even_if_nothing_is_to_be_shown(data, monkeypatch):
-    monkeypatch.setattr(progress.EndlessNotice, "PATIENCE", 0.0)
+def test_endless_data_is_one_warning_even_with_verbose_0(data, monkeypatch):
+    monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     with pytest.warns(UserWarning, match=r"steps_per_epoch=1000") as told:
         fitted_on(data)
     assert len(told) == 1
     assert told[0].filename == __file__
 
 
-def test_data_of_known_length_and_data_that_ends_soon_is_not_suspected(monkeypatch):
+def test_data_that_ends_is_no_warning(monkeypatch):
     fitted_on(lambda: itertools.islice(endless(), 3), epochs=2)
-    monkeypatch.setattr(progress.EndlessNotice, "PATIENCE", 0.0)
+    monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     fitted_on(endless, steps_per_epoch=3)
     fitted_on([blobs(8)])
 
@@ -550,5 +558,5 @@ def test_data_of_known_length_and_data_that_ends_soon_is_not_suspected(monkeypat
         (3725, "1:02:05"),
     ],
 )
-def test_a_duration_is_written_as_people_read_it(seconds, text):
-    assert duration(seconds) == text
+def test_durations_are_formatted_for_readers(seconds, text):
+    assert format_duration(seconds) == text

@@ -34,7 +34,7 @@ def trained(strategy, size, folder=None, kind=Model, callbacks=(), **options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "check_precision", lambda device, dtype: None)
         place = STRATEGIES[strategy](**options)
-    if place._scales_loss:  # the usual scale overflows in the first update of two processes, and in none of one
+    if place.scales_loss:  # the usual scale overflows in the first update of two processes, and in none of one
         place.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     model = kind(Blocks(), device="cpu").compile("adam", "cross_entropy", lr=0.01, strategy=place)
     model.fit(X, Y, epochs=2, batch_size=size, validation_data=(X[:31], Y[:31]), callbacks=callbacks, verbose=0)

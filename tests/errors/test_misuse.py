@@ -93,7 +93,7 @@ def test_a_step_that_needs_gradients_is_told_to_have_another_for_evaluations():
 
 
 @pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_train_begin", "on_batch_end"])
-def test_a_hook_with_other_arguments_is_told_before_anything_is_trained(hook):
+def test_a_hook_with_wrong_arguments_is_refused_before_training(hook):
     net = mlp()
     before = net[0].weight.clone()
     own = type("Own", (Callback,), {hook: lambda self: None})()
@@ -104,14 +104,14 @@ def test_a_hook_with_other_arguments_is_told_before_anything_is_trained(hook):
     assert torch.equal(net[0].weight, before)
 
 
-def test_a_function_for_a_hook_with_other_arguments_is_told_how_to_be_written():
+def test_a_function_with_wrong_arguments_gets_a_fix():
     own = LambdaCallback(on_epoch_end=lambda logs: None)
     refused(
         lambda: fit(compiled(), X, Y, callbacks=[own]), r"is called with \(epoch, logs\)", "lambda epoch, logs: ..."
     )
 
 
-def test_callbacks_of_other_libraries_and_slips_are_answered():
+def test_callback_names_of_other_libraries_get_a_hint():
     refused(lambda: callbacks.EarlyStoping, "Did you mean 'EarlyStopping'", kind=AttributeError)
     refused(lambda: callbacks.SwapEMAWeights, r"Here it is EMA\(\)", kind=AttributeError)
 
@@ -141,7 +141,7 @@ def test_probabilities_of_several_outputs_need_to_be_said():
     )
 
 
-def test_a_whole_model_is_not_named_like_weights(tmp_path):
+def test_a_complete_model_is_not_named_like_weights(tmp_path):
     for run in (
         lambda: compiled().save(tmp_path / "best.safetensors"),
         lambda: ModelCheckpoint(tmp_path / "best.safetensors", save_best_only=True),
@@ -195,7 +195,7 @@ def test_losses_that_add_up_and_losses_that_average_cannot_be_accumulated():
     Model(Two()).compile("sgd", losses).fit(X, (Y, Y), batch_size=8, verbose=0)
 
 
-def test_a_folder_may_begin_with_a_tilde(tmp_path, monkeypatch):
+def test_a_path_may_start_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     fit(compiled(), X, Y, resume="~/run", callbacks=[ModelCheckpoint("~/best/{epoch}.pt")])

@@ -24,7 +24,7 @@ from tests.loops import mlp
         (lambda: compiled().predict(X, verbose="atuo"), "Unknown verbose 'atuo'", "auto", "0 .*1 .*2 "),
         (lambda: Model(mlp(), device="cpuu"), "Unknown device 'cpuu'", "cpu", "Pass 'auto'"),
         (lambda: compiled(precision="bf61"), "Unknown precision 'bf61'", "bf16", "'fp32', 'bf16', 'fp16'"),
-        (lambda: LambdaCallback(on_epoch_ends=print), "no hook 'on_epoch_ends'", "on_epoch_end", "on_train_begin"),
+        (lambda: LambdaCallback(on_epoch_ends=print), "Unknown hook 'on_epoch_ends'", "on_epoch_end", "on_train_begin"),
         (lambda: EarlyStopping(mode="maxx"), "Unknown mode 'maxx'", "max", "'min'"),
     ],
     ids=[

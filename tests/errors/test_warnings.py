@@ -137,7 +137,7 @@ def test_class_weight_without_targets_warns():
         model.fit(X, Y, class_weight={0: 2.0, 7: 3.0}, verbose=0)
 
 
-@pytest.mark.parametrize(("spoil", "cause"), [(True, "first batch holds values"), (False, "A lower learning rate")])
+@pytest.mark.parametrize(("spoil", "cause"), [(True, "first batch contains values"), (False, "a lower learning rate")])
 def test_nan_loss_warns_once(spoil, cause):
     x = X.clone()
     x[:, 0] = float("nan") if spoil else x[:, 0]

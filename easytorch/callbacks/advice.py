@@ -1,0 +1,106 @@
+"""Warnings and advice that every fit gives: non-finite losses, endless data, slow data."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from torch import Tensor
+
+from easytorch._utils.pytree import leaves
+from easytorch._utils.warnings import warn
+from easytorch.callbacks.base import Callback
+from easytorch.callbacks.nan import TerminateOnNaN
+
+
+class WarnOnNonFiniteLoss(Callback):
+    """Warn once in a fit when the loss of an epoch is NaN or infinite."""
+
+    all_ranks = False
+
+    def __init__(self) -> None:
+        self.has_warned = False
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Check the training loss and the validation loss."""
+        if self.has_warned:
+            return
+        logs = logs or {}
+        loss, val_loss = logs.get("loss", 0.0), logs.get("val_loss", 0.0)
+        message = None
+        if not math.isfinite(loss):
+            message = self._describe_training_loss(epoch, loss)
+        elif not math.isfinite(val_loss):
+            message = (
+                f"The validation loss of epoch {epoch + 1} is {val_loss}, but the training loss is finite. Check the validation "
+                "data for values that are not finite. A callback that monitors val_loss sees no improvement."
+            )
+        if message is not None:
+            self.has_warned = True
+            warn(message)
+
+    def _describe_training_loss(self, epoch: int, loss: float) -> str | None:
+        """Return the message, or None if ``TerminateOnNaN`` reports the loss."""
+        if any(isinstance(callback, TerminateOnNaN) for callback in self.model.callbacks.callbacks):
+            return None
+        example = None if self.model.train_data is None else self.model.train_data.example
+        if any(isinstance(leaf, Tensor) and not leaf.isfinite().all() for leaf in leaves(example)):
+            fix = "The first batch contains values that are not finite: check the data."
+        else:
+            fix = "Use a lower learning rate, or pass clip_grad_norm=1.0 to compile()."
+        return (
+            f"The loss of epoch {epoch + 1} is {loss}. {fix} The callback TerminateOnNaN() stops training at the first such "
+            "loss and reports its origin."
+        )
+
+
+class WarnOnEndlessData(Callback):
+    """Warn once when the first epoch over data without a length takes long: the data may never end."""
+
+    all_ranks = False
+
+    MAX_SECONDS = 60.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start the clock."""
+        self.deadline = time.perf_counter() + self.MAX_SECONDS
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Warn if the deadline has passed."""
+        if time.perf_counter() >= self.deadline:
+            self.deadline = math.inf
+            warn(
+                f"The first epoch has run for more than a minute and {batch + 1:,} updates. The data has no length and may never "
+                "end. Pass the number of updates in an epoch: fit(..., steps_per_epoch=1000)."
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Disable the warning, because the data does end."""
+        self.deadline = math.inf
+
+
+class AdviseOnSlowData(Callback):
+    """Print once in a fit how to load data faster, if an epoch waited long for it."""
+
+    # After the line of the epoch.
+    priority = 21
+    optional = True
+    all_ranks = False
+
+    # Smallest share of an epoch, and time in seconds, that counts as a long wait.
+    MIN_SHARE = 0.3
+    MIN_SECONDS = 1.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Enable the advice for this fit."""
+        self.has_advised = False
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Check how long the epoch waited for data."""
+        seconds, share = self.model.history.seconds[-1]["data"], self.model.history.time_fractions[-1]["data"]
+        if self.has_advised or share <= self.MIN_SHARE or seconds <= self.MIN_SECONDS or self.model.train_data is None:
+            return
+        if advice := self.model.train_data.data_loading_advice(self.model.device):
+            self.has_advised = True
+            self.print_message(f"Waiting for data took {share:.0%} of this epoch. {advice}")
