@@ -149,4 +149,4 @@ def test_counts_may_be_numbers_of_numpy():
 @pytest.mark.parametrize("name", ["steps_per_epoch", "validation_steps"])
 def test_steps_that_are_no_count_are_told_with_their_name(name, value):
     options = {"validation_data": (X, Y), name: value}
-    refused(lambda: fit(compiled(), X, Y, **options), f"{name} must be a whole number", "at least 1", kind=ValueError)
+    refused(lambda: fit(compiled(), X, Y, **options), f"{name} must be a positive integer", kind=ValueError)
