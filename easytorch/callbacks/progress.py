@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from easytorch._utils.notebook import in_notebook
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -35,7 +36,7 @@ def progress_callbacks(verbose: int | str) -> list[Callback]:
         return []
     if verbose == 2:
         return [Lines()]
-    if _in_notebook():
+    if in_notebook():
         return [Table()]
     return [Bar()] if _in_terminal() else [Lines()]
 
@@ -45,11 +46,6 @@ def _in_terminal() -> bool:
 
     console = Console()
     return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
-
-
-def _in_notebook() -> bool:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def number(name: str, value: float | str) -> str:
