@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from easytorch import data, optimizers
-from easytorch._utils import train_mode
+from easytorch._utils import torch_private, train_mode
 from easytorch._utils.api_hints import explain_bad_arguments
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves, to_numpy
@@ -267,7 +267,7 @@ class Model(Looking, Saving):
         self.callbacks.on_before_optimizer_step()
         self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)
         self.strategy.step(self.optimizer)
-        optimizers.zero_grad(self.optimizer)
+        torch_private.zero_grad(self.optimizer)
 
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return the loss of ``batch``, to be optimized, as ``"loss"``; whatever else is in the dict is logged."""

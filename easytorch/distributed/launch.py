@@ -110,7 +110,7 @@ def _choose_start_method(start: str) -> str:
     if start == "fork" and torch.accelerator.is_available() and torch.get_device_module().is_initialized():
         raise RuntimeError(
             "launch() cannot fork a process that has already used the accelerator. In a notebook, restart the kernel and call "
-            "launch() before anything that uses the accelerator. Otherwise define the function in a module and pass start='spawn'."
+            "launch() before anything that uses the accelerator. Or define the function in a module and pass start='spawn'."
         )
     return start
 
@@ -174,9 +174,7 @@ def _collect_results(ranks: list[Rank], timeout: float | None) -> list[Any]:
             rank = running[connection]
             succeeded, value = _receive(ranks[rank])
             if not succeeded:
-                raise RuntimeError(
-                    f"Rank {rank} of {len(ranks)} failed; launch() stopped the other ranks.\n\n{value}"
-                )
+                raise RuntimeError(f"Rank {rank} of {len(ranks)} failed; launch() stopped the other ranks.\n\n{value}")
             results[rank] = value
     return [results[i] for i in range(len(ranks))]
 

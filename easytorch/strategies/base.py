@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from easytorch import optimizers
+from easytorch._utils import torch_private
 from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
@@ -187,7 +187,7 @@ class Strategy(HelpfulInit):
             self.scaler.step(optimizer)
             self.scaler.update()
         else:
-            optimizers.step(optimizer)
+            torch_private.step(optimizer)
         self.timer.mark("optimizer")
 
     def any_rank(self, topic: int, wish: bool) -> bool:

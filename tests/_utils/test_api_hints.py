@@ -134,7 +134,7 @@ def test_a_loss_is_chosen_by_compile():
 def test_a_learning_rate_where_torch_does_not_read_it_is_refused(name):
     model = compiled()
     setattr(model.optimizer, name, 0.5)
-    with pytest.raises(ValueError, match=rf"optimizer\.{name} was set, .*param_groups\[0\]\['lr'\] = 0\.5"):
+    with pytest.raises(ValueError, match=rf"optimizer\.{name} = 0\.5 has no effect.*param_groups\[0\]\['lr'\] = 0\.5"):
         model.fit(X, Y, verbose=0)
 
 
@@ -154,7 +154,9 @@ def test_an_optimizer_of_some_of_the_parameters_is_left_alone():
 def test_trainable_of_a_layer_is_answered_with_how_it_is_frozen():
     model = compiled()
     model.module[0].trainable = False
-    with pytest.warns(UserWarning, match=r"trainable = False of 0 is read by nobody.*requires_grad_\(False\)"):
+    with pytest.warns(
+        UserWarning, match=r"module\.0\.trainable = False has no effect.*module\.0\.requires_grad_\(False\)"
+    ):
         model.fit(X, Y, verbose=0)
     model.module[0].requires_grad_(False)
     model.fit(X, Y, verbose=0)
