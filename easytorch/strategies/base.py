@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils import torch_private
-from easytorch._utils.api_hints import HelpfulInit
+from easytorch._utils.api_hints import PRECISION_HINTS, HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
 from easytorch.checkpoint import files
 from easytorch.data.batch import Batch, make_to_device
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.distributed.process_group import SingleProcess, is_launched
-from easytorch.strategies.device import ELSEWHERE, PRECISIONS, _can_compile, _check_precision, pick_device
+from easytorch.strategies.device import PRECISIONS, _can_compile, _check_precision, pick_device
 
 if TYPE_CHECKING:
     from easytorch.data.predictions import OutputCollector
@@ -64,8 +64,8 @@ class Strategy(HelpfulInit):
         self.device = device = pick_device(device)
         self.group = SingleProcess()
         self.timer = Timer()  # of the epoch that runs
-        if str(precision) in ELSEWHERE:
-            raise ValueError(f"Unknown precision {precision!r}. Here it is {ELSEWHERE[str(precision)]!r}.")
+        if str(precision) in PRECISION_HINTS:
+            raise ValueError(f"Unknown precision {precision!r}. Use {PRECISION_HINTS[str(precision)]!r}.")
         dtype = find("precision", precision, PRECISIONS)
         self.precision = next(name for name, known in PRECISIONS.items() if known == dtype)  # however it was typed
         _check_precision(device, dtype)
