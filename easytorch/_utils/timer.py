@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes."""
+"""Time measurement of the phases of an epoch."""
 
 from __future__ import annotations
 
@@ -8,35 +8,41 @@ PARTS = ("data", "model", "optimizer", "validation", "rest")
 
 
 class Timer:
-    """Counts the seconds of an epoch by part: each mark gives the time since the last one to a part.
+    """Measures the seconds of each phase of an epoch; a mark ends a phase.
 
-    ``data`` is waiting for batches, ``model`` the forward and the backward with the copies to the device, ``optimizer`` the
-    update, ``rest`` callbacks, logs and this library. A mark costs a fraction of a microsecond. On an accelerator, which
-    works while the host goes on, these are the host's seconds: waiting for data is told truly, the other parts are where the
-    host was when it had to wait.
+    The phases are:
+
+    - ``data``: waiting for batches.
+    - ``model``: copies to the device, forward and backward pass.
+    - ``optimizer``: the optimizer step.
+    - ``validation``: the evaluation of the validation data.
+    - ``rest``: callbacks, logs and this library.
+
+    A mark takes a fraction of a microsecond. An accelerator runs asynchronously, and the times are those of the host: ``data`` is
+    exact, and the other phases show where the host had to wait.
     """
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Begin to count, from nothing."""
+        """Set all times to zero, and start the first phase."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._last = perf_counter()
 
     def mark(self, part: str) -> None:
-        """Give the time since the last mark to ``part``."""
+        """Add the time since the last mark to the phase ``part``."""
         now = perf_counter()
         self.seconds[part] += now - self._last
         self._last = now
 
     def read(self) -> dict[str, float]:
-        """Return the seconds of each part so far; they add up to all the time since the start."""
+        """Return the seconds of each phase; their sum is the time since the start."""
         self.mark("rest")
         return dict(self.seconds)
 
 
 def shares(seconds: dict[str, float]) -> dict[str, float]:
-    """Return each part of ``seconds`` as a share of all, without those that took nothing at all."""
+    """Return the fraction of time of each phase, in [0, 1]; without ``validation`` if there was none."""
     total = sum(seconds.values()) or 1.0
     return {part: value / total for part, value in seconds.items() if value or part != "validation"}
