@@ -160,7 +160,9 @@ def _find_nested(source: Any) -> list[Any]:
             queue += value.values()
         elif isinstance(value, (list, tuple)):
             queue += value
-        elif hasattr(value, "__dict__") and not isinstance(value, torch.Tensor) and all(value is not o for o in objects):
+        elif (
+            hasattr(value, "__dict__") and not isinstance(value, torch.Tensor) and all(value is not o for o in objects)
+        ):
             objects.append(value)
             queue += [vars(value).get(name) for name in NESTED_ATTRIBUTES]
     return objects
