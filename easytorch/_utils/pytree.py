@@ -25,8 +25,8 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
         return function(tree)
     if type(tree) in (tuple, list):
         return type(tree)([map_leaves(function, value) for value in tree])
-    if type(tree) is dict:
-        return {key: map_leaves(function, value) for key, value in tree.items()}
+    if isinstance(tree, Mapping):
+        return _rebuild_mapping(tree, {key: map_leaves(function, value) for key, value in tree.items()})
     if not _is_structure(tree):
         return function(tree)
     return _rebuild(tree, [map_leaves(function, child) for child in _children(tree, tree)])

@@ -1,4 +1,4 @@
-"""Promise 4: who calls with arguments that do not exist is told those that do."""
+"""Wrong arguments and attributes are answered with the right ones."""
 
 import copy
 import importlib
@@ -23,7 +23,7 @@ def compiled():
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: compiled().fit(X, Y, 32, 5), r"fit\(x, y, epochs=\.\.\., \.\.\.\)"),
         (lambda: compiled().fit(X, Y, epoch=5), "Did you mean 'epochs'"),
@@ -40,12 +40,12 @@ def compiled():
         (lambda: compiled().predict(), r"See help\(Model\.predict\)"),
     ],
 )
-def test_wrong_arguments_are_answered_with_the_right_ones(call, told):
-    with pytest.raises(TypeError, match=told):
+def test_wrong_arguments_are_answered_with_the_right_ones(call, message):
+    with pytest.raises(TypeError, match=message):
         call()
 
 
-def test_an_error_inside_a_call_is_left_as_it_is():
+def test_errors_inside_a_method_stay_unchanged():
     class Confused(nn.Module):
         def forward(self, x):
             return int(None)
@@ -55,16 +55,16 @@ def test_an_error_inside_a_call_is_left_as_it_is():
     assert "See help" not in str(caught.value)
 
 
-def test_signatures_and_docstrings_stay_those_of_the_methods():
+def test_methods_keep_signatures_and_docstrings():
     assert list(inspect.signature(Model.fit).parameters)[:4] == ["self", "x", "y", "epochs"]
     assert "Train, and return the history" in Model.fit.__doc__
 
 
-def test_what_is_offered_instead_exists():
+def test_suggested_arguments_exist():
     known = {name for method in (Model.compile, Model.fit) for name in inspect.signature(method).parameters}
-    offered = {found[1] for text in ARGUMENT_HINTS.values() if (found := re.match(r"(\w+)=", text))}
-    assert len(offered) > 5
-    assert offered <= known
+    suggested = {match[1] for hint in ARGUMENT_HINTS.values() if (match := re.match(r"(\w+)=", hint))}
+    assert len(suggested) > 5
+    assert suggested <= known
     assert all(ARGUMENT_HINTS[name].startswith("compile(") for name in known & set(ARGUMENT_HINTS))
 
 
@@ -72,7 +72,7 @@ def test_what_is_offered_instead_exists():
 
 
 @pytest.mark.parametrize(
-    ("look", "told"),
+    ("look", "message"),
     [
         (lambda: compiled().layers, r"A Model has no 'layers'\. Use list\(model\.module\.children\(\)\)"),
         (lambda: compiled().count_params(), r"model\.summary\(\)\.total_params"),
@@ -87,8 +87,8 @@ def test_what_is_offered_instead_exists():
         (lambda: easytorch.Modell, "Did you mean 'Model'"),
     ],
 )
-def test_an_attribute_that_is_not_there_is_answered_with_what_is(look, told):
-    with pytest.raises(AttributeError, match=told):
+def test_a_missing_attribute_is_answered_with_what_to_use(look, message):
+    with pytest.raises(AttributeError, match=message):
         look()
 
 
@@ -98,7 +98,7 @@ def test_hasattr_and_copies_work_on_a_model():
     assert copy.deepcopy(model).predict(X, verbose=0).shape == (len(X), 3)
 
 
-def test_no_hint_hides_an_attribute_that_is_there():
+def test_no_hint_is_for_an_existing_attribute():
     assert not set(ATTRIBUTE_HINTS) & set(dir(compiled()))
     assert not set(CALLBACK_HINTS) & set(callbacks.__all__)
     for module in pkgutil.iter_modules(easytorch.__path__, "easytorch."):
@@ -108,22 +108,22 @@ def test_no_hint_hides_an_attribute_that_is_there():
 
 
 @pytest.mark.parametrize("name", ["lr", "learning_rate", "trainable"])
-def test_what_nobody_reads_cannot_be_assigned(name):
+def test_ignored_attributes_cannot_be_assigned(name):
     with pytest.raises(AttributeError, match=f"Setting model.{name} has no effect. Use "):
         setattr(compiled(), name, 0.5)
 
 
-def test_a_subclass_may_have_a_learning_rate_of_its_own():
-    class Own(Model):
+def test_a_subclass_may_have_a_learning_rate_attribute():
+    class CustomModel(Model):
         pass
 
-    Own.__module__ = "my_program"
-    model = Own(mlp())
+    CustomModel.__module__ = "my_program"
+    model = CustomModel(mlp())
     model.lr = 0.5
     assert model.lr == 0.5
 
 
-def test_the_module_of_a_model_stays():
+def test_the_module_of_a_model_cannot_be_replaced():
     with pytest.raises(AttributeError, match=r"A model keeps its module\. .*Model\(net\)\.compile"):
         compiled().module = mlp()
 
@@ -133,18 +133,18 @@ def test_a_loss_is_chosen_by_compile():
         compiled().loss = nn.MSELoss()
 
 
-# What is changed behind compile
+# Changes after compile
 
 
 @pytest.mark.parametrize("name", ["lr", "learning_rate"])
-def test_a_learning_rate_where_torch_does_not_read_it_is_refused(name):
+def test_an_ignored_learning_rate_is_refused(name):
     model = compiled()
     setattr(model.optimizer, name, 0.5)
     with pytest.raises(ValueError, match=rf"optimizer\.{name} = 0\.5 has no effect.*param_groups\[0\]\['lr'\] = 0\.5"):
         model.fit(X, Y, verbose=0)
 
 
-def test_a_layer_that_was_replaced_after_compile_is_told():
+def test_a_layer_replaced_after_compile_is_reported():
     model = compiled()
     model.module[-1] = nn.Linear(model.module[-1].in_features, 3)
     with pytest.raises(ValueError, match=r"replaced after compile.* Call compile\(\) again"):
@@ -152,12 +152,12 @@ def test_a_layer_that_was_replaced_after_compile_is_told():
     model.compile("sgd", "cross_entropy").fit(X, Y, verbose=0)
 
 
-def test_an_optimizer_of_some_of_the_parameters_is_left_alone():
+def test_an_optimizer_of_some_parameters_is_accepted():
     net = mlp()
     Model(net).compile(torch.optim.SGD(net[0].parameters(), lr=0.1), "cross_entropy").fit(X, Y, verbose=0)
 
 
-def test_trainable_of_a_layer_is_answered_with_how_it_is_frozen():
+def test_trainable_is_answered_with_requires_grad():
     model = compiled()
     model.module[0].trainable = False
     with pytest.warns(
@@ -168,7 +168,7 @@ def test_trainable_of_a_layer_is_answered_with_how_it_is_frozen():
     model.fit(X, Y, verbose=0)
 
 
-def test_a_model_whose_init_forgets_the_first_says_so():
+def test_a_missing_call_of_super_init_is_reported():
     class Forgetful(Model):
         def __init__(self, module):
             self.net = module
@@ -178,7 +178,7 @@ def test_a_model_whose_init_forgets_the_first_says_so():
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: Model([nn.Linear(2, 2)]), r"Layers go into nn\.Sequential\(\*layers\)"),
         (lambda: Model(nn.Linear), "Is it a class to be called first"),
@@ -186,16 +186,16 @@ def test_a_model_whose_init_forgets_the_first_says_so():
         (lambda: compiled().fit(X, Y, resume=True), r"resume is the folder .*received True\. Pass resume='run/'"),
     ],
 )
-def test_what_is_passed_for_something_else_is_told(call, told):
-    with pytest.raises(TypeError, match=told):
+def test_misused_arguments_are_reported(call, message):
+    with pytest.raises(TypeError, match=message):
         call()
 
 
 # Options of callbacks, metrics and strategies
 
 
-class OwnCallback(callbacks.EarlyStopping):
-    """One that passes its options on."""
+class CustomCallback(callbacks.EarlyStopping):
+    """A callback that passes options to its base class."""
 
     def __init__(self, threshold=0.5, **options):
         super().__init__(**options)
@@ -203,7 +203,7 @@ class OwnCallback(callbacks.EarlyStopping):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (
             lambda: callbacks.EarlyStopping(patince=3),
@@ -219,40 +219,40 @@ class OwnCallback(callbacks.EarlyStopping):
         (lambda: callbacks.TerminateOnNaN(raise_errors=True), "Did you mean 'raise_error'"),
         (lambda: easytorch.Strategy(precison="bf16"), r"^Strategy\(\) .*Did you mean 'precision'"),
         (lambda: easytorch.DataParallel(sync_batchnrom=True), "Did you mean 'sync_batchnorm'"),
-        (lambda: OwnMetric(treshold=0.1), r"^OwnMetric\(\) .*Did you mean 'threshold'"),
-        (lambda: OwnCallback(0.5, patince=3), "Did you mean 'patience'"),
+        (lambda: CustomMetric(treshold=0.1), r"^CustomMetric\(\) .*Did you mean 'threshold'"),
+        (lambda: CustomCallback(0.5, patince=3), "Did you mean 'patience'"),
         (lambda: Model(mlp(), devise="cpu"), r"^Model\(\) .*Did you mean 'device'"),
         (lambda: Model(mlp(), "cpu", "adam"), r"See help\(Model\)"),
         (lambda: Model(mlp(), optimizer="adam"), r"Use Model\(module\)\.compile"),
     ],
 )
-def test_wrong_options_are_answered_with_the_right_ones(make, told):
-    with pytest.raises(TypeError, match=told):
+def test_wrong_options_are_answered_with_the_right_ones(make, message):
+    with pytest.raises(TypeError, match=message):
         make()
 
 
-class OwnMetric(easytorch.Metric):
+class CustomMetric(easytorch.Metric):
     def __init__(self, threshold):
         self.threshold = len(threshold)
 
 
-def test_an_error_inside_the_making_of_an_object_is_left_as_it_is():
+def test_errors_inside_init_stay_unchanged():
     with pytest.raises(TypeError) as caught:
-        OwnMetric(threshold=0.5)
+        CustomMetric(threshold=0.5)
     assert str(caught.value) == "object of type 'float' has no len()"
 
 
-def test_signatures_of_classes_stay_as_they_are_written():
+def test_classes_keep_their_signatures():
     assert list(inspect.signature(callbacks.EarlyStopping).parameters)[:3] == ["monitor", "min_delta", "patience"]
-    assert list(inspect.signature(OwnCallback).parameters) == ["threshold", "options"]
-    assert "super().__init__(**options)" in inspect.getsource(OwnCallback.__init__)
+    assert list(inspect.signature(CustomCallback).parameters) == ["threshold", "options"]
+    assert "super().__init__(**options)" in inspect.getsource(CustomCallback.__init__)
 
 
-def test_what_is_offered_instead_of_an_option_exists():
+def test_suggested_options_exist():
     assert len(OPTION_HINTS) > 10
-    for option, instead in OPTION_HINTS.items():
+    for option, hint in OPTION_HINTS.items():
         name, unknown = option.split(".")
         known = inspect.signature(getattr(callbacks, name, None) or getattr(easytorch, name)).parameters
-        offered = re.match(r"(\w+)=", instead)
+        suggested = re.match(r"(\w+)=", hint)
         assert unknown not in known
-        assert offered is None or offered[1] in known, option
+        assert suggested is None or suggested[1] in known, option
