@@ -30,10 +30,10 @@ class Timer:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._last = perf_counter()
 
-    def mark(self, part: str) -> None:
-        """Add the time since the last mark to the phase ``part``."""
+    def mark(self, phase: str) -> None:
+        """Add the time since the last mark to ``phase``."""
         now = perf_counter()
-        self.seconds[part] += now - self._last
+        self.seconds[phase] += now - self._last
         self._last = now
 
     def read(self) -> dict[str, float]:
@@ -45,4 +45,4 @@ class Timer:
 def shares(seconds: dict[str, float]) -> dict[str, float]:
     """Return the fraction of time of each phase, in [0, 1]; without ``validation`` if there was none."""
     total = sum(seconds.values()) or 1.0
-    return {part: value / total for part, value in seconds.items() if value or part != "validation"}
+    return {phase: value / total for phase, value in seconds.items() if value or phase != "validation"}
