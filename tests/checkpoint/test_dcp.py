@@ -174,7 +174,7 @@ def killed_while_writing(folder, rank, moment):
 @pytest.mark.parametrize(("rank", "moment"), [(0, "a part"), (1, "a part"), (0, "the small file")])
 def test_killed_while_it_is_written_the_one_before_is_taken_and_what_is_left_is_swept(rank, moment, tmp_path):
     (whole, losses, _), *_ = together(kept, tmp_path / "whole", None)
-    with pytest.raises(RuntimeError, match="failed; launch\(\) stopped the other ranks"):
+    with pytest.raises(RuntimeError, match=r"failed; launch\(\) stopped the other ranks"):
         together(killed_while_writing, tmp_path / "run", rank, moment)
     assert [path.name for path in rotation.list_checkpoints(tmp_path / "run")] == ["step-0000000001.pt"]
     assert (tmp_path / "run" / "step-0000000002.parts-0").exists()
