@@ -1,9 +1,13 @@
-"""easytorch: a Keras-style fit for any torch.nn.Module."""
+"""A Keras-style fit for any ``torch.nn.Module``.
+
+The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks`` and ``easytorch.data``, and the tables
+``easytorch.losses.TABLE`` and ``easytorch.metrics.NAMES``. Everything else may change without notice.
+"""
 
 from typing import Any
 
 from easytorch import callbacks, data
-from easytorch._utils.api_hints import PACKAGE, missing_attribute_error
+from easytorch._utils.api_hints import PACKAGE_HINTS, missing_attribute_error
 from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, ResumeError
 from easytorch.metrics.aggregation import Mean
@@ -34,7 +38,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name in callbacks.__all__:
-        raise AttributeError(f"easytorch has no {name!r}. Here it is easytorch.callbacks.{name}.")
-    raise missing_attribute_error("easytorch", name, PACKAGE, __all__)
+        raise AttributeError(f"easytorch has no {name!r}. Use easytorch.callbacks.{name}.")
+    raise missing_attribute_error("easytorch", name, PACKAGE_HINTS, __all__)

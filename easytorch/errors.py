@@ -1,11 +1,20 @@
-"""Exceptions that users may catch."""
+"""Exceptions that users may catch.
+
+::
+
+    ValueError
+    ├── FileError       a file is damaged, unsafe, or does not fit the model
+    └── ResumeError     a run cannot be continued exactly
+
+Other errors are the standard ones: ``ValueError`` and ``TypeError`` for arguments, ``RuntimeError`` for failed steps and ranks.
+"""
 
 from __future__ import annotations
 
 
 class FileError(ValueError):
-    """A file that is not what it should be: its name, what is wrong with it, and what to do."""
+    """A file is damaged, unsafe, or does not fit the model. The message names the file, the problem and the fix."""
 
 
 class ResumeError(ValueError):
-    """A run that cannot go on exactly where it stopped: why, and what to do."""
+    """A run cannot be continued exactly where it stopped. The message names the reason and the fix."""

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from easytorch import optimizers
-from easytorch._utils import api_hints
+from easytorch._utils import api_hints, torch_private
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
@@ -231,7 +231,7 @@ class Model:
         self.callbacks.on_before_optimizer_step()
         self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(parameters, norm)
         self.strategy.step(self.optimizer)  # optimizer.step()
-        optimizers.zero_grad(self.optimizer)  # optimizer.zero_grad()
+        torch_private.zero_grad(self.optimizer)  # optimizer.zero_grad()
 
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
@@ -462,7 +462,7 @@ class Model:
         new_loss = resolve_loss(loss, loss_weights)
         new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
-        new_optimizer = optimizers.resolve(optimizer, self.module, lr)
+        new_optimizer = optimizers.resolve_optimizer(optimizer, self.module, lr)
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
         new_strategy.channels_last = channels_last
         new_strategy.prepare(self.module, new_optimizer)

@@ -1,11 +1,13 @@
-"""Many processes in a test: copies of the one that runs it, so that they start in a fraction of a second."""
+"""Several processes in a test; they are forked, so that they start in a fraction of a second."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch._dynamo  # which DDP imports, and the next two FSDP: loaded once, copied often
+
+# DDP imports the first module, FSDP the next two. The forked processes share them.
+import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor
 
@@ -13,11 +15,11 @@ from easytorch import launch
 
 
 def together(function: Any, *args: Any, processes: int = 2, timeout: float = 60) -> list[Any]:
-    """Return what ``function`` returns in each of many processes."""
-    return launch(_alike, function, args, processes=processes, timeout=timeout, start="fork")
+    """Return the results of ``function`` in rank order."""
+    return launch(_run_seeded, function, args, processes=processes, timeout=timeout, start="fork")
 
 
-def _alike(function: Any, args: Any) -> Any:
+def _run_seeded(function: Any, args: Any) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return function(*args)

@@ -1,1 +1,1 @@
-"""Private helpers; they import nothing else of the package."""
+"""Private helpers, which import nothing else of the package."""

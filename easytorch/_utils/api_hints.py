@@ -1,4 +1,7 @@
-"""Hints for arguments and attributes that other libraries have."""
+"""Hints for arguments and attributes that other libraries have.
+
+Every hint completes the sentence "Use ..."; a hint that starts with "Not needed" is a sentence.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 
 Class = TypeVar("Class", bound=type)
-ARGUMENT_HINTS = {  # what other libraries call it, or have it for
+
+# Arguments of the methods of Model.
+ARGUMENT_HINTS = {
     "learning_rate": "lr=0.001",
     "validation_batch_size": "the batch_size of a DataLoader: validation_data=DataLoader(dataset, 64)",
-    "return_dict": "dict(...) of what it returns",
+    "return_dict": "dict(...) of the result",
     "lr": "compile(..., lr=0.001)",
     "loss": "compile(optimizer, loss)",
     "optimizer": "compile(optimizer, loss)",
@@ -41,18 +46,19 @@ ARGUMENT_HINTS = {  # what other libraries call it, or have it for
     "device": "Model(module, device=...)",
     "optimiser": "optimizer=",
     "use_multiprocessing": "DataLoader(dataset, num_workers=2)",
-    "overwrite": "always so: the file is replaced when the new one is whole",
-    "save_format": "one format, and safetensors for weights: save_weights('model.safetensors')",
-    "write_graph": "TensorBoard(log_dir), which writes the numbers",
+    "overwrite": "Not needed: save() replaces an existing file",
+    "save_format": "save_weights('model.safetensors') for safetensors; there is no other choice",
 }
-OPTION_HINTS = {  # of what a class is made with
+
+# Arguments of classes.
+OPTION_HINTS = {
     "BackupAndRestore.double_checkpoint": "keep=2, which is the default",
     "BackupAndRestore.path": "backup_dir=",
     "CSVLogger.path": "filename=",
     "DataParallel.devices": "torchrun --nproc-per-node=2 train.py",
     "EMA.momentum": "decay=",
-    "EarlyStopping.check_finite": "a callback of its own, TerminateOnNaN()",
-    "EarlyStopping.stopping_threshold": "model.stop_training = True, in a callback of your own",
+    "EarlyStopping.check_finite": "the callback TerminateOnNaN()",
+    "EarlyStopping.stopping_threshold": "model.stop_training = True in a custom callback",
     "FullySharded.devices": "torchrun --nproc-per-node=2 train.py",
     "Model.loss": "Model(module).compile(optimizer, loss)",
     "Model.optimizer": "Model(module).compile(optimizer, loss)",
@@ -63,36 +69,37 @@ OPTION_HINTS = {  # of what a class is made with
     "ModelCheckpoint.save_top_k": "keep_best=",
     "ReduceLROnPlateau.epsilon": "min_delta=",
     "SWA.swa_epoch_start": "start_epoch=",
-    "TensorBoard.profile_batch": "torch.profiler, in a callback of your own",
-    "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the numbers",
+    "TensorBoard.profile_batch": "torch.profiler in a custom callback",
+    "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the logs",
 }
-WEIGHTS = "model.module.state_dict(), and load_state_dict() of it"
-ATTRIBUTE_HINTS = {  # of a model, in Keras or of a module
-    "layers": "the module's own parts: model.module.children()",
+
+# Attributes of Model, in Keras or of a module.
+ATTRIBUTE_HINTS = {
+    "layers": "list(model.module.children())",
     "get_layer": "model.module.get_submodule(name)",
-    "weights": "list(model.module.parameters()), with their names by model.module.named_parameters()",
+    "weights": "list(model.module.parameters()), or model.module.named_parameters() with their names",
     "variables": "list(model.module.parameters())",
     "trainable_weights": "[p for p in model.module.parameters() if p.requires_grad]",
     "trainable_variables": "[p for p in model.module.parameters() if p.requires_grad]",
-    "get_weights": WEIGHTS,
-    "set_weights": WEIGHTS,
+    "get_weights": "model.module.state_dict()",
+    "set_weights": "model.module.load_state_dict(state)",
     "count_params": "model.summary().total_params",
     "metrics_names": "list(model.evaluate(...).keys())",
-    "trainable": "model.module.requires_grad_(False), or of a part of it",
+    "trainable": "model.module.requires_grad_(False), or the same method of a layer",
     "lr": "model.optimizer.param_groups[0]['lr']",
     "learning_rate": "model.optimizer.param_groups[0]['lr']",
     "add": "model.module.append(layer) of an nn.Sequential, before compile()",
-    "build": "nothing: a torch.nn.Module is built when it is made",
-    "to_json": "your own code: a file holds weights, not the structure of a module",
-    "get_config": "your own code: a file holds weights, not the structure of a module",
+    "build": "Not needed: a torch.nn.Module creates its layers in __init__",
+    "to_json": "the code of the module: files contain weights only",
+    "get_config": "the code of the module: files contain weights only",
     "export": "torch.export.export(model.module, (x,))",
-    "reset_states": "model.metrics.reset(), in a loop of your own",
+    "reset_states": "model.metrics.reset() in a custom loop",
     "fit_generator": "model.fit(generator)",
     "evaluate_generator": "model.evaluate(generator)",
     "predict_generator": "model.predict(generator)",
     "load_model": "Model(net).load(path)",
-    "train": "fit(), which changes modes by itself; in a loop of your own model.module.train()",
-    "eval": "not needed: evaluate() and predict() run in eval mode; by hand model.module.eval()",
+    "train": "fit(), which sets train mode; in a custom loop model.module.train()",
+    "eval": "evaluate() or predict(), which set eval mode; in a custom loop model.module.eval()",
     "compute_loss": "model.loss(y_pred, y)",
     "compiled_loss": "model.loss(y_pred, y)",
     "compiled_metrics": "model.metrics",
@@ -106,78 +113,141 @@ ATTRIBUTE_HINTS |= {
     name: f"model.module.{name}()"
     for name in ("parameters", "named_parameters", "children", "modules", "named_modules", "load_state_dict")
 }
-STEPS = (
-    "train_step",
-    "test_step",
-    "predict_step",
-    "update",
-    "unpack",
-    "batch_size",
-)  # what a model of one's own may override
-METHOD_HINTS = {  # of a model in other libraries, which nobody would call
+
+# Attributes that Keras users assign; a model would ignore them.
+IGNORED_ATTRIBUTES = ("lr", "learning_rate", "trainable")
+
+# Methods that a subclass of Model may override.
+OVERRIDABLE_STEPS = ("train_step", "test_step", "predict_step", "update", "unpack", "batch_size")
+
+# Methods that take the batch as their only argument.
+BATCH_STEPS = ("train_step", "test_step", "predict_step")
+
+# Methods that a model of another library overrides.
+METHOD_HINTS = {
     "training_step": "train_step(self, batch)",
     "validation_step": "test_step(self, batch)",
     "validation_epoch_end": "on_test_end of a callback",
     "configure_optimizers": "compile(optimizer, ..., scheduler=...)",
 }
-PACKAGE = {  # of the package, as keras has it
+
+# Attributes of the package.
+PACKAGE_HINTS = {
     "load_model": "Model(net).load(path)",
     "load": "Model(net).load(path)",
-    "models": "Model(net).load(path), and easytorch.Model",
+    "models": "easytorch.Model, and Model(net).load(path)",
     "Sequential": "easytorch.Model(torch.nn.Sequential(...))",
     "layers": "torch.nn",
-    "Input": "not needed: a module takes what its forward takes",
+    "Input": "Not needed: the arguments of forward() are the inputs of a module",
     "Dense": "torch.nn.Linear(inputs, outputs)",
-    "losses": "a name, such as 'cross_entropy', or one of torch.nn",
-    "optimizers": "a name, such as 'adam', or one of torch.optim",
-    "metrics": "a name, such as 'accuracy', an easytorch.Metric, or one of torchmetrics",
     "datasets": "torchvision.datasets",
-    "utils": "torch.utils, and easytorch.data for data",
+    "utils": "torch.utils, or easytorch.data for data",
     "set_seed": "torch.manual_seed(0)",
     "seed_everything": "torch.manual_seed(0)",
     "Trainer": "easytorch.Model(module).compile(...).fit(...)",
 }
 
+# Classes of easytorch.callbacks.
+CALLBACK_HINTS = {
+    "SwapEMAWeights": "EMA()",
+    "ExponentialMovingAverage": "EMA()",
+    "EMAWeightAveraging": "EMA()",
+    "WeightAveraging": "EMA() or SWA()",
+    "StochasticWeightAveraging": "SWA()",
+    "RemoteMonitor": "LambdaCallback(on_epoch_end=lambda epoch, logs: ...)",
+    "ProgbarLogger": "fit(verbose=1), which is the default",
+    "ProgressBar": "fit(verbose=1), which is the default",
+    "RichProgressBar": "fit(verbose=1), which is the default",
+    "TQDMProgressBar": "fit(verbose=1), which is the default",
+    "History": "the result of fit()",
+    "LearningRateMonitor": "Not needed: the history has 'lr'",
+    "BaseLogger": "Not needed: the history has the means",
+    "Checkpoint": "ModelCheckpoint(filepath)",
+}
 
-def missing_attribute_error(owner: str, name: str, instead: Mapping[str, str], known: Iterable[str]) -> AttributeError:
-    """Return the error for an attribute that is not there: what it is here, else the nearest that there is."""
-    if name in instead:
-        return AttributeError(f"{owner} has no {name!r}. Here it is {instead[name]}.")
-    public = [one for one in known if not one.startswith("_")]
-    return AttributeError(f"{owner} has no {name!r}.{'' if name.startswith('_') else did_you_mean(name, public, 0.75)}")
+# Values of precision.
+PRECISION_HINTS = {
+    "mixed_bfloat16": "bf16", "mixed_float16": "fp16", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16",
+    "bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32", "16": "fp16", "32": "fp32", "amp": "bf16",
+}  # fmt: skip
+
+# Names of the first and second parameter of a loss or metric in Keras.
+TARGET_NAMES = {
+    "actual", "expected", "ground_truth", "gt", "label", "labels", "target", "targets", "true", "truth", "y", "y_test", "y_true",
+}  # fmt: skip
+PREDICTION_NAMES = {
+    "input", "inputs", "logit", "logits", "output", "outputs", "pred", "prediction", "predictions", "predicted", "preds",
+    "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yhat",
+}  # fmt: skip
+
+
+def missing_attribute_error(owner: str, name: str, hints: Mapping[str, str], names: Iterable[str]) -> AttributeError:
+    """Return the error for an attribute that does not exist.
+
+    Args:
+        owner: The object, for the message: ``"easytorch"``.
+        name: The attribute.
+        hints: What to use for names of other libraries.
+        names: The existing attributes, for a suggestion.
+    """
+    if name in hints:
+        return AttributeError(f"{owner} has no {name!r}.{_format_hint(hints[name])}")
+    public = [known for known in names if not known.startswith("_")]
+    suggestion = "" if name.startswith("_") else did_you_mean(name, public, 0.75)
+    return AttributeError(f"{owner} has no {name!r}.{suggestion}")
 
 
 def check_steps(cls: type) -> None:
-    """Warn of methods that look like steps and are none, and refuse a step that does not take a batch alone.
+    """Check the methods of a subclass of ``Model`` that look like steps.
+
+    Warns of methods that are never called because their name is misspelled or belongs to another library.
 
     Raises:
-        TypeError: If a step wants something else.
+        TypeError: If a step does not take the batch as its only argument.
     """
-    for name, value in vars(cls).items():
-        if not inspect.isfunction(value):
+    for name, function in vars(cls).items():
+        if not inspect.isfunction(function):
             continue
-        near = "" if name.startswith("_") or name in STEPS else did_you_mean(name, STEPS, 0.8)
-        if name in METHOD_HINTS:
-            warn(f"Nobody calls {cls.__name__}.{name}. Here it is {METHOD_HINTS[name]}.")
-        elif near and not any(hasattr(base, name) for base in cls.__bases__):
-            warn(f"Nobody calls {cls.__name__}.{name}, unless your own code does.{near}")
-        elif name in ("train_step", "test_step", "predict_step"):
-            try:
-                inspect.signature(value).bind(None, None)
-            except TypeError:
-                raise TypeError(
-                    f"{cls.__name__}.{name}{inspect.signature(value)} must take the batch alone: def {name}(self, batch)."
-                ) from None
+        if name in BATCH_STEPS:
+            _check_takes_batch(cls, name, function)
+        elif name in METHOD_HINTS:
+            warn(f"{cls.__name__}.{name} is never called.{_format_hint(METHOD_HINTS[name])}")
+        elif suggestion := _suggest_step(cls, name):
+            warn(
+                f"{cls.__name__}.{name} is never called by easytorch.{suggestion} Rename it, or ignore this warning if your own "
+                "code calls it."
+            )
 
 
 def check_assignment(name: str) -> None:
-    """Raise an ``AttributeError`` for an attribute of a plain model that nobody would read."""
-    if name in ("lr", "learning_rate", "trainable"):
-        raise AttributeError(f"Nothing reads model.{name}. Use {ATTRIBUTE_HINTS[name]}.")
+    """Raise an ``AttributeError`` for the assignment of an attribute that a model would ignore."""
+    if name in IGNORED_ATTRIBUTES:
+        raise AttributeError(f"Setting model.{name} has no effect.{_format_hint(ATTRIBUTE_HINTS[name])}")
+
+
+def check_argument_order(kind: str, name: str, function: Any) -> None:
+    """Refuse a loss or metric whose first two parameters are named like targets and predictions, as in Keras.
+
+    Args:
+        kind: ``"loss"`` or ``"metric"``, for the message.
+        name: Its name.
+        function: The function or module.
+
+    Raises:
+        ValueError: If the first name is that of targets and the second that of predictions.
+    """
+    first, second = _first_two_parameters(function.forward if isinstance(function, nn.Module) else function)
+    if first.lower() not in TARGET_NAMES or second.lower() not in PREDICTION_NAMES:
+        return
+    caller = name if inspect.isfunction(function) and name.isidentifier() else "f"
+    raise ValueError(
+        f"The {kind} {name!r} takes ({first}, {second}), but easytorch calls {caller}(y_pred, y), predictions first, as torch "
+        f"does. Swap the arguments, or pass lambda y_pred, y: {caller}(y, y_pred)."
+    )
 
 
 class HelpfulInit:
-    """A base whose subclasses, yours too, say what to pass where Python only says what not to pass when they are made."""
+    """A base class that adds suggestions to errors about wrong arguments of ``__init__``, in subclasses too."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -186,81 +256,94 @@ class HelpfulInit:
 
 
 def explain_bad_arguments(*names: str) -> Callable[[Class], Class]:
-    """Return a decorator that lets these methods of a class say what to pass where Python only says what not."""
+    """Return a class decorator that adds suggestions to Python's errors about wrong arguments.
+
+    Args:
+        names: The methods to decorate.
+    """
 
     def decorate(cls: Class) -> Class:
         for name in names:
-            setattr(cls, name, _explained(getattr(cls, name), cls))
+            setattr(cls, name, _explain_errors(getattr(cls, name), cls))
         return cls
 
     return decorate
 
 
-def _explained(method: Callable[..., Any], cls: type) -> Callable[..., Any]:
+def _explain_errors(method: Callable[..., Any], cls: type) -> Callable[..., Any]:
+    title = f"{cls.__name__}.{method.__name__}".removesuffix(".__init__")
+
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
         except TypeError as error:
-            if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # of what the method does
+            is_inside_method = error.__traceback__ is None or error.__traceback__.tb_next is not None
+            if is_inside_method:
                 raise
-            told = str(error).replace(method.__qualname__, _title(method, cls))
-            raise TypeError(f"{told}.{_cure(method, cls, args, kwargs)}") from None
+            message = str(error).replace(method.__qualname__, title)
+            raise TypeError(f"{message}.{_suggest_call(method, title, cls, args, kwargs)}") from None
 
     return call
 
 
-def _title(method: Callable[..., Any], cls: type) -> str:
-    return f"{cls.__name__}.{method.__name__}".removesuffix(".__init__")
-
-
-def _cure(method: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    title, parameters = _title(method, cls), inspect.signature(method).parameters.values()
+def _suggest_call(
+    method: Callable[..., Any], title: str, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    """Return the fix for a call of ``method`` with wrong arguments."""
     name = title.rpartition(".")[2]
     if not args or not isinstance(args[0], cls):
-        return f" It is a method of a model: {cls.__name__}(module).{name}(...)."
-    known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD][1:]
-    unknown = next((key for key in kwargs if key not in known), None)
-    if instead := ARGUMENT_HINTS.get(str(unknown)) if "." in title else OPTION_HINTS.get(f"{title}.{unknown}"):
-        return f" Here it is {instead}."
+        return f" Call it on an instance: {cls.__name__}(module).{name}(...)."
+    # Without self.
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
+    unknown = next((key for key in kwargs if key not in names), None)
     if unknown is not None:
-        return did_you_mean(unknown, known) or f" {name}() takes {', '.join(known) or 'nothing'}."
+        return _suggest_argument(title, unknown, names)
     positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
     keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
-    if len(args) > len(positional) and keywords:
-        return f" Name what comes after {positional[-1]}: {name}({', '.join(positional[1:])}, {keywords[0]}=..., ...)."
+    if len(args) > len(positional) + 1 and keywords:
+        example = f"{name}({', '.join(positional)}, {keywords[0]}=..., ...)"
+        return f" Pass the arguments after {positional[-1]} by name: {example}."
     return f" See help({title})."
 
 
-TARGETS = {
-    "actual", "expected", "ground_truth", "gt", "label", "labels", "target", "targets", "true", "truth", "y", "y_test", "y_true",
-}  # fmt: skip
-PREDICTIONS = {
-    "input", "inputs", "logit", "logits", "output", "outputs", "pred", "prediction", "predictions", "predicted", "preds",
-    "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yhat",
-}  # fmt: skip
+def _suggest_argument(title: str, argument: str, names: list[str]) -> str:
+    """Return what to use instead of ``argument``, which the function ``title`` does not have."""
+    is_method = "." in title
+    hint = ARGUMENT_HINTS.get(argument) if is_method else OPTION_HINTS.get(f"{title}.{argument}")
+    if hint is not None:
+        return _format_hint(hint)
+    name = title.rpartition(".")[2]
+    return did_you_mean(argument, names) or f" {name}() takes {', '.join(names) or 'no arguments'}."
 
 
-def check_argument_order(kind: str, name: str, function: Any) -> None:
-    """Refuse a loss or metric whose first two parameters are named like targets and predictions, as Keras has them.
-
-    Raises:
-        ValueError: If both names say so; one alone may mean anything.
-    """
-    first, second = _first_two(function.forward if isinstance(function, nn.Module) else function)
-    if first.lower() not in TARGETS or second.lower() not in PREDICTIONS:
-        return
-    called = name if inspect.isfunction(function) and name.isidentifier() else "f"
-    raise ValueError(
-        f"The {kind} {name!r} takes ({first}, {second}), but easytorch calls {called}(y_pred, y), predictions first, as torch "
-        f"does. Swap the arguments, or pass lambda y_pred, y: {called}(y, y_pred)."
-    )
+def _format_hint(hint: str) -> str:
+    return f" {hint}." if hint.startswith("Not needed") else f" Use {hint}."
 
 
-def _first_two(function: Any) -> tuple[str, str]:
+def _check_takes_batch(cls: type, name: str, function: Callable[..., Any]) -> None:
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"{cls.__name__}.{name}{signature} must take the batch as its only argument. Define it as "
+            f"def {name}(self, batch)."
+        ) from None
+
+
+def _suggest_step(cls: type, name: str) -> str:
+    """Return the step that a new method of ``cls`` may be meant to override; an empty string if there is none."""
+    is_new = not any(hasattr(base, name) for base in cls.__bases__)
+    return did_you_mean(name, OVERRIDABLE_STEPS, 0.8) if is_new and not name.startswith("_") else ""
+
+
+def _first_two_parameters(function: Any) -> tuple[str, str]:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # built-in functions tell nothing about themselves
+    except (TypeError, ValueError):
+        # Built-in functions have no signature.
         return "", ""
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return (names[0], names[1]) if len(names) > 1 else ("", "")

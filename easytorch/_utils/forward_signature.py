@@ -1,4 +1,4 @@
-"""How a module's forward is called."""
+"""The arguments of a module's forward."""
 
 from __future__ import annotations
 
@@ -10,28 +10,40 @@ from torch import Tensor, nn
 
 
 class ForwardSignature(NamedTuple):
-    """The arguments that a module's ``forward`` takes."""
+    """The arguments of a module's ``forward``.
+
+    Attributes:
+        names: The names of the arguments.
+        positional: The number of positional arguments; infinite with ``*args``.
+        any_keyword: Whether it has ``**kwargs``.
+        required: The number of arguments without a default.
+    """
 
     names: tuple[str, ...]
     positional: float = 1
     any_keyword: bool = False
-    required: int = 1  # arguments that have no default
+    required: int = 1
 
     @classmethod
     def of(cls, module: nn.Module) -> ForwardSignature:
-        """Read the signature of ``module.forward``."""
+        """Return the signature of ``module.forward``."""
         parameters = inspect.signature(module.forward).parameters.values()
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        star = any(p.kind == p.VAR_POSITIONAL for p in parameters)
-        positional = float("inf") if star else sum(p.kind != p.KEYWORD_ONLY for p in named)
-        keywords = any(p.kind == p.VAR_KEYWORD for p in parameters)
-        return cls(tuple(p.name for p in named), positional, keywords, sum(p.default is p.empty for p in named))
+        has_varargs = any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        positional = float("inf") if has_varargs else sum(p.kind != p.KEYWORD_ONLY for p in named)
+        any_keyword = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        required = sum(p.default is p.empty for p in named)
+        return cls(tuple(p.name for p in named), positional, any_keyword, required)
 
     def call(self, function: Callable[..., Any], x: Any) -> Any:
-        """Call ``function``, the module or its compiled twin, with whatever ``x`` is.
+        """Call ``function`` with the inputs ``x``.
 
-        A tensor is the only argument; a tuple or list is spread over as many arguments as it has parts, if the module
-        takes that many; a dict whose keys are arguments is passed by name. Otherwise the module gets ``x`` itself.
+        A tuple or list becomes positional arguments if ``forward`` takes that many. A dict whose keys are arguments becomes
+        keyword arguments. Everything else, such as a tensor, is the only argument.
+
+        Args:
+            function: The module or its compiled version.
+            x: The inputs.
         """
         if isinstance(x, Tensor):
             return function(x)

@@ -1,4 +1,4 @@
-"""Distinction between this package's own code and the user's."""
+"""Distinction between the code of this package and that of the user."""
 
 from __future__ import annotations
 

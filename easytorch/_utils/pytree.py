@@ -1,4 +1,7 @@
-"""Nested batches: map, concatenate and describe."""
+"""Nested structures of tensors (pytrees): map, concatenate, describe.
+
+Dicts, lists, tuples, named tuples and dataclasses are structure. Everything else is a leaf.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+# The number of items of a list or tuple that ``describe`` shows.
+MAX_ITEMS = 4
+
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply ``function`` to every leaf of ``tree`` and keep its structure.
-
-    Dicts, lists, tuples, named tuples and dataclasses are structure; whatever else is found is a leaf.
-    """
-    if isinstance(tree, Tensor):  # by far the most frequent case
+    """Return ``tree`` with ``function`` applied to every leaf."""
+    # The most frequent types come first: isinstance(tree, Mapping) is slow.
+    if isinstance(tree, Tensor):
         return function(tree)
-    if type(tree) in (tuple, list):  # then this: asking whether something is a Mapping takes long
+    if type(tree) in (tuple, list):
         return type(tree)([map_leaves(function, value) for value in tree])
     if isinstance(tree, Mapping):
-        return _like(tree, {key: map_leaves(function, value) for key, value in tree.items()})
-    if isinstance(tree, PackedSequence):  # a named tuple, whose parts do not all go to one device
+        return _rebuild_mapping(tree, {key: map_leaves(function, value) for key, value in tree.items()})
+    if not _is_structure(tree):
         return function(tree)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_leaves(function, value) for value in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(map_leaves(function, value) for value in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = {f.name: map_leaves(function, getattr(tree, f.name)) for f in dataclasses.fields(tree) if f.init}
-        return dataclasses.replace(tree, **fields)
-    return function(tree)
+    return _rebuild(tree, [map_leaves(function, child) for child in _children(tree, tree)])
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -43,7 +40,7 @@ def leaves(tree: Any) -> Iterator[Any]:
     elif isinstance(tree, (tuple, list)):
         for value in tree:
             yield from leaves(value)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    elif _is_dataclass(tree):
         for field in dataclasses.fields(tree):
             yield from leaves(getattr(tree, field.name))
     else:
@@ -51,36 +48,29 @@ def leaves(tree: Any) -> Iterator[Any]:
 
 
 def to_numpy(leaf: Any) -> Any:
-    """Return a tensor as a NumPy array, bfloat16 as float32; anything else as it is."""
+    """Return a tensor as a NumPy array, bfloat16 as float32; return anything else unchanged."""
     if not isinstance(leaf, Tensor):
         return leaf
     return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy(force=True)
 
 
 def concatenate(trees: Sequence[Any]) -> Any:
-    """Join equally structured ``trees`` of arrays along their first dimension.
+    """Concatenate ``trees`` of the same structure along the first dimension of their arrays.
 
-    Leaves without a first dimension (a loss among the outputs) are stacked; leaves that are not tensors and not
-    the same in every tree are gathered in a list.
+    Arrays without dimensions, such as a loss, are stacked. Other leaves are collected in a list, unless they are the same object
+    in every tree.
     """
     first = trees[0]
     if isinstance(first, np.ndarray):
         return np.stack(list(trees)) if first.ndim == 0 else np.concatenate(list(trees))
-    if isinstance(first, Mapping):
-        return _like(first, {key: concatenate([tree[key] for tree in trees]) for key in first})
-    if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(concatenate(column) for column in zip(*trees, strict=True)))
-    if isinstance(first, (tuple, list)):
-        return type(first)(concatenate(column) for column in zip(*trees, strict=True))
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in dataclasses.fields(first) if field.init]
-        joined = {name: concatenate([getattr(tree, name) for tree in trees]) for name in names}
-        return dataclasses.replace(first, **joined)
-    return first if all(tree is first for tree in trees) else list(trees)
+    if not _is_structure(first):
+        return first if all(tree is first for tree in trees) else list(trees)
+    columns = zip(*(_children(tree, first) for tree in trees), strict=True)
+    return _rebuild(first, [concatenate(column) for column in columns])
 
 
 def describe(tree: Any) -> str:
-    """Say in one line what ``tree`` holds: ``(float32 [64, 784], int64 [64])``."""
+    """Return a description of ``tree`` in one line: ``(float32 [64, 784], int64 [64])``."""
     if isinstance(tree, Tensor):
         return f"{str(tree.dtype).removeprefix('torch.')} {list(tree.shape)}"
     if isinstance(tree, np.ndarray):
@@ -88,16 +78,50 @@ def describe(tree: Any) -> str:
     if isinstance(tree, Mapping):
         return "{" + ", ".join(f"{key!r}: {describe(value)}" for key, value in tree.items()) + "}"
     if isinstance(tree, (tuple, list)):
-        inner = ", ".join(describe(value) for value in tree[:4]) + (", ..." if len(tree) > 4 else "")
-        return f"({inner})" if isinstance(tree, tuple) else f"[{inner}]"
+        items = ", ".join(describe(value) for value in tree[:MAX_ITEMS]) + (", ..." if len(tree) > MAX_ITEMS else "")
+        return f"({items})" if isinstance(tree, tuple) else f"[{items}]"
     return "nothing" if tree is None else type(tree).__name__
 
 
-def _like(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """Return ``items`` as the same kind of mapping, a plain dict where it cannot be made from one."""
-    if type(original) is dict:
+def _is_structure(tree: Any) -> bool:
+    # A PackedSequence is a named tuple, but its tensors belong together and are not all on one device.
+    if isinstance(tree, PackedSequence):
+        return False
+    return isinstance(tree, (tuple, list, Mapping)) or _is_dataclass(tree)
+
+
+def _is_dataclass(tree: Any) -> bool:
+    return dataclasses.is_dataclass(tree) and not isinstance(tree, type)
+
+
+def _children(tree: Any, template: Any) -> list[Any]:
+    """Return the children of ``tree`` in the order of those of ``template``, which has the same structure."""
+    if isinstance(template, Mapping):
+        return [tree[key] for key in template]
+    if isinstance(template, (tuple, list)):
+        return list(tree)
+    return [getattr(tree, name) for name in _field_names(template)]
+
+
+def _rebuild(template: Any, children: list[Any]) -> Any:
+    """Return the structure of ``template`` with other ``children``."""
+    if isinstance(template, Mapping):
+        return _rebuild_mapping(template, dict(zip(template, children, strict=True)))
+    if isinstance(template, (tuple, list)):
+        is_named_tuple = isinstance(template, tuple) and hasattr(template, "_fields")
+        return type(template)(*children) if is_named_tuple else type(template)(children)
+    return dataclasses.replace(template, **dict(zip(_field_names(template), children, strict=True)))
+
+
+def _rebuild_mapping(template: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Return ``items`` in the type of ``template``; as a dict if the type cannot be created from one."""
+    if type(template) is dict:
         return items
     try:
-        return type(original)(items)  # type: ignore[call-arg]  # any mapping may
+        return type(template)(items)  # type: ignore[call-arg]  # most mappings accept a dict
     except TypeError:
         return items
+
+
+def _field_names(instance: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(instance) if field.init]

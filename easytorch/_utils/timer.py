@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes."""
+"""Time measurement of the phases of an epoch."""
 
 from __future__ import annotations
 
@@ -8,36 +8,41 @@ PARTS = ("data", "model", "optimizer", "validation", "rest")
 
 
 class Timer:
-    """Measures the seconds of an epoch by part.
+    """Measures the seconds of each phase of an epoch; a mark ends a phase.
 
-    The parts are ``data`` (waiting for batches), ``model`` (forward and backward, with copies to the device), ``optimizer``
-    (the update), ``validation``, and ``rest`` (callbacks and logs). A mark takes a fraction of a microsecond.
+    The phases are:
 
-    On an accelerator, which computes while the host continues, these are seconds of the host. The wait for data is exact; other
-    parts show where the host had to wait for the device.
+    - ``data``: waiting for batches.
+    - ``model``: copies to the device, forward and backward pass.
+    - ``optimizer``: the optimizer step.
+    - ``validation``: the evaluation of the validation data.
+    - ``rest``: callbacks, logs and this library.
+
+    A mark takes a fraction of a microsecond. An accelerator runs asynchronously, and the times are those of the host: ``data`` is
+    exact, and the other phases show where the host had to wait.
     """
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Set all parts to 0."""
+        """Set all times to zero, and start the first phase."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._last = perf_counter()
 
-    def mark(self, part: str) -> None:
-        """Add the time since the last mark to ``part``."""
+    def mark(self, phase: str) -> None:
+        """Add the time since the last mark to ``phase``."""
         now = perf_counter()
-        self.seconds[part] += now - self._last
+        self.seconds[phase] += now - self._last
         self._last = now
 
     def read(self) -> dict[str, float]:
-        """Return the seconds of each part, which sum to the time since the start."""
+        """Return the seconds of each phase; their sum is the time since the start."""
         self.mark("rest")
         return dict(self.seconds)
 
 
 def compute_fractions(seconds: dict[str, float]) -> dict[str, float]:
-    """Return each part of ``seconds`` divided by their sum; ``validation`` is left out if it is 0."""
+    """Return the fraction of time of each phase, in [0, 1]; without ``validation`` if there was none."""
     total = sum(seconds.values()) or 1.0
-    return {part: value / total for part, value in seconds.items() if value or part != "validation"}
+    return {phase: value / total for phase, value in seconds.items() if value or phase != "validation"}

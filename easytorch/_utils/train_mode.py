@@ -11,17 +11,20 @@ from torch import nn
 
 @contextlib.contextmanager
 def in_train_mode(module: nn.Module) -> Iterator[None]:
-    """Train ``module`` inside; a module in train mode keeps those parts that the user froze by ``part.eval()``."""
-    with _remembered(module):
-        if not module.training:  # as found after evaluating by hand: nothing in it was frozen on purpose
+    """Set ``module`` to train mode inside the block.
+
+    If ``module`` is in train mode already, submodules in eval mode stay there: the user has frozen them.
+    """
+    with _preserve_modes(module):
+        if not module.training:
             module.train()
         yield
 
 
 @contextlib.contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluate ``module`` inside."""
-    with _remembered(module):
+    """Set ``module`` to eval mode inside the block."""
+    with _preserve_modes(module):
         module.eval()
         yield
 
@@ -49,10 +52,10 @@ def preserve_buffers(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _remembered(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
+def _preserve_modes(module: nn.Module) -> Iterator[None]:
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     try:
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for submodule, mode in modes:
+            submodule.training = mode

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from easytorch._utils.api_hints import missing_attribute_error
+from easytorch._utils.api_hints import CALLBACK_HINTS, missing_attribute_error
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
@@ -34,24 +34,6 @@ __all__ = [
     "TensorBoard",
     "TerminateOnNaN",
 ]
-
-# Names in other libraries.
-CALLBACK_HINTS = {
-    "SwapEMAWeights": "EMA()",
-    "ExponentialMovingAverage": "EMA()",
-    "EMAWeightAveraging": "EMA()",
-    "WeightAveraging": "EMA() or SWA()",
-    "StochasticWeightAveraging": "SWA()",
-    "RemoteMonitor": "LambdaCallback(on_epoch_end=lambda epoch, logs: ...)",
-    "ProgbarLogger": "fit(verbose=1), which is the default",
-    "ProgressBar": "fit(verbose=1), which is the default",
-    "RichProgressBar": "fit(verbose=1), which is the default",
-    "TQDMProgressBar": "fit(verbose=1), which is the default",
-    "History": "the return value of fit()",
-    "LearningRateMonitor": "not needed: the history has 'lr'",
-    "BaseLogger": "not needed: the history has the means",
-    "Checkpoint": "ModelCheckpoint(filepath)",
-}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from easytorch._utils.notebook import in_notebook
 from easytorch._utils.registry import did_you_mean
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
@@ -36,7 +37,7 @@ def progress_callbacks(verbose: int | str) -> list[Callback]:
     display: Callback
     if verbose == 2:
         display = LineDisplay()
-    elif _in_notebook():
+    elif in_notebook():
         display = NotebookTable()
     else:
         display = ProgressBar() if _in_terminal() else LineDisplay()
@@ -48,11 +49,6 @@ def _in_terminal() -> bool:
 
     console = Console()
     return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
-
-
-def _in_notebook() -> bool:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def format_number(name: str, value: float | str) -> str:

@@ -1,4 +1,4 @@
-"""BatchNorm over the batches of all ranks."""
+"""BatchNorm over the batches of all ranks, on a CPU too."""
 
 from __future__ import annotations
 
@@ -7,57 +7,62 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def synchronized(module: nn.Module) -> None:
-    """Let every BatchNorm in ``module`` measure the batch of all processes; parameters, buffers and names stay."""
+def convert_batchnorm(module: nn.Module) -> None:
+    """Replace every BatchNorm in ``module`` by one that uses the statistics of all ranks' batches.
+
+    Parameters, buffers and their names stay the same. Modules on a CPU get ``SyncBatchNorm``, others torch's own.
+    """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, _BatchNorm) and not isinstance(child, (nn.SyncBatchNorm, SyncBatchNorm)):
-                on_cpu = all(tensor.device.type == "cpu" for tensor in child.state_dict().values())
-                convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-                twin = SyncBatchNorm.__new__(SyncBatchNorm) if on_cpu else convert(child)
-                vars(twin).update({**vars(child), **({} if on_cpu else {"process_group": None})})
-                setattr(parent, name, twin)
+            if isinstance(child, BATCH_NORMS) and not isinstance(child, SyncBatchNorm):
+                setattr(parent, name, _synchronized_copy(child))
 
 
-class SyncBatchNorm(_BatchNorm):
-    """``torch.nn.SyncBatchNorm`` for a CPU, where torch has none."""
+class SyncBatchNorm(nn.BatchNorm1d):
+    """``torch.nn.SyncBatchNorm`` for a CPU, which torch does not support."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize ``x``, [N, C, ...], by mean and variance of the batch of all processes; outside of training, as usual."""
+        """Normalize ``x``, [N, C, ...], by the mean and variance of all ranks' batches; in eval mode as ``BatchNorm`` does."""
         if not self.training or not dist.is_initialized():
-            return nn.functional.batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.training or self.running_mean is None,
-                self.momentum or 0.0,
-                self.eps,
-            )
+            return self._normalize_alone(x)
         dtype = x.dtype
-        x = x.float() if dtype in (torch.bfloat16, torch.float16) else x  # whose sums would lose rows
-        others = [i for i in range(x.ndim) if i != 1]
+        if dtype in (torch.bfloat16, torch.float16):
+            # A sum in half precision would lose rows.
+            x = x.float()
+        dims = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        rows = torch.full((1,), float(x.numel() // x.shape[1]), dtype=x.dtype)
-        sums = _sum(torch.cat([x.sum(others), rows]))
+        local_count = torch.full((1,), float(x.numel() // x.shape[1]), dtype=x.dtype)
+        sums = all_reduce_sum(torch.cat([x.sum(dims), local_count]))
         count = sums[-1].detach()
-        centred = x - (mean := sums[:-1] / count).reshape(shape)
-        variance = _sum(centred.square().sum(others)) / count
-        self._remember(mean.detach(), variance.detach(), count)
-        normed: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
+        mean = sums[:-1] / count
+        centered = x - mean.reshape(shape)
+        variance = all_reduce_sum(centered.square().sum(dims)) / count
+        self._update_running_statistics(mean.detach(), variance.detach(), count)
+        output: Tensor = centered * (variance + self.eps).rsqrt().reshape(shape)
         if self.affine:
-            normed = normed * self.weight.reshape(shape) + self.bias.reshape(shape)
-        return normed.to(dtype)
+            output = output * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return output.to(dtype)
 
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Take any number of dimensions from two on."""
+    def _normalize_alone(self, x: Tensor) -> Tensor:
+        uses_batch = self.training or self.running_mean is None
+        return nn.functional.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            uses_batch,
+            self.momentum or 0.0,
+            self.eps,
+        )
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Update the running statistics; they hold the unbiased variance, as in torch."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -66,22 +71,38 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), factor)
 
 
-def _sum(value: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(value)
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Return the differentiable sum of ``value`` over all ranks."""
+    total: Tensor = AllReduceSum.apply(value)
     return total
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+class AllReduceSum(torch.autograd.Function):
+    """The sum over all ranks; its gradient is the sum of the gradients of all ranks.
+
+    torch deprecates its own ``torch.distributed.nn.functional.all_reduce`` in favor of a private function.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
+        """Return the sum."""
+        total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        """Return the sum of the gradients."""
+        return all_reduce_sum(gradient)
+
+
+def _synchronized_copy(norm: nn.Module) -> nn.Module:
+    """Return a synchronized BatchNorm that shares the parameters, buffers and settings of ``norm``."""
+    on_cpu = all(tensor.device.type == "cpu" for tensor in norm.state_dict().values())
+    if on_cpu:
+        copy: nn.Module = SyncBatchNorm.__new__(SyncBatchNorm)
+        vars(copy).update(vars(norm))
+    else:
+        copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+        vars(copy).update(vars(norm), process_group=None)
+    return copy

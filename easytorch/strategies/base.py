@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from easytorch import optimizers
-from easytorch._utils.api_hints import HelpfulInit
+from easytorch._utils import torch_private
+from easytorch._utils.api_hints import PRECISION_HINTS, HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
 from easytorch.data.batch import make_to_device
@@ -19,7 +19,7 @@ from easytorch.data.window import Window
 from easytorch.distributed.process_group import SingleProcess, is_launched
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import SingleProcessControl
-from easytorch.strategies.device import PRECISION_HINTS, PRECISIONS, check_precision, compiler_works, pick_device
+from easytorch.strategies.device import PRECISIONS, check_precision, compiler_works, pick_device
 
 if TYPE_CHECKING:
     from easytorch.data.predictions import OutputCollector
@@ -181,7 +181,7 @@ class Strategy(HelpfulInit):
             self.scaler.step(optimizer)
             self.scaler.update()
         else:
-            optimizers.step(optimizer)
+            torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
 
     # Evaluation and prediction

@@ -15,7 +15,7 @@ from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
 from easytorch.data.window import Window
 from easytorch.distributed.process_group import ProcessGroup
-from easytorch.distributed.sync_batchnorm import synchronized
+from easytorch.distributed.sync_batchnorm import convert_batchnorm
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.control import ControlChannel
 
@@ -73,7 +73,7 @@ class DataParallel(Strategy, name="ddp"):
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, broadcast the weights of rank 0, and prepare its calls."""
         if self.sync_batchnorm:
-            synchronized(module.to(self.device))
+            convert_batchnorm(module.to(self.device))
         super().prepare(module)
         self.module = module
         self.group.broadcast_tensors([*module.parameters(), *module.buffers()])

@@ -9,10 +9,6 @@ from easytorch._utils.warnings import warn
 from easytorch.distributed.process_group import is_launched, local_rank
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISION_HINTS = {
-    "mixed_bfloat16": "bf16", "mixed_float16": "fp16", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16",
-    "bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32", "16": "fp16", "32": "fp32", "amp": "bf16",
-}  # fmt: skip
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -17,7 +17,7 @@ from easytorch.data.loader import first_batch
 from easytorch.data.splits import all_targets
 from easytorch.data.window import Window
 from easytorch.diagnostics.torch_errors import translate_errors
-from easytorch.optimizers import check_current
+from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
@@ -44,7 +44,7 @@ def fit_session(
     If the first update fails, the model is restored as it was before.
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
-    check_current(model.require_optimizer("fit"), model.module)
+    check_optimizer_is_current(model.require_optimizer("fit"), model.module)
     signals, first_step = SignalHandler(), state.step
     params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
     advice = [WarnOnNonFiniteLoss()] if len(train_data) else [WarnOnNonFiniteLoss(), WarnOnEndlessData()]

@@ -1,4 +1,4 @@
-"""Where the time goes: told for every epoch, with the cure where the model waits for its data."""
+"""Every epoch reports where its time went, with advice if training waits for data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
-from easytorch._utils.timer import PARTS, Timer, compute_fractions
+from easytorch._utils.timer import PARTS, Timer
 from easytorch.data.epoch_iterator import EpochIterator
 from tests.loops import blobs, mlp
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Slow(Dataset):
-    """Takes 30 ms for each sample."""
+    """A dataset that takes 30 ms per sample."""
 
     def __len__(self):
         return 8
@@ -50,12 +50,12 @@ def fitted(net, data, optimizer="sgd", epochs=1, **options):
     return model.fit(data, epochs, **{"verbose": 0} | options)
 
 
-def test_a_clock_gives_each_second_to_one_part():
-    clock = Timer()
+def test_a_timer_assigns_every_second_to_one_phase():
+    timer = Timer()
     time.sleep(0.02)
-    clock.mark("data")
+    timer.mark("data")
     time.sleep(0.01)
-    seconds = clock.read()
+    seconds = timer.read()
     assert set(seconds) == set(PARTS)
     assert seconds["data"] >= 0.02
     assert seconds["rest"] >= 0.01
@@ -70,19 +70,19 @@ def test_a_clock_gives_each_second_to_one_part():
         ("optimizer", mlp(), DataLoader(TensorDataset(X, Y), 8), lambda p: SlowSGD(p, lr=0.1)),
     ],
 )
-def test_the_part_that_is_slow_has_the_largest_share(part, net, data, optimizer):
+def test_the_slow_phase_has_the_largest_share(part, net, data, optimizer):
     (found,) = fitted(net, data, optimizer).time_fractions
     assert max(found, key=found.get) == part
     assert sum(found.values()) == pytest.approx(1)
 
 
-def test_validation_has_a_share_where_there_is_one():
+def test_validation_has_a_share_if_there_is_any():
     assert "validation" not in fitted(mlp(), (X, Y)).time_fractions[0]
     (found,) = fitted(mlp(), (X, Y), validation_data=DataLoader(Slow(), 4)).time_fractions
     assert max(found, key=found.get) == "validation"
 
 
-def test_every_epoch_has_its_seconds_and_a_resumed_run_keeps_them(tmp_path):
+def test_a_resumed_run_has_the_seconds_of_every_epoch(tmp_path):
     first = fitted(mlp(), (X, Y), epochs=2, resume=tmp_path)
     assert len(first.seconds) == 2
     again = fitted(mlp(), (X, Y), epochs=3, resume=tmp_path)
@@ -90,8 +90,8 @@ def test_every_epoch_has_its_seconds_and_a_resumed_run_keeps_them(tmp_path):
     assert again.seconds[:2] == first.seconds[:2]
 
 
-def test_an_update_of_ones_own_is_measured_too():
-    class Own(Model):
+def test_a_custom_update_is_measured_too():
+    class CustomUpdate(Model):
         def update(self, window):
             outputs = self.strategy.run(self.train_step, window[0])
             self.strategy.backward(outputs["loss"])
@@ -99,14 +99,14 @@ def test_an_update_of_ones_own_is_measured_too():
             self.optimizer.zero_grad()
             self.metrics.record(outputs, 8)
 
-    model = Own(SlowModule(), device="cpu").compile("sgd", "cross_entropy")
+    model = CustomUpdate(SlowModule(), device="cpu").compile("sgd", "cross_entropy")
     (found,) = model.fit(DataLoader(TensorDataset(X, Y), 8), verbose=0).time_fractions
     assert max(found, key=found.get) == "model"
 
 
-def test_a_long_wait_is_told_once_with_the_cure(capsys, monkeypatch):
+def test_slow_data_gives_advice_once(capsys, monkeypatch):
     monkeypatch.setattr(Slow, "__len__", lambda self: 40)
-    monkeypatch.setattr("easytorch.callbacks.advice.AdviseOnSlowData.MIN_SECONDS", 0.2)
+    monkeypatch.setattr("easytorch.callbacks.progress.Lines.PATIENCE", 0.2)
     fitted(mlp(), DataLoader(Slow(), 4), epochs=2, verbose=2)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -115,12 +115,12 @@ def test_a_long_wait_is_told_once_with_the_cure(capsys, monkeypatch):
     assert "num_workers=2" in lines[1]
 
 
-def test_what_is_quick_is_not_told(capsys):
+def test_fast_data_gives_no_advice(capsys):
     fitted(mlp(), DataLoader(Slow(), 4), verbose=2)
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_the_cure_fits_the_data():
+def test_the_advice_fits_the_data():
     assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).data_loading_advice(CPU) is None  # it is sliced already
     assert "num_workers=4" in EpochIterator(DataLoader(Slow(), 4, num_workers=2)).data_loading_advice(CPU)
     assert "DataLoader" in EpochIterator([(X, Y)]).data_loading_advice(CPU)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import traceback
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import DataParallel, Model, Strategy
-from easytorch.distributed.sync_batchnorm import SyncBatchNorm, synchronized
 from easytorch.strategies.control import STOP, ControlChannel
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
@@ -294,44 +292,3 @@ def test_flags_are_read_every_16_updates_on_an_accelerator():
         reads.append(control.any_rank(STOP, True))
         control.finish_update()
     assert reads == [False] * 15 + [True] * 17
-
-
-def test_batchnorm_is_replaced_in_place():
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    weight, names = net[1].weight, list(net.state_dict())
-    synchronized(net)
-    assert type(net[1]) is SyncBatchNorm
-    assert net[1].weight is weight
-    assert list(net.state_dict()) == names
-
-
-def normed_in_halves():
-    DataParallel("cpu")
-    x = (torch.randn(601, 4) + 30).bfloat16()
-    return SyncBatchNorm(4)(x), functional.batch_norm(x.float(), None, None, training=True)
-
-
-def test_batchnorm_of_halves_sums_in_floats_and_returns_halves():
-    for normed, expected in together(normed_in_halves):
-        assert normed.dtype == torch.bfloat16
-        torch.testing.assert_close(normed.float(), expected, rtol=0.01, atol=0.02)
-
-
-def test_batchnorm_without_running_statistics_measures_the_batch_in_eval_mode():
-    norm, x = nn.BatchNorm1d(4, track_running_stats=False).eval(), torch.randn(9, 4)
-    net = nn.Sequential(norm)
-    expected = net(x)
-    synchronized(net)
-    torch.testing.assert_close(net(x), expected)
-
-
-def failing():
-    raise ArithmeticError("wanted")
-
-
-def test_a_launch_that_failed_keeps_no_store_alive():
-    """Its thread is not in copies of this process, which would abort or hang when they free it."""
-    with pytest.raises(RuntimeError, match="ArithmeticError: wanted") as failure:
-        together(failing)
-    kept = [one for frame, _ in traceback.walk_tb(failure.tb) for one in frame.f_locals.values()]
-    assert not [one for one in kept if isinstance(one, torch.distributed.Store)]

@@ -50,9 +50,9 @@ def test_layers_that_are_seen_or_frozen_are_not_told_of(keep):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("training_step", r"Nobody calls Own\.training_step\. Here it is train_step\(self, batch\)"),
-        ("configure_optimizers", r"Here it is compile\("),
-        ("trainstep", r"Nobody calls Own\.trainstep.*Did you mean 'train_step'"),
+        ("training_step", r"Own\.training_step is never called\. Use train_step\(self, batch\)"),
+        ("configure_optimizers", r"Use compile\("),
+        ("trainstep", r"Own\.trainstep is never called.*Did you mean 'train_step'"),
     ],
 )
 def test_a_step_that_nobody_calls_is_told(name, told):
@@ -75,7 +75,7 @@ def test_methods_of_ones_own_are_not_told_of():
 
 @pytest.mark.parametrize("step", [lambda self, x, y: None, lambda self: None, lambda self, batch, number: None])
 def test_a_step_takes_the_batch_alone(step):
-    with pytest.raises(TypeError, match=r"must take the batch alone: def train_step\(self, batch\)"):
+    with pytest.raises(TypeError, match=r"the batch as its only argument\. Define it as def train_step\(self, batch\)"):
         type("Own", (Model,), {"train_step": step})
 
 
@@ -113,7 +113,7 @@ def test_a_function_with_wrong_arguments_gets_a_fix():
 
 def test_callback_names_of_other_libraries_get_a_hint():
     refused(lambda: callbacks.EarlyStoping, "Did you mean 'EarlyStopping'", kind=AttributeError)
-    refused(lambda: callbacks.SwapEMAWeights, r"Here it is EMA\(\)", kind=AttributeError)
+    refused(lambda: callbacks.SwapEMAWeights, r"Use EMA\(\)", kind=AttributeError)
 
 
 def test_probabilities_of_several_outputs_need_to_be_said():

@@ -57,7 +57,7 @@ def test_a_precision_that_is_no_name_is_told_with_the_names():
     ("typed", "here"), [("mixed_bfloat16", "bf16"), ("float16", "fp16"), ("bf16-mixed", "bf16"), (16, "fp16")]
 )
 def test_a_precision_of_another_library_is_told_with_what_it_is_here(typed, here):
-    refused(lambda: compiled(precision=typed), f"Here it is '{here}'", kind=ValueError)
+    refused(lambda: compiled(precision=typed), f"Use '{here}'", kind=ValueError)
 
 
 def test_a_device_that_this_machine_lacks_is_told_with_those_it_has():

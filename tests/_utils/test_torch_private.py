@@ -1,0 +1,225 @@
+"""Private names of torch exist and do what easytorch expects; without them the public ones do the same."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.autograd import profiler
+
+import easytorch
+from easytorch import DataParallel, Model
+from easytorch._utils import torch_private
+from easytorch._utils.torch_private import find_step, zero_grad
+from easytorch.optimizers import TABLE
+from tests.loops import blobs, mlp
+from tests.many import together
+
+PACKAGE = Path(easytorch.__file__).parent
+
+
+# torch still has the names
+
+
+def optimizer_of_one():
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+
+
+def test_torch_has_the_names_of_the_optimizer_shortcut():
+    module = importlib.import_module("torch.optim.optimizer")
+    assert profiler._is_profiler_enabled is False
+    assert module._global_optimizer_pre_hooks is torch_private._global_pre_hooks
+    assert module._global_optimizer_post_hooks is torch_private._global_post_hooks
+    assert optimizer_of_one()._optimizer_step_pre_hooks == {}
+    assert optimizer_of_one()._optimizer_step_post_hooks == {}
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_torch_wraps_the_step_of_every_optimizer(name):
+    TABLE[name]([torch.zeros(1, 1, requires_grad=True)])  # the first instance wraps the method
+    assert TABLE[name].step.__code__ is torch_private.STEP_WRAPPER
+    assert TABLE[name].step.__wrapped__.__name__ == "step"
+
+
+def test_the_shortcut_skips_the_wrapper():
+    with torch.autograd.profiler.profile() as profile:
+        zero_grad(optimizer_of_one())
+    assert "Optimizer.zero_grad#SGD.zero_grad" not in {event.name for event in profile.function_events}
+    calls = []
+    optimizer = optimizer_of_one()
+    optimizer._optimizer_step_code = lambda: calls.append(1)  # the wrapper calls it
+    find_step(optimizer)()
+    assert calls == []
+    optimizer.step()
+    assert calls == [1]
+
+
+def test_torch_has_the_coalesced_broadcast():
+    assert callable(dist._broadcast_coalesced)
+
+
+def test_only_one_file_has_private_names_of_torch():
+    private = re.compile(
+        r"\b(torch|dist|distributed|profiler|distributed_c10d)(\.[a-z_0-9]+)*\._[a-z]|from torch\S* import .*\b_[a-zA-Z]"
+    )
+    # Names in files that other programs have written.
+    allowed = {"_utils/torch_private.py", "checkpoint/validation.py"}
+    found = {
+        path.relative_to(PACKAGE).as_posix(): match[0]
+        for path in PACKAGE.rglob("*.py")
+        if (match := private.search(path.read_text())) is not None
+    }
+    assert {path: name for path, name in found.items() if path not in allowed} == {}
+
+
+# The fallbacks
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (profiler, "_is_profiler_enabled"),
+        (torch_private, "STEP_WRAPPER"),
+        (torch_private, "_global_pre_hooks"),
+        (torch_private, "_global_post_hooks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_without_a_private_name_the_public_step_is_called(monkeypatch, owner, name):
+    if owner is profiler:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, object())
+    optimizer, calls = optimizer_of_one(), []
+    optimizer._optimizer_step_code = lambda: calls.append(1)
+    if owner is profiler:
+        # torch itself reads the name in its wrapper.
+        monkeypatch.setattr(type(optimizer), "step", lambda self: calls.append(1))
+    find_step(optimizer)()
+    assert calls == [1]
+
+
+def test_another_torch_without_the_wrapper_is_accepted(monkeypatch):
+    monkeypatch.delattr(torch.optim.Optimizer, "profile_hook_step")
+    assert torch_private._find_step_wrapper() is not None
+
+
+def broadcast(with_private_name):
+    group = DataParallel("cpu").group
+    if not with_private_name:
+        del dist._broadcast_coalesced
+    tensors = [torch.full((2,), float(group.rank)), torch.full((3,), group.rank)]
+    group.broadcast_tensors(tensors)
+    return [tensor.tolist() for tensor in tensors]
+
+
+@pytest.mark.parametrize("with_private_name", [True, False])
+def test_tensors_are_broadcast_with_and_without_it(with_private_name):
+    assert together(broadcast, with_private_name) == [[[0.0, 0.0], [0, 0, 0]]] * 2
+
+
+# What an optimizer does is not skipped
+
+
+class CountingSGD(torch.optim.SGD):
+    """Counts the calls of ``zero_grad``."""
+
+    calls = 0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.calls += 1
+        super().zero_grad(set_to_none)
+
+
+def test_a_custom_zero_grad_is_called():
+    x, y = blobs(20)
+    module = mlp()
+    optimizer = CountingSGD(module.parameters(), lr=0.1)
+    Model(module).compile(optimizer, "cross_entropy").fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert optimizer.calls >= 10
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_replaced_zero_grad_is_called():
+    x, y = blobs(20)
+    module, calls = mlp(), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer.zero_grad = lambda: calls.append(1) or torch.optim.SGD.zero_grad(optimizer)
+    Model(module).compile(optimizer, "cross_entropy").fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert len(calls) >= 10
+
+
+def count_calls(prepare):
+    """Return the number of calls in ten updates of what ``prepare(optimizer, calls)`` has put into an optimizer."""
+    x, y = blobs(20)
+    module, calls = mlp(), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    undo = prepare(optimizer, calls)
+    try:
+        Model(module).compile(optimizer, "cross_entropy").fit(x, y, batch_size=4, epochs=2, verbose=0)
+    finally:
+        if hasattr(undo, "remove"):
+            undo.remove()
+    return len(calls)
+
+
+@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
+def test_hooks_of_an_optimizer_are_called(register):
+    assert count_calls(lambda optimizer, calls: getattr(optimizer, register)(lambda *_: calls.append(1))) == 10
+
+
+@pytest.mark.parametrize("register", ["register_optimizer_step_pre_hook", "register_optimizer_step_post_hook"])
+def test_hooks_of_all_optimizers_are_called(register):
+    # The class torch.optim.Optimizer hides the module.
+    module = importlib.import_module("torch.optim.optimizer")
+    assert count_calls(lambda optimizer, calls: getattr(module, register)(lambda *_: calls.append(1))) == 10
+
+
+def test_a_replaced_step_is_called():
+    def replace(optimizer, calls):
+        optimizer.step = lambda: calls.append(1)
+
+    assert count_calls(replace) == 10
+
+
+def test_a_step_wrapped_for_the_class_is_called(monkeypatch):
+    def wrap(optimizer, calls):
+        original = torch.optim.SGD.step
+
+        # functools.wraps makes it look like the step of torch.
+        @functools.wraps(original)
+        def step(self, closure=None):
+            calls.append(1)
+            return original(self, closure)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", step)
+
+    assert count_calls(wrap) == 10
+
+
+def test_a_profiler_sees_every_update():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert count_calls(lambda optimizer, calls: None) == 0
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["Optimizer.step#SGD.step"] == 10
+
+
+# SparseAdam needs sparse gradients.
+@pytest.mark.parametrize("name", sorted(set(TABLE) - {"sparseadam"}))
+def test_step_gives_the_weights_of_the_optimizer(name):
+    def weights(step):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(6, 4, bias=name != "muon")
+        optimizer = TABLE[name](module.parameters())
+        for _ in range(3):
+            module(torch.ones(2, 6)).square().sum().backward()
+            find_step(optimizer)()
+            zero_grad(optimizer)
+        return module.weight
+
+    assert torch.equal(weights(step), weights(lambda optimizer: optimizer.step()))
