@@ -23,11 +23,6 @@ def test_public_names_are_sorted_exist_and_are_described(name):
         assert public == "__version__" or inspect.getdoc(found), public
 
 
-def test_the_version_is_that_of_the_project():
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert f'version = "{easytorch.__version__}"' in text
-
-
 def test_types_are_shipped():
     assert (Path(easytorch.__file__).parent / "py.typed").exists()
 
