@@ -240,7 +240,9 @@ def members(group):
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes in /proc")
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+)
 def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_nobody_behind(number, workers, tmp_path):
     process = start(tmp_path, workers)
     assert process.stdout.readline() == "ready\n"
@@ -293,6 +295,7 @@ def test_sigterm_to_a_launch_leaves_nobody_behind():
         process.wait()
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
     from tests.chaos import run
 

@@ -49,6 +49,7 @@ def compiled_parts():
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning", "ignore:The .grad attribute"

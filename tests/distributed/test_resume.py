@@ -160,6 +160,8 @@ def test_the_best_file_is_one_that_all_can_load(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["best-3.pt"]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("kills", "options"),
     [(2, {}), (1, {"how": "raise"}), (1, {"strategy": "fsdp"}), (1, {"machines": 2})],

@@ -10,6 +10,8 @@ import pytest
 
 from tests.examples.test_articles_first import mnist, needs_mnist, run
 
+pytestmark = pytest.mark.slow
+
 HAS_FASHION = mnist() and (Path(mnist()) / "FashionMNIST" / "raw" / "train-images-idx3-ubyte").exists()
 
 

@@ -9,6 +9,9 @@ import pytest
 from tests.examples.test_articles_first import mnist, needs_mnist, run
 
 
+pytestmark = pytest.mark.slow
+
+
 def results(out):
     return {name: float(value) for name, value in re.findall(r"^Result: (.+) = (\S+)$", out, re.M)}
 
