@@ -8,7 +8,6 @@ import pytest
 
 from tests.examples.test_articles_first import mnist, needs_mnist, run
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 import re
+
+import pytest
 
 from tests.examples.test_articles_first import mnist, needs_mnist, run
 
