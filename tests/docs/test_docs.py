@@ -191,7 +191,15 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
     assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
 
 
-# The reference and the picture of the house
+# The reference and the guide for contributors
+
+
+def test_paths_in_the_contributing_guide_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = [path for path in re.findall(r"`([\w./-]+(?:/|\.py|\.txt|\.md))`", text) if not path.startswith("test")]
+    missing = [path for path in paths if not (ROOT / path).exists() and not (ROOT / "easytorch" / path).exists()]
+    assert len(paths) > 30
+    assert not missing
 
 
 def test_every_public_name_is_in_the_reference():
