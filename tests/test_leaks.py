@@ -247,7 +247,7 @@ def test_callbacks_that_are_used_again_let_go_of_the_first_model():
     assert all(dropped(use))
 
 
-def test_the_users_loader_and_its_sampler_are_what_they_were_after_fit():
+def test_fit_does_not_change_the_loader_or_its_sampler():
     loader = DataLoader(ROWS, 25, shuffle=True)
     before = dict(vars(loader))
     compiled().fit(loader, epochs=2, validation_data=loader, verbose=0)

@@ -54,7 +54,7 @@ def test_optuna_tunes_and_the_best_trial_is_trained_again(tmp_path):
 
 @pytest.mark.slow
 @needs_mnist
-def test_cross_validation_tells_every_fold_and_the_final_epoch(tmp_path):
+def test_cross_validation_reports_folds_and_final_epoch(tmp_path):
     out = run("cross_validation.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
     folds = [float(accuracy) for accuracy in re.findall(r"^ +\d .* ([\d.]+)%$", out, re.MULTILINE)]
     assert len(folds) == 2
@@ -65,7 +65,7 @@ def test_cross_validation_tells_every_fold_and_the_final_epoch(tmp_path):
 
 @pytest.mark.slow
 @needs_mnist
-def test_the_autoencoder_draws_better_than_the_mean_of_all_images(tmp_path):
+def test_autoencoder_is_better_than_the_mean_image(tmp_path):
     out = run("autoencoder.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     losses = [float(loss) for loss in re.findall(r"val_loss ([\d.]+)", out)]
     assert losses == sorted(losses, reverse=True)
