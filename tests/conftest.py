@@ -1,9 +1,34 @@
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tiny modules gain nothing from threads, and busy machines lose much
+# Tiny modules gain nothing from threads, and tests on a busy machine lose much.
+torch.set_num_threads(1)
+
+# Most tests of these files start processes. The first case of each test is in the fast set.
+# All other cases are "distributed".
+FILES_WITH_PROCESSES = (
+    "tests/distributed/",
+    "tests/strategies/test_fsdp.py",
+    "tests/checkpoint/test_dcp.py",
+)
+
+# A shell starts background jobs with SIGINT ignored. The tests of Ctrl-C need the handler of Python.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    tests_with_case = set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if item.nodeid.startswith(FILES_WITH_PROCESSES) and test in tests_with_case:
+            item.add_marker(pytest.mark.distributed)
+        tests_with_case.add(test)
 
 
 @pytest.fixture(autouse=True)

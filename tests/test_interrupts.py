@@ -98,7 +98,7 @@ def test_a_second_ctrl_c_stops_at_once():
         fitted(Twice())
 
 
-def test_a_second_ctrl_c_waits_for_no_pass_over_the_data_that_swa_would_make():
+def test_second_ctrl_c_does_not_wait_for_batch_norm_of_swa():
     class Counted(torch.utils.data.Dataset):
         read = 0
 
@@ -180,7 +180,7 @@ def test_fit_works_outside_of_the_main_thread():
     assert done == [21]
 
 
-def test_sigterm_ends_the_process_with_its_usual_status_after_the_checkpoint(tmp_path):
+def test_sigterm_saves_a_checkpoint_and_exits_with_status_143(tmp_path):
     with pytest.raises(SystemExit) as ended:
         fitted(SendSignal(10, signal.SIGTERM), resume=tmp_path)
     assert ended.value.code == 143
@@ -240,8 +240,10 @@ def members(group):
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes in /proc")
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_to_the_whole_group_saves_the_run_and_leaves_nobody_behind(number, workers, tmp_path):
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+)
+def test_signal_to_the_process_group_saves_the_run_and_ends_all(number, workers, tmp_path):
     process = start(tmp_path, workers)
     assert process.stdout.readline() == "ready\n"
     deadline = time.monotonic() + 60
@@ -270,7 +272,7 @@ LAUNCH = """
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes in /proc")
-def test_sigterm_to_a_launch_leaves_nobody_behind():
+def test_sigterm_to_a_launch_ends_all_processes():
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(LAUNCH)],
         cwd=ROOT,
@@ -293,6 +295,7 @@ def test_sigterm_to_a_launch_leaves_nobody_behind():
         process.wait()
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
     from tests.chaos import run
 
@@ -308,11 +311,13 @@ def test_a_worker_that_dies_is_an_error_and_the_others_end(tmp_path):
 
         def __getitem__(self, index):
             if index == 30:
+                # The parent reads the memory of earlier batches from a live worker.
+                time.sleep(0.5)
                 os.kill(os.getpid(), signal.SIGKILL)
             return X[index], Y[index]
 
     ended = []
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|is killed by signal"):
         model_of().fit(
             torch.utils.data.DataLoader(Dying(), 8, num_workers=2),
             verbose=0,

@@ -29,6 +29,7 @@ from easytorch.callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
 )
+from tests.cases import slow_after_first
 from tests.loops import blobs, mlp
 
 MB = 2**20
@@ -157,7 +158,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the counts come from
 
 
 @linux
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("scenario", slow_after_first(SCENARIOS), ids=lambda one: one.__name__)
 def test_after_hundreds_of_fits_the_process_has_what_it_had(scenario, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.test_leaks", scenario.__name__, str(tmp_path)],
@@ -246,7 +247,7 @@ def test_callbacks_that_are_used_again_let_go_of_the_first_model():
     assert all(dropped(use))
 
 
-def test_the_users_loader_and_its_sampler_are_what_they_were_after_fit():
+def test_fit_does_not_change_the_loader_or_its_sampler():
     loader = DataLoader(ROWS, 25, shuffle=True)
     before = dict(vars(loader))
     compiled().fit(loader, epochs=2, validation_data=loader, verbose=0)
@@ -255,7 +256,7 @@ def test_the_users_loader_and_its_sampler_are_what_they_were_after_fit():
 
 @linux
 @pytest.mark.parametrize("lasting", [False, True], ids=["workers", "persistent workers"])
-@pytest.mark.parametrize("end", ["as planned", "by an error", "by Ctrl-C"])
+@pytest.mark.parametrize("end", slow_after_first(["as planned", "by an error", "by Ctrl-C"]))
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_no_worker_outlives_fit(end, lasting):
     def stop(batch, logs):

@@ -27,11 +27,6 @@ def test_dir_lists_public_names_only():
     assert dir(easytorch) == easytorch.__all__
 
 
-def test_the_version_is_that_of_the_project():
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert f'version = "{easytorch.__version__}"' in text
-
-
 def test_types_are_shipped():
     assert (Path(easytorch.__file__).parent / "py.typed").exists()
 

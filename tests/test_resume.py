@@ -15,6 +15,7 @@ from easytorch._utils.rng import get_rng_state, preserve_rng_state
 from easytorch.callbacks import EarlyStopping, LambdaCallback
 from easytorch.checkpoint import files, rotation
 from easytorch.data.seeded import seeded
+from tests.cases import slow_after_first
 from tests.common_resume import (
     EPOCHS,
     LOADERS,
@@ -54,7 +55,7 @@ def test_stopped_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path)
         assert continued[2] == []
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" in kind])
+@pytest.mark.parametrize("kind", slow_after_first([kind for kind in LOADERS if "workers" in kind]))
 def test_stopped_with_workers_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS[kind])
     for step in STEPS:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import Model
-from easytorch._utils.timer import PARTS, Timer
+from easytorch._utils.timer import PARTS, Timer, compute_fractions
 from easytorch.data.epoch_iterator import EpochIterator
 from tests.loops import blobs, mlp
 

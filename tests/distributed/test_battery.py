@@ -101,7 +101,7 @@ def shards():
 
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("strategy", [replicas, shards])
-def test_gradients_are_those_of_one_process_with_the_batch_of_all(strategy, processes):
+def test_gradients_equal_those_of_one_process_with_all_samples(strategy, processes):
     alone = gradients(lambda: "one", processes, alone=True)
     for several in together(gradients, strategy, processes, processes=processes):
         for name, updates in several.items():
@@ -128,7 +128,7 @@ def stage(strategy, folder, steps):
 
 
 @pytest.mark.parametrize("strategy", [replicas, shards])
-def test_a_run_goes_through_one_two_three_processes_and_back_and_loses_no_number(strategy, tmp_path):
+def test_run_continues_with_one_two_three_and_fewer_processes(strategy, tmp_path):
     before = None
     for processes, steps in ((1, 4), (2, 6), (3, 8), (1, None)):
         for (step, numbers), (last, left) in together(stage, strategy, tmp_path / "run", steps, processes=processes):

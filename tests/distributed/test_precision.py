@@ -49,12 +49,13 @@ def compiled_parts():
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning", "ignore:The .grad attribute"
 )  # torch's own, while it compiles
 @pytest.mark.parametrize(("strategy", "least"), [("ddp", 1), ("fsdp", 3)])  # the blocks of FSDP are compiled one by one
-def test_a_compiled_module_trains_as_it_does_uncompiled_and_its_files_have_bare_names(strategy, least, tmp_path):
+def test_compiled_distributed_training_equals_uncompiled(strategy, least, tmp_path):
     alone, losses, _ = trained("one", 12)
     compiled = functools.partial(trained, strategy, 6, tmp_path, jit_compile=True)
     for weights, logs, graphs in together(compiled, timeout=300):
@@ -103,7 +104,7 @@ def overflowing(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_where_one_gradient_overflows_in_fp16_all_processes_skip_the_same_update(strategy):
+def test_all_ranks_skip_the_update_if_one_gradient_overflows(strategy):
     first, second = together(overflowing, strategy)
     assert all(one[0] == other[0] and furthest(one[1], other[1]) == 0 for one, other in zip(first, second, strict=True))
     scales, weights = zip(*first, strict=True)

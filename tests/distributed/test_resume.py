@@ -160,12 +160,14 @@ def test_the_best_file_is_one_that_all_can_load(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["best-3.pt"]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("kills", "options"),
     [(2, {}), (1, {"how": "raise"}), (1, {"strategy": "fsdp"}), (1, {"machines": 2})],
     ids=["killed", "by an error", "parts of the weights", "on two machines"],
 )
-def test_a_process_that_ends_under_torchrun_is_started_again_and_loses_nothing(kills, options, tmp_path):
+def test_torchrun_restarts_a_dead_process_without_loss(kills, options, tmp_path):
     report = elastic.run(kills, tmp_path, seed=3, **options)
     assert report.kills == kills
     assert report.equal

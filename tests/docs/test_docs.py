@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import re
 import sys
 import types
@@ -16,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
-PROSE = [path for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES] if path.exists()]
+PROSE = [*sorted(ROOT.glob("*.md")), *PAGES]
 
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=indent)(?P=fence) *$", re.M | re.S
@@ -24,18 +25,48 @@ FENCE = re.compile(
 
 
 class Block(NamedTuple):
-    """A fenced block: what follows the fence, its text without the common indent, and its first line's number."""
+    """A fenced block of a page.
+
+    Args:
+        info: The text after the opening fence.
+        text: The lines without the common indent.
+        line: The number of the first line in the page.
+        output: The text of the block that directly follows, if it quotes printed output; else None.
+    """
 
     info: str
     text: str
     line: int
+    output: str | None = None
 
 
 def blocks(text: str) -> Iterator[Block]:
-    for match in FENCE.finditer(text):
-        indent = len(match["indent"])
-        lines = [line[indent:] for line in match["body"].splitlines()]
-        yield Block(match["info"].strip(), "\n".join(lines), text.count("\n", 0, match.start("body")) + 1)
+    matches = list(FENCE.finditer(text))
+    for match, following in itertools.zip_longest(matches, matches[1:]):
+        output = None
+        if (
+            following
+            and following["info"].strip() in ("", "text")
+            and not text[match.end() : following.start()].strip()
+        ):
+            output = body(following)
+        yield Block(match["info"].strip(), body(match), text.count("\n", 0, match.start("body")) + 1, output)
+
+
+def body(match: re.Match[str]) -> str:
+    indent = len(match["indent"])
+    return "\n".join(line[indent:] for line in match["body"].splitlines())
+
+
+def output_pattern(quoted: str) -> str:
+    """Return a regular expression for quoted output. ``...`` stands for any text, within a line or for several lines."""
+    lines = [line.rstrip() for line in quoted.strip().splitlines()]
+    patterns = [".*" if line == "..." else re.escape(line).replace(r"\.\.\.", "[^\n]*") for line in lines]
+    return "\n".join(patterns)
+
+
+def without_trailing_spaces(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def programs(path: Path) -> list[Block]:
@@ -57,8 +88,8 @@ def test_no_block_of_a_page_is_empty(path):
 
 
 @pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
-def test_every_program_of_a_page_runs(path, tmp_path, monkeypatch):
-    """Programs with a comment ``# pip install package`` are left out where the package is not there."""
+def test_programs_of_a_page_run_and_print_what_it_quotes(path, tmp_path, monkeypatch, capsys):
+    """Skip programs with a comment ``# pip install package`` if the package is missing."""
     if importlib.util.find_spec("matplotlib"):
         importlib.import_module("matplotlib").use("Agg")
     page = types.ModuleType("page")  # dataclasses and pickles look their module up
@@ -69,7 +100,28 @@ def test_every_program_of_a_page_runs(path, tmp_path, monkeypatch):
         if not all(map(importlib.util.find_spec, re.findall(r"# pip install (\w+)$", block.text, re.M))):
             continue
         source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+        capsys.readouterr()
         exec(compile(source, get_name(path), "exec"), page.__dict__)
+        if block.output is not None:
+            printed = without_trailing_spaces(capsys.readouterr().out)
+            equal = re.fullmatch(output_pattern(block.output), printed, re.S) is not None
+            assert equal, f"{get_name(path)}:{block.line} quotes\n{block.output}\nbut the program prints\n{printed}"
+
+
+@pytest.mark.parametrize(
+    ("quoted", "printed", "matches"),
+    [
+        ("loss 0.12", "loss 0.12", True),
+        ("loss 0.12", "loss 0.13", False),
+        ("loss 0.12", "loss 0x12", False),
+        ("loss ...", "loss 0.13", True),
+        ("loss ...", "loss 0.13\nmore", False),
+        ("first\n...\nlast", "first\n1\n2\nlast", True),
+        ("first\n...\nlast", "first\n1\n2", False),
+    ],
+)
+def test_quoted_output_must_equal_printed_output(quoted, printed, matches):
+    assert bool(re.fullmatch(output_pattern(quoted), printed, re.S)) == matches
 
 
 def test_few_programs_are_only_sketches():
@@ -121,7 +173,7 @@ def test_every_internal_link_leads_somewhere(path):
             )
 
 
-def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
+def test_navigation_lists_exactly_the_pages():
     yaml = pytest.importorskip("yaml")
 
     class Loader(yaml.SafeLoader):
@@ -139,7 +191,15 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
     assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
 
 
-# The reference and the picture of the house
+# The reference and the guide for contributors
+
+
+def test_paths_in_the_contributing_guide_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = [path for path in re.findall(r"`([\w./-]+(?:/|\.py|\.txt|\.md))`", text) if not path.startswith("test")]
+    missing = [path for path in paths if not (ROOT / path).exists() and not (ROOT / "easytorch" / path).exists()]
+    assert len(paths) > 30
+    assert not missing
 
 
 def test_every_public_name_is_in_the_reference():

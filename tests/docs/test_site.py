@@ -210,6 +210,7 @@ WIDTH = """(() => {
 })()"""
 
 
+@pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_opens_whole_and_fits_phone_and_desktop(page, address, browser):
@@ -229,6 +230,7 @@ KEY_UP = "document.querySelector('.md-search__input').dispatchEvent(new Keyboard
 RESULTS = """[...document.querySelectorAll(".md-search-result__link")].map(link => link.href)"""
 
 
+@pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize(
@@ -254,6 +256,7 @@ def test_the_search_box_finds(words, page, found, size, address, browser):
     assert browser.errors() == []
 
 
+@pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize(
     ("page", "click", "there"),
@@ -287,6 +290,7 @@ class Links(HTMLParser):
         self.links |= {value for name in ("href", "src") if (value := values.get(name))}
 
 
+@pytest.mark.slow
 def test_every_link_of_the_built_site_leads_somewhere(site):
     """Those of the navigation, of the languages and of the reference, too, which are in no source."""
     host = "http://site/"

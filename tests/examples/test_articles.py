@@ -10,6 +10,8 @@ import pytest
 
 from tests.examples.test_articles_first import mnist, needs_mnist, run
 
+pytestmark = pytest.mark.slow
+
 HAS_FASHION = mnist() and (Path(mnist()) / "FashionMNIST" / "raw" / "train-images-idx3-ubyte").exists()
 
 
@@ -22,7 +24,7 @@ def written(folder):
 
 
 @needs_mnist
-def test_the_shared_convolution_is_counted_once_and_comes_back_from_its_file(tmp_path):
+def test_shared_convolution_is_counted_once_and_is_loaded(tmp_path):
     out = run("intro_cnn.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
     assert out.count("(recursive)") == 4
     assert results(out)["parameters"] == 42378

@@ -37,6 +37,7 @@ def mnist():
 needs_mnist = pytest.mark.skipif(mnist() is None, reason="no MNIST here: run an example once, or set EASYTORCH_DATA")
 
 
+@pytest.mark.slow
 def test_the_quickstart_reads_the_digits(tmp_path):
     out = run("quickstart.py", folder=tmp_path)
     accuracy = float(re.search(r"Test accuracy ([\d.]+)", out)[1])

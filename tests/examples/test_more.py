@@ -8,6 +8,8 @@ import pytest
 
 from tests.examples.test_articles_first import mnist, needs_mnist, run
 
+pytestmark = pytest.mark.slow
+
 
 def results(out):
     return {name: float(value) for name, value in re.findall(r"^Result: (.+) = (\S+)$", out, re.M)}
@@ -57,7 +59,7 @@ def test_a_frozen_backbone_is_transferred(tmp_path):
 
 
 @needs_mnist
-def test_the_gan_draws_some_of_what_it_is_asked_for(tmp_path):
+def test_gan_draws_the_requested_digits(tmp_path):
     out = run("gan.py", "--quick", "--plot", "digits.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     assert results(out)["digits read as asked"] > 0.2  # by chance it would be a tenth
     assert "critic_loss" in out

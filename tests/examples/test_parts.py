@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.examples.test_articles_first import mnist, needs_mnist, run
 
 
@@ -27,6 +29,7 @@ def test_tensor_shapes_traces_them_and_names_the_layer(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_feature_maps_are_those_of_a_network_that_reads(tmp_path):
     out = run("feature_maps.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
@@ -37,6 +40,7 @@ def test_feature_maps_are_those_of_a_network_that_reads(tmp_path):
     assert drawn(tmp_path)
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_optuna_tunes_and_the_best_trial_is_trained_again(tmp_path):
     out = run("tune_with_optuna.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
@@ -48,8 +52,9 @@ def test_optuna_tunes_and_the_best_trial_is_trained_again(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_mnist
-def test_cross_validation_tells_every_fold_and_the_final_epoch(tmp_path):
+def test_cross_validation_reports_folds_and_final_epoch(tmp_path):
     out = run("cross_validation.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
     folds = [float(accuracy) for accuracy in re.findall(r"^ +\d .* ([\d.]+)%$", out, re.MULTILINE)]
     assert len(folds) == 2
@@ -58,8 +63,9 @@ def test_cross_validation_tells_every_fold_and_the_final_epoch(tmp_path):
     assert float(re.search(r"as the article has it: ([\d.]+)%", out)[1]) < sum(folds) / 2
 
 
+@pytest.mark.slow
 @needs_mnist
-def test_the_autoencoder_draws_better_than_the_mean_of_all_images(tmp_path):
+def test_autoencoder_is_better_than_the_mean_image(tmp_path):
     out = run("autoencoder.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     losses = [float(loss) for loss in re.findall(r"val_loss ([\d.]+)", out)]
     assert losses == sorted(losses, reverse=True)
@@ -68,6 +74,7 @@ def test_the_autoencoder_draws_better_than_the_mean_of_all_images(tmp_path):
     assert drawn(tmp_path)
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_the_denoiser_learns_clean_digits(tmp_path):
     out = run("denoising.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
@@ -76,6 +83,7 @@ def test_the_denoiser_learns_clean_digits(tmp_path):
     assert drawn(tmp_path)
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_the_variational_autoencoder_has_both_terms_in_its_loss(tmp_path):
     out = run("vae.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())

@@ -38,7 +38,7 @@ def test_every_example_is_in_the_table():
     assert files == set(report.EXAMPLES)
 
 
-def test_the_page_holds_the_mean_over_seeds_beside_the_articles_number(folder):
+def test_page_shows_the_mean_over_seeds_and_the_reference(folder):
     assert report.main(["--out", "results.md"]) == 0
     page = (folder / "results.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| `small` |"))

@@ -1,0 +1,14 @@
+"""Cases of parametrized tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_after_first(values: Iterable[Any]) -> list[Any]:
+    """Mark all values but the first ``slow``, so that plain ``pytest`` runs one case of the test."""
+    first, *others = values
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
