@@ -186,18 +186,17 @@ class TerminateOnNaN(Callback):
             indices: Dataset indices of its samples, if they are known.
         """
         x, y, _ = self.model.unpack(self.model.strategy.to_device(batch))
-        rows = {"inputs": find_non_finite_rows(x), "targets": find_non_finite_rows(y), "outputs": hook.rows}
-        lines = [f"Term of the loss: {', '.join(terms)}"]
+        rows = {"inputs": find_non_finite_rows(x), "targets": find_non_finite_rows(y)}
         parameters = [name for name, value in self.model.module.named_parameters() if has_non_finite(value)]
+        lines = [f"Term of the loss: {', '.join(terms)}"]
         if parameters:
             lines.append(f"Parameters that are not finite: {', '.join(parameters[:5])}")
-        lines += [f"The {name} are not finite" for name in ("inputs", "targets") if rows[name]]
+        lines += [f"The {name} are not finite" for name in rows if rows[name]]
         if hook.first is not None:
             lines.append(f"First module with an output that is not finite: {hook.first}")
         elif not rows["targets"]:
             lines.append("The output of every module is finite: check the loss and its weights")
-        samples = rows["inputs"] or rows["targets"] or rows["outputs"]
-        return [*lines, _describe_samples(samples, indices)] if samples else lines
+        return lines + _describe_samples(rows["inputs"] or rows["targets"] or hook.rows, indices)
 
 
 class FirstNonFiniteHook:
@@ -254,11 +253,13 @@ def _floating_tensors(tree: Any) -> Iterator[Tensor]:
             yield leaf.detach()
 
 
-def _describe_samples(samples: list[int], indices: Any) -> str:
+def _describe_samples(samples: list[int], indices: Any) -> list[str]:
+    if not samples:
+        return []
     line = f"Rows of the batch: {_join_numbers(samples)}"
     if isinstance(indices, list) and len(indices) > max(samples):
         line += f"; samples of the dataset: {_join_numbers([indices[i] for i in samples])}"
-    return line
+    return [line]
 
 
 def _join_numbers(numbers: list[Any], limit: int = 10) -> str:

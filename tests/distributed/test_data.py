@@ -426,7 +426,7 @@ def test_a_loss_that_is_not_finite_in_one_ends_all_before_the_weights_take_harm(
     assert finite
     assert also
     assert "samples of the dataset: 37" in other
-    assert "it is another one's" in report
+    assert "see the report of another rank" in report
 
 
 def shown(folder):
