@@ -1,4 +1,4 @@
-"""What the tests of the callbacks share: a tiny model, and callbacks that write the script of a run."""
+"""A tiny model and scripted callbacks for the tests of callbacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loss_of(net, x=VALIDATION[0], y=VALIDATION[1]):
 
 
 class Scripted(Callback):
-    """Puts given values into the logs, one for each epoch of the model; None takes the value out."""
+    """Logs the given values, one for each epoch; None removes the value."""
 
     def __init__(self, **values):
         self.values = values
@@ -49,7 +49,7 @@ class Scripted(Callback):
 
 
 class Weights(Callback):
-    """Keeps a copy of the weights at the end of every epoch, or of every update."""
+    """Copies the weights at the end of every epoch or update."""
 
     def __init__(self, every="epoch"):
         self.every, self.copies = every, []
@@ -67,7 +67,7 @@ class Weights(Callback):
 
 
 class Rates(Callback):
-    """Keeps the learning rate of every update."""
+    """Records the learning rate of every update."""
 
     def __init__(self):
         self.used = []
@@ -111,14 +111,14 @@ def raising(hook, at=None, error=None):
     return LambdaCallback(**{hook: fail})
 
 
-def equal(one, other):
-    """Whether two state dicts are equal, bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first, second):
+    """Return whether two state dicts are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def close(one, other):
-    """Raise unless two state dicts are equal but for roundings."""
-    torch.testing.assert_close(dict(one), dict(other), rtol=1e-5, atol=1e-6)
+def close(first, second):
+    """Raise unless two state dicts are equal up to rounding."""
+    torch.testing.assert_close(dict(first), dict(second), rtol=1e-5, atol=1e-6)
 
 
 def mean_of(copies):

@@ -1,4 +1,4 @@
-"""Averaged weights: checked against means by hand, and training goes on as if there were none."""
+"""Averages of the weights, compared with means computed by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_weights(weights, make=lambda: nn.Linear(8, 3)):
 
 
 def ema_of(copies, decay):
-    """Return the moving average of state dicts, by hand."""
+    """Compute the moving average of state dicts by hand."""
     average = dict(copies[0])
     for weights in copies[1:]:
         average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
@@ -50,7 +50,7 @@ def ema_of(copies, decay):
 
 
 def averaged_run(average, epochs=2, make=lambda: nn.Linear(8, 3), **options):
-    """Return the model, and copies of the weights of training after every update."""
+    """Return the model and copies of the training weights after every update."""
     model, weights = new_model(make), Weights(every="update")
     train(model, epochs, weights, average, **options)
     return model, weights.copies
@@ -102,7 +102,7 @@ def test_an_average_does_not_change_the_training(average):
 
 
 def interrupt_in_validation_of(epoch):
-    """Press Ctrl-C in the validation of an epoch, once."""
+    """Send SIGINT once, in the validation of an epoch."""
 
     def press(*_):
         if callback.model.state.step == UPDATES * (epoch + 1):
@@ -275,7 +275,7 @@ def test_swa_computes_batch_norm_of_modules_with_several_inputs(kind):
 
 def test_swa_retains_batch_norm_statistics_with_a_generator():
     batches, swa, model = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)], SWA(0), new_model(normed)
-    with pytest.warns(UserWarning, match=r"BatchNorm"):  # it cannot measure again, and has to say so
+    with pytest.warns(UserWarning, match=r"BatchNorm"):
         model.fit((batch for batch in batches), epochs=1, callbacks=[swa], verbose=0)
     assert swa.average.module[1].running_mean.abs().max() > 0
 

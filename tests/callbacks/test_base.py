@@ -1,4 +1,4 @@
-"""The hooks, and the callbacks that watch one value: what a Keras user's hands know, minus Keras' faults."""
+"""Hooks, monitored values and early stopping."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.scripted import (
     train,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # scripted values
 
 HOOKS = [
     f"on_{what}_{when}"
@@ -35,12 +35,12 @@ HOOKS = [
 
 
 class Recorder(Callback):
-    """Keeps the name and the arguments of every hook that runs."""
+    """Records the name and the arguments of every hook that runs."""
 
     def __init__(self):
         self.events = []
 
-    def told(self, hook):
+    def calls_of(self, hook):
         return [arguments for name, arguments in self.events if name == hook]
 
 
@@ -94,23 +94,23 @@ def test_batch_logs_are_the_means_so_far():
     losses = [F.cross_entropy(model.module(X[i : i + 16]), Y[i : i + 16]).item() for i in (0, 16, 32)]
     train(model, 1, recorder)
     means = [sum(losses[: n + 1]) / (n + 1) for n in range(3)]
-    assert [logs["loss"] for _, logs in recorder.told("on_train_batch_end")] == pytest.approx(means)
+    assert [logs["loss"] for _, logs in recorder.calls_of("on_train_batch_end")] == pytest.approx(means)
 
 
 def test_only_epoch_logs_and_final_logs_have_validation_values():
     recorder = Recorder()
     train(new_model(metrics=["accuracy"]), 2, recorder)
-    epoch_logs = [logs for _, logs in recorder.told("on_epoch_end")]
+    epoch_logs = [logs for _, logs in recorder.calls_of("on_epoch_end")]
     assert all(set(logs) == {"loss", "accuracy", "val_loss", "val_accuracy", "lr"} for logs in epoch_logs)
-    assert recorder.told("on_train_end") == [[epoch_logs[-1]]]
+    assert recorder.calls_of("on_train_end") == [[epoch_logs[-1]]]
     for hook in ("on_train_batch_end", "on_test_batch_end", "on_test_end"):
-        assert all(set(arguments[-1]) == {"loss", "accuracy"} for arguments in recorder.told(hook)), hook
+        assert all(set(arguments[-1]) == {"loss", "accuracy"} for arguments in recorder.calls_of(hook)), hook
 
 
 def test_epoch_logs_are_floats():
     recorder = Recorder()
     train(new_model(metrics=["accuracy"]), 1, recorder)
-    assert {type(value) for value in recorder.told("on_epoch_end")[0][1].values()} == {float}
+    assert {type(value) for value in recorder.calls_of("on_epoch_end")[0][1].values()} == {float}
 
 
 def test_history_records_a_tensor_learning_rate_as_float():
@@ -130,15 +130,15 @@ def test_evaluate_and_predict_call_their_hooks():
     outputs = model.predict(X, batch_size=32, callbacks=[recorder], verbose=0)
     batches = ["on_predict_batch_begin", "on_predict_batch_end"] * 2
     assert [hook for hook, _ in recorder.events] == ["on_predict_begin", *batches, "on_predict_end"]
-    shown = [logs["outputs"] for _, logs in recorder.told("on_predict_batch_end")]
+    shown = [logs["outputs"] for _, logs in recorder.calls_of("on_predict_batch_end")]
     assert torch.equal(torch.cat(shown), torch.from_numpy(outputs))
 
 
 def test_hooks_count_an_accumulated_window_as_one_batch():
     recorder = Recorder()
     train(new_model(gradient_accumulation_steps=2), 1, recorder)
-    assert [batch for batch, _ in recorder.told("on_train_batch_end")] == [0, 1]
-    assert len(recorder.told("on_before_optimizer_step")) == 2
+    assert [batch for batch, _ in recorder.calls_of("on_train_batch_end")] == [0, 1]
+    assert len(recorder.calls_of("on_before_optimizer_step")) == 2
 
 
 def test_a_callback_has_the_model_and_the_params_of_the_fit():
@@ -186,7 +186,7 @@ def test_history_continues_over_fits():
     history = train(model, 3, recorder)
     assert history.epoch == [0, 1, 2, 3, 4]
     assert len(history["loss"]) == len(history["lr"]) == 5
-    assert [epoch for epoch, _ in recorder.told("on_epoch_end")] == [2, 3, 4]
+    assert [epoch for epoch, _ in recorder.calls_of("on_epoch_end")] == [2, 3, 4]
 
 
 def test_callbacks_may_be_none():
@@ -229,9 +229,14 @@ def test_stop_in_a_batch_hook_ends_and_validates_the_epoch():
         model.stop_training = batch == 1
 
     history = train(model, 5, LambdaCallback(on_train_batch_end=stop), recorder)
-    assert [batch for batch, _ in recorder.told("on_train_batch_end")] == [0, 1]
+    assert [batch for batch, _ in recorder.calls_of("on_train_batch_end")] == [0, 1]
     assert model.state.step == 2
-    assert len(history["val_loss"]) == len(recorder.told("on_epoch_end")) == len(recorder.told("on_train_end")) == 1
+    assert (
+        len(history["val_loss"])
+        == len(recorder.calls_of("on_epoch_end"))
+        == len(recorder.calls_of("on_train_end"))
+        == 1
+    )
 
 
 def test_stop_in_an_epoch_hook_starts_no_further_epoch():
@@ -241,8 +246,8 @@ def test_stop_in_an_epoch_hook_starts_no_further_epoch():
         model.stop_training = epoch == 1
 
     train(model, 5, LambdaCallback(on_epoch_end=stop), recorder)
-    assert [epoch for epoch, _ in recorder.told("on_epoch_begin")] == [0, 1]
-    assert len(recorder.told("on_train_end")) == 1
+    assert [epoch for epoch, _ in recorder.calls_of("on_epoch_begin")] == [0, 1]
+    assert len(recorder.calls_of("on_train_end")) == 1
 
 
 def test_a_fit_after_a_stopped_one_trains_again():
@@ -251,7 +256,7 @@ def test_a_fit_after_a_stopped_one_trains_again():
     assert train(model, 2).epoch == [0, 1, 2]
 
 
-# Ends that nobody planned
+# Interruptions and errors
 
 
 def interrupt(at):
@@ -324,7 +329,7 @@ def test_an_error_in_on_train_end_is_raised_after_all_hooks():
 
 
 def stopped(values, name="val_loss", metrics=("accuracy",), **options):
-    """Return after how many epochs a run with these values ends, and the callback."""
+    """Return the number of epochs of a run with these values, and the callback."""
     stopping, model = EarlyStopping(name, **options), new_model(metrics=list(metrics))
     return len(train(model, len(values), Scripted(**{name: values}), stopping).epoch), stopping
 
@@ -492,26 +497,26 @@ def test_unknown_direction_is_refused_before_the_first_step():
     train(model, 1, EarlyStopping("val_spread", mode="min"))
 
 
-class OwnStep(Model):
+class CustomStep(Model):
     def train_step(self, batch):
         return super().train_step(batch) | {"extra": torch.zeros(())}
 
 
 def test_a_value_of_a_custom_step_can_be_monitored():
     stopping = EarlyStopping("val_extra", mode="min", patience=1)
-    model = OwnStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
+    model = CustomStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
     assert train(model, 3, stopping).epoch == [0, 1]
 
 
 def test_a_monitor_that_no_step_logs_is_an_error():
-    """What an own step logs is not known before it ran; after the first epoch it is."""
-    model = OwnStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
+    """The values of a custom step are known only after the first epoch."""
+    model = CustomStep(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
     with pytest.raises((ValueError, UserWarning), match=r"val_extar.*val_extra"):
         train(model, 3, EarlyStopping("val_extar", mode="min"))
 
 
 def test_missing_val_value_is_an_error_after_the_first_epoch():
-    """A callback of one's own may bring it, so it is not refused before; but it is not waited for in silence."""
+    """A custom callback may log it, so it is an error only after the first epoch."""
     model = new_model()
     with pytest.raises(ValueError, match="EarlyStopping monitors 'val_loss', which is not in the logs"):
         train(model, 3, Scripted(loss=[1, 1, 1]), EarlyStopping("val_loss"), validation_data=None)

@@ -1,4 +1,4 @@
-"""Checkpoints: ModelCheckpoint has the best of a run, BackupAndRestore all of it."""
+"""Checkpoints: ModelCheckpoint and BackupAndRestore."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.scripted import (
     train,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # scripted values
 
 
 def written(folder):
@@ -37,7 +37,7 @@ def written(folder):
 
 
 def checkpointed(folder, values, name="{epoch}.pt", monitor="val_loss", model=None, extra=(), **options):
-    """Return the names of the files of a run with these values, and the callback."""
+    """Run with these values, and return the names of the files and the callback."""
     model = model or new_model(metrics=["accuracy"])
     checkpoint = ModelCheckpoint(folder / name, monitor, **options)
     train(model, len(values), Scripted(**{monitor: values}), *extra, checkpoint)
@@ -285,7 +285,7 @@ def steps_in(folder):
 
 
 def run(folder, *more, epochs=3, **options):
-    """Run the user's program from its first line; it knows nothing of an earlier run but the folder."""
+    """Run a program from its first line; only the folder connects it with an earlier run."""
     model = new_model(dropping)
     train(model, epochs, *([BackupAndRestore(folder, **options)] if folder else []), *more, shuffle=True)
     return model
@@ -433,8 +433,8 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     assert written(tmp_path) == ["step-0000000003.pt"]
 
 
-def in_the_way(folder, epochs):
-    """Put a file in the place of the folder in ``epochs``; there is no folder to write to then."""
+def block_folder(folder, epochs):
+    """Replace the folder by a file in ``epochs``, so that nothing can be written."""
 
     def block(epoch, logs):
         if folder.is_dir():
@@ -449,7 +449,7 @@ def in_the_way(folder, epochs):
 def test_a_failed_backup_is_a_warning(tmp_path):
     folder = tmp_path / "backup"
     with pytest.warns(UserWarning, match=r"backup.*Training continues") as warned:
-        model = run(folder, in_the_way(folder, epochs=[1]), delete_checkpoint=False)
+        model = run(folder, block_folder(folder, epochs=[1]), delete_checkpoint=False)
     assert len(warned) == 1
     assert same_weights(run(None).module, model.module)
     assert steps_in(folder) == [3 * UPDATES]
@@ -459,7 +459,7 @@ def test_a_failed_last_backup_is_an_error_after_training(tmp_path):
     folder, model = tmp_path / "backup", new_model()
     backup = BackupAndRestore(folder, delete_checkpoint=False)
     with pytest.warns(UserWarning, match=r"Training continues"), pytest.raises(OSError, match=r"backup"):
-        train(model, 2, in_the_way(folder, epochs=[1]), backup)
+        train(model, 2, block_folder(folder, epochs=[1]), backup)
     assert model.state.step == 2 * UPDATES
 
 
@@ -468,7 +468,7 @@ def test_a_failed_backup_does_not_fail_the_next_fit(tmp_path):
     backup = BackupAndRestore(folder, delete_checkpoint=False, save_freq=100)
     backup.minutes = 0.0
     with pytest.warns(UserWarning, match=r"Training continues"), pytest.raises(OSError, match=r"backup"):
-        train(model, 1, in_the_way(folder, epochs=[0]), backup)
+        train(model, 1, block_folder(folder, epochs=[0]), backup)
     folder.unlink()
     backup.minutes = None
     train(model, 1, backup)
@@ -487,7 +487,7 @@ def test_a_failed_backup_at_ctrl_c_is_an_error(tmp_path):
     interrupt = LambdaCallback(on_train_batch_end=lambda batch, _: batch == 1 and signal.raise_signal(signal.SIGINT))
     close = LambdaCallback(on_train_end=closed.append)
     with pytest.raises(OSError, match=r"backup"):
-        run(tmp_path / "backup", in_the_way(tmp_path / "backup", epochs=[0]), interrupt, close)
+        run(tmp_path / "backup", block_folder(tmp_path / "backup", epochs=[0]), interrupt, close)
     assert len(closed) == 1
 
 

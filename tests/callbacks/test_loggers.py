@@ -1,4 +1,4 @@
-"""Loggers and displays: they write the numbers down, and never stop training."""
+"""Loggers and displays, which never stop training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates that change: each checked against its formula."""
+"""Learning rate schedules, compared with their formulas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easytorch import Model
 from easytorch.callbacks import LambdaCallback, LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from tests.scripted import NAN, UPDATES, Rates, Scripted, X, Y, new_model, train
 
-pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # scripted values
 
 # LRScheduler and compile(scheduler=...)
 

@@ -1,4 +1,4 @@
-"""The first loss that is no number: training ends before the weights are damaged, and the report names the culprit."""
+"""Non-finite losses: training stops before the update and reports the origin."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_checks_do_not_change_the_training():
 
 
 def test_the_device_skips_updates_until_the_host_checks():
-    """The way of accelerators, which fused optimizers have on a CPU too."""
+    """Fused optimizers on a CPU skip updates as on an accelerator."""
 
     class AsOnAnAccelerator(TerminateOnNaN):
         CHECK_INTERVAL = 4
@@ -177,9 +177,9 @@ def test_a_non_finite_validation_loss_is_one_warning():
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     with pytest.warns(
         UserWarning, match="The validation loss of epoch 1 is nan, but the training loss is finite"
-    ) as told:
+    ) as warned:
         model.fit(X, Y, epochs=3, validation_data=(x, y), verbose=0)
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 def test_a_failed_file_does_not_lose_the_report(tmp_path):

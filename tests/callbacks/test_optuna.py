@@ -1,4 +1,4 @@
-"""Trials of an Optuna study: reported after each epoch, ended when the study says so, refused where they cannot work."""
+"""Pruning of Optuna trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, OptunaP
 from tests.loops import mlp
 from tests.scripted import NAN, VALIDATION, Scripted, X, Y, new_model, train
 
-pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # which these tests make up
+pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # scripted values
 
 optuna = pytest.importorskip("optuna")
 
@@ -81,15 +81,15 @@ def test_the_message_has_the_epoch_and_the_value():
 
 
 def test_other_callbacks_finish_before_the_trial_is_pruned(capsys):
-    told = []
+    calls = []
     later = LambdaCallback(
-        on_epoch_end=lambda epoch, logs: told.append(epoch),
-        on_train_end=lambda logs: told.append("end"),
-        on_exception=told.append,
+        on_epoch_end=lambda epoch, logs: calls.append(epoch),
+        on_train_end=lambda logs: calls.append("end"),
+        on_exception=calls.append,
     )
     with pytest.raises(optuna.TrialPruned):
         train(new_model(), 3, OptunaPruning(study_of(pruner=AtEpoch(0)).ask()), later, verbose=2)
-    assert told == [0, "end"]
+    assert calls == [0, "end"]
     assert "Epoch 1/3" in capsys.readouterr().out
 
 
@@ -169,15 +169,15 @@ def test_a_misspelled_monitor_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("direction", "monitor", "told"),
+    ("direction", "monitor", "calls"),
     [
         ("minimize", "val_accuracy", "for which higher is better, but the study minimizes. .*direction='maximize'"),
         ("maximize", "val_loss", "for which lower is better, but the study maximizes. .*direction='minimize'"),
     ],
 )
-def test_a_study_of_the_other_direction_is_refused(direction, monitor, told):
+def test_a_study_of_the_other_direction_is_refused(direction, monitor, calls):
     model = new_model(metrics=["accuracy"])
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=calls):
         train(model, 1, OptunaPruning(study_of(direction).ask(), monitor))
     assert model.state.step == 0
 
@@ -240,8 +240,8 @@ class PullPlug(Callback):
             raise ConnectionError("the plug is pulled")
 
 
-def kept(folder, trial, *callbacks, epochs=4):
-    """Fit a trial whose run is kept in a folder."""
+def fit_trial(folder, trial, *callbacks, epochs=4):
+    """Fit a trial and save its run to a folder."""
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     return train(model, epochs, OptunaPruning(trial), *callbacks, resume=folder)
 
@@ -250,27 +250,27 @@ def test_a_resumed_trial_reports_every_epoch_once(tmp_path):
     study = study_of()
     trial = study.ask()
     with pytest.raises(ConnectionError):
-        kept(tmp_path, trial, PullPlug())
+        fit_trial(tmp_path, trial, PullPlug())
     assert list(reports(study)) == [0, 1]
-    history = kept(tmp_path, trial)
+    history = fit_trial(tmp_path, trial)
     assert reports(study) == dict(enumerate(history["val_loss"]))
 
 
 def test_a_new_trial_gets_the_epochs_of_the_resumed_run(tmp_path):
     study = study_of()
     with pytest.raises(ConnectionError):
-        kept(tmp_path, study.ask(), PullPlug())
-    history = kept(tmp_path, study.ask())
+        fit_trial(tmp_path, study.ask(), PullPlug())
+    history = fit_trial(tmp_path, study.ask())
     assert reports(study, 1) == dict(enumerate(history["val_loss"]))
     assert len(reports(study, 1)) == 4
 
 
 def test_a_pruned_run_stays_pruned(tmp_path):
     with pytest.raises(optuna.TrialPruned, match="after epoch 2"):
-        kept(tmp_path, study_of(pruner=AtEpoch(1)).ask())
+        fit_trial(tmp_path, study_of(pruner=AtEpoch(1)).ask())
     study = study_of()  # which would not prune it
     with pytest.raises(optuna.TrialPruned, match="after epoch 2"):
-        kept(tmp_path, study.ask())
+        fit_trial(tmp_path, study.ask())
     assert list(reports(study)) == [0, 1]
 
 

@@ -1,4 +1,4 @@
-"""Seeing it run: a live bar in a terminal, plain lines elsewhere, a table in a notebook, and nothing when asked."""
+"""Progress: a live bar, plain lines, or a table in a notebook."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_a_dumb_terminal_gets_plain_lines():
 
 
 class Timer:
-    """A clock that stands still unless somebody moves it."""
+    """A clock that advances only when a test advances it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -531,10 +531,10 @@ def endless():
 @pytest.mark.parametrize("data", [endless(), endless])
 def test_endless_data_is_one_warning_even_with_verbose_0(data, monkeypatch):
     monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
-    with pytest.warns(UserWarning, match=r"steps_per_epoch=1000") as told:
+    with pytest.warns(UserWarning, match=r"steps_per_epoch=1000") as warned:
         fitted_on(data)
-    assert len(told) == 1
-    assert told[0].filename == __file__
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
 
 
 def test_data_that_ends_is_no_warning(monkeypatch):
