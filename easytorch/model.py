@@ -238,9 +238,7 @@ class Model:
         x, y, sample_weight = self.unpack(batch)
         y_pred = self(x)
         self.metrics.update(y_pred, y, sample_weight)
-        return self.loss.terms(
-            y_pred, y, sample_weight
-        )  # {"loss": ...}, and the loss of each output if there are several
+        return self.loss.terms(y_pred, y, sample_weight)  # {"loss": ...}; with several outputs, the loss of each
 
     # Evaluation
 

@@ -145,7 +145,7 @@ class TerminateOnNaN(Callback):
     def _write(self, path: Path, update: UpdateRecord, report: str) -> str:
         """Write a file that reproduces the update, and return the last line of the report."""
         content = {
-            "window": update.window,
+            "window": list(update.window),
             "random": update.rng_states,
             "report": report,
             "module": state_dicts.unwrapped_state_dict(self.model.module),

@@ -124,12 +124,12 @@ def test_a_subclass_may_have_a_learning_rate_attribute():
 
 
 def test_the_module_of_a_model_cannot_be_replaced():
-    with pytest.raises(AttributeError, match=r"A model keeps its module\. .*Model\(net\)\.compile"):
+    with pytest.raises(AttributeError, match=r"module of a model cannot be replaced\. .*Model\(net\)\.compile"):
         compiled().module = mlp()
 
 
 def test_a_loss_is_chosen_by_compile():
-    with pytest.raises(TypeError, match=r"The loss is chosen by compile\(optimizer, loss\), received MSELoss"):
+    with pytest.raises(TypeError, match=r"cannot be set to MSELoss.*Choose the loss by compile\(optimizer, loss\)"):
         compiled().loss = nn.MSELoss()
 
 
@@ -180,10 +180,10 @@ def test_a_missing_call_of_super_init_is_reported():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Model([nn.Linear(2, 2)]), r"Layers go into nn\.Sequential\(\*layers\)"),
-        (lambda: Model(nn.Linear), "Is it a class to be called first"),
+        (lambda: Model([nn.Linear(2, 2)]), r"Combine layers with nn\.Sequential\(\*layers\)"),
+        (lambda: Model(nn.Linear), "Create an object of the class first"),
         (lambda: compiled().save(overwrite=True), r"^Model\.save\(\) .*Not needed: save\(\) replaces an existing file"),
-        (lambda: compiled().fit(X, Y, resume=True), r"resume is the folder .*received True\. Pass resume='run/'"),
+        (lambda: compiled().fit(X, Y, resume=True), r"resume must be the folder .*received True\. Pass resume='run/'"),
     ],
 )
 def test_misused_arguments_are_reported(call, message):

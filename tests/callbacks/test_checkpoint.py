@@ -525,5 +525,5 @@ def test_a_folder_as_filepath_is_refused(path, tmp_path):
 
 
 def test_saving_to_a_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is the name of a folder\. Name the file, '.*model\.pt'"):
+    with pytest.raises(ValueError, match=r"path must name a file, received the folder .*model\.pt'"):
         Model(nn.Linear(2, 1)).save(f"{tmp_path}/new/")

@@ -263,7 +263,7 @@ def test_loaded_model_trains_like_one_never_saved(tmp_path):
 def test_model_compiled_with_objects_needs_compile_after_load(tmp_path, custom):
     path = compiled(**custom).save(tmp_path / "model.pt")
     other = Model(normed(), device="cpu").load(path)
-    with pytest.raises(RuntimeError, match=r"Call compile\(\) .* load it after compile\(\) to have its optimizer too"):
+    with pytest.raises(RuntimeError, match=r"Call compile\(\), then load\(\) again to restore the optimizer"):
         other.fit(blob_loader())
 
 

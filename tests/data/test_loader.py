@@ -103,7 +103,7 @@ def test_generator_is_read_once_and_its_end_is_reported(start):
     _, once = twins(start)
     compiled(once).fit(BATCHES, 1, verbose=0)
     model = compiled(twins(start)[1])
-    with pytest.warns(UserWarning, match=r"ends after epoch 1 of 3.*Pass the function"):
+    with pytest.warns(UserWarning, match=r"stops after epoch 1 of 3.*Pass the function"):
         history = model.fit(iter(BATCHES), 3, verbose=0)
     assert history.epoch == [0]
     assert same_weights(model.module, once)

@@ -141,7 +141,7 @@ def test_data_that_processes_bring_themselves_needs_as_many(tmp_path):
     together(own_data, tmp_path, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert all("brought data of their own" in told for told in together(own_data, tmp_path, None, processes=3))
+        assert all("separate data each" in told for told in together(own_data, tmp_path, None, processes=3))
 
 
 def checkpointed(folder):

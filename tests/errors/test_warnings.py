@@ -61,7 +61,7 @@ def test_step_that_calls_backward_raises():
 
 
 def test_error_in_validation_data_names_the_validation_data():
-    refused(lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "On the validation data", "8 features")
+    refused(lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "The validation data failed", "8 features")
 
 
 def test_custom_error_in_validation_keeps_its_message():
@@ -78,7 +78,7 @@ def test_custom_error_in_validation_keeps_its_message():
     model = compiled(Failing(8, 3))
     refused(
         lambda: fit(model, X, Y, validation_split=0.2),
-        "which is tried first: this input: I do not like it",
+        "before training: this input: I do not like it",
     )
 
 
@@ -86,7 +86,7 @@ def test_custom_error_in_validation_keeps_its_message():
 def test_evaluate_without_data_rejects_data_arguments(given):
     model = compiled()
     fit(model, X, Y)
-    refused(lambda: model.evaluate(verbose=0, **given), f"given {next(iter(given))} without data", kind=ValueError)
+    refused(lambda: model.evaluate(verbose=0, **given), f"received {next(iter(given))} without data", kind=ValueError)
 
 
 def test_outputs_without_one_row_per_sample_raise():
