@@ -106,7 +106,7 @@ def test_a_custom_update_is_measured_too():
 
 def test_slow_data_gives_advice_once(capsys, monkeypatch):
     monkeypatch.setattr(Slow, "__len__", lambda self: 40)
-    monkeypatch.setattr("easytorch.callbacks.advice.AdviseOnSlowData.PATIENCE", 0.2)
+    monkeypatch.setattr("easytorch.callbacks.advice.AdviseOnSlowData.MIN_SECONDS", 0.2)
     fitted(mlp(), DataLoader(Slow(), 4), epochs=2, verbose=2)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3

@@ -107,7 +107,7 @@ def test_loader_that_draws_some_samples_cannot_be_split():
 
 
 def test_wrong_targets_of_a_split_name_the_users_argument():
-    with pytest.raises(TypeError, match=r'y\.astype\('int64'\)'):
+    with pytest.raises(TypeError, match=r"y\.astype\('int64'\)"):
         compiled(mlp()).fit(X.numpy(), Y.numpy().astype("float32"), validation_split=0.2, verbose=0)
 
 
