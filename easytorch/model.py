@@ -160,32 +160,15 @@ class Model:
         if isinstance(y, Integral):
             y, epochs = None, int(y)
         train_data, val_data = make_fit_data(
-            x,
-            y,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-            validation_data=validation_data,
-            validation_split=validation_split,
-            validation_steps=validation_steps,
-            steps_per_epoch=steps_per_epoch,
-            epochs=epochs,
-            window_size=self.gradient_accumulation_steps,
-            group=self.strategy.group,
-            unpack=self.unpack,
-            count_samples=self.batch_size,
-        )
+            x, y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
+            validation_data=validation_data, validation_split=validation_split, validation_steps=validation_steps,
+            steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
+            group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size,
+        )  # fmt: skip
         validates_after = make_validation_schedule(validation_freq if val_data is not None else ())
-        all_callbacks = [
-            *self.schedules,
-            *as_callback_list(callbacks),
-            *BackupAndRestore.at(resume),
-            *progress_callbacks(verbose),
-        ]
+        all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         state = self.state.plan(epochs, initial_epoch)
-        # The session calls on_train_begin, restores a stopped run, tries one validation batch, and handles signals. At the
-        # end, however training ends, it calls on_train_end.
+        # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=state, verbose=verbose, on_interrupt=on_interrupt
         ):
@@ -294,7 +277,7 @@ class Model:
         else:
             name, loader = "the given data", as_loader(x, y, sample_weight, batch_size=batch_size)
         self.loss.prepare(all_targets(loader))
-        all_callbacks = [*as_callback_list(callbacks), *progress_callbacks(verbose)]
+        all_callbacks = collect_callbacks(callbacks, verbose)
         with reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})):
             return Scores(self.test_epoch(loader, steps), self, name)
 
@@ -378,7 +361,7 @@ class Model:
         loader = as_loader(as_predict_data(x, self.signature), batch_size=batch_size)
         loader = self.strategy.batches(predictions.warn_if_shuffled(loader), steps)
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
-        all_callbacks = [*as_callback_list(callbacks), *progress_callbacks(verbose)]
+        all_callbacks = collect_callbacks(callbacks, verbose)
         session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}), x)
         with session, in_eval_mode(self.module), torch.no_grad(), collector:
             self.callbacks.params["test_steps"] = count_batches(loader)
@@ -642,6 +625,11 @@ class Model:
         if is_internal(type(self)):
             api_hints.check_assignment(name)
         super().__setattr__(name, value)
+
+
+def collect_callbacks(callbacks: Any, verbose: int | str) -> list[Any]:
+    """Return the callbacks of the user and those that print progress."""
+    return [*as_callback_list(callbacks), *progress_callbacks(verbose)]
 
 
 forward_verbs(Model)

@@ -47,12 +47,8 @@ def fit_session(
     check_optimizer_is_current(model.require_optimizer("fit"), model.module)
     signals, first_step = SignalHandler(), state.step
     params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
-    advice = [WarnOnNonFiniteLoss()] if len(train_data) else [WarnOnNonFiniteLoss(), WarnOnEndlessData()]
-    consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
-    active = CallbackList(
-        [*callbacks, *advice, *consensus, signals], model, params | {"validated": val_data is not None}
-    )
     model.history.params, model.history.interrupted = params, False
+    active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
     train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
     # A custom update may use its batches in any way, so every rank must have one.
     train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
@@ -76,16 +72,20 @@ def fit_session(
             raise
         finally:
             if error is None or model.state.step > first_step:
-                model.last_fit = {
-                    "validation": val_data,
-                    "training": train_data.loader,
-                    "example": train_data.example,
-                }
+                data = {"validation": val_data, "training": train_data.loader, "example": train_data.example}
+                model.last_fit = data
             model.train_data, model.metrics.window = None, Window()
             train_data.close()
             rows = model.history.rows
             active.finish(error, rows[-1] if rows else {})
     signals.exit_or_return(on_interrupt)
+
+
+def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
+    """Return the callbacks of a fit, with those that every fit has."""
+    advice = [WarnOnNonFiniteLoss()] if params["steps"] else [WarnOnNonFiniteLoss(), WarnOnEndlessData()]
+    consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
+    return CallbackList([*callbacks, *advice, *consensus], model, params)
 
 
 @contextlib.contextmanager
