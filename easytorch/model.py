@@ -34,12 +34,11 @@ from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batches
 from easytorch.data import predictions
-from easytorch.data.batch import EMPTY_DATA, Batch, count_batches
-from easytorch.data.containers import as_predict_data
+from easytorch.data.arrays import as_predict_data
+from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
 from easytorch.data.splits import all_targets
-from easytorch.data.window import Window
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import to_floats

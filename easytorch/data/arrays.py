@@ -1,4 +1,32 @@
-"""Tensors, arrays and data frames as one dataset."""
+"""Arrays as one dataset, and the meaning of lists, tuples and dicts as data.
+
+The first row that matches decides. "Array" stands for a tensor, a NumPy array, a frame or a series.
+
+==================  ====================================================  ==============================================
+call                ``x``                                                 meaning
+==================  ====================================================  ==============================================
+``fit(x)``          tuple of two or three                                 ``(x, y)`` or ``(x, y, sample_weight)``
+``fit(x)``          another tuple of arrays                               several inputs
+``fit(x)``          dict of arrays                                        columns: inputs and targets by name
+``fit(x)``          list of pairs with one number as target               error: samples, not batches
+``fit(x)``          list of two arrays with equal rows, unequal ndim      error: ``(x, y)``, not batches
+``fit(x)``          another list                                          batches
+``fit(x, y)``       list of numbers, nested or not                        one array
+``fit(x, y)``       list of arrays of one shape, one for each target      samples, the rows of one array
+``fit(x, y)``       another list, tuple or dict                           several inputs
+``predict(x)``      tuple of arrays, at most one for each argument        several inputs
+``predict(x)``      list of numbers, nested or not                        one array
+``predict(x)``      list of tuples, one array for each argument           batches of several inputs
+``predict(x)``      list of arrays, one for each argument                 several inputs
+``predict(x)``      list of 1-D float arrays of one length                samples, the rows of one array
+``predict(x)``      list of other arrays of one shape                     error: inputs, samples or batches
+``predict(x)``      another list                                          batches
+``split(x)``        list of more than three, or not of arrays             samples
+``split(x)``        another list, tuple or dict                           several inputs, or ``(x, y)``
+==================  ====================================================  ==============================================
+
+``evaluate`` reads data as ``fit`` does. The arguments are those of the module's ``forward`` that have no default.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch.data.batch import PAD_HINT, from_numpy
 
@@ -165,3 +194,145 @@ def has_custom_transform(dataset: Any) -> bool:
     """Return whether ``dataset`` is a Hugging Face dataset with a user function as transform (``with_transform``)."""
     format_ = getattr(dataset, "format", None)
     return isinstance(format_, Mapping) and format_.get("type") == "custom"
+
+
+# fit and evaluate
+
+
+def unpack_tuple(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """Return inputs, targets and sample weights, which may be one tuple in ``x``."""
+    if not isinstance(x, tuple) or y is not None or len(x) not in (2, 3) or hasattr(x, "_fields"):
+        return x, y, sample_weight
+    inputs, targets, *weights = x
+    return inputs, targets, weights[0] if weights and sample_weight is None else sample_weight
+
+
+def is_arrays(x: Any, y: Any) -> bool:
+    """Return whether ``x``, with or without targets ``y``, holds all rows, not batches."""
+    if isinstance(x, Mapping):
+        # A dict of lists of numbers needs targets.
+        numbers = () if y is None else (int, float, np.generic)
+        return all(is_array(leaf) or isinstance(leaf, numbers) for leaf in leaves(x))
+    if isinstance(x, (list, tuple)):
+        return y is not None or (isinstance(x, tuple) and len(x) > 0 and all(map(is_array, leaves(x))))
+    return is_array(x)
+
+
+def stack_samples(x: Any, y: Any) -> tuple[Any, Any]:
+    """Return lists of samples ``x`` and targets ``y`` as one array each; anything else unchanged."""
+    if not _may_be_samples(x, y):
+        return x, y
+    if isinstance(y, list) and any(np.ndim(target) for target in y):
+        # Several targets have one row for each sample, so their length is that of the inputs.
+        return (_stack(x), _stack(y)) if _have_one_shape(y) and len(x[0]) != len(y[0]) else (x, y)
+    # Several inputs have one row for each sample, so their length is that of y.
+    return (x, y) if len(x[0]) == len(y) else (_stack(x), y)
+
+
+def _may_be_samples(x: Any, y: Any) -> bool:
+    """Return whether ``x`` is a list of arrays of one shape, as many as there are targets."""
+    if not isinstance(x, list) or len(x) < 2 or not _have_one_shape(x):
+        return False
+    return (is_array(y) or isinstance(y, list)) and len(y) == len(x)
+
+
+def _have_one_shape(arrays: list[Any]) -> bool:
+    """Return whether ``arrays`` are arrays of one shape, with at least one dimension."""
+    if not all(isinstance(array, (Tensor, np.ndarray)) and array.ndim for array in arrays):
+        return False
+    return len({tuple(array.shape) for array in arrays}) == 1
+
+
+def _stack(arrays: list[Any]) -> Any:
+    return torch.stack(arrays) if all(isinstance(array, Tensor) for array in arrays) else np.stack(arrays)
+
+
+def check_batches(batches: Sequence[Any]) -> None:
+    """Raise a ``ValueError`` if a list without targets is empty, or does not hold batches."""
+    if not len(batches):
+        raise ValueError(
+            "The data is empty: expected a list of batches, received a list of length 0. Check how it was created."
+        )
+    if _is_sample(batches[0]):
+        raise ValueError(
+            f"Expected a list of batches, received a list of samples: its first item is {describe(batches[0])}. Pass "
+            "DataLoader(samples, batch_size=32, shuffle=True)."
+        )
+    if _are_inputs_and_targets(batches):
+        raise ValueError(
+            f"Expected a list of batches, but [{describe(batches[0])}, {describe(batches[1])}] looks like inputs and targets. "
+            "Pass them as a tuple, (x, y)."
+        )
+
+
+def _is_sample(item: Any) -> bool:
+    """Return whether ``item`` is one sample with one number as target."""
+    numbers = (int, float, np.generic, Tensor)
+    if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], numbers)):
+        return False
+    x, y = item
+    return not np.ndim(y) and (not isinstance(y, Tensor) or np.ndim(x) < 2)
+
+
+def _are_inputs_and_targets(batches: Sequence[Any]) -> bool:
+    if len(batches) != 2 or not all(map(is_array, batches)):
+        return False
+    inputs, targets = map(np.shape, batches)
+    return inputs[:1] == targets[:1] and len(inputs) != len(targets)
+
+
+# predict
+
+
+def as_predict_data(x: Any, signature: ForwardSignature) -> Any:
+    """Return ``x`` as data without targets: as many arrays as the module takes are inputs.
+
+    Args:
+        x: The data that ``predict`` received.
+        signature: The arguments of the module.
+
+    Raises:
+        ValueError: If a list may mean inputs, samples or batches.
+    """
+    if isinstance(x, list):
+        return _read_list(x, signature)
+    if isinstance(x, tuple) and 1 < len(x) <= signature.positional < float("inf") and all(map(is_array, x)):
+        return (x,)
+    return x
+
+
+def _read_list(x: list[Any], signature: ForwardSignature) -> Any:
+    if isinstance(next(leaves(x), None), (int, float, np.generic)):
+        return as_tensors(x)
+    if signature.required > 1 and all(_are_arrays(batch, signature.required) for batch in x):
+        return [(tuple(batch),) for batch in x]
+    return _read_arrays(x, signature) if len(x) > 1 and all(map(is_array, x)) else x
+
+
+def _are_arrays(batch: Any, count: int) -> bool:
+    return isinstance(batch, (tuple, list)) and len(batch) == count and all(map(is_array, batch))
+
+
+def _read_arrays(arrays: list[Any], signature: ForwardSignature) -> Any:
+    if signature.required == len(arrays):
+        return (arrays,)
+    if len({np.shape(array) for array in arrays}) > 1:
+        return arrays
+    # A batch of single integers is common, a batch of single floats is not: 1-D floats are the features of one sample.
+    tensors = [as_tensor(array) for array in arrays]
+    if all(tensor.ndim == 1 and tensor.is_floating_point() for tensor in tensors):
+        return torch.stack(tensors)
+    count = "one input" if len(signature.names) == 1 else f"{len(signature.names) or 'any number of'} inputs"
+    raise ValueError(
+        f"The module takes {', '.join([count, *map(repr, signature.names)])}, but predict() received a list of {len(arrays)} "
+        f"arrays of one shape, {describe(arrays)}. Pass several inputs as a tuple, samples as one array, torch.stack(x), and "
+        "batches as [(x1,), (x2,), ...]."
+    )
+
+
+# split
+
+
+def is_sample_list(data: Any) -> bool:
+    """Return whether ``data``, without targets, is a list of samples; a few arrays are inputs and targets."""
+    return isinstance(data, list) and (len(data) > 3 or not all(map(is_array, data)))

@@ -30,10 +30,9 @@ from easytorch._utils.rng import (
 from easytorch._utils.timer import Timer
 from easytorch._utils.warnings import warn
 from easytorch.data import sharding
-from easytorch.data.batch import EMPTY_DATA, Batch, batch_size, count_batches, unpack
+from easytorch.data.batch import EMPTY_DATA, Batch, ShardedWindow, Window, batch_size, count_batches, unpack
 from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches
 from easytorch.data.resumable_sampler import ResumableSampler
-from easytorch.data.window import ShardedWindow, Window
 from easytorch.data.workers import iterate, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError

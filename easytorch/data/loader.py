@@ -16,13 +16,16 @@ from easytorch.data.arrays import (
     BatchedArrayDataset,
     as_batch,
     as_tensors,
+    check_batches,
     has_custom_transform,
+    is_arrays,
     is_map_style,
     load_samples,
+    stack_samples,
+    unpack_tuple,
 )
 from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, count_batches, unpack
 from easytorch.data.batch import batch_size as count_samples
-from easytorch.data.containers import check_batches, is_arrays, stack_samples, unpack_tuple
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
 from easytorch.data.sample_weights import ClassWeight, WeightedDataset, check_weights, with_sample_weight

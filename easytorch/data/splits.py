@@ -21,9 +21,15 @@ from torch.utils.data import (
 )
 
 from easytorch._utils.rng import preserve_rng_state, private_generator
-from easytorch.data.arrays import ArrayDataset, WrapperDataset, has_custom_transform, is_array, is_map_style
+from easytorch.data.arrays import (
+    ArrayDataset,
+    WrapperDataset,
+    has_custom_transform,
+    is_array,
+    is_map_style,
+    is_sample_list,
+)
 from easytorch.data.batch import LABEL_KEYS, from_numpy, unpack
-from easytorch.data.containers import is_sample_list
 from easytorch.data.in_memory import InMemory
 
 # Attributes of a DataLoader that the loaders of both parts share.

@@ -11,7 +11,7 @@ from torch import Tensor
 from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
-from easytorch.data.window import Window
+from easytorch.data.batch import Window
 from easytorch.losses.criterion import Criterion
 from easytorch.metrics.aggregation import LazyLogs, Mean, Scalar
 from easytorch.metrics.base import Metric

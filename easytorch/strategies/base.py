@@ -13,9 +13,8 @@ from easytorch._utils import torch_private
 from easytorch._utils.api_hints import PRECISION_HINTS, HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
-from easytorch.data.batch import make_to_device
+from easytorch.data.batch import Window, make_to_device
 from easytorch.data.epoch_iterator import EvalIterator
-from easytorch.data.window import Window
 from easytorch.distributed.process_group import SingleProcess, is_launched
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import SingleProcessControl

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from easytorch.data.batch import Window
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
-from easytorch.data.window import Window
 from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import convert_batchnorm
 from easytorch.strategies.base import Strategy

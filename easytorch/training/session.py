@@ -13,9 +13,9 @@ from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
 from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss
 from easytorch.callbacks.base import Callback, CallbackList
+from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch
 from easytorch.data.splits import all_targets
-from easytorch.data.window import Window
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus

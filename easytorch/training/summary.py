@@ -14,7 +14,7 @@ from easytorch._utils import train_mode
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
-from easytorch.data.containers import as_predict_data
+from easytorch.data.arrays import as_predict_data
 from easytorch.data.loader import as_single_batch
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from easytorch.data.window import ShardedWindow
+from easytorch.data.batch import ShardedWindow
 from easytorch.losses.criterion import resolve_loss
 from easytorch.metrics.aggregation import LazyLogs
 from easytorch.metrics.collection import loss_of

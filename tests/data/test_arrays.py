@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from easytorch._utils.forward_signature import ForwardSignature
-from easytorch.data.containers import (
+from easytorch.data.arrays import (
     as_predict_data,
     check_batches,
     is_arrays,
