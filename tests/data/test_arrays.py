@@ -1,4 +1,4 @@
-"""Each row of the table in easytorch.data.containers."""
+"""Each row of the table in easytorch.data.arrays."""
 
 from __future__ import annotations
 
