@@ -15,6 +15,8 @@ from easytorch.diagnostics.frames import Failure, calls_of, code_of
 
 # What torch and Python write about a wrong number of dimensions.
 DIMENSION_ERROR = re.compile(r"dimension|shape|\bsizes?\b|\dD\b|to unpack|tuple index out of range", re.IGNORECASE)
+# A sample has at most these dimensions: channels, height and width. An array with more is a batch.
+MAX_SAMPLE_DIMENSIONS = 3
 
 
 def collate_error(failure: Failure) -> Exception | None:
@@ -54,18 +56,28 @@ def _sample_type_error(name: str) -> Exception:
 
 
 def add_batch_dimension_advice(failure: Failure, explanation: Exception | None) -> Exception | None:
-    """Return ``explanation``, or the error, with how to add a dimension to the input of ``predict`` where one may lack."""
+    """Add to an error about dimensions in ``predict`` how to add a batch dimension to the input.
+
+    Args:
+        failure: The exception, with the input of ``predict``.
+        explanation: The error that explains it; None if no rule applies.
+
+    Returns:
+        The error with the advice, or ``explanation`` if the input is no array that may lack a dimension.
+    """
     # predict_on_batch passes a list with one batch.
     x = failure.x[0] if isinstance(failure.x, list) and len(failure.x) == 1 else failure.x
-    if not (is_array(x) or _is_list_of_numbers(x)) or not _is_about_dimensions(failure, explanation):
+    if not _may_be_sample(x) or not _is_about_dimensions(failure, explanation):
         return explanation
     message = str(explanation or failure.error).rstrip(".")
     error_type = ValueError if explanation is None else type(explanation)
     return error_type(f"{message}. {_batch_dimension_advice(x)}")
 
 
-def _is_list_of_numbers(x: Any) -> bool:
-    return isinstance(x, list) and bool(x) and all(isinstance(value, (int, float)) for value in x)
+def _may_be_sample(x: Any) -> bool:
+    if isinstance(x, list):
+        return bool(x) and all(isinstance(value, (int, float)) for value in x)
+    return is_array(x) and np.ndim(x) <= MAX_SAMPLE_DIMENSIONS
 
 
 def _is_about_dimensions(failure: Failure, explanation: Exception | None) -> bool:

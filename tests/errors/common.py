@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Promise 4: errors state what was expected, what was received and the fix, and wrong input loses nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tests.loops import blobs, mlp
 
 X, Y = blobs()
 LATE = Y.clone()
-LATE[-1] = 3  # not a class of mlp(), and not in the first batch
+# 3 is not a class of mlp(), and not in the first batch.
+LATE[-1] = 3
 BINARY = (Y == 0).float()
 
 
 class ByHand(Dataset):
-    """Samples whose targets can only be read one by one."""
+    """A dataset whose targets are known only sample by sample."""
 
     def __init__(self, x, y):
         self.x, self.y = x, y
@@ -62,13 +63,13 @@ def fit(model, *data, **options):
     return model.fit(*data, **({"verbose": 0} | options))
 
 
-def refused(run, *parts, kind=(ValueError, TypeError)):
-    """Check that ``run`` raises an error whose message has every one of ``parts``, and return the message."""
+def refused(run, *patterns, kind=(ValueError, TypeError)):
+    """Check that ``run`` raises an error whose message matches every pattern, and return the message."""
     with pytest.raises(kind) as caught:
         run()
     message = str(caught.value)
-    for part in parts:
-        assert re.search(part, message), f"{part!r} is not in: {message}"
+    for pattern in patterns:
+        assert re.search(pattern, message), f"{pattern!r} is not in: {message}"
     return message
 
 
@@ -80,14 +81,14 @@ IMAGES = torch.randn(10, 1, 8, 8)
 
 
 def everything(model):
-    """Return all that a fit may change, copied."""
+    """Return a copy of everything that a fit may change."""
     return copy.deepcopy(
         {
             "weights": model.module.state_dict(),
             "buffers": dict(model.module.named_buffers()),
             "optimizer": model.optimizer.state_dict(),
             "gradients": {name: p.grad for name, p in model.module.named_parameters()},
-            "modes": {name: part.training for name, part in model.module.named_modules()},
+            "modes": {name: layer.training for name, layer in model.module.named_modules()},
             "history": model.history.history,
             "epochs": model.history.epoch,
             "state": model.state.state_dict(),

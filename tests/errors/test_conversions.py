@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Promise 4: errors name the conversion of the data, and the dimension that an input of predict may lack."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from torch import nn
 from tests.errors.common import IMAGES, X, Y, compiled, fit, refused
 from tests.loops import mlp
 
-# Cures for what the user passed
+# Types of targets
+
+ARRAY_TYPES = {"NumPy": lambda y: y, "pandas": pandas.Series, "list": lambda y: y.tolist()}
 
 
-GIVEN = {
-    "NumPy": (lambda y: y, r'y\.astype\("{}"\)', r"y\[:, None\]"),
-    "pandas": (pandas.Series, r'y\.astype\("{}"\)', r"y\.to_numpy\(\)\[:, None\]"),
-}
-
-
-@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize("array_type", ["NumPy", "pandas"])
 @pytest.mark.parametrize(
     "run",
     [
@@ -33,79 +29,100 @@ GIVEN = {
     ],
     ids=["fit", "tuple", "validation data", "evaluate", "train_on_batch"],
 )
-def test_labels_of_another_kind_are_told_with_the_conversion_of_that_kind(run, kind):
-    made, cast, _ = GIVEN[kind]
-    labels = made(Y.numpy().astype("float32"))
-    message = refused(lambda: run(X.numpy(), labels), cast.format("int64"), kind=TypeError)
-    assert "long" not in message
+def test_float_labels_get_the_conversion_to_int64(run, array_type):
+    labels = ARRAY_TYPES[array_type](Y.numpy().astype("float32"))
+    refused(lambda: run(X.numpy(), labels), "float32", "int64", r"y\.long\(\)", kind=TypeError)
 
 
-@pytest.mark.parametrize("kind", GIVEN)
-def test_values_of_another_kind_are_told_with_the_conversion_of_that_kind(kind):
-    made, cast, column = GIVEN[kind]
-    model = compiled(mlp(8, 1), "mse")
-    refused(lambda: fit(model, X, made(Y.numpy())), cast.format("float32"), kind=TypeError)
-    refused(lambda: fit(model, X, made(X[:, 0].numpy())), column, kind=ValueError)
+@pytest.mark.parametrize("array_type", ARRAY_TYPES)
+def test_integer_targets_get_the_conversion_to_floats(array_type):
+    targets = ARRAY_TYPES[array_type](Y.numpy())
+    refused(lambda: fit(compiled(mlp(8, 1), "mse"), X, targets), "int64", r"y\.float\(\)", kind=TypeError)
 
 
-def test_a_list_is_told_to_become_a_tensor():
-    refused(lambda: fit(compiled(), X, Y.float().tolist()), r"torch\.tensor\(y\)\.long\(\)", kind=TypeError)
-    refused(lambda: fit(compiled(mlp(1)), X[:, 0].tolist(), Y), r"torch\.tensor\(x\)\[:, None\]", kind=ValueError)
+@pytest.mark.parametrize("array_type", ["NumPy", "pandas"])
+def test_flat_targets_get_the_missing_column(array_type):
+    targets = ARRAY_TYPES[array_type](X[:, 0].numpy())
+    refused(lambda: fit(compiled(mlp(8, 1), "mse"), X, targets), r"y\.unsqueeze\(1\)|y\[:, None\]", kind=ValueError)
 
 
-def test_labels_of_numpy_batches_are_told_with_the_conversion_of_numpy():
+def test_a_list_of_labels_gets_the_conversion_to_int64():
+    refused(lambda: fit(compiled(), X, Y.float().tolist()), r"y\.long\(\)", kind=TypeError)
+
+
+def test_labels_in_numpy_batches_get_the_conversion_to_int64():
     batches = [(X.numpy(), Y.numpy().astype("float64"))]
-    refused(lambda: fit(compiled(), batches), r'y\.astype\("int64"\)', kind=TypeError)
+    refused(lambda: fit(compiled(), batches), r"y\.long\(\)", kind=TypeError)
 
 
-# One sample in the place of a batch
+def test_conversions_of_inputs_are_named_for_tensors_and_arrays():
+    embedding = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(32, 3))
+    convolution = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    images = IMAGES.expand(-1, 3, -1, -1).movedim(1, -1)
+    refused(lambda: fit(compiled(), X.long(), Y), r"x\.float\(\), or x\.astype\('float32'\)", kind=TypeError)
+    refused(lambda: fit(compiled(embedding), X, Y), r"x\.long\(\), or x\.astype\('int64'\)", kind=TypeError)
+    refused(lambda: fit(compiled(convolution), images, Y[:10]), r"x\.movedim\(-1, 1\), or np\.moveaxis\(x, -1, 1\)")
 
 
-def network_on_images():
+# The batch dimension of an input of predict
+
+
+def image_network():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3))
 
 
 @pytest.mark.parametrize(
-    ("net", "x", "cure"),
+    ("net", "x", "fix"),
     [
         (mlp, X[0], r"x\[None\]"),
         (mlp, X[0].numpy(), r"x\[None\]"),
-        (mlp, X[0].tolist(), r"\[x\]"),
+        (mlp, X[0].tolist(), r"torch\.tensor\(x\)\[None\]"),
         (mlp, pandas.Series(X[0].numpy()), r"x\.to_numpy\(\)\[None\]"),
-        (network_on_images, IMAGES[0], r"x\[None\]"),
+        (image_network, IMAGES[0], r"x\[None\]"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), IMAGES[0, 0], r"x\[None\]"),
     ],
     ids=["tensor", "NumPy", "list", "series", "image with its channel", "image"],
 )
-@pytest.mark.parametrize("verb", ["predict", "predict_classes", "predict_proba"])
-def test_one_sample_is_told_from_a_batch(verb, net, x, cure):
+@pytest.mark.parametrize("method", ["predict", "predict_classes", "predict_proba"])
+def test_one_sample_gets_the_missing_batch_dimension(method, net, x, fix):
     model = compiled(net())
-    refused(
-        lambda: getattr(model, verb)(x, verbose=0), "looks like one sample", f"{cure} makes a batch", kind=ValueError
-    )
+    run = lambda: getattr(model, method)(x, verbose=0)  # noqa: E731
+    refused(run, f"If the input is one sample, pass {fix}", kind=ValueError)
 
 
-def test_as_many_classes_as_features_do_not_hide_that_it_is_one_sample():
-    refused(lambda: compiled(mlp(3, 3)).predict_classes(X[0, :3], verbose=0), "looks like one sample", kind=ValueError)
+def test_one_sample_is_found_if_classes_equal_features():
+    model = compiled(mlp(3, 3))
+    refused(lambda: model.predict_classes(X[0, :3], verbose=0), r"one sample, pass x\[None\]", kind=ValueError)
 
 
-def test_one_sample_is_told_from_one_batch():
-    refused(lambda: compiled().predict_on_batch(X[0]), r"looks like one sample: x\[None\]", kind=ValueError)
+def test_predict_on_batch_explains_a_missing_batch_dimension():
+    refused(lambda: compiled().predict_on_batch(X[0]), r"one sample, pass x\[None\]", kind=ValueError)
 
 
-def test_single_numbers_are_told_to_become_a_column():
-    refused(lambda: compiled(mlp(1)).predict(X[:, 0], verbose=0), r"pass x\[:, None\]", kind=ValueError)
+def test_single_numbers_get_the_missing_column():
+    message = r"one number per sample, pass x\[:, None\]"
+    refused(lambda: compiled(mlp(1)).predict(X[:, 0], verbose=0), message, kind=ValueError)
 
 
-def test_telling_one_sample_leaves_the_model_and_the_random_numbers_as_they_are():
+def test_a_batch_of_images_gets_no_advice_for_one_sample():
+    message = refused(lambda: compiled(mlp(64)).predict(IMAGES, verbose=0), "64 features")
+    assert "one sample" not in message
+
+
+def test_explaining_one_sample_does_not_run_the_module_again():
     net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3))
+    calls = []
+    net.register_forward_pre_hook(lambda *_: calls.append("module"))
+    net[0].register_forward_hook(lambda *_: calls.append("layer"))
     model, before = compiled(net), copy.deepcopy(net.state_dict())
-    numbers = torch.get_rng_state()
-    refused(lambda: model.predict(X[0], verbose=0), "looks like one sample")
+    random_state = torch.get_rng_state()
+    refused(lambda: model.predict(X[0], verbose=0), "one sample")
+    assert calls == ["module", "layer"]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), numbers)
-    assert all(part.training for part in net.modules())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(layer.training for layer in net.modules())
 
 
-def test_an_error_that_has_nothing_to_do_with_dimensions_stays_what_it_is():
-    refused(lambda: compiled(loss="mse").predict_proba(X, verbose=0), "outputs to probabilities")
+def test_an_error_about_no_dimension_gets_no_advice():
+    message = refused(lambda: compiled(loss="mse").predict_proba(X, verbose=0), "probabilities")
+    assert "one sample" not in message

@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Promise 4: errors state what was expected, what was received and the fix, and wrong input loses nothing."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Recurrent(nn.Module):
     ("net", "parts"),
     [
         (nn.Flatten(), ("no parameters", "Flatten", r"nn\.ModuleList", "optimizer=None")),
-        (mlp().requires_grad_(False), ("frozen", "requires_grad=False", "Unfreeze")),
+        (mlp().requires_grad_(False), ("frozen", "requires_grad=False", r"requires_grad_\(True\)")),
         (nn.Sequential(nn.LazyLinear(3)), ("lazy", "no shape yet", r"net\(x")),
     ],
     ids=["without parameters", "all frozen", "lazy"],
 )
-def test_a_module_that_cannot_be_trained_says_why(net, parts):
+def test_an_untrainable_module_is_explained(net, parts):
     refused(lambda: compiled(net), *parts, kind=ValueError)
 
 
-def test_a_module_that_was_frozen_after_compile_says_so():
+def test_a_module_frozen_after_compile_is_explained():
     model = compiled()
     model.module.requires_grad_(False)
     refused(lambda: fit(model, X, Y), "no gradient", "frozen", kind=ValueError)
@@ -57,15 +57,19 @@ def embedding():
         (lambda: mlp(64), IMAGES, ("'0'", "Linear", "64 features", "received 8", r"nn\.Flatten")),
         (lambda: convolutional(3), IMAGES, ("'0'", "Conv2d", "3 channels", "received 1", "in_channels=1")),
         (lambda: convolutional(3), IMAGES.expand(-1, 3, -1, -1).movedim(1, -1), ("'0'", "Conv2d", "channels are last")),
-        (lambda: convolutional(1), IMAGES.squeeze(1), ("'0'", "Conv2d", "4 dimensions", "received 3", "unsqueeze")),
+        (lambda: convolutional(1), IMAGES.squeeze(1), ("'0'", "Conv2d", "4 dimensions", "received 3", r"x\[:, None\]")),
         (Recurrent, torch.randn(10, 5, 3), ("'lstm'", "LSTM", "4 features", "received 3", "input_size=3")),
         (embedding, torch.full((10, 2), 8), ("'0'", "Embedding", "0 to 4", "to 8", "num_embeddings=9")),
-        (embedding, torch.full((10, 2), -1), ("'0'", "Embedding", "down to -1", "rows count from 0", "Renumber")),
-        (embedding, torch.randn(10, 2), ("'0'", "Embedding", "float32", "whole numbers", r"x\.long\(\)")),
-        (lambda: nn.BatchNorm2d(8), X, ("BatchNorm2d", "got 2D", r"Use nn\.BatchNorm1d\(8\)")),
-        (lambda: nn.BatchNorm1d(64), IMAGES, ("BatchNorm1d", "got 4D", r"Put nn\.Flatten\(\) before it")),
-        (lambda: nn.BatchNorm1d(1), IMAGES, ("BatchNorm1d", "got 4D", r"Use nn\.BatchNorm2d\(1\)")),
-        (lambda: mlp(1), X[:, 0], ("one", r"x\[:, None\]")),
+        (embedding, torch.full((10, 2), -1), ("'0'", "Embedding", "rows 0 to 4", "from -1 to -1", "Renumber")),
+        (embedding, torch.randn(10, 2), ("'0'", "Embedding", "float32", "expects integers", r"x\.long\(\)")),
+        (lambda: nn.BatchNorm2d(8), X, ("BatchNorm2d", "expects 4D", "received 2D", r"Use nn\.BatchNorm1d\(8\)")),
+        (lambda: nn.BatchNorm1d(64), IMAGES, ("BatchNorm1d", "received 4D", r"Add nn\.Flatten\(\) before it")),
+        (
+            lambda: nn.BatchNorm1d(1),
+            IMAGES,
+            ("BatchNorm1d", "expects 2D or 3D input", "received 4D", r"Use nn\.BatchNorm2d\(1\)"),
+        ),
+        (lambda: mlp(1), X[:, 0], ("one number", r"x\[:, None\]")),
         (mlp, X.mul(9).byte(), ("'0'", "Linear", "uint8", "float32", r"x\.float\(\)")),
         (mlp, X.mul(9).long(), ("'0'", "Linear", "int64", "float32", r"x\.float\(\)")),
         (lambda: convolutional(1), IMAGES.byte(), ("'0'", "Conv2d", "uint8", r"x\.float\(\)")),
@@ -80,7 +84,7 @@ def embedding():
         "Embedding out of range",
         "Embedding of negative numbers",
         "Embedding of floats",
-        "BatchNorm2d behind Flatten",
+        "BatchNorm2d after Flatten",
         "BatchNorm1d before Flatten",
         "BatchNorm1d of images",
         "Linear of single numbers",
@@ -89,17 +93,17 @@ def embedding():
         "Conv2d of uint8",
     ],
 )
-@pytest.mark.parametrize("verb", ["fit", "predict"])
-def test_a_layer_that_does_not_fit_its_input_is_named(verb, net, x, parts):
+@pytest.mark.parametrize("method", ["fit", "predict"])
+def test_a_layer_that_does_not_fit_its_input_is_named(method, net, x, parts):
     run = {
         "fit": lambda: fit(compiled(net(), metrics=["accuracy"]), x, Y[: len(x)]),
         "predict": lambda: compiled(net()).predict(x, verbose=0),
     }
-    refused(run[verb], *parts, kind=(ValueError, TypeError, IndexError))
+    refused(run[method], *parts, kind=(ValueError, TypeError, IndexError))
 
 
-def test_a_state_that_is_kept_from_batch_to_batch_is_told_to_be_detached():
-    class Keeping(nn.Module):
+def test_a_state_stored_between_batches_must_be_detached():
+    class Stateful(nn.Module):
         def __init__(self):
             super().__init__()
             self.gru, self.head, self.state = nn.GRU(8, 4), nn.Linear(4, 3), None
@@ -108,45 +112,45 @@ def test_a_state_that_is_kept_from_batch_to_batch_is_told_to_be_detached():
             output, self.state = self.gru(x, self.state)
             return self.head(output)
 
-    refused(lambda: fit(compiled(Keeping()), X, Y), "LSTM or GRU", r"state\.detach\(\)", kind=RuntimeError)
+    refused(lambda: fit(compiled(Stateful()), X, Y), "LSTM or GRU", r"state\.detach\(\)", kind=RuntimeError)
 
 
 class Inner(nn.Module):
-    """A module with one part, to be called by ``forward`` in a way of its own."""
+    """A module with one layer, which ``forward`` calls by a function."""
 
-    def __init__(self, part, call):
+    def __init__(self, layer, call):
         super().__init__()
-        self.part, self.call = part, call
+        self.layer, self.call = layer, call
 
     def forward(self, inputs):
-        return self.call(self.part, inputs)
+        return self.call(self.layer, inputs)
 
 
-def test_a_call_inside_forward_that_fails_is_not_taken_for_that_of_forward():
-    net = Inner(nn.Linear(8, 3), lambda part, inputs: part(inputs["a"], 3))
+def test_a_failing_call_inside_forward_keeps_its_error():
+    net = Inner(nn.Linear(8, 3), lambda layer, inputs: layer(inputs["a"], 3))
     with pytest.raises(TypeError, match=r"takes 2 positional arguments but 3 were given$"):
         fit(compiled(net), {"a": X}, Y)
 
 
-def test_a_layer_of_floats_with_one_row_of_doubles_is_told_of_its_type_and_not_of_its_shape():
-    net = Inner(nn.Linear(8, 3), lambda part, x: part(x[0].double()))
-    told = refused(lambda: fit(compiled(net), X, Y), "'part'", "Linear", "float64", kind=(ValueError, RuntimeError))
-    assert "rows of features" not in told
+def test_one_row_of_doubles_is_reported_by_type_not_by_shape():
+    net = Inner(nn.Linear(8, 3), lambda layer, x: layer(x[0].double()))
+    message = refused(lambda: fit(compiled(net), X, Y), "'layer'", "Linear", "float64", kind=(ValueError, RuntimeError))
+    assert "two dimensions" not in message
 
 
-def test_a_convolution_of_doubles_that_its_padding_saves_is_not_told_of_its_kernel():
-    net = Inner(nn.Conv2d(1, 4, 3, padding=1), lambda part, x: part(x.double()))
-    told = refused(lambda: fit(compiled(net), torch.randn(50, 1, 2, 2), Y), "'part'", "Conv2d", "float64")
-    assert "larger than what is left" not in told
+def test_doubles_in_a_padded_convolution_are_reported_by_type():
+    net = Inner(nn.Conv2d(1, 4, 3, padding=1), lambda layer, x: layer(x.double()))
+    message = refused(lambda: fit(compiled(net), torch.randn(50, 1, 2, 2), Y), "'layer'", "Conv2d", "float64")
+    assert "larger than" not in message
 
 
-def test_attention_of_another_width_is_named():
-    net = Inner(nn.MultiheadAttention(6, 2), lambda part, x: part(x, x, x)[0])
-    refused(lambda: fit(compiled(net), X, Y), "'part'", "MultiheadAttention", r"\[32, 8\]", "6")
+def test_attention_with_a_wrong_width_is_named():
+    net = Inner(nn.MultiheadAttention(6, 2), lambda layer, x: layer(x, x, x)[0])
+    refused(lambda: fit(compiled(net), X, Y), "'layer'", "MultiheadAttention", r"\[32, 8\]", "6")
 
 
-def test_an_assertion_of_ones_own_stays_what_it_is():
-    def call(part, x):
+def test_an_assertion_of_the_module_stays_unchanged():
+    def call(layer, x):
         assert x.shape[1] == 9, "nine features"
 
     with pytest.raises(AssertionError, match=r"^nine features"):
@@ -158,7 +162,7 @@ def test_an_inner_layer_is_named_by_its_path():
     refused(lambda: fit(compiled(net), X, Y), r"'1\.2'", "Linear", "5 features", "received 6")
 
 
-def test_a_batch_of_one_sample_for_batchnorm_says_what_to_do():
+def test_a_batch_of_one_sample_for_batchnorm_gets_a_fix():
     net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     refused(lambda: fit(compiled(net), X[:9], Y[:9], batch_size=8), "'1'", "BatchNorm", "one sample", "drop_last")
 
@@ -174,15 +178,15 @@ def test_a_batch_of_one_sample_for_batchnorm_says_what_to_do():
     ],
     ids=["one of two", "three of two", "other names", "two of one", "a dict for one"],
 )
-def test_a_batch_that_forward_does_not_take_is_told_with_its_arguments(net, x, parts):
+def test_wrong_inputs_are_reported_with_forward_arguments(net, x, parts):
     refused(lambda: fit(compiled(net()), x, Y), *parts, kind=TypeError)
 
 
-# Modules that return something else than a tensor of all rows
+# Modules that do not return a tensor with one row per sample
 
 
 class Ending(nn.Module):
-    """A linear layer whose output something happens to."""
+    """A linear layer, followed by a function."""
 
     def __init__(self, end, outputs=1):
         super().__init__()
@@ -195,39 +199,39 @@ class Ending(nn.Module):
 @pytest.mark.parametrize(
     "after", [nn.Linear(4, 3), nn.ReLU(), nn.Conv1d(4, 3, 1)], ids=lambda layer: type(layer).__name__
 )
-@pytest.mark.parametrize("verb", ["fit", "predict"])
-def test_a_layer_behind_an_lstm_is_told_what_that_returns(after, verb):
+@pytest.mark.parametrize("method", ["fit", "predict"])
+def test_a_layer_after_an_lstm_explains_its_tuple(after, method):
     model, x = compiled(nn.Sequential(nn.LSTM(8, 4, batch_first=True), after)), X[:, None]
     run = {"fit": lambda: fit(model, x, Y), "predict": lambda: model.predict(x, verbose=0)}
-    refused(run[verb], "Layer '1'", r"LSTM or GRU returns \(output, state\)", kind=TypeError)
+    refused(run[method], "Layer '1'", r"LSTM or GRU returns \(output, state\)", kind=TypeError)
 
 
-def test_a_layer_behind_a_forward_without_return_is_told():
+def test_a_missing_return_before_a_layer_is_reported():
     net = nn.Sequential(Ending(lambda x: None), nn.Linear(1, 3))
-    refused(lambda: fit(compiled(net), X, Y), "Layer '1'", "received nothing", "lack its return", kind=TypeError)
+    refused(lambda: fit(compiled(net), X, Y), "Layer '1'", "received nothing", "missing return", kind=TypeError)
 
 
 @pytest.mark.parametrize(("loss", "metrics"), [("cross_entropy", ()), ("cross_entropy", ["accuracy"]), ("mse", ())])
-def test_a_forward_without_return_is_told(loss, metrics):
+def test_a_missing_return_in_forward_is_reported(loss, metrics):
     model = compiled(Ending(lambda x: None), loss, metrics=metrics)
-    refused(lambda: fit(model, X, Y), "returned None", "lack a return", kind=TypeError)
+    refused(lambda: fit(model, X, Y), "returned None", "missing return", kind=TypeError)
     refused(lambda: model.predict(X, verbose=0), "no outputs", "return", kind=TypeError)
 
 
 @pytest.mark.parametrize(
     ("loss", "outputs", "y"), [("mse", 1, X[:, 0]), ("bce_with_logits", 1, BINARY), ("cross_entropy", 3, Y)]
 )
-def test_a_squeeze_that_drops_the_dimension_of_a_batch_of_one_is_told(loss, outputs, y):
+def test_a_squeeze_of_a_batch_of_one_is_reported(loss, outputs, y):
     model = compiled(Ending(torch.squeeze, outputs), loss)
     refused(
         lambda: fit(model, X[:33], y[:33]), "batch of one sample", r"squeeze\(1\)", "drop_last=True", kind=ValueError
     )
 
 
-def test_a_squeeze_that_fails_on_the_validation_data_is_told():
+def test_a_squeeze_of_validation_data_is_reported():
     model = compiled(Ending(torch.squeeze), "mse")
     refused(lambda: fit(model, X[:32], X[:32, 0], validation_data=(X[:1], X[:1, 0])), r"squeeze\(1\)", kind=ValueError)
 
 
-def test_a_squeeze_is_told_by_predict_too():
+def test_a_squeeze_is_reported_by_predict():
     refused(lambda: compiled(Ending(torch.squeeze)).predict(X[:33], verbose=0), r"batch of 1 ", r"squeeze\(1\)")

@@ -14,22 +14,22 @@ from easytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from tests.errors.common import X, Y, compiled, fit, refused
 from tests.loops import mlp
 
-# What would train something else than it seems
+# Programs that would train something else than intended
 
 
 class Hidden(nn.Module):
-    """A network that keeps layers where torch does not see them."""
+    """A network with a layer that torch does not register."""
 
-    def __init__(self, keep):
+    def __init__(self, store):
         super().__init__()
-        self.layers, self.head = keep(nn.Linear(4, 4)), nn.Linear(4, 3)
+        self.layers, self.head = store(nn.Linear(4, 4)), nn.Linear(4, 3)
 
     def forward(self, x):
         return self.head(x)
 
 
 @pytest.mark.parametrize(
-    ("keep", "told"),
+    ("store", "message"),
     [
         (lambda layer: [layer], "Hidden.layers is a plain list of layers.*nn.ModuleList"),
         (lambda layer: (layer, None), "plain tuple"),
@@ -37,14 +37,14 @@ class Hidden(nn.Module):
     ],
     ids=["list", "tuple", "dict"],
 )
-def test_layers_that_torch_does_not_see_are_told(keep, told):
-    with pytest.warns(UserWarning, match=told):
-        Model(Hidden(keep))
+def test_unregistered_layers_warn(store, message):
+    with pytest.warns(UserWarning, match=message):
+        Model(Hidden(store))
 
 
-@pytest.mark.parametrize("keep", [lambda layer: [layer.requires_grad_(False)], lambda layer: nn.ModuleList([layer])])
-def test_layers_that_are_seen_or_frozen_are_not_told_of(keep):
-    Model(Hidden(keep))
+@pytest.mark.parametrize("store", [lambda layer: [layer.requires_grad_(False)], lambda layer: nn.ModuleList([layer])])
+def test_registered_or_frozen_layers_do_not_warn(store):
+    Model(Hidden(store))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_layers_that_are_seen_or_frozen_are_not_told_of(keep):
         ("trainstep", r"Own\.trainstep is never called.*Did you mean 'train_step'"),
     ],
 )
-def test_a_step_that_nobody_calls_is_told(name, told):
+def test_a_step_that_is_never_called_warns(name, told):
     with pytest.warns(UserWarning, match=told):
         type("Own", (Model,), {name: lambda self, batch: None})
 
 
-def test_methods_of_ones_own_are_not_told_of():
+def test_custom_methods_do_not_warn():
     type(
         "Own",
         (Model,),
@@ -74,12 +74,12 @@ def test_methods_of_ones_own_are_not_told_of():
 
 
 @pytest.mark.parametrize("step", [lambda self, x, y: None, lambda self: None, lambda self, batch, number: None])
-def test_a_step_takes_the_batch_alone(step):
+def test_a_step_takes_only_the_batch(step):
     with pytest.raises(TypeError, match=r"the batch as its only argument\. Define it as def train_step\(self, batch\)"):
         type("Own", (Model,), {"train_step": step})
 
 
-def test_a_step_that_needs_gradients_is_told_to_have_another_for_evaluations():
+def test_a_step_that_needs_gradients_must_override_test_step():
     class Penalized(Model):
         def train_step(self, batch):
             x, y, _ = self.unpack(batch)
@@ -89,7 +89,12 @@ def test_a_step_that_needs_gradients_is_told_to_have_another_for_evaluations():
 
     model = Penalized(mlp()).compile("adam", "cross_entropy")
     model.fit(X, Y, verbose=0)
-    refused(lambda: model.evaluate(X, Y, verbose=0), "without gradients", "override test_step", kind=RuntimeError)
+    for run in (
+        lambda: model.evaluate(X, Y, verbose=0),
+        lambda: model.test_on_batch(X.clone(), Y),
+        lambda: model.fit(X, Y, validation_data=(X, Y), verbose=0),
+    ):
+        refused(run, "without gradients", "Override test_step", kind=RuntimeError)
 
 
 @pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_train_begin", "on_batch_end"])
@@ -116,7 +121,7 @@ def test_callback_names_of_other_libraries_get_a_hint():
     refused(lambda: callbacks.SwapEMAWeights, r"Use EMA\(\)", kind=AttributeError)
 
 
-def test_probabilities_of_several_outputs_need_to_be_said():
+def test_probabilities_need_a_loss_that_defines_them():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -151,21 +156,27 @@ def test_a_complete_model_is_not_named_like_weights(tmp_path):
     ModelCheckpoint(tmp_path / "best.safetensors", save_weights_only=True)
 
 
-def test_an_optimizer_function_without_a_rate_is_told():
+def test_lr_for_an_optimizer_function_without_lr_is_refused():
     net = mlp()
     make = lambda parameters: torch.optim.SGD(parameters, 0.1)  # noqa: E731  # as people write it
     refused(lambda: Model(net).compile(make, "cross_entropy", lr=0.1), "takes no lr", kind=ValueError)
 
 
-def test_a_model_in_a_model_is_told():
+def test_a_model_in_a_model_is_refused():
     refused(lambda: Model(Model(mlp())), "It is a Model already", kind=TypeError)
+    refused(lambda: Model(nn.Flatten), r"Create an object of the class first: Flatten\(\)", kind=TypeError)
+    refused(lambda: Model([nn.Flatten()]), r"nn\.Sequential\(\*layers\)", kind=TypeError)
 
 
-def test_single_samples_in_the_place_of_batches_are_told():
-    refused(lambda: fit(compiled(), zip(X.numpy(), Y.numpy(), strict=True)), "Is it a sample", r"fit\(x, y\)")
+def test_single_samples_instead_of_batches_are_reported():
+    refused(
+        lambda: fit(compiled(), zip(X.numpy(), Y.numpy(), strict=True)),
+        "single samples instead of batches",
+        r"fit\(x, y\)",
+    )
 
 
-def test_a_dataset_without_a_length_is_told():
+def test_a_dataset_without_a_length_is_refused():
     class Unsized(Dataset):
         def __getitem__(self, index):
             return X[index], Y[index]
@@ -173,14 +184,14 @@ def test_a_dataset_without_a_length_is_told():
     refused(lambda: fit(compiled(), Unsized()), "Unsized has no length", "__len__", kind=TypeError)
 
 
-def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+def test_a_special_file_is_not_replaced(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     refused(lambda: compiled().save(path), "not a regular file", kind=OSError)
     assert path.is_fifo()
 
 
-def test_losses_that_add_up_and_losses_that_average_cannot_be_accumulated():
+def test_sum_and_mean_losses_cannot_be_accumulated_together():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Promise 4: errors state what was expected, what was received and the fix, and wrong input loses nothing."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ from tests.loops import mlp
         "mode",
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest_and_what_else_may_be_passed(run, unknown, near, instead):
+def test_an_unknown_name_gets_the_nearest_and_the_alternatives(run, unknown, near, instead):
     refused(run, unknown, f"Did you mean '{near}'", instead, kind=ValueError)
 
 
 @pytest.mark.parametrize("verbose", [3, -1, "loud", None])
-def test_an_unknown_verbose_is_told_with_what_there_is(verbose):
+def test_an_unknown_verbose_gets_the_valid_values(verbose):
     refused(lambda: fit(compiled(), X, Y, verbose=verbose), "Unknown verbose", "'auto'", kind=ValueError)
 
 
-def test_a_precision_that_is_no_name_is_told_with_the_names():
+def test_an_unknown_precision_gets_the_valid_names():
     refused(lambda: compiled(precision=8), "precision", "8", "'fp32', 'bf16', 'fp16'")
 
 
 @pytest.mark.parametrize(
     ("typed", "here"), [("mixed_bfloat16", "bf16"), ("float16", "fp16"), ("bf16-mixed", "bf16"), (16, "fp16")]
 )
-def test_a_precision_of_another_library_is_told_with_what_it_is_here(typed, here):
+def test_a_precision_of_another_library_gets_its_name(typed, here):
     refused(lambda: compiled(precision=typed), f"Use '{here}'", kind=ValueError)
 
 
-def test_a_device_that_this_machine_lacks_is_told_with_those_it_has():
+def test_a_missing_device_gets_the_available_devices():
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     absent = next(name for name in ("xpu", "mps") if here is None or here.type != name)
     refused(lambda: Model(mlp(), device=absent), f"no device '{absent}'", "'auto'", "'cpu'", kind=ValueError)
 
 
-def test_early_stopping_on_an_unknown_value_is_told_with_the_nearest():
+def test_early_stopping_on_an_unknown_value_gets_the_nearest():
     early = EarlyStopping("val_los")
     message = refused(
         lambda: fit(compiled(), X, Y, validation_split=0.2, callbacks=[early]), "'val_los'", kind=ValueError
@@ -75,21 +75,21 @@ def test_early_stopping_on_an_unknown_value_is_told_with_the_nearest():
     assert "'loss', 'val_loss', 'lr'" in message
 
 
-def test_early_stopping_on_validation_without_validation_data_says_what_to_pass():
+def test_early_stopping_without_validation_data_gets_a_fix():
     refused(lambda: fit(compiled(), X, Y, callbacks=[EarlyStopping()]), "'val_loss'", "validation_data", "'loss'")
 
 
-def test_early_stopping_on_a_value_of_unknown_direction_asks_for_the_mode():
+def test_early_stopping_with_unknown_direction_asks_for_mode():
     model = compiled(metrics=[Count()])
     refused(lambda: fit(model, X, Y, callbacks=[EarlyStopping("count")]), "'count'", "mode='min' or mode='max'")
 
 
-def test_the_best_of_an_unknown_value_is_told_with_the_nearest():
+def test_the_best_of_an_unknown_value_gets_the_nearest():
     history = fit(compiled(), X, Y)
     refused(lambda: history.best("los"), "'los'", "Did you mean 'loss'", "'lr'", kind=KeyError)
 
 
-def test_an_unknown_score_is_told_with_the_nearest():
+def test_an_unknown_score_gets_the_nearest():
     scores = compiled(metrics=["accuracy"]).evaluate(X, Y, verbose=0)
     refused(lambda: scores["acuracy"], "'acuracy'", "Did you mean 'accuracy'", kind=KeyError)
     refused(lambda: scores.acuracy, "'acuracy'", "Did you mean 'accuracy'", kind=AttributeError)
@@ -99,7 +99,7 @@ def test_an_unknown_score_is_told_with_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("verb", "call"),
+    ("method", "call"),
     [
         ("fit", lambda model: model.fit(X, Y)),
         ("evaluate", lambda model: model.evaluate(X, Y)),
@@ -107,11 +107,11 @@ def test_an_unknown_score_is_told_with_the_nearest():
         ("test_on_batch", lambda model: model.test_on_batch(X, Y)),
     ],
 )
-def test_training_and_measuring_before_compile_say_the_call_that_is_missing(verb, call):
-    refused(lambda: call(Model(mlp())), rf"before {verb}\(\)", r"compile\('adam'", kind=RuntimeError)
+def test_methods_before_compile_name_the_missing_call(method, call):
+    refused(lambda: call(Model(mlp())), rf"{method}\(\) needs a compiled model", r"compile\('adam'", kind=RuntimeError)
 
 
-def test_fit_without_an_optimizer_says_the_call_that_is_missing():
+def test_fit_without_an_optimizer_names_the_missing_call():
     model = Model(mlp()).compile(None, "cross_entropy")
     refused(lambda: model.fit(X, Y), "optimizer", r"compile\('adam'", kind=RuntimeError)
 

@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Promise 4: errors state what was expected, what was received and the fix, and wrong input loses nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easytorch.callbacks import EarlyStopping
 from tests.errors.common import LATE, ByHand, X, Y, equal, everything, fit, no_batches, refused
 from tests.loops import blob_loader, same_weights
 
-# Bad input loses nothing
+# Wrong input loses nothing
 
 
 class Normed(nn.Module):
@@ -35,7 +35,7 @@ class Counting(Normed):
         return super().forward(x)
 
 
-def worn(net=None, **options):
+def trained_model(net=None, **options):
     """Return a model that has been trained for an epoch."""
     model = Model(Normed() if net is None else net, device="cpu")
     model.compile(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "cross_entropy", metrics=["accuracy"], **options)
@@ -43,9 +43,9 @@ def worn(net=None, **options):
     return model
 
 
-BAD_INPUT = {
+WRONG_INPUT = {
     "labels out of range": lambda: ((X, Y + 1), {}),
-    "a late label out of range": lambda: ((X, LATE), {"batch_size": 8, "shuffle": False}),
+    "a label out of range in a later batch": lambda: ((X, LATE), {"batch_size": 8, "shuffle": False}),
     "labels out of range in a list": lambda: (([(X, Y + 1)],), {}),
     "labels out of range in a Dataset": lambda: ((ByHand(X, Y + 1),), {}),
     "float labels": lambda: ((X, Y.float()), {}),
@@ -54,16 +54,16 @@ BAD_INPUT = {
     "text labels": lambda: ((X, ["cat"] * 50), {}),
     "too few labels": lambda: ((X, Y[:9]), {}),
     "other features": lambda: ((X[:, :5], Y), {}),
-    "whole numbers": lambda: ((X.long(), Y), {}),
-    "nothing": lambda: ((X[:0], Y[:0]), {}),
+    "integers": lambda: ((X.long(), Y), {}),
+    "no samples": lambda: ((X[:0], Y[:0]), {}),
     "an empty generator": lambda: ((no_batches,), {}),
-    "four parts": lambda: (([(X, Y, Y, Y)],), {}),
+    "four elements": lambda: (([(X, Y, Y, Y)],), {}),
     "two inputs": lambda: (((X, X), Y), {}),
     "a batch of one": lambda: ((X[:1], Y[:1]), {}),
-    "bad validation features": lambda: ((X, Y), {"validation_data": (X[:, :5], Y)}),
-    "bad validation labels": lambda: ((X, Y), {"validation_data": (X, Y + 1)}),
-    "a bad validation label in a later batch": lambda: ((X, Y), {"validation_data": (X, LATE), "batch_size": 8}),
-    "bad validation in a list": lambda: ((X, Y), {"validation_data": [(X[:, :5], Y)]}),
+    "wrong validation features": lambda: ((X, Y), {"validation_data": (X[:, :5], Y)}),
+    "wrong validation labels": lambda: ((X, Y), {"validation_data": (X, Y + 1)}),
+    "a wrong validation label in a later batch": lambda: ((X, Y), {"validation_data": (X, LATE), "batch_size": 8}),
+    "wrong validation data in a list": lambda: ((X, Y), {"validation_data": [(X[:, :5], Y)]}),
     "an unknown monitor": lambda: ((X, Y), {"callbacks": [EarlyStopping("los")]}),
     "a callback's class": lambda: ((X, Y), {"callbacks": [EarlyStopping]}),
     "an unknown verbose": lambda: ((X, Y), {"verbose": "atuo"}),
@@ -71,48 +71,48 @@ BAD_INPUT = {
     "sample weights of another length": lambda: ((X, Y), {"sample_weight": torch.ones(9)}),
     "an unknown class_weight": lambda: ((X, Y), {"class_weight": "ballanced"}),
     "a wrong initial_epoch": lambda: ((X, Y), {"initial_epoch": 7}),
-    "bad labels from an initial_epoch": lambda: ((X, Y + 1), {"epochs": 9, "initial_epoch": 5}),
+    "wrong labels from an initial_epoch": lambda: ((X, Y + 1), {"epochs": 9, "initial_epoch": 5}),
 }
 
 
-@pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_loses_nothing(case):
-    model = worn()
+@pytest.mark.parametrize("case", WRONG_INPUT)
+def test_wrong_input_loses_nothing(case):
+    model = trained_model()
     before = everything(model)
-    data, options = BAD_INPUT[case]()
+    data, options = WRONG_INPUT[case]()
     refused(lambda: fit(model, *data, **options))
     after = everything(model)
-    assert [part for part in before if not equal(before[part], after[part])] == []
+    assert [name for name in before if not equal(before[name], after[name])] == []
 
 
-def test_bad_input_loses_no_buffer_that_is_not_saved():
-    model = worn(Counting())
+def test_wrong_input_loses_no_unsaved_buffer():
+    model = trained_model(Counting())
     before = everything(model)
     refused(lambda: fit(model, ByHand(X, Y + 1)))
     assert equal(everything(model)["buffers"], before["buffers"])
 
 
-def test_bad_input_in_the_middle_of_a_window_loses_nothing():
-    model = worn(gradient_accumulation_steps=2)
+def test_wrong_input_within_a_window_loses_nothing():
+    model = trained_model(gradient_accumulation_steps=2)
     before = everything(model)
     refused(lambda: fit(model, [(X, Y), (X, Y + 1)]))
     after = everything(model)
-    assert [part for part in before if not equal(before[part], after[part])] == []
+    assert [name for name in before if not equal(before[name], after[name])] == []
 
 
-def test_a_bad_batch_for_train_on_batch_loses_nothing():
-    model = worn()
+def test_a_wrong_batch_in_train_on_batch_loses_nothing():
+    model = trained_model()
     before = everything(model)
     refused(lambda: model.train_on_batch(X, Y + 1))
     after = everything(model)
-    assert [part for part in before if not equal(before[part], after[part])] == []
+    assert [name for name in before if not equal(before[name], after[name])] == []
 
 
-def test_after_bad_input_the_model_trains_on_as_if_nothing_had_happened():
+def test_training_after_wrong_input_is_unchanged():
     torch.manual_seed(5)
-    undisturbed = worn()
+    undisturbed = trained_model()
     torch.manual_seed(5)
-    disturbed = worn()
+    disturbed = trained_model()
     refused(lambda: fit(disturbed, X, Y + 1))
     for model in (undisturbed, disturbed):
         torch.manual_seed(3)
@@ -120,8 +120,8 @@ def test_after_bad_input_the_model_trains_on_as_if_nothing_had_happened():
     assert same_weights(undisturbed.module, disturbed.module)
 
 
-def test_bad_input_does_not_take_the_place_of_the_data_of_the_last_fit():
-    model = worn()
+def test_wrong_input_does_not_replace_the_data_of_the_last_fit():
+    model = trained_model()
     scores = model.evaluate(verbose=0)
     refused(lambda: fit(model, X[:20], Y[:20] + 1))
     assert model.evaluate(verbose=0) == scores
