@@ -227,7 +227,7 @@ def test_class_indices_for_regression_suggest_cross_entropy(loss, y):
 def test_one_message_reports_wrong_dtype_and_wrong_shape():
     with pytest.raises(TypeError, match=r"Use y\.float\(\), then y\.unsqueeze\(1\)"):
         fit(nn.Linear(4, 1), "bce_with_logits", X, (Y > 0).long())
-    with pytest.raises(ValueError, match=r"Use y\.squeeze\(1\), then y\.long\(\)\."):
+    with pytest.raises(ValueError, match=r"Use y\.squeeze\(1\), then y\.long\(\)"):
         fit(nn.Linear(4, 3), "cross_entropy", X, Y[:, None].float())
 
 
