@@ -6,6 +6,7 @@ until then the fallback works, only slower.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import profiler
+from torch.utils.data import DataLoader
 
 # The bytes that one message of a broadcast carries at most.
 BROADCAST_BYTES = 250 * 1024 * 1024
@@ -79,3 +81,30 @@ def broadcast_coalesced(tensors: list[Tensor]) -> None:
         return
     for tensor in tensors:
         dist.broadcast(tensor, src=0)
+
+
+def copy_loader(loader: DataLoader[Any], **attributes: Any) -> Any:
+    """Return a copy of ``loader`` without its running workers, with other attributes, which ``DataLoader`` forbids to set."""
+    twin = copy.copy(loader)
+    vars(twin).update(_iterator=None, **attributes)
+    return twin
+
+
+def workers_are_running(loader: Any) -> bool:
+    """Return whether ``loader`` has persistent workers that are running."""
+    return getattr(loader, "_iterator", None) is not None
+
+
+def shut_down_workers(iterator: Any) -> None:
+    """Shut down the workers of an iterator of a ``DataLoader``; without them, do nothing."""
+    shut_down = getattr(iterator, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the processor has bfloat16 instructions; True if torch cannot find out."""
+    if "AVX" not in torch.backends.cpu.get_cpu_capability():
+        return True  # torch has these probes for x86 only
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

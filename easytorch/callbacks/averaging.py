@@ -16,6 +16,8 @@ from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class Averaging(Callback):
     """Base class of callbacks that average the weights.
@@ -247,7 +249,7 @@ class SWA(Averaging):
         self._is_due = False
 
     def _has_batch_norm(self) -> bool:
-        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.average.modules())
+        return any(isinstance(module, BATCH_NORMS) for module in self.average.modules())
 
     def _update_batch_norm(self) -> None:
         loader = self.model.last_fit["training"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import (
@@ -178,9 +179,7 @@ class EpochIterator:
 
     def close(self) -> None:
         """Shut down the loader's workers now: a traceback that holds the iterator would keep them alive."""
-        shut_down = getattr(self._iterator, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
+        torch_private.shut_down_workers(self._iterator)
         self._iterator = self._reader = self._stream = None
         self.window = Window()
 
@@ -295,11 +294,8 @@ class EpochIterator:
             self._rng_now = get_rng_state()
             set_rng_state(position.rng_at_start["random"])
             set_generator_states(generators, position.rng_at_start["generators"])
-        if (
-            getattr(self._reader, "persistent_workers", False)
-            and self._reader._iterator is None
-            and position.passes > 1
-        ):
+        persists = getattr(self._reader, "persistent_workers", False)
+        if persists and position.passes > 1 and not torch_private.workers_are_running(self._reader):
             # Persistent workers draw no new seed, so those of a resumed run, which start now, must not draw one either.
             self._reader.generator = torch.Generator()
         for source in [*order_sources(self.loader), *sample_sources(self.loader)]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from easytorch._utils import torch_private
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
@@ -43,14 +43,10 @@ def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoade
             f"sample_weight must have one weight for each sample: expected {len(dataset)} weights, received {len(weights)}. "
             "Check that len(sample_weight) == len(dataset)."
         )
-    twin = copy.copy(loader)
-    # A DataLoader does not allow to set these attributes. The sampler stays, so order and random numbers stay too.
-    vars(twin).update(
-        dataset=WeightedDataset(dataset, weights),
-        collate_fn=WeightedCollate(loader.collate_fn),
-        _iterator=None,
-    )
-    return twin
+    # The sampler stays, so order and random numbers stay too.
+    weighted, collate = WeightedDataset(dataset, weights), WeightedCollate(loader.collate_fn)
+    copied: DataLoader[Any] = torch_private.copy_loader(loader, dataset=weighted, collate_fn=collate)
+    return copied
 
 
 def check_weights(name: str, weights: Any) -> None:

@@ -6,7 +6,6 @@ round. Every rank knows the full order, so it knows the sample counts of the oth
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from easytorch._utils import torch_private
 from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size
 from easytorch.distributed.process_group import SingleProcess
@@ -53,14 +53,13 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
         or loader.batch_sampler is None
     ):
         return RoundRobinStream(loader, group, training)
-    twin, batches = copy.copy(loader), loader.batch_sampler
+    batches, sampler = loader.batch_sampler, loader.sampler
     if is_torch_split and not training:
-        sampler: Any = SequentialSampler(loader.dataset)  # type: ignore[arg-type]  # the dataset has a length
+        sampler = SequentialSampler(loader.dataset)  # type: ignore[arg-type]  # the dataset has a length
         batches = BatchSampler(sampler, loader.batch_size or 1, drop_last=False)
-        vars(twin).update(sampler=sampler)
     kind = PreshardedBatchSampler if is_torch_split and training else ShardedBatchSampler
-    vars(twin).update(batch_sampler=kind(batches, group, training, loader.collate_fn), _iterator=None)
-    return twin
+    shards = kind(batches, group, training, loader.collate_fn)
+    return torch_private.copy_loader(loader, batch_sampler=shards, sampler=sampler)
 
 
 def is_presharded(loader: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import copy
 import functools
 import multiprocessing
 import signal
@@ -12,6 +11,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from easytorch._utils import torch_private
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -19,8 +20,7 @@ def shield_workers(loader: Any) -> Any:
     """Return a copy of a ``DataLoader`` whose workers survive the signals that stop training; other loaders as they are."""
     if not isinstance(loader, DataLoader):
         return loader
-    twin = copy.copy(loader)
-    vars(twin)["_iterator"] = None
+    twin = torch_private.copy_loader(loader)
     if loader.num_workers:
         twin.worker_init_fn = IgnoreSignals(loader.worker_init_fn)
         _terminate_workers_at_exit()

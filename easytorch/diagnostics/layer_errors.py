@@ -13,6 +13,9 @@ from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quote_list
 from easytorch.diagnostics.frames import Failure
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class Advice(NamedTuple):
     """What a layer expects of its input and what it received, and the fix."""
@@ -143,7 +146,7 @@ def _recurrent_advice(layer: nn.RNNBase, x: Tensor, error: Exception) -> Advice 
     return Advice(f"expects {layer.input_size} features, received {x.shape[-1]}", f"Use input_size={x.shape[-1]}.")
 
 
-def _convolution_advice(layer: nn.modules.conv._ConvNd, x: Tensor, error: Exception) -> Advice | None:
+def _convolution_advice(layer: Any, x: Tensor, error: Exception) -> Advice | None:
     shape, channels, dimensions = list(x.shape), layer.in_channels, len(layer.kernel_size) + 2
     lacks_dimension = x.ndim == dimensions - 1
     # torch accepts one image without a batch dimension.
@@ -166,7 +169,7 @@ def _channels_advice(shape: list[int], channels: int) -> Advice:
     return Advice(f"expects {channels} channels, received {shape[1]}", fix)
 
 
-def _norm_advice(layer: nn.modules.batchnorm._BatchNorm, x: Tensor, error: Exception) -> Advice | None:
+def _norm_advice(layer: Any, x: Tensor, error: Exception) -> Advice | None:
     match = re.search(r"expected ([^(]*\dD) input", str(error))
     if match and x.ndim <= 5:
         return Advice(f"expects {match[1]} input, received {x.ndim}D", _norm_dimension_fix(layer, x))
@@ -182,7 +185,7 @@ def _norm_advice(layer: nn.modules.batchnorm._BatchNorm, x: Tensor, error: Excep
     return None
 
 
-def _norm_dimension_fix(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> str:
+def _norm_dimension_fix(layer: Any, x: Tensor) -> str:
     if x.ndim < 2:
         return f"Pass an input of shape [N, {layer.num_features}]."
     if x.ndim > 3 and x[0].numel() == layer.num_features:
@@ -191,9 +194,9 @@ def _norm_dimension_fix(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> st
     return f"Use nn.{type(layer).__name__[:-2]}{max(x.ndim - 2, 1)}d({x.shape[1]})."
 
 
-SIZE_ADVICE: tuple[tuple[type[nn.Module], Callable[[Any, Tensor, Exception], Advice | None]], ...] = (
+SIZE_ADVICE: tuple[tuple[Any, Callable[[Any, Tensor, Exception], Advice | None]], ...] = (
     (nn.Linear, _linear_advice),
     (nn.RNNBase, _recurrent_advice),
-    (nn.modules.conv._ConvNd, _convolution_advice),
-    (nn.modules.batchnorm._BatchNorm, _norm_advice),
+    (CONVOLUTIONS, _convolution_advice),
+    (BATCH_NORMS, _norm_advice),
 )

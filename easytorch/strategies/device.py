@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from easytorch._utils import torch_private
 from easytorch._utils.registry import did_you_mean, find
 from easytorch._utils.warnings import warn
 from easytorch.distributed.process_group import is_launched, local_rank
@@ -57,7 +58,7 @@ def check_precision(device: torch.device, dtype: torch.dtype | None) -> None:
         return
     if dtype == torch.float16:
         raise ValueError("precision='fp16' is 10 to 14 times slower than 'fp32' on a CPU. Use 'bf16' or 'fp32'.")
-    if dtype == torch.bfloat16 and not _cpu_has_bf16():
+    if dtype == torch.bfloat16 and not torch_private.cpu_has_bf16():
         raise ValueError(
             "precision='bf16' needs bfloat16 instructions, which this processor does not have: it would be slower than "
             "'fp32'. Use 'fp32'."
@@ -74,13 +75,6 @@ def saved_precision(device: torch.device, precision: str | None) -> dict[str, st
         warn(f"The saved model used precision={precision!r}; this one uses 'fp32'. {error}")
         return {}
     return {"precision": str(precision)}
-
-
-def _cpu_has_bf16() -> bool:
-    if "AVX" not in torch.backends.cpu.get_cpu_capability():
-        return True  # torch has these probes for x86 only
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def compiler_works(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.autograd import profiler
+from torch.utils.data import DataLoader, TensorDataset
 
 import easytorch
 from easytorch import DataParallel, Model
@@ -223,3 +224,21 @@ def test_step_gives_the_weights_of_the_optimizer(name):
         return module.weight
 
     assert torch.equal(weights(lambda optimizer: find_step(optimizer)()), weights(lambda optimizer: optimizer.step()))
+
+
+def test_torch_has_the_names_of_a_data_loader():
+    loader = DataLoader(TensorDataset(torch.zeros(4)), num_workers=1, persistent_workers=True)
+    assert not torch_private.workers_are_running(loader)
+    iterator = iter(loader)
+    assert callable(iterator._shutdown_workers)
+    assert torch_private.workers_are_running(loader)
+    assert not torch_private.workers_are_running(torch_private.copy_loader(loader))
+    torch_private.shut_down_workers(iterator)
+    assert not iterator._workers[0].is_alive()
+
+
+def test_torch_has_the_probes_of_x86_instructions():
+    if "AVX" in torch.backends.cpu.get_cpu_capability():
+        assert type(torch.cpu._is_avx512_bf16_supported()) is bool
+        assert type(torch.cpu._is_amx_tile_supported()) is bool
+    assert type(torch_private.cpu_has_bf16()) is bool

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from easytorch import DataParallel, FullySharded, Model, Strategy
+from easytorch._utils import torch_private
 from easytorch.callbacks import Callback
-from easytorch.strategies import base, device
+from easytorch.strategies import base
 from tests.loops import blobs, mlp
 from tests.many import furthest, together
 from tests.strategies.test_fsdp import Blocks, weights_of
@@ -23,7 +24,7 @@ STRATEGIES = {
     "fsdp": functools.partial(FullySharded, "cpu", unit=40),
 }
 needs_bf16 = pytest.mark.skipif(
-    not device._cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
+    not torch_private.cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
 )
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++) here")
 

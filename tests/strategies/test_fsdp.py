@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from easytorch import FullySharded, Model
+from easytorch._utils import torch_private
 from easytorch.callbacks import EMA, BackupAndRestore, EarlyStopping, LambdaCallback
-from easytorch.strategies import device
 from tests.distributed.test_resume import PulledPlug, PullPlug
 from tests.loops import blobs
 from tests.many import furthest, together
@@ -99,7 +99,7 @@ def test_the_numbers_are_those_of_one_process(processes, options):
     assert sum(kept for *_, kept in several) == numbers  # nobody keeps what another one has
 
 
-@pytest.mark.skipif(not device._cpu_has_bf16(), reason="this processor has no bfloat16 instructions")
+@pytest.mark.skipif(not torch_private.cpu_has_bf16(), reason="this processor has no bfloat16 instructions")
 def test_in_bf16_they_are_close_and_the_weights_stay_float32():
     options = {"dtype": torch.float32, "precision": "bf16"}
     (alone, *_), several = trained("one", size=12, **options), together(functools.partial(trained, "fsdp", **options))

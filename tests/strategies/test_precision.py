@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from easytorch import Model, Strategy
-from easytorch.strategies import device
+from easytorch._utils import torch_private
 from easytorch.strategies.device import pick_device
 from tests.loops import blob_loader, furthest, mlp, same_weights, twins
 from tests.strategies import common_strategy
@@ -58,7 +58,7 @@ def test_fp16_on_a_cpu_is_refused_with_the_reason():
 
 
 def test_bf16_on_a_processor_without_it_is_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(torch_private, "cpu_has_bf16", lambda: False)
     with pytest.raises(ValueError, match=r"'bf16' needs .* which this processor does not have.*Use 'fp32'"):
         compiled(precision="bf16")
 
@@ -72,7 +72,7 @@ def test_an_x86_processor_without_the_instructions_has_no_bf16(monkeypatch):
 
 
 needs_bf16 = pytest.mark.skipif(
-    not device._cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
+    not torch_private.cpu_has_bf16(), reason="this processor has no bfloat16 instructions (AVX512-BF16 or AMX)"
 )
 
 
@@ -130,7 +130,7 @@ def test_a_saved_model_is_measured_in_its_own_precision(tmp_path):
 def test_a_saved_model_whose_precision_is_not_to_be_had_computes_in_fp32_and_says_so(tmp_path, monkeypatch):
     model = compiled(optimizer="adam", precision="bf16")
     model.save(tmp_path / "model.pt")
-    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(torch_private, "cpu_has_bf16", lambda: False)
     with pytest.warns(UserWarning, match=r"used precision='bf16'; this one uses 'fp32'\. .*does not have"):
         again = Model(copy.deepcopy(model.module)).load(tmp_path / "model.pt")
     assert again.strategy.precision == "fp32"
