@@ -202,7 +202,7 @@ class Model:
     def update(self, window: Window) -> None:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         assert self.optimizer is not None
-        # On one device in fp32, each strategy call is what its comment says.
+        # The comments describe each call on one device in fp32.
         weights = self.strategy.loss_weights(self.loss, window)  # sizes / sum(sizes)
         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):  # nothing

@@ -90,7 +90,7 @@ def test_a_pickle_holds_no_data():
 
 def test_a_model_that_is_not_compiled_can_be_pickled():
     twin = pickled(Model(mlp(), device="cpu"))
-    with pytest.raises(RuntimeError, match="Call model.compile"):
+    with pytest.raises(RuntimeError, match=r"Call model\.compile"):
         twin.fit(X, Y)
 
 

@@ -41,7 +41,7 @@ def unknown_name_message(
     near: str,
     otherwise: str = "",
     common: Sequence[str] = (),
-    whole: str = "",
+    full_list: str = "",
 ) -> str:
     """Return the message about an unknown name.
 
@@ -52,13 +52,13 @@ def unknown_name_message(
         near: The result of ``did_you_mean``.
         otherwise: What to pass instead of a name.
         common: The names to show if ``names`` is too long and no name is similar.
-        whole: The public name of the table with all names; needed with ``common``.
+        full_list: The public name of the table with all names; needed with ``common``.
     """
     title = f"Unknown {kind} {name!r}.{near}"
     if near and common:
         return f"{title} Otherwise pass {otherwise}."
     if common:
-        return f"{title} Pass a name such as {quote_list(common)}; all names are in {whole}. Or pass {otherwise}."
+        return f"{title} Pass a name such as {quote_list(common)}; all names are in {full_list}. Or pass {otherwise}."
     choices = f"{title} Pass one of {quote_list(names)}"
     return f"{choices}, {otherwise}." if otherwise else f"{choices}."
 

@@ -363,6 +363,7 @@ class ReduceLROnPlateau(Monitor):
 
 
 def require_optimizer(optimizer: Optimizer | None) -> Optimizer:
+    """Return ``optimizer``; raise a ``ValueError`` if it is None."""
     if optimizer is None:
         raise ValueError("scheduler needs an optimizer, received None. Pass one to compile().")
     return optimizer

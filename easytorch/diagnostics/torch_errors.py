@@ -18,7 +18,7 @@ from easytorch.diagnostics.frames import Failure
 from easytorch.diagnostics.layer_errors import forward_error, layer_error
 from easytorch.diagnostics.loss_errors import backward_error, evaluation_error, loss_error, metric_error
 
-# The first rule that returns an error wins. Each looks for calls of its own functions in the traceback. A call comes after the
+# The first rule that returns an error wins. Each looks for calls of certain functions in the traceback. A call comes after the
 # calls that it may contain: layers run inside of forward(), and the loss may run inside of a metric.
 RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     collate_error,

@@ -38,17 +38,11 @@ class SingleProcess:
         rank: The rank of this process, from 0.
         world_size: The number of processes.
         splits_data: Whether all ranks have the same data and split it. Otherwise each rank has separate data.
-        foreseen: The sample counts of the next window: those of each batch of this rank, and the total of all ranks; None if
-            they are unknown.
-        sure: Whether the counts in ``foreseen`` are exact.
-        idle: Whether the current batch is padding: another rank has a batch, this one repeats its last with weight 0.
     """
 
     rank = 0
     world_size = 1
     splits_data = True
-    foreseen: tuple[list[int], int] | None = None
-    sure = idle = False
 
     @property
     def is_main(self) -> bool:

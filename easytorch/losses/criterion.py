@@ -532,7 +532,7 @@ def _find_by_name(name: str) -> Any:
         TABLE,
         otherwise="a torch.nn loss, or a function f(y_pred, y)",
         common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),
-        whole="easytorch.losses.TABLE",
+        full_list="easytorch.losses.TABLE",
     )
     return loss() if isinstance(loss, type) else loss
 

@@ -86,7 +86,7 @@ def hinge(y_pred: Tensor, y: Tensor) -> Tensor:
 
     Args:
         y_pred: Scores, ``[N, ...]``.
-        y: Labels, ``[N, ...]``, -1 and 1. If the whole batch is 0 and 1, 0 counts as -1.
+        y: Labels, ``[N, ...]``, -1 and 1. If all labels of the batch are 0 and 1, 0 counts as -1.
 
     Source: Keras documentation, ``Hinge``.
     """

@@ -198,7 +198,7 @@ def _find_by_name(name: str, criterion: Criterion) -> Metric:
             near=did_you_mean(key, NAMES),
             otherwise="a function f(y_pred, y), an easytorch.Metric or a torchmetrics object",
             common=("accuracy", "top_5_accuracy", "f1", "auroc", "mae", "rmse", "r2"),
-            whole="easytorch.metrics.NAMES",
+            full_list="easytorch.metrics.NAMES",
         )
     )
 

@@ -225,7 +225,8 @@ def _check_can_be_sharded(module: nn.Module, channels_last: bool) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.ndim:
             raise ValueError(
-                f"strategy='fsdp' cannot shard the parameter {name!r}, a scalar. Use a tensor of shape [1], or use strategy='ddp'."
+                f"strategy='fsdp' cannot shard the parameter {name!r}, a scalar. Use a tensor of shape [1], or "
+                "use strategy='ddp'."
             )
         if not parameter.is_contiguous() or (channels_last and parameter.ndim == 4):
             raise ValueError(
