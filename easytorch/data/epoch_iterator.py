@@ -218,10 +218,10 @@ class EpochIterator:
             batches = map(self._apply_weights, batches)
         if self._shards is not None:
             batches = self._append_missing(batches)
+        functions: Any = {"batch_size": self._batch_size, "unpack": self._unpack}
         while taken := list(itertools.islice(batches, self.window_size)):
             self._position.batches_used += len(taken)
             self._batches_in_window = len(taken)
-            functions: Any = {"batch_size": self._batch_size, "unpack": self._unpack}
             yield Window(taken, **functions) if self._shards is None else self._make_sharded_window(taken, **functions)
 
     def _repeat(self) -> Iterator[Window]:

@@ -26,12 +26,13 @@ def loss_of(outputs: Any) -> Any:
     Raises:
         TypeError: If ``outputs`` is not a dict with ``"loss"``.
     """
-    if isinstance(outputs, Mapping) and "loss" in outputs:
+    try:
         return outputs["loss"]
-    raise TypeError(
-        f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
-        "{'loss': loss}. Other values in the dict are logged."
-    )
+    except (KeyError, TypeError, IndexError):
+        raise TypeError(
+            f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
+            "{'loss': loss}. Other values in the dict are logged."
+        ) from None
 
 
 class MetricEntry(NamedTuple):
