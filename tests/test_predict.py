@@ -14,7 +14,7 @@ from tests.loops import blob_loader, mlp
 from tests.strategies.common_strategy import X, Y, compiled, normed
 
 
-class Several(nn.Module):
+class TwoHeads(nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.kind, self.left, self.right = kind, nn.Linear(8, 2), nn.Linear(8, 3)
@@ -34,7 +34,7 @@ def test_predict_returns_numpy_in_the_order_of_the_samples():
 
 @pytest.mark.parametrize("kind", [dict, tuple, list])
 def test_predict_preserves_the_structure_of_the_outputs(kind):
-    y_pred = Model(Several(kind), device="cpu").predict(X, batch_size=8, verbose=0)
+    y_pred = Model(TwoHeads(kind), device="cpu").predict(X, batch_size=8, verbose=0)
     assert type(y_pred) is kind
     left, right = y_pred.values() if kind is dict else y_pred
     assert (left.shape, right.shape) == ((50, 2), (50, 3))
@@ -45,7 +45,7 @@ def test_predict_preserves_the_structure_of_the_outputs(kind):
     [X, X.numpy(), (X, Y), TensorDataset(X, Y), blob_loader(), [(X[:25], Y[:25]), (X[25:], Y[25:])]],
     ids=["tensor", "array", "tuple", "dataset", "loader", "list"],
 )
-def test_predict_accepts_all_data_that_fit_accepts(data):
+def test_predict_accepts_all_data_types_of_fit(data):
     model = compiled()
     np.testing.assert_allclose(model.predict(data, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
 
@@ -79,7 +79,7 @@ def test_predict_stops_after_steps():
         (lambda: mlp(8, 1), "bce_with_logits", lambda out: out.sigmoid()),
         (lambda: nn.Sequential(mlp(8, 1), nn.Sigmoid()), "bce", lambda out: out),
     ],
-    ids=["cross_entropy", "the function", "nll", "bce_with_logits", "bce"],
+    ids=["cross_entropy", "function", "nll", "bce_with_logits", "bce"],
 )
 def test_probabilities_and_classes_follow_from_the_loss(net, loss, probabilities):
     model = compiled(net(), loss)
@@ -90,14 +90,14 @@ def test_probabilities_and_classes_follow_from_the_loss(net, loss, probabilities
     assert np.array_equal(model.predict_classes(X, verbose=0), classes.numpy())
 
 
-@pytest.mark.parametrize("verb", ["predict_proba", "predict_classes"])
-def test_a_regression_has_no_probabilities(verb):
+@pytest.mark.parametrize("method", ["predict_proba", "predict_classes"])
+def test_a_regression_has_no_probabilities(method):
     with pytest.raises(ValueError, match=r"MSELoss.*Call predict\(\)"):
-        getattr(compiled(mlp(8, 1), "mse"), verb)(X, verbose=0)
+        getattr(compiled(mlp(8, 1), "mse"), method)(X, verbose=0)
 
 
 def test_predict_proba_preserves_the_structure_of_outputs():
-    model = compiled(Several(dict), {"left": "cross_entropy", "right": "bce_with_logits"})
+    model = compiled(TwoHeads(dict), {"left": "cross_entropy", "right": "bce_with_logits"})
     y_pred = model.predict_proba(X, verbose=0)
     np.testing.assert_allclose(y_pred["left"].sum(1), np.ones(50), rtol=1e-5)
     assert y_pred["right"].shape == (50, 3)

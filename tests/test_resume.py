@@ -20,15 +20,15 @@ from tests.common_resume import (
     EPOCHS,
     LOADERS,
     ROWS,
+    CrashAfter,
+    CustomSampler,
     Dropping,
     Noisy,
-    OwnOrder,
-    PulledPlug,
-    PullPlug,
+    SimulatedCrash,
     X,
     Y,
     program,
-    stopped_and_continued,
+    stop_and_resume,
 )
 from tests.loops import mlp, same_weights
 
@@ -50,7 +50,7 @@ STEPS = range(1, 7 * EPOCHS + 1)
 def test_stopped_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS[kind])
     for step in STEPS:
-        continued = stopped_and_continued(tmp_path / str(step), LOADERS[kind], step)
+        continued = stop_and_resume(tmp_path / str(step), LOADERS[kind], step)
         assert_same_run(undisturbed, continued)
         assert continued[2] == []
 
@@ -59,21 +59,19 @@ def test_stopped_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path)
 def test_stopped_with_workers_after_any_update_the_run_ends_as_if_undisturbed(kind, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS[kind])
     for step in STEPS:
-        assert_same_run(undisturbed, stopped_and_continued(tmp_path / str(step), LOADERS[kind], step))
+        assert_same_run(undisturbed, stop_and_resume(tmp_path / str(step), LOADERS[kind], step))
 
 
 def test_stopped_in_accumulation_the_run_ends_as_if_undisturbed(tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], accumulate=3)
     for step in range(1, 3 * EPOCHS + 1):
-        assert_same_run(
-            undisturbed, stopped_and_continued(tmp_path / str(step), LOADERS["shuffled"], step, accumulate=3)
-        )
+        assert_same_run(undisturbed, stop_and_resume(tmp_path / str(step), LOADERS["shuffled"], step, accumulate=3))
 
 
 def test_a_stream_cut_into_epochs_goes_on_across_passes(tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], epochs=4, steps_per_epoch=5)
     for step in range(1, 21):
-        continued = stopped_and_continued(tmp_path / str(step), LOADERS["shuffled"], step, epochs=4, steps_per_epoch=5)
+        continued = stop_and_resume(tmp_path / str(step), LOADERS["shuffled"], step, epochs=4, steps_per_epoch=5)
         assert_same_run(undisturbed, continued)
 
 
@@ -83,13 +81,13 @@ def test_a_stream_interrupted_at_the_end_of_an_epoch_and_killed_in_the_next_goes
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], **options)
     press = LambdaCallback(**{hook: lambda *_: press.model.state.step == step and signal.raise_signal(signal.SIGINT)})
     assert program(tmp_path / "stopped", LOADERS["shuffled"], press, **options)[0].history.interrupted
-    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 8, **options))
+    assert_same_run(undisturbed, stop_and_resume(tmp_path / "stopped", LOADERS["shuffled"], 8, **options))
 
 
 def test_metrics_that_keep_every_prediction_go_on(tmp_path):
     metrics = ("accuracy", "auroc", "f1")
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], metrics=metrics)
-    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, metrics=metrics))
+    assert_same_run(undisturbed, stop_and_resume(tmp_path / "stopped", LOADERS["shuffled"], 10, metrics=metrics))
 
 
 class Counted(Metric):
@@ -125,12 +123,12 @@ class Arrays(Metric):
 
 def test_a_metric_of_ones_own_goes_on_in_the_middle_of_an_epoch(tmp_path):
     undisturbed = program(tmp_path / "a", LOADERS["shuffled"], metrics=[Counted()])
-    resumed = stopped_and_continued(tmp_path / "b", LOADERS["shuffled"], 3, metrics=[Counted()])
+    resumed = stop_and_resume(tmp_path / "b", LOADERS["shuffled"], 3, metrics=[Counted()])
     assert_same_run(resumed, undisturbed)
 
 
 def test_a_metric_whose_numbers_no_checkpoint_finds_says_so(tmp_path):
-    *_, told = stopped_and_continued(tmp_path, LOADERS["shuffled"], 3, metrics=[Arrays()])
+    *_, told = stop_and_resume(tmp_path, LOADERS["shuffled"], 3, metrics=[Arrays()])
     assert any("no values of the metric 'arrays'" in message for message in told)
 
 
@@ -140,8 +138,8 @@ def test_the_loss_scale_goes_on(tmp_path, monkeypatch):
     )  # slow on a CPU, but it runs
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], precision="fp16")
     assert undisturbed[0].strategy.state_dict()["scaler"]["scale"] == 2.0**15  # it overflowed once
-    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "stopped", LOADERS["shuffled"], 10, precision="fp16"))
-    with pytest.raises(PulledPlug):
+    assert_same_run(undisturbed, stop_and_resume(tmp_path / "stopped", LOADERS["shuffled"], 10, precision="fp16"))
+    with pytest.raises(SimulatedCrash):
         program(tmp_path / "mutated", LOADERS["shuffled"], 10, precision="fp16")
     path, content = rotation.read_newest(tmp_path / "mutated")
     content["strategy"]["scaler"]["scale"] = 2.0**10
@@ -160,7 +158,7 @@ class NoisyBy(Noisy):
         return X[index] + 0.1 * self.rng.normal(), Y[index]
 
 
-class ShuffledBy(OwnOrder):
+class ShuffledBy(CustomSampler):
     def __init__(self, rng):
         self.rng = rng
 
@@ -197,7 +195,7 @@ def test_augmentation_by_any_generator_of_numpy_goes_on(kind, tmp_path):
     def loader():
         return DataLoader(NoisyBy(GENERATORS[kind]()), 8)
 
-    assert_same_run(program(tmp_path / "a", loader), stopped_and_continued(tmp_path / "b", loader, 10))
+    assert_same_run(program(tmp_path / "a", loader), stop_and_resume(tmp_path / "b", loader, 10))
 
 
 DRAWING = {
@@ -209,18 +207,18 @@ DRAWING = {
 @pytest.mark.parametrize("kind", DRAWING)
 def test_what_draws_beside_the_dataset_goes_on(kind, tmp_path):
     undisturbed = program(tmp_path / "a", DRAWING[kind])
-    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "b", DRAWING[kind], 10))
+    assert_same_run(undisturbed, stop_and_resume(tmp_path / "b", DRAWING[kind], 10))
 
 
 def test_the_generators_of_the_validation_data_go_on(tmp_path):
     fit = {"validation_data": lambda: DataLoader(NoisyBy(np.random.default_rng(3)), 8)}
     undisturbed = program(tmp_path / "a", LOADERS["shuffled"], **fit)
-    assert_same_run(undisturbed, stopped_and_continued(tmp_path / "b", LOADERS["shuffled"], 10, **fit))
+    assert_same_run(undisturbed, stop_and_resume(tmp_path / "b", LOADERS["shuffled"], 10, **fit))
 
 
 def test_a_loader_that_asks_no_sampler_skips_what_was_used(tmp_path):
     undisturbed = program(tmp_path / "a", lambda: Cached(ROWS, 8))
-    continued = stopped_and_continued(tmp_path / "b", lambda: Cached(ROWS, 8), 10)
+    continued = stop_and_resume(tmp_path / "b", lambda: Cached(ROWS, 8), 10)
     assert_same_run(undisturbed, continued)
     assert any("Cached has no sampler that can skip" in message for message in continued[2])
 
@@ -228,13 +226,13 @@ def test_a_loader_that_asks_no_sampler_skips_what_was_used(tmp_path):
 def test_several_stops_are_as_good_as_one(tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"])
     for step in (2, 3, 7, 9, 14):
-        with pytest.raises(PulledPlug):
+        with pytest.raises(SimulatedCrash):
             program(tmp_path / "again", LOADERS["shuffled"], step)
     assert_same_run(undisturbed, program(tmp_path / "again", LOADERS["shuffled"]))
 
 
 def test_skipping_does_not_load_what_it_skips(tmp_path):
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         program(tmp_path, LOADERS["random augmentation"], 5)
     Noisy.loaded = 0
     program(tmp_path, LOADERS["random augmentation"])
@@ -248,7 +246,7 @@ def test_skipping_does_not_load_what_it_skips(tmp_path):
 )
 def test_data_without_a_sampler_is_replayed_and_says_so(make, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", make)
-    continued = stopped_and_continued(tmp_path / "stopped", make, 10)
+    continued = stop_and_resume(tmp_path / "stopped", make, 10)
     assert_same_run(undisturbed, continued)
     assert any("3 batches that were used before are loaded again" in message for message in continued[2])
 
@@ -265,7 +263,7 @@ def test_a_stateful_loader_is_resumed_by_its_own_state(tmp_path):
 
     undisturbed = program(tmp_path / "undisturbed", make)
     for step in STEPS:
-        assert_same_run(undisturbed, stopped_and_continued(tmp_path / str(step), make, step))
+        assert_same_run(undisturbed, stop_and_resume(tmp_path / str(step), make, step))
 
 
 def test_more_epochs_go_on_from_a_finished_run(tmp_path):
@@ -317,12 +315,12 @@ def test_fit_resume_keeps_the_run_in_a_folder_and_goes_on_from_a_file(tmp_path):
     def run(resume, epochs=3, plug=None):
         torch.manual_seed(0)
         model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
-        callbacks = [PullPlug(plug)] if plug else []
+        callbacks = [CrashAfter(plug)] if plug else []
         model.fit(LOADERS["shuffled"](), epochs, resume=resume, callbacks=callbacks, verbose=0)
         return model
 
     undisturbed = run(None)
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         run(tmp_path / "run", plug=16)
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == ["step-0000000007.pt", "step-0000000014.pt"]
@@ -365,7 +363,7 @@ def callback_state(content, name):
 @pytest.mark.parametrize("part", PARTS)
 def test_leaving_out_one_part_would_not_go_unnoticed(part, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"], epochs=3)
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         program(tmp_path / "stopped", LOADERS["shuffled"], 10, epochs=3)
     path, content = rotation.read_newest(tmp_path / "stopped")
     PARTS[part](content)
@@ -381,7 +379,7 @@ def test_leaving_out_one_part_would_not_go_unnoticed(part, tmp_path):
 @pytest.mark.parametrize("generator", ["python", "numpy", "torch"])
 def test_the_state_of_every_generator_matters(generator, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["random augmentation"])
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         program(tmp_path / "stopped", LOADERS["random augmentation"], 10)
     path, content = rotation.read_newest(tmp_path / "stopped")
     with preserve_rng_state():

@@ -11,39 +11,39 @@ from easytorch import FileError, Model, ResumeError
 from tests.common_resume import (
     LOADERS,
     ROWS,
+    CustomSampler,
     Dropping,
     Noisy,
-    OwnOrder,
-    PulledPlug,
+    SimulatedCrash,
     X,
     Y,
     program,
-    stopped_and_continued,
+    stop_and_resume,
 )
 from tests.loops import blobs, mlp
 
 # What cannot be exact is said
 
 
-class DrawsWhileItRuns(OwnOrder):
+class DrawsWhileItRuns(CustomSampler):
     def __iter__(self):
         return (int(torch.randint(50, ())) for _ in range(50))
 
 
 def test_a_sampler_that_draws_while_it_runs_is_an_error(tmp_path):
     with pytest.raises(ResumeError, match=r"another order.*draw while it runs"):
-        stopped_and_continued(tmp_path, lambda: DataLoader(ROWS, 8, sampler=DrawsWhileItRuns()), 4)
+        stop_and_resume(tmp_path, lambda: DataLoader(ROWS, 8, sampler=DrawsWhileItRuns()), 4)
 
 
 def test_other_data_is_an_error(tmp_path):
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         program(tmp_path, LOADERS["shuffled"], 4)
     with pytest.raises(ResumeError, match=r"had 50 samples, and this program has 40\. Pass the same data"):
         program(tmp_path, lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True))
 
 
 def test_another_module_is_an_error(tmp_path):
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         program(tmp_path, LOADERS["shuffled"], 4)
     model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
     with pytest.raises(FileError, match="belongs to another module"):
@@ -51,7 +51,7 @@ def test_another_module_is_an_error(tmp_path):
 
 
 def test_other_callbacks_are_an_error(tmp_path):
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         program(tmp_path, LOADERS["shuffled"], 4)
     model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
     with pytest.raises(ResumeError, match=r"had the callbacks .*EMA"):
@@ -105,7 +105,7 @@ def test_another_schedule_is_an_error(tmp_path):
 
 
 def test_another_number_of_threads_is_a_warning(tmp_path):
-    with pytest.raises(PulledPlug):
+    with pytest.raises(SimulatedCrash):
         program(tmp_path, LOADERS["shuffled"], 4)
     threads = torch.get_num_threads()
     try:
@@ -117,5 +117,5 @@ def test_another_number_of_threads_is_a_warning(tmp_path):
 
 
 def test_augmentation_by_workers_is_a_warning_unless_seeded(tmp_path):
-    _, _, messages = stopped_and_continued(tmp_path, lambda: DataLoader(Noisy(), 8, num_workers=1), 3)
+    _, _, messages = stop_and_resume(tmp_path, lambda: DataLoader(Noisy(), 8, num_workers=1), 3)
     assert any("easytorch.data.seeded" in message for message in messages)
