@@ -16,7 +16,7 @@ import torch
 from easytorch import FileError, FullySharded, Model
 from easytorch.callbacks import BackupAndRestore, Callback, EarlyStopping, ModelCheckpoint
 from easytorch.checkpoint import files, rotation
-from tests.distributed.test_resume import PulledPlug, PullPlug
+from tests.distributed.test_resume import CrashAfter, SimulatedCrash
 from tests.many import furthest, together
 from tests.strategies.test_fsdp import Blocks, X, Y, compiled, weights_of
 
@@ -26,7 +26,7 @@ def train(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
     model = compiled(strategy)
     backup = BackupAndRestore(folder, **({"save_freq": 1, "delete_checkpoint": False} | options))
     best = EarlyStopping("loss", patience=9, restore_best_weights=True)
-    plug = [PullPlug(steps)] if steps else []
+    plug = [CrashAfter(steps)] if steps else []
     starts = []
     recorder = Watch(starts)
     with warnings.catch_warnings():
@@ -40,7 +40,7 @@ def train(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
                 callbacks=[backup, best, recorder, *callbacks, *plug],
                 verbose=0,
             )
-        except PulledPlug:
+        except SimulatedCrash:
             return None
     return weights_of(model), model.history["loss"], starts[0]
 

@@ -1,4 +1,4 @@
-"""A function runs in several processes, and none of them survives the call."""
+"""Functions that launch runs in several processes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def fork(function, *args, **options):
 
 
 def test_results_come_in_rank_order():
-    def late():
+    def return_rank_late():
         time.sleep(0.2 * (2 - rank()))
         return rank()
 
-    assert fork(late, processes=3) == [0, 1, 2]
+    assert fork(return_rank_late, processes=3) == [0, 1, 2]
 
 
 def test_arguments_are_passed_to_every_rank():

@@ -1,4 +1,4 @@
-"""BatchNorm uses the statistics of all ranks' batches."""
+"""Batch normalization with the statistics of all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and in which precision steps run, in which mode, one at a time or many, and how all of it is changed."""
+"""Models and data of the tests of strategies."""
 
 from __future__ import annotations
 
