@@ -39,7 +39,7 @@ class CrashAfter(Callback):
             raise SimulatedCrash
 
 
-class Noisy(Dataset):
+class AugmentedDataset(Dataset):
     """Augments with the global generators of the process."""
 
     loaded = 0
@@ -48,12 +48,12 @@ class Noisy(Dataset):
         return 50
 
     def __getitem__(self, index):
-        Noisy.loaded += 1
+        AugmentedDataset.loaded += 1
         noise = 0.1 * torch.randn(8) + 0.1 * random.random() + 0.1 * float(np.random.rand())
         return X[index] + noise, Y[index]
 
 
-class DatasetNoise(Noisy):
+class DatasetNoise(AugmentedDataset):
     """Augments with generators of the dataset and of its transforms."""
 
     def __init__(self):
@@ -118,18 +118,18 @@ LOADERS = {
     "custom sampler": lambda: DataLoader(ROWS, 8, sampler=CustomSampler()),
     "custom batch sampler": lambda: DataLoader(ROWS, batch_sampler=CustomBatchSampler()),
     "weighted sampler": lambda: DataLoader(ROWS, 8, sampler=WeightedRandomSampler(torch.linspace(0.1, 1, 50), 50)),
-    "random augmentation": lambda: DataLoader(Noisy(), 8, shuffle=True),
+    "random augmentation": lambda: DataLoader(AugmentedDataset(), 8, shuffle=True),
     "augmentation by generators of the dataset": lambda: DataLoader(DatasetNoise(), 8, shuffle=True),
     "two persistent workers": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2, persistent_workers=True),
     "two workers": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2),
     "two workers, custom generator": lambda: DataLoader(
         ROWS, 8, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(9)
     ),
-    "two workers, seeded augmentation": lambda: DataLoader(seeded(Noisy()), 8, shuffle=True, num_workers=2),
+    "two workers, seeded augmentation": lambda: DataLoader(seeded(AugmentedDataset()), 8, shuffle=True, num_workers=2),
 }
 
 
-class Dropping(nn.Module):
+class DropoutNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
@@ -153,7 +153,7 @@ def program(
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    model = Model(Dropping(), device="cpu").compile(
+    model = Model(DropoutNet(), device="cpu").compile(
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         "cross_entropy",
         metrics=list(metrics),
@@ -173,7 +173,7 @@ def program(
 
 
 def stop_and_resume(folder, make_loader, crash, **options):
-    """Stop the program after the update ``crash``, and run it again to the end."""
+    """Stop the program after the update ``crash``, and resume it to the end."""
     with pytest.raises(SimulatedCrash):
         program(folder, make_loader, crash, **options)
     return program(folder, make_loader, **options)

@@ -14,12 +14,12 @@ import torch.distributed.tensor
 from easytorch import launch
 
 
-def together(function: Any, *args: Any, processes: int = 2, timeout: float = 60) -> list[Any]:
+def run_ranks(function: Any, *args: Any, processes: int = 2, timeout: float = 60) -> list[Any]:
     """Run ``function`` in every rank, and return the results in rank order."""
-    return launch(_run_seeded, function, args, processes=processes, timeout=timeout, start="fork")
+    return launch(_run_with_seed, function, args, processes=processes, timeout=timeout, start="fork")
 
 
-def _run_seeded(function: Any, args: Any) -> Any:
+def _run_with_seed(function: Any, args: Any) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return function(*args)

@@ -8,13 +8,13 @@ from torch.nn import functional
 
 from easytorch import Model, Strategy
 from tests.loops import blob_loader, mlp, same_weights, twins
-from tests.strategies.common_strategy import X, Y, compiled
+from tests.strategies.common_strategy import X, Y, compiled_model
 
 # Custom steps
 
 
 def test_a_custom_train_step_is_optimized_and_logged():
-    class Smoothed(Model):
+    class LabelSmoothingModel(Model):
         def train_step(self, batch):
             x, y, _ = self.unpack(batch)
             y_pred = self(x)
@@ -22,7 +22,7 @@ def test_a_custom_train_step_is_optimized_and_logged():
             return {"loss": loss, "confidence": y_pred.softmax(1).amax(1).mean()}
 
     by_model, by_hand = twins(mlp())
-    model = Smoothed(by_model, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1))
+    model = LabelSmoothingModel(by_model, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1))
     history = model.fit(blob_loader(), 2, validation_data=blob_loader(), verbose=0)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
     for _ in range(2):
@@ -97,11 +97,11 @@ def test_a_custom_predict_step_defines_the_predictions():
 
 
 def test_a_custom_test_step_defines_the_scores():
-    class Counted(Model):
+    class CustomModel(Model):
         def test_step(self, batch):
             return super().test_step(batch) | {"largest": self.unpack(batch).y.max()}
 
-    scores = Counted(mlp(), device="cpu").compile("sgd", "cross_entropy").evaluate(X, Y, batch_size=50, verbose=0)
+    scores = CustomModel(mlp(), device="cpu").compile("sgd", "cross_entropy").evaluate(X, Y, batch_size=50, verbose=0)
     assert scores.keys() == ["loss", "largest"]
     assert scores.largest == 2
 
@@ -142,7 +142,7 @@ class RecordingStrategy(Strategy):
 
 
 def recording_model(net=None, **options):
-    model = compiled(net, **options)
+    model = compiled_model(net, **options)
     model.strategy = RecordingStrategy(model.device)
     model.strategy.prepare(model.module)
     return model
@@ -171,7 +171,7 @@ def test_evaluate_and_predict_only_run_steps():
 
 
 def test_a_recording_strategy_changes_no_result():
-    plain, recorded = twins(mlp())
-    compiled(plain).fit(blob_loader(), 2, verbose=0)
-    recording_model(recorded).fit(blob_loader(), 2, verbose=0)
-    assert same_weights(plain, recorded)
+    plain, recorded_net = twins(mlp())
+    compiled_model(plain).fit(blob_loader(), 2, verbose=0)
+    recording_model(recorded_net).fit(blob_loader(), 2, verbose=0)
+    assert same_weights(plain, recorded_net)

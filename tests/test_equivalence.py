@@ -119,7 +119,7 @@ def test_validation_leaves_training_bit_equal():
     assert same_weights(by_fit, by_hand)
 
 
-class Augmented(TensorDataset):
+class AugmentedDataset(TensorDataset):
     """Draws noise from a generator of the dataset."""
 
     def __init__(self, *columns):
@@ -133,8 +133,10 @@ class Augmented(TensorDataset):
 
 def test_the_check_of_validation_data_draws_no_random_numbers():
     x, y = blobs(50)
-    validation_rows, net = Augmented(x, y), mlp()
-    expected = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.0).evaluate(Augmented(x, y), verbose=0)
+    validation_rows, net = AugmentedDataset(x, y), mlp()
+    expected = (
+        Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.0).evaluate(AugmentedDataset(x, y), verbose=0)
+    )
     model = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.0)
     history = model.fit(x, y, validation_data=validation_rows, verbose=0)
     assert history["val_loss"] == [expected.loss]

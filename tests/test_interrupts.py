@@ -127,13 +127,13 @@ def test_second_ctrl_c_does_not_wait_for_batch_norm_of_swa():
 def test_an_interrupted_run_resumes_exactly(hook, tmp_path):
     # The loader draws a number from the global generator.
     data = {"validation_data": blob_loader(30)}
-    undisturbed, _ = fit_model(**data)
+    uninterrupted, _ = fit_model(**data)
     _, history = fit_model(SendSignal(11, hook=hook), resume=tmp_path, **data)
     assert history.interrupted
-    continued, history = fit_model(resume=tmp_path, **data)
+    resumed, history = fit_model(resume=tmp_path, **data)
     assert not history.interrupted
-    assert same_weights(continued.module, undisturbed.module)
-    assert continued.history.history == undisturbed.history.history
+    assert same_weights(resumed.module, uninterrupted.module)
+    assert resumed.history.history == uninterrupted.history.history
 
 
 def test_best_weights_are_restored_after_an_interruption(tmp_path):
@@ -312,7 +312,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
 
 
 def test_the_death_of_a_worker_is_an_error_and_ends_the_rest(tmp_path):
-    class Dying(torch.utils.data.Dataset):
+    class KillWorkerDataset(torch.utils.data.Dataset):
         def __len__(self):
             return 50
 
@@ -326,7 +326,7 @@ def test_the_death_of_a_worker_is_an_error_and_ends_the_rest(tmp_path):
     end_logs = []
     with pytest.raises(RuntimeError, match=r"exited unexpectedly|is killed by signal"):
         new_model().fit(
-            torch.utils.data.DataLoader(Dying(), 8, num_workers=2),
+            torch.utils.data.DataLoader(KillWorkerDataset(), 8, num_workers=2),
             verbose=0,
             callbacks=[LambdaCallback(on_train_end=lambda logs: end_logs.append(1))],
         )

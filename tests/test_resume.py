@@ -20,10 +20,10 @@ from tests.common_resume import (
     EPOCHS,
     LOADERS,
     ROWS,
+    AugmentedDataset,
     CrashAfter,
     CustomSampler,
-    Dropping,
-    Noisy,
+    DropoutNet,
     SimulatedCrash,
     X,
     Y,
@@ -48,7 +48,7 @@ STEPS = range(1, 7 * EPOCHS + 1)
 
 @pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" not in kind])
 def test_a_run_stopped_after_any_update_resumes_exactly(kind, tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS[kind])
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS[kind])
     for step in STEPS:
         resumed = stop_and_resume(tmp_path / str(step), LOADERS[kind], step)
         assert_same_run(uninterrupted, resumed)
@@ -57,19 +57,19 @@ def test_a_run_stopped_after_any_update_resumes_exactly(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", slow_after_first([kind for kind in LOADERS if "workers" in kind]))
 def test_a_run_with_workers_resumes_exactly_after_any_update(kind, tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS[kind])
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS[kind])
     for step in STEPS:
         assert_same_run(uninterrupted, stop_and_resume(tmp_path / str(step), LOADERS[kind], step))
 
 
 def test_a_run_with_accumulation_resumes_exactly(tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["shuffled"], accumulate=3)
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["shuffled"], accumulate=3)
     for step in range(1, 3 * EPOCHS + 1):
         assert_same_run(uninterrupted, stop_and_resume(tmp_path / str(step), LOADERS["shuffled"], step, accumulate=3))
 
 
 def test_steps_per_epoch_resumes_exactly_across_passes(tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["shuffled"], epochs=4, steps_per_epoch=5)
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["shuffled"], epochs=4, steps_per_epoch=5)
     for step in range(1, 21):
         resumed = stop_and_resume(tmp_path / str(step), LOADERS["shuffled"], step, epochs=4, steps_per_epoch=5)
         assert_same_run(uninterrupted, resumed)
@@ -78,7 +78,7 @@ def test_steps_per_epoch_resumes_exactly_across_passes(tmp_path):
 @pytest.mark.parametrize(("hook", "step"), [("on_before_optimizer_step", 4), ("on_test_batch_begin", 5)])
 def test_steps_per_epoch_resumes_after_ctrl_c_at_an_epoch_end(hook, step, tmp_path):
     options = {"epochs": 4, "steps_per_epoch": 5, "save_freq": "epoch"}
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["shuffled"], **options)
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["shuffled"], **options)
     interrupt = LambdaCallback(
         **{hook: lambda *_: interrupt.model.state.step == step and signal.raise_signal(signal.SIGINT)}
     )
@@ -88,7 +88,7 @@ def test_steps_per_epoch_resumes_after_ctrl_c_at_an_epoch_end(hook, step, tmp_pa
 
 def test_metrics_of_all_predictions_are_resumed(tmp_path):
     metrics = ("accuracy", "auroc", "f1")
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["shuffled"], metrics=metrics)
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["shuffled"], metrics=metrics)
     assert_same_run(uninterrupted, stop_and_resume(tmp_path / "stopped", LOADERS["shuffled"], 10, metrics=metrics))
 
 
@@ -137,7 +137,7 @@ def test_a_metric_without_saved_values_is_a_warning(tmp_path):
 def test_the_loss_scale_is_resumed(tmp_path, monkeypatch):
     # fp16 is slow on a CPU, but it works.
     monkeypatch.setattr("easytorch.strategies.base.check_precision", lambda device, dtype: None)
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["shuffled"], precision="fp16")
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["shuffled"], precision="fp16")
     # The loss overflows once.
     assert uninterrupted[0].strategy.state_dict()["scaler"]["scale"] == 2.0**15
     assert_same_run(uninterrupted, stop_and_resume(tmp_path / "stopped", LOADERS["shuffled"], 10, precision="fp16"))
@@ -150,7 +150,7 @@ def test_the_loss_scale_is_resumed(tmp_path, monkeypatch):
         assert_same_run(uninterrupted, program(tmp_path / "mutated", LOADERS["shuffled"], precision="fp16"))
 
 
-class NoisyDataset(Noisy):
+class NoisyDataset(AugmentedDataset):
     """Augments with the NumPy generator ``rng``."""
 
     def __init__(self, rng):
@@ -222,11 +222,11 @@ def test_a_loader_without_sampler_calls_skips_used_batches(tmp_path):
     uninterrupted = program(tmp_path / "a", lambda: CachedLoader(ROWS, 8))
     resumed = stop_and_resume(tmp_path / "b", lambda: CachedLoader(ROWS, 8), 10)
     assert_same_run(uninterrupted, resumed)
-    assert any("Cached has no sampler that can skip" in message for message in resumed[2])
+    assert any("CachedLoader has no sampler that can skip" in message for message in resumed[2])
 
 
 def test_a_run_with_several_stops_resumes_exactly(tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["shuffled"])
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["shuffled"])
     for step in (2, 3, 7, 9, 14):
         with pytest.raises(SimulatedCrash):
             program(tmp_path / "stopped", LOADERS["shuffled"], step)
@@ -236,9 +236,9 @@ def test_a_run_with_several_stops_resumes_exactly(tmp_path):
 def test_skipped_samples_are_not_loaded(tmp_path):
     with pytest.raises(SimulatedCrash):
         program(tmp_path, LOADERS["random augmentation"], 5)
-    Noisy.loaded = 0
+    AugmentedDataset.loaded = 0
     program(tmp_path, LOADERS["random augmentation"])
-    assert Noisy.loaded == 2 * 50 - 5 * 8
+    assert AugmentedDataset.loaded == 2 * 50 - 5 * 8
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_skipped_samples_are_not_loaded(tmp_path):
     ids=["list", "function"],
 )
 def test_data_without_a_sampler_is_replayed_with_a_warning(make_data, tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", make_data)
+    uninterrupted = program(tmp_path / "uninterrupted", make_data)
     resumed = stop_and_resume(tmp_path / "stopped", make_data, 10)
     assert_same_run(uninterrupted, resumed)
     assert any("3 batches that were used before are loaded again" in message for message in resumed[2])
@@ -263,7 +263,7 @@ def test_a_stateful_loader_is_resumed_from_its_state(tmp_path):
     def make_data():
         return stateful.StatefulDataLoader(ROWS, 8, shuffle=True)
 
-    uninterrupted = program(tmp_path / "undisturbed", make_data)
+    uninterrupted = program(tmp_path / "uninterrupted", make_data)
     for step in STEPS:
         assert_same_run(uninterrupted, stop_and_resume(tmp_path / str(step), make_data, step))
 
@@ -278,7 +278,7 @@ def test_seeded_data_changes_per_epoch_not_with_the_workers():
     def draw(workers):
         batches = []
         # A Subset hides the seeded dataset.
-        data = torch.utils.data.Subset(seeded(Noisy()), range(16))
+        data = torch.utils.data.Subset(seeded(AugmentedDataset()), range(16))
         model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
         record = LambdaCallback(
             on_train_batch_begin=lambda batch, logs: batches.append(model.train_data.window[0][0].clone())
@@ -295,7 +295,7 @@ def test_seeded_data_changes_per_epoch_not_with_the_workers():
 
 @pytest.mark.parametrize("index", [np.int64(3), torch.tensor(3)], ids=["NumPy", "torch"])
 def test_seeded_samples_do_not_depend_on_the_type_of_the_index(index):
-    rows = seeded(Noisy())
+    rows = seeded(AugmentedDataset())
     assert torch.equal(rows[index][0], rows[3][0])
 
 
@@ -318,7 +318,7 @@ def test_a_run_stopped_by_a_callback_is_not_continued(tmp_path):
 def test_resume_accepts_a_folder_or_a_checkpoint_file(tmp_path):
     def run(resume, epochs=3, plug=None):
         torch.manual_seed(0)
-        model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
+        model = Model(DropoutNet(), device="cpu").compile("adam", "cross_entropy")
         callbacks = [CrashAfter(plug)] if plug else []
         model.fit(LOADERS["shuffled"](), epochs, resume=resume, callbacks=callbacks, verbose=0)
         return model
@@ -351,7 +351,7 @@ PARTS = {
 
 def program_start():
     torch.manual_seed(0)
-    return Dropping().state_dict()
+    return DropoutNet().state_dict()
 
 
 def random_of_another_seed():
@@ -366,7 +366,7 @@ def callback_state(content, name):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_checkpoint_is_needed(part, tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["shuffled"], epochs=3)
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["shuffled"], epochs=3)
     with pytest.raises(SimulatedCrash):
         program(tmp_path / "stopped", LOADERS["shuffled"], 10, epochs=3)
     path, content = rotation.read_newest(tmp_path / "stopped")
@@ -382,7 +382,7 @@ def test_every_part_of_a_checkpoint_is_needed(part, tmp_path):
 
 @pytest.mark.parametrize("generator", ["python", "numpy", "torch"])
 def test_the_state_of_every_generator_is_needed(generator, tmp_path):
-    uninterrupted = program(tmp_path / "undisturbed", LOADERS["random augmentation"])
+    uninterrupted = program(tmp_path / "uninterrupted", LOADERS["random augmentation"])
     with pytest.raises(SimulatedCrash):
         program(tmp_path / "stopped", LOADERS["random augmentation"], 10)
     path, content = rotation.read_newest(tmp_path / "stopped")

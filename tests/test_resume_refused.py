@@ -11,9 +11,9 @@ from easytorch import FileError, Model, ResumeError
 from tests.common_resume import (
     LOADERS,
     ROWS,
+    AugmentedDataset,
     CustomSampler,
-    Dropping,
-    Noisy,
+    DropoutNet,
     SimulatedCrash,
     X,
     Y,
@@ -51,7 +51,7 @@ def test_a_different_module_is_an_error(tmp_path):
 def test_different_callbacks_are_an_error(tmp_path):
     with pytest.raises(SimulatedCrash):
         program(tmp_path, LOADERS["shuffled"], 4)
-    model = Model(Dropping(), device="cpu").compile("adam", "cross_entropy")
+    model = Model(DropoutNet(), device="cpu").compile("adam", "cross_entropy")
     with pytest.raises(ResumeError, match=r"had the callbacks .*EMA"):
         model.fit(LOADERS["shuffled"](), 2, resume=tmp_path, verbose=0)
 
@@ -115,5 +115,5 @@ def test_a_changed_number_of_threads_is_a_warning(tmp_path):
 
 
 def test_augmentation_by_workers_is_a_warning_unless_seeded(tmp_path):
-    _, _, messages = stop_and_resume(tmp_path, lambda: DataLoader(Noisy(), 8, num_workers=1), 3)
+    _, _, messages = stop_and_resume(tmp_path, lambda: DataLoader(AugmentedDataset(), 8, num_workers=1), 3)
     assert any("easytorch.data.seeded" in message for message in messages)

@@ -18,7 +18,7 @@ from easytorch._utils import torch_private
 from easytorch._utils.torch_private import find_step, zero_grad
 from easytorch.optimizers import TABLE
 from tests.loops import blobs, mlp
-from tests.many import together
+from tests.many import run_ranks
 
 PACKAGE = Path(easytorch.__file__).parent
 
@@ -122,7 +122,7 @@ def broadcast_tensors(with_private_name):
 
 @pytest.mark.parametrize("with_private_name", [True, False])
 def test_broadcast_works_without_the_private_name(with_private_name):
-    assert together(broadcast_tensors, with_private_name) == [[[0.0, 0.0], [0, 0, 0]]] * 2
+    assert run_ranks(broadcast_tensors, with_private_name) == [[[0.0, 0.0], [0, 0, 0]]] * 2
 
 
 # Custom behavior of optimizers

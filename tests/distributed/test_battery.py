@@ -17,7 +17,7 @@ from easytorch.callbacks import BackupAndRestore, Callback, TerminateOnNaN
 from tests.checkpoint.test_dcp import Watch
 from tests.distributed.test_resume import CrashAfter, SimulatedCrash
 from tests.loops import blobs, mlp
-from tests.many import furthest, together
+from tests.many import furthest, run_ranks
 from tests.strategies.test_fsdp import Blocks
 
 X, Y = blobs(60)
@@ -48,7 +48,7 @@ def evaluate_sizes():
 def test_scores_equal_one_process_for_every_sample_count(processes):
     expected = evaluate_sizes()
     assert len(expected) == 72
-    for results in together(evaluate_sizes, processes=processes):
+    for results in run_ranks(evaluate_sizes, processes=processes):
         for case, (right, top, loss) in results.items():
             assert (right, top) == expected[case][:2], case
             assert math.isclose(loss, expected[case][2], rel_tol=1e-12), case
@@ -104,9 +104,9 @@ def fully_sharded():
 
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("strategy", [data_parallel, fully_sharded])
-def test_gradients_equal_those_of_one_process_with_all_samples(strategy, processes):
+def test_gradients_equal_one_process_with_all_samples(strategy, processes):
     expected = record_gradients(lambda: "one", processes, expected=True)
-    for rank_gradients in together(record_gradients, strategy, processes, processes=processes):
+    for rank_gradients in run_ranks(record_gradients, strategy, processes, processes=processes):
         for name, updates in rank_gradients.items():
             assert len(updates) == len(expected[name]), name
             assert all(furthest(*pair) < 1e-12 for pair in zip(updates, expected[name], strict=True)), name
@@ -131,10 +131,10 @@ def resume_run(strategy, folder, steps):
 
 
 @pytest.mark.parametrize("strategy", [data_parallel, fully_sharded])
-def test_run_continues_with_one_two_three_and_fewer_processes(strategy, tmp_path):
+def test_a_run_resumes_with_a_different_number_of_ranks(strategy, tmp_path):
     before = None
     for processes, steps in ((1, 4), (2, 6), (3, 8), (1, None)):
-        for (step, numbers), (final_step, final_weights) in together(
+        for (step, numbers), (final_step, final_weights) in run_ranks(
             resume_run, strategy, tmp_path / "run", steps, processes=processes
         ):
             if before is not None:
@@ -187,7 +187,7 @@ def train_until_stop(cause, stopping_rank, processes):
 @pytest.mark.parametrize(("stopping_rank", "processes"), [(0, 2), (1, 2), (2, 3)])
 @pytest.mark.parametrize("cause", ["signal", "stop_training", "NaN loss"])
 def test_a_stop_of_one_rank_ends_all_after_the_same_update(cause, stopping_rank, processes):
-    (step, interrupted, weights), *others = together(
+    (step, interrupted, weights), *others = run_ranks(
         train_until_stop, cause, stopping_rank, processes, processes=processes, timeout=40
     )
     assert step == (3 if cause == "NaN loss" else 4)

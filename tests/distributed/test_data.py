@@ -27,7 +27,7 @@ from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.sharding import PreshardedBatchSampler, shard_loader
 from easytorch.distributed.process_group import SingleProcess
 from tests.loops import blobs, mlp
-from tests.many import furthest, together
+from tests.many import furthest, run_ranks
 
 X, Y = blobs(71)
 
@@ -46,7 +46,7 @@ def rank():
     return int(os.environ.get("RANK", 0))
 
 
-def compiled(net=None, **options):
+def compiled_model(net=None, **options):
     torch.manual_seed(0)
     net = (mlp() if net is None else net).double()
     return Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1), "cross_entropy", **options)
@@ -169,7 +169,7 @@ METRICS = ["accuracy", "top_2_accuracy", Bias(), "auroc", "f1", "cohen_kappa"]
 
 
 def evaluate_model(metrics, loader=None):
-    model = compiled(metrics=metrics)
+    model = compiled_model(metrics=metrics)
     data = (X.double(), Y) if loader is None else loader()
     scores = model.evaluate(data, verbose=0) if loader else model.evaluate(*data, batch_size=8, verbose=0)
     steps = list(model.evaluate(*data, batch_size=8, steps=5, verbose=0)) if loader is None else None
@@ -181,7 +181,7 @@ def test_scores_equal_one_process(processes):
     pytest.importorskip("torchmetrics")
     (expected_scores, first_steps), rank_results = (
         evaluate_model(METRICS),
-        together(evaluate_model, METRICS, processes=processes),
+        run_ranks(evaluate_model, METRICS, processes=processes),
     )
     for scores, steps in rank_results:
         assert scores == pytest.approx(expected_scores, rel=1e-12)
@@ -197,14 +197,14 @@ def test_a_rank_without_batches_gets_the_scores_of_the_others():
 
     (expected_scores, _), rank_results = (
         evaluate_model(METRICS, two_batches),
-        together(evaluate_model, METRICS, two_batches, processes=3),
+        run_ranks(evaluate_model, METRICS, two_batches, processes=3),
     )
     assert all(scores == pytest.approx(expected_scores, rel=1e-12) for scores, _ in rank_results)
 
 
 def test_a_metric_that_cannot_be_merged_is_an_error():
     with pytest.raises(RuntimeError, match="'forgetful' cannot be merged across ranks"):
-        together(evaluate_model, [Forgetful()])
+        run_ranks(evaluate_model, [Forgetful()])
 
 
 class TwoOutputs(nn.Module):
@@ -235,7 +235,7 @@ def predict_and_compare(folder):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_rank_gets_all_outputs_in_order(processes, tmp_path):
-    assert all(together(predict_and_compare, tmp_path, processes=processes))
+    assert all(run_ranks(predict_and_compare, tmp_path, processes=processes))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs.logits.npy", "outputs.norm.npy"]
 
 
@@ -298,7 +298,7 @@ KINDS = {
 
 def train(kind, accumulate, **options):
     torch.manual_seed(4)
-    model = compiled(metrics=["accuracy"], gradient_accumulation_steps=accumulate, **options)
+    model = compiled_model(metrics=["accuracy"], gradient_accumulation_steps=accumulate, **options)
     torch.manual_seed(4)
     data = KINDS[kind]()
     model.fit(data, 2, verbose=0)
@@ -308,7 +308,7 @@ def train(kind, accumulate, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_equal_one_process_with_two_batch_windows(kind):
     expected_weights, history, _ = train(kind, 2)
-    for weights, logs, _ in together(train, kind, 1):
+    for weights, logs, _ in run_ranks(train, kind, 1):
         assert furthest(expected_weights, weights) < 1e-10
         assert logs["loss"] == pytest.approx(history["loss"], rel=1e-10)
         assert logs["accuracy"] == pytest.approx(history["accuracy"], rel=1e-12)
@@ -317,14 +317,14 @@ def test_two_ranks_equal_one_process_with_two_batch_windows(kind):
 def train_on_uneven_data(sync_batchnorm):
     net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) if sync_batchnorm else mlp()
     strategy = DataParallel("cpu", split_data=False, sync_batchnorm=sync_batchnorm)
-    model = compiled(net, strategy=strategy, metrics=["accuracy"])
+    model = compiled_model(net, strategy=strategy, metrics=["accuracy"])
     model.fit(DataLoader(UnevenStream(), 8), 2, validation_data=DataLoader(UnevenStream(), 8), verbose=0)
     return model.module.state_dict(), dict(model.history.history), model.state.step
 
 
 @pytest.mark.parametrize("sync_batchnorm", [False, True])
 def test_a_rank_with_fewer_batches_waits_for_the_others(sync_batchnorm):
-    (first, history, steps), (second, logs, _) = together(train_on_uneven_data, sync_batchnorm)
+    (first, history, steps), (second, logs, _) = run_ranks(train_on_uneven_data, sync_batchnorm)
     assert steps == 14
     assert furthest(first, second) < 1e-12
     assert history == logs
@@ -334,13 +334,13 @@ def train_with_distributed_sampler():
     # The sampler needs the process group of torch.
     torch.distributed.init_process_group("gloo")
     sampler = DistributedSampler(ROWS_50)
-    model = compiled()
+    model = compiled_model()
     model.fit(DataLoader(ROWS_50, 4, sampler=sampler), 3, verbose=0)
     return model.module.state_dict(), sampler.epoch
 
 
 def test_a_distributed_sampler_receives_the_epoch():
-    (first, epoch), (second, _) = together(train_with_distributed_sampler)
+    (first, epoch), (second, _) = run_ranks(train_with_distributed_sampler)
     assert epoch == 2
     assert furthest(first, second) == 0
 
@@ -363,7 +363,7 @@ def train_by_custom_update():
 
 
 def test_a_custom_update_always_has_a_batch():
-    (first, history), (second, logs) = together(train_by_custom_update)
+    (first, history), (second, logs) = run_ranks(train_by_custom_update)
     assert furthest(first, second) == 0
     assert history == logs
 
@@ -387,7 +387,7 @@ class SignalRank1(Callback):
 
 
 def train_until_stop(*callbacks, **options):
-    model = compiled()
+    model = compiled_model()
     code = None
     try:
         model.fit(ROWS_50, 4, batch_size=4, callbacks=list(callbacks), verbose=0, **options)
@@ -397,19 +397,19 @@ def train_until_stop(*callbacks, **options):
 
 
 def test_stop_training_on_one_rank_stops_all_ranks():
-    (first, _, _, weights), (second, _, _, others) = together(train_until_stop, StopOnRank1())
+    (first, _, _, weights), (second, _, _, others) = run_ranks(train_until_stop, StopOnRank1())
     assert first == second == 6
     assert furthest(weights, others) == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, None), (signal.SIGTERM, 143)])
 def test_a_signal_to_one_rank_stops_all_ranks(number, code):
-    rank_results = together(train_until_stop, SignalRank1(number, 5))
+    rank_results = run_ranks(train_until_stop, SignalRank1(number, 5))
     assert [(step, interrupted, exit_code) for step, interrupted, exit_code, _ in rank_results] == [(6, True, code)] * 2
 
 
 def train_with_monitors():
-    model = compiled(metrics=["accuracy"])
+    model = compiled_model(metrics=["accuracy"])
     plateau = ReduceLROnPlateau("val_loss", patience=1, min_delta=0.5)
     early = EarlyStopping("val_accuracy", patience=3, restore_best_weights=True)
     model.fit(
@@ -419,7 +419,7 @@ def train_with_monitors():
 
 
 def test_early_stopping_and_plateau_agree_on_all_ranks():
-    (epoch, best, rates, weights), (other, other_best, other_rates, others) = together(train_with_monitors)
+    (epoch, best, rates, weights), (other, other_best, other_rates, others) = run_ranks(train_with_monitors)
     assert epoch is not None
     assert (epoch, best, rates) == (other, other_best, other_rates)
     assert furthest(weights, others) == 0
@@ -428,7 +428,7 @@ def test_early_stopping_and_plateau_agree_on_all_ranks():
 def train_with_nan_sample():
     x = X[:50].double().clone()
     x[37] = float("nan")
-    model = compiled()
+    model = compiled_model()
     nan = TerminateOnNaN()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -438,7 +438,7 @@ def train_with_nan_sample():
 
 
 def test_a_nan_loss_of_one_rank_stops_all_with_finite_weights():
-    (first, report, finite), (second, other, other_finite) = together(train_with_nan_sample)
+    (first, report, finite), (second, other, other_finite) = run_ranks(train_with_nan_sample)
     assert first == second == 5
     assert finite
     assert other_finite
@@ -452,7 +452,7 @@ def captured_output(folder):
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        model = compiled()
+        model = compiled_model()
         model.fit(
             ROWS_50, 2, batch_size=4, callbacks=[CSVLogger(folder / f"{rank()}.csv"), EarlyStopping("loss", verbose=1)]
         )
@@ -461,7 +461,7 @@ def captured_output(folder):
 
 
 def test_only_rank_0_prints_and_logs(tmp_path):
-    first, second = together(captured_output, tmp_path)
+    first, second = run_ranks(captured_output, tmp_path)
     assert "Epoch 2/2" in first
     assert "Evaluated on" in first
     assert second == ""
@@ -479,11 +479,11 @@ class RecordClock(Callback):
 
 def clock_times():
     clock = RecordClock()
-    compiled().fit(ROWS_50, 1, batch_size=4, callbacks=[clock], verbose=0)
+    compiled_model().fit(ROWS_50, 1, batch_size=4, callbacks=[clock], verbose=0)
     return clock.times
 
 
 def test_all_ranks_use_the_clock_of_rank_0():
-    first, second = together(clock_times)
+    first, second = run_ranks(clock_times)
     assert first == second == sorted(first)
     assert first[-1] > 0

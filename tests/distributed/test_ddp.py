@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from easytorch import DataParallel, Model, Strategy
 from easytorch.strategies.control import STOP, ControlChannel
 from tests.loops import blobs, mlp
-from tests.many import furthest, together
+from tests.many import furthest, run_ranks
 
 WIDE = {"dtype": torch.float64}
 
@@ -85,12 +85,12 @@ def program(
 
 
 def assert_equal_to_one(make, count, size, processes=2, tolerance=1e-10, many=None, **options):
-    (alone, history), rank_results = (
+    (reference, history), rank_results = (
         program(make, count, size * processes, **options),
-        together(functools.partial(program, **(options | (many or {}))), make, count, size, processes=processes),
+        run_ranks(functools.partial(program, **(options | (many or {}))), make, count, size, processes=processes),
     )
     for weights, logs in rank_results:
-        assert furthest(alone, weights) < tolerance
+        assert furthest(reference, weights) < tolerance
         for name in history:
             assert logs[name] == pytest.approx(history[name], rel=max(tolerance, 1e-10))
 
@@ -134,8 +134,8 @@ def test_clipping_uses_the_gradient_norm_of_all_ranks():
 
 def test_a_sum_loss_is_the_sum_over_all_ranks():
     run_program = functools.partial(program, loss=nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
-    alone, _ = run_program(mlp, 50, 16)
-    assert all(furthest(alone, weights) < 1e-10 for weights, _ in together(run_program, mlp, 50, 8))
+    reference, _ = run_program(mlp, 50, 16)
+    assert all(furthest(reference, weights) < 1e-10 for weights, _ in run_ranks(run_program, mlp, 50, 8))
 
 
 def ignore_some_targets(y):
@@ -151,9 +151,9 @@ def ignore_some_targets(y):
 def test_ignored_targets_are_excluded_from_the_mean_of_ranks(accumulate):
     loss = nn.CrossEntropyLoss(ignore_index=-1, weight=torch.tensor([1.0, 2.0, 1.0], **WIDE))
     run_program = functools.partial(program, loss=loss, change_targets=ignore_some_targets, shuffle=False)
-    alone, _ = run_program(mlp, 48, 16 * accumulate)
-    for weights, _ in together(functools.partial(run_program, gradient_accumulation_steps=accumulate), mlp, 48, 8):
-        assert furthest(weights, alone) < 1e-10
+    reference, _ = run_program(mlp, 48, 16 * accumulate)
+    for weights, _ in run_ranks(functools.partial(run_program, gradient_accumulation_steps=accumulate), mlp, 48, 8):
+        assert furthest(weights, reference) < 1e-10
 
 
 def test_class_and_sample_weights_apply_on_all_ranks():
@@ -177,7 +177,7 @@ def test_unused_parameters_need_an_option():
         UnusedParameters, 50, 8, many={"strategy": functools.partial(DataParallel, "cpu", find_unused_parameters=True)}
     )
     with pytest.raises(RuntimeError, match="find_unused_parameters"):
-        together(program, UnusedParameters, 50, 8)
+        run_ranks(program, UnusedParameters, 50, 8)
 
 
 def test_a_static_graph_changes_no_result():
@@ -211,7 +211,7 @@ def all_reduce_steps():
 
 def test_one_all_reduce_per_window_carries_the_flags():
     # Two updates of 2 x 2 x 8 samples, with one all-reduce each.
-    assert together(all_reduce_steps) == [[0, 1]] * 2
+    assert run_ranks(all_reduce_steps) == [[0, 1]] * 2
 
 
 def freeze_and_thaw():
@@ -227,7 +227,7 @@ def freeze_and_thaw():
 
 
 def test_frozen_layers_can_change_between_two_fits():
-    (unchanged, same_weights, first), (_, _, second) = together(freeze_and_thaw)
+    (unchanged, same_weights, first), (_, _, second) = run_ranks(freeze_and_thaw)
     assert unchanged
     assert not same_weights
     assert furthest(first, second) == 0
@@ -249,7 +249,7 @@ def train_with_rank_seed():
 
 
 def test_ranks_with_different_seeds_train_the_same_model():
-    (first, batches, after), (second, other_batches, other_random) = together(train_with_rank_seed)
+    (first, batches, after), (second, other_batches, other_random) = run_ranks(train_with_rank_seed)
     assert furthest(first, second) == 0
     assert torch.equal(after, other_random)
     x, _ = blobs(48)
@@ -268,7 +268,7 @@ def save_and_load(folder):
 
 
 def test_rank_0_writes_files_with_plain_parameter_names(tmp_path):
-    assert together(save_and_load, tmp_path) == [True, False]
+    assert run_ranks(save_and_load, tmp_path) == [True, False]
     assert list(torch.load(tmp_path / "0.pt", weights_only=True)["module"]) == list(mlp().state_dict())
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 
 from easytorch import launch
-from tests.many import together
+from tests.many import run_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,6 +177,6 @@ def fail():
 def test_a_failed_launch_keeps_no_store_alive():
     """Forked copies lack the thread of a store; they would abort or hang when they free it."""
     with pytest.raises(RuntimeError, match="ArithmeticError: wanted") as failure:
-        together(fail)
+        run_ranks(fail)
     objects = [value for frame, _ in traceback.walk_tb(failure.tb) for value in frame.f_locals.values()]
     assert not [value for value in objects if isinstance(value, torch.distributed.Store)]

@@ -13,7 +13,7 @@ from easytorch import DataParallel, FullySharded, Model, Strategy
 from easytorch.callbacks import Callback
 from easytorch.strategies import base, device
 from tests.loops import blobs, mlp
-from tests.many import furthest, together
+from tests.many import furthest, run_ranks
 from tests.strategies.test_fsdp import Blocks, weights_of
 
 X, Y = blobs(50)
@@ -57,11 +57,11 @@ def count_graphs():
 # The blocks of FSDP are compiled separately.
 @pytest.mark.parametrize(("strategy", "min_graphs"), [("ddp", 1), ("fsdp", 3)])
 def test_compiled_distributed_training_equals_uncompiled(strategy, min_graphs, tmp_path):
-    alone, losses, _ = train("one", 12)
+    reference, losses, _ = train("one", 12)
     train_compiled = functools.partial(train, strategy, 6, tmp_path, jit_compile=True)
-    for weights, logs, graphs in together(train_compiled, timeout=300):
+    for weights, logs, graphs in run_ranks(train_compiled, timeout=300):
         assert graphs >= min_graphs
-        assert furthest(weights, alone) < 1e-5
+        assert furthest(weights, reference) < 1e-5
         assert logs == pytest.approx(losses, rel=1e-5)
     assert list(torch.load(tmp_path / "model.pt", weights_only=True)["module"]) == list(Blocks().state_dict())
 
@@ -69,11 +69,11 @@ def test_compiled_distributed_training_equals_uncompiled(strategy, min_graphs, t
 @needs_bf16
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_bf16_results_are_close_and_weights_stay_float32(strategy):
-    alone, losses, _ = train("one", 12)
-    (first, logs, _), (second, other_logs, _) = together(functools.partial(train, strategy, 6, precision="bf16"))
+    reference, losses, _ = train("one", 12)
+    (first, logs, _), (second, other_logs, _) = run_ranks(functools.partial(train, strategy, 6, precision="bf16"))
     assert {value.dtype for value in first.values()} == {torch.float32}
     assert furthest(first, second) == 0
-    assert 0 < furthest(first, alone) < 0.03
+    assert 0 < furthest(first, reference) < 0.03
     assert logs == other_logs == pytest.approx(losses, rel=0.02)
 
 
@@ -106,7 +106,7 @@ def train_with_overflow(strategy):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_all_ranks_skip_the_update_if_one_gradient_overflows(strategy):
-    first, second = together(train_with_overflow, strategy)
+    first, second = run_ranks(train_with_overflow, strategy)
     assert all(
         scale == other_scale and furthest(weights, other_weights) == 0
         for (scale, weights), (other_scale, other_weights) in zip(first, second, strict=True)
@@ -120,11 +120,11 @@ def test_all_ranks_skip_the_update_if_one_gradient_overflows(strategy):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_fp16_results_are_close_and_weights_stay_float32(strategy):
-    alone, losses, _ = train("one", 12, precision="fp16")
-    (first, logs, _), (second, _, _) = together(functools.partial(train, strategy, 6, precision="fp16"))
+    reference, losses, _ = train("one", 12, precision="fp16")
+    (first, logs, _), (second, _, _) = run_ranks(functools.partial(train, strategy, 6, precision="fp16"))
     assert {value.dtype for value in first.values()} == {torch.float32}
     assert furthest(first, second) == 0
-    assert 0 < furthest(first, alone) < 0.03
+    assert 0 < furthest(first, reference) < 0.03
     assert logs == pytest.approx(losses, rel=0.02)
 
 
@@ -137,7 +137,7 @@ def error_of_compile(strategy):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_fp16_on_cpus_is_refused_before_training(strategy):
-    assert all("Use 'bf16' or 'fp32'" in message for message in together(error_of_compile, strategy))
+    assert all("Use 'bf16' or 'fp32'" in message for message in run_ranks(error_of_compile, strategy))
 
 
 # One process: every precision and optimizer, with and without a compiler

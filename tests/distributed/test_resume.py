@@ -14,7 +14,7 @@ from easytorch.callbacks import EMA, BackupAndRestore, CSVLogger, EarlyStopping,
 from tests import elastic
 from tests.common_resume import CrashAfter, SimulatedCrash
 from tests.loops import blobs
-from tests.many import furthest, together
+from tests.many import furthest, run_ranks
 
 X, Y = blobs(50)
 ROWS = TensorDataset(X, Y)
@@ -65,7 +65,7 @@ def resume_after_each_step(folder, kind, steps):
 def test_the_same_number_of_ranks_resumes_bit_for_bit(kind, processes, tmp_path):
     steps = {2: (1, 5, 9), 3: (2,)}[processes] if kind == "in memory" else (3,)
     for rank, (expected, resumed) in enumerate(
-        together(resume_after_each_step, tmp_path, kind, steps, processes=processes)
+        run_ranks(resume_after_each_step, tmp_path, kind, steps, processes=processes)
     ):
         for weights, averages, history in resumed:
             assert furthest(weights, expected[0]) == 0
@@ -77,12 +77,12 @@ def test_the_same_number_of_ranks_resumes_bit_for_bit(kind, processes, tmp_path)
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 1), (1, 3)])
 def test_another_number_of_ranks_trains_on_the_remaining_data(kind, before, after, tmp_path):
-    seen = tmp_path / "seen"
-    seen.mkdir()
+    row_folder = tmp_path / "rows"
+    row_folder.mkdir()
     counts = {1: 2, 2: 2, 3: 1}[before]
-    together(rows_seen, tmp_path / "run", seen, kind, counts, "before", processes=before)
-    together(rows_seen, tmp_path / "run", seen, kind, None, "after", processes=after)
-    rows = torch.cat([torch.load(path, weights_only=True) for path in sorted(seen.iterdir())])
+    run_ranks(rows_seen, tmp_path / "run", row_folder, kind, counts, "before", processes=before)
+    run_ranks(rows_seen, tmp_path / "run", row_folder, kind, None, "after", processes=after)
+    rows = torch.cat([torch.load(path, weights_only=True) for path in sorted(row_folder.iterdir())])
     assert torch.equal(rows.sort(0).values, torch.cat([X, X]).sort(0).values)
 
 
@@ -92,7 +92,7 @@ class RecordingModel(Model):
         return super().train_step(batch)
 
 
-def rows_seen(folder, seen_folder, kind, crash, name):
+def rows_seen(folder, row_folder, kind, crash, name):
     torch.manual_seed(0)
     model = RecordingModel(nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy", metrics=["accuracy"])
     model.seen = []
@@ -107,7 +107,7 @@ def rows_seen(folder, seen_folder, kind, crash, name):
             assert model.history.rows[0]["accuracy"] * 50 == pytest.approx(
                 round(model.history.rows[0]["accuracy"] * 50)
             )
-    torch.save(torch.cat(model.seen), seen_folder / f"{name}-{model.strategy.group.rank}.pt")
+    torch.save(torch.cat(model.seen), row_folder / f"{name}-{model.strategy.group.rank}.pt")
 
 
 def train_on_separate_data(folder, crash):
@@ -125,11 +125,12 @@ def train_on_separate_data(folder, crash):
 
 
 def test_separate_data_of_ranks_needs_the_same_number_of_ranks(tmp_path):
-    together(train_on_separate_data, tmp_path, 2)
+    run_ranks(train_on_separate_data, tmp_path, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert all(
-            "separate data each" in message for message in together(train_on_separate_data, tmp_path, None, processes=3)
+            "separate data each" in message
+            for message in run_ranks(train_on_separate_data, tmp_path, None, processes=3)
         )
 
 
@@ -143,7 +144,7 @@ def save_and_load_best(folder):
 
 
 def test_all_ranks_load_the_same_best_file(tmp_path):
-    (path, counts), (other, others) = together(save_and_load_best, tmp_path)
+    (path, counts), (other, others) = run_ranks(save_and_load_best, tmp_path)
     assert path == other
     assert counts == others == [1, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["best-3.pt"]

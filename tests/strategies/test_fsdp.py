@@ -13,7 +13,7 @@ from easytorch.callbacks import EMA, BackupAndRestore, EarlyStopping, LambdaCall
 from easytorch.strategies import device
 from tests.distributed.test_resume import CrashAfter, SimulatedCrash
 from tests.loops import blobs
-from tests.many import furthest, together
+from tests.many import furthest, run_ranks
 
 X, Y = blobs(50)
 
@@ -43,7 +43,7 @@ class SubmoduleSteps(Model):
         return {"loss": nn.functional.cross_entropy(y_pred, y)}
 
 
-def compiled(strategy, model_class=Model, dtype=torch.float64, **options):
+def compiled_model(strategy, model_class=Model, dtype=torch.float64, **options):
     torch.manual_seed(0)
     if strategy == "fsdp":
         strategy = FullySharded("cpu", options.pop("precision", "fp32"), unit=40)
@@ -56,7 +56,7 @@ def weights_of(model):
 
 
 def train(strategy, count=50, size=6, dtype=torch.float64, folder=None, **options):
-    model = compiled(strategy, dtype=dtype, **options)
+    model = compiled_model(strategy, dtype=dtype, **options)
     x, y = X[:count].to(dtype), Y[:count]
     model.fit(x, y, epochs=2, batch_size=size, validation_data=(x[:31], y[:31]), verbose=0)
     if folder is not None:
@@ -91,45 +91,48 @@ def local_shards(model):
 )
 def test_results_equal_one_process(processes, options):
     size = options.get("size", 6)
-    alone, history, outputs, numbers = train("one", **(options | {"size": size * processes}))
-    several = together(functools.partial(train, "fsdp", **options), processes=processes)
-    for weights, logs, rank_outputs, _ in several:
-        assert furthest(weights, alone) < 1e-10
+    reference, history, outputs, numbers = train("one", **(options | {"size": size * processes}))
+    rank_results = run_ranks(functools.partial(train, "fsdp", **options), processes=processes)
+    for weights, logs, rank_outputs, _ in rank_results:
+        assert furthest(weights, reference) < 1e-10
         assert all(logs[name] == pytest.approx(history[name], rel=1e-10) for name in history)
         assert torch.allclose(rank_outputs, outputs, rtol=1e-10)
     # The shards do not overlap.
-    assert sum(shard for *_, shard in several) == numbers
+    assert sum(shard for *_, shard in rank_results) == numbers
 
 
 @pytest.mark.skipif(not device._cpu_has_bf16(), reason="this processor has no bfloat16 instructions")
 def test_bf16_results_are_close_and_weights_stay_float32():
     options = {"dtype": torch.float32, "precision": "bf16"}
-    (alone, *_), several = train("one", size=12, **options), together(functools.partial(train, "fsdp", **options))
-    for weights, *_ in several:
+    (reference, *_), rank_results = (
+        train("one", size=12, **options),
+        run_ranks(functools.partial(train, "fsdp", **options)),
+    )
+    for weights, *_ in rank_results:
         assert {value.dtype for value in weights.values()} == {torch.float32}
-        assert furthest(weights, alone) < 0.02
+        assert furthest(weights, reference) < 0.02
 
 
 def test_a_saved_model_is_one_plain_file(tmp_path):
-    three = together(functools.partial(train, "fsdp", folder=tmp_path), processes=3)
+    three = run_ranks(functools.partial(train, "fsdp", folder=tmp_path), processes=3)
     assert list(tmp_path.iterdir()) == [tmp_path / "model.pt"]
     file = torch.load(tmp_path / "model.pt", weights_only=True)
     assert list(file["module"]) == list(Blocks().state_dict())
-    alone = compiled("one").load(tmp_path / "model.pt")
-    assert furthest(weights_of(alone), three[0][0]) == 0
-    alone.fit(X.double(), Y, epochs=1, batch_size=18, shuffle=False, verbose=0)
-    for weights in together(load_and_train, tmp_path):
-        assert furthest(weights, weights_of(alone)) < 1e-10
+    reference = compiled_model("one").load(tmp_path / "model.pt")
+    assert furthest(weights_of(reference), three[0][0]) == 0
+    reference.fit(X.double(), Y, epochs=1, batch_size=18, shuffle=False, verbose=0)
+    for weights in run_ranks(load_and_train, tmp_path):
+        assert furthest(weights, weights_of(reference)) < 1e-10
 
 
 def load_and_train(folder):
-    model = compiled("fsdp").load(folder / "model.pt")
+    model = compiled_model("fsdp").load(folder / "model.pt")
     model.fit(X.double(), Y, epochs=1, batch_size=9, shuffle=False, verbose=0)
     return weights_of(model)
 
 
 def train_with_backup(folder, crash):
-    model = compiled("fsdp")
+    model = compiled_model("fsdp")
     callbacks = [
         BackupAndRestore(folder, save_freq=1, delete_checkpoint=False),
         EarlyStopping("loss", restore_best_weights=True),
@@ -149,15 +152,15 @@ def train_with_backup(folder, crash):
 
 
 def test_a_run_resumes_bit_for_bit(tmp_path):
-    (expected, losses), _ = together(train_with_backup, tmp_path / "uninterrupted", None)
-    together(train_with_backup, tmp_path / "stopped", 7)
-    weights, resumed_losses = together(train_with_backup, tmp_path / "stopped", None)[0]
+    (expected, losses), _ = run_ranks(train_with_backup, tmp_path / "uninterrupted", None)
+    run_ranks(train_with_backup, tmp_path / "stopped", 7)
+    weights, resumed_losses = run_ranks(train_with_backup, tmp_path / "stopped", None)[0]
     assert furthest(weights, expected) == 0
     assert resumed_losses == losses
 
 
 def compile_twice():
-    model = compiled("fsdp")
+    model = compiled_model("fsdp")
     model.fit(X.double(), Y, verbose=0)
     before = weights_of(model)
     model.compile("sgd", "cross_entropy", strategy=FullySharded("cpu", unit=40), lr=0.1)
@@ -172,11 +175,11 @@ def compile_twice():
 
 
 def test_a_sharded_module_can_be_compiled_again():
-    assert together(compile_twice) == [(True, True)] * 2
+    assert run_ranks(compile_twice) == [(True, True)] * 2
 
 
 def fit_with_average():
-    model = compiled("fsdp")
+    model = compiled_model("fsdp")
     try:
         model.fit(X.double(), Y, callbacks=[EMA()], verbose=0)
     except ValueError as error:
@@ -184,7 +187,7 @@ def fit_with_average():
 
 
 def test_an_average_of_sharded_weights_is_refused():
-    assert all("Use strategy='ddp'" in message for message in together(fit_with_average))
+    assert all("Use strategy='ddp'" in message for message in run_ranks(fit_with_average))
 
 
 class ScaledBlocks(nn.Module):
@@ -212,7 +215,7 @@ def compile_with_fsdp(make, channels_last):
     ],
 )
 def test_a_parameter_that_cannot_be_sharded_is_refused_first(make, channels_last, reason):
-    for message, unchanged in together(compile_with_fsdp, make, channels_last):
+    for message, unchanged in run_ranks(compile_with_fsdp, make, channels_last):
         assert reason in message
         assert "use strategy='ddp'" in message
         assert unchanged
