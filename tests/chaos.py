@@ -29,7 +29,7 @@ EPOCHS = 12
 
 @dataclasses.dataclass
 class Report:
-    """What ``run`` has counted."""
+    """The counts of ``run``."""
 
     kills: int
     runs: int

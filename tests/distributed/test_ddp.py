@@ -70,7 +70,7 @@ def program(
     shuffle=True,
     **options,
 ):
-    """Train for two epochs, and return the weights, the history, the scores and the outputs."""
+    """Train for two epochs, and return the weights and the history."""
     torch.manual_seed(0)
     net = make().to(dtype)
     convolutional = isinstance(net, Convolutional)
