@@ -1,8 +1,8 @@
-"""Kill a training process at random moments until it is done: ``python -m tests.chaos --kills 200``.
+"""Random kills of a training process: ``python -m tests.chaos --kills 200``.
 
-The processes are forked from one that has torch loaded, so that two hundred of them take seconds. Each runs the same program
-from its first line; it knows of the others only what is in the folder. In the end the weights must be those of an undisturbed
-run, and no file may be broken.
+All processes are forked from a process that has torch loaded, so that 200 of them take seconds. Each of them runs the same
+program from its first line. It knows of the other processes only the files in the folder. At the end, the weights must equal
+those of an uninterrupted run, and no file may be damaged.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ EPOCHS = 12
 
 @dataclasses.dataclass
 class Report:
+    """The counts of ``run``."""
+
     kills: int
     runs: int
-    broken: int
+    damaged: int
     stray: int
     equal: bool
     seconds: float
 
 
 def program(folder: Path | None) -> dict[str, torch.Tensor]:
+    """Train with a backup in ``folder``, and return the weights."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 3))
@@ -49,16 +52,18 @@ def program(folder: Path | None) -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
-def child(folder: Path) -> int:
+def fork_program(folder: Path) -> int:
+    """Run the program in a forked process, and return the process id."""
     process = os.fork()
     if process:
         return process
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hundreds of "Stopping after this update"
+    # Hide hundreds of lines "Stopping after this update".
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         files.write(folder / "final.pt", program(folder))
         os._exit(0)
-    except SystemExit as ending:
-        os._exit(int(ending.code or 0))
+    except SystemExit as exit_error:
+        os._exit(int(exit_error.code or 0))
     except KeyboardInterrupt:
         os._exit(130)
     except BaseException as error:
@@ -66,42 +71,42 @@ def child(folder: Path) -> int:
         os._exit(1)
 
 
-def run(kills: int, folder: Path, seed: int = 0, numbers: tuple[int, ...] = (signal.SIGKILL,)) -> Report:
-    """Kill so many times, however many runs to the end that takes, and compare every end with the undisturbed one."""
-    began, rng = time.monotonic(), random.Random(seed)
-    wanted = program(None)
-    started = time.monotonic()
+def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (signal.SIGKILL,)) -> Report:
+    """Kill a process ``kills`` times, in as many runs as needed, and compare each result with an uninterrupted run."""
+    run_start, rng = time.monotonic(), random.Random(seed)
+    expected = program(None)
+    program_start = time.monotonic()
     program(Path(tempfile.mkdtemp(dir=folder)))
-    length = time.monotonic() - started
+    length = time.monotonic() - program_start
     report = Report(0, 0, 0, 0, True, 0.0)
     while report.kills < kills:
         report.runs += 1
-        place = folder / f"run-{report.runs}"
-        place.mkdir()
+        run_folder = folder / f"run-{report.runs}"
+        run_folder.mkdir()
         while True:
-            process = child(place)
+            process = fork_program(run_folder)
             deadline = time.monotonic() + rng.uniform(0, 0.8 * length)
             while time.monotonic() < deadline and os.waitpid(process, os.WNOHANG)[0] == 0:
                 time.sleep(0.0005)
             try:
-                os.kill(process, rng.choice(numbers))
+                os.kill(process, rng.choice(signals))
                 status = os.waitpid(process, 0)[1]
-            except (ProcessLookupError, ChildProcessError):  # it was done before
+            except (ProcessLookupError, ChildProcessError):  # it has exited already
                 break
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 and (place / "final.pt").exists():
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 and (run_folder / "final.pt").exists():
                 break
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (0, 130, 143):
                 raise RuntimeError(f"a run failed with status {os.WEXITSTATUS(status)}")
             report.kills += 1
-            for path in rotation.list_checkpoints(place):
+            for path in rotation.list_checkpoints(run_folder):
                 try:
                     files.read_model(path)
                 except FileError:
-                    report.broken += 1
-        report.stray += len(list(place.glob(".step-*")))
-        found = files.read(place / "final.pt")
-        report.equal &= all(torch.equal(found[name], value) for name, value in wanted.items())
-    report.seconds = time.monotonic() - began
+                    report.damaged += 1
+        report.stray += len(list(run_folder.glob(".step-*")))
+        weights = files.read(run_folder / "final.pt")
+        report.equal &= all(torch.equal(weights[name], value) for name, value in expected.items())
+    report.seconds = time.monotonic() - run_start
     return report
 
 
@@ -114,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = run(args.kills, Path(folder), args.seed, (getattr(signal, args.signal),))
     print(report)
-    raise SystemExit(0 if report.equal and not report.broken else 1)
+    raise SystemExit(0 if report.equal and not report.damaged else 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Promise 3: kill it anywhere, the same command continues, bit for bit."""
+"""Programs, data and callbacks of the tests of resumed runs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ X, Y = blobs(50)
 EPOCHS = 2
 
 
-class PulledPlug(BaseException):
-    """Ends a fit as a pulled plug ends a process: what is not in the files is gone."""
+class SimulatedCrash(BaseException):
+    """Ends a fit like a power failure: only the files remain."""
 
 
-class PullPlug(Callback):
-    priority = 25  # after the checkpoint of the update
+class CrashAfter(Callback):
+    """Raises ``SimulatedCrash`` after the update ``step``."""
+
+    # After the checkpoint of the update.
+    priority = 25
 
     def __init__(self, step):
         self.step = step
 
     def on_train_batch_end(self, batch, logs=None):
         if self.model.state.step == self.step:
-            raise PulledPlug
+            raise SimulatedCrash
 
 
-class Noisy(Dataset):
-    """Augments at random, from the generator of whoever loads it."""
+class AugmentedDataset(Dataset):
+    """Augments with the global generators of the process."""
 
     loaded = 0
 
@@ -45,24 +48,24 @@ class Noisy(Dataset):
         return 50
 
     def __getitem__(self, index):
-        Noisy.loaded += 1
+        AugmentedDataset.loaded += 1
         noise = 0.1 * torch.randn(8) + 0.1 * random.random() + 0.1 * float(np.random.rand())
         return X[index] + noise, Y[index]
 
 
-class OwnNoise(Noisy):
-    """Augments from generators of its own, some of them in transforms that are listed in one."""
+class DatasetNoise(AugmentedDataset):
+    """Augments with generators of the dataset and of its transforms."""
 
     def __init__(self):
         self.generator = torch.Generator().manual_seed(3)
-        self.transform = Both([Shift(), Shift()])
+        self.transform = Compose([Shift(), Shift()])
 
     def __getitem__(self, index):
         x = X[index] + 0.1 * torch.randn(8, generator=self.generator)
         return self.transform(x), Y[index]
 
 
-class Both:
+class Compose:
     def __init__(self, transforms):
         self.transforms = transforms
 
@@ -80,8 +83,8 @@ class Shift:
         return x + 0.1 * float(self.rng.random())
 
 
-class OwnOrder:
-    """A sampler as people write them: it draws all of its order when it begins."""
+class CustomSampler:
+    """A custom sampler that draws the complete order when iteration starts."""
 
     def __init__(self):
         self.rng = random.Random(4)
@@ -95,7 +98,7 @@ class OwnOrder:
         return iter(order)
 
 
-class OwnBatches:
+class CustomBatchSampler:
     def __len__(self):
         return 7
 
@@ -108,25 +111,25 @@ ROWS = TensorDataset(X, Y)
 LOADERS = {
     "shuffled": lambda: DataLoader(ROWS, 8, shuffle=True),
     "in order": lambda: DataLoader(ROWS, 8),
-    "own generator": lambda: DataLoader(ROWS, 8, shuffle=True, generator=torch.Generator().manual_seed(9)),
+    "custom generator": lambda: DataLoader(ROWS, 8, shuffle=True, generator=torch.Generator().manual_seed(9)),
     "generator of the sampler": lambda: DataLoader(
         ROWS, 8, sampler=RandomSampler(ROWS, generator=torch.Generator().manual_seed(9))
     ),
-    "own sampler": lambda: DataLoader(ROWS, 8, sampler=OwnOrder()),
-    "own batch sampler": lambda: DataLoader(ROWS, batch_sampler=OwnBatches()),
+    "custom sampler": lambda: DataLoader(ROWS, 8, sampler=CustomSampler()),
+    "custom batch sampler": lambda: DataLoader(ROWS, batch_sampler=CustomBatchSampler()),
     "weighted sampler": lambda: DataLoader(ROWS, 8, sampler=WeightedRandomSampler(torch.linspace(0.1, 1, 50), 50)),
-    "random augmentation": lambda: DataLoader(Noisy(), 8, shuffle=True),
-    "augmentation by generators of the dataset": lambda: DataLoader(OwnNoise(), 8, shuffle=True),
-    "two workers that live on": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2, persistent_workers=True),
+    "random augmentation": lambda: DataLoader(AugmentedDataset(), 8, shuffle=True),
+    "augmentation by generators of the dataset": lambda: DataLoader(DatasetNoise(), 8, shuffle=True),
+    "two persistent workers": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2, persistent_workers=True),
     "two workers": lambda: DataLoader(ROWS, 8, shuffle=True, num_workers=2),
-    "two workers, own generator": lambda: DataLoader(
+    "two workers, custom generator": lambda: DataLoader(
         ROWS, 8, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(9)
     ),
-    "two workers, seeded augmentation": lambda: DataLoader(seeded(Noisy()), 8, shuffle=True, num_workers=2),
+    "two workers, seeded augmentation": lambda: DataLoader(seeded(AugmentedDataset()), 8, shuffle=True, num_workers=2),
 }
 
 
-class Dropping(nn.Module):
+class DropoutNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
@@ -138,7 +141,7 @@ class Dropping(nn.Module):
 def program(
     folder,
     make_loader,
-    plug=None,
+    crash=None,
     accumulate=1,
     epochs=EPOCHS,
     metrics=("accuracy",),
@@ -146,11 +149,11 @@ def program(
     save_freq=1,
     **fit,
 ):
-    """Run the user's program from its first line: it knows nothing of earlier runs but the folder."""
+    """Run the program of a user from its first line. It knows only the folder of earlier runs."""
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    model = Model(Dropping(), device="cpu").compile(
+    model = Model(DropoutNet(), device="cpu").compile(
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         "cross_entropy",
         metrics=list(metrics),
@@ -161,15 +164,16 @@ def program(
     fit["validation_data"] = fit["validation_data"]() if "validation_data" in fit else (X[:20], Y[:20])
     ema = EMA(0.9)
     callbacks = [ema, EarlyStopping(patience=5), BackupAndRestore(folder, save_freq, delete_checkpoint=False)]
-    if plug is not None:
-        callbacks.append(plug if isinstance(plug, Callback) else PullPlug(plug))
-    with warnings.catch_warnings(record=True) as caught:
+    if crash is not None:
+        callbacks.append(crash if isinstance(crash, Callback) else CrashAfter(crash))
+    with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
         model.fit(make_loader(), epochs, callbacks=callbacks, verbose=0, **fit)
-    return model, ema, [str(warning.message) for warning in caught]
+    return model, ema, [str(warning.message) for warning in caught_warnings]
 
 
-def stopped_and_continued(folder, make_loader, plug, **options):
-    with pytest.raises(PulledPlug):
-        program(folder, make_loader, plug, **options)
+def stop_and_resume(folder, make_loader, crash, **options):
+    """Stop the program after the update ``crash``, and resume it to the end."""
+    with pytest.raises(SimulatedCrash):
+        program(folder, make_loader, crash, **options)
     return program(folder, make_loader, **options)

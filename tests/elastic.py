@@ -1,8 +1,8 @@
-"""Kill one process of a ``torchrun`` at random moments, which starts all of them again: ``python -m tests.elastic --kills 10``.
+"""Random kills of one process of a ``torchrun``: ``python -m tests.elastic --kills 10``.
 
-In the end the weights must be those of an undisturbed run. Nothing may hang: there is a time limit for each start. The processes
-can be those of two launchers, which stand for two machines (``--machines 2``), can keep a part of the weights each
-(``--strategy fsdp``), and can fail by an error instead of a signal (``--how raise``).
+``torchrun`` restarts all processes after each kill. At the end, the weights must equal those of an uninterrupted run. Each start
+has a time limit, because no process may hang. Options: two launchers, which stand for two machines (``--machines 2``), sharded
+weights (``--strategy fsdp``), and an error instead of a signal (``--how raise``).
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from easytorch.checkpoint import files, rotation
 from tests.loops import blob_loader
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 180.0  # seconds for one start of all processes; a busy machine takes long to import torch
+# Seconds for one start of all processes. A busy machine takes long to import torch.
+LIMIT = 180.0
 
 
 @dataclasses.dataclass
 class Report:
+    """The result of ``run``."""
+
     kills: int
     equal: bool
     seconds: float
 
 
-class Slowly(Callback):
-    """Gives those who kill the time to do it, and fails if it is told to."""
+class SlowUpdates(Callback):
+    """Slow down every update, and raise an error when the file ``order`` exists."""
 
     def __init__(self, order: Path):
         self.order = order
@@ -48,11 +51,11 @@ class Slowly(Callback):
         time.sleep(0.02)
         if self.order.exists():
             self.order.unlink()
-            raise RuntimeError("told to fail")
+            raise RuntimeError("a failure on demand")
 
 
 def program(folder: Path, strategy: str) -> None:
-    """Train, as a user would: nothing in here knows that it may be killed."""
+    """Train as a user would, without any code for restarts."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
@@ -60,24 +63,28 @@ def program(folder: Path, strategy: str) -> None:
     rank = model.strategy.group.rank
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
     backup = BackupAndRestore(folder / "run", save_freq=1, delete_checkpoint=False)
-    model.fit(blob_loader(shuffle=True), 20, callbacks=[backup, Slowly(folder / f"{rank}.fail")], verbose=0)
+    model.fit(blob_loader(shuffle=True), 20, callbacks=[backup, SlowUpdates(folder / f"{rank}.fail")], verbose=0)
     model.save_weights(folder / "final.pt")
 
 
 def start(folder: Path, restarts: int, machines: int = 1, strategy: str = "ddp") -> list[subprocess.Popen[bytes]]:
-    """Start two processes by a launcher, or one by each of two launchers."""
+    """Start one launcher of two processes, or two launchers of one process each."""
     folder.mkdir()
-    place = ["--standalone", "--nproc-per-node=2"]
+    launcher_options = ["--standalone", "--nproc-per-node=2"]
     if machines == 2:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        place = ["--nnodes=2", "--nproc-per-node=1", "--local-addr=127.0.0.1"]
-        place += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic"]
-    run = [sys.executable, "-m", "torch.distributed.run", *place, f"--max-restarts={restarts}"]
+        launcher_options = ["--nnodes=2", "--nproc-per-node=1", "--local-addr=127.0.0.1"]
+        launcher_options += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic"]
+    # With two launchers, the rendezvous of torch may need another round: a restarted process connects to one that the other
+    # launcher is about to stop, and fails with "Connection reset by peer". That counts as a restart.
+    restarts += 2 * (machines - 1)
+    run = [sys.executable, "-m", "torch.distributed.run", *launcher_options, f"--max-restarts={restarts}"]
     run += ["-m", "tests.elastic", "--program", str(folder), "--strategy", strategy]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if machines == 2:
-        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as the guide says
+        # The guide on distributed training recommends it.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with (folder / "errors").open("ab") as errors:
         return [
             subprocess.Popen(run, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
@@ -85,10 +92,10 @@ def start(folder: Path, restarts: int, machines: int = 1, strategy: str = "ddp")
         ]
 
 
-def end_one(folder: Path, rng: random.Random, after: int, how: str = "kill") -> int:
-    """Kill one process, or have it fail, some updates after ``after``, the last of the start before; return how far it was."""
-    deadline, wanted = time.monotonic() + LIMIT, after + rng.randint(1, 6)
-    while (newest := last_step(folder)) < wanted:
+def stop_random_rank(folder: Path, rng: random.Random, after: int, how: str = "kill") -> int:
+    """Stop one process some updates after the step ``after``, and return the step of its newest checkpoint."""
+    deadline, target = time.monotonic() + LIMIT, after + rng.randint(1, 6)
+    while (newest := last_step(folder)) < target:
         if time.monotonic() > deadline:
             raise TimeoutError(f"no update in {LIMIT:g} seconds\n{(folder / 'errors').read_text()[-3000:]}")
         time.sleep(0.01)
@@ -102,30 +109,31 @@ def end_one(folder: Path, rng: random.Random, after: int, how: str = "kill") -> 
 
 
 def last_step(folder: Path) -> int:
-    found = rotation.list_checkpoints(folder / "run")
-    return int(found[0].stem.removeprefix("step-")) if found else 0
+    """Return the step of the newest checkpoint, or 0."""
+    paths = rotation.list_checkpoints(folder / "run")
+    return int(paths[0].stem.removeprefix("step-")) if paths else 0
 
 
 def run(kills: int, folder: Path, seed: int = 0, machines: int = 1, strategy: str = "ddp", how: str = "kill") -> Report:
-    """End one of two processes so many times in one run, and compare its end with that of an undisturbed one."""
-    began, rng = time.monotonic(), random.Random(seed)
-    whole = start(folder / "whole", 0, 1, strategy)
-    disturbed = start(folder / "disturbed", kills, machines, strategy)
+    """Stop one of two processes ``kills`` times in one run, and compare the weights with an uninterrupted run."""
+    run_start, rng = time.monotonic(), random.Random(seed)
+    uninterrupted = start(folder / "uninterrupted", 0, 1, strategy)
+    interrupted = start(folder / "interrupted", kills, machines, strategy)
     try:
         step = 0
         for _ in range(kills):
-            step = end_one(folder / "disturbed", rng, step, how)
-        codes = [one.wait(LIMIT) for one in (*whole, *disturbed)]
+            step = stop_random_rank(folder / "interrupted", rng, step, how)
+        codes = [process.wait(LIMIT) for process in (*uninterrupted, *interrupted)]
     finally:
-        for one in (*whole, *disturbed):
-            if one.poll() is None:
-                one.terminate()
-                one.wait()
+        for process in (*uninterrupted, *interrupted):
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
     if any(codes):
-        raise RuntimeError((folder / "disturbed" / "errors").read_text()[-3000:])
-    wanted, found = (files.read(folder / name / "final.pt") for name in ("whole", "disturbed"))
-    equal = all(torch.equal(found[name], value) for name, value in wanted.items())
-    return Report(kills, equal, time.monotonic() - began)
+        raise RuntimeError((folder / "interrupted" / "errors").read_text()[-3000:])
+    expected, weights = (files.read(folder / name / "final.pt") for name in ("uninterrupted", "interrupted"))
+    equal = all(torch.equal(weights[name], value) for name, value in expected.items())
+    return Report(kills, equal, time.monotonic() - run_start)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The loop of the PyTorch tutorials, which every promise is measured against."""
+"""The training loop of the PyTorch tutorials, and small modules and data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hand_loop(
     clip: float | None = None,
     validation: Iterable[Any] | None = None,
 ) -> list[float]:
-    """Train as a tutorial does, and return the mean loss of every epoch, weighted by samples."""
+    """Train like a tutorial, and return the mean loss of every epoch, weighted by samples."""
     means = []
     for _ in range(epochs):
         net.train()
@@ -49,15 +49,18 @@ def hand_loop(
 
 
 def twins(net: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return a module and its copy."""
     return net, copy.deepcopy(net)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Return whether two modules have equal weights and buffers, bit for bit."""
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def furthest(a: nn.Module, b: nn.Module) -> float:
+    """Return the largest difference between the weights and buffers of two modules."""
     first, second = a.state_dict(), b.state_dict()
     return max(float((first[key].double() - second[key].double()).abs().max()) for key in first)
 
@@ -67,11 +70,11 @@ def mlp(inputs: int = 8, outputs: int = 3) -> nn.Sequential:
 
 
 def blobs(rows: int = 50, features: int = 8, classes: int = 3) -> tuple[Tensor, Tensor]:
-    """Return points around one centre for each class."""
+    """Return points around one center for each class."""
     generator = torch.Generator().manual_seed(7)
     y = torch.randint(classes, (rows,), generator=generator)
-    centres = torch.randn(classes, features, generator=generator)
-    return centres[y] + 0.5 * torch.randn(rows, features, generator=generator), y
+    centers = torch.randn(classes, features, generator=generator)
+    return centers[y] + 0.5 * torch.randn(rows, features, generator=generator), y
 
 
 def blob_loader(rows: int = 50, batch_size: int = 8, **options: Any) -> DataLoader[Any]:

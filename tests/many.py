@@ -1,4 +1,4 @@
-"""Several processes in a test; they are forked, so that they start in a fraction of a second."""
+"""Functions that run in several forked processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch.distributed.tensor
 from easytorch import launch
 
 
-def together(function: Any, *args: Any, processes: int = 2, timeout: float = 60) -> list[Any]:
-    """Return the results of ``function`` in rank order."""
-    return launch(_run_seeded, function, args, processes=processes, timeout=timeout, start="fork")
+def run_ranks(function: Any, *args: Any, processes: int = 2, timeout: float = 60) -> list[Any]:
+    """Run ``function`` in every rank, and return the results in rank order."""
+    return launch(_run_with_seed, function, args, processes=processes, timeout=timeout, start="fork")
 
 
-def _run_seeded(function: Any, args: Any) -> Any:
+def _run_with_seed(function: Any, args: Any) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return function(*args)
@@ -29,4 +29,5 @@ def furthest(first: Any, second: Any) -> float:
     """Return the largest difference between two dicts of tensors."""
     assert first.keys() == second.keys()
     differences = torch.stack([(first[name].double() - second[name].double()).abs().max() for name in first])
-    return float(differences.max())  # NaN, if there is one
+    # The maximum is NaN if any value is NaN.
+    return float(differences.max())

@@ -12,7 +12,8 @@ from tests.loops import blobs
 
 X, Y = blobs(48)
 VALIDATION = (X[:16], Y[:16])
-UPDATES = 3  # in an epoch: 48 samples in batches of 16
+# Updates of an epoch: 48 samples in batches of 16.
+UPDATES = 3
 NAN = float("nan")
 
 
@@ -36,7 +37,7 @@ def loss_of(net, x=VALIDATION[0], y=VALIDATION[1]):
 
 
 class Scripted(Callback):
-    """Logs the given values, one for each epoch; None removes the value."""
+    """Logs one of the given values in each epoch. None removes the value."""
 
     def __init__(self, **values):
         self.values = values
@@ -77,7 +78,7 @@ class Rates(Callback):
 
 
 class Fragile(nn.Linear):
-    """A layer that can break: in training, in evaluation."""
+    """A layer that can raise an error in training or in evaluation."""
 
     breaks_in = ""
 
@@ -91,7 +92,7 @@ class Fragile(nn.Linear):
 
 
 def breaking(epoch, where):
-    """Break a ``Fragile`` module when ``epoch`` begins."""
+    """Break a ``Fragile`` module at the start of ``epoch``."""
 
     def break_it(number, logs):
         if number == epoch:
@@ -102,7 +103,7 @@ def breaking(epoch, where):
 
 
 def raising(hook, at=None, error=None):
-    """Raise in ``hook``, of epoch or batch ``at`` where it is given."""
+    """Raise in ``hook``, at the epoch or batch ``at`` if it is given."""
 
     def fail(*arguments):
         if at is None or arguments[0] == at:

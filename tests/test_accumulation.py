@@ -1,4 +1,4 @@
-"""Promise 1, gradient accumulation: a window of batches equals one batch of all its samples."""
+"""Gradient accumulation: a window of batches equals one large batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easytorch import Model
 from tests.loops import blobs, furthest, mlp, twins
 
 
-def fitted(net, batch_size, steps, loss="cross_entropy", **options):
+def fit_model(net, batch_size, steps, loss="cross_entropy", **options):
     x, y = blobs(10)
     loader = DataLoader(TensorDataset(x, y), batch_size)
     model = Model(net, device="cpu").compile(
@@ -27,20 +27,19 @@ def fitted(net, batch_size, steps, loss="cross_entropy", **options):
 )
 def test_short_last_batch_is_weighted_by_its_samples(options):
     single, accumulated = twins(mlp())
-    a, b = (
-        fitted(single, 10, 1, **options),
-        fitted(accumulated, 4, 3, **options),
-    )  # 4 + 4 + 2 samples are one batch of 10
+    # 4 + 4 + 2 samples equal one batch of 10.
+    first, second = fit_model(single, 10, 1, **options), fit_model(accumulated, 4, 3, **options)
     assert furthest(single, accumulated) < 1e-6
-    assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
-    assert a["accuracy"] == b["accuracy"]
+    assert first["loss"] == pytest.approx(second["loss"], abs=1e-6)
+    assert first["accuracy"] == second["accuracy"]
 
 
 def test_short_last_window_is_a_separate_update():
     single, accumulated = twins(mlp())
     x, y = blobs(10)
     optimizer = torch.optim.SGD(single.parameters(), lr=1.0)
-    for rows in (slice(0, 8), slice(8, 10)):  # windows of two batches: 4 + 4, then 2
+    # Windows of two batches: 4 + 4 samples, then 2.
+    for rows in (slice(0, 8), slice(8, 10)):
         optimizer.zero_grad()
         nn.functional.cross_entropy(single(x[rows]), y[rows]).backward()
         optimizer.step()
@@ -54,8 +53,8 @@ def test_short_last_window_is_a_separate_update():
 
 def test_sum_loss_is_not_divided_by_the_window():
     single, accumulated = twins(mlp())
-    fitted(single, 10, 1, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
-    fitted(accumulated, 4, 3, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
+    fit_model(single, 10, 1, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
+    fit_model(accumulated, 4, 3, nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
     assert furthest(single, accumulated) < 1e-6
 
 
@@ -69,12 +68,12 @@ def test_sum_loss_is_not_divided_by_the_window():
         lambda: functools.partial(nn.functional.cross_entropy, ignore_index=0),
         lambda: functools.partial(nn.functional.cross_entropy, reduction="sum"),
     ],
-    ids=["weight", "ignore_index", "both", "partial weight", "partial ignore_index", "partial sum"],
+    ids=["weight", "ignore_index", "weight and ignore_index", "partial weight", "partial ignore_index", "partial sum"],
 )
 def test_weighted_losses_match_one_large_batch(loss):
     single, accumulated = twins(mlp())
-    fitted(single, 10, 1, loss())
-    fitted(accumulated, 4, 3, loss())
+    fit_model(single, 10, 1, loss())
+    fit_model(accumulated, 4, 3, loss())
     assert furthest(single, accumulated) < 1e-6
 
 
@@ -109,18 +108,18 @@ def test_accumulation_applies_sample_weights():
 def test_accumulation_combines_sample_and_loss_weights(weights):
     single, accumulated = twins(mlp())
     x, y = blobs(10)
-    given = (
+    weight_options = (
         {"sample_weight": torch.linspace(0.1, 2.0, 10)} if weights == "sample_weight" else {"class_weight": {1: 3.0}}
     )
     for net, batch_size, steps in ((single, 10, 1), (accumulated, 4, 3)):
         loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]))
         model = Model(net, device="cpu").compile("sgd", loss, gradient_accumulation_steps=steps)
-        model.fit(x, y, batch_size=batch_size, shuffle=False, epochs=20, verbose=0, **given)
+        model.fit(x, y, batch_size=batch_size, shuffle=False, epochs=20, verbose=0, **weight_options)
     assert furthest(single, accumulated) < 1e-6
 
 
 def test_several_sum_losses_are_not_divided_by_the_window():
-    class Twice(nn.Module):
+    class TwoOutputs(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = mlp()
@@ -128,7 +127,7 @@ def test_several_sum_losses_are_not_divided_by_the_window():
         def forward(self, x):
             return self.inner(x), self.inner(x)
 
-    single, accumulated = twins(Twice())
+    single, accumulated = twins(TwoOutputs())
     x, y = blobs(10)
     for net, batch_size, steps in ((single, 10, 1), (accumulated, 4, 3)):
         losses = [nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="sum")]
@@ -153,14 +152,14 @@ def test_batch_callbacks_run_once_per_update():
     from easytorch.callbacks import LambdaCallback
 
     x, y = blobs(10)
-    seen = []
+    batches = []
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", gradient_accumulation_steps=2)
     model.fit(
         DataLoader(TensorDataset(x, y), 4),
         verbose=0,
-        callbacks=[LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))],
+        callbacks=[LambdaCallback(on_train_batch_end=lambda batch, logs: batches.append(batch))],
     )
-    assert seen == [0, 1]
+    assert batches == [0, 1]
 
 
 def test_custom_step_may_use_any_batch_structure():

@@ -1,4 +1,4 @@
-"""Where and in which precision steps run, in which mode, one at a time or many, and how all of it is changed."""
+"""Custom steps, updates and strategies."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch.nn import functional
 
 from easytorch import Model, Strategy
 from tests.loops import blob_loader, mlp, same_weights, twins
-from tests.strategies.common_strategy import X, Y, compiled
+from tests.strategies.common_strategy import X, Y, compiled_model
 
-# Steps of one's own
+# Custom steps
 
 
-def test_a_train_step_of_ones_own_is_optimized_and_logged():
-    class Smoothed(Model):
+def test_a_custom_train_step_is_optimized_and_logged():
+    class LabelSmoothingModel(Model):
         def train_step(self, batch):
             x, y, _ = self.unpack(batch)
             y_pred = self(x)
@@ -22,7 +22,7 @@ def test_a_train_step_of_ones_own_is_optimized_and_logged():
             return {"loss": loss, "confidence": y_pred.softmax(1).amax(1).mean()}
 
     by_model, by_hand = twins(mlp())
-    model = Smoothed(by_model, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1))
+    model = LabelSmoothingModel(by_model, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1))
     history = model.fit(blob_loader(), 2, validation_data=blob_loader(), verbose=0)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
     for _ in range(2):
@@ -34,7 +34,7 @@ def test_a_train_step_of_ones_own_is_optimized_and_logged():
     assert list(history) == ["loss", "confidence", "val_loss", "val_confidence", "lr"]
 
 
-def test_an_update_with_two_optimizers_trains_a_gan():
+def test_a_custom_update_trains_a_gan_with_two_optimizers():
     class Gan(Model):
         def compile(self, lr):
             super().compile(lambda _: torch.optim.SGD(self.module["generator"].parameters(), lr=lr))
@@ -62,11 +62,11 @@ def test_an_update_with_two_optimizers_trains_a_gan():
         def fakes(self, x):
             return self.module["generator"](x[:, :2])
 
-    def parts():
+    def new_modules():
         torch.manual_seed(5)
         return nn.ModuleDict({"generator": nn.Linear(2, 8), "critic": nn.Linear(8, 1)})
 
-    by_model, by_hand = parts(), parts()
+    by_model, by_hand = new_modules(), new_modules()
     history = Gan(by_model, device="cpu").compile(lr=0.1).fit([X[:25], X[25:]], 3, verbose=0)
     generator, critic = by_hand["generator"], by_hand["critic"]
     first, second = torch.optim.SGD(critic.parameters(), lr=0.1), torch.optim.SGD(generator.parameters(), lr=0.1)
@@ -88,7 +88,7 @@ def test_an_update_with_two_optimizers_trains_a_gan():
     assert len(history["critic_loss"]) == 3
 
 
-def test_a_predict_step_of_ones_own_decides_what_is_predicted():
+def test_a_custom_predict_step_defines_the_predictions():
     class Hidden(Model):
         def predict_step(self, batch):
             return self.module[:2](self.unpack(batch).x)
@@ -96,21 +96,21 @@ def test_a_predict_step_of_ones_own_decides_what_is_predicted():
     assert Hidden(mlp(), device="cpu").predict(X, verbose=0).shape == (50, 16)
 
 
-def test_a_test_step_of_ones_own_decides_what_is_measured():
-    class Counted(Model):
+def test_a_custom_test_step_defines_the_scores():
+    class CustomModel(Model):
         def test_step(self, batch):
             return super().test_step(batch) | {"largest": self.unpack(batch).y.max()}
 
-    scores = Counted(mlp(), device="cpu").compile("sgd", "cross_entropy").evaluate(X, Y, batch_size=50, verbose=0)
+    scores = CustomModel(mlp(), device="cpu").compile("sgd", "cross_entropy").evaluate(X, Y, batch_size=50, verbose=0)
     assert scores.keys() == ["loss", "largest"]
     assert scores.largest == 2
 
 
-# A strategy of one's own
+# A custom strategy
 
 
 class RecordingStrategy(Strategy):
-    """Does what every strategy does, and notes it."""
+    """Records the calls of its methods."""
 
     def __init__(self, device):
         super().__init__(device)
@@ -141,21 +141,21 @@ class RecordingStrategy(Strategy):
         super().step(optimizer)
 
 
-def recorded(net=None, **options):
-    model = compiled(net, **options)
+def recording_model(net=None, **options):
+    model = compiled_model(net, **options)
     model.strategy = RecordingStrategy(model.device)
     model.strategy.prepare(model.module)
     return model
 
 
-def test_a_strategy_of_ones_own_is_asked_for_everything_in_order():
-    model = recorded(clip_grad_norm=1.0)
+def test_a_custom_strategy_runs_every_operation_in_order():
+    model = recording_model(clip_grad_norm=1.0)
     model.fit([(X[:25], Y[:25]), (X[25:], Y[25:])], verbose=0)
     assert model.strategy.events == ["sync", "train_step", "backward 1", "unscale", "clip 1.0", "step"] * 2
 
 
-def test_a_window_is_synchronized_once_and_shares_by_samples():
-    model = recorded(gradient_accumulation_steps=2)
+def test_a_window_syncs_once_and_weights_batches_by_samples():
+    model = recording_model(gradient_accumulation_steps=2)
     model.fit([(X[:30], Y[:30]), (X[30:40], Y[30:40]), (X[40:], Y[40:])], verbose=0)
     assert model.strategy.events == [
         *("hold", "train_step", "backward 0.75", "sync", "train_step", "backward 0.25", "unscale", "clip None", "step"),
@@ -163,15 +163,15 @@ def test_a_window_is_synchronized_once_and_shares_by_samples():
     ]
 
 
-def test_evaluating_and_predicting_only_run_steps():
-    model = recorded()
+def test_evaluate_and_predict_only_run_steps():
+    model = recording_model()
     model.evaluate([(X, Y)], verbose=0)
     model.predict([(X, Y)], verbose=0)
     assert model.strategy.events == ["test_step", "predict_step"]
 
 
-def test_a_strategy_that_only_records_changes_no_result():
-    plain, watched = twins(mlp())
-    compiled(plain).fit(blob_loader(), 2, verbose=0)
-    recorded(watched).fit(blob_loader(), 2, verbose=0)
-    assert same_weights(plain, watched)
+def test_a_recording_strategy_changes_no_result():
+    plain, recorded_net = twins(mlp())
+    compiled_model(plain).fit(blob_loader(), 2, verbose=0)
+    recording_model(recorded_net).fit(blob_loader(), 2, verbose=0)
+    assert same_weights(plain, recorded_net)

@@ -1,4 +1,4 @@
-"""Promise 1: fit does what the loop in the tutorials does, bit for bit."""
+"""Bit-for-bit equality of fit and the training loop of the tutorials."""
 
 from __future__ import annotations
 
@@ -44,43 +44,45 @@ OPTIMIZERS = {
 }
 
 
-def loader_of(shape, own_generator):
+def new_loader(shape, custom_generator):
     generator = torch.Generator().manual_seed(5)
     x, y = torch.randn(53, *shape, generator=generator), torch.randint(3, (53,), generator=generator)
-    own = torch.Generator().manual_seed(11) if own_generator else None
-    return DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=own)
+    loader_generator = torch.Generator().manual_seed(11) if custom_generator else None
+    return DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=loader_generator)
 
 
-def both_ways(net, shape, make_optimizer, own_generator=False, make_scheduler=None, per_update=False, clip=None):
+def train_by_fit_and_by_hand(
+    net, shape, make_optimizer, custom_generator=False, make_scheduler=None, per_update=False, clip=None
+):
     by_fit, by_hand = twins(net)
     torch.manual_seed(3)
     optimizer = make_optimizer(by_hand.parameters())
     scheduler = make_scheduler(optimizer) if make_scheduler else None
     means = hand_loop(
-        by_hand, loader_of(shape, own_generator), optimizer, nn.CrossEntropyLoss(), 3, scheduler, per_update, clip
+        by_hand, new_loader(shape, custom_generator), optimizer, nn.CrossEntropyLoss(), 3, scheduler, per_update, clip
     )
     torch.manual_seed(3)
     model = Model(by_fit, device="cpu").compile(
         make_optimizer, "cross_entropy", metrics=["accuracy"], scheduler=make_scheduler, clip_grad_norm=clip
     )
-    history = model.fit(loader_of(shape, own_generator), 3, verbose=0)
+    history = model.fit(new_loader(shape, custom_generator), 3, verbose=0)
     return by_fit, by_hand, history["loss"], means
 
 
-@pytest.mark.parametrize("own_generator", [False, True], ids=["global generator", "own generator"])
+@pytest.mark.parametrize("custom_generator", [False, True], ids=["global generator", "custom generator"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_weights_are_those_of_the_hand_written_loop(network, optimizer, own_generator):
+def test_weights_equal_the_hand_written_loop(network, optimizer, custom_generator):
     make, shape = NETWORKS[network]
-    by_fit, by_hand, losses, means = both_ways(make(), shape, OPTIMIZERS[optimizer], own_generator)
+    by_fit, by_hand, losses, means = train_by_fit_and_by_hand(make(), shape, OPTIMIZERS[optimizer], custom_generator)
     assert same_weights(by_fit, by_hand)
     assert losses == pytest.approx(means, rel=1e-6)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_clipping_is_that_of_the_hand_written_loop(network):
+def test_clipping_equals_the_hand_written_loop(network):
     make, shape = NETWORKS[network]
-    by_fit, by_hand, *_ = both_ways(make(), shape, OPTIMIZERS["sgd with momentum"], clip=0.1)
+    by_fit, by_hand, *_ = train_by_fit_and_by_hand(make(), shape, OPTIMIZERS["sgd with momentum"], clip=0.1)
     assert same_weights(by_fit, by_hand)
 
 
@@ -92,8 +94,8 @@ def test_clipping_is_that_of_the_hand_written_loop(network):
     ],
     ids=["per epoch", "per update"],
 )
-def test_a_scheduler_steps_as_in_the_hand_written_loop(make_scheduler, per_update):
-    by_fit, by_hand, *_ = both_ways(
+def test_scheduler_steps_equal_the_hand_written_loop(make_scheduler, per_update):
+    by_fit, by_hand, *_ = train_by_fit_and_by_hand(
         mlp(), (8,), OPTIMIZERS["sgd with momentum"], make_scheduler=make_scheduler, per_update=per_update
     )
     assert same_weights(by_fit, by_hand)
@@ -117,8 +119,8 @@ def test_validation_leaves_training_bit_equal():
     assert same_weights(by_fit, by_hand)
 
 
-class Augmented(TensorDataset):
-    """Draws from a generator of its own."""
+class AugmentedDataset(TensorDataset):
+    """Draws noise from a generator of the dataset."""
 
     def __init__(self, *columns):
         super().__init__(*columns)
@@ -129,16 +131,18 @@ class Augmented(TensorDataset):
         return x + 0.1 * torch.randn(8, generator=self.generator), y
 
 
-def test_trying_out_validation_data_draws_nothing_from_its_own_generator():
+def test_the_check_of_validation_data_draws_no_random_numbers():
     x, y = blobs(50)
-    seen, fitted = Augmented(x, y), mlp()
-    expected = Model(fitted, device="cpu").compile("sgd", "cross_entropy", lr=0.0).evaluate(Augmented(x, y), verbose=0)
-    model = Model(fitted, device="cpu").compile("sgd", "cross_entropy", lr=0.0)
-    history = model.fit(x, y, validation_data=seen, verbose=0)
+    validation_rows, net = AugmentedDataset(x, y), mlp()
+    expected = (
+        Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.0).evaluate(AugmentedDataset(x, y), verbose=0)
+    )
+    model = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.0)
+    history = model.fit(x, y, validation_data=validation_rows, verbose=0)
     assert history["val_loss"] == [expected.loss]
 
 
-def test_workers_draw_the_batches_of_the_hand_written_loop():
+def test_batches_of_workers_equal_the_hand_written_loop():
     by_fit, by_hand = twins(mlp())
     torch.manual_seed(3)
     loader = blob_loader(shuffle=True, num_workers=2)
@@ -148,7 +152,7 @@ def test_workers_draw_the_batches_of_the_hand_written_loop():
     assert same_weights(by_fit, by_hand)
 
 
-def test_arrays_are_drawn_like_a_shuffled_loader_of_the_same_rows():
+def test_arrays_are_shuffled_like_a_loader_of_the_same_rows():
     by_fit, by_hand = twins(mlp())
     x, y = blobs()
     torch.manual_seed(3)
@@ -161,13 +165,13 @@ def test_arrays_are_drawn_like_a_shuffled_loader_of_the_same_rows():
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "nadam", "adagrad"])
-def test_an_optimizer_by_name_equals_the_plain_one_within_float_tolerance(name):
+def test_an_optimizer_by_name_is_close_to_the_torch_optimizer(name):
     by_fit, by_hand = twins(mlp())
     loader = blob_loader()
-    plain = {cls.lower(): getattr(torch.optim, cls) for cls in ("SGD", "Adam", "AdamW", "RMSprop", "NAdam", "Adagrad")}[
-        name
-    ]
-    hand_loop(by_hand, loader, plain(by_hand.parameters(), lr=0.01), nn.CrossEntropyLoss(), 3)
+    torch_class = {
+        cls.lower(): getattr(torch.optim, cls) for cls in ("SGD", "Adam", "AdamW", "RMSprop", "NAdam", "Adagrad")
+    }[name]
+    hand_loop(by_hand, loader, torch_class(by_hand.parameters(), lr=0.01), nn.CrossEntropyLoss(), 3)
     Model(by_fit, device="cpu").compile(name, "cross_entropy", lr=0.01).fit(loader, 3, verbose=0)
     assert furthest(by_fit, by_hand) < 1e-5
 

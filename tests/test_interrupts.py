@@ -1,4 +1,4 @@
-"""Promise 3, from outside: Ctrl-C and SIGTERM are a normal ending, and SIGKILL loses nothing."""
+"""Ctrl-C, SIGTERM and SIGKILL during training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class SendSignal(Callback):
-    """Gets a signal in the middle of an update, as from a terminal."""
+    """Sends a signal to this process in the middle of an update, like a terminal."""
 
     def __init__(self, step, number=signal.SIGINT, hook="update"):
         self.step, self.number, self.hook = step, number, hook
@@ -39,67 +39,69 @@ class SendSignal(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def model_of(net=None):
+def new_model(net=None):
     torch.manual_seed(0)
     return Model(net or mlp(), device="cpu").compile(
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy"
     )
 
 
-def fitted(*callbacks, epochs=3, **options):
-    model = model_of()
+def fit_model(*callbacks, epochs=3, **options):
+    model = new_model()
     history = model.fit(blob_loader(shuffle=True), epochs, callbacks=callbacks, verbose=0, **options)
     return model, history
 
 
 def test_ctrl_c_finishes_the_update_and_returns_the_history(capsys):
-    ended = []
-    model, history = fitted(SendSignal(10), LambdaCallback(on_train_end=lambda logs: ended.append(dict(logs))))
+    end_logs = []
+    model, history = fit_model(SendSignal(10), LambdaCallback(on_train_end=lambda logs: end_logs.append(dict(logs))))
     assert history.interrupted
     assert model.state.step == 10
     assert len(history.rows) == 1
-    assert len(ended) == 1
+    assert len(end_logs) == 1
     assert "Press Ctrl-C again to stop immediately" in capsys.readouterr().err
 
 
-def test_a_fit_that_was_not_interrupted_says_so():
-    model, history = fitted()
+def test_history_records_that_fit_was_not_interrupted():
+    model, history = fit_model()
     assert not history.interrupted
     assert not model.history.interrupted
 
 
-def test_the_next_fit_after_an_interruption_trains_on():
-    model, _ = fitted(SendSignal(10))
+def test_the_next_fit_after_an_interruption_continues():
+    model, _ = fit_model(SendSignal(10))
     history = model.fit(blob_loader(), 2, verbose=0)
     assert not history.interrupted
     assert model.state.step == 10 + 14
 
 
-@pytest.mark.parametrize("wanted", ["raise", "Raise"])
-def test_ctrl_c_raises_after_the_ending_if_that_is_wanted(wanted):
-    ended = []
+@pytest.mark.parametrize("on_interrupt", ["raise", "Raise"])
+def test_on_interrupt_raise_raises_after_the_end_of_training(on_interrupt):
+    end_logs = []
     with pytest.raises(KeyboardInterrupt):
-        fitted(SendSignal(10), LambdaCallback(on_train_end=lambda logs: ended.append(1)), on_interrupt=wanted)
-    assert ended == [1]
+        fit_model(
+            SendSignal(10), LambdaCallback(on_train_end=lambda logs: end_logs.append(1)), on_interrupt=on_interrupt
+        )
+    assert end_logs == [1]
 
 
-def test_an_unknown_way_to_take_an_interruption_is_refused():
+def test_an_unknown_on_interrupt_is_refused():
     with pytest.raises(ValueError, match=r"on_interrupt 'rais'.*Did you mean 'raise'"):
-        fitted(on_interrupt="rais")
+        fit_model(on_interrupt="rais")
 
 
-def test_a_second_ctrl_c_stops_at_once():
-    class Twice(Callback):
+def test_a_second_ctrl_c_stops_immediately():
+    class TwoSignals(Callback):
         def on_before_optimizer_step(self):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fitted(Twice())
+        fit_model(TwoSignals())
 
 
 def test_second_ctrl_c_does_not_wait_for_batch_norm_of_swa():
-    class Counted(torch.utils.data.Dataset):
+    class CountingDataset(torch.utils.data.Dataset):
         read = 0
 
         def __len__(self):
@@ -109,81 +111,84 @@ def test_second_ctrl_c_does_not_wait_for_batch_norm_of_swa():
             self.read += 1
             return X[index], Y[index]
 
-    class Twice(Callback):
+    class TwoSignals(Callback):
         def on_before_optimizer_step(self):
             if self.model.state.step == 7:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
 
-    rows, model = Counted(), model_of(torch.nn.Sequential(torch.nn.BatchNorm1d(8), mlp()))
+    rows, model = CountingDataset(), new_model(torch.nn.Sequential(torch.nn.BatchNorm1d(8), mlp()))
     with pytest.raises(KeyboardInterrupt):
-        model.fit(torch.utils.data.DataLoader(rows, 8), 3, callbacks=[SWA(0), Twice()], verbose=0)
+        model.fit(torch.utils.data.DataLoader(rows, 8), 3, callbacks=[SWA(0), TwoSignals()], verbose=0)
     assert rows.read < 2 * 50
 
 
 @pytest.mark.parametrize("hook", ["update", "validation"])
-def test_an_interrupted_run_continues_as_if_undisturbed(hook, tmp_path):
-    data = {"validation_data": blob_loader(30)}  # a loader that draws a number from the global generator, as loaders do
-    undisturbed, _ = fitted(**data)
-    _, history = fitted(SendSignal(11, hook=hook), resume=tmp_path, **data)
+def test_an_interrupted_run_resumes_exactly(hook, tmp_path):
+    # The loader draws a number from the global generator.
+    data = {"validation_data": blob_loader(30)}
+    uninterrupted, _ = fit_model(**data)
+    _, history = fit_model(SendSignal(11, hook=hook), resume=tmp_path, **data)
     assert history.interrupted
-    continued, history = fitted(resume=tmp_path, **data)
+    resumed, history = fit_model(resume=tmp_path, **data)
     assert not history.interrupted
-    assert same_weights(continued.module, undisturbed.module)
-    assert continued.history.history == undisturbed.history.history
+    assert same_weights(resumed.module, uninterrupted.module)
+    assert resumed.history.history == uninterrupted.history.history
 
 
-def test_best_weights_come_back_after_an_interruption(tmp_path):
+def test_best_weights_are_restored_after_an_interruption(tmp_path):
     best = {}
 
-    def keep(epoch, logs):
+    def save_best(epoch, logs):
         if epoch == 0:
             best.update({name: value.clone() for name, value in model.module.state_dict().items()})
         logs["val"] = float(epoch)
 
-    model = model_of()
+    model = new_model()
     callbacks = [
-        LambdaCallback(on_epoch_end=keep),
+        LambdaCallback(on_epoch_end=save_best),
         EarlyStopping("val", mode="min", patience=9, restore_best_weights=True),
         SendSignal(18),
     ]
-    callbacks[1].on_train_begin = lambda logs=None: callbacks[1].reset()  # "val" is made by a callback
+    # A callback logs "val", so the check of the monitor must not run.
+    callbacks[1].on_train_begin = lambda logs=None: callbacks[1].reset()
     history = model.fit(blob_loader(), 5, callbacks=callbacks, resume=tmp_path, verbose=0)
     assert history.interrupted
     assert all(torch.equal(best[name], value) for name, value in model.module.state_dict().items())
-    kept = rotation.read_newest(tmp_path)[1]["module"]  # the checkpoint has the weights of training, not the best
-    assert not all(torch.equal(best[name], value) for name, value in kept.items())
+    # The checkpoint has the weights of training, not the best weights.
+    checkpoint_weights = rotation.read_newest(tmp_path)[1]["module"]
+    assert not all(torch.equal(best[name], value) for name, value in checkpoint_weights.items())
 
 
-def test_handlers_are_as_they_were_after_fit():
+def test_fit_restores_the_signal_handlers():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    fitted(SendSignal(5))
+    fit_model(SendSignal(5))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_handler_of_the_user_stays():
-    seen = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+def test_fit_does_not_replace_a_custom_signal_handler():
+    signals = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
     try:
-        _, history = fitted(SendSignal(5, signal.SIGTERM))
+        _, history = fit_model(SendSignal(5, signal.SIGTERM))
     finally:
         signal.signal(signal.SIGTERM, previous)
-    assert seen == [1]
+    assert signals == [1]
     assert not history.interrupted
 
 
-def test_fit_works_outside_of_the_main_thread():
-    done = []
-    thread = threading.Thread(target=lambda: done.append(fitted()[0].state.step))
+def test_fit_works_outside_the_main_thread():
+    steps = []
+    thread = threading.Thread(target=lambda: steps.append(fit_model()[0].state.step))
     thread.start()
     thread.join(60)
-    assert done == [21]
+    assert steps == [21]
 
 
 def test_sigterm_saves_a_checkpoint_and_exits_with_status_143(tmp_path):
-    with pytest.raises(SystemExit) as ended:
-        fitted(SendSignal(10, signal.SIGTERM), resume=tmp_path)
-    assert ended.value.code == 143
+    with pytest.raises(SystemExit) as end_logs:
+        fit_model(SendSignal(10, signal.SIGTERM), resume=tmp_path)
+    assert end_logs.value.code == 143
     assert rotation.list_checkpoints(tmp_path)[0].name == "step-0000000010.pt"
 
 
@@ -225,13 +230,14 @@ def start(folder, workers):
     )
 
 
-def members(group):
-    """Return the processes of a group that still live, zombies aside."""
+def running_processes(group):
+    """Return the processes of a group that are running. Zombies are excluded."""
     alive = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended while we looked
+        # The process has exited since the listing.
+        except OSError:
             continue
         if int(fields[2]) == group and fields[0] != "Z":
             alive.append(entry.parent.name)
@@ -243,7 +249,7 @@ def members(group):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
 )
-def test_signal_to_the_process_group_saves_the_run_and_ends_all(number, workers, tmp_path):
+def test_a_signal_to_the_group_saves_the_run_and_ends_all(number, workers, tmp_path):
     process = start(tmp_path, workers)
     assert process.stdout.readline() == "ready\n"
     deadline = time.monotonic() + 60
@@ -256,7 +262,7 @@ def test_signal_to_the_process_group_saves_the_run_and_ends_all(number, workers,
     assert ("interrupted" in out) == (number == signal.SIGINT)
     _, content = rotation.read_newest(tmp_path)
     assert content["state"]["step"] > 0
-    assert members(process.pid) == []
+    assert running_processes(process.pid) == []
 
 
 LAUNCH = """
@@ -283,11 +289,12 @@ def test_sigterm_to_a_launch_ends_all_processes():
     )
     try:
         assert [process.stdout.readline() for _ in range(2)] == 2 * ["ready\n"]
-        time.sleep(0.2)  # until it waits for them
+        # The launcher must wait for its ranks before the signal.
+        time.sleep(0.2)
         process.terminate()
         process.wait(timeout=60)
         assert process.returncode != 0
-        assert members(process.pid) == []
+        assert running_processes(process.pid) == []
     finally:
         process.stdout.close()
         with contextlib.suppress(ProcessLookupError):
@@ -300,12 +307,12 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
     from tests.chaos import run
 
     report = run(kills=20, folder=tmp_path, seed=0)
-    assert report.broken == 0
+    assert report.damaged == 0
     assert report.equal
 
 
-def test_a_worker_that_dies_is_an_error_and_the_others_end(tmp_path):
-    class Dying(torch.utils.data.Dataset):
+def test_the_death_of_a_worker_is_an_error_and_ends_the_rest(tmp_path):
+    class KillWorkerDataset(torch.utils.data.Dataset):
         def __len__(self):
             return 50
 
@@ -316,11 +323,11 @@ def test_a_worker_that_dies_is_an_error_and_the_others_end(tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return X[index], Y[index]
 
-    ended = []
+    end_logs = []
     with pytest.raises(RuntimeError, match=r"exited unexpectedly|is killed by signal"):
-        model_of().fit(
-            torch.utils.data.DataLoader(Dying(), 8, num_workers=2),
+        new_model().fit(
+            torch.utils.data.DataLoader(KillWorkerDataset(), 8, num_workers=2),
             verbose=0,
-            callbacks=[LambdaCallback(on_train_end=lambda logs: ended.append(1))],
+            callbacks=[LambdaCallback(on_train_end=lambda logs: end_logs.append(1))],
         )
-    assert ended == [1]
+    assert end_logs == [1]

@@ -1,4 +1,4 @@
-"""Promise 5: a process can fit all day; memory, threads, files and children stay what they were, and models go when dropped."""
+"""Memory, threads, files and processes after many fits."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ X, Y = blobs(50)
 ROWS = TensorDataset(X, Y)
 
 
-def compiled(**options):
+def compiled_model(**options):
     return Model(mlp(), device="cpu").compile("adam", "cross_entropy", metrics=["accuracy"], **options)
 
 
-# What is done again and again, each in a process of its own
+# Scenarios, each of which runs many times in a separate process
 
 
-def anew(folder):
-    """Make a model, train, measure, predict and drop it."""
-    model = compiled()
+def train_new_model(folder):
+    """Create, train, evaluate, use and delete a model."""
+    model = compiled_model()
     model.fit(X, Y, epochs=1, batch_size=25, validation_data=(X, Y), verbose=0)
     model.evaluate(X, Y, verbose=0)
     model.predict(X, verbose=0)
 
 
-def same_model(folder, models=[]):  # noqa: B006 - the one that is trained again and again
+def train_same_model(folder, models=[]):  # noqa: B006 - the model of all calls
     if not models:
-        models.append(compiled())
+        models.append(compiled_model())
     models[0].fit(X, Y, epochs=1, batch_size=25, verbose=0)
 
 
-def with_callbacks(folder):
-    model = compiled()
+def train_with_callbacks(folder):
+    model = compiled_model()
     callbacks = [
         EMA(0.9),
         EarlyStopping("val_loss", patience=3, restore_best_weights=True),
@@ -72,57 +72,59 @@ def with_callbacks(folder):
     model.load(folder / "model.pt")
 
 
-def with_resume(folder, rounds=[0]):  # noqa: B006 - counts the calls
+def resume_training(folder, rounds=[0]):  # noqa: B006 - counts the calls
     rounds[0] += 1
     run = folder / f"run-{rounds[0] // 2}"
-    compiled().fit(X, Y, epochs=1 + rounds[0] % 2, batch_size=25, resume=run, verbose=0)
+    compiled_model().fit(X, Y, epochs=1 + rounds[0] % 2, batch_size=25, resume=run, verbose=0)
 
 
-def with_failures(folder):
+def fail_in_training(folder):
     def fail(batch, logs):
         raise RuntimeError("a callback fails")
 
     with pytest.raises(RuntimeError, match="a callback fails"):
-        compiled().fit(X, Y, callbacks=[LambdaCallback(on_train_batch_end=fail)], verbose=0)
+        compiled_model().fit(X, Y, callbacks=[LambdaCallback(on_train_batch_end=fail)], verbose=0)
     with pytest.raises(ValueError):
-        compiled().fit(X[:, :5], Y, verbose=0)
+        compiled_model().fit(X[:, :5], Y, verbose=0)
 
 
-def with_worker(folder):
+def train_with_worker(folder):
     loader = DataLoader(ROWS, 25, shuffle=True, num_workers=1)
-    compiled().fit(loader, epochs=1, validation_data=loader, resume=folder / "run", verbose=0)
+    compiled_model().fit(loader, epochs=1, validation_data=loader, resume=folder / "run", verbose=0)
 
 
-def with_lasting_worker(folder):
+def train_with_persistent_worker(folder):
     loader = DataLoader(ROWS, 25, shuffle=True, num_workers=1, persistent_workers=True)
-    compiled().fit(loader, epochs=1, verbose=0)
+    compiled_model().fit(loader, epochs=1, verbose=0)
 
 
-SCENARIOS = {  # how often before the measurement, and how often in it
-    anew: (100, 500),
-    same_model: (100, 500),
-    with_callbacks: (50, 100),
-    with_resume: (50, 100),
-    with_failures: (50, 100),
-    with_worker: (4, 12),
-    with_lasting_worker: (4, 12),
+# Number of runs before and during the measurement.
+SCENARIOS = {
+    train_new_model: (100, 500),
+    train_same_model: (100, 500),
+    train_with_callbacks: (50, 100),
+    resume_training: (50, 100),
+    fail_in_training: (50, 100),
+    train_with_worker: (4, 12),
+    train_with_persistent_worker: (4, 12),
 }
 
 
-# The process that counts
+# The process that runs a scenario
 
 
-def children():
-    """How many processes have this one as their parent, those included that ended and were not waited for."""
-    mine = f"\nPPid:\t{os.getpid()}\n"
+def count_children():
+    """Return the number of child processes of this process, zombies included."""
+    parent_line = f"\nPPid:\t{os.getpid()}\n"
     number = 0
     for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
-            number += mine in status.read_text()
+        # The process may exit after the listing.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            number += parent_line in status.read_text()
     return number
 
 
-def counts():
+def count_resources():
     gc.collect()
     status = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in status)
@@ -130,27 +132,28 @@ def counts():
         "memory": int(fields["VmRSS"].split()[0]) * 1024,
         "threads": int(fields["Threads"]),
         "files": len(os.listdir("/proc/self/fd")),
-        "children": children(),
-        "modules": sum(issubclass(type(one), nn.Module) for one in gc.get_objects()),
+        "children": count_children(),
+        "modules": sum(issubclass(type(value), nn.Module) for value in gc.get_objects()),
     }
 
 
 def main():
     torch.set_num_threads(1)
-    scenario = next(one for one in SCENARIOS if one.__name__ == sys.argv[1])
-    warm, times = SCENARIOS[scenario]
+    scenario = next(function for function in SCENARIOS if function.__name__ == sys.argv[1])
+    warmup, repeats = SCENARIOS[scenario]
     with tempfile.TemporaryDirectory(dir=sys.argv[2]) as name, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork")
         folder = Path(name)
-        for number in range(warm + times):
-            if number == warm:
-                before = counts()
+        for number in range(warmup + repeats):
+            if number == warmup:
+                before = count_resources()
             scenario(folder)
-        after = counts()
-        deadline = time.monotonic() + 10  # the thread that fed a worker may need a moment to see that it is done
+        after = count_resources()
+        # The thread that feeds a worker may exit a moment later.
+        deadline = time.monotonic() + 10
         while after["threads"] > before["threads"] and time.monotonic() < deadline:
             time.sleep(0.05)
-            after = counts()
+            after = count_resources()
     print(json.dumps({"before": before, "after": after}))
 
 
@@ -158,46 +161,46 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the counts come from
 
 
 @linux
-@pytest.mark.parametrize("scenario", slow_after_first(SCENARIOS), ids=lambda one: one.__name__)
-def test_after_hundreds_of_fits_the_process_has_what_it_had(scenario, tmp_path):
-    done = subprocess.run(
+@pytest.mark.parametrize("scenario", slow_after_first(SCENARIOS), ids=lambda scenario: scenario.__name__)
+def test_hundreds_of_fits_do_not_leak_resources(scenario, tmp_path):
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.test_leaks", scenario.__name__, str(tmp_path)],
         capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[1],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    before, after = told["before"], told["after"]
-    assert after["memory"] - before["memory"] < 5 * MB, told
-    for what in ("threads", "files", "children", "modules"):
-        assert after[what] <= before[what], told
+    assert process.returncode == 0, process.stderr[-3000:]
+    counts = json.loads(process.stdout.splitlines()[-1])
+    before, after = counts["before"], counts["after"]
+    assert after["memory"] - before["memory"] < 5 * MB, counts
+    for resource in ("threads", "files", "children", "modules"):
+        assert after[resource] <= before[resource], counts
     assert after["children"] == 0
 
 
-# What is left of a model that nobody holds any more
+# References to a deleted model
 
 
-def dropped(use):
-    """Return whether ``use`` lets go of the model that it is given."""
-    model = compiled()
+def are_freed(use_model):
+    """Return, for the model, its module and its optimizer, whether each is freed after ``use_model(model)``."""
+    model = compiled_model()
     references = [weakref.ref(model), weakref.ref(model.module), weakref.ref(model.optimizer)]
-    use(model)
+    use_model(model)
     del model
     gc.collect()
     return [reference() is None for reference in references]
 
 
-def failing(error, **options):
-    """Return a use that ends with ``error``: raised after an update, unless the options are what is wrong."""
+def fit_that_raises(error, **options):
+    """Return a function that fits a model and ends with ``error``, by a callback or by wrong options."""
 
     def stop(batch, logs):
         raise error
 
-    def use(model):
+    def use_model(model):
         callbacks = [] if options else [LambdaCallback(on_train_batch_end=stop)]
         with pytest.raises(error):
             model.fit(X, Y, callbacks=callbacks, verbose=0, **options)
 
-    return use
+    return use_model
 
 
 USES = {
@@ -205,24 +208,24 @@ USES = {
     "fit": lambda model: model.fit(X, Y, verbose=0),
     "fit with validation": lambda model: model.fit(X, Y, validation_split=0.2, verbose=0),
     "evaluate and predict": lambda model: (model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)),
-    "a failing callback": failing(RuntimeError),
-    "a wrong argument": failing(ValueError, sample_weight=torch.ones(7)),
-    "Ctrl-C": failing(KeyboardInterrupt),
+    "a failing callback": fit_that_raises(RuntimeError),
+    "a wrong argument": fit_that_raises(ValueError, sample_weight=torch.ones(7)),
+    "Ctrl-C": fit_that_raises(KeyboardInterrupt),
     "a display": lambda model: model.fit(X, Y, verbose=1),
     "summary": lambda model: model.summary(),
 }
 
 
-@pytest.mark.parametrize("use", USES)
-def test_nothing_holds_a_dropped_model(use, capsys):
-    assert all(dropped(USES[use]))
+@pytest.mark.parametrize("use_name", USES)
+def test_a_deleted_model_is_freed(use_name, capsys):
+    assert all(are_freed(USES[use_name]))
 
 
-@pytest.mark.parametrize("kept", ["loader", "predictions", "log"])
-def test_what_a_user_keeps_of_a_fit_does_not_hold_the_model(kept, tmp_path):
-    loader, keep = DataLoader(ROWS, 25, shuffle=True), []
+@pytest.mark.parametrize("result", ["loader", "predictions", "log"])
+def test_the_results_of_fit_do_not_reference_the_model(result, tmp_path):
+    loader, results = DataLoader(ROWS, 25, shuffle=True), []
 
-    def use(model):
+    def use_model(model):
         callbacks = [
             EMA(0.9),
             EarlyStopping("loss"),
@@ -231,67 +234,67 @@ def test_what_a_user_keeps_of_a_fit_does_not_hold_the_model(kept, tmp_path):
         ]
         history = model.fit(loader, epochs=2, callbacks=callbacks, verbose=0)
         kinds = {"loader": loader, "predictions": model.predict(X, verbose=0), "log": history.history}
-        keep.append(kinds[kept])
+        results.append(kinds[result])
 
-    assert all(dropped(use))
-    assert keep
+    assert all(are_freed(use_model))
+    assert results
 
 
-def test_callbacks_that_are_used_again_let_go_of_the_first_model():
+def test_reused_callbacks_release_the_first_model():
     callbacks = [EarlyStopping("loss"), ReduceLROnPlateau("loss")]
 
-    def use(model):
+    def use_model(model):
         model.fit(X, Y, epochs=2, callbacks=callbacks, verbose=0)
-        compiled().fit(X, Y, epochs=2, callbacks=callbacks, verbose=0)
+        compiled_model().fit(X, Y, epochs=2, callbacks=callbacks, verbose=0)
 
-    assert all(dropped(use))
+    assert all(are_freed(use_model))
 
 
 def test_fit_does_not_change_the_loader_or_its_sampler():
     loader = DataLoader(ROWS, 25, shuffle=True)
     before = dict(vars(loader))
-    compiled().fit(loader, epochs=2, validation_data=loader, verbose=0)
+    compiled_model().fit(loader, epochs=2, validation_data=loader, verbose=0)
     assert {name: value is before[name] for name, value in vars(loader).items()} == dict.fromkeys(before, True)
 
 
 @linux
-@pytest.mark.parametrize("lasting", [False, True], ids=["workers", "persistent workers"])
-@pytest.mark.parametrize("end", slow_after_first(["as planned", "by an error", "by Ctrl-C"]))
+@pytest.mark.parametrize("persistent", [False, True], ids=["workers", "persistent workers"])
+@pytest.mark.parametrize("end", slow_after_first(["normal end", "error", "Ctrl-C"]))
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_no_worker_outlives_fit(end, lasting):
+def test_no_worker_survives_fit(end, persistent):
     def stop(batch, logs):
-        if end != "as planned":
-            raise {"by an error": RuntimeError, "by Ctrl-C": KeyboardInterrupt}[end]
+        if end != "normal end":
+            raise {"error": RuntimeError, "Ctrl-C": KeyboardInterrupt}[end]
 
-    before = counts()
-    loader = DataLoader(ROWS, 10, shuffle=True, num_workers=1, persistent_workers=lasting)
-    model = compiled()
+    before = count_resources()
+    loader = DataLoader(ROWS, 10, shuffle=True, num_workers=1, persistent_workers=persistent)
+    model = compiled_model()
     try:
         model.fit(loader, epochs=2, callbacks=[LambdaCallback(on_train_batch_end=stop)], verbose=0)
     except (RuntimeError, KeyboardInterrupt):
-        assert end != "as planned"
-    assert counts()["children"] == before["children"] == 0
+        assert end != "normal end"
+    assert count_resources()["children"] == before["children"] == 0
     del model, loader
-    assert counts()["files"] <= before["files"]
+    assert count_resources()["files"] <= before["files"]
 
 
 @linux
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_model_keeps_no_memory_that_its_loaders_workers_shared():
-    before = counts()
-    model = compiled()
+def test_fit_releases_the_memory_shared_by_workers():
+    before = count_resources()
+    model = compiled_model()
     model.fit(DataLoader(ROWS, 10, shuffle=True, num_workers=1), verbose=0)
-    assert counts()["files"] <= before["files"]
+    assert count_resources()["files"] <= before["files"]
     assert model.state.step == 5
 
 
-def test_the_counts_see_a_leak():
+def test_the_counters_detect_a_leak():
     if sys.platform != "linux":
         pytest.skip("the counts come from /proc, which only Linux has")
-    before = counts()
+    before = count_resources()
     with open(os.devnull) as file, subprocess.Popen(["sleep", "10"]) as child:
         leak = [torch.ones(4 * MB), mlp(), file]
-        after = counts()
+        after = count_resources()
         child.terminate()
     assert leak
     assert after["memory"] - before["memory"] > 10 * MB

@@ -1,4 +1,4 @@
-"""Promise 2: nothing in the loop waits for the device."""
+"""Training steps without reads from the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from easytorch import Model
 from easytorch.callbacks import LambdaCallback
 from tests.loops import blob_loader, mlp
 
-OPERATORS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # whose results are needed on the host
+# Operators that return a result to the host.
+OPERATORS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
 METHODS = {
     getattr(torch.Tensor, name)
     for name in ("tolist", "cpu", "numpy", "item", "__bool__", "__float__", "__int__", "__index__", "__array__")
@@ -27,7 +28,7 @@ class _Operators(TorchDispatchMode):
 
 
 class ReadCounter(TorchFunctionMode):
-    """Counts what makes the host wait for a tensor's values, in the methods and in the operators below them."""
+    """Counts the calls of methods and operators that make the host wait for values of a tensor."""
 
     def __init__(self):
         super().__init__()
@@ -50,11 +51,12 @@ class ReadCounter(TorchFunctionMode):
         return self.methods + self.operators.reads
 
 
-def reads_of_a_fit(rows, **options):
+def count_reads_of_fit(rows, **options):
     model = Model(mlp(), device="cpu").compile(
         "adam", "cross_entropy", metrics=["accuracy", "top_2_accuracy"], **options.pop("compile", {})
     )
-    loader = blob_loader(rows, 8)  # in order: a shuffled loader reads its seed, on the host
+    # In order: a shuffled loader reads its seed on the host.
+    loader = blob_loader(rows, 8)
     with ReadCounter() as counter:
         model.fit(loader, verbose=0, **options)
     return counter.reads
@@ -69,13 +71,13 @@ def reads_of_a_fit(rows, **options):
         {"class_weight": {0: 1.0, 1: 2.0}},
         {"callbacks": [LambdaCallback(on_train_batch_end=lambda batch, logs: logs)]},
     ],
-    ids=["plain", "accumulation", "clipping", "class weights", "a callback that does not read"],
+    ids=["plain", "accumulation", "clipping", "class weights", "callback without reads"],
 )
-def test_no_step_reads_a_tensor(options):
-    assert reads_of_a_fit(80 * 8, **dict(options)) == reads_of_a_fit(8 * 8, **dict(options))
+def test_training_steps_read_no_tensor(options):
+    assert count_reads_of_fit(80 * 8, **dict(options)) == count_reads_of_fit(8 * 8, **dict(options))
 
 
-def test_evaluation_reads_once_however_many_batches_there_are():
+def test_reads_of_evaluate_do_not_depend_on_the_batches():
     model = Model(mlp(), device="cpu").compile(None, "cross_entropy", metrics=["accuracy"])
     counts = []
     for rows in (64, 640):
@@ -85,6 +87,6 @@ def test_evaluation_reads_once_however_many_batches_there_are():
     assert counts[0] == counts[1]
 
 
-def test_who_reads_a_log_pays_when_he_reads():
+def test_a_callback_that_reads_logs_causes_reads():
     fit = {"callbacks": [LambdaCallback(on_train_batch_end=lambda batch, logs: logs["loss"])]}
-    assert reads_of_a_fit(80, **fit) > reads_of_a_fit(40, **fit)
+    assert count_reads_of_fit(80, **fit) > count_reads_of_fit(40, **fit)

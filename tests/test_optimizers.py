@@ -1,4 +1,4 @@
-"""Optimizers by name use the fast implementations and give the results of torch's defaults."""
+"""Optimizers by name: fast implementations with the results of torch's defaults."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SPECIAL = {"sparseadam", "muon"}
 
 @pytest.mark.parametrize("name", sorted(set(TABLE) - SPECIAL))
 def test_an_optimizer_by_name_equals_torchs_default(name):
-    ours, theirs = twins(mlp())
-    Model(ours, device="cpu").compile(name, "cross_entropy").fit(
+    named, default = twins(mlp())
+    Model(named, device="cpu").compile(name, "cross_entropy").fit(
         X, Y, epochs=5, batch_size=16, shuffle=False, verbose=0
     )
-    optimizer = TABLE[name](theirs.parameters())
+    optimizer = TABLE[name](default.parameters())
     for _ in range(5):
         for x, y in zip(X.split(16), Y.split(16), strict=True):
-            nn.functional.cross_entropy(theirs(x), y).backward()
+            nn.functional.cross_entropy(default(x), y).backward()
             optimizer.step()
             optimizer.zero_grad()
-    for actual, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+    for actual, expected in zip(named.parameters(), default.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -44,13 +44,13 @@ def test_fused_implementations_are_used(name):
 @pytest.mark.parametrize("name", ["adagrad", "sgd"])
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # from Adagrad
 def test_modules_with_sparse_gradients_are_trained(name):
-    ours, theirs = twins(nn.EmbeddingBag(100, 2, sparse=True))
+    named, default = twins(nn.EmbeddingBag(100, 2, sparse=True))
     words, y = torch.randint(100, (64, 5)), Y % 2
-    Model(ours, device="cpu").compile(name, "cross_entropy").fit(words, y, batch_size=64, verbose=0)
-    optimizer = TABLE[name](theirs.parameters())
-    nn.functional.cross_entropy(theirs(words), y).backward()
+    Model(named, device="cpu").compile(name, "cross_entropy").fit(words, y, batch_size=64, verbose=0)
+    optimizer = TABLE[name](default.parameters())
+    nn.functional.cross_entropy(default(words), y).backward()
     optimizer.step()
-    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(named.weight, default.weight)
 
 
 def test_plain_sgd_equals_the_hand_written_loop_bit_for_bit():
@@ -95,10 +95,10 @@ def test_the_state_of_lbfgs_is_loaded(tmp_path):
         loss.backward()
         return loss
 
-    def compiled():
+    def compiled_model():
         return Model(mlp(), device="cpu").compile(torch.optim.LBFGS, "cross_entropy")
 
-    model = compiled()
+    model = compiled_model()
     model.optimizer.step(closure)
-    other = compiled().load(model.save(tmp_path / "model.pt"))
+    other = compiled_model().load(model.save(tmp_path / "model.pt"))
     assert other.optimizer.state_dict()["state"][0].keys() == model.optimizer.state_dict()["state"][0].keys()

@@ -1,4 +1,4 @@
-"""The wheel and the editable install: what users get is what the source tree has."""
+"""Wheels and editable installs with the files of the source tree."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    finished = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout.strip()
+    result = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.strip()
 
 
 def pip(*arguments: str | Path, cwd: Path) -> str:
@@ -86,12 +86,12 @@ def test_installed_wheel_is_imported_without_the_checkout(wheel, tmp_path):
         "[importlib.import_module(m.name) for m in pkgutil.walk_packages(easytorch.__path__, 'easytorch.')]; "
         "print(easytorch.__file__)"
     )
-    imported = run(sys.executable, "-c", program, cwd=tmp_path)
-    assert imported == str(tmp_path / "site" / "easytorch" / "__init__.py")
+    path_of_import = run(sys.executable, "-c", program, cwd=tmp_path)
+    assert path_of_import == str(tmp_path / "site" / "easytorch" / "__init__.py")
 
 
 def test_editable_install_works_from_the_folder_above(clone, tmp_path):
-    """The clone is a folder named easytorch without __init__.py. It must not be found as a namespace package."""
+    """Import outside the clone, whose folder easytorch must not act as a namespace package."""
     pip("install", "--editable", clone, "--no-build-isolation", "--target", tmp_path, cwd=tmp_path)
     program = HIDE_OTHERS + (
         f"import site; site.addsitedir({str(tmp_path)!r}); import easytorch; print(easytorch.Model.__module__)"

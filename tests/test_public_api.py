@@ -1,4 +1,4 @@
-"""Public is a promise: the names, the arguments and what a Keras user's hands know."""
+"""Public names, arguments, and methods that subclasses may override."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ MODULES = ["easytorch", "easytorch.callbacks", "easytorch.data"]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_public_names_are_sorted_exist_and_are_described(name):
+def test_public_names_are_sorted_and_documented(name):
     module = importlib.import_module(name)
     assert module.__all__ == sorted(module.__all__)
-    for public in module.__all__:
-        found = getattr(module, public)
-        assert public == "__version__" or inspect.getdoc(found), public
+    for name_in_all in module.__all__:
+        value = getattr(module, name_in_all)
+        assert name_in_all == "__version__" or inspect.getdoc(value), name_in_all
 
 
 def test_dir_lists_public_names_only():
     assert dir(easytorch) == easytorch.__all__
 
 
-def test_types_are_shipped():
+def test_the_package_has_a_py_typed_file():
     assert (Path(easytorch.__file__).parent / "py.typed").exists()
 
 
@@ -52,43 +52,43 @@ def test_types_are_shipped():
         ("load", "path"),
     ],
 )
-def test_a_method_takes_what_it_promises(method, arguments):
+def test_a_method_has_the_promised_arguments(method, arguments):
     parameters = inspect.signature(getattr(Model, method)).parameters
     assert set(arguments.split()) <= set(parameters)
 
 
-def test_every_method_of_the_loop_may_be_overridden():
-    called = []
+def test_every_method_of_the_loop_can_be_overridden():
+    calls = []
 
-    class Own(Model):
+    class CustomModel(Model):
         def train_epoch(self, feed):
-            called.append("train_epoch")
+            calls.append("train_epoch")
             return super().train_epoch(feed)
 
         def update(self, window):
-            called.append("update")
+            calls.append("update")
             super().update(window)
 
         def train_step(self, batch):
-            called.append("train_step")
+            calls.append("train_step")
             return super().train_step(batch)
 
         def test_epoch(self, loader, steps=None):
-            called.append("test_epoch")
+            calls.append("test_epoch")
             return super().test_epoch(loader, steps)
 
         def test_step(self, batch):
-            called.append("test_step")
+            calls.append("test_step")
             return super().test_step(batch)
 
         def predict_step(self, batch):
-            called.append("predict_step")
+            calls.append("predict_step")
             return super().predict_step(batch)
 
     from tests.loops import blobs, mlp
 
     x, y = blobs(8)
-    model = Own(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    model = CustomModel(mlp(), device="cpu").compile("sgd", "cross_entropy")
     model.fit(x, y, validation_data=(x, y), verbose=0)
     model.predict(x, verbose=0)
-    assert set(called) == {"train_epoch", "update", "train_step", "test_epoch", "test_step", "predict_step"}
+    assert set(calls) == {"train_epoch", "update", "train_step", "test_epoch", "test_step", "predict_step"}

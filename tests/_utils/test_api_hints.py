@@ -1,4 +1,4 @@
-"""Wrong arguments and attributes are answered with the right ones."""
+"""Hints for wrong arguments, attributes and options."""
 
 import copy
 import importlib
@@ -18,41 +18,41 @@ from tests.loops import blobs, mlp
 X, Y = blobs()
 
 
-def compiled():
+def compiled_model():
     return Model(mlp()).compile("sgd", "cross_entropy")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: compiled().fit(X, Y, 32, 5), r"fit\(x, y, epochs=\.\.\., \.\.\.\)"),
-        (lambda: compiled().fit(X, Y, epoch=5), "Did you mean 'epochs'"),
-        (lambda: compiled().fit(X, Y, val_data=(X, Y)), "Use validation_data="),
-        (lambda: compiled().fit(X, Y, validation_batch_size=8), r"DataLoader\(dataset, 64\)"),
-        (lambda: compiled().evaluate(X, Y, return_dict=True), r"dict\(\.\.\.\) of the result"),
-        (lambda: compiled().train_on_batch(X, Y, return_dict=True), r"dict\(\.\.\.\) of the result"),
-        (lambda: compiled().fit(X, Y, lr=0.1), r"Use compile\(\.\.\., lr=0\.001\)"),
-        (lambda: compiled().fit(X, Y, metrics=["accuracy"]), r"Use compile\(\.\.\., metrics="),
+        (lambda: compiled_model().fit(X, Y, 32, 5), r"fit\(x, y, epochs=\.\.\., \.\.\.\)"),
+        (lambda: compiled_model().fit(X, Y, epoch=5), "Did you mean 'epochs'"),
+        (lambda: compiled_model().fit(X, Y, val_data=(X, Y)), "Use validation_data="),
+        (lambda: compiled_model().fit(X, Y, validation_batch_size=8), r"DataLoader\(dataset, 64\)"),
+        (lambda: compiled_model().evaluate(X, Y, return_dict=True), r"dict\(\.\.\.\) of the result"),
+        (lambda: compiled_model().train_on_batch(X, Y, return_dict=True), r"dict\(\.\.\.\) of the result"),
+        (lambda: compiled_model().fit(X, Y, lr=0.1), r"Use compile\(\.\.\., lr=0\.001\)"),
+        (lambda: compiled_model().fit(X, Y, metrics=["accuracy"]), r"Use compile\(\.\.\., metrics="),
         (lambda: Model(mlp()).compile("adam", "mse", learning_rate=0.1), "Use lr=0.001"),
         (lambda: Model(mlp()).compile("adam", "mse", metric=["mae"]), "Did you mean 'metrics'"),
-        (lambda: compiled().fit(X, Y, zzz=1), r"fit\(\) takes x, y, epochs, batch_size, validation_data"),
+        (lambda: compiled_model().fit(X, Y, zzz=1), r"fit\(\) takes x, y, epochs, batch_size, validation_data"),
         (lambda: Model.load("model.pt"), r"Call it on an instance: Model\(module\)\.load\(\.\.\.\)"),
-        (lambda: compiled().predict(), r"See help\(Model\.predict\)"),
+        (lambda: compiled_model().predict(), r"See help\(Model\.predict\)"),
     ],
 )
-def test_wrong_arguments_are_answered_with_the_right_ones(call, message):
+def test_wrong_arguments_get_a_hint(call, message):
     with pytest.raises(TypeError, match=message):
         call()
 
 
 def test_errors_inside_a_method_stay_unchanged():
-    class Confused(nn.Module):
+    class FailingModule(nn.Module):
         def forward(self, x):
             return int(None)
 
-    with pytest.raises(TypeError) as caught:
-        Model(Confused()).compile(loss="mse").evaluate(X, Y, verbose=0)
-    assert "See help" not in str(caught.value)
+    with pytest.raises(TypeError) as error_info:
+        Model(FailingModule()).compile(loss="mse").evaluate(X, Y, verbose=0)
+    assert "See help" not in str(error_info.value)
 
 
 def test_methods_keep_signatures_and_docstrings():
@@ -72,13 +72,13 @@ def test_suggested_arguments_exist():
 
 
 @pytest.mark.parametrize(
-    ("look", "message"),
+    ("access", "message"),
     [
-        (lambda: compiled().layers, r"A Model has no 'layers'\. Use list\(model\.module\.children\(\)\)"),
-        (lambda: compiled().count_params(), r"model\.summary\(\)\.total_params"),
-        (lambda: compiled().parameters(), r"model\.module\.parameters\(\)"),
-        (lambda: compiled().evaluat(X), "Did you mean 'evaluate'"),
-        (lambda: compiled()._nothing, r"A Model has no '_nothing'\.$"),
+        (lambda: compiled_model().layers, r"A Model has no 'layers'\. Use list\(model\.module\.children\(\)\)"),
+        (lambda: compiled_model().count_params(), r"model\.summary\(\)\.total_params"),
+        (lambda: compiled_model().parameters(), r"model\.module\.parameters\(\)"),
+        (lambda: compiled_model().evaluat(X), "Did you mean 'evaluate'"),
+        (lambda: compiled_model()._nothing, r"A Model has no '_nothing'\.$"),
         (
             lambda: easytorch.load_model("m.pt"),
             r"easytorch has no 'load_model'\. Use Model\(net\)\.load\(path\)",
@@ -87,30 +87,30 @@ def test_suggested_arguments_exist():
         (lambda: easytorch.Modell, "Did you mean 'Model'"),
     ],
 )
-def test_a_missing_attribute_is_answered_with_what_to_use(look, message):
+def test_missing_attributes_get_a_hint(access, message):
     with pytest.raises(AttributeError, match=message):
-        look()
+        access()
 
 
 def test_hasattr_and_copies_work_on_a_model():
-    model = compiled()
+    model = compiled_model()
     assert not hasattr(model, "layers")
     assert copy.deepcopy(model).predict(X, verbose=0).shape == (len(X), 3)
 
 
 def test_no_hint_is_for_an_existing_attribute():
-    assert not set(ATTRIBUTE_HINTS) & set(dir(compiled()))
+    assert not set(ATTRIBUTE_HINTS) & set(dir(compiled_model()))
     assert not set(CALLBACK_HINTS) & set(callbacks.__all__)
     for module in pkgutil.iter_modules(easytorch.__path__, "easytorch."):
         importlib.import_module(module.name)
-    # A submodule is an attribute too, so that __getattr__ is never called for its name.
+    # A submodule is an attribute too: __getattr__ is never called for its name.
     assert not set(PACKAGE_HINTS) & set(vars(easytorch))
 
 
 @pytest.mark.parametrize("name", ["lr", "learning_rate", "trainable"])
 def test_ignored_attributes_cannot_be_assigned(name):
     with pytest.raises(AttributeError, match=f"Setting model.{name} has no effect. Use "):
-        setattr(compiled(), name, 0.5)
+        setattr(compiled_model(), name, 0.5)
 
 
 def test_a_subclass_may_have_a_learning_rate_attribute():
@@ -125,12 +125,12 @@ def test_a_subclass_may_have_a_learning_rate_attribute():
 
 def test_the_module_of_a_model_cannot_be_replaced():
     with pytest.raises(AttributeError, match=r"module of a model cannot be replaced\. .*Model\(net\)\.compile"):
-        compiled().module = mlp()
+        compiled_model().module = mlp()
 
 
-def test_a_loss_is_chosen_by_compile():
+def test_the_loss_cannot_be_assigned():
     with pytest.raises(TypeError, match=r"cannot be set to MSELoss.*Choose the loss by compile\(optimizer, loss\)"):
-        compiled().loss = nn.MSELoss()
+        compiled_model().loss = nn.MSELoss()
 
 
 # Changes after compile
@@ -138,14 +138,14 @@ def test_a_loss_is_chosen_by_compile():
 
 @pytest.mark.parametrize("name", ["lr", "learning_rate"])
 def test_an_ignored_learning_rate_is_refused(name):
-    model = compiled()
+    model = compiled_model()
     setattr(model.optimizer, name, 0.5)
     with pytest.raises(ValueError, match=rf"optimizer\.{name} = 0\.5 has no effect.*param_groups\[0\]\['lr'\] = 0\.5"):
         model.fit(X, Y, verbose=0)
 
 
 def test_a_layer_replaced_after_compile_is_reported():
-    model = compiled()
+    model = compiled_model()
     model.module[-1] = nn.Linear(model.module[-1].in_features, 3)
     with pytest.raises(ValueError, match=r"replaced after compile.* Call compile\(\) again"):
         model.fit(X, Y, verbose=0)
@@ -157,8 +157,8 @@ def test_an_optimizer_of_some_parameters_is_accepted():
     Model(net).compile(torch.optim.SGD(net[0].parameters(), lr=0.1), "cross_entropy").fit(X, Y, verbose=0)
 
 
-def test_trainable_is_answered_with_requires_grad():
-    model = compiled()
+def test_trainable_gets_a_hint_to_requires_grad():
+    model = compiled_model()
     model.module[0].trainable = False
     with pytest.warns(
         UserWarning, match=r"module\.0\.trainable = False has no effect.*module\.0\.requires_grad_\(False\)"
@@ -169,12 +169,12 @@ def test_trainable_is_answered_with_requires_grad():
 
 
 def test_a_missing_call_of_super_init_is_reported():
-    class Forgetful(Model):
+    class ModelWithoutSuper(Model):
         def __init__(self, module):
             self.net = module
 
     with pytest.raises(AttributeError, match=r"its __init__ does not call super\(\).__init__\(module\)"):
-        Forgetful(mlp()).compile("sgd", "mse")
+        ModelWithoutSuper(mlp()).compile("sgd", "mse")
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,14 @@ def test_a_missing_call_of_super_init_is_reported():
     [
         (lambda: Model([nn.Linear(2, 2)]), r"Combine layers with nn\.Sequential\(\*layers\)"),
         (lambda: Model(nn.Linear), "Create an object of the class first"),
-        (lambda: compiled().save(overwrite=True), r"^Model\.save\(\) .*Not needed: save\(\) replaces an existing file"),
-        (lambda: compiled().fit(X, Y, resume=True), r"resume must be the folder .*received True\. Pass resume='run/'"),
+        (
+            lambda: compiled_model().save(overwrite=True),
+            r"^Model\.save\(\) .*Not needed: save\(\) replaces an existing file",
+        ),
+        (
+            lambda: compiled_model().fit(X, Y, resume=True),
+            r"resume must be the folder .*received True\. Pass resume='run/'",
+        ),
     ],
 )
 def test_misused_arguments_are_reported(call, message):
@@ -203,7 +209,7 @@ class CustomCallback(callbacks.EarlyStopping):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("create", "message"),
     [
         (
             lambda: callbacks.EarlyStopping(patince=3),
@@ -226,9 +232,9 @@ class CustomCallback(callbacks.EarlyStopping):
         (lambda: Model(mlp(), optimizer="adam"), r"Use Model\(module\)\.compile"),
     ],
 )
-def test_wrong_options_are_answered_with_the_right_ones(make, message):
+def test_wrong_options_get_a_hint(create, message):
     with pytest.raises(TypeError, match=message):
-        make()
+        create()
 
 
 class CustomMetric(easytorch.Metric):
@@ -237,9 +243,9 @@ class CustomMetric(easytorch.Metric):
 
 
 def test_errors_inside_init_stay_unchanged():
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(TypeError) as error_info:
         CustomMetric(threshold=0.5)
-    assert str(caught.value) == "object of type 'float' has no len()"
+    assert str(error_info.value) == "object of type 'float' has no len()"
 
 
 def test_classes_keep_their_signatures():

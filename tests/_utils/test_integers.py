@@ -1,4 +1,4 @@
-"""Integer arguments are checked by one rule."""
+"""One check for all integer arguments."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_integers_and_integral_floats_are_accepted(value):
     [0, -1, 0.5, True, np.True_, "3", None, float("nan"), float("inf"), 2**63, 10**400, 3j, [3]],
     ids=lambda value: repr(value)[:10],
 )
-def test_other_values_are_refused_by_name(value):
+def test_other_values_are_refused_with_the_argument_name(value):
     with pytest.raises(ValueError, match=r"^epochs must be a positive integer, received "):
         positive_int("epochs", value)
 
 
-def test_a_fraction_is_answered_with_the_next_integer():
+def test_a_fraction_gets_a_hint_to_the_next_integer():
     with pytest.raises(ValueError, match=r"^epochs must be a positive integer, received 2\.5\. Use epochs=3\.$"):
         positive_int("epochs", 2.5)
 

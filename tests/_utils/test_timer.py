@@ -1,4 +1,4 @@
-"""Every epoch reports where its time went, with advice if training waits for data."""
+"""Time of each phase of an epoch, and advice about slow data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SlowSGD(torch.optim.SGD):
         return super().step(closure)
 
 
-def fitted(net, data, optimizer="sgd", epochs=1, **options):
+def fit_history(net, data, optimizer="sgd", epochs=1, **options):
     model = Model(net, device="cpu").compile(optimizer, "cross_entropy")
     return model.fit(data, epochs, **{"verbose": 0} | options)
 
@@ -63,34 +63,34 @@ def test_a_timer_assigns_every_second_to_one_phase():
 
 
 @pytest.mark.parametrize(
-    ("part", "net", "data", "optimizer"),
+    ("phase", "net", "data", "optimizer"),
     [
         ("data", mlp(), DataLoader(Slow(), 4), "sgd"),
         ("model", SlowModule(), DataLoader(TensorDataset(X, Y), 8), "sgd"),
         ("optimizer", mlp(), DataLoader(TensorDataset(X, Y), 8), lambda p: SlowSGD(p, lr=0.1)),
     ],
 )
-def test_the_slow_phase_has_the_largest_share(part, net, data, optimizer):
-    (found,) = fitted(net, data, optimizer).time_fractions
-    assert max(found, key=found.get) == part
-    assert sum(found.values()) == pytest.approx(1)
+def test_the_slow_phase_has_the_largest_share(phase, net, data, optimizer):
+    (fractions,) = fit_history(net, data, optimizer).time_fractions
+    assert max(fractions, key=fractions.get) == phase
+    assert sum(fractions.values()) == pytest.approx(1)
 
 
-def test_validation_has_a_share_if_there_is_any():
-    assert "validation" not in fitted(mlp(), (X, Y)).time_fractions[0]
-    (found,) = fitted(mlp(), (X, Y), validation_data=DataLoader(Slow(), 4)).time_fractions
-    assert max(found, key=found.get) == "validation"
+def test_validation_is_a_phase_if_it_runs():
+    assert "validation" not in fit_history(mlp(), (X, Y)).time_fractions[0]
+    (fractions,) = fit_history(mlp(), (X, Y), validation_data=DataLoader(Slow(), 4)).time_fractions
+    assert max(fractions, key=fractions.get) == "validation"
 
 
 def test_a_resumed_run_has_the_seconds_of_every_epoch(tmp_path):
-    first = fitted(mlp(), (X, Y), epochs=2, resume=tmp_path)
+    first = fit_history(mlp(), (X, Y), epochs=2, resume=tmp_path)
     assert len(first.seconds) == 2
-    again = fitted(mlp(), (X, Y), epochs=3, resume=tmp_path)
-    assert len(again.seconds) == len(again.epoch) == 3
-    assert again.seconds[:2] == first.seconds[:2]
+    resumed = fit_history(mlp(), (X, Y), epochs=3, resume=tmp_path)
+    assert len(resumed.seconds) == len(resumed.epoch) == 3
+    assert resumed.seconds[:2] == first.seconds[:2]
 
 
-def test_a_custom_update_is_measured_too():
+def test_a_custom_update_is_measured():
     class CustomUpdate(Model):
         def update(self, window):
             outputs = self.strategy.run(self.train_step, window[0])
@@ -100,14 +100,14 @@ def test_a_custom_update_is_measured_too():
             self.metrics.record(outputs, 8)
 
     model = CustomUpdate(SlowModule(), device="cpu").compile("sgd", "cross_entropy")
-    (found,) = model.fit(DataLoader(TensorDataset(X, Y), 8), verbose=0).time_fractions
-    assert max(found, key=found.get) == "model"
+    (fractions,) = model.fit(DataLoader(TensorDataset(X, Y), 8), verbose=0).time_fractions
+    assert max(fractions, key=fractions.get) == "model"
 
 
 def test_slow_data_gives_advice_once(capsys, monkeypatch):
     monkeypatch.setattr(Slow, "__len__", lambda self: 40)
     monkeypatch.setattr("easytorch.callbacks.advice.AdviseOnSlowData.MIN_SECONDS", 0.2)
-    fitted(mlp(), DataLoader(Slow(), 4), epochs=2, verbose=2)
+    fit_history(mlp(), DataLoader(Slow(), 4), epochs=2, verbose=2)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[1].startswith("Waiting for data took 9")
@@ -116,12 +116,13 @@ def test_slow_data_gives_advice_once(capsys, monkeypatch):
 
 
 def test_fast_data_gives_no_advice(capsys):
-    fitted(mlp(), DataLoader(Slow(), 4), verbose=2)
+    fit_history(mlp(), DataLoader(Slow(), 4), verbose=2)
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_the_advice_fits_the_data():
-    assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).data_loading_advice(CPU) is None  # it is sliced already
+    # A TensorDataset is sliced already.
+    assert EpochIterator(DataLoader(TensorDataset(X, Y), 8)).data_loading_advice(CPU) is None
     assert "num_workers=4" in EpochIterator(DataLoader(Slow(), 4, num_workers=2)).data_loading_advice(CPU)
     assert "DataLoader" in EpochIterator([(X, Y)]).data_loading_advice(CPU)
     assert "pin_memory" in EpochIterator(DataLoader(Slow(), 4)).data_loading_advice(torch.device("meta"))

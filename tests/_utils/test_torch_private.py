@@ -1,4 +1,4 @@
-"""Private names of torch exist and do what easytorch expects; without them the public ones do the same."""
+"""Private names of torch, and the public names that replace them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from easytorch._utils import torch_private
 from easytorch._utils.torch_private import find_step, zero_grad
 from easytorch.optimizers import TABLE
 from tests.loops import blobs, mlp
-from tests.many import together
+from tests.many import run_ranks
 
 PACKAGE = Path(easytorch.__file__).parent
 
 
-# torch still has the names
+# The names in torch
 
 
-def optimizer_of_one():
+def new_optimizer():
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
@@ -36,24 +36,26 @@ def test_torch_has_the_names_of_the_optimizer_shortcut():
     assert profiler._is_profiler_enabled is False
     assert module._global_optimizer_pre_hooks is torch_private._global_pre_hooks
     assert module._global_optimizer_post_hooks is torch_private._global_post_hooks
-    assert optimizer_of_one()._optimizer_step_pre_hooks == {}
-    assert optimizer_of_one()._optimizer_step_post_hooks == {}
+    assert new_optimizer()._optimizer_step_pre_hooks == {}
+    assert new_optimizer()._optimizer_step_post_hooks == {}
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_torch_wraps_the_step_of_every_optimizer(name):
-    TABLE[name]([torch.zeros(1, 1, requires_grad=True)])  # the first instance wraps the method
+    # The first instance wraps the method.
+    TABLE[name]([torch.zeros(1, 1, requires_grad=True)])
     assert TABLE[name].step.__code__ is torch_private.STEP_WRAPPER
     assert TABLE[name].step.__wrapped__.__name__ == "step"
 
 
 def test_the_shortcut_skips_the_wrapper():
     with torch.autograd.profiler.profile() as profile:
-        zero_grad(optimizer_of_one())
+        zero_grad(new_optimizer())
     assert "Optimizer.zero_grad#SGD.zero_grad" not in {event.name for event in profile.function_events}
     calls = []
-    optimizer = optimizer_of_one()
-    optimizer._optimizer_step_code = lambda: calls.append(1)  # the wrapper calls it
+    optimizer = new_optimizer()
+    # The wrapper calls this function.
+    optimizer._optimizer_step_code = lambda: calls.append(1)
     find_step(optimizer)()
     assert calls == []
     optimizer.step()
@@ -64,18 +66,18 @@ def test_torch_has_the_coalesced_broadcast():
     assert callable(dist._broadcast_coalesced)
 
 
-def test_only_one_file_has_private_names_of_torch():
+def test_private_names_of_torch_are_in_one_file():
     private = re.compile(
         r"\b(torch|dist|distributed|profiler|distributed_c10d)(\.[a-z_0-9]+)*\._[a-z]|from torch\S* import .*\b_[a-zA-Z]"
     )
-    # Names in files that other programs have written.
-    allowed = {"_utils/torch_private.py", "checkpoint/validation.py"}
-    found = {
+    # Names in files of other programs.
+    allowed_files = {"_utils/torch_private.py", "checkpoint/validation.py"}
+    names_in_files = {
         path.relative_to(PACKAGE).as_posix(): match[0]
         for path in PACKAGE.rglob("*.py")
         if (match := private.search(path.read_text())) is not None
     }
-    assert {path: name for path, name in found.items() if path not in allowed} == {}
+    assert {path: name for path, name in names_in_files.items() if path not in allowed_files} == {}
 
 
 # The fallbacks
@@ -91,12 +93,12 @@ def test_only_one_file_has_private_names_of_torch():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_without_a_private_name_the_public_step_is_called(monkeypatch, owner, name):
+def test_without_private_names_the_public_step_is_called(monkeypatch, owner, name):
     if owner is profiler:
         monkeypatch.delattr(owner, name)
     else:
         monkeypatch.setattr(owner, name, object())
-    optimizer, calls = optimizer_of_one(), []
+    optimizer, calls = new_optimizer(), []
     optimizer._optimizer_step_code = lambda: calls.append(1)
     if owner is profiler:
         # torch itself reads the name in its wrapper.
@@ -105,12 +107,12 @@ def test_without_a_private_name_the_public_step_is_called(monkeypatch, owner, na
     assert calls == [1]
 
 
-def test_another_torch_without_the_wrapper_is_accepted(monkeypatch):
+def test_a_torch_without_the_wrapper_is_accepted(monkeypatch):
     monkeypatch.delattr(torch.optim.Optimizer, "profile_hook_step")
     assert torch_private._find_step_wrapper() is not None
 
 
-def broadcast(with_private_name):
+def broadcast_tensors(with_private_name):
     group = DataParallel("cpu").group
     if not with_private_name:
         del dist._broadcast_coalesced
@@ -120,11 +122,11 @@ def broadcast(with_private_name):
 
 
 @pytest.mark.parametrize("with_private_name", [True, False])
-def test_tensors_are_broadcast_with_and_without_it(with_private_name):
-    assert together(broadcast, with_private_name) == [[[0.0, 0.0], [0, 0, 0]]] * 2
+def test_broadcast_works_without_the_private_name(with_private_name):
+    assert run_ranks(broadcast_tensors, with_private_name) == [[[0.0, 0.0], [0, 0, 0]]] * 2
 
 
-# What an optimizer does is not skipped
+# Custom behavior of optimizers
 
 
 class CountingSGD(torch.optim.SGD):
@@ -156,7 +158,7 @@ def test_a_replaced_zero_grad_is_called():
 
 
 def count_calls(prepare):
-    """Return the number of calls in ten updates of what ``prepare(optimizer, calls)`` has put into an optimizer."""
+    """Train for ten updates, and return the number of calls that ``prepare(optimizer, calls)`` records."""
     x, y = blobs(20)
     module, calls = mlp(), []
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)

@@ -16,17 +16,17 @@ import torch
 from easytorch import FileError, FullySharded, Model
 from easytorch.callbacks import BackupAndRestore, Callback, EarlyStopping, ModelCheckpoint
 from easytorch.checkpoint import files, rotation
-from tests.distributed.test_resume import PulledPlug, PullPlug
-from tests.many import furthest, together
-from tests.strategies.test_fsdp import Blocks, X, Y, compiled, weights_of
+from tests.distributed.test_resume import CrashAfter, SimulatedCrash
+from tests.many import furthest, run_ranks
+from tests.strategies.test_fsdp import Blocks, X, Y, compiled_model, weights_of
 
 
 def train(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
     """Train three epochs or ``steps`` updates, resume from ``folder``, and return weights, losses and the resumed state."""
-    model = compiled(strategy)
+    model = compiled_model(strategy)
     backup = BackupAndRestore(folder, **({"save_freq": 1, "delete_checkpoint": False} | options))
     best = EarlyStopping("loss", patience=9, restore_best_weights=True)
-    plug = [PullPlug(steps)] if steps else []
+    plug = [CrashAfter(steps)] if steps else []
     starts = []
     recorder = Watch(starts)
     with warnings.catch_warnings():
@@ -40,7 +40,7 @@ def train(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
                 callbacks=[backup, best, recorder, *callbacks, *plug],
                 verbose=0,
             )
-        except PulledPlug:
+        except SimulatedCrash:
             return None
     return weights_of(model), model.history["loss"], starts[0]
 
@@ -68,7 +68,7 @@ def paths_in(folder):
 
 
 def test_each_rank_writes_shards_and_an_index_file_lists_them(tmp_path):
-    together(train, tmp_path, 2)
+    run_ranks(train, tmp_path, 2)
     assert paths_in(tmp_path) == [
         f"step-000000000{step}{name}"
         for step in (1, 2)
@@ -86,9 +86,9 @@ def test_each_rank_writes_shards_and_an_index_file_lists_them(tmp_path):
     "steps", [4, pytest.param(1, marks=pytest.mark.distributed), pytest.param(7, marks=pytest.mark.distributed)]
 )
 def test_same_world_size_resumes_mid_epoch_bit_for_bit(steps, tmp_path):
-    (expected, losses, _), *_ = together(train, tmp_path / "complete", None, 6, processes=2)
-    together(train, tmp_path / "stopped", steps)
-    for weights, again, (step, _) in together(train, tmp_path / "stopped", None):
+    (expected, losses, _), *_ = run_ranks(train, tmp_path / "complete", None, 6, processes=2)
+    run_ranks(train, tmp_path / "stopped", steps)
+    for weights, again, (step, _) in run_ranks(train, tmp_path / "stopped", None):
         assert step == steps
         assert furthest(weights, expected) == 0
         assert again == losses
@@ -96,11 +96,11 @@ def test_same_world_size_resumes_mid_epoch_bit_for_bit(steps, tmp_path):
 
 @pytest.mark.distributed
 def test_shards_of_three_ranks_are_read_by_any_world_size(tmp_path):
-    together(train, tmp_path / "run", 4, processes=3)
+    run_ranks(train, tmp_path / "run", 4, processes=3)
     starts = []
     for count in (3, 2, 1):
         shutil.copytree(tmp_path / "run", tmp_path / str(count))
-        starts += [start for _, _, start in together(train, tmp_path / str(count), None, processes=count)]
+        starts += [start for _, _, start in run_ranks(train, tmp_path / str(count), None, processes=count)]
     starts.append(train(tmp_path / "run", None, 6, "one")[2])
     for step, numbers in starts:
         assert step == 4
@@ -108,20 +108,20 @@ def test_shards_of_three_ranks_are_read_by_any_world_size(tmp_path):
 
 
 def load_model(strategy, folder):
-    model = compiled(strategy).load(folder)
-    weights = compiled(strategy).load_weights(rotation.list_checkpoints(folder)[0])
+    model = compiled_model(strategy).load(folder)
+    weights = compiled_model(strategy).load_weights(rotation.list_checkpoints(folder)[0])
     return model.state.step, weights_of(model), weights_of(weights)
 
 
 @pytest.mark.distributed
 def test_load_reads_a_sharded_checkpoint(tmp_path):
-    together(train, tmp_path, 3, processes=3)
+    run_ranks(train, tmp_path, 3, processes=3)
     step, alone, weights = load_model("one", tmp_path)
     assert step == 3
     assert furthest(alone, weights) == 0
     for name in ("fsdp", "ddp"):
         assert all(
-            furthest(alone, other) == 0 for result in together(load_model, name, tmp_path) for other in result[1:]
+            furthest(alone, other) == 0 for result in run_ranks(load_model, name, tmp_path) for other in result[1:]
         )
 
 
@@ -138,7 +138,7 @@ class DelayedWrite:
 
 
 def train_during_write(folder):
-    model = compiled("fsdp")
+    model = compiled_model("fsdp")
     backup = BackupAndRestore(folder, save_freq=2, delete_checkpoint=False)
     seen = {}
 
@@ -159,10 +159,10 @@ def train_during_write(folder):
 
 @pytest.mark.distributed
 def test_training_continues_during_a_write_without_changing_it(tmp_path):
-    seen, _ = together(train_during_write, tmp_path)
+    seen, _ = run_ranks(train_during_write, tmp_path)
     assert [names for _, names in seen.values()][:3] == [[], [], []]
     assert rotation.step_path(tmp_path, 2).name in seen[4][1]
-    older = compiled("one").load(rotation.step_path(tmp_path, 2))
+    older = compiled_model("one").load(rotation.step_path(tmp_path, 2))
     assert furthest(weights_of(older), seen[2][0]) == 0
     assert furthest(weights_of(older), seen[3][0]) > 0
 
@@ -187,12 +187,12 @@ def train_and_kill(folder, rank, moment):
 @pytest.mark.parametrize(("rank", "moment"), [(0, "a shard"), (1, "a shard"), (0, "the index file")])
 @pytest.mark.distributed
 def test_kill_during_write_resumes_from_the_previous_checkpoint(rank, moment, tmp_path):
-    (expected, losses, _), *_ = together(train, tmp_path / "complete", None)
-    with pytest.raises(RuntimeError, match="failed; the others were ended"):
-        together(train_and_kill, tmp_path / "run", rank, moment)
+    (expected, losses, _), *_ = run_ranks(train, tmp_path / "complete", None)
+    with pytest.raises(RuntimeError, match=r"failed; launch\(\) stopped the other ranks"):
+        run_ranks(train_and_kill, tmp_path / "run", rank, moment)
     assert [path.name for path in rotation.list_checkpoints(tmp_path / "run")] == ["step-0000000001.pt"]
     assert (tmp_path / "run" / "step-0000000002.shards-0").exists()
-    for weights, again, (step, _) in together(train, tmp_path / "run", None):
+    for weights, again, (step, _) in run_ranks(train, tmp_path / "run", None):
         assert step == 1
         assert furthest(weights, expected) == 0
         assert again == losses
@@ -222,8 +222,10 @@ def train_on_full_disk(folder, failing):
 
 @pytest.mark.distributed
 def test_full_disk_on_one_rank_warns_once_and_training_continues(tmp_path):
-    (expected, losses, _), *_ = together(train, tmp_path / "complete", None, 9)
-    (messages, error, result), (other_messages, other_error, _) = together(train_on_full_disk, tmp_path / "run", (2, 5))
+    (expected, losses, _), *_ = run_ranks(train, tmp_path / "complete", None, 9)
+    (messages, error, result), (other_messages, other_error, _) = run_ranks(
+        train_on_full_disk, tmp_path / "run", (2, 5)
+    )
     assert ["No space left on device" in message for message in messages] == [True, True]
     assert not other_messages
     assert error is other_error is None
@@ -234,10 +236,10 @@ def test_full_disk_on_one_rank_warns_once_and_training_continues(tmp_path):
 
 @pytest.mark.distributed
 def test_every_rank_raises_if_the_last_checkpoint_fails(tmp_path):
-    for _, error, _ in together(train_on_full_disk, tmp_path, (9,)):
+    for _, error, _ in run_ranks(train_on_full_disk, tmp_path, (9,)):
         assert "No space left on device" in error
     assert [path.name for path in rotation.list_checkpoints(tmp_path)] == ["step-0000000008.pt", "step-0000000007.pt"]
-    together(train, tmp_path, None, 9)
+    run_ranks(train, tmp_path, None, 9)
 
 
 @pytest.mark.parametrize(
@@ -251,12 +253,12 @@ def test_every_rank_raises_if_the_last_checkpoint_fails(tmp_path):
     ids=["missing", "truncated", "changed", "of another checkpoint"],
 )
 def test_checkpoint_with_a_missing_or_changed_shard_is_skipped(damage, message, tmp_path):
-    together(train, tmp_path, 3)
+    run_ranks(train, tmp_path, 3)
     damage(tmp_path / "step-0000000003.shards-0" / "00001.pt")
     with pytest.warns(UserWarning, match=rf"{message}.*The older checkpoint 'step-0000000002\.pt' is used"):
         path, _ = rotation.read_newest(tmp_path)
     with pytest.raises(FileError, match=message):
-        compiled("one").load(rotation.step_path(tmp_path, 3))
+        compiled_model("one").load(rotation.step_path(tmp_path, 3))
     assert path == rotation.step_path(tmp_path, 2)
 
 
@@ -284,12 +286,12 @@ def test_checkpoint_with_a_missing_or_changed_shard_is_skipped(damage, message, 
 )
 @pytest.mark.distributed
 def test_invalid_index_file_is_refused(change, message, tmp_path):
-    together(train, tmp_path, 2)
+    run_ranks(train, tmp_path, 2)
     path = rotation.step_path(tmp_path, 2)
     content = files.read(path)
     change(content["shards"])
     files.write(path, content)
-    model = compiled("one")
+    model = compiled_model("one")
     before = weights_of(model)
     before = {name: value.clone() for name, value in before.items()}
     with pytest.raises(FileError, match=message):
@@ -298,10 +300,10 @@ def test_invalid_index_file_is_refused(change, message, tmp_path):
 
 
 def test_unused_shards_are_deleted_and_archived_shards_stay(tmp_path):
-    together(train, tmp_path, 3)
+    run_ranks(train, tmp_path, 3)
     (tmp_path / "step-0000000003.shards-1").mkdir()
     (tmp_path / "step-0000000007.shards-0").mkdir()
-    together(train, tmp_path / "step-0000000002.pt", 3)
+    run_ranks(train, tmp_path / "step-0000000002.pt", 3)
     rotation.remove_stale(tmp_path)
     names = {path.split("/")[0] for path in paths_in(tmp_path)}
     steps = {f"step-000000000{step}.{kind}" for step, kind in ((2, "pt"), (2, "shards-0"), (3, "pt"), (3, "shards-2"))}
@@ -312,7 +314,7 @@ def test_unused_shards_are_deleted_and_archived_shards_stay(tmp_path):
 
 @pytest.mark.distributed
 def test_finished_sharded_run_deletes_its_folder_on_request(tmp_path):
-    together(train_and_delete, tmp_path / "run")
+    run_ranks(train_and_delete, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -327,22 +329,22 @@ class StopOnRank1(Callback):
 
 
 def train_until_ctrl_c(folder):
-    model = compiled("fsdp")
+    model = compiled_model("fsdp")
     model.fit(X.double(), Y, epochs=3, batch_size=6, callbacks=[StopOnRank1()], resume=folder, verbose=0)
     return model.history.interrupted, model.state.step, weights_of(model)
 
 
 @pytest.mark.distributed
 def test_last_checkpoint_is_complete_after_ctrl_c(tmp_path):
-    (interrupted, step, weights), _ = together(train_until_ctrl_c, tmp_path)
+    (interrupted, step, weights), _ = run_ranks(train_until_ctrl_c, tmp_path)
     assert interrupted
     path, content = rotation.read_newest(tmp_path)
     assert content["state"]["step"] == step
-    assert furthest(weights_of(compiled("one").load(path)), weights) == 0
+    assert furthest(weights_of(compiled_model("one").load(path)), weights) == 0
 
 
 def train_with_plain_files(folder):
-    model = compiled(FullySharded("cpu", unit=40, sharded_checkpoints=False))
+    model = compiled_model(FullySharded("cpu", unit=40, sharded_checkpoints=False))
     best = ModelCheckpoint(folder / "best.pt", "loss", save_best_only=True)
     model.fit(X.double(), Y, epochs=1, batch_size=6, resume=folder, callbacks=[best], verbose=0)
     return weights_of(model)
@@ -350,7 +352,7 @@ def train_with_plain_files(folder):
 
 @pytest.mark.distributed
 def test_sharded_checkpoints_false_writes_one_plain_file(tmp_path):
-    weights, _ = together(train_with_plain_files, tmp_path)
+    weights, _ = run_ranks(train_with_plain_files, tmp_path)
     assert paths_in(tmp_path) == ["best.pt", "step-0000000005.pt"]
     for name in ("best.pt", "step-0000000005.pt"):
         plain = torch.load(tmp_path / name, weights_only=True)
@@ -368,7 +370,7 @@ def train_on_full_disk_by_minutes(folder):
         return real(path, content)
 
     files.write = write
-    model = compiled("ddp")
+    model = compiled_model("ddp")
     backup = BackupAndRestore(folder, save_freq=100, minutes=1e-9)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*No space left on device.*")
@@ -378,12 +380,12 @@ def train_on_full_disk_by_minutes(folder):
 
 @pytest.mark.distributed
 def test_no_rank_blocks_if_rank_0_cannot_write(tmp_path):
-    assert together(train_on_full_disk_by_minutes, tmp_path / "run") == [10, 10]
+    assert run_ranks(train_on_full_disk_by_minutes, tmp_path / "run") == [10, 10]
 
 
 def test_sharded_checkpoint_contains_no_pickled_objects(tmp_path):
-    together(train, tmp_path, 1)
+    run_ranks(train, tmp_path, 1)
     for path in Path(tmp_path).rglob("*.pt"):
         assert torch.load(path, weights_only=True)
     assert not list(Path(tmp_path).rglob(".metadata"))
-    assert isinstance(compiled("one").load(tmp_path), Model)
+    assert isinstance(compiled_model("one").load(tmp_path), Model)

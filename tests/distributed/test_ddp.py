@@ -1,8 +1,9 @@
-"""Promise 1, of many processes: an update of all is that of one with a batch as large as all of theirs."""
+"""Equality of data parallel training and one process with larger batches."""
 
 from __future__ import annotations
 
 import functools
+import os
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from easytorch import DataParallel, Model, Strategy
 from easytorch.strategies.control import STOP, ControlChannel
 from tests.loops import blobs, mlp
-from tests.many import furthest, together
+from tests.many import furthest, run_ranks
 
 WIDE = {"dtype": torch.float64}
 
@@ -28,15 +29,15 @@ class Convolutional(nn.Module):
         return self.head(self.features(x).flatten(1))
 
 
-class Pair(nn.Module):
-    """Two parts, which no forward joins."""
+class TwoHeads(nn.Module):
+    """Submodules without a forward of the module."""
 
     def __init__(self):
         super().__init__()
         self.encoder, self.decoder, self.head = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(4, 3)
 
 
-class CallsParts(Model):
+class SubmoduleSteps(Model):
     def train_step(self, batch):
         x, y, _ = self.unpack(batch)
         code = self.module.encoder(x)
@@ -61,22 +62,22 @@ def program(
     count,
     size,
     dtype=torch.float64,
-    kind=Model,
+    model_class=Model,
     strategy="auto",
     loss="cross_entropy",
-    change=None,
+    change_targets=None,
     fit=None,
     shuffle=True,
     **options,
 ):
-    """Train for two epochs, and return the weights, the history, the scores and the outputs."""
+    """Train for two epochs, and return the weights and the history."""
     torch.manual_seed(0)
     net = make().to(dtype)
     convolutional = isinstance(net, Convolutional)
     x, y = rows(count, (1, 8, 8) if convolutional else (8,))
-    y = change(y) if change else y
+    y = change_targets(y) if change_targets else y
     data = TensorDataset(x.to(dtype), y)
-    model = kind(net, device="cpu").compile(
+    model = model_class(net, device="cpu").compile(
         momentum, loss, strategy=strategy() if callable(strategy) else strategy, **options
     )
     model.fit(DataLoader(data, size, shuffle=shuffle), 2, verbose=0, **(fit or {}))
@@ -84,81 +85,84 @@ def program(
 
 
 def assert_equal_to_one(make, count, size, processes=2, tolerance=1e-10, many=None, **options):
-    (alone, history), several = (
+    (reference, history), rank_results = (
         program(make, count, size * processes, **options),
-        together(functools.partial(program, **(options | (many or {}))), make, count, size, processes=processes),
+        run_ranks(functools.partial(program, **(options | (many or {}))), make, count, size, processes=processes),
     )
-    for weights, logs in several:
-        assert furthest(alone, weights) < tolerance
+    for weights, logs in rank_results:
+        assert furthest(reference, weights) < tolerance
         for name in history:
             assert logs[name] == pytest.approx(history[name], rel=max(tolerance, 1e-10))
 
 
-@pytest.mark.parametrize("count", [48, 50, 49, 45], ids=["even", "a short tail", "a tail for one", "an uneven tail"])
-def test_two_processes_are_one_with_twice_the_batch(count):
+@pytest.mark.parametrize(
+    "count", [48, 50, 49, 45], ids=["even", "short last batch", "last batch of one rank", "uneven last batch"]
+)
+def test_two_ranks_equal_one_process_with_twice_the_batch(count):
     assert_equal_to_one(mlp, count, 8)
 
 
-def test_three_processes_are_one_with_three_times_the_batch():
+def test_three_ranks_equal_one_process_with_triple_batches():
     assert_equal_to_one(mlp, 50, 5, processes=3)
 
 
-def test_fewer_samples_than_processes_are_trained_on():
+def test_fewer_samples_than_ranks_can_be_trained_on():
     assert_equal_to_one(mlp, 2, 4, processes=3)
 
 
-def test_in_float32_they_are_within_its_precision():
+def test_float32_results_are_close_to_one_process():
     assert_equal_to_one(mlp, 50, 8, tolerance=1e-6, dtype=torch.float32)
 
 
-def test_batchnorm_measures_the_batch_of_all_processes():
+def test_sync_batchnorm_uses_the_batches_of_all_ranks():
     sync = functools.partial(DataParallel, "cpu", sync_batchnorm=True)
     assert_equal_to_one(Convolutional, 48, 8, many={"strategy": sync})
 
 
-def test_a_step_may_call_any_part_of_the_module():
-    assert_equal_to_one(Pair, 50, 8, kind=CallsParts, loss=None)
+def test_a_step_can_call_any_submodule():
+    assert_equal_to_one(TwoHeads, 50, 8, model_class=SubmoduleSteps, loss=None)
 
 
 @pytest.mark.parametrize("count", [48, 50, 33, 41])
-def test_a_window_of_batches_of_all_processes_is_one_batch(count):
+def test_a_window_of_all_ranks_equals_one_large_batch(count):
     assert_equal_to_one(mlp, count, 4, gradient_accumulation_steps=2)
 
 
-def test_clipping_goes_by_the_norm_of_the_gradient_of_all_processes():
+def test_clipping_uses_the_gradient_norm_of_all_ranks():
     assert_equal_to_one(mlp, 50, 8, clip_grad_norm=0.05)
 
 
-def test_a_loss_that_sums_is_the_sum_over_all_processes():
-    trained = functools.partial(program, loss=nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
-    alone, _ = trained(mlp, 50, 16)
-    assert all(furthest(alone, weights) < 1e-10 for weights, _ in together(trained, mlp, 50, 8))
+def test_a_sum_loss_is_the_sum_over_all_ranks():
+    run_program = functools.partial(program, loss=nn.CrossEntropyLoss(reduction="sum"), clip_grad_norm=0.1)
+    reference, _ = run_program(mlp, 50, 16)
+    assert all(furthest(reference, weights) < 1e-10 for weights, _ in run_ranks(run_program, mlp, 50, 8))
 
 
-def some_ignored(y):
-    """Ignore many targets, among them all that process 0 has in the second update."""
+def ignore_some_targets(y):
+    """Ignore many targets, including all targets of rank 0 in the second update."""
     return torch.where(
         (torch.arange(len(y)) % 5 < 2) | ((torch.arange(len(y)) >= 16) & (torch.arange(len(y)) < 24)), -1, y
     )
 
 
-@pytest.mark.filterwarnings("ignore:The loss of epoch")  # of a batch in which nothing counts it is 0 / 0
+# The loss of a batch of ignored targets is 0 / 0.
+@pytest.mark.filterwarnings("ignore:The loss of epoch")
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_loss_that_ignores_targets_is_divided_by_those_that_count_in_all_processes(accumulate):
+def test_ignored_targets_are_excluded_from_the_mean_of_ranks(accumulate):
     loss = nn.CrossEntropyLoss(ignore_index=-1, weight=torch.tensor([1.0, 2.0, 1.0], **WIDE))
-    trained = functools.partial(program, loss=loss, change=some_ignored, shuffle=False)
-    alone, _ = trained(mlp, 48, 16 * accumulate)
-    for weights, _ in together(functools.partial(trained, gradient_accumulation_steps=accumulate), mlp, 48, 8):
-        assert furthest(weights, alone) < 1e-10
+    run_program = functools.partial(program, loss=loss, change_targets=ignore_some_targets, shuffle=False)
+    reference, _ = run_program(mlp, 48, 16 * accumulate)
+    for weights, _ in run_ranks(functools.partial(run_program, gradient_accumulation_steps=accumulate), mlp, 48, 8):
+        assert furthest(weights, reference) < 1e-10
 
 
-def test_weights_of_classes_and_samples_hold_in_all_processes():
+def test_class_and_sample_weights_apply_on_all_ranks():
     assert_equal_to_one(
         mlp, 50, 8, fit={"class_weight": {0: 1.0, 1: 3.0, 2: 0.5}, "sample_weight": torch.linspace(0.1, 2, 50)}
     )
 
 
-class Half(nn.Module):
+class UnusedParameters(nn.Module):
     def __init__(self):
         super().__init__()
         self.used, self.unused = nn.Linear(8, 3), nn.Linear(8, 3)
@@ -168,27 +172,29 @@ class Half(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_parameters_that_a_step_does_not_use_need_an_option():
+def test_unused_parameters_need_an_option():
     assert_equal_to_one(
-        Half, 50, 8, many={"strategy": functools.partial(DataParallel, "cpu", find_unused_parameters=True)}
+        UnusedParameters, 50, 8, many={"strategy": functools.partial(DataParallel, "cpu", find_unused_parameters=True)}
     )
     with pytest.raises(RuntimeError, match="find_unused_parameters"):
-        together(program, Half, 50, 8)
+        run_ranks(program, UnusedParameters, 50, 8)
 
 
 def test_a_static_graph_changes_no_result():
     assert_equal_to_one(mlp, 49, 8, many={"strategy": functools.partial(DataParallel, "cpu", static_graph=True)})
 
 
-def messages():
-    """Return how many messages about gradients each update of a fit takes."""
-    sent = []
+def all_reduce_steps():
+    """Return the step of each all-reduce of gradients in a fit."""
+    steps = []
     model = Model(mlp(), device="cpu").compile(momentum, "cross_entropy", gradient_accumulation_steps=2)
 
     def count(_, bucket):
-        sent.append(model.state.step)
+        steps.append(model.state.step)
         return (
-            torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+            torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+            .get_future()
+            .then(lambda future: future.value()[0])
         )
 
     start = model.strategy.start
@@ -196,15 +202,16 @@ def messages():
     def start_and_count():
         start()
         model.strategy._replica.register_comm_hook(None, count)
-        sent.clear()
+        steps.clear()
 
     model.strategy.start = start_and_count
     model.fit(*blobs(64), batch_size=8, verbose=0)
-    return sent
+    return steps
 
 
 def test_one_all_reduce_per_window_carries_the_flags():
-    assert together(messages) == [[0, 1]] * 2  # two updates of 2 x 2 x 8 samples, one message each
+    # Two updates of 2 x 2 x 8 samples, with one all-reduce each.
+    assert run_ranks(all_reduce_steps) == [[0, 1]] * 2
 
 
 def freeze_and_thaw():
@@ -213,45 +220,45 @@ def freeze_and_thaw():
     net[0].requires_grad_(False)
     before = net[0].weight.clone()
     model.fit(*blobs(48), batch_size=8, verbose=0)
-    frozen = torch.equal(before, net[0].weight)
+    unchanged = torch.equal(before, net[0].weight)
     net[0].requires_grad_(True)
     model.fit(*blobs(48), batch_size=8, verbose=0)
-    return frozen, torch.equal(before, net[0].weight), net.state_dict()
+    return unchanged, torch.equal(before, net[0].weight), net.state_dict()
 
 
-def test_what_is_trained_may_change_between_two_fits():
-    (frozen, same, first), (_, _, second) = together(freeze_and_thaw)
-    assert frozen
-    assert not same
+def test_frozen_layers_can_change_between_two_fits():
+    (unchanged, same_weights, first), (_, _, second) = run_ranks(freeze_and_thaw)
+    assert unchanged
+    assert not same_weights
     assert furthest(first, second) == 0
 
 
-def seeded_apart():
-    torch.manual_seed(int(__import__("os").environ["RANK"]) + 5)
+def train_with_rank_seed():
+    torch.manual_seed(int(os.environ["RANK"]) + 5)
     model = Model(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3)), device="cpu")
-    seen = []
+    batches = []
 
-    class Watching(Model):
+    class RecordingModel(Model):
         def train_step(self, batch):
-            seen.append(batch[0])
+            batches.append(batch[0])
             return super().train_step(batch)
 
-    model = Watching(model.module, device="cpu").compile(momentum, "cross_entropy")
+    model = RecordingModel(model.module, device="cpu").compile(momentum, "cross_entropy")
     model.fit(*blobs(48), batch_size=8, epochs=2, verbose=0)
-    return model.module.state_dict(), torch.cat(seen), torch.rand(1)
+    return model.module.state_dict(), torch.cat(batches), torch.rand(1)
 
 
-def test_programs_with_different_seeds_train_one_model_on_all_samples():
-    (first, seen, after), (second, others, also) = together(seeded_apart)
+def test_ranks_with_different_seeds_train_the_same_model():
+    (first, batches, after), (second, other_batches, other_random) = run_ranks(train_with_rank_seed)
     assert furthest(first, second) == 0
-    assert torch.equal(after, also)
+    assert torch.equal(after, other_random)
     x, _ = blobs(48)
     for epoch in (slice(0, 24), slice(24, 48)):
-        rows_seen = torch.cat([seen[epoch], others[epoch]])
+        rows_seen = torch.cat([batches[epoch], other_batches[epoch]])
         assert torch.equal(rows_seen.sort(0).values, x.sort(0).values)
 
 
-def names_of_files(folder):
+def save_and_load(folder):
     model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
     model.fit(*blobs(20), verbose=0)
     rank = model.strategy.group.rank
@@ -260,12 +267,12 @@ def names_of_files(folder):
     return path.exists()
 
 
-def test_files_are_written_by_process_0_under_the_users_names(tmp_path):
-    assert together(names_of_files, tmp_path) == [True, False]
+def test_rank_0_writes_files_with_plain_parameter_names(tmp_path):
+    assert run_ranks(save_and_load, tmp_path) == [True, False]
     assert list(torch.load(tmp_path / "0.pt", weights_only=True)["module"]) == list(mlp().state_dict())
 
 
-def test_a_process_of_its_own_has_one_device():
+def test_without_torchrun_the_strategy_has_one_device():
     assert type(Model(mlp(), device="cpu").compile("sgd", "cross_entropy").strategy) is Strategy
     with pytest.raises(RuntimeError, match="torchrun --nproc-per-node=2"):
         Model(mlp(), device="cpu").compile("sgd", "cross_entropy", strategy="ddp")

@@ -1,4 +1,4 @@
-"""A function runs in several processes, and none of them survives the call."""
+"""Functions that launch runs in several processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 
 from easytorch import launch
-from tests.many import together
+from tests.many import run_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,11 +32,11 @@ def fork(function, *args, **options):
 
 
 def test_results_come_in_rank_order():
-    def late():
+    def return_rank_late():
         time.sleep(0.2 * (2 - rank()))
         return rank()
 
-    assert fork(late, processes=3) == [0, 1, 2]
+    assert fork(return_rank_late, processes=3) == [0, 1, 2]
 
 
 def test_arguments_are_passed_to_every_rank():
@@ -177,6 +177,6 @@ def fail():
 def test_a_failed_launch_keeps_no_store_alive():
     """Forked copies lack the thread of a store; they would abort or hang when they free it."""
     with pytest.raises(RuntimeError, match="ArithmeticError: wanted") as failure:
-        together(fail)
+        run_ranks(fail)
     objects = [value for frame, _ in traceback.walk_tb(failure.tb) for value in frame.f_locals.values()]
     assert not [value for value in objects if isinstance(value, torch.distributed.Store)]

@@ -1,4 +1,4 @@
-"""BatchNorm uses the statistics of all ranks' batches."""
+"""Batch normalization with the statistics of all ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from easytorch import DataParallel
 from easytorch.distributed.sync_batchnorm import SyncBatchNorm, convert_batchnorm
-from tests.many import together
+from tests.many import run_ranks
 
 
 def test_batchnorm_is_replaced_in_place():
@@ -27,7 +27,7 @@ def normalize_bfloat16():
 
 
 def test_bfloat16_is_summed_in_float32_and_returned_as_is():
-    for output, expected in together(normalize_bfloat16):
+    for output, expected in run_ranks(normalize_bfloat16):
         assert output.dtype == torch.bfloat16
         torch.testing.assert_close(output.float(), expected, rtol=0.01, atol=0.02)
 
@@ -55,7 +55,7 @@ def test_outputs_and_gradients_equal_one_batch_of_all_rows():
     norm, rows = nn.BatchNorm1d(3).double(), x.clone().requires_grad_()
     outputs = norm(rows)
     (outputs * rows.detach().exp()).sum().backward()
-    for rank, (output, gradient, mean, variance) in enumerate(together(outputs_and_gradients, x, torch.float64)):
+    for rank, (output, gradient, mean, variance) in enumerate(run_ranks(outputs_and_gradients, x, torch.float64)):
         torch.testing.assert_close(output, outputs.detach()[rank::2])
         torch.testing.assert_close(gradient, rows.grad[rank::2])
         torch.testing.assert_close(mean, norm.running_mean)

@@ -1,4 +1,4 @@
-"""Where and in which precision steps run, in which mode, one at a time or many, and how all of it is changed."""
+"""Models and data of the tests of strategies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tests.loops import blobs, mlp
 X, Y = blobs()
 
 
-def compiled(net=None, loss="cross_entropy", optimizer="sgd", **options):
+def compiled_model(net=None, loss="cross_entropy", optimizer="sgd", **options):
     return Model(mlp() if net is None else net, device="cpu").compile(optimizer, loss, **options)
 
 
-def normed():
+def batchnorm_net():
     return nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))

@@ -1,4 +1,4 @@
-"""What training will hold is foreseen to the byte, without holding it."""
+"""Estimates of the memory of training, and of the efficiency of many ranks."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.loops import blobs, mlp
 X, Y = blobs()
 
 
-def stepped(module, optimizer):
+def step_once(module, optimizer):
     nn.functional.cross_entropy(module(X), Y).backward()
     optimizer.step()
     return optimizer
@@ -33,24 +33,25 @@ def stepped(module, optimizer):
         ("Rprop", {}),
     ],
 )
-def test_the_optimizers_state_is_foreseen_to_the_byte(name, options):
+def test_the_estimate_of_the_optimizer_state_is_exact(name, options):
     module = mlp()
     optimizer = getattr(torch.optim, name)(module.parameters(), **options)
-    foreseen = estimate_memory(module, optimizer)
+    estimate = estimate_memory(module, optimizer)
     assert all(parameter.grad is None for parameter in module.parameters())
-    assert foreseen == estimate_memory(module, stepped(module, optimizer))
-    assert foreseen["gradients"] == sum(parameter.grad.nbytes for parameter in module.parameters())
+    assert estimate == estimate_memory(module, step_once(module, optimizer))
+    assert estimate["gradients"] == sum(parameter.grad.nbytes for parameter in module.parameters())
 
 
-def test_a_module_larger_than_any_memory_is_foreseen_in_no_memory():
+def test_the_estimate_of_a_huge_module_needs_no_memory():
     with torch.device("meta"):
-        module = nn.Sequential(*[nn.Linear(2**16, 2**16, bias=False) for _ in range(40)])  # 687 GB
+        # 687 GB of weights.
+        module = nn.Sequential(*[nn.Linear(2**16, 2**16, bias=False) for _ in range(40)])
     sizes = estimate_memory(module, torch.optim.AdamW(module.parameters()))
     assert sizes["weights"] == sizes["gradients"] == 40 * 2**32 * 4
     assert sizes["optimizer"] == 2 * sizes["weights"] + 40 * 4
 
 
-def test_what_is_frozen_has_no_gradients_and_buffers_are_weights_that_are_held():
+def test_the_estimate_counts_frozen_weights_and_buffers():
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     module[0].requires_grad_(False)
     sizes = estimate_memory(module, torch.optim.SGD(module[1:].parameters(), momentum=0.9))
@@ -58,14 +59,14 @@ def test_what_is_frozen_has_no_gradients_and_buffers_are_weights_that_are_held()
     assert estimate_memory(module, None) == {"weights": sizes["weights"], "gradients": 0, "optimizer": 0}
 
 
-def test_an_optimizer_that_nobody_can_foresee_is_told():
+def test_an_optimizer_without_an_estimate_is_reported():
     module = mlp()
     sizes = estimate_memory(module, torch.optim.LBFGS(module.parameters()))
     assert sizes["optimizer"] is None
     assert "optimizer unknown" in format_memory(sizes)
 
 
-def test_sizes_are_told_in_words():
+def test_sizes_are_formatted_with_units():
     assert [format_bytes(size) for size in (12, 45_700, 999_900, 1.5e6, 107e9, 2e12)] == [
         "12 bytes",
         "45.7 KB",
@@ -76,22 +77,22 @@ def test_sizes_are_told_in_words():
     ]
 
 
-def test_a_process_that_is_alone_computes_all_the_time_and_more_of_them_never_more_of_it():
+def test_efficiency_starts_at_1_and_falls_with_more_processes():
     for case in scaling.CASES.values():
-        for between in scaling.BETWEEN.values():
-            shares = [scaling.efficiency(*case, count, between) for count in scaling.PROCESSES]
+        for link in scaling.BETWEEN.values():
+            shares = [scaling.efficiency(*case, count, link) for count in scaling.PROCESSES]
             assert shares[0] == 1
             assert shares == sorted(shares, reverse=True)
             assert shares[-1] > 0
 
 
-def test_a_ring_moves_the_gradients_nearly_twice():
+def test_a_ring_all_reduce_moves_gradients_nearly_twice():
     assert scaling.volume(1e6, 2) == 4e6
     assert scaling.volume(1e6, 1024) == pytest.approx(8e6, rel=0.002)
 
 
-def test_the_guide_shows_the_tables_as_they_are_calculated(capsys):
+def test_the_guide_shows_the_calculated_tables(capsys):
     page = (Path(__file__).parents[2] / "docs" / "guides" / "how-many.md").read_text()
-    for between in scaling.BETWEEN.values():
-        report.table(scaling.rows(scaling.CASES, between))
+    for link in scaling.BETWEEN.values():
+        report.table(scaling.rows(scaling.CASES, link))
         assert capsys.readouterr().out in page
