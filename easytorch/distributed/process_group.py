@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import os
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from easytorch._utils.pytree import map_leaves
 
 # torchrun sets these variables in each process that it starts.
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# Time for the communication threads to finish at the exit of a process.
+EXIT_SECONDS = 0.1
 
 
 def is_launched() -> bool:
@@ -193,6 +197,9 @@ def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> An
 
 def _disconnect() -> None:
     if dist.is_initialized():
+        # A communication thread needs the GIL to free the tensors of the last collective. If the interpreter were finalizing by
+        # then, the thread would abort the process ("terminate called without an active exception").
+        time.sleep(EXIT_SECONDS)
         dist.destroy_process_group()
 
 
