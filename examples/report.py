@@ -56,7 +56,7 @@ EXAMPLES = {  # the article, and its figures; where it has none, those of its pr
     "identify_the_digits": ["003", "training accuracy ≥ 0.8779", "validation accuracy ≥ 0.8675", "parameters = 397510"],
     "fashion_cnn": ["004", "test accuracy ≥ 0.8482", "test loss ≤ 0.4410", "parameters = 48884"],
     "batchnorm": ["004, sibling", "test accuracy without ≥ 0.9849", "test accuracy with ≥ 0.9939"],
-    "regularisation": [
+    "regularization": [
         "004, sibling", "test accuracy plain ≥ 0.9858", "test accuracy dropout ≥ 0.9899", "test accuracy l1 ≥ 0.9881",
         "test accuracy l2 ≥ 0.9858", "parameters = 10790",
     ],
@@ -73,7 +73,7 @@ OPTIONS = {
     "intro_cnn": BF16,
     "skorch_peer": BF16,
     "batchnorm": BF16,
-    "regularisation": BF16,
+    "regularization": BF16,
 }  # of full runs, which take half an hour and more on a processor otherwise
 ONE_SEED = {"tune_with_optuna", "cross_validation", "vae", "transformer_text"}  # with many trainings, or a long one
 

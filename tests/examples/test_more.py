@@ -39,7 +39,7 @@ def test_batch_normalisation_learns_faster(tmp_path):
 
 @needs_mnist
 def test_both_penalties_make_the_weights_smaller(tmp_path):
-    out = run("regularisation.py", "--quick", "--plot", "four.png", folder=tmp_path, EASYTORCH_DATA=mnist())
+    out = run("regularization.py", "--quick", "--plot", "four.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     found = results(out)
     size = {name: found[f"sum of absolute weights {name}"] for name in ("plain", "l1", "l2")}
     assert size["l1"] < size["plain"]
