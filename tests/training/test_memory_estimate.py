@@ -93,5 +93,5 @@ def test_a_ring_moves_the_gradients_nearly_twice():
 def test_the_guide_shows_the_tables_as_they_are_calculated(capsys):
     page = (Path(__file__).parents[2] / "docs" / "guides" / "how-many.md").read_text()
     for between in scaling.BETWEEN.values():
-        report.table(scaling.rows(scaling.CASES, between))
+        report.print_table(scaling.rows(scaling.CASES, between))
         assert capsys.readouterr().out in page
