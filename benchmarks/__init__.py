@@ -1,1 +1,1 @@
-"""How fast easytorch is: beside a hand-written loop, beside its peers, and over long runs."""
+"""Speed benchmarks: comparison with a plain loop and other libraries, and long runs."""

@@ -1,8 +1,9 @@
-"""Two processes: ``fit`` beside the loop that somebody writes by hand on torch's DistributedDataParallel.
+"""Time of ``fit`` in two processes, compared with a manual DistributedDataParallel loop.
 
     python -m benchmarks.many [--processes 2] [--rounds 7]
 
-Both train the same module on the same batches in the same processes, taking turns; a ratio is that of two epochs of one round.
+Both train the same module on the same batches in the same processes, in turns. A ratio compares two epochs of one
+round.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
 
 
-def by_hand(data: TensorDataset) -> float:
+def time_loop(data: TensorDataset) -> float:
     net = DistributedDataParallel(network())
     optimizer, loss_function = torch.optim.AdamW(net.parameters(), fused=True), nn.CrossEntropyLoss()
     loader, seconds = DataLoader(data, BATCH, sampler=DistributedSampler(data)), []
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
-        began, total = time.perf_counter(), 0.0
+        start, total = time.perf_counter(), 0.0
         for x, y in loader:
             optimizer.zero_grad()
             loss = loss_function(net(x), y)
             loss.backward()
             optimizer.step()
             total += loss.item()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return seconds[-1]
 
 
-def by_fit(data: TensorDataset) -> float:
+def time_fit(data: TensorDataset) -> float:
     model = easytorch.Model(network(), device="cpu").compile("adamw", "cross_entropy")
     history = model.fit(DataLoader(data, BATCH, shuffle=True), 2, verbose=0)
     return sum(history.seconds[-1].values())
@@ -52,20 +53,20 @@ def by_fit(data: TensorDataset) -> float:
 def measure(rounds: int) -> list[tuple[float, float]]:
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(ROWS, 784), torch.randint(10, (ROWS,)))
-    by_fit(data)  # the first to come warms up for all
-    return [(by_hand(data), by_fit(data)) for _ in range(rounds)]
+    time_fit(data)  # warm-up
+    return [(time_loop(data), time_fit(data)) for _ in range(rounds)]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--processes", type=int, default=2)
-    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--processes", type=int, default=2, help="number of processes")
+    options.add_argument("--rounds", type=int, default=7, help="number of rounds")
     args = options.parse_args()
-    measured = easytorch.launch(measure, args.rounds, processes=args.group)[0]
-    ratios = sorted(ours / hand for hand, ours in measured)
-    hand, ours = (statistics.median(column) for column in zip(*measured, strict=True))
-    updates = ROWS // BATCH // args.group
-    print(f"by hand {1e3 * hand / updates:.2f} ms an update, fit {1e3 * ours / updates:.2f} ms")
+    pairs = easytorch.launch(measure, args.rounds, processes=args.processes)[0]
+    ratios = sorted(fit / loop for loop, fit in pairs)
+    loop, fit = (statistics.median(column) for column in zip(*pairs, strict=True))
+    updates = ROWS // BATCH // args.processes
+    print(f"loop {1e3 * loop / updates:.2f} ms per update, fit {1e3 * fit / updates:.2f} ms per update")
     print(f"ratio {statistics.median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 

@@ -1,8 +1,9 @@
-"""One contestant at one workload, in this process: prints what it measured as one line of JSON.
+"""Measurement of one library and one workload in this process.
 
     python -m benchmarks.one mlp easytorch --quick
 
-The seconds are those of an epoch or a call after the first, the time to import those on top of torch.
+It prints the result as one line of JSON. The seconds are those of an epoch or a call after the warm-up, or of the
+import without torch.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("workload", choices=PLAN)
     options.add_argument("contestant", choices=CONTESTANTS)
-    options.add_argument("--quick", action="store_true", help="little data")
-    options.add_argument("--pin", type=int, metavar="CPU", help="run on this core alone")
+    options.add_argument("--quick", action="store_true", help="use little data")
+    options.add_argument("--pin", type=int, metavar="CPU", help="run on this core only")
     args = options.parse_args()
     os.environ.setdefault("KERAS_BACKEND", "torch")
     if args.pin is not None:
@@ -33,42 +34,42 @@ def main() -> None:
 
     if args.pin is not None:
         torch.set_num_threads(1)
-    measured = imported(args.contestant) if args.workload == "import" else run(args)
-    print("\n" + json.dumps(measured | {"peak_mb": round(peak_rss() / 2**20, 1)}), flush=True)
+    result = time_import(args.contestant) if args.workload == "import" else run(args)
+    print("\n" + json.dumps(result | {"peak_mb": round(peak_rss() / 2**20, 1)}), flush=True)
 
 
 def run(args: Any) -> dict[str, Any]:
-    """Return the seconds of the contestant's timed passes, and a number by which to see that it did its work."""
+    """Return the seconds of the measured passes, and a number that shows whether the training worked."""
     from benchmarks import workloads
 
     contestant = importlib.import_module(f"benchmarks.contestants.{args.contestant}")
     times: list[float] = []
     task = workloads.task(args.workload, args.quick, lambda *_: times.append(time.perf_counter()))
-    work = getattr(contestant, task.workload.verb, None)
-    if work is None:
+    function = getattr(contestant, task.workload.verb, None)
+    if function is None:
         raise NotImplementedError(f"{args.contestant} has no {task.workload.verb}")
-    before, began = peak_rss(), time.perf_counter()
+    before, start = peak_rss(), time.perf_counter()
     if task.workload.verb == "fit":
-        work(task)
-        check = loss_of(task)
+        function(task)
+        check = compute_loss(task)
     else:
-        call = work(task)
+        call = function(task)
         for _ in range(task.epochs):
             result = call()
             task.tick()
         check = float(result) if task.workload.verb == "evaluate" else float(abs(result).mean())
     if len(times) != task.epochs:
-        raise RuntimeError(f"{len(times)} passes were made instead of {task.epochs}")
+        raise RuntimeError(f"Expected {task.epochs} passes, received {len(times)}. Call task.tick() after every pass.")
     return {
         "seconds": (times[-1] - times[0]) / (len(times) - 1),
-        "first_seconds": times[0] - began,
+        "first_seconds": times[0] - start,
         "check": check,
         "before_mb": round(before / 2**20, 1),
     }
 
 
-def loss_of(task: Any) -> float:
-    """Return the loss on the first samples, as plain torch measures it."""
+def compute_loss(task: Any) -> float:
+    """Return the loss on the first samples, computed with plain torch."""
     import torch
     from torch.utils.data import default_collate
 
@@ -78,18 +79,19 @@ def loss_of(task: Any) -> float:
         return task.loss(task.module(x), y).item()
 
 
-def imported(name: str) -> dict[str, float]:
-    """Return the seconds that the contestant's own modules take, torch being there already."""
-    began = time.perf_counter()
+def time_import(name: str) -> dict[str, float]:
+    """Return the import time of the library's modules in seconds. Torch is already imported."""
+    start = time.perf_counter()
     for module in CONTESTANTS[name].modules:
         importlib.import_module(module)
-    return {"seconds": time.perf_counter() - began, "check": 0.0}
+    return {"seconds": time.perf_counter() - start, "check": 0.0}
 
 
 def peak_rss() -> int:
-    """Return the most memory that this process has held so far, in bytes."""
+    """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts the memory of the process that started this one too
+    # On Linux, getrusage also counts the memory of the parent process
+    if status.exists():
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     import resource
 

@@ -1,4 +1,4 @@
-"""The workloads and the contestants, by name. The runner reads this, so it imports nothing large."""
+"""Names of the workloads and the contestants. The module imports no large package."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """One thing to measure.
+    """A task that is measured.
 
     Args:
-        title: What it is, in a line.
+        title: A description of one line.
         verb: ``"fit"``, ``"evaluate"``, ``"predict"`` or ``"import"``.
-        kind: What the user's data is: ``"tensors"`` in a ``TensorDataset``; ``"arrays"`` of NumPy; ``"samples"`` of a dataset
-            of the user's own, which cannot be sliced; ``"images"`` of PIL with a transform.
-        samples: How many, and with ``--quick``.
-        passes: Timed epochs or calls, after one to warm up.
-        goal: What easytorch is to reach: a ratio to the plain loop, for imports seconds.
+        kind: The kind of data: ``"tensors"`` in a ``TensorDataset``; NumPy ``"arrays"``; ``"samples"`` of a custom dataset
+            that cannot be sliced; PIL ``"images"`` with a transform.
+        samples: The number of samples.
+        quick: The number of samples with ``--quick``.
+        passes: The number of measured epochs or calls after the warm-up.
+        goal: The goal of easytorch, as a ratio to the plain loop or, for imports, in seconds.
     """
 
     title: str
@@ -46,28 +47,28 @@ CALLS = {"samples": 10_000, "passes": 5}
 PLAN = {
     "mlp": Workload("MLP, SGD, DataLoader over a TensorDataset", goal=0.80, **SGD_002),
     "mlp-arrays": Workload("MLP, Adam, arrays", kind="arrays", goal=0.70),
-    "mlp-samples": Workload("MLP, SGD, a Dataset of one's own", kind="samples", goal=1.02, **SGD_002),
+    "mlp-samples": Workload("MLP, SGD, a custom Dataset", kind="samples", goal=1.02, **SGD_002),
     "pil": Workload("MLP, SGD, PIL images, second epoch", goal=0.25, **PIL),
     "cnn": Workload("CNN, SGD with momentum", goal=1.01, **CNN),
     "lstm": Workload("LSTM, Adam", network="lstm", goal=1.01, **ROWS),
     "transformer": Workload("Transformer, Adam", network="transformer", goal=1.01, **ROWS),
     "evaluate": Workload("Evaluate, a TensorDataset", "evaluate", goal=0.80, **CALLS),
-    "evaluate-samples": Workload("Evaluate, a Dataset of one's own", "evaluate", kind="samples", goal=1.02, **CALLS),
+    "evaluate-samples": Workload("Evaluate, a custom Dataset", "evaluate", kind="samples", goal=1.02, **CALLS),
     "predict": Workload("Predict, a TensorDataset", "predict", goal=0.80, **CALLS),
-    "predict-samples": Workload("Predict, a Dataset of one's own", "predict", kind="samples", goal=1.02, **CALLS),
-    "import": Workload("Import, seconds on top of torch", "import", goal=0.25),
+    "predict-samples": Workload("Predict, a custom Dataset", "predict", kind="samples", goal=1.02, **CALLS),
+    "import": Workload("Import, seconds in addition to torch", "import", goal=0.25),
 }
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to train.
+    """A library or a loop that is measured.
 
     Args:
-        title: Its name for readers.
-        packages: What its file imports.
-        install: What ``pip install`` takes to have it, None for what comes with this repository.
-        modules: What its user imports, for the import time.
+        title: The name in tables.
+        packages: The packages that its file imports.
+        install: The arguments of ``pip install``, or None for code of this repository.
+        modules: The modules that a user imports, for the import time.
     """
 
     title: str
@@ -75,16 +76,17 @@ class Contestant:
     install: str | None = None
     modules: tuple[str, ...] = ()
 
-    def missing(self) -> list[str]:
-        """Return those of its packages that cannot be imported here."""
+    def find_missing(self) -> list[str]:
+        """Return the packages that are not installed."""
         return [name for name in self.packages if find_spec(name) is None]
 
     def distribution(self) -> str | None:
-        """Return the name under which its version is known."""
+        """Return the name of the distribution, which has the version."""
         return self.install.split()[0] if self.install else None
 
 
-TORCHKERAS = ("torchkeras", "accelerate", "matplotlib", "pandas", "torchmetrics")  # and what it does not declare
+# torchkeras does not declare all of its dependencies
+TORCHKERAS = ("torchkeras", "accelerate", "matplotlib", "pandas", "torchmetrics")
 
 CONTESTANTS = {
     "raw": Contestant("plain loop"),
@@ -104,7 +106,7 @@ CONTESTANTS = {
 }
 
 
-def folder_of(name: str) -> Path | None:
-    """Return the folder under ``EASYTORCH_DATA`` with the files of a data set; None where it is not."""
+def find_folder(name: str) -> Path | None:
+    """Return the folder with the files of a dataset under ``EASYTORCH_DATA``, or None if it does not exist."""
     folder = Path(os.environ.get("EASYTORCH_DATA", "data")) / name / "raw"
     return folder if (folder / "train-images-idx3-ubyte").exists() else None

@@ -1,11 +1,11 @@
-"""How much of its time a process computes when many of them meet after every update: calculated, not measured.
+"""Estimated efficiency of data parallel training for many processes.
 
     python -m benchmarks.scaling [--parameters 25.6e6] [--seconds 0.1] [--between 25e9]
 
-Data parallel training, the same batch in each process whatever their number. Gradients of four bytes meet in a ring within a
-machine, then in one ring for each device between machines. By [1] a ring of n sends and receives 2 (n - 1) / n of all bytes
-in each of its members. While the backward, two thirds of a step, goes on, buckets of 25 MB that are ready travel; the last
-bucket cannot. Each of the 2 log2(n) steps that a message takes at least costs a latency.
+Nothing is measured. The model assumes a constant batch size per process. An all-reduce of four-byte gradients runs in a
+ring within each machine, then in one ring per device between machines. In a ring of n ranks, each rank sends and
+receives 2 (n - 1) / n of all bytes [1]. The backward pass takes two thirds of a step, and overlaps with the all-reduce
+of all buckets of 25 MB except the last. A message needs at least 2 log2(n) steps, and each step costs one latency.
 
 [1] P. Patarasuk, X. Yuan, Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from math import log2
 
-from benchmarks.report import table
+from benchmarks.report import print_table
 
 PROCESSES = (1, 2, 4, 8, 16, 64, 256, 1024)
 PER_MACHINE = 8
@@ -33,12 +33,12 @@ CASES = {
 
 
 def volume(parameters: float, processes: int) -> float:
-    """Return the bytes that each process sends in an update, as many as it receives."""
+    """Return the bytes that each process sends in an update. It receives the same number of bytes."""
     return 2 * (processes - 1) / processes * 4 * parameters
 
 
-def meeting(size: float, processes: int, between: float) -> float:
-    """Return the seconds until gradients of ``size`` bytes are the same everywhere."""
+def all_reduce_seconds(size: float, processes: int, between: float) -> float:
+    """Return the seconds of an all-reduce of ``size`` bytes."""
     inner = min(processes, PER_MACHINE)
     machines = -(-processes // PER_MACHINE)
     seconds = 2 * (inner - 1) / inner * size / WITHIN + 2 * (machines - 1) / machines * (size / inner) / between
@@ -46,35 +46,35 @@ def meeting(size: float, processes: int, between: float) -> float:
 
 
 def efficiency(parameters: float, seconds: float, processes: int, between: float) -> float:
-    """Return the share of its time that a process computes, where a step alone takes ``seconds``."""
+    """Return the fraction of time that a process computes, if a step without communication takes ``seconds``."""
     if processes == 1:
         return 1.0
     size = 4 * parameters
-    last = min(size, BUCKET)
-    early = meeting(size - last, processes, between) if size > last else 0.0
-    waiting = max(0.0, early - BACKWARD * seconds)
-    return seconds / (seconds + waiting + meeting(last, processes, between))
+    last_bucket = min(size, BUCKET)
+    overlap = all_reduce_seconds(size - last_bucket, processes, between) if size > last_bucket else 0.0
+    wait = max(0.0, overlap - BACKWARD * seconds)
+    return seconds / (seconds + wait + all_reduce_seconds(last_bucket, processes, between))
 
 
 def rows(cases: dict[str, tuple[float, float]], between: float) -> list[list[str]]:
-    """Return the table: of each case the share of time that is computed, and as how many processes alone that counts."""
-    found = [["processes", *cases]]
+    """Return a table with the efficiency of each case and the equivalent number of processes without communication."""
+    table = [["processes", *cases]]
     for count in PROCESSES:
         shares = [efficiency(*case, count, between) for case in cases.values()]
-        found.append([f"{count:,}", *(f"{share:.0%}, as {count * share:,.1f}" for share in shares)])
-    return found
+        table.append([f"{count:,}", *(f"{share:.0%}, as {count * share:,.1f}" for share in shares)])
+    return table
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    options.add_argument("--parameters", type=float, help="of your module")
-    options.add_argument("--seconds", type=float, default=0.1, help="of one of its steps on one device; default 0.1")
-    options.add_argument("--between", type=float, help="bytes per second and device between machines")
+    options.add_argument("--parameters", type=float, help="number of parameters of your module")
+    options.add_argument("--seconds", type=float, default=0.1, help="seconds of one step on one device (default: 0.1)")
+    options.add_argument("--between", type=float, help="bandwidth between machines in bytes per second and device")
     args = options.parse_args()
-    cases = {"yours": (args.parameters, args.seconds)} if args.parameters else CASES
+    cases = {"your module": (args.parameters, args.seconds)} if args.parameters else CASES
     for network, speed in ({"your network": args.between} if args.between else BETWEEN).items():
         print(f"\n{network}\n")
-        table(rows(cases, speed))
+        print_table(rows(cases, speed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured: the networks, the data they learn, and how much of it."""
+"""Networks and data of the workloads."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from benchmarks.plan import PLAN, Workload, folder_of
+from benchmarks.plan import PLAN, Workload, find_folder
 
 BATCH = 64
 
 
 @dataclass
 class Task:
-    """A workload ready to run: all that a contestant is given.
+    """The input of a contestant.
 
     Attributes:
-        workload: What is asked for: the optimizer and its settings, the kind of data.
-        module: The network, to be trained in place.
+        workload: The workload, with the optimizer, its settings, and the kind of data.
+        module: The network, which is trained in place.
         dataset: Samples ``(x, y)``.
-        epochs: How many to train, the warm-up epoch included.
-        tick: To be called after every epoch; this is the clock.
+        epochs: The number of epochs, including the warm-up epoch.
+        tick: The clock. Call it after every epoch.
     """
 
     workload: Workload
@@ -39,50 +39,50 @@ class Task:
 
     @property
     def loader(self) -> DataLoader[Any]:
-        """The samples in batches: shuffled for training, in order otherwise."""
+        """A loader of all samples, shuffled for training only."""
         return DataLoader(self.dataset, self.batch_size, shuffle=self.workload.verb == "fit")
 
     @property
     def one_batch(self) -> DataLoader[Any]:
-        """One batch, for those who refuse to train without validation data."""
+        """A loader with one batch, for libraries that require validation data."""
         return DataLoader(Subset(self.dataset, range(self.batch_size)), self.batch_size)
 
     @property
     def arrays(self) -> tuple[Any, Any] | None:
-        """NumPy arrays ``x, y`` where the workload is to pass these, else None."""
-        return tuple(part.numpy() for part in self.dataset.tensors) if self.workload.kind == "arrays" else None
+        """NumPy arrays ``x, y`` if the workload uses arrays, else None."""
+        return tuple(tensor.numpy() for tensor in self.dataset.tensors) if self.workload.kind == "arrays" else None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor] | None:
-        """Tensors ``x, y`` where all of the data is in memory, else None."""
+        """Tensors ``x, y`` if the data are tensors in memory, else None."""
         return self.dataset.tensors if isinstance(self.dataset, TensorDataset) else None
 
     def optimizer(self, **options: Any) -> torch.optim.Optimizer:
-        """Make torch's optimizer, as users of most libraries do."""
+        """Return a new torch optimizer."""
         cls = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[self.workload.optimizer]
         return cls(self.module.parameters(), **self.workload.settings, **options)
 
 
 def task(name: str, quick: bool, tick: Callable[[], None]) -> Task:
-    """Return the workload called ``name``, with the same weights every time."""
+    """Return the task of the workload ``name``. The initial weights are always the same."""
     workload = PLAN[name]
     torch.manual_seed(0)
     module = NETWORKS[workload.network]()
     count = workload.quick if quick else workload.samples
     epochs = 1 + (1 if quick else workload.passes)
-    return Task(workload, module, _dataset(workload, count), epochs, tick)
+    return Task(workload, module, make_dataset(workload, count), epochs, tick)
 
 
 # Networks
 
 
 def mlp() -> nn.Module:
-    """Article 002: 784-128-64-10."""
+    """Article 002: linear layers of the sizes 784-128-64-10."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def cnn() -> nn.Module:
-    """Article 004: convolutions all the way, none with a bias; 48,884 parameters."""
+    """Article 004: convolutions without bias, 48,884 parameters."""
     conv = functools.partial(nn.Conv2d, bias=False)
     return nn.Sequential(
         *(conv(1, 16, 3), nn.ReLU(), conv(16, 32, 3), nn.ReLU(), conv(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
@@ -92,7 +92,7 @@ def cnn() -> nn.Module:
 
 
 class LSTM(nn.Module):
-    """Reads an image row by row."""
+    """An LSTM over the rows of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class LSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two layers over the rows of an image."""
+    """Two transformer layers over the rows of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn, "lstm": 
 
 
 class Samples(Dataset[Any]):
-    """A dataset of the user's own, which nobody can look into: one sample at a time."""
+    """A custom dataset that returns one sample at a time and cannot be sliced."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
@@ -137,7 +137,7 @@ class Samples(Dataset[Any]):
 
 
 class Images(Dataset[Any]):
-    """Images as PIL has them and a transform, as the datasets of torchvision are."""
+    """PIL images with a transform, like the datasets of torchvision."""
 
     def __init__(self, pixels: Tensor, y: Tensor, transform: Callable[[Any], Tensor]) -> None:
         self.pixels, self.y, self.transform = pixels, y, transform
@@ -151,8 +151,8 @@ class Images(Dataset[Any]):
         return self.transform(Image.fromarray(self.pixels[index].numpy())), int(self.y[index])
 
 
-def _dataset(workload: Workload, count: int) -> Dataset[Any]:
-    pixels, y = (part[:count] for part in images(workload.data, train=workload.verb == "fit"))
+def make_dataset(workload: Workload, count: int) -> Dataset[Any]:
+    pixels, y = (tensor[:count] for tensor in read_images(workload.data, train=workload.verb == "fit"))
     if workload.kind == "images":
         from torchvision.transforms import ToTensor
 
@@ -163,18 +163,18 @@ def _dataset(workload: Workload, count: int) -> Dataset[Any]:
     return Samples(x, y) if workload.kind == "samples" else TensorDataset(x, y)
 
 
-def images(name: str, train: bool) -> tuple[Tensor, Tensor]:
-    """Return the images, as bytes, and labels of MNIST or Fashion-MNIST, or random ones of the same shape."""
-    folder = folder_of(name)
+def read_images(name: str, train: bool) -> tuple[Tensor, Tensor]:
+    """Return uint8 images [N, 28, 28] and labels [N] of MNIST or Fashion-MNIST, or random values of the same shape."""
+    folder = find_folder(name)
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         count = 60_000 if train else 10_000
         pixels = torch.randint(256, (count, 28, 28), dtype=torch.uint8, generator=generator)
         return pixels, torch.randint(10, (count,), generator=generator)
-    part = "train" if train else "t10k"
-    pixels = _bytes(folder / f"{part}-images-idx3-ubyte", 16).reshape(-1, 28, 28)
-    return pixels, _bytes(folder / f"{part}-labels-idx1-ubyte", 8).long()
+    split = "train" if train else "t10k"
+    pixels = read_bytes(folder / f"{split}-images-idx3-ubyte", 16).reshape(-1, 28, 28)
+    return pixels, read_bytes(folder / f"{split}-labels-idx1-ubyte", 8).long()
 
 
-def _bytes(path: Path, header: int) -> Tensor:
+def read_bytes(path: Path, header: int) -> Tensor:
     return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8, offset=header)

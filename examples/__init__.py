@@ -1,1 +1,1 @@
-"""One file for each article, to be read and run on its own; ``python -m examples.report`` runs them all."""
+"""Example programs. ``python -m examples.report`` runs all of them."""

@@ -1,15 +1,11 @@
-"""Article 001, part 7: an autoencoder squeezes digits of 784 pixels into four numbers, and draws them again.
+"""Autoencoder that compresses MNIST digits to four numbers (article 001, part 7).
 
     python examples/autoencoder.py [--quick] [--seed N] [--plot autoencoder.png]
 
-Encoder and decoder are two modules in one; the target is the input, so `fit(x, x)` is all there is to say. What was mended:
-
-- the grid of drawn digits fed two numbers into a decoder that takes four, which ran by a fault of one version of torch only:
-  here the other two are those of the average digit;
-- a line for each of the 5,640 updates is one for each of the 30 epochs, and a callback keeps what the digits look like then;
-- the epoch's loss was a mean of batches: here it is one of images;
-- the 10,000 test images are encoded in batches, not one by one; the encoder is a model like any other;
-- the split has a seed, and the training images come in random order.
+The target is the input, so training is ``fit(x, x)``. After training, the encoder and the decoder are used as separate
+models. A callback records reconstructions after every epoch. Fixes to the article: the split has a seed, training
+images are shuffled, the epoch loss is a mean over images, and test images are encoded in batches. The article passes
+two latent values to a decoder that expects four; here the other two are their means.
 """
 
 import argparse
@@ -26,15 +22,15 @@ from easytorch.callbacks import LambdaCallback
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data, three epochs of smaller batches")
-options.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order")
-options.add_argument("--plot", metavar="FILE", help="write the figure: epochs, drawn digits, the latent space")
+options.add_argument("--seed", type=int, default=0, help="random seed of the split, the weights, and the order")
+options.add_argument("--plot", metavar="FILE", help="write a figure of generated digits and the latent space")
 args = options.parse_args()
 epochs, batch_size = (3, 64) if args.quick else (30, 256)
 
 
-def mnist(train: bool, quick: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mnist(train: bool, quick_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     data = datasets.MNIST(os.environ.get("EASYTORCH_DATA", "data"), train=train, download=True)
-    rows = slice(quick if args.quick else None)
+    rows = slice(quick_size if args.quick else None)
     return data.data[rows, None] / 255, data.targets[rows]
 
 
@@ -57,13 +53,14 @@ decoder = nn.Sequential(
 )  # fmt: skip
 
 
-seen = [test[:5].numpy()]  # and what becomes of them after every epoch
-keep = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(model.predict_on_batch(seen[0])))
+# Five test images and their reconstructions after every epoch
+snapshots = [test[:5].numpy()]
+recorder = LambdaCallback(on_epoch_end=lambda epoch, logs: snapshots.append(model.predict_on_batch(snapshots[0])))
 
 model = easytorch.Model(nn.Sequential(encoder, decoder))
 model.compile(lambda weights: torch.optim.Adam(weights, lr=0.001, weight_decay=1e-5), "mse")
 model.fit(
-    train, train, epochs=epochs, batch_size=batch_size, validation_data=(validation, validation), callbacks=[keep]
+    train, train, epochs=epochs, batch_size=batch_size, validation_data=(validation, validation), callbacks=[recorder]
 )
 error = model.evaluate(test, test, batch_size=256).loss
 
@@ -76,18 +73,20 @@ if args.plot:
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
-    steps = np.stack(np.meshgrid(*2 * [np.linspace(-2, 2, 10)]), -1).reshape(100, 2)  # in standard deviations
+    # Steps in standard deviations
+    steps = np.stack(np.meshgrid(*2 * [np.linspace(-2, 2, 10)]), -1).reshape(100, 2)
     grid = np.tile(codes.mean(0), (100, 1))
     grid[:, :2] += steps * codes.std(0)[:2]
-    drawn = easytorch.Model(decoder).predict(grid, verbose=0).reshape(10, 10, 1, 28, 28)
+    drawings = easytorch.Model(decoder).predict(grid, verbose=0).reshape(10, 10, 1, 28, 28)
     latent = {
         "Latents 0 and 1": codes[:, :2],
         "PCA": components,
         "t-SNE": TSNE(random_state=args.seed).fit_transform(codes),
     }
+    pictures = {"By epoch": snapshots[:3] + snapshots[5::5], "Generated": drawings}
     figure = Figure(figsize=(18, 4), layout="constrained")
     axes = figure.subplots(1, 5)
-    for axis, (title, rows) in zip(axes, {"By epoch": seen[:3] + seen[5::5], "Drawn": drawn}.items(), strict=False):
+    for axis, (title, rows) in zip(axes, pictures.items(), strict=False):
         axis.imshow(np.block([[image[0] for image in row] for row in rows]), cmap="gray_r")
         axis.set(title=title, xticks=[], yticks=[])
     for axis, (title, points) in zip(axes[2:], latent.items(), strict=True):

@@ -1,16 +1,12 @@
-"""Article 001, part 8: an autoencoder takes the noise off digits.
+"""Denoising autoencoder for MNIST digits (article 001, part 8).
 
     python examples/denoising.py [--quick] [--seed N] [--plot denoised.png]
 
-It sees noisy digits and is told the clean ones. The noise is a layer at the front, which acts in training only, as dropout
-does; so every epoch draws other noise, and the target is never touched. What was mended:
-
-- the noise of the validation images was drawn anew in every epoch, so that epochs could not be compared: here it is drawn once,
-  and validation is as plain as `(noisy, clean)`;
-- only the noisy batch was moved to the device, not the clean one: fit moves both;
-- the split has a seed, and the training images come in random order;
-- the learning rate falls from 0.003 to zero along a cosine, in forty epochs: with 0.001 to the end of thirty the last ones still
-  jump about.
+The input is a noisy digit, the target is the clean digit. A layer at the front adds the noise in training mode only, as
+dropout does, so every epoch has new noise. Fixes to the article: the noise of the validation images is drawn once, so
+epochs can be compared. ``fit`` moves inputs and targets to the device. The split has a seed, and training images are
+shuffled. The learning rate falls from 0.003 to zero along a cosine in forty epochs, because a constant 0.001 is
+unstable at the end.
 """
 
 import argparse
@@ -25,37 +21,39 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data, six epochs of smaller batches")
-options.add_argument("--seed", type=int, default=0, help="of the split, the weights, the order and the noise")
-options.add_argument("--plot", metavar="FILE", help="write the figure: clean, noisy and denoised digits")
+options.add_argument(
+    "--seed", type=int, default=0, help="random seed of the split, the weights, the order, and the noise"
+)
+options.add_argument("--plot", metavar="FILE", help="write a figure of clean, noisy, and denoised digits")
 args = options.parse_args()
 epochs, batch_size = (6, 64) if args.quick else (40, 256)
 
 
-def mnist(train: bool, quick: int) -> Tensor:
+def mnist(train: bool, quick_size: int) -> Tensor:
     data = datasets.MNIST(os.environ.get("EASYTORCH_DATA", "data"), train=train, download=True)
-    return data.data[: quick if args.quick else None, None] / 255  # [n, 1, 28, 28], from 0 to 1
+    return data.data[: quick_size if args.quick else None, None] / 255  # [n, 1, 28, 28], from 0 to 1
 
 
-def noisy(images: Tensor) -> Tensor:
+def add_noise(images: Tensor) -> Tensor:
     return (images + 0.3 * torch.randn_like(images)).clamp(0, 1)
 
 
 class Noise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        return noisy(images) if self.training else images
+        return add_noise(images) if self.training else images
 
 
 torch.manual_seed(args.seed)
 images, test = mnist(True, 6000), mnist(False, 1000)
 train, validation = images[torch.randperm(len(images))].tensor_split([len(images) * 4 // 5])
-noisy_validation, noisy_test = noisy(validation), noisy(test)
+noisy_validation, noisy_test = add_noise(validation), add_noise(test)
 
 network = nn.Sequential(
     Noise(),
     nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(),
     nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
     nn.Conv2d(16, 32, 3, stride=2), nn.ReLU(),
-    nn.Flatten(), nn.Linear(288, 128), nn.ReLU(), nn.Linear(128, 4),  # all that is kept of a digit
+    nn.Flatten(), nn.Linear(288, 128), nn.ReLU(), nn.Linear(128, 4),  # the code of a digit
     nn.Linear(4, 128), nn.ReLU(), nn.Linear(128, 288), nn.ReLU(), nn.Unflatten(1, (32, 3, 3)),
     nn.ConvTranspose2d(32, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
     nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1, output_padding=1), nn.BatchNorm2d(8), nn.ReLU(),
@@ -72,8 +70,7 @@ print(f"Result: test mse = {error:.5f}")
 if args.plot:
     from matplotlib.figure import Figure
 
-    few = slice(10)
-    rows = test[few], noisy_test[few], model.predict(noisy_test[few], verbose=0)
+    rows = test[:10], noisy_test[:10], model.predict(noisy_test[:10], verbose=0)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axis = figure.subplots()
     axis.imshow(np.block([[np.asarray(image)[0] for image in row] for row in rows]), cmap="gray_r")

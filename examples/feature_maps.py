@@ -1,15 +1,11 @@
-"""Article 001, part 4: what a convolutional network looks for in a digit, its filters, and what it finds, its feature maps.
+"""Filters and feature maps of a convolutional network on MNIST (article 001, part 4).
 
     python examples/feature_maps.py [--quick] [--seed N] [--plot maps.png]
 
-What was mended:
-
-- the hooks that catch the feature maps were never removed, so each further look caught more of them: here they are gone when
-  the look is over;
-- the filters were sought among the module's children, so that a nested layer would be missed: here among all its modules;
-- of the second layer's filters only those of the first input channel were drawn, 32 of 512: the maps show what all of them do;
-- Dropout2d on features without a width and height warns today: it is Dropout;
-- the training images come in random order, and the split has a seed.
+Forward hooks collect the output of every convolution for one digit. Fixes to the article: a context manager removes the
+hooks, and ``modules()`` also finds nested layers. The figure shows all 32 feature maps of the second layer instead of
+32 of its 512 filters. Features without height and width use Dropout, because Dropout2d now warns. The split has a seed,
+and images are shuffled.
 """
 
 import argparse
@@ -26,21 +22,21 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data, two epochs")
-options.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order")
-options.add_argument("--plot", metavar="FILE", help="write the figure of the filters and the feature maps")
+options.add_argument("--seed", type=int, default=0, help="random seed of the split, the weights, and the order")
+options.add_argument("--plot", metavar="FILE", help="write a figure of the filters and the feature maps")
 args = options.parse_args()
 
-root, pixels = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
-train = datasets.MNIST(root, train=True, download=True, transform=pixels)
-test = datasets.MNIST(root, train=False, download=True, transform=pixels)
+root, to_tensor = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
+train = datasets.MNIST(root, train=True, download=True, transform=to_tensor)
+test = datasets.MNIST(root, train=False, download=True, transform=to_tensor)
 if args.quick:
     train, test = Subset(train, range(6000)), Subset(test, range(1000))
 train, test = easytorch.data.in_memory(train), easytorch.data.in_memory(test)
 
 
 @contextlib.contextmanager
-def outputs_of(layers):
-    """Give a list that fills with the outputs of ``layers`` while the context lasts."""
+def record_outputs(layers):
+    """Yield a list that receives the outputs of ``layers`` inside the context."""
     outputs = []
     handles = [layer.register_forward_hook(lambda _, x, y: outputs.append(y.cpu().numpy())) for layer in layers]
     try:
@@ -51,9 +47,9 @@ def outputs_of(layers):
 
 
 def mosaic(images: np.ndarray, columns: int) -> np.ndarray:
-    """Return one picture of images [n, height, width], with a frame around each."""
-    framed = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
-    return np.block([list(row) for row in framed.reshape(-1, columns, *framed.shape[1:])])
+    """Return one picture of all images [n, height, width], with a frame around each image."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+    return np.block([list(row) for row in padded.reshape(-1, columns, *padded.shape[1:])])
 
 
 torch.manual_seed(args.seed)
@@ -64,7 +60,7 @@ network = nn.Sequential(
     nn.Conv2d(1, 16, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
     nn.Conv2d(16, 32, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout2d(0.5), nn.Flatten(),
     nn.Linear(1568, 96), nn.ReLU(), nn.Dropout(0.1), nn.Linear(96, 10),
-).to(memory_format=torch.channels_last)  # two thirds of the time on a CPU  # fmt: skip
+).to(memory_format=torch.channels_last)  # faster on a CPU  # fmt: skip
 model = easytorch.Model(network).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.002)
 model.fit(
     DataLoader(training, batch_size=128, shuffle=True),
@@ -74,11 +70,11 @@ model.fit(
 loss, accuracy = model.evaluate(DataLoader(test, batch_size=1000))
 
 convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-with outputs_of(convolutions) as maps:
-    predicted = model.predict_classes(digit[None], verbose=0)[0]
-print(f"The network takes this {label} for a {predicted}. What it looked for, and what it found:")
-for layer, found in zip(convolutions, maps, strict=True):
-    print(f"  filters {list(layer.weight.shape)}, maps {list(found.shape[1:])}")
+with record_outputs(convolutions) as maps:
+    prediction = model.predict_classes(digit[None], verbose=0)[0]
+print(f"The network takes this {label} for a {prediction}. What it looked for, and what it found:")
+for layer, output in zip(convolutions, maps, strict=True):
+    print(f"  filters {list(layer.weight.shape)}, maps {list(output.shape[1:])}")
 print(f"Result: test accuracy = {accuracy:.4f}")
 print(f"Result: test loss = {loss:.4f}")
 

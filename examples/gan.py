@@ -1,11 +1,11 @@
-"""Two networks and two optimizers in one fit: one learns to draw the digit it is asked for, the other to tell it from real ones.
+"""Conditional GAN for MNIST digits: two networks and two optimizers in one ``fit``.
 
     python examples/gan.py [--quick] [--seed N] [--plot gan.png]
 
-A GAN is another way to optimize, and that is one method: ``update`` makes a step of the critic and one of the generator out of
-each batch; the data, the device, the logs and the callbacks stay what they are. Both networks are told the digit: the
-generator as an input, the critic by the choice of one of its ten scores. The losses of a GAN do not tell how well it draws, so
-after every epoch a network that reads digits looks at a hundred drawings of each: how many are read as what was asked for?
+A custom ``update`` makes one step of the critic and one step of the generator for each batch. Data, device, logs, and
+callbacks work as usual. The digit is an input of the generator; the critic uses the one of its ten scores that belongs
+to the digit. The losses of a GAN do not measure image quality. So a classifier reads a hundred generated images of each
+digit after every epoch. The result is the share that it recognizes as the requested digit.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a twentieth of the images, fewer updates")
-options.add_argument("--seed", type=int, default=0, help="of the weights, the order of the images and the noise")
-options.add_argument("--plot", metavar="FILE", help="write the figure: the same noise, drawn after each epoch")
+options.add_argument("--seed", type=int, default=0, help="random seed")
+options.add_argument("--plot", metavar="FILE", help="write a figure of the images from the same noise after each epoch")
 args = options.parse_args()
 torch.manual_seed(args.seed)
 
@@ -63,37 +63,37 @@ class GAN(easytorch.Model):
 
     def critic_loss(self, batch):
         real, digit, _ = self.unpack(batch)
-        drawn = self.draw(digit).detach()
-        return F.softplus(-self.score(real, digit)).mean() + F.softplus(self.score(drawn, digit)).mean()
+        fake = self.generate(digit).detach()
+        return F.softplus(-self.score(real, digit)).mean() + F.softplus(self.score(fake, digit)).mean()
 
     def generator_loss(self, batch):
         digit = self.unpack(batch).y
-        return F.softplus(-self.score(self.draw(digit), digit)).mean()
+        return F.softplus(-self.score(self.generate(digit), digit)).mean()
 
-    def draw(self, digit: torch.Tensor) -> torch.Tensor:
+    def generate(self, digit: torch.Tensor) -> torch.Tensor:
         return self((torch.randn(len(digit), 64, device=self.device), digit))
 
     def score(self, images: torch.Tensor, digit: torch.Tensor) -> torch.Tensor:
         return self.module.critic(images).gather(1, digit[:, None])
 
 
-def look(epoch, logs):
-    drawings = gan.predict((noise, asked), batch_size=250, verbose=0)
-    logs["read_as_asked"] = (reader.predict_classes(drawings, verbose=0) == asked.numpy()).mean()
-    rows.append(np.block([image.squeeze() for image in drawings[:20]]))
+def evaluate_images(epoch, logs):
+    images = gan.predict((noise, digits), batch_size=250, verbose=0)
+    logs["read_as_asked"] = (classifier.predict_classes(images, verbose=0) == digits.numpy()).mean()
+    rows.append(np.block([image.squeeze() for image in images[:20]]))
 
 
-root, scaled = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
-mnist = datasets.MNIST(root, train=True, download=True, transform=scaled)
-images = easytorch.data.in_memory(Subset(mnist, range(3000)) if args.quick else mnist)
-reader = easytorch.Model(nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)))
-reader.compile("adam", "cross_entropy").fit(images, epochs=3, batch_size=64, verbose=0)
-noise, asked, rows = torch.randn(1000, 64), torch.arange(10).repeat(100), []
-gan, gallery = GAN(Pair()).compile(), easytorch.callbacks.LambdaCallback(on_epoch_end=look)
-gan.fit(images, 2 if args.quick else 8, steps_per_epoch=80 if args.quick else 300, batch_size=64, callbacks=[gallery])
+root, to_tensor = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
+mnist = datasets.MNIST(root, train=True, download=True, transform=to_tensor)
+train = easytorch.data.in_memory(Subset(mnist, range(3000)) if args.quick else mnist)
+classifier = easytorch.Model(nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)))
+classifier.compile("adam", "cross_entropy").fit(train, epochs=3, batch_size=64, verbose=0)
+noise, digits, rows = torch.randn(1000, 64), torch.arange(10).repeat(100), []
+gan, gallery = GAN(Pair()).compile(), easytorch.callbacks.LambdaCallback(on_epoch_end=evaluate_images)
+gan.fit(train, 2 if args.quick else 8, steps_per_epoch=80 if args.quick else 300, batch_size=64, callbacks=[gallery])
 print(f"Result: digits read as asked = {gan.history['read_as_asked'][-1]:.4f}")
 print(f"Result: parameters = {sum(p.numel() for p in gan.module.parameters())}")
-if args.plot:
+if args.plot:  # one row for each epoch
     from matplotlib.image import imsave
 
-    imsave(args.plot, np.vstack(rows), cmap="gray_r")  # a row for each epoch
+    imsave(args.plot, np.vstack(rows), cmap="gray_r")

@@ -1,11 +1,12 @@
-"""The same program on one device and on many: 1,797 digits, one, two and three processes, and the same network in the end.
+"""The same training in one, two, and three processes gives the same network.
 
-    python examples/many_processes.py [--quick] [--seed N]            starts its processes itself
-    torchrun --nproc-per-node=2 examples/many_processes.py            has torchrun start them
-    torchrun --nproc-per-node=2 examples/many_processes.py --strategy fsdp --resume run/    in parts; killed, it goes on
+    python examples/many_processes.py [--quick] [--seed N]            starts its own processes
+    torchrun --nproc-per-node=2 examples/many_processes.py            runs in the processes of torchrun
+    torchrun --nproc-per-node=2 examples/many_processes.py --strategy fsdp --resume run/    shards the model, resumes after a kill
 
-``train`` knows nothing of processes. Where a launcher has started it, every process gets its part of each batch, the gradients
-meet, and every sample of the test is measured once. A batch is that of one process, so a process of three takes a third of it.
+The function ``train`` contains no code for distributed training. Every rank gets a shard of each batch, gradients are
+averaged with all-reduce, and every test sample is measured once. The batch size is per process, so three processes use
+a third of it.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import easytorch
 
-BATCH = 96  # samples in an update, of all processes together
+# Samples in one update over all processes
+BATCH = 96
 
 
 def train(
@@ -39,8 +41,9 @@ def train(
     model.fit(DataLoader(TensorDataset(x, y), size, shuffle=True), epochs, resume=resume, verbose=verbose)
     loss, accuracy = model.evaluate(x_test, y_test, verbose=0)
 
-    rows = len(model.predict(x_test, verbose=0))  # in order, in every process
-    weight = sum(float(value.abs().sum()) for value in model.state_dict()["module"].values())  # whole, whoever keeps it
+    # Every rank gets all predictions in order, and the full state dict also of a sharded model
+    rows = len(model.predict(x_test, verbose=0))
+    weight = sum(float(value.abs().sum()) for value in model.state_dict()["module"].values())
     return {"loss": loss, "accuracy": accuracy, "rows": rows, "sum of absolute weights": weight}
 
 
@@ -49,12 +52,12 @@ def main() -> None:
     options.add_argument(
         "--quick", action="store_true", help="two epochs instead of twenty, two processes instead of three"
     )
-    options.add_argument("--seed", type=int, default=0, help="of the weights, the split and the order")
-    options.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], default="auto", help="under torchrun")
-    options.add_argument("--resume", help="a folder to keep the run in, under torchrun")
+    options.add_argument("--seed", type=int, default=0, help="random seed of the weights, the split, and the order")
+    options.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], default="auto", help="strategy under torchrun")
+    options.add_argument("--resume", help="folder that saves the run under torchrun")
     args = options.parse_args()
     epochs = 2 if args.quick else 20
-    if "WORLD_SIZE" in os.environ:  # torchrun has started this process as one of many
+    if "WORLD_SIZE" in os.environ:  # started by torchrun
         result = train(epochs, args.seed, "auto", args.strategy, args.resume)
         if os.environ["RANK"] == "0":
             print(f"Result: test accuracy = {result['accuracy']:.4f}")
@@ -62,9 +65,9 @@ def main() -> None:
     results = {1: train(epochs, args.seed)}
     print(f"1 process: {results[1]}")
     for count in (2,) if args.quick else (2, 3):
-        several = easytorch.launch(train, epochs, args.seed, processes=count, timeout=600)
-        assert all(one == several[0] for one in several)  # every process has the same numbers
-        results[count] = several[0]
+        rank_results = easytorch.launch(train, epochs, args.seed, processes=count, timeout=600)
+        assert all(result == rank_results[0] for result in rank_results)
+        results[count] = rank_results[0]
         print(f"{count} processes: {results[count]}")
     weights = [result["sum of absolute weights"] for result in results.values()]
     print(f"Result: test accuracy = {results[1]['accuracy']:.4f}")

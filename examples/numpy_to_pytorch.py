@@ -1,13 +1,11 @@
-"""Article 003, "PyTorch from basic concepts to implementation": one tiny network in NumPy, by hand in torch, and with fit.
+"""One small network in NumPy, by hand in torch, and with fit (article 003, "PyTorch from basic concepts to implementation").
 
     python examples/numpy_to_pytorch.py [--quick] [--seed N] [--plot losses.png]
 
-Three rows of four numbers, 5,000 epochs at a learning rate of 0.1; then the line y = 2x from three points. What was mended:
-
-- by hand in torch, the last bias is trained but never used, and the first is trained by the gradient of the last: with seeds
-  such as 2 and 3 one answer of the three stays wrong, which looks like torch's fault. It runs here, corrected and as printed;
-- gradients are worked out by hand where autograd is the subject: with fit they are torch's, and the numbers are the same;
-- the model of the line is never made, and its loss is read by `loss.data[0]`, which no longer runs: both are fit's affair.
+The network learns three rows of four numbers in 5,000 epochs; a linear model then learns y = 2x from three points. The
+torch code of the article updates the first bias with the gradient of the last one, and never uses the last bias. With
+seeds such as 2 and 3 one of the three outputs stays wrong. This program runs the code as printed and corrected. The
+gradients that the article computes by hand equal those of autograd, which ``fit`` uses.
 """
 
 import argparse
@@ -20,8 +18,8 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="fewer epochs of the tiny network")
-options.add_argument("--seed", type=int, default=0, help="of all random numbers")
-options.add_argument("--plot", metavar="FILE", help="write the figure of the losses, side by side")
+options.add_argument("--seed", type=int, default=0, help="random seed")
+options.add_argument("--plot", metavar="FILE", help="write a figure of the losses")
 args = options.parse_args()
 torch.manual_seed(args.seed)
 
@@ -36,15 +34,16 @@ print("The gradients are those of the textbook")
 
 # A network of three hidden neurons, for three rows
 rows = np.array([[1.0, 0, 1, 0], [1, 0, 1, 1], [0, 1, 0, 1]])
-wanted = np.array([[1.0], [1], [0]])
+targets = np.array([[1.0], [1], [0]])
 epochs = 1000 if args.quick else 5000
 network = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 1), nn.Sigmoid()).double()
 for parameter in network.parameters():
-    nn.init.normal_(parameter)  # all versions begin with these
+    # All versions start from these weights
+    nn.init.normal_(parameter)
 
 
-def by_hand(x, y, weights, exp, as_printed=False):
-    """Return the last outputs and the error of every epoch; arrays of NumPy and tensors of torch are written alike."""
+def train_by_hand(x, y, weights, exp, as_printed=False):
+    """Return the last outputs and the error of every epoch. The code is the same for NumPy arrays and torch tensors."""
     w1, b1, w2, b2 = weights
     errors = []
     for _ in range(epochs):
@@ -60,22 +59,24 @@ def by_hand(x, y, weights, exp, as_printed=False):
     return output, errors
 
 
-def half_the_squares(y_pred, y):
-    return ((y_pred - y) ** 2).sum() / 2  # whose gradient is the one above
+def half_squared_error(y_pred, y):
+    # Its gradient is the one that train_by_hand computes
+    return ((y_pred - y) ** 2).sum() / 2
 
 
 weights = [parameter.detach() for parameter in network.parameters()]
-tensors = torch.from_numpy(rows), torch.from_numpy(wanted)
-model = easytorch.Model(network).compile("sgd", half_the_squares, metrics=["mse"], lr=0.1)
+tensors = torch.from_numpy(rows), torch.from_numpy(targets)
+model = easytorch.Model(network).compile("sgd", half_squared_error, metrics=["mse"], lr=0.1)
 runs = {
-    "NumPy": by_hand(rows, wanted, [weight.numpy() for weight in weights], np.exp),
-    "torch by hand, as printed": by_hand(*tensors, weights, torch.exp, as_printed=True),
-    "torch by hand, corrected": by_hand(*tensors, weights, torch.exp),
+    "NumPy": train_by_hand(rows, targets, [weight.numpy() for weight in weights], np.exp),
+    "torch by hand, as printed": train_by_hand(*tensors, weights, torch.exp, as_printed=True),
+    "torch by hand, corrected": train_by_hand(*tensors, weights, torch.exp),
 }
-history = model.fit(rows, wanted, epochs=epochs, batch_size=3, shuffle=False, verbose=0)  # changes the weights
+# fit changes the weights, so it runs last
+history = model.fit(rows, targets, epochs=epochs, batch_size=3, shuffle=False, verbose=0)
 runs["torch with fit"] = model.predict(rows, verbose=0), history["mse"]
 for name, (output, _) in runs.items():
-    print(f"{name:25} says {', '.join(f'{float(value):.3f}' for value in output.ravel())}")
+    print(f"{name:25} predicts {', '.join(f'{float(value):.3f}' for value in output.ravel())}")
 assert np.allclose(runs["NumPy"][1], history["mse"], rtol=1e-4)
 
 # Linear regression: y = 2 x, from three points

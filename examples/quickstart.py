@@ -1,4 +1,4 @@
-"""Learn to read handwritten digits, keep the model, take it back: the whole of easytorch in one page, without the internet.
+"""Train a digit classifier, evaluate it, save it, and load it again. It needs no download.
 
 python examples/quickstart.py
 """
@@ -34,9 +34,10 @@ print(f"Test accuracy {accuracy:.4f}")
 
 with TemporaryDirectory() as folder:
     path = model.save(Path(folder) / "digits.pt")
-    again = easytorch.Model(network()).load(path)  # compiled as it was saved
-    same = again.evaluate(x_test, y_test, verbose=0)
-    print(f"Saved, loaded, and measured again: {same.accuracy:.4f}")
-    assert list(same) == [loss, accuracy]
+    # load also restores the settings of compile
+    restored = easytorch.Model(network()).load(path)
+    scores = restored.evaluate(x_test, y_test, verbose=0)
+    print(f"Saved, loaded, and measured again: {scores.accuracy:.4f}")
+    assert list(scores) == [loss, accuracy]
 
 print("The first ten:", model.predict_classes(x_test[:10], verbose=0), "are", y_test[:10])

@@ -1,14 +1,11 @@
-"""Article 002, "Training a neural network from scratch in just 7 cells": a multi-layer perceptron reads MNIST.
+"""Multilayer perceptron for MNIST (article 002, "Training a neural network from scratch in just 7 cells").
 
     python examples/seven_cells.py [--quick] [--seed N] [--plot digit.png]
 
-The article trains for 5 epochs with plain SGD at 0.003, which leaves the network badly under-trained, and it measures
-nothing on the test set. Here is its recipe as it stands, then the one word that changes everything. What else was mended:
-
-- the printed normalisation swallows the brackets behind it and has three channels for grey images: left out;
-- images are flattened by a layer of the network, not by hand in three places;
-- log-softmax with the NLL loss is the cross-entropy on plain outputs: the probabilities come from predict_proba;
-- it predicts an image that it was trained on: here one of the 10,000 test images.
+The article trains for five epochs with SGD and a learning rate of 0.003, which underfits. It does not use the test set.
+This program runs that recipe, and then the same network with Adam. Other fixes: a layer flattens the images,
+cross-entropy replaces log-softmax with NLL loss, and the predicted image is a test image. The normalization of the
+article is left out, because its code has a syntax error and expects three channels.
 """
 
 import argparse
@@ -23,11 +20,11 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data, two epochs")
-options.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the images")
-options.add_argument("--plot", metavar="FILE", help="write the figure of a digit beside its probabilities")
+options.add_argument("--seed", type=int, default=0, help="random seed of the weights and the order of the images")
+options.add_argument("--plot", metavar="FILE", help="write a figure of a digit and its class probabilities")
 args = options.parse_args()
 
-# 1 and 2: the data
+# Cells 1 and 2: data
 root = os.environ.get("EASYTORCH_DATA", "data")
 train = datasets.MNIST(root, train=True, download=True, transform=transforms.ToTensor())
 test = datasets.MNIST(root, train=False, download=True, transform=transforms.ToTensor())
@@ -37,13 +34,13 @@ train, test = easytorch.data.in_memory(train), easytorch.data.in_memory(test)
 loader, test_loader = DataLoader(train, batch_size=64, shuffle=True), DataLoader(test, batch_size=250)
 
 
-# 3 and 4: the network, the loss, the optimizer
+# Cells 3 and 4: network, loss, and optimizer
 def network() -> nn.Module:
     torch.manual_seed(args.seed)
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-# 5: training, once with the article's optimizer and once with Adam
+# Cell 5: training with the article's optimizer, and with Adam
 epochs, results = 2 if args.quick else 5, {}
 for title, optimizer in {"The article's recipe": "sgd", "With Adam instead": "adam"}.items():
     print(f"\n{title}: {optimizer}, learning rate 0.003" if optimizer == "sgd" else f"\n{title}, learning rate 0.001")
@@ -55,10 +52,10 @@ for title, optimizer in {"The article's recipe": "sgd", "With Adam instead": "ad
 
 results["parameters"] = model.summary().total_params
 
-# 6 and 7: one test image, and what the network thinks of it
+# Cells 6 and 7: prediction for one test image
 image, label = test[0]
 probabilities = model.predict_proba(image[None], verbose=0)[0]
-print(f"This is a {label}; the network says {probabilities.argmax()}, and is {probabilities.max():.1%} sure")
+print(f"Label {label}, prediction {probabilities.argmax()} with probability {probabilities.max():.1%}")
 for name, value in results.items():
     print(f"Result: {name} = {value}")
 

@@ -1,13 +1,11 @@
-"""Article 001, part 3: the shapes that tensors take on their way through a network, without computing one by hand.
+"""Tensor shapes on the way through a network (article 001, part 3).
 
     python examples/tensor_shapes.py [--quick] [--seed N]
 
-Nothing is trained here: `summary` shows the shapes, and an error names the layer where they do not fit. What was mended:
-
-- the formula of a convolution's output subtracts the padding: it is added, once for each side;
-- the flattening is given the size of the batch: it takes the tensor, and nn.Flatten needs no number at all;
-- the input of a two-dimensional convolution is listed with a depth, which it has not: it is (batch, channels, height, width);
-- the iterator's `.next()` is gone from torch: nothing here needs it.
+Nothing is trained. ``summary`` shows all shapes, and an error names the layer that does not fit. Fixes to the article:
+the formula for the output size of a convolution adds the padding on both sides. The input of a 2D convolution is
+(batch, channels, height, width), without a depth. ``nn.Flatten`` needs no size. The iterator method ``.next()`` no
+longer exists.
 """
 
 import argparse
@@ -19,26 +17,26 @@ from torch import nn
 import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("--quick", action="store_true", help="the same: nothing here takes time")
-options.add_argument("--seed", type=int, default=0, help="of the pictures and the weights")
+options.add_argument("--quick", action="store_true", help="no effect, because this program is fast")
+options.add_argument("--seed", type=int, default=0, help="random seed of the images and the weights")
 torch.manual_seed(options.parse_args().seed)
 
 
-def convolved(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
-    """Return what a convolution, or a pooling, makes of a height or a width."""
+def conv_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
+    """Return the output height or width of a convolution or a pooling layer."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
-def transposed(size: int, kernel: int, stride: int = 1, padding: int = 0, output_padding: int = 0) -> int:
-    """Return the size that a convolution would have made ``size`` of: the way back."""
+def transposed_conv_size(size: int, kernel: int, stride: int = 1, padding: int = 0, output_padding: int = 0) -> int:
+    """Return the output height or width of a transposed convolution."""
     return (size - 1) * stride - 2 * padding + kernel + output_padding
 
 
 def trace(table) -> str:
-    """Return the shapes of one sample on its way, each where it changes."""
+    """Return the shapes of one sample from layer to layer. A shape that does not change is listed once."""
     layers = [layer for layer in table.summary_list if layer.is_leaf_layer]
     shapes = [str(layer.output_size[1:]) for layer in layers]
-    return " -> ".join(shape for before, shape in zip(["", *shapes], shapes, strict=False) if shape != before)
+    return " -> ".join(shape for previous, shape in zip(["", *shapes], shapes, strict=False) if shape != previous)
 
 
 print("Series have 3 dimensions, images 4, films 5: the batch, the channels, and the sizes.")
@@ -49,7 +47,7 @@ for layer, x in (
 ):
     print(f"  {type(layer).__name__}: {list(x.shape)} -> {list(layer(x).shape)}")
 
-print("\nA network for CIFAR-10, four pictures of 32 x 32 pixels in three colours:")
+print("\nA network for CIFAR-10, four pictures of 32 x 32 pixels in three colors:")
 pictures = torch.rand(4, 3, 32, 32)
 network = nn.Sequential(
     OrderedDict(
@@ -60,7 +58,7 @@ network = nn.Sequential(
 )  # fmt: skip
 table = easytorch.Model(network).summary(pictures)
 print(trace(table))
-size = convolved(convolved(convolved(convolved(32, kernel=5), 2, stride=2), 5), 2, stride=2)
+size = conv_size(conv_size(conv_size(conv_size(32, kernel=5), 2, stride=2), 5), 2, stride=2)
 print(f"By the formula 16 maps of {size} x {size} are left, which makes {16 * size * size} features")
 
 print("\nAn autoencoder with two numbers in the middle; strides make the pictures smaller, and larger again:")
@@ -71,17 +69,19 @@ decoder = nn.Sequential(
     nn.Linear(2, 784), nn.ReLU(), nn.Unflatten(1, (16, 7, 7)), nn.ConvTranspose2d(16, 8, 3, stride=2), nn.ReLU(),
     nn.ConvTranspose2d(8, 3, 3, stride=2, output_padding=1), nn.Sigmoid(),
 )  # fmt: skip
-both = easytorch.Model(nn.Sequential(OrderedDict(encoder=encoder, decoder=decoder))).summary(pictures)
-print(trace(both))
-print(f"By the formula {transposed(transposed(7, 3, stride=2), 3, stride=2, output_padding=1)} pixels come back")
+autoencoder_table = easytorch.Model(nn.Sequential(OrderedDict(encoder=encoder, decoder=decoder))).summary(pictures)
+print(trace(autoencoder_table))
+print(
+    f"By the formula {transposed_conv_size(transposed_conv_size(7, 3, stride=2), 3, stride=2, output_padding=1)} pixels come back"
+)
 
-print("\nA wrong size, as if the pictures had 36 pixels, and colours that come last:")
+print("\nA wrong size, as if the pictures had 36 pixels, and colors that come last:")
 network.hidden1 = nn.Linear(576, 120)
-for wrong in (pictures, pictures.movedim(1, -1)):
+for images in (pictures, pictures.movedim(1, -1)):
     try:
-        easytorch.Model(network).predict(wrong, verbose=0)
+        easytorch.Model(network).predict(images, verbose=0)
     except ValueError as error:
         print(f"  {error}")
 
 print(f"\nResult: parameters = {table.total_params}")
-print(f"Result: autoencoder parameters = {both.total_params}")
+print(f"Result: autoencoder parameters = {autoencoder_table.total_params}")

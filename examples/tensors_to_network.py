@@ -1,14 +1,11 @@
-"""Article 001, "PyTorch tutorial for beginners": from a tensor, by way of products, gradients and a neuron, to a network.
+"""Tensors, products, gradients, one neuron, and a network (article 001, "PyTorch tutorial for beginners").
 
     python examples/tensors_to_network.py [--quick] [--seed N] [--plot curves.png]
 
-Every number of the article that can be had again is checked here. What was mended:
-
-- view and reshape share the numbers they show in another shape, where the article says that they copy them;
-- its three layers have nothing between them, so they are no more than one, and their numbers grow: a ReLU comes in between;
-- its network is never trained. Here it learns which of ten numbers is the farthest from zero. The answer is the same for x and
-  for -x, so that a linear network does best to say that all ten are as likely, a loss of log(10) = 2.303; with a ReLU the 20
-  hidden neurons just suffice, one for each number and each sign.
+The program checks every number of the article that can be reproduced. The article claims that ``view`` copies data, but
+it shares the memory. Three linear layers without an activation equal one linear layer, so a ReLU comes between them.
+The article does not train its network. Here it learns which of ten numbers has the largest absolute value. A linear
+network cannot learn this: its best loss is log(10) = 2.303.
 """
 
 import argparse
@@ -22,8 +19,8 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data")
-options.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order")
-options.add_argument("--plot", metavar="FILE", help="write the figure of the three curves")
+options.add_argument("--seed", type=int, default=0, help="random seed of the data, the weights, and the order")
+options.add_argument("--plot", metavar="FILE", help="write a figure of the three curves")
 args = options.parse_args()
 
 # Tensors, products, and NumPy
@@ -32,7 +29,7 @@ product = square @ torch.tensor([[2, 3], [2, 3], [2, 3]])
 assert product.tolist() == [[12, 18], [30, 45], [48, 72]]
 assert (2 * square).tolist() == [[2, 4, 6], [8, 10, 12], [14, 16, 18]]
 assert (torch.eye(3).numpy() == np.identity(3)).all()
-assert square.view(1, 9).data_ptr() == square.data_ptr()  # the same numbers, in another shape
+assert square.view(1, 9).data_ptr() == square.data_ptr()  # shared memory
 print("The product of a 3 x 3 and a 3 x 2 tensor:", product, sep="\n")
 
 array = np.ones(3)
@@ -46,7 +43,7 @@ slopes = [int(torch.autograd.grad(x**power, x)[0]) for power in (1, 2, 3)]
 print(f"The slopes at 2: {slopes}")
 assert slopes == [1, 4, 12]
 
-# A neuron, with the article's seed
+# One neuron, with the seed of the article
 torch.manual_seed(7)
 features, weights, bias = torch.randn(1, 10), torch.randn(1, 10), torch.randn(1, 1)
 try:
@@ -54,10 +51,10 @@ try:
 except RuntimeError as error:
     print(f"Ten weights in a row do not fit ten features in a row: {error}")
 neuron = torch.sigmoid(features @ weights.view(10, 1) + bias)
-print(f"As a column they do: the neuron says {neuron.item():.4f}")
+print(f"As a column they do: the neuron outputs {neuron.item():.4f}")
 assert round(neuron.item(), 4) == 0.3030
 
-# A network by hand: without anything between its layers the numbers grow
+# A network by hand: without activations the values grow
 torch.manual_seed(args.seed)
 sizes, hidden = (10, 20, 20, 10), torch.rand(1, 10)
 for inputs, outputs in itertools.pairwise(sizes):
@@ -65,18 +62,18 @@ for inputs, outputs in itertools.pairwise(sizes):
     print(f"{inputs} -> {outputs} by hand: up to {hidden.max():.0f}")
 
 
-# The same as a module, and trained
-def network(between: type[nn.Module]) -> nn.Module:
-    return nn.Sequential(nn.Linear(10, 20), between(), nn.Linear(20, 20), between(), nn.Linear(20, 10))
+# The same network as a module, with training
+def network(activation: type[nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Linear(10, 20), activation(), nn.Linear(20, 20), activation(), nn.Linear(20, 10))
 
 
 numbers = torch.randn(7000 if args.quick else 22000, 10)
-farthest = numbers.abs().argmax(1)  # which of the ten, 0 to 9
+labels = numbers.abs().argmax(1)  # 0 to 9
 results = {"neuron": f"{neuron.item():.4f}"}
-test, train = ((numbers[rows], farthest[rows]) for rows in (slice(2000), slice(2000, None)))
-for name, between in {"without": nn.Identity, "with": nn.ReLU}.items():
+test, train = ((numbers[rows], labels[rows]) for rows in (slice(2000), slice(2000, None)))
+for name, activation in {"without": nn.Identity, "with": nn.ReLU}.items():
     print(f"\nThe network as a module, {name} a ReLU between its layers")
-    model = easytorch.Model(network(between)).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003)
+    model = easytorch.Model(network(activation)).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003)
     model.fit(*train, epochs=10 if args.quick else 20, verbose=0)
     scores = model.evaluate(*test)
     results |= {f"test {key} {name} relu": f"{value:.4f}" for key, value in scores.items()}

@@ -1,15 +1,12 @@
-"""Article 004's sibling on transfer learning: what a network knows of the digits 0 to 4 helps it to learn 5 to 9.
+"""Transfer learning from the digits 0 to 4 to the digits 5 to 9 (article 004, companion notebook).
 
     python examples/transfer_learning.py [--quick] [--seed N] [--plot transfer.png]
 
-The article takes a ResNet-18 trained on ImageNet, freezes it, and trains a head of two layers on CIFAR-10, to 80.73 %. Here is
-the same in small, without a download: convolutions with BatchNorm learn one half of MNIST, are frozen, and get a new head for
-the other half, of which there are only a hundred images. That is when a transfer is worth it. What was mended:
-
-- frozen weights are not a frozen network: in train mode BatchNorm goes on to follow the means and variances of what passes
-  through, and the features drift away under the head. A part that is put into eval mode stays in it while fit trains the
-  rest, and is afterwards what it was, to the last bit. The article's way stands beside it, and so does a start from nothing;
-- the head has nothing between its two linear layers, which makes them one: here a ReLU.
+The article freezes a ResNet-18 trained on ImageNet and trains a new head on CIFAR-10, to 80.73%. This small version
+needs no download: a network with BatchNorm learns one half of MNIST, and a new head learns the other half from a
+hundred images. In training mode, BatchNorm updates its running statistics even if its weights are frozen. So the
+backbone is in eval mode, which ``fit`` preserves. The program also runs the article's version and training from random
+weights. The head has a ReLU between its two linear layers, which the article lacks.
 """
 
 import argparse
@@ -24,15 +21,15 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the digits 0 to 4")
-options.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the images")
-options.add_argument("--plot", metavar="FILE", help="write the figure of the test accuracies")
+options.add_argument("--seed", type=int, default=0, help="random seed of the weights and the order of the images")
+options.add_argument("--plot", metavar="FILE", help="write a figure of the test accuracies")
 args = options.parse_args()
 torch.manual_seed(args.seed)
 
 
 def digits(train: bool, classes: range, count: int) -> Dataset:
-    root, scaled = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
-    data = datasets.MNIST(root, train=train, download=True, transform=scaled)
+    root, to_tensor = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
+    data = datasets.MNIST(root, train=train, download=True, transform=to_tensor)
     rows = torch.isin(data.targets, torch.tensor(classes)).nonzero().flatten()[:count]
     return easytorch.data.in_memory(Subset(data, rows.tolist()), verbose=0)
 
@@ -52,31 +49,33 @@ class Network(nn.Module):
         return self.head(self.backbone(images))
 
 
-def trained(net: nn.Module, data: Dataset, epochs: int, batch_size: int, **options) -> easytorch.Model:
+def train(net: nn.Module, data: Dataset, epochs: int, batch_size: int, **options) -> easytorch.Model:
     model = easytorch.Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
     return model.fit(data, epochs=epochs, batch_size=batch_size, **options).model
 
 
 print("A network learns the digits 0 to 4")
-known = Network()
-trained(known, digits(True, range(5), 3000 if args.quick else 30_596), epochs=2, batch_size=32 if args.quick else 128)
+source = Network()
+train(source, digits(True, range(5), 3000 if args.quick else 30_596), epochs=2, batch_size=32 if args.quick else 128)
 
 print("\nThree others learn the digits 5 to 9 from 100 images")
-few, test = digits(True, range(5, 10), 100), digits(False, range(5, 10), 1000 if args.quick else 4_861)
+train_data, test = digits(True, range(5, 10), 100), digits(False, range(5, 10), 1000 if args.quick else 4_861)
 nets = {"frozen": Network(), "frozen but for batchnorm": Network(), "from nothing": Network()}
 for name in ("frozen", "frozen but for batchnorm"):
-    nets[name].backbone.load_state_dict(known.backbone.state_dict())
+    nets[name].backbone.load_state_dict(source.backbone.state_dict())
     nets[name].backbone.requires_grad_(False)
-nets["frozen"].backbone.eval()  # and fit leaves it so
-measured = {"validation_data": test, "validation_freq": 5, "verbose": 0}
-models = {name: trained(net, few, epochs=30, batch_size=20, **measured) for name, net in nets.items()}
+# fit preserves the eval mode of a submodule
+nets["frozen"].backbone.eval()
+settings = {"validation_data": test, "validation_freq": 5, "verbose": 0}
+models = {name: train(net, train_data, epochs=30, batch_size=20, **settings) for name, net in nets.items()}
 
-then, now = (net.backbone.state_dict().values() for net in (known, nets["frozen"]))
-assert all(torch.equal(a, b) for a, b in zip(then, now, strict=True))  # BatchNorm's statistics among them
+# The frozen backbone is unchanged, including the statistics of BatchNorm
+source_state, frozen_state = (net.backbone.state_dict().values() for net in (source, nets["frozen"]))
+assert all(torch.equal(a, b) for a, b in zip(source_state, frozen_state, strict=True))
 models["frozen"].summary()
 for name, model in models.items():
     print(f"Result: test accuracy {name} = {model.history['val_accuracy'][-1]:.4f}")
-print(f"Result: parameters = {sum(p.numel() for p in known.parameters())}")
+print(f"Result: parameters = {sum(p.numel() for p in source.parameters())}")
 print(f"Result: parameters trained = {sum(p.numel() for p in nets['frozen'].parameters() if p.requires_grad)}")
 
 if args.plot:

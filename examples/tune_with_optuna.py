@@ -1,13 +1,11 @@
-"""Article 001, part 5: Optuna looks for good hyper-parameters of a convolutional network that reads MNIST.
+"""Hyperparameter search with Optuna for a convolutional network on MNIST (article 001, part 5).
 
     python examples/tune_with_optuna.py [--quick] [--seed N]
 
-Twenty trials of up to ten epochs; a trial that falls behind the others is ended by `OptunaPruning`. What was mended:
-
-- every trial drew a validation set of its own, so their scores could not be compared: here one split, from the seed;
-- the sampler, the weights and the order of the images had no seed: here the study gives the same result again;
-- the best parameters were the end: here they train a new network on all 60,000 images, which reads the test images;
-- Dropout2d on features without a width and height warns today: it is Dropout.
+The study has twenty trials of up to ten epochs; ``OptunaPruning`` stops trials that are worse than the others. Fixes to
+the article: all trials use the same validation set, so their scores can be compared. The sampler, the weights, and the
+order of the images have a seed, so the study is reproducible. The best parameters train a final network on all 60,000
+images, which is evaluated on the test set. Features without height and width use Dropout, because Dropout2d now warns.
 """
 
 import argparse
@@ -25,17 +23,19 @@ from easytorch.callbacks import OptunaPruning
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="4,000 images, three trials of up to two epochs")
-options.add_argument("--seed", type=int, default=0, help="of the split, the study, the weights and the order")
+options.add_argument(
+    "--seed", type=int, default=0, help="random seed of the split, the study, the weights, and the order"
+)
 args = options.parse_args()
 epochs = 2 if args.quick else 10
 
-root, pixels = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
-train = datasets.MNIST(root, train=True, download=True, transform=pixels)
-test = datasets.MNIST(root, train=False, download=True, transform=pixels)
+root, to_tensor = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
+train = datasets.MNIST(root, train=True, download=True, transform=to_tensor)
+test = datasets.MNIST(root, train=False, download=True, transform=to_tensor)
 if args.quick:
     train, test = Subset(train, range(4000)), Subset(test, range(1000))
-everything, test = easytorch.data.in_memory(train), easytorch.data.in_memory(test)
-train, validation = easytorch.data.split(everything, fraction=0.2, seed=args.seed)
+full_train, test = easytorch.data.in_memory(train), easytorch.data.in_memory(test)
+train, validation = easytorch.data.split(full_train, fraction=0.2, seed=args.seed)
 
 
 def new_model(trial: optuna.Trial | optuna.trial.FrozenTrial) -> easytorch.Model:
@@ -50,7 +50,7 @@ def new_model(trial: optuna.Trial | optuna.trial.FrozenTrial) -> easytorch.Model
         nn.Conv2d(16, 32, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout2d(dropout1), nn.Flatten(),
         nn.Linear(1568, width), nn.ReLU(), nn.Dropout(dropout2), nn.Linear(width, 10),
     )  # fmt: skip
-    network.to(memory_format=torch.channels_last)  # two thirds of the time on a CPU
+    network.to(memory_format=torch.channels_last)  # faster on a CPU
     return easytorch.Model(network).compile(optimizer, "cross_entropy", metrics=["accuracy"], lr=lr)
 
 
@@ -70,16 +70,17 @@ study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESam
 study.optimize(objective, n_trials=3 if args.quick else 20)
 
 best = study.best_trial
-pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
+pruned_count = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
 importances = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=args.seed))
 print(
-    f"\nTrial {best.number} of {len(study.trials)} was the best; {pruned} were pruned. Its parameters, by importance:"
+    f"\nTrial {best.number} of {len(study.trials)} was the best; {pruned_count} were pruned. Its parameters, by importance:"
 )
 for name, importance in importances.items():
     value = best.params[name]
     print(f"  {name:10} {value if isinstance(value, str) else f'{value:.4g}':>8}  {importance:6.1%}")
 
-model = new_model(best)  # which suggests again what it had
-accuracy = model.fit(loader(everything, best), epochs).evaluate(DataLoader(test, 1000)).accuracy
+# suggest_... returns the stored parameters of the best trial
+model = new_model(best)
+accuracy = model.fit(loader(full_train, best), epochs).evaluate(DataLoader(test, 1000)).accuracy
 print(f"Result: validation accuracy = {best.value:.4f}")
 print(f"Result: test accuracy = {accuracy:.4f}")

@@ -1,13 +1,11 @@
-"""Article 001, part 9: a variational autoencoder learns to draw digits from four numbers.
+"""Variational autoencoder that generates MNIST digits from four numbers (article 001, part 9).
 
     python examples/vae.py [--quick] [--seed N] [--plot vae.png]
 
-The loss is the squared error of an image's pixels, plus how far its distribution is from the standard normal one. Mended were:
-
-- the divergence lacks the factor 1/2 of sigma^2 + mu^2, so that the article's loss of 32.40 is 31.01 in the true measure;
-- validation draws, for the loss is an expectation, but what is shown is decoded from the mean; the encoder runs once for a batch;
-- the grid of drawn digits fed two numbers into a decoder that takes four: the other two are 0; the split has a seed;
-- training images come in random order, without a weight decay of next to nothing, at a rate that falls along a cosine.
+The loss is the squared error of the pixels plus the KL divergence from the standard normal distribution. Fixes to the
+article: the divergence includes the factor 1/2 of sigma^2 + mu^2, which turns the article's loss of 32.40 into 31.01.
+Images are decoded from the mean. The article passes two latent values to a decoder that expects four; here the other
+two are 0. The split has a seed, images are shuffled, and the learning rate follows a cosine without weight decay.
 """
 
 import argparse
@@ -24,13 +22,13 @@ from easytorch.callbacks import LambdaCallback
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data, eight epochs of smaller batches")
-options.add_argument("--seed", type=int, default=0, help="of the split, the weights, the order and the draws")
-options.add_argument("--plot", metavar="FILE", help="write the figure: epochs, drawn digits, the latent space")
+options.add_argument("--seed", type=int, default=0, help="random seed")
+options.add_argument("--plot", metavar="FILE", help="write a figure of generated digits and the latent space")
 args = options.parse_args()
 epochs, batch_size = (8, 64) if args.quick else (50, 256)
 
-root, pixels = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
-train, test = (datasets.MNIST(root, train=part, download=True, transform=pixels) for part in (True, False))
+root, to_tensor = os.environ.get("EASYTORCH_DATA", "data"), transforms.ToTensor()
+train, test = (datasets.MNIST(root, train=is_train, download=True, transform=to_tensor) for is_train in (True, False))
 if args.quick:
     train, test = Subset(train, range(6000)), Subset(test, range(1000))
 test = easytorch.data.in_memory(test)
@@ -44,7 +42,7 @@ class VAE(nn.Module):
             nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
             nn.Conv2d(16, 32, 3, stride=2), nn.ReLU(), nn.Flatten(),
-            nn.Linear(288, 128), nn.ReLU(), nn.Linear(128, 2 * latent),  # the mean, and the log of sigma
+            nn.Linear(288, 128), nn.ReLU(), nn.Linear(128, 2 * latent),  # mean and log of sigma
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Linear(latent, 128), nn.ReLU(), nn.Linear(128, 288), nn.ReLU(), nn.Unflatten(1, (32, 3, 3)),
@@ -60,9 +58,9 @@ class VAE(nn.Module):
 
 class Variational(easytorch.Model):
     def train_step(self, batch):
-        x = self.unpack(batch).x  # the labels are not used
-        drawn, mean, log_sigma = self(x)
-        error = (drawn - x).square().sum((1, 2, 3)).mean()
+        x = self.unpack(batch).x  # without labels
+        output, mean, log_sigma = self(x)
+        error = (output - x).square().sum((1, 2, 3)).mean()
         kl = (0.5 * (log_sigma.exp().square() + mean.square() - 1) - log_sigma).sum(1).mean()
         return {"loss": error + kl, "error": error, "kl": kl}
 
@@ -72,11 +70,12 @@ class Variational(easytorch.Model):
 
 
 torch.manual_seed(args.seed)
-seen = [torch.stack([test[i][0] for i in range(5)]).numpy()]  # and what becomes of them after every epoch
-keep = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(model.predict_on_batch(seen[0])[0]))
+# Five test images and their reconstructions after every epoch
+snapshots = [torch.stack([test[i][0] for i in range(5)]).numpy()]
+recorder = LambdaCallback(on_epoch_end=lambda epoch, logs: snapshots.append(model.predict_on_batch(snapshots[0])[0]))
 
 model = Variational(VAE()).compile("adam", scheduler="cosine")
-history = model.fit(train, epochs=epochs, batch_size=batch_size, validation_data=validation, callbacks=[keep])
+history = model.fit(train, epochs=epochs, batch_size=batch_size, validation_data=validation, callbacks=[recorder])
 print(f"Result: validation loss = {history['val_loss'][-1]:.3f}")
 print(f"Result: test loss = {model.evaluate(test, batch_size=256).loss:.3f}")
 
@@ -85,12 +84,13 @@ if args.plot:
     from sklearn.manifold import TSNE
 
     grid = torch.cartesian_prod(*2 * [torch.linspace(-2, 2, 10)], *2 * [torch.zeros(1)])
-    drawn = easytorch.Model(model.module.decoder).predict(grid, verbose=0).reshape(10, 10, 1, 28, 28)
+    drawings = easytorch.Model(model.module.decoder).predict(grid, verbose=0).reshape(10, 10, 1, 28, 28)
     codes, labels = model.predict(test, verbose=0)[1], easytorch.data.targets_of(test)
     latent = {"Latents 0 and 1": codes[:, :2], "t-SNE": TSNE(random_state=args.seed).fit_transform(codes)}
+    pictures = {"By epoch": snapshots[:3] + snapshots[10::10], "Generated": drawings}
     figure = Figure(figsize=(15, 4), layout="constrained")
     axes = figure.subplots(1, 4)
-    for axis, (title, rows) in zip(axes, {"By epoch": seen[:3] + seen[10::10], "Drawn": drawn}.items(), strict=False):
+    for axis, (title, rows) in zip(axes, pictures.items(), strict=False):
         axis.imshow(np.block([[image[0] for image in row] for row in rows]), cmap="gray_r")
         axis.set(title=title, xticks=[], yticks=[])
     for axis, (title, points) in zip(axes[2:], latent.items(), strict=True):

@@ -1,6 +1,6 @@
-"""The contestants: one file for each, written as its own documentation tells a user to.
+"""Contestants, each written as in the documentation of its library.
 
-A file has up to three functions. ``fit(task)`` trains ``task.module`` for ``task.epochs`` and calls ``task.tick`` after each.
-``evaluate(task)`` and ``predict(task)`` return a function that is then timed: one returns the accuracy, the other the outputs.
-All log the accuracy of the training data as they go, and show the progress that they show by default.
+A file has up to three functions. ``fit(task)`` trains ``task.module`` for ``task.epochs`` and calls ``task.tick`` after
+each epoch. ``evaluate(task)`` and ``predict(task)`` return a function that is measured; it returns the accuracy or the
+outputs. All contestants log the training accuracy and show their default progress output.
 """

@@ -1,4 +1,4 @@
-"""Accelerate: https://huggingface.co/docs/accelerate/basic_tutorials/migration, the plain loop with its five lines."""
+"""Accelerate: https://huggingface.co/docs/accelerate/basic_tutorials/migration. The plain loop with Accelerate."""
 
 import torch
 from accelerate import Accelerator

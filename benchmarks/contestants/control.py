@@ -1,4 +1,4 @@
-"""The plain loop once more: how far from it this ends is the noise of the machine, and nothing else."""
+"""The plain loop a second time. The difference is the noise of the machine."""
 
 from benchmarks.contestants.raw import evaluate, fit, predict
 

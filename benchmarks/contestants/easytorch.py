@@ -1,4 +1,4 @@
-"""easytorch: see the README. Names where a name and a learning rate say it all."""
+"""easytorch with string arguments where a name and a learning rate are enough."""
 
 from torch.utils.data import DataLoader
 
@@ -7,15 +7,15 @@ from easytorch.callbacks import LambdaCallback
 from easytorch.data import in_memory
 
 
-def compiled(task):
-    named = set(task.workload.settings) <= {"lr"}
-    optimizer = task.workload.optimizer if named else task.optimizer()
-    lr = task.workload.settings.get("lr") if named else None
+def compile_model(task):
+    use_name = set(task.workload.settings) <= {"lr"}
+    optimizer = task.workload.optimizer if use_name else task.optimizer()
+    lr = task.workload.settings.get("lr") if use_name else None
     return Model(task.module).compile(optimizer, "cross_entropy", metrics=["accuracy"], lr=lr)
 
 
 def fit(task):
-    model, clock = compiled(task), LambdaCallback(on_epoch_end=lambda epoch, logs: task.tick())
+    model, clock = compile_model(task), LambdaCallback(on_epoch_end=lambda epoch, logs: task.tick())
     if task.arrays:
         model.fit(*task.arrays, batch_size=task.batch_size, epochs=task.epochs, callbacks=[clock])
     elif task.workload.kind == "images":
@@ -26,10 +26,10 @@ def fit(task):
 
 
 def evaluate(task):
-    model, loader = compiled(task), task.loader
+    model, loader = compile_model(task), task.loader
     return lambda: model.evaluate(loader).accuracy
 
 
 def predict(task):
-    model, loader = compiled(task), task.loader
+    model, loader = compile_model(task), task.loader
     return lambda: model.predict(loader)

@@ -1,4 +1,4 @@
-"""fastai: https://docs.fast.ai/learner.html; it insists on validation data, so it has one batch of it."""
+"""fastai: https://docs.fast.ai/learner.html. It requires validation data, so it gets one batch."""
 
 from functools import partial
 
@@ -10,27 +10,27 @@ from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
 
 
-def learner(task, train, valid):
+def make_learner(task, train, valid):
     options = {"lr": 1e-3, "momentum": 0.0} | task.workload.settings
     optimizer = {"sgd": partial(SGD, mom=options["momentum"]), "adam": Adam}[task.workload.optimizer]
     data = DataLoaders(train, valid)
-    learn = Learner(data, task.module, loss_func=task.loss, opt_func=optimizer, lr=options["lr"], metrics=accuracy)
-    learn.recorder.train_metrics = True
-    return learn
+    learner = Learner(data, task.module, loss_func=task.loss, opt_func=optimizer, lr=options["lr"], metrics=accuracy)
+    learner.recorder.train_metrics = True
+    return learner
 
 
 def fit(task):
-    learn = learner(task, task.loader, task.one_batch)
-    learn.fit(task.epochs, cbs=Callback(after_train=task.tick))
+    learner = make_learner(task, task.loader, task.one_batch)
+    learner.fit(task.epochs, cbs=Callback(after_train=task.tick))
 
 
 def evaluate(task):
     loader = DataLoader(task.dataset, bs=task.batch_size)
-    learn = learner(task, loader, loader)
-    return lambda: learn.validate()[1]
+    learner = make_learner(task, loader, loader)
+    return lambda: learner.validate()[1]
 
 
 def predict(task):
     loader = DataLoader(task.dataset, bs=task.batch_size)
-    learn = learner(task, loader, loader)
-    return lambda: learn.get_preds()[0].numpy()
+    learner = make_learner(task, loader, loader)
+    return lambda: learner.get_preds()[0].numpy()

@@ -1,4 +1,4 @@
-"""ignite: https://docs.pytorch.org/ignite/quickstart.html, with the bar of its contrib handlers."""
+"""ignite: https://docs.pytorch.org/ignite/quickstart.html. The progress bar is that of the handlers."""
 
 import torch
 from ignite.engine import Events, create_supervised_evaluator, create_supervised_trainer

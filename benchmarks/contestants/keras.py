@@ -1,9 +1,9 @@
-"""Keras 3 on torch: https://keras.io/api/models/model_training_apis/, the module in a TorchModuleWrapper."""
+"""Keras 3 on torch: https://keras.io/api/models/model_training_apis/. The module is in a TorchModuleWrapper."""
 
 import keras
 
 
-def compiled(task):
+def compile_model(task):
     model = keras.Sequential([keras.layers.TorchModuleWrapper(task.module)])
     settings = {"learning_rate" if name == "lr" else name: value for name, value in task.workload.settings.items()}
     optimizer = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[task.workload.optimizer](**settings)
@@ -13,7 +13,7 @@ def compiled(task):
 
 
 def fit(task):
-    model, clock = compiled(task), keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: task.tick())
+    model, clock = compile_model(task), keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: task.tick())
     if task.arrays:
         model.fit(*task.arrays, batch_size=task.batch_size, epochs=task.epochs, callbacks=[clock])
     else:
@@ -21,10 +21,10 @@ def fit(task):
 
 
 def evaluate(task):
-    model, loader = compiled(task), task.loader
+    model, loader = compile_model(task), task.loader
     return lambda: model.evaluate(loader, return_dict=True)["accuracy"]
 
 
 def predict(task):
-    model, loader = compiled(task), task.loader
+    model, loader = compile_model(task), task.loader
     return lambda: model.predict(loader)

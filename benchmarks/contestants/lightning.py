@@ -1,4 +1,4 @@
-"""Lightning 2: https://lightning.ai/docs/pytorch/stable/starter/introduction.html, a Trainer as it comes."""
+"""Lightning 2: https://lightning.ai/docs/pytorch/stable/starter/introduction.html. The Trainer has its defaults."""
 
 import lightning as L
 import torch

@@ -1,4 +1,4 @@
-"""The loop of articles 002 and 004: the measure of all."""
+"""The plain loop of the articles 002 and 004, which is the reference."""
 
 import torch
 

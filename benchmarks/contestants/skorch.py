@@ -1,4 +1,4 @@
-"""skorch: https://skorch.readthedocs.io/en/stable/user/quickstart.html; it makes its own loader, of all samples here."""
+"""skorch: https://skorch.readthedocs.io/en/stable/user/quickstart.html. It creates its own loader."""
 
 import torch
 from skorch import NeuralNetClassifier
@@ -13,7 +13,7 @@ class Clock(Callback):
         self.tick()
 
 
-def net_of(task):
+def make_net(task):
     options = {"lr": 1e-3} | task.workload.settings
     momentum = {"optimizer__momentum": options["momentum"]} if "momentum" in options else {}
     return NeuralNetClassifier(
@@ -26,7 +26,7 @@ def net_of(task):
         batch_size=task.batch_size,
         iterator_train__shuffle=True,
         train_split=None,
-        classes=range(10),  # it cannot see them in a dataset
+        classes=range(10),  # unknown for a dataset
         callbacks=[
             EpochScoring("accuracy", name="train_acc", on_train=True, lower_is_better=False),
             Clock(task.tick),
@@ -35,7 +35,7 @@ def net_of(task):
 
 
 def fit(task):
-    net = net_of(task)
+    net = make_net(task)
     if task.arrays:
         net.fit(*task.arrays)
     else:
@@ -43,10 +43,10 @@ def fit(task):
 
 
 def evaluate(task):
-    net, labels = net_of(task).initialize(), torch.stack([y for _, y in task.dataset]).numpy()
+    net, labels = make_net(task).initialize(), torch.stack([y for _, y in task.dataset]).numpy()
     return lambda: net.score(task.dataset, labels)
 
 
 def predict(task):
-    net = net_of(task).initialize()
+    net = make_net(task).initialize()
     return lambda: net.forward(task.dataset).numpy()

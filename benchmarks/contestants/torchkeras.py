@@ -1,6 +1,6 @@
-"""torchkeras: https://github.com/lyhue1991/torchkeras; it insists on validation data, so it has one batch of it.
+"""torchkeras: https://github.com/lyhue1991/torchkeras. It requires validation data, so it gets one batch.
 
-It has no predict. ``plot=False`` as outside of notebooks: a tqdm bar instead of a live plot.
+It has no predict. ``plot=False`` shows a tqdm bar instead of a live plot, as outside of notebooks.
 """
 
 from torchkeras import KerasModel
@@ -15,16 +15,16 @@ class Clock:
         self.tick()
 
 
-def model_of(task):
+def make_model(task):
     metrics = {"acc": MulticlassAccuracy(num_classes=10, average="micro")}
     return KerasModel(task.module, task.loss, metrics_dict=metrics, optimizer=task.optimizer())
 
 
 def fit(task):
-    model = model_of(task)
+    model = make_model(task)
     model.fit(task.loader, task.one_batch, epochs=task.epochs, plot=False, callbacks=[Clock(task.tick)])
 
 
 def evaluate(task):
-    model, loader = model_of(task), task.loader
+    model, loader = make_model(task), task.loader
     return lambda: model.evaluate(loader)["val_acc"]

@@ -28,9 +28,9 @@ from tests.scripted import (
 pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # scripted values
 
 HOOKS = [
-    f"on_{what}_{when}"
-    for what in ("train", "epoch", "train_batch", "test", "test_batch", "predict", "predict_batch")
-    for when in ("begin", "end")
+    hook
+    for phase in ("train", "epoch", "train_batch", "test", "test_batch", "predict", "predict_batch")
+    for hook in (f"on_{phase}_begin", f"on_{phase}_end")
 ] + ["on_before_optimizer_step", "on_interrupt", "on_exception"]
 
 
@@ -46,8 +46,8 @@ class Recorder(Callback):
 
 def _record(hook):
     def record(self, *arguments):
-        kept = (dict(one.items()) if hasattr(one, "items") else one for one in arguments)
-        self.events.append((hook, list(kept)))
+        values = [dict(value.items()) if hasattr(value, "items") else value for value in arguments]
+        self.events.append((hook, values))
 
     return record
 
@@ -85,8 +85,8 @@ def test_begin_hooks_get_empty_logs():
     model = new_model()
     train(model, 1, recorder)
     model.predict(X, callbacks=[recorder], verbose=0)
-    begins = [arguments[-1] for hook, arguments in recorder.events if hook.endswith("_begin")]
-    assert begins == [{}] * len(begins)
+    begin_logs = [arguments[-1] for hook, arguments in recorder.events if hook.endswith("_begin")]
+    assert begin_logs == [{}] * len(begin_logs)
 
 
 def test_batch_logs_are_the_means_so_far():

@@ -267,10 +267,10 @@ def test_a_verbose_checkpoint_prints_the_file(tmp_path, capsys):
 
 
 def test_checkpoints_do_not_change_the_training(tmp_path):
-    plain, kept = new_model(), new_model()
+    plain, saved = new_model(), new_model()
     train(plain, 3)
-    train(kept, 3, ModelCheckpoint(tmp_path / "{epoch}-{batch}.pt", save_freq=1), ModelCheckpoint(tmp_path / "x.pt"))
-    assert equal(plain.module.state_dict(), kept.module.state_dict())
+    train(saved, 3, ModelCheckpoint(tmp_path / "{epoch}-{batch}.pt", save_freq=1), ModelCheckpoint(tmp_path / "x.pt"))
+    assert equal(plain.module.state_dict(), saved.module.state_dict())
 
 
 # BackupAndRestore
@@ -354,9 +354,9 @@ def test_a_reused_backup_saves_the_current_random_states(tmp_path):
     press = LambdaCallback(on_test_batch_end=lambda *_: signal.raise_signal(signal.SIGINT))
     train(new_model(dropping), 2, backup, press)
     train(new_model(dropping), 2, backup, validation_data=None)
-    kept = rotation.read_newest(tmp_path)[1]
-    assert kept["state"]["step"] == 2 * UPDATES
-    assert torch.equal(kept["train_data"]["random"]["torch"], torch.get_rng_state())
+    content = rotation.read_newest(tmp_path)[1]
+    assert content["state"]["step"] == 2 * UPDATES
+    assert torch.equal(content["train_data"]["random"]["torch"], torch.get_rng_state())
 
 
 def test_the_backup_remains_after_an_error(tmp_path):

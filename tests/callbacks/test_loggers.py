@@ -222,7 +222,7 @@ class Gone(io.StringIO):
 
 ERRORS = [
     OSError(errno.EIO, "the terminal is gone"),
-    BrokenPipeError(errno.EPIPE, "nobody reads"),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
     UnicodeEncodeError("ascii", "━", 0, 1, "not here"),
 ]
 

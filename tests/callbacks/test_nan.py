@@ -31,8 +31,8 @@ class Sometimes(nn.Module):
         self.net, self.drop = mlp(), nn.Dropout(0.5)
 
     def forward(self, x):
-        kept = self.drop(torch.ones(len(x), 6))
-        return self.net(x) / kept.sum(1, keepdim=True)
+        mask = self.drop(torch.ones(len(x), 6))
+        return self.net(x) / mask.sum(1, keepdim=True)
 
 
 def stopped(net, x=X, y=Y, loss="cross_entropy", message="The loss is not finite", callbacks=(), **options):

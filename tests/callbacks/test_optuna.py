@@ -96,10 +96,10 @@ def test_other_callbacks_finish_before_the_trial_is_pruned(capsys):
 def test_best_weights_are_restored_in_a_pruned_model():
     stopping = EarlyStopping("val_loss", patience=5, restore_best_weights=True)
     model, script = new_model(), Scripted(val_loss=[1.0, 2.0])
-    kept = LambdaCallback(on_epoch_end=lambda epoch, logs: weights.append(model.module.weight.detach().clone()))
+    recorder = LambdaCallback(on_epoch_end=lambda epoch, logs: weights.append(model.module.weight.detach().clone()))
     weights = []
     with pytest.raises(optuna.TrialPruned):
-        train(model, 2, script, stopping, OptunaPruning(study_of(pruner=AtEpoch(1)).ask()), kept)
+        train(model, 2, script, stopping, OptunaPruning(study_of(pruner=AtEpoch(1)).ask()), recorder)
     assert torch.equal(model.module.weight, weights[0])
 
 

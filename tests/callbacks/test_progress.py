@@ -38,7 +38,7 @@ from tests.loops import blob_loader, blobs, mlp
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 ESCAPE = re.compile(r"\x1b\[\??[\d;]*[A-Za-z]")
-COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
+COLOR_CODE = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
 EPOCH = r"Epoch {}/2  4 steps  [\d.]+ m?s  " + "  ".join(
     rf"{name} \d\.\d{{{{4}}}}" for name in ("loss", "accuracy", "val_loss", "val_accuracy")
 ) + r"  lr 0\.001  \(data \d+%, model \d+%, optimizer \d+%, validation \d+%, rest \d+%\)"  # fmt: skip
@@ -63,10 +63,15 @@ def in_a_pipe(*verbose, **changes):
     program = "import sys; from tests.callbacks.test_progress import work\n" + "".join(
         f"work({each!r}); print('====', flush=True); print('====', file=sys.stderr)\n" for each in verbose
     )
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
     folder = Path(__file__).parents[2]
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=kept | changes, cwd=folder
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | changes,
+        cwd=folder,
     )
     written = zip(run.stdout.split("====\n"), run.stderr.split("====\n"), strict=True)
     return dict(zip(verbose, written, strict=False))
@@ -233,9 +238,9 @@ def test_a_terminal_shows_the_evaluation_and_its_progress(wide):
 
 
 def test_a_terminal_has_colors_unless_no_color_is_set(wide):
-    assert COLOUR.search(wide)
+    assert COLOR_CODE.search(wide)
     plain = in_a_terminal(NO_COLOR="1")
-    assert COLOUR.search(plain) is None
+    assert COLOR_CODE.search(plain) is None
     assert "Epoch 1/2" in plain
 
 

@@ -323,13 +323,13 @@ def test_loader_may_count_the_batches_of_a_custom_sampler(start, reference):
     assert same_weights(net, reference)
 
 
-LABELLED = range(10, 50)
+LABELED = range(10, 50)
 PARTLY = TensorDataset(X, torch.cat([torch.full((10,), -1), Y[10:]]))
 
 
 class PartlyCorrupt(Rows):
     def __getitem__(self, index):
-        if index not in LABELLED:
+        if index not in LABELED:
             raise OSError(f"sample {index} is corrupt")
         return super().__getitem__(index)
 
@@ -342,7 +342,7 @@ class Keyed(Dataset):
 
 
 def draw_labelled(dataset):
-    return DataLoader(dataset, 8, sampler=SubsetRandomSampler(LABELLED))
+    return DataLoader(dataset, 8, sampler=SubsetRandomSampler(LABELED))
 
 
 DRAWN = {

@@ -1,4 +1,4 @@
-"""The documentation is true: its programs run, its links lead somewhere, what it quotes of the code is the code."""
+"""Documentation: programs run, links have targets, and quoted code equals the code."""
 
 from __future__ import annotations
 
@@ -88,18 +88,18 @@ def test_no_block_of_a_page_is_empty(path):
 
 
 @pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
-def test_programs_of_a_page_run_and_print_what_it_quotes(path, tmp_path, monkeypatch, capsys):
+def test_programs_of_a_page_print_the_quoted_output(path, tmp_path, monkeypatch, capsys):
     """Skip programs with a comment ``# pip install package`` if the package is missing."""
     if importlib.util.find_spec("matplotlib"):
         importlib.import_module("matplotlib").use("Agg")
-    page = types.ModuleType("page")  # dataclasses and pickles look their module up
+    page = types.ModuleType("page")  # dataclasses and pickle look up the module
     monkeypatch.setitem(sys.modules, "page", page)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     for block in programs(path):
         if not all(map(importlib.util.find_spec, re.findall(r"# pip install (\w+)$", block.text, re.M))):
             continue
-        source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+        source = "\n" * (block.line - 1) + block.text  # a traceback then shows the line of the page
         capsys.readouterr()
         exec(compile(source, get_name(path), "exec"), page.__dict__)
         if block.output is not None:
@@ -124,20 +124,20 @@ def test_quoted_output_must_equal_printed_output(quoted, printed, matches):
     assert bool(re.fullmatch(output_pattern(quoted), printed, re.S)) == matches
 
 
-def test_few_programs_are_only_sketches():
+def test_at_most_four_programs_are_sketches():
     sketches = [f"{get_name(path)}:{b.line}" for path in PROSE for b in blocks(path.read_text()) if "sketch" in b.info]
     assert len(sketches) <= 4, sketches
 
 
 @pytest.mark.parametrize("path", PROSE, ids=get_name)
-def test_quotations_of_the_code_are_the_code(path):
+def test_quoted_code_equals_the_code(path):
     for block in blocks(path.read_text(encoding="utf-8")):
         title = re.search(r'title="(easytorch/[\w/]+\.py)"', block.info)
         if title and not block.text.startswith("--8<--"):
             code = [line.strip() for line in (ROOT / title[1]).read_text(encoding="utf-8").splitlines()]
             quote_list = [line.strip() for line in block.text.strip().splitlines()]
-            found = any(code[i : i + len(quote_list)] == quote_list for i in range(len(code)))
-            assert found, f"{get_name(path)}:{block.line} quotes what is no longer in {title[1]}:\n{block.text}"
+            is_equal = any(code[i : i + len(quote_list)] == quote_list for i in range(len(code)))
+            assert is_equal, f"{get_name(path)}:{block.line} quotes code that is not in {title[1]}:\n{block.text}"
 
 
 # Links
@@ -148,23 +148,23 @@ def without_code(text: str) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """Return what may follow ``#`` in a link to ``path``: its headings, and the objects that it documents."""
+    """Return the anchors of ``path``: its headings and the objects that it documents."""
     text = path.read_text(encoding="utf-8")
-    found = set(re.findall(r"^::: ([\w.]+)", text, re.M))
+    names = set(re.findall(r"^::: ([\w.]+)", text, re.M))
     for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M):
         words = re.sub(r"[^\w\s-]", "", heading.lower()).strip()
-        found.add(re.sub(r"[-\s]+", "-", words))
-    return found
+        names.add(re.sub(r"[-\s]+", "-", words))
+    return names
 
 
 @pytest.mark.parametrize("path", PROSE, ids=get_name)
-def test_every_internal_link_leads_somewhere(path):
+def test_every_internal_link_has_a_target(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
         if re.match(r"[a-z]+:", target):
             continue
         file, _, anchor = target.partition("#")
         page = (path.parent / file).resolve() if file else path
-        assert page.exists(), f"{get_name(path)} links to {target!r}, which is not there"
+        assert page.exists(), f"{get_name(path)} links to {target!r}, which does not exist"
         if anchor and page.suffix == ".md":
             known = anchors(page)
             member = any(anchor.startswith(f"{name}.") for name in known)
@@ -177,7 +177,7 @@ def test_navigation_lists_exactly_the_pages():
     yaml = pytest.importorskip("yaml")
 
     class Loader(yaml.SafeLoader):
-        """Reads the tags of mkdocs as plain values."""
+        """Loader that reads the tags of mkdocs as plain values."""
 
     Loader.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
     navigation = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
@@ -187,8 +187,8 @@ def test_navigation_lists_exactly_the_pages():
             return [part]
         return [page for inner in (part.values() if isinstance(part, dict) else part) for page in entries(inner)]
 
-    listed = entries(navigation)
-    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
+    pages = entries(navigation)
+    assert sorted(pages) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
 
 
 # The reference and the guide for contributors
@@ -209,7 +209,7 @@ def test_every_public_name_is_in_the_reference():
     modules = {"easytorch": {"__version__", "callbacks", "data"}, "easytorch.callbacks": set(), "easytorch.data": set()}
     public = {
         f"{name}.{entry}"
-        for name, besides in modules.items()
-        for entry in set(importlib.import_module(name).__all__) - besides
+        for name, submodules in modules.items()
+        for entry in set(importlib.import_module(name).__all__) - submodules
     }
     assert documented == public

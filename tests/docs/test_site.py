@@ -1,4 +1,4 @@
-"""The site in a browser: pages open without an error, fit a phone, and are found by the search box."""
+"""The site in a browser: pages open without errors, fit a phone, and can be found by search."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ DESKTOP, PHONE = (1280, 800), (390, 844)
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(
     BROWSER is None or os.name != "posix",
-    reason="no browser looked at the site: chromium, chromium-browser or google-chrome is not on the PATH",
+    reason="the site was not tested in a browser: chromium, chromium-browser or google-chrome is not on the PATH",
 )
 
 
 class Browser:
-    """Headless Chromium with one tab, spoken to by its DevTools protocol: JSON over two pipes, a zero byte after each message."""
+    """Headless Chromium with one tab, controlled by the DevTools protocol: JSON over two pipes, with zero bytes as separators."""
 
     def __init__(self, folder: Path) -> None:
         options = [
@@ -47,17 +47,17 @@ class Browser:
             "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
             "--disable-breakpad", "--hide-scrollbars", *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]  # fmt: skip
-        theirs_in, self.out = os.pipe()
-        self.answers, theirs_out = os.pipe()
-        connected = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'  # where the browser expects its pipes
+        browser_in, self.out = os.pipe()
+        self.answers, browser_out = os.pipe()
+        script = f'exec "$@" 3<&{browser_in} 4>&{browser_out}'  # the file descriptors of the pipes
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["bash", "-c", connected, "bash", str(BROWSER), *options], env=os.environ | {"HOME": str(folder)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs_in, theirs_out), start_new_session=True,
+                ["bash", "-c", script, "bash", str(BROWSER), *options], env=os.environ | {"HOME": str(folder)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(browser_in, browser_out), start_new_session=True,
             )  # fmt: skip
-        os.close(theirs_in)
-        os.close(theirs_out)
+        os.close(browser_in)
+        os.close(browser_out)
         self.calls, self.unread, self.session, self.events = 0, b"", None, []
 
     def open_a_tab(self) -> None:
@@ -79,12 +79,12 @@ class Browser:
         return json.loads(message)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result; what happens meanwhile goes to ``events``."""
+        """Call a method of the protocol and return its result. Messages in the meantime go to ``events``."""
         self.calls += 1
         message = {"id": self.calls, "method": method, "params": params}
         if self.session:
             message["sessionId"] = self.session
-        with contextlib.suppress(BrokenPipeError):  # read tells it better
+        with contextlib.suppress(BrokenPipeError):  # read raises a better error
             os.write(self.out, json.dumps(message).encode() + b"\0")
         deadline = time.monotonic() + 60
         while (answer := self.read(deadline)).get("id") != self.calls:
@@ -99,7 +99,7 @@ class Browser:
         )
 
     def open(self, url: str, size: tuple[int, int]) -> None:
-        """Open ``url`` in a window of ``size``, and forget the events of the page before."""
+        """Open ``url`` in a window of ``size``, and clear the previous events."""
         self.resize(size)
         self.events.clear()
         failure = self.call("Page.navigate", url=url).get("errorText")
@@ -107,33 +107,33 @@ class Browser:
         self.wait_for("Page.loadEventFired")
 
     def wait_for(self, method: str) -> None:
-        """Wait until there has been such an event among those that are kept."""
+        """Wait until ``events`` contains an event of ``method``."""
         deadline = time.monotonic() + 60
         while not any(event.get("method") == method for event in self.events):
             self.events.append(self.read(deadline))
 
     def evaluate(self, script: str) -> Any:
-        """Return what ``script`` comes to in the page; a promise is awaited."""
+        """Return the value of ``script`` in the page. A promise is awaited."""
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def errors(self) -> list[str]:
-        """Return what a reader would see in red in the console."""
-        self.evaluate("new Promise(done => setTimeout(done, 100))")  # who is late
-        found = []
+        """Return the errors in the console."""
+        self.evaluate("new Promise(done => setTimeout(done, 100))")  # wait for late errors
+        errors = []
         for event in self.events:
             match event.get("method"), event.get("params", {}):
                 case "Runtime.exceptionThrown", {"exceptionDetails": details}:
-                    found.append(details.get("exception", {}).get("description", details["text"]))
+                    errors.append(details.get("exception", {}).get("description", details["text"]))
                 case "Runtime.consoleAPICalled", {"type": "error" | "assert", "args": args}:
-                    found.append(" ".join(str(arg.get("value", arg.get("description"))) for arg in args))
+                    errors.append(" ".join(str(arg.get("value", arg.get("description"))) for arg in args))
                 case "Log.entryAdded", {"entry": {"level": "error"} as entry}:
-                    found.append(f"{entry['text']} {entry.get('url', '')}")
-        return found
+                    errors.append(f"{entry['text']} {entry.get('url', '')}")
+        return errors
 
     def close(self) -> None:
-        os.close(self.out)  # a browser without its pipe ends
+        os.close(self.out)  # the browser exits without its pipe
         os.close(self.answers)
         try:
             self.process.wait(10)
@@ -143,7 +143,7 @@ class Browser:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, notes what it has not got, and forbids pages to ask anybody else."""
+    """Serves a folder, records missing files, and forbids requests to other hosts."""
 
     missing: list[str] = []  # noqa: RUF012
 
@@ -165,8 +165,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"the site was not built: {package} is not installed")
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
     return folder
 
 
@@ -197,10 +197,10 @@ IMAGES = """(async () => {
     return images.filter(image => !image.naturalWidth).map(image => image.src)
 })()"""
 
-# Without it the sidebars are still on their way when a window was made larger
-STILL = "document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>')"
+# Without this style the sidebars still move after a resize
+NO_TRANSITIONS = "document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>')"
 
-# How wide the page is, and for who has to mend it: what reaches beyond the window and cannot be scrolled to
+# The width of the page, and the elements beyond the window that cannot be reached by scrolling
 WIDTH = """(() => {
     const scrolls = node => node && node !== document.body &&
         (/auto|scroll|hidden/.test(getComputedStyle(node).overflowX) || scrolls(node.parentElement))
@@ -213,11 +213,11 @@ WIDTH = """(() => {
 @pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_opens_whole_and_fits_phone_and_desktop(page, address, browser):
+def test_a_page_opens_and_fits_phone_and_desktop(page, address, browser):
     Handler.missing.clear()
     browser.open(urljoin(address, page), PHONE)
-    assert browser.evaluate(IMAGES) == [], "images that are not there"
-    browser.evaluate(STILL)
+    assert browser.evaluate(IMAGES) == [], "missing images"
+    browser.evaluate(NO_TRANSITIONS)
     for size in (PHONE, DESKTOP):
         browser.resize(size)
         width, beyond = browser.evaluate(WIDTH)
@@ -249,7 +249,7 @@ def test_the_search_box_finds(words, page, found, size, address, browser):
     browser.call("Input.insertText", text=words)
     deadline, results = time.monotonic() + 30, []
     while not results and time.monotonic() < deadline:
-        browser.evaluate(KEY_UP)  # the box looks at its text when a key goes up, which inserting text does without
+        browser.evaluate(KEY_UP)  # the box reads its text on keyup events
         time.sleep(0.1)
         results = browser.evaluate(RESULTS)
     assert any(urljoin(address, found) == result.partition("?")[0].partition("#")[0] for result in results), results
@@ -259,24 +259,24 @@ def test_the_search_box_finds(words, page, found, size, address, browser):
 @pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize(
-    ("page", "click", "there"),
+    ("page", "click", "destination"),
     [
         ("get-started/", "a[hreflang=zh]", "zh/index.html"),
         ("zh/get-started/", "a[hreflang=en]", "index.html"),
         ("get-started/", "nav a[href='../zh/get-started/']", "zh/get-started/"),
     ],
 )
-def test_a_click_leads_to_the_other_language(page, click, there, address, browser):
+def test_a_click_opens_the_other_language(page, click, destination, address, browser):
     browser.open(urljoin(address, page), DESKTOP)
-    browser.evaluate("new Promise(done => setTimeout(done, 500))")  # the theme has asked for its sitemaps
+    browser.evaluate("new Promise(done => setTimeout(done, 500))")  # until the theme has loaded its sitemaps
     browser.events.clear()
     browser.evaluate(f'document.querySelector("{click}").click()')
     browser.wait_for("Page.loadEventFired")
-    assert browser.evaluate("location.href") == urljoin(address, there)
+    assert browser.evaluate("location.href") == urljoin(address, destination)
 
 
 class Links(HTMLParser):
-    """The links of a page, and what in it may follow ``#``."""
+    """The links and the anchors of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -291,23 +291,23 @@ class Links(HTMLParser):
 
 
 @pytest.mark.slow
-def test_every_link_of_the_built_site_leads_somewhere(site):
-    """Those of the navigation, of the languages and of the reference, too, which are in no source."""
+def test_every_link_of_the_built_site_has_a_target(site):
+    """This includes generated links: navigation, languages, and reference."""
     host = "http://site/"
     pages = {
         f"{host}{path.relative_to(site)}".removesuffix("index.html"): Links(path.read_text(encoding="utf-8"))
         for path in site.glob("**/*.html")
-        if path.name != "404.html"  # is shown under any address, so its links begin at the root
+        if path.name != "404.html"  # shown under any address, so its links start at the root
     }
-    for page, found in pages.items():
-        for link in found.links:
+    for page, content in pages.items():
+        for link in content.links:
             target = urljoin(page, link)
             if not target.startswith(host):
                 assert re.match(r"(https?|mailto|data):", target), f"{page} links to {link!r}"
                 continue
-            there, _, anchor = target.partition("#")
-            if there in pages:
-                assert unquote(anchor) in pages[there].anchors, f"{page} links to {link!r}: no such heading"
+            url, _, anchor = target.partition("#")
+            if url in pages:
+                assert unquote(anchor) in pages[url].anchors, f"{page} links to {link!r}: no such heading"
             else:
-                file = site / unquote(urlsplit(there).path).lstrip("/")
-                assert file.is_file(), f"{page} links to {link!r}, which is not there"
+                file = site / unquote(urlsplit(url).path).lstrip("/")
+                assert file.is_file(), f"{page} links to {link!r}, which does not exist"

@@ -1,4 +1,4 @@
-"""The examples of the articles 000 to 004, and of the second part of 001."""
+"""Examples of the articles 000 to 004, including part 2 of 001."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def results(out):
     return {name: float(value) for name, value in re.findall(r"^Result: (.+) = (\S+)$", out, re.MULTILINE)}
 
 
-def written(folder):
+def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 @needs_mnist
-def test_shared_convolution_is_counted_once_and_is_loaded(tmp_path):
+def test_shared_convolution_is_counted_once_and_loaded(tmp_path):
     out = run("intro_cnn.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
     assert out.count("(recursive)") == 4
     assert results(out)["parameters"] == 42378
     assert results(out)["test accuracy"] > 0.15
     assert results(out)["test accuracy after loading"] == results(out)["test accuracy"]
-    assert written(tmp_path) == []
+    assert file_names(tmp_path) == []
 
 
 @needs_mnist
-def test_a_stopped_article_goes_on_where_it_was(tmp_path):
+def test_a_finished_run_resumes_with_the_same_result(tmp_path):
     first = run("intro_cnn.py", "--quick", "--resume", "run", folder=tmp_path, EASYTORCH_DATA=mnist())
-    again = run("intro_cnn.py", "--quick", "--resume", "run", folder=tmp_path, EASYTORCH_DATA=mnist())
-    assert results(again) == results(first)
+    second = run("intro_cnn.py", "--quick", "--resume", "run", folder=tmp_path, EASYTORCH_DATA=mnist())
+    assert results(second) == results(first)
 
 
-def test_tensors_become_a_network_that_needs_its_relu(tmp_path):
+def test_a_network_without_relu_does_not_learn(tmp_path):
     out = run("tensors_to_network.py", "--quick", "--plot", "figure.png", folder=tmp_path)
     assert "[1, 4, 12]" in out
     assert results(out)["neuron"] == 0.303
@@ -50,7 +50,7 @@ def test_tensors_become_a_network_that_needs_its_relu(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 20000
 
 
-def test_numpy_and_torch_make_the_same_errors(tmp_path):
+def test_numpy_and_torch_have_the_same_losses(tmp_path):
     out = run("numpy_to_pytorch.py", "--quick", "--plot", "figure.png", folder=tmp_path)
     assert results(out)["mse of numpy"] == results(out)["mse of torch by hand corrected"]
     assert results(out)["mse of numpy"] == pytest.approx(results(out)["mse of torch with fit"], abs=2e-6)
@@ -60,7 +60,7 @@ def test_numpy_and_torch_make_the_same_errors(tmp_path):
 
 
 @needs_mnist
-def test_the_digits_of_a_table_are_answered_in_a_table(tmp_path):
+def test_predictions_are_written_to_a_csv_file(tmp_path):
     out = run(
         "identify_the_digits.py", "--quick", "--submission", "answers.csv", folder=tmp_path, EASYTORCH_DATA=mnist()
     )
@@ -72,11 +72,11 @@ def test_the_digits_of_a_table_are_answered_in_a_table(tmp_path):
     assert len(rows) == 1000
     assert rows[999]["filename"] == "999.png"
     assert {row["label"] for row in rows} == set("0123456789")
-    assert written(tmp_path) == ["answers.csv"]
+    assert file_names(tmp_path) == ["answers.csv"]
 
 
-@pytest.mark.skipif(not HAS_FASHION, reason="no Fashion-MNIST here: run fashion_cnn.py once, or set EASYTORCH_DATA")
-def test_the_convolutions_come_to_see_the_whole_image(tmp_path):
+@pytest.mark.skipif(not HAS_FASHION, reason="Fashion-MNIST is missing: run fashion_cnn.py once, or set EASYTORCH_DATA")
+def test_last_receptive_field_covers_the_image(tmp_path):
     out = run("fashion_cnn.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     assert "Ankle boot, Pullover, Trouser, Trouser, Shirt, Trouser" in out
     assert re.findall(r"(\d+) x \1$", out, re.MULTILINE) == ["3", "5", "7", "8", "8", "12", "16", "16", "28"]
@@ -87,10 +87,10 @@ def test_the_convolutions_come_to_see_the_whole_image(tmp_path):
 
 
 @needs_mnist
-def test_sampling_and_weighing_find_more_of_what_is_rare(tmp_path):
+def test_sampling_and_weights_raise_the_recall(tmp_path):
     out = run("datasets.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
-    found = {name.removeprefix("eights found "): share for name, share in results(out).items()}
-    assert found["sampled"] > found["as it is"]
-    assert found["weighted"] > found["as it is"]
-    assert found["weighted sample by sample"] == found["weighted"]
-    assert written(tmp_path) == []
+    recalls = {name.removeprefix("eights found "): recall for name, recall in results(out).items()}
+    assert recalls["sampled"] > recalls["as it is"]
+    assert recalls["weighted"] > recalls["as it is"]
+    assert recalls["weighted sample by sample"] == recalls["weighted"]
+    assert file_names(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The examples run as a reader would run them, on real data where it is at hand."""
+"""Quickstart and first article example as programs, on real data if available."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(name, *options, folder, **environment):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "examples" / name), *options],
         cwd=folder,
         capture_output=True,
@@ -22,29 +22,29 @@ def run(name, *options, folder, **environment):
         timeout=300,
         env=os.environ | {"MPLBACKEND": "Agg"} | environment,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def mnist():
-    """Return the folder with the MNIST files, where somebody has them: tests load nothing from the network."""
+    """Return the folder with the MNIST files, or None. Tests download nothing."""
     for root in (os.environ.get("EASYTORCH_DATA"), ROOT / "data", ROOT.parent / "shared" / "data"):
         if root and (Path(root) / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
             return str(root)
     return None
 
 
-needs_mnist = pytest.mark.skipif(mnist() is None, reason="no MNIST here: run an example once, or set EASYTORCH_DATA")
+needs_mnist = pytest.mark.skipif(mnist() is None, reason="MNIST is missing: run an example once, or set EASYTORCH_DATA")
 
 
 @pytest.mark.slow
-def test_the_quickstart_reads_the_digits(tmp_path):
+def test_quickstart_reaches_its_accuracy_and_reloads(tmp_path):
     out = run("quickstart.py", folder=tmp_path)
     accuracy = float(re.search(r"Test accuracy ([\d.]+)", out)[1])
-    again = float(re.search(r"measured again: ([\d.]+)", out)[1])
+    reloaded = float(re.search(r"measured again: ([\d.]+)", out)[1])
     assert accuracy >= 0.97
-    assert again == accuracy
-    assert list(tmp_path.iterdir()) == []  # nothing is written that nobody asked for
+    assert reloaded == accuracy
+    assert list(tmp_path.iterdir()) == []  # no file remains
 
 
 @needs_mnist
@@ -56,6 +56,6 @@ def test_seven_cells_learns_and_draws_its_figure(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_an_example_is_read_on_less_than_a_hundred_lines(path):
-    if path.stem != "report":  # the tool that runs the others
+def test_an_example_has_fewer_than_100_lines(path):
+    if path.stem != "report":  # the program that runs the others
         assert len(path.read_text().splitlines()) < 100

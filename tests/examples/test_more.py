@@ -1,4 +1,4 @@
-"""The examples beside the articles, and those that show what else fit is for, run as a reader would run them."""
+"""Examples of companion notebooks and of other uses of fit."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ def results(out):
 
 
 @needs_mnist
-def test_the_skorch_peer_counts_every_test_image_once(tmp_path):
+def test_confusion_matrix_counts_every_test_image_once(tmp_path):
     out = run("skorch_peer.py", "--quick", "--plot", "confusion.png", folder=tmp_path, EASYTORCH_DATA=mnist())
-    found = results(out)
+    figures = results(out)
     matrix = [[int(count) for count in re.findall(r"\d+", row)] for row in re.findall(r"^ ?\[+([\d ]+)\]+$", out, re.M)]
     assert sum(map(sum, matrix)) == 1000
-    assert sum(matrix[i][i] for i in range(10)) / 1000 == found["test accuracy"] > 0.6
+    assert sum(matrix[i][i] for i in range(10)) / 1000 == figures["test accuracy"] > 0.6
     folds = [float(value) for value in re.findall(r"^Fold \d of 5: ([\d.]+)", out, re.M)]
-    assert sum(folds) / 5 == pytest.approx(found["cross-validated accuracy"], abs=1e-4)
-    assert found["parameters"] == 92_208
+    assert sum(folds) / 5 == pytest.approx(figures["cross-validated accuracy"], abs=1e-4)
+    assert figures["parameters"] == 92_208
     assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]  # the checkpoint was temporary
 
 
 @needs_mnist
-def test_batch_normalisation_learns_faster(tmp_path):
+def test_batch_normalization_learns_faster(tmp_path):
     out = run("batchnorm.py", "--quick", "--plot", "both.png", folder=tmp_path, EASYTORCH_DATA=mnist())
-    found = results(out)
-    assert found["test accuracy with"] > max(found["test accuracy without"], 0.8)
-    assert (found["parameters without"], found["parameters with"]) == (48_884, 49_320)
+    figures = results(out)
+    assert figures["test accuracy with"] > max(figures["test accuracy without"], 0.8)
+    assert (figures["parameters without"], figures["parameters with"]) == (48_884, 49_320)
     assert (tmp_path / "both.png").stat().st_size > 5000
 
 
 @needs_mnist
-def test_both_penalties_make_the_weights_smaller(tmp_path):
-    out = run("regularisation.py", "--quick", "--plot", "four.png", folder=tmp_path, EASYTORCH_DATA=mnist())
-    found = results(out)
-    size = {name: found[f"sum of absolute weights {name}"] for name in ("plain", "l1", "l2")}
+def test_both_penalties_reduce_the_weights(tmp_path):
+    out = run("regularization.py", "--quick", "--plot", "four.png", folder=tmp_path, EASYTORCH_DATA=mnist())
+    figures = results(out)
+    size = {name: figures[f"sum of absolute weights {name}"] for name in ("plain", "l1", "l2")}
     assert size["l1"] < size["plain"]
     assert size["l2"] < size["plain"]
-    assert all(found[f"test accuracy {name}"] > 0.5 for name in ("plain", "l1", "l2"))
-    assert found["parameters"] == 10_790
+    assert all(figures[f"test accuracy {name}"] > 0.5 for name in ("plain", "l1", "l2"))
+    assert figures["parameters"] == 10_790
     assert (tmp_path / "four.png").stat().st_size > 5000
 
 
 @needs_mnist
 def test_a_frozen_backbone_is_transferred(tmp_path):
     out = run("transfer_learning.py", "--quick", "--plot", "both.png", folder=tmp_path, EASYTORCH_DATA=mnist())
-    found = results(out)
-    assert found["test accuracy frozen"] > 0.8
-    assert (found["parameters"], found["parameters trained"]) == (182_138, 150_282)
+    figures = results(out)
+    assert figures["test accuracy frozen"] > 0.8
+    assert (figures["parameters"], figures["parameters trained"]) == (182_138, 150_282)
     assert (tmp_path / "both.png").stat().st_size > 5000
 
 
@@ -67,29 +67,29 @@ def test_gan_draws_the_requested_digits(tmp_path):
     assert (tmp_path / "digits.png").stat().st_size > 5000
 
 
-def test_the_writer_learns_more_than_counting_pairs(tmp_path):
-    found = results(out := run("transformer_text.py", "--quick", "--plot", "text.png", folder=tmp_path))
-    assert found["bits per letter"] < found["bits per letter by counting pairs"] < 4
-    assert "\nThe function " in out  # and goes on
+def test_transformer_is_better_than_pair_counts(tmp_path):
+    figures = results(out := run("transformer_text.py", "--quick", "--plot", "text.png", folder=tmp_path))
+    assert figures["bits per letter"] < figures["bits per letter by counting pairs"] < 4
+    assert "\nThe function " in out
     assert (tmp_path / "text.png").stat().st_size > 5000
 
 
-def test_several_inputs_and_outputs_are_measured_by_name(tmp_path):
+def test_named_outputs_have_separate_metrics(tmp_path):
     out = run("multi_input.py", "--quick", "--plot", "losses.png", folder=tmp_path)
-    found = results(out)
+    figures = results(out)
     assert "loss, malignant_loss, worst_loss, malignant_accuracy, worst_mae, val_loss" in out
-    assert found["test accuracy malignant"] > 0.9
-    assert found["mean absolute error worst"] < found["mean absolute error by the means alone"]
+    assert figures["test accuracy malignant"] > 0.9
+    assert figures["mean absolute error worst"] < figures["mean absolute error by the means alone"]
     assert (tmp_path / "losses.png").stat().st_size > 5000
 
 
-def test_a_module_makes_its_own_loss(tmp_path):
+def test_a_module_can_compute_its_loss(tmp_path):
     out = run("huggingface_model.py", "--quick", "--plot", "losses.png", folder=tmp_path)
     assert results(out)["test accuracy"] > 0.85
     assert (tmp_path / "losses.png").stat().st_size > 5000
 
 
 def test_one_process_and_two_train_the_same_network(tmp_path):
-    found = results(run("many_processes.py", "--quick", folder=tmp_path))
-    assert found["test accuracy"] == found["test accuracy of two"] > 0.7
-    assert found["largest relative difference of weights"] < 1e-9
+    figures = results(run("many_processes.py", "--quick", folder=tmp_path))
+    assert figures["test accuracy"] == figures["test accuracy of two"] > 0.7
+    assert figures["largest relative difference of weights"] < 1e-9

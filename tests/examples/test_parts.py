@@ -1,4 +1,4 @@
-"""The examples of the parts of article 001: shapes, feature maps, tuning, folds, autoencoders."""
+"""Examples of parts 3 to 9 of article 001."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def results(out):
     return {name: float(value) for name, value in re.findall(r"^Result: (.+) = (\S+)$", out, re.MULTILINE)}
 
 
-def drawn(tmp_path):
-    """Return whether the figure was written, and nothing else."""
+def has_only_figure(tmp_path):
+    """Return whether the figure is the only written file."""
     return [path.name for path in tmp_path.iterdir()] == ["figure.png"] and (
         tmp_path / "figure.png"
     ).stat().st_size > 20000
 
 
-def test_tensor_shapes_traces_them_and_names_the_layer(tmp_path):
+def test_shapes_are_traced_and_errors_name_the_layer(tmp_path):
     out = run("tensor_shapes.py", "--quick", folder=tmp_path)
     assert "[6, 28, 28] -> [6, 14, 14] -> [16, 10, 10] -> [16, 5, 5] -> [400] -> [120] -> [84] -> [10]" in out
     assert "[8, 15, 15] -> [16, 7, 7] -> [784] -> [2] -> [784] -> [16, 7, 7] -> [8, 15, 15] -> [3, 32, 32]" in out
@@ -31,18 +31,18 @@ def test_tensor_shapes_traces_them_and_names_the_layer(tmp_path):
 
 @pytest.mark.slow
 @needs_mnist
-def test_feature_maps_are_those_of_a_network_that_reads(tmp_path):
+def test_feature_maps_come_from_a_trained_network(tmp_path):
     out = run("feature_maps.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     assert "takes this 9 for a 9" in out
     assert "filters [16, 1, 5, 5], maps [16, 28, 28]" in out
     assert "filters [32, 16, 5, 5], maps [32, 14, 14]" in out
     assert results(out)["test accuracy"] > 0.88
-    assert drawn(tmp_path)
+    assert has_only_figure(tmp_path)
 
 
 @pytest.mark.slow
 @needs_mnist
-def test_optuna_tunes_and_the_best_trial_is_trained_again(tmp_path):
+def test_the_best_optuna_trial_trains_a_final_model(tmp_path):
     out = run("tune_with_optuna.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
     shares = [float(share) for share in re.findall(r"([\d.]+)%$", out, re.MULTILINE)]
     assert len(shares) == 6
@@ -71,25 +71,25 @@ def test_autoencoder_is_better_than_the_mean_image(tmp_path):
     assert losses == sorted(losses, reverse=True)
     assert results(out)["test mse"] < 0.09
     assert 0.5 < results(out)["variance explained by two components"] <= 1
-    assert drawn(tmp_path)
+    assert has_only_figure(tmp_path)
 
 
 @pytest.mark.slow
 @needs_mnist
-def test_the_denoiser_learns_clean_digits(tmp_path):
+def test_denoising_reduces_the_error(tmp_path):
     out = run("denoising.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     assert "squared error of the noise was 0.04" in out
     assert results(out)["test mse"] < 0.07
-    assert drawn(tmp_path)
+    assert has_only_figure(tmp_path)
 
 
 @pytest.mark.slow
 @needs_mnist
-def test_the_variational_autoencoder_has_both_terms_in_its_loss(tmp_path):
+def test_vae_loss_is_the_sum_of_error_and_kl(tmp_path):
     out = run("vae.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
     terms = re.findall(r"val_loss ([\d.]+)  val_error ([\d.]+)  val_kl ([\d.]+)", out)
     assert len(terms) == 8
     for loss, error, kl in terms:
         assert abs(float(loss) - float(error) - float(kl)) < 0.001
     assert results(out)["test loss"] < 80
-    assert drawn(tmp_path)
+    assert has_only_figure(tmp_path)

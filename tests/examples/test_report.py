@@ -1,4 +1,4 @@
-"""The report runs the examples, keeps what is finished, and tells the truth about what they reach."""
+"""Report of the examples: runs, cache, results, and failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from examples import report
 from tests.examples.test_articles_first import ROOT
 
-CODE = """'''Prints what it is asked for.'''
+CODE = """'''Print the required results.'''
 import argparse
 
 options = argparse.ArgumentParser()
@@ -17,7 +17,7 @@ options.add_argument("--quick", action="store_true")
 options.add_argument("--seed", type=int)
 args = options.parse_args()
 
-# A comment is no line of code
+# A comment is not a line of code
 print(f"Result: accuracy = {0.9 + 0.01 * args.seed:.3f}")
 print("Result: parameters = 1234")
 """
@@ -25,7 +25,7 @@ print("Result: parameters = 1234")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with one example, ``small``, whose article reaches 0.91."""
+    """Return a folder with one example, ``small``, whose article reaches 0.91."""
     (tmp_path / "small.py").write_text(CODE.replace("'''", '"""'))
     monkeypatch.setattr(report, "FOLDER", tmp_path)
     monkeypatch.setattr(report, "EXAMPLES", {"small": ["007", "accuracy ≥ 0.91"]})
@@ -51,60 +51,60 @@ def test_page_shows_the_mean_over_seeds_and_the_reference(folder):
 @pytest.mark.parametrize(
     ("sign", "asked", "met"), [("≥", 0.911, "**no**"), ("≤", 0.91, "yes"), ("=", 0.91, "yes"), ("≈", 0.93, "yes")]
 )
-def test_a_number_is_met_in_the_direction_that_is_better(folder, monkeypatch, sign, asked, met):
+def test_a_number_is_met_in_the_better_direction(folder, monkeypatch, sign, asked, met):
     monkeypatch.setitem(report.EXAMPLES, "small", ["007", f"accuracy {sign} {asked}"])
     report.main(["--out", "results.md"])
     assert f"| {met} |" in (folder / "results.md").read_text()
 
 
-def test_finished_runs_are_kept_until_the_example_changes(folder, capsys):
+def test_finished_runs_are_cached_until_the_example_changes(folder, capsys):
     report.main(["--out", "results.md", "--seeds", "0"])
     (folder / "small.py").write_text((folder / "small.py").read_text().replace("0.9 +", "0.8 +"))
-    kept = folder / ".report" / "small-full-0.json"
-    assert "0.900" in kept.read_text()
+    cache_file = folder / ".report" / "small-full-0.json"
+    assert "0.900" in cache_file.read_text()
     report.main(["--out", "results.md", "--seeds", "0"])
-    assert "0.800" in kept.read_text()
+    assert "0.800" in cache_file.read_text()
 
-    before = kept.stat().st_mtime_ns
+    before = cache_file.stat().st_mtime_ns
     report.main(["--out", "results.md", "--seeds", "0,1"])
-    assert kept.stat().st_mtime_ns == before  # only the second seed was run
+    assert cache_file.stat().st_mtime_ns == before  # only the second seed was run
     assert (folder / ".report" / "small-full-1.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "again"),
+    ("old", "new", "reruns"),
     [
         ("# A comment", "# Another comment", False),
-        ("Prints what it is asked for.", "Prints a number.", False),
+        ("Print the required results.", "Prints a number.", False),
         ("print(f", "print( f", False),
         ("Result: accuracy =", "Result: accuracy = 0.5\\nResult: accuracy =", True),
     ],
     ids=["comment", "docstring", "spaces", "text"],
 )
-def test_only_code_makes_a_finished_run_old(folder, old, new, again):
-    source, kept = (folder / "small.py").read_text(), folder / ".report" / "small-full-0.json"
+def test_only_code_changes_invalidate_a_finished_run(folder, old, new, reruns):
+    source, cache_file = (folder / "small.py").read_text(), folder / ".report" / "small-full-0.json"
     report.main(["--out", "results.md", "--seeds", "0"])
-    before = json.loads(kept.read_text())
+    before = json.loads(cache_file.read_text())
     assert old in source
     (folder / "small.py").write_text(source.replace(old, new))
     report.main(["--out", "results.md", "--seeds", "0"])
-    assert (json.loads(kept.read_text())["content"] != before["content"]) == again
+    assert (json.loads(cache_file.read_text())["content"] != before["content"]) == reruns
 
 
-def test_other_options_make_a_finished_run_old(folder, monkeypatch):
+def test_other_options_invalidate_a_finished_run(folder, monkeypatch):
     report.main(["--out", "results.md", "--seeds", "0"])
     monkeypatch.setitem(report.OPTIONS, "small", ["--seed", "1"])
     report.main(["--out", "results.md", "--seeds", "0"])
     assert "| 0.910 |" in (folder / "results.md").read_text()
 
 
-def test_a_heavy_example_is_run_with_one_seed(folder, monkeypatch):
+def test_a_long_example_runs_with_one_seed(folder, monkeypatch):
     monkeypatch.setattr(report, "ONE_SEED", {"small"})
     report.main(["--out", "results.md"])
     assert [path.name for path in (folder / ".report").iterdir()] == ["small-full-0.json"]
     page = (folder / "results.md").read_text()
     assert "| 0.900 |" in page
-    assert "of `small` seed 0 alone" in page
+    assert "only seed 0 for `small`" in page
 
 
 def test_quick_writes_no_page(folder, capsys):
@@ -115,15 +115,15 @@ def test_quick_writes_no_page(folder, capsys):
 
 @pytest.mark.parametrize("mode", [["--quick"], ["--out", "results.md"]])
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
-        ("raise ValueError('it broke')", "it broke"),
+        ("raise ValueError('it failed')", "it failed"),
         ("import warnings; warnings.warn('it is old')", "it is old"),
         ("print('Result: loss = 1')", "did not print accuracy"),
     ],
 )
-def test_a_failure_is_told_and_writes_no_page(folder, capsys, mode, code, told):
+def test_a_failure_is_reported_without_a_page(folder, capsys, mode, code, message):
     (folder / "small.py").write_text(code)
     assert report.main(mode) == 1
-    assert told in capsys.readouterr().out
+    assert message in capsys.readouterr().out
     assert not (folder / "results.md").exists()

@@ -112,7 +112,7 @@ def headers(good: bytes) -> dict[str, bytes]:
     def entry(**changes: Any) -> bytes:
         return packed({**header, name: {**header[name], **changes}})
 
-    begin, end = header[name]["data_offsets"]
+    start, end = header[name]["data_offsets"]
     first = json.dumps(header).encode()
     plain = {key: value for key, value in header.items() if key != "__metadata__"}
     return {
@@ -125,9 +125,9 @@ def headers(good: bytes) -> dict[str, bytes]:
         "length alone": b"\xff" * 8,
         "seven bytes": b"\1" * 7,
         "offsets negative": entry(data_offsets=[-4, end]),
-        "offsets backwards": entry(data_offsets=[end, begin]),
+        "offsets backwards": entry(data_offsets=[end, start]),
         "offsets overlapping": packed({**plain, "more": header[name]}),
-        "offsets after the end": entry(data_offsets=[begin, len(data) + 4096]),
+        "offsets after the end": entry(data_offsets=[start, len(data) + 4096]),
         "offsets of 2**64 - 1": entry(data_offsets=[2**63, 2**64 - 1]),
         "offsets of text": entry(data_offsets=["0", "4"]),
         "offsets of fractions": entry(data_offsets=[0.5, 1.5]),
@@ -150,7 +150,7 @@ def headers(good: bytes) -> dict[str, bytes]:
         "duplicate metadata": packed(b'{"__metadata__": {}, ' + first[1:]),
         "shape huge": entry(shape=[2**62, 2**62]),
         "shape that overflows to the right size": entry(shape=[2**63, 2]),
-        "shape huge of nothing": entry(shape=[0, 2**62], data_offsets=[begin, begin]),
+        "shape huge of nothing": entry(shape=[0, 2**62], data_offsets=[start, start]),
         "shape negative": entry(shape=[-1, -192]),
         "shape of texts": entry(shape=["8"]),
         "shape of very many": entry(shape=[1] * 100_000),

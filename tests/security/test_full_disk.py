@@ -167,7 +167,7 @@ def fit_with_problem(callback, problem, ends_in_problem, epochs=5):
     trained = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     undo = []
 
-    def begin(epoch, logs):
+    def on_epoch_begin(epoch, logs):
         if epoch == 2:
             undo.append(problem())
         if epoch == 4 and not ends_in_problem:
@@ -182,7 +182,7 @@ def fit_with_problem(callback, problem, ends_in_problem, epochs=5):
                 Y,
                 epochs=epochs,
                 batch_size=25,
-                callbacks=[LambdaCallback(on_epoch_begin=begin), callback],
+                callbacks=[LambdaCallback(on_epoch_begin=on_epoch_begin), callback],
                 verbose=0,
             )
         except OSError as failure:

@@ -1,13 +1,12 @@
-"""Article 004's sibling on regularisation: a narrow network on MNIST, plain, with dropout, with an L1 and an L2 penalty.
+"""A small network on MNIST with dropout, an L1 penalty, and an L2 penalty (article 004, companion notebook).
 
-    python examples/regularisation.py [--quick] [--seed N] [--plot regularisation.png]
+    python examples/regularization.py [--quick] [--seed N] [--plot regularization.png]
 
-Twenty epochs of SGD with momentum 0.9, in batches of 128, four times. The article ends at 98.58 % of the test images
-for the plain network, 98.99 % with dropout, 98.81 % with L1 and 98.58 % with L2. What was mended:
-
-- four notebooks are one loop: dropout is a layer, L2 an argument of the optimizer, L1 a step of three lines, not measured by;
-- weights as He et al. make them for ReLUs, and a rate that falls to zero along a cosine: the article's last epochs go up and
-  down by a tenth of a percent. The rate is 0.03, chosen by the test images of seed 0: from 0.01 dropout ends at 98.94 %.
+Each of the four networks trains for twenty epochs with SGD, momentum 0.9, and batches of 128. The article reaches
+98.58% test accuracy without regularization, 98.99% with dropout, 98.81% with L1, and 98.58% with L2. One loop replaces
+four notebooks: dropout is a layer, L2 an argument of the optimizer, and L1 a custom training step. Other changes: He
+initialization, and a cosine schedule that starts at 0.03. This rate was chosen on the test images of seed 0; with 0.01,
+dropout reaches 98.94%.
 """
 
 import argparse
@@ -23,16 +22,16 @@ import easytorch
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="2,000 images in small batches, two epochs")
-options.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the images")
-options.add_argument("--precision", default="fp32", help="bf16 takes a third of the time where the hardware has it")
-options.add_argument("--plot", metavar="FILE", help="write the figure of all runs, epoch by epoch")
+options.add_argument("--seed", type=int, default=0, help="random seed of the weights and the order of the images")
+options.add_argument("--precision", default="fp32", help="bf16 needs a third of the time on hardware that supports it")
+options.add_argument("--plot", metavar="FILE", help="write a figure of the accuracy of all runs")
 args = options.parse_args()
 
 
-def mnist(train: bool, quick: int) -> Dataset:
-    scaled = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.1307, 0.3081)])
-    data = datasets.MNIST(os.environ.get("EASYTORCH_DATA", "data"), train=train, download=True, transform=scaled)
-    return easytorch.data.in_memory(Subset(data, range(quick)) if args.quick else data)
+def mnist(train: bool, quick_size: int) -> Dataset:
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.1307, 0.3081)])
+    data = datasets.MNIST(os.environ.get("EASYTORCH_DATA", "data"), train=train, download=True, transform=transform)
+    return easytorch.data.in_memory(Subset(data, range(quick_size)) if args.quick else data)
 
 
 def network(dropout: float = 0.0) -> nn.Module:
@@ -49,11 +48,11 @@ def network(dropout: float = 0.0) -> nn.Module:
     for weight in net.parameters():
         if weight.ndim == 4:
             nn.init.kaiming_normal_(weight)
-    return net.to(memory_format=torch.channels_last)  # on a CPU a third faster
+    return net.to(memory_format=torch.channels_last)  # faster on a CPU
 
 
 class L1(easytorch.Model):
-    """Adds 5e-5 times the sum of all absolute weights to the loss of training."""
+    """Adds 5e-5 times the sum of all absolute weights to the training loss."""
 
     def train_step(self, batch):
         outputs = super().train_step(batch)
@@ -75,9 +74,10 @@ runs = {
 }
 for name, (model, optimizer) in runs.items():
     print(f"\n{name}")
-    torch.manual_seed(args.seed)  # the same order of images for all
+    # All runs see the images in the same order
+    torch.manual_seed(args.seed)
     model.compile(optimizer, "cross_entropy", metrics=["accuracy"], scheduler="cosine", precision=args.precision)
-    # As in the article the test images measure every epoch; no epoch is chosen by them, the last one counts.
+    # As in the article, every epoch is evaluated on the test images. The result is the last epoch, not the best one.
     model.fit(train, epochs=epochs, batch_size=batch_size, validation_data=test)
     size = sum(float(p.detach().abs().sum()) for p in model.module.parameters())
     print(f"Result: test accuracy {name} = {model.history['val_accuracy'][-1]:.4f}")
@@ -94,6 +94,6 @@ if args.plot:
         gap = [a - b for a, b in zip(model.history["accuracy"], model.history["val_accuracy"], strict=True)]
         right.plot(range(1, epochs + 1), gap, marker=".", label=name)
     left.set(xlabel="epoch", title="Test accuracy", ylim=(0.95, 1))
-    right.set(xlabel="epoch", title="How much better on the images of training", ylim=(-0.03, 0.01))
+    right.set(xlabel="epoch", title="Training accuracy minus test accuracy", ylim=(-0.03, 0.01))
     left.legend()
     figure.savefig(args.plot, dpi=150)
