@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Errors about files name the file, what is wrong, and the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise 4: every error says what was expected, what was received and what to do, and bad input loses nothing."""
+"""Programs that would train something else than intended are reported before training."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def test_registered_or_frozen_layers_do_not_warn(store):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("training_step", r"Own\.training_step is never called\. Use train_step\(self, batch\)"),
         ("configure_optimizers", r"Use compile\("),
         ("trainstep", r"Own\.trainstep is never called.*Did you mean 'train_step'"),
     ],
 )
-def test_a_step_that_is_never_called_warns(name, told):
-    with pytest.warns(UserWarning, match=told):
+def test_a_step_that_is_never_called_warns(name, message):
+    with pytest.warns(UserWarning, match=message):
         type("Own", (Model,), {name: lambda self, batch: None})
 
 

@@ -93,11 +93,6 @@ def test_a_ring_all_reduce_moves_gradients_nearly_twice():
 
 def test_the_guide_shows_the_calculated_tables(capsys):
     page = (Path(__file__).parents[2] / "docs" / "guides" / "how-many.md").read_text()
-<<<<<<< HEAD
     for link in scaling.BETWEEN.values():
-        report.table(scaling.rows(scaling.CASES, link))
-=======
-    for between in scaling.BETWEEN.values():
-        report.print_table(scaling.rows(scaling.CASES, between))
->>>>>>> h9
+        report.print_table(scaling.rows(scaling.CASES, link))
         assert capsys.readouterr().out in page
