@@ -164,7 +164,8 @@ def _check_not_empty(dataset: Any) -> Any:
         raise TypeError(f"{name} has no length. Define {name}.__len__(), which returns the number of samples.")
     if not size:
         raise ValueError(
-            f"The data is empty: expected at least one sample, received {name} of length 0. Check how it was read or filtered."
+            f"The data is empty: expected at least one sample, received {'arrays' if isinstance(dataset, ArrayDataset) else name} "
+            "of length 0. Check how it was read or filtered."
         )
     return dataset
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import did_you_mean, find, get_name, quote_list
+from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch.data.batch import Batch, from_numpy
 from easytorch.losses.checks import FirstBatchCheck, check_shapes, label_range, no_check
 from easytorch.losses.keras import KERAS
@@ -526,9 +526,10 @@ def _find_by_name(name: str) -> Any:
             f"loss expects a loss, received {name!r}, which is an optimizer. The optimizer comes first: "
             f"compile({name!r}, 'cross_entropy')."
         )
+    short_name = name.strip().removesuffix("Loss").removesuffix("_loss")
     loss = find(
         "loss",
-        name.strip().removesuffix("Loss").removesuffix("_loss"),
+        short_name if set(spellings(short_name)) & set(TABLE) else name,
         TABLE,
         otherwise="a torch.nn loss, or a function f(y_pred, y)",
         common=("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "nll"),

@@ -33,7 +33,7 @@ def compiled_model():
         (lambda: compiled_model().train_on_batch(X, Y, return_dict=True), r"dict\(\.\.\.\) of the result"),
         (lambda: compiled_model().fit(X, Y, lr=0.1), r"Use compile\(\.\.\., lr=0\.001\)"),
         (lambda: compiled_model().fit(X, Y, metrics=["accuracy"]), r"Use compile\(\.\.\., metrics="),
-        (lambda: Model(mlp()).compile("adam", "mse", learning_rate=0.1), "Use lr=0.001"),
+        (lambda: Model(mlp()).compile("adam", "mse", learning_rate=0.1), r"Use compile\(\.\.\., lr=0\.001\)"),
         (lambda: Model(mlp()).compile("adam", "mse", metric=["mae"]), "Did you mean 'metrics'"),
         (lambda: compiled_model().fit(X, Y, zzz=1), r"fit\(\) takes x, y, epochs, batch_size, validation_data"),
         (lambda: Model.load("model.pt"), r"Call it on an instance: Model\(module\)\.load\(\.\.\.\)"),
@@ -262,3 +262,11 @@ def test_suggested_options_exist():
         suggested = re.match(r"(\w+)=", hint)
         assert unknown not in known
         assert suggested is None or suggested[1] in known, option
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "gradient_clip_val", "accumulate_grad_batches", "criterion", "weight_decay"]
+)
+def test_arguments_of_compile_passed_to_fit_name_compile(name):
+    with pytest.raises(TypeError, match=rf"fit\(\) got an unexpected keyword argument '{name}'\. Use compile\("):
+        Model(mlp()).compile("sgd", "cross_entropy").fit(*blobs(8), **{name: 1})

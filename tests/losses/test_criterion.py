@@ -413,3 +413,9 @@ def test_unknown_loss_without_similar_name_lists_common_ones(name):
 )
 def test_only_similar_names_are_suggested(typed, names, similar):
     assert did_you_mean(typed, names) == ("" if similar is None else f" Did you mean {similar!r}?")
+
+
+@pytest.mark.parametrize("name", ["softmax_loss", "Keras_Loss"])
+def test_unknown_loss_is_quoted_as_it_was_typed(name):
+    with pytest.raises(ValueError, match=f"Unknown loss '{name}'"):
+        resolve_loss(name)
