@@ -234,7 +234,7 @@ RESULTS = """[...document.querySelectorAll(".md-search-result__link")].map(link 
 @in_a_browser
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize(
-    ("words", "page", "found"),
+    ("words", "page", "target"),
     [
         ("EarlyStopping", "", "api/callbacks/"),
         ("EarlyStopping", "zh/", "api/callbacks/"),
@@ -242,7 +242,7 @@ RESULTS = """[...document.querySelectorAll(".md-search-result__link")].map(link 
         ("学习率", "zh/", "zh/get-started/"),
     ],
 )
-def test_the_search_box_finds(words, page, found, size, address, browser):
+def test_the_search_box_finds_a_page(words, page, target, size, address, browser):
     browser.open(urljoin(address, page), size)
     browser.evaluate("document.querySelector('label[for=__search]').click()")
     browser.evaluate("document.querySelector('.md-search__input').focus()")
@@ -252,7 +252,7 @@ def test_the_search_box_finds(words, page, found, size, address, browser):
         browser.evaluate(KEY_UP)  # the box reads its text on keyup events
         time.sleep(0.1)
         results = browser.evaluate(RESULTS)
-    assert any(urljoin(address, found) == result.partition("?")[0].partition("#")[0] for result in results), results
+    assert any(urljoin(address, target) == result.partition("?")[0].partition("#")[0] for result in results), results
     assert browser.errors() == []
 
 

@@ -49,10 +49,10 @@ def test_page_shows_the_mean_over_seeds_and_the_reference(folder):
 
 
 @pytest.mark.parametrize(
-    ("sign", "asked", "met"), [("≥", 0.911, "**no**"), ("≤", 0.91, "yes"), ("=", 0.91, "yes"), ("≈", 0.93, "yes")]
+    ("sign", "target", "met"), [("≥", 0.911, "**no**"), ("≤", 0.91, "yes"), ("=", 0.91, "yes"), ("≈", 0.93, "yes")]
 )
-def test_a_number_is_met_in_the_better_direction(folder, monkeypatch, sign, asked, met):
-    monkeypatch.setitem(report.EXAMPLES, "small", ["007", f"accuracy {sign} {asked}"])
+def test_a_number_is_met_in_the_better_direction(folder, monkeypatch, sign, target, met):
+    monkeypatch.setitem(report.EXAMPLES, "small", ["007", f"accuracy {sign} {target}"])
     report.main(["--out", "results.md"])
     assert f"| {met} |" in (folder / "results.md").read_text()
 
