@@ -164,7 +164,7 @@ class Model:
             steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
             group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size,
         )  # fmt: skip
-        validates_after = make_validation_schedule(validation_freq if val_data is not None else ())
+        validates_after = make_validation_schedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         state = self.state.plan(epochs, initial_epoch)
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.

@@ -311,19 +311,20 @@ def _split(loader: Any, fraction: Any) -> tuple[Any, Any]:
     return split_loader(loader, float(fraction), seed=0, stratify=True)
 
 
-def make_validation_schedule(frequency: Any) -> Callable[[int], bool]:
+def make_validation_schedule(val_data: Any, frequency: Any) -> Callable[[int], bool]:
     """Return a function that returns whether validation follows an epoch, counted from 0.
 
     Args:
+        val_data: The validation data; without any, validation follows no epoch.
         frequency: The number of epochs between validations, or a collection of epochs counted from 1.
 
     Raises:
         ValueError: If ``frequency`` is neither.
     """
     if isinstance(frequency, (list, tuple, set, frozenset, range)):
-        return lambda epoch: epoch + 1 in frequency
+        return lambda epoch: val_data is not None and epoch + 1 in frequency
     period = positive_int("validation_freq", frequency)
-    return lambda epoch: (epoch + 1) % period == 0
+    return lambda epoch: val_data is not None and (epoch + 1) % period == 0
 
 
 def as_single_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
