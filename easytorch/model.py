@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from easytorch import optimizers
-from easytorch._utils import api_hints, torch_private
+from easytorch._utils import api_hints
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
@@ -32,7 +32,7 @@ from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
-from easytorch.data import batch as batches
+from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
 from easytorch.data.arrays import as_predict_data
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
@@ -57,8 +57,9 @@ if TYPE_CHECKING:
 
 
 @api_hints.explain_bad_arguments(
-    "__init__", "compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "save", "load"
-)
+    "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
+    "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights",
+)  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
 
@@ -100,7 +101,7 @@ class Model:
         self.compile_args: dict[str, Any] | None = None  # arguments of compile that are saved to files
         self.lacks_compile = False  # whether a file was loaded whose compile arguments cannot be saved
         self.callbacks = CallbackList([], self, {})
-        self.recorded_history = History()
+        self.recorded_history = History()  # ``history`` is a view of it that knows the model
         self.train_data: EpochIterator | None = None  # only while fit runs
         self.last_fit: dict[str, Any] = {}  # data of the last fit, for evaluate() and summary()
 
@@ -166,7 +167,7 @@ class Model:
         )  # fmt: skip
         validates_after = make_validation_schedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
-        state = self.state.plan(epochs, initial_epoch)
+        state = self.state.plan(epochs, initial_epoch)  # becomes self.state when the session starts
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=state, verbose=verbose, on_interrupt=on_interrupt
@@ -179,7 +180,7 @@ class Model:
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 logs["lr"] = float(optimizer.param_groups[0]["lr"])
                 self.state.end_epoch()  # before the callbacks, so that a checkpoint is taken between two epochs
-                self.metrics.reset()
+                self.metrics.reset()  # not at the start of an epoch, since a resumed one continues its sums
                 self.recorded_history.append(epoch, logs, self.strategy.timer)
                 self.callbacks.on_epoch_end(epoch, logs)
                 if self.stop_training:
@@ -189,12 +190,12 @@ class Model:
     def train_epoch(self, train_data: Iterable[Window]) -> dict[str, float]:
         """Pass once over the training data, and return the means over all samples of all ranks."""
         for window in train_data:  # of a resumed epoch, the remaining windows
-            batch = self.state.epoch_step
-            self.callbacks.on_train_batch_begin(batch, {})
+            index = self.state.epoch_step
+            self.callbacks.on_train_batch_begin(index, {})
             self.metrics.window = window  # which knows the batches that are padding and count nothing
             self.update(window)
             self.state.advance()
-            self.callbacks.on_train_batch_end(batch, self.metrics.logs)
+            self.callbacks.on_train_batch_end(index, self.metrics.logs)
             if self.stop_training:
                 break
         return to_floats(self.strategy.merge_metrics(self.metrics).compute())
@@ -203,17 +204,17 @@ class Model:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         assert self.optimizer is not None
         # The comments describe each call on one device in fp32.
-        weights = self.strategy.loss_weights(self.loss, window)  # sizes / sum(sizes)
+        weights = self.strategy.batch_weights(self.loss, window)  # sizes / sum(sizes)
         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
-            with self.strategy.accumulating(sync=i == len(window) - 1):  # nothing
+            with self.strategy.accumulating(sync=i == len(window) - 1):  # no-op
                 outputs = self.strategy.run(self.train_step, batch)  # train_step(batch.to(device))
                 self.strategy.backward(loss_of(outputs), weight)  # (loss * weight).backward()
             self.metrics.record(outputs, window.sizes[i])
-        self.strategy.unscale(self.optimizer)  # nothing
+        self.strategy.unscale(self.optimizer)  # no-op
         self.callbacks.on_before_optimizer_step()
         self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(parameters, norm)
         self.strategy.step(self.optimizer)  # optimizer.step()
-        torch_private.zero_grad(self.optimizer)  # optimizer.zero_grad()
+        self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
 
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
@@ -305,11 +306,11 @@ class Model:
 
     def unpack(self, batch: Any) -> Batch:
         """Split a batch into inputs, targets and sample weights; missing parts are None."""
-        return batches.unpack(batch, self.signature)
+        return batch_functions.unpack(batch, self.signature)
 
     def batch_size(self, batch: Any) -> int:
         """Return the number of samples in ``batch``, by which its loss is weighted."""
-        return batches.batch_size(batch)
+        return batch_functions.batch_size(batch)
 
     def predict(
         self,
@@ -484,7 +485,7 @@ class Model:
         with update_session(self, CallbackList([], self, {})):
             self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
             self.state.step += 1
-        return Scores(to_floats(self.metrics.compute()), self, "this batch")
+        return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Return the scores of one batch in eval mode."""
@@ -631,4 +632,4 @@ def collect_callbacks(callbacks: Any, verbose: int | str) -> list[Any]:
     return [*as_callback_list(callbacks), *progress_callbacks(verbose)]
 
 
-forward_verbs(Model)
+forward_verbs(Model)  # history.evaluate(...), scores.save(...)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -322,7 +323,8 @@ def _suggest_argument(title: str, argument: str, names: list[str]) -> str:
     """Return what to use instead of ``argument``, which the function ``title`` does not have."""
     is_method = "." in title
     hint = ARGUMENT_HINTS.get(argument) if is_method else OPTION_HINTS.get(f"{title}.{argument}")
-    if hint is not None:
+    renamed = re.fullmatch(r"(\w+)=", hint or "")
+    if hint is not None and (renamed is None or renamed[1] in names):  # another method may have the argument
         return _format_hint(hint)
     name = title.rpartition(".")[2]
     return did_you_mean(argument, names) or f" {name}() takes {', '.join(names) or 'no arguments'}."

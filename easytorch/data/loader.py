@@ -159,13 +159,13 @@ def is_indexed(x: Any, y: Any = None) -> bool:
 
 
 def _check_not_empty(dataset: Any) -> Any:
-    size, name = count_batches(dataset), type(dataset).__name__
+    size = count_batches(dataset)
+    name = "arrays" if isinstance(dataset, ArrayDataset) else type(dataset).__name__
     if size is None:
         raise TypeError(f"{name} has no length. Define {name}.__len__(), which returns the number of samples.")
     if not size:
         raise ValueError(
-            f"The data is empty: expected at least one sample, received {'arrays' if isinstance(dataset, ArrayDataset) else name} "
-            "of length 0. Check how it was read or filtered."
+            f"The data is empty: expected at least one sample, received {name} of length 0. Check how it was read or filtered."
         )
     return dataset
 

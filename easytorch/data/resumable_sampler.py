@@ -47,8 +47,8 @@ class ResumableSampler(Iterable[Any]):
         """Prepare a pass.
 
         Args:
-            resume: The position in the interrupted pass: its number of batches ``used`` and the checksum of their ``order``
-                (None if unknown). None starts a new pass.
+            resume: The position in the interrupted pass: its number of ``batches_used`` and their ``order_checksum`` (None
+                if unknown). None starts a new pass.
             rng_state: The random states to restore after the skipped batches.
         """
         self.resume, self.rng_state, self.drawn = resume, rng_state, 0

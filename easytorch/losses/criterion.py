@@ -101,7 +101,7 @@ class Criterion:
         """Return the part of the predictions of ``output`` that the loss compares with the targets."""
         return y_pred
 
-    def loss_weights(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
+    def batch_weights(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
         """Return the weight of each batch in a window, so that the window counts as one large batch.
 
         Args:

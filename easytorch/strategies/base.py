@@ -133,9 +133,9 @@ class Strategy(HelpfulInit):
     def start(self) -> None:
         """Prepare for updates, which start now."""
 
-    def loss_weights(self, criterion: Criterion, window: Window) -> list[Any]:
-        """Return the factor of each batch's loss, so that the window counts as one batch; they sum to 1 for a mean."""
-        return [1.0] if len(window) == 1 else criterion.loss_weights(window.sizes, window.unpacked())
+    def batch_weights(self, criterion: Criterion, window: Window) -> list[Any]:
+        """Return the factor of each batch's loss, so that the window counts as one batch: sizes / sum(sizes) for a mean."""
+        return [1.0] if len(window) == 1 else criterion.batch_weights(window.sizes, window.unpacked())
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``; a no-op on one device."""
@@ -182,6 +182,10 @@ class Strategy(HelpfulInit):
         else:
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Delete the gradients."""
+        torch_private.zero_grad(optimizer)
 
     # Evaluation and prediction
 

@@ -95,7 +95,7 @@ class DataParallel(Strategy, name="ddp"):
         self._counts_are_known: bool | None = None  # whether each loss is divided by known sample counts
         self._sync, self._has_synced = True, False
 
-    def loss_weights(self, criterion: Criterion, window: Window) -> list[Any]:
+    def batch_weights(self, criterion: Criterion, window: Window) -> list[Any]:
         """Return the factor of each batch's loss, so that the windows of all ranks count as one batch."""
         world_size = self.group.world_size
         counts = list(window.sizes if window.sample_counts is None else window.sample_counts)

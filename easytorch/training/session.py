@@ -39,8 +39,9 @@ def fit_session(
 ) -> Iterator[None]:
     """Run the epochs of a fit inside, with everything that happens before and after them.
 
-    On entry: signal handlers are installed, ``on_train_begin`` is called, a stopped run is restored, and one validation batch is
-    tried. On exit, for whatever reason: ``on_train_end`` is called, handlers and modes are restored, and workers are shut down.
+    On entry, in this order: signal handlers are installed, ``on_train_begin`` is called, a stopped run is restored, and one
+    validation batch is tried. On exit, for whatever reason: ``on_train_end`` is called, handlers and modes are restored, and
+    workers are shut down.
     If the first update fails, the model is restored as it was before.
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
