@@ -425,16 +425,10 @@ class Model:
             TypeError: If an argument has the wrong type.
         """
         compile_args = {
-            "optimizer": optimizer,
-            "loss": loss,
-            "metrics": metrics,
-            "lr": lr,
-            "loss_weights": loss_weights,
-            "weighted_metrics": weighted_metrics,
-            "clip_grad_norm": clip_grad_norm,
-            "clip_grad_value": clip_grad_value,
+            "optimizer": optimizer, "loss": loss, "metrics": metrics, "lr": lr, "loss_weights": loss_weights,
+            "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm, "clip_grad_value": clip_grad_value,
             "gradient_accumulation_steps": gradient_accumulation_steps,
-        }
+        }  # fmt: skip
         if isinstance(scheduler, str):  # an object cannot be saved
             compile_args["scheduler"] = scheduler
         window_size = positive_int("gradient_accumulation_steps", gradient_accumulation_steps)

@@ -118,8 +118,7 @@ class EpochIterator:
         self._exhausted = False
         self._position = Position()
         self._resume: Mapping[str, Any] | None = None  # the position to continue from, until the first batch is read
-        self._loader_state: Any = None
-        self._rng_now: dict[str, Any] = {}
+        self._loader_state, self._rng_now = None, dict[str, Any]()
         self._batches_in_window = 0
         self._windows_done = 0  # windows of the resumed epoch that are done already
         self._iterator: Any = None

@@ -73,12 +73,11 @@ def fit_session(
             raise
         finally:
             if error is None or model.state.step > first_step:
-                data = {"validation": val_data, "training": train_data.loader, "example": train_data.example}
-                model.last_fit = data
+                loader = train_data.loader
+                model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
             model.train_data, model.metrics.window = None, Window()
             train_data.close()
-            rows = model.history.rows
-            active.finish(error, rows[-1] if rows else {})
+            active.finish(error, model.history.rows[-1] if model.history.rows else {})
     signals.exit_or_return(on_interrupt)
 
 
