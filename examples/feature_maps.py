@@ -72,7 +72,7 @@ loss, accuracy = model.evaluate(DataLoader(test, batch_size=1000))
 convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
 with record_outputs(convolutions) as maps:
     prediction = model.predict_classes(digit[None], verbose=0)[0]
-print(f"The network takes this {label} for a {prediction}. What it looked for, and what it found:")
+print(f"Label {label}, prediction {prediction}. Shapes of the filters and the feature maps:")
 for layer, output in zip(convolutions, maps, strict=True):
     print(f"  filters {list(layer.weight.shape)}, maps {list(output.shape[1:])}")
 print(f"Result: test accuracy = {accuracy:.4f}")

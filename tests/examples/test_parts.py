@@ -33,7 +33,7 @@ def test_shapes_are_traced_and_errors_name_the_layer(tmp_path):
 @needs_mnist
 def test_feature_maps_come_from_a_trained_network(tmp_path):
     out = run("feature_maps.py", "--quick", "--plot", "figure.png", folder=tmp_path, EASYTORCH_DATA=mnist())
-    assert "takes this 9 for a 9" in out
+    assert "Label 9, prediction 9" in out
     assert "filters [16, 1, 5, 5], maps [16, 28, 28]" in out
     assert "filters [32, 16, 5, 5], maps [32, 14, 14]" in out
     assert results(out)["test accuracy"] > 0.88
