@@ -273,7 +273,8 @@ def test_no_worker_survives_fit(end, persistent):
         model.fit(loader, epochs=2, callbacks=[LambdaCallback(on_train_batch_end=stop)], verbose=0)
     except (RuntimeError, KeyboardInterrupt):
         assert end != "normal end"
-    assert count_resources()["children"] == before["children"] == 0
+    # multiprocessing may have started a resource tracker in an earlier test.
+    assert count_resources()["children"] == before["children"]
     del model, loader
     assert count_resources()["files"] <= before["files"]
 
@@ -293,11 +294,11 @@ def test_the_counters_detect_a_leak():
         pytest.skip("the counts come from /proc, which only Linux has")
     before = count_resources()
     with open(os.devnull) as file, subprocess.Popen(["sleep", "10"]) as child:
-        leak = [torch.ones(4 * MB), mlp(), file]
+        leak = [torch.ones(16 * MB), mlp(), file]  # 64 MB, too large for memory that was freed before
         after = count_resources()
         child.terminate()
     assert leak
-    assert after["memory"] - before["memory"] > 10 * MB
+    assert after["memory"] - before["memory"] > 50 * MB
     assert (after["files"], after["children"]) == (before["files"] + 1, before["children"] + 1)
     assert after["modules"] > before["modules"]
 
