@@ -299,3 +299,18 @@ def test_flags_are_read_every_16_updates_on_an_accelerator():
         reads.append(control.any_rank(STOP, True))
         control.finish_update()
     assert reads == [False] * 15 + [True] * 17
+
+
+def train_on_one_batch(x, y):
+    """Train on this rank's half of a batch, or on all of it, and return the scores."""
+    torch.manual_seed(0)
+    model = Model(mlp().double(), device="cpu").compile("sgd", "cross_entropy", metrics=["accuracy"])
+    rank, world_size = model.strategy.group.rank, model.strategy.group.world_size
+    return dict(model.train_on_batch(x[rank::world_size].double(), y[rank::world_size]).items())
+
+
+def test_train_on_batch_returns_the_scores_of_all_ranks():
+    x, y = blobs(48)
+    expected = train_on_one_batch(x, y)
+    for scores in run_ranks(train_on_one_batch, x, y):
+        assert scores == pytest.approx(expected)
