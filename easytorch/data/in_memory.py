@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from easytorch._utils.pytree import describe, leaves, map_leaves
+from easytorch._utils.rng import get_host_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.checkpoint import files
 from easytorch.data.arrays import WrapperDataset, load_samples
@@ -114,8 +113,8 @@ class DeterministicDataset(WrapperDataset):
 
 
 def _get_random_state() -> Any:
-    numpy: Any = np.random.get_state()
-    return random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()
+    python_state, numpy_state, torch_state = get_host_rng_state()
+    return python_state, numpy_state[1].tobytes(), numpy_state[2:], torch_state.numpy().tobytes()
 
 
 def _not_deterministic_error(dataset: Any, reason: str) -> ValueError:

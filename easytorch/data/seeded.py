@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from easytorch._utils.rng import get_host_rng_state, set_host_rng_state
 from easytorch.data.arrays import WrapperDataset
 
 
@@ -66,13 +67,11 @@ class SeededDataset(WrapperDataset):
 @contextmanager
 def _seeded_generators(digest: bytes) -> Iterator[None]:
     """Seed the global generators with ``digest`` and restore them at the end."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = get_host_rng_state()
     try:
         random.seed(digest)
         np.random.seed(int.from_bytes(digest[:4], "little"))
         torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        set_host_rng_state(states)
