@@ -156,7 +156,7 @@ class Model:
             RuntimeError: If the model has no optimizer.
             ValueError, TypeError: If an argument or the data is invalid; checked before the first update.
         """
-        optimizer = self.require_optimizer("fit")
+        self.require_optimizer("fit")
         if isinstance(y, Integral):
             y, epochs = None, int(y)
         train_data, val_data = make_fit_data(
@@ -175,17 +175,20 @@ class Model:
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
                 logs = self.train_epoch(train_data)
-                if validates_after(epoch):
-                    scores = self.test_epoch(val_data, validation_steps)
-                    logs |= {f"val_{name}": value for name, value in scores.items()}
-                logs["lr"] = float(optimizer.param_groups[0]["lr"])
-                self.state.end_epoch()  # before the callbacks, so that a checkpoint is taken between two epochs
-                self.metrics.reset()  # not at the start of an epoch, since a resumed one continues its sums
-                self.recorded_history.append(epoch, logs, self.strategy.timer)
-                self.callbacks.on_epoch_end(epoch, logs)
+                val_logs = self.test_epoch(val_data, validation_steps) if validates_after(epoch) else {}
+                self._end_epoch(epoch, logs, val_logs)
                 if self.stop_training:
                     break
         return self.history
+
+    def _end_epoch(self, epoch: int, logs: dict[str, float], val_logs: dict[str, float]) -> None:
+        """Record the logs of training and validation, and call the callbacks, which may save a checkpoint."""
+        logs |= {f"val_{name}": value for name, value in val_logs.items()}
+        logs["lr"] = float(self.require_optimizer("fit").param_groups[0]["lr"])
+        self.state.end_epoch()  # before the callbacks, so that a checkpoint is taken between two epochs
+        self.metrics.reset()  # not at the start of an epoch, since a resumed one continues its sums
+        self.recorded_history.append(epoch, logs, self.strategy.timer)
+        self.callbacks.on_epoch_end(epoch, logs)
 
     def train_epoch(self, train_data: Iterable[Window]) -> dict[str, float]:
         """Pass once over the training data, and return the means over all samples of all ranks."""
