@@ -47,7 +47,9 @@ def run(args: Any) -> dict[str, Any]:
     task = workloads.task(args.workload, args.quick, lambda *_: times.append(time.perf_counter()))
     function = getattr(contestant, task.workload.verb, None)
     if function is None:
-        raise NotImplementedError(f"{args.contestant} has no {task.workload.verb}")
+        raise ValueError(
+            f"The contestant {args.contestant} does not define {task.workload.verb}(), which {args.workload} needs."
+        )
     before, start = peak_rss(), time.perf_counter()
     if task.workload.verb == "fit":
         function(task)

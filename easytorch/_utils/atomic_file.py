@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 STALE_SECONDS = 3600
 
@@ -36,8 +36,7 @@ def write_atomically(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) 
     """
     with replace_atomically(path, needed) as file:
         try:
-            # ErrorRecordingFile has the methods that torch.save calls.
-            fill(file)  # type: ignore[arg-type]
+            fill(cast("IO[bytes]", file))  # it has the methods that torch.save calls
         except RuntimeError as error:
             # torch.save hides the error of a write behind a RuntimeError about a wrong position in the archive.
             raise file.error or _interrupt_behind(error) or error from None

@@ -115,10 +115,11 @@ def _rebuild(template: Any, children: list[Any]) -> Any:
 
 def _rebuild_mapping(template: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     """Return ``items`` in the type of ``template``; as a dict if the type cannot be created from one."""
-    if type(template) is dict:
+    kind: Any = type(template)
+    if kind is dict:
         return items
     try:
-        return type(template)(items)  # type: ignore[call-arg]  # most mappings accept a dict
+        return kind(items)  # most mappings accept a dict
     except TypeError:
         return items
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from easytorch.callbacks.base import Callback
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class Averaging(Callback):
+class Averaging(Callback, abc.ABC):
     """Base class of callbacks that average the weights.
 
     Evaluations use the average; training continues with the training weights.
@@ -44,9 +45,9 @@ class Averaging(Callback):
         self.keep_average = keep_average
         self._is_swapped = False
 
+    @abc.abstractmethod
     def make(self) -> AveragedModel:
         """Return a new average of ``self.model.module`` that contains no weights yet."""
-        raise NotImplementedError(f"{type(self).__name__} must define make()")
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start a new average, or continue that of an earlier fit of the same module."""
@@ -163,8 +164,8 @@ class EMA(Averaging):
 
     def make(self) -> AveragedModel:
         """Return a new average."""
-        # The function is not annotated in torch.
-        return _make_average(self.model.module, get_ema_multi_avg_fn(self.decay))  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # torch has no types here
+        return _make_average(self.model.module, average)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Add the new weights to the average."""
@@ -198,8 +199,8 @@ class SWA(Averaging):
 
     def make(self) -> AveragedModel:
         """Return a new average."""
-        # The function is not annotated in torch.
-        return _make_average(self.model.module, get_swa_multi_avg_fn())  # type: ignore[no-untyped-call]
+        average = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # torch has no types here
+        return _make_average(self.model.module, average)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start a new average, or continue that of an earlier fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import html
 import sys
@@ -142,7 +143,7 @@ class LineDisplay(Callback):
         return format_duration(time.perf_counter() - self.started_at)
 
 
-class LiveDisplay(LineDisplay):
+class LiveDisplay(LineDisplay, abc.ABC):
     """Base class of displays that are redrawn during a pass, at most ten times a second."""
 
     # Shortest time between two redraws, in seconds.
@@ -154,6 +155,7 @@ class LiveDisplay(LineDisplay):
         super().__init__()
         self.redraw_at = 0.0
 
+    @abc.abstractmethod
     def start_pass(self, title: str, total: int | None) -> None:
         """Start the display of a pass.
 
@@ -161,15 +163,14 @@ class LiveDisplay(LineDisplay):
             title: Title of the pass.
             total: Number of steps; None if it is unknown.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define start_pass()")
 
+    @abc.abstractmethod
     def draw(self, step: int, logs: dict[str, float]) -> None:
         """Display that ``step`` steps are finished, with the values in ``logs``."""
-        raise NotImplementedError(f"{type(self).__name__} must define draw()")
 
+    @abc.abstractmethod
     def end_pass(self) -> None:
         """Remove the display of the pass from the screen."""
-        raise NotImplementedError(f"{type(self).__name__} must define end_pass()")
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the display of the epoch."""

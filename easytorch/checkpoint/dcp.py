@@ -76,9 +76,8 @@ class CheckpointWriter:
         self._folder = self.group.broadcast(rotation.unused_shard_folder(path))
         storage: Any = _ShardWriter(path, self._folder, self.group.rank, map_leaves(_copy_to_cpu, rest), list(tensors))
         # async_save returns a future unless an AsyncSaveResponse is requested.
-        self._task = async_save(  # type: ignore[assignment]
-            _number(tensors.values()), storage_writer=storage, process_group=self._group
-        )
+        task: Any = async_save(_number(tensors.values()), storage_writer=storage, process_group=self._group)
+        self._task = task
 
     def wait(self) -> None:
         """Wait until the checkpoint is complete.

@@ -23,6 +23,7 @@ from easytorch.errors import FileError
 CHECKSUM = "easytorch.sha256"
 MAX_DEPTH = 50
 
+# What zipfile raises for a damaged archive: NotImplementedError for an unknown compression, RuntimeError for a password.
 ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError, RuntimeError, struct.error)
 
 # The names that a pickle of tensors and plain values needs. torch.load(weights_only=True) allows more, for example

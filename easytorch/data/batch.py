@@ -314,6 +314,7 @@ class ShardedWindow(Window):
         self.is_padding = bool(sample_counts) and not sample_counts[0]
 
     def __iter__(self) -> Iterator[Any]:
+        counts = self.sample_counts or ()
         for i, batch in enumerate(super().__iter__()):
-            self.is_padding = i < len(self.sample_counts or ()) and not self.sample_counts[i]  # type: ignore[index]
+            self.is_padding = i < len(counts) and not counts[i]
             yield batch

@@ -208,14 +208,14 @@ def _read_targets(dataset: Any, trusted_only: bool) -> Any:
     return targets if transform is None else _transform_classes(_as_numbers(targets), transform)
 
 
-@_read_targets.register
-def _(dataset: Subset, trusted_only: bool) -> Any:  # type: ignore[type-arg]
+@_read_targets.register(Subset)
+def _(dataset: Subset[Any], trusted_only: bool) -> Any:
     targets = targets_of(dataset.dataset, trusted_only=trusted_only)
     return None if targets is None else targets[torch.as_tensor(dataset.indices, dtype=torch.int64)]
 
 
-@_read_targets.register
-def _(dataset: ConcatDataset, trusted_only: bool) -> Any:  # type: ignore[type-arg]
+@_read_targets.register(ConcatDataset)
+def _(dataset: ConcatDataset[Any], trusted_only: bool) -> Any:
     targets = [targets_of(part, trusted_only=trusted_only) for part in dataset.datasets]
     return None if any(part is None for part in targets) else torch.cat([part for part in targets if part is not None])
 
@@ -269,7 +269,7 @@ def _transform_classes(targets: Tensor | None, transform: Callable[[int], Any]) 
         with preserve_rng_state():
             transformed = [torch.as_tensor(transform(int(class_))) for class_ in classes]
         return torch.stack(transformed)[positions]
-    # A function of the user may raise anything.
+    # A function of the user may raise anything. It is raised again where training reads the first such sample.
     except Exception:
         return None
 
