@@ -7,8 +7,8 @@ round. Every rank knows the full order, so it knows the sample counts of the oth
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, cast
 
 from torch.utils.data import (
     BatchSampler,
@@ -55,7 +55,7 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
         return RoundRobinStream(loader, group, training)
     batches, sampler = loader.batch_sampler, loader.sampler
     if is_torch_split and not training:
-        sampler = SequentialSampler(loader.dataset)  # type: ignore[arg-type]  # the dataset has a length
+        sampler = SequentialSampler(cast(Sized, loader.dataset))
         batches = BatchSampler(sampler, loader.batch_size or 1, drop_last=False)
     kind = PreshardedBatchSampler if is_torch_split and training else ShardedBatchSampler
     shards = kind(batches, group, training, loader.collate_fn)
@@ -172,22 +172,35 @@ def keeps_rows(collate: Any) -> bool:
     return inner is default_collate or inner is as_batch
 
 
-class RoundRobinStream(Iterable[Any]):
-    """Every ``world_size``-th batch of a stream that all ranks read, since a stream cannot be skipped."""
+class _Stream(Iterable[Any]):
+    """Base class of streams of batches, whose sample counts are known only when a round has been read.
 
-    def __init__(self, loader: Any, group: SingleProcess, training: bool) -> None:
-        self.loader, self.group, self.training = loader, group, training
-        self.counts_exact, self.offset = True, 0
+    Attributes:
+        rounds: For each round so far, the number of samples of this rank and of all ranks.
+    """
+
+    counts_exact = True
+
+    def __init__(self, loader: Any, group: SingleProcess) -> None:
+        self.loader, self.group, self.offset = loader, group, 0
         self.rounds: list[tuple[int, int]] = []
-
-    def __len__(self) -> int:
-        count, rank, world_size = len(self.loader), self.group.rank, self.group.world_size
-        return -(-count // world_size) if self.training else -(-(count - rank) // world_size)
 
     def __getattr__(self, name: str) -> Any:  # state_dict, load_state_dict, worker_init_fn
         if name in ("loader", "__setstate__"):
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+class RoundRobinStream(_Stream):
+    """Every ``world_size``-th batch of a stream that all ranks read, since a stream cannot be skipped."""
+
+    def __init__(self, loader: Any, group: SingleProcess, training: bool) -> None:
+        super().__init__(loader, group)
+        self.training = training
+
+    def __len__(self) -> int:
+        count, rank, world_size = len(self.loader), self.group.rank, self.group.world_size
+        return -(-count // world_size) if self.training else -(-(count - rank) // world_size)
 
     def __iter__(self) -> Iterator[Any]:
         # Started here and not in the generator: the caller shields the workers from signals while they start.
@@ -205,21 +218,11 @@ class RoundRobinStream(Iterable[Any]):
                 yield batch
 
 
-class PerRankStream(Iterable[Any]):
+class PerRankStream(_Stream):
     """Batches that only this rank has; a rank without batches waits until no rank has any."""
-
-    def __init__(self, loader: Any, group: SingleProcess) -> None:
-        self.loader, self.group = loader, group
-        self.counts_exact, self.offset = True, 0
-        self.rounds: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         raise TypeError("the number of rounds is unknown until no rank has a batch")
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("loader", "__setstate__"):
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
         return self._pad(iter(self.loader))
