@@ -65,6 +65,19 @@ def furthest(a: nn.Module, b: nn.Module) -> float:
     return max(float((first[key].double() - second[key].double()).abs().max()) for key in first)
 
 
+class Recurrent(nn.Module):
+    """A classifier of sequences of shape ``[N, steps, 4]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.lstm(x)[0][:, -1])
+        return output
+
+
 def mlp(inputs: int = 8, outputs: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs))
 

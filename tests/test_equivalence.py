@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
-from tests.loops import blob_loader, blobs, furthest, hand_loop, mlp, same_weights, twins
+from tests.loops import Recurrent, blob_loader, blobs, furthest, hand_loop, mlp, same_weights, twins
 
 
 class Convolutional(nn.Module):
@@ -20,16 +20,6 @@ class Convolutional(nn.Module):
 
     def forward(self, x):
         return self.head(self.features(x).flatten(1))
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(4, 8, batch_first=True)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(self.lstm(x)[0][:, -1])
 
 
 NETWORKS = {

@@ -26,6 +26,7 @@ from easytorch.callbacks import Callback, CSVLogger, EarlyStopping, ReduceLROnPl
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.sharding import PreshardedBatchSampler, shard_loader
 from easytorch.distributed.process_group import SingleProcess
+from tests.common_resume import CustomBatchSampler
 from tests.loops import blobs, mlp
 from tests.many import furthest, run_ranks
 
@@ -255,15 +256,6 @@ class UnevenStream(IterableDataset):
         count = 7 if rank() == 0 else 5
         for i in range(8 * count):
             yield X[(i + 13 * rank()) % 71].double(), Y[(i + 13 * rank()) % 71]
-
-
-class CustomBatchSampler:
-    def __len__(self):
-        return 7
-
-    def __iter__(self):
-        order = torch.randperm(50).tolist()
-        return iter([order[i : i + 8] for i in range(0, 50, 8)])
 
 
 class RowDataset(Dataset):

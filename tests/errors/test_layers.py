@@ -7,18 +7,7 @@ import torch
 from torch import nn
 
 from tests.errors.common import BINARY, IMAGES, TwoInputs, X, Y, compiled, fit, refused
-from tests.loops import mlp
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(4, 8, batch_first=True)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(self.lstm(x)[0][:, -1])
-
+from tests.loops import Recurrent, mlp
 
 # Modules
 
