@@ -207,7 +207,7 @@ Results of every example compared with its article, written by `python -m exampl
 - **lines**: lines of code without empty lines, comments, and the docstring.
 
 {body}
-"""  # noqa: E501
+"""  # noqa: E501  # lines of Markdown
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -89,10 +90,8 @@ def as_every(name: str, value: Any, units: tuple[str, ...] = UNITS) -> Every:
     if value == "epoch":
         return Every(epochs=1)
     if not isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):  # the error below lists all that is accepted
             return Every(updates=positive_int(name, value))
-        except ValueError:  # raised again below, with all that is accepted
-            pass
     raise ValueError(
         f"{name} must be 'epoch', a positive integer (updates) or an Every, received {value!r}. "
         f"Pass {name}={_suggest_every(value)}."

@@ -103,6 +103,6 @@ def _synchronized_copy(norm: nn.Module) -> nn.Module:
         copy: nn.Module = SyncBatchNorm.__new__(SyncBatchNorm)
         vars(copy).update(vars(norm))
     else:
-        copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+        copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # torch has no types here
         vars(copy).update(vars(norm), process_group=None)
     return copy

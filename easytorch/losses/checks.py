@@ -315,7 +315,7 @@ def broadcast_warning(loss: str, y_pred: Tensor, y: Tensor) -> str | None:
     if abs(y_pred.ndim - y.ndim) != 1 or y_pred.numel() != y.numel():
         return None
     try:
-        shape: torch.Size = torch.broadcast_shapes(y_pred.shape, y.shape)  # type: ignore[no-untyped-call]
+        shape: torch.Size = torch.broadcast_shapes(y_pred.shape, y.shape)  # type: ignore[no-untyped-call]  # torch: untyped
     except RuntimeError:
         return None
     if shape.numel() <= y.numel():

@@ -55,7 +55,7 @@ class ControlChannel(nn.Module, SingleProcessControl):
 
     EVERY = 16
     # nn.Module.__setattr__ looks for parameters, which takes too long for attributes that change in each update.
-    __setattr__ = object.__setattr__  # type: ignore[assignment]
+    __setattr__ = object.__setattr__  # type: ignore[assignment]  # nn.Module declares a narrower type
     flags: nn.Parameter
 
     def __init__(

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -28,8 +28,7 @@ def _forward(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.model, method.__name__)(*args, **kwargs)
 
-    forwarded: Any = call
-    return forwarded  # type: ignore[no-any-return]
+    return cast("Callable[Concatenate[ModelVerbs, P], R]", call)
 
 
 class ModelVerbs:

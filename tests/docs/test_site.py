@@ -145,7 +145,7 @@ class Browser:
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a folder, records missing files, and forbids requests to other hosts."""
 
-    missing: list[str] = []  # noqa: RUF012
+    missing: list[str] = []  # noqa: RUF012  # shared by all requests
 
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline' data: blob:")

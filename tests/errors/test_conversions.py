@@ -86,7 +86,7 @@ def image_network():
 @pytest.mark.parametrize("method", ["predict", "predict_classes", "predict_proba"])
 def test_one_sample_gets_the_missing_batch_dimension(method, net, x, fix):
     model = compiled(net())
-    run = lambda: getattr(model, method)(x, verbose=0)  # noqa: E731
+    run = lambda: getattr(model, method)(x, verbose=0)  # noqa: E731  # shorter than a nested function
     refused(run, f"If the input is one sample, pass {fix}", kind=ValueError)
 
 

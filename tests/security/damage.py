@@ -369,7 +369,7 @@ def full_disk(folder: Path, budgets: int) -> None:
         "save_weights": (folder / "weights.pt", saved.save_weights),
     }
     with contextlib.suppress(ImportError):
-        import safetensors  # noqa: F401
+        import safetensors  # noqa: F401  # save_weights needs it
 
         ways["safetensors"] = (folder / "weights.safetensors", saved.save_weights)
     for name, (path, write) in ways.items():
