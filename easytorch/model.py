@@ -230,11 +230,11 @@ class Model:
 
     def test_epoch(self, loader: Iterable[Any], steps: int | None = None) -> dict[str, float]:
         """Pass once over ``loader`` in eval mode, and return the means over all samples of all ranks."""
-        loader = self.strategy.batches(loader, steps)
-        self.callbacks.params["test_steps"] = count_batches(loader)
+        batches = self.strategy.batches(loader, steps)
+        self.callbacks.params["test_steps"] = count_batches(batches)
         self.callbacks.on_test_begin({})
-        with evaluation_session(self):
-            for i, batch in enumerate(loader):
+        with evaluation_session(self, loader):
+            for i, batch in enumerate(batches):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
@@ -437,7 +437,7 @@ class Model:
         window_size = positive_int("gradient_accumulation_steps", gradient_accumulation_steps)
         optional_positive_number("clip_grad_norm", clip_grad_norm)
         optional_positive_number("clip_grad_value", clip_grad_value)
-        new_loss = resolve_loss(loss, loss_weights)
+        new_loss = resolve_loss(loss, loss_weights, self.module)
         new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
         new_optimizer = optimizers.resolve_optimizer(optimizer, self.module, lr)

@@ -24,7 +24,7 @@ class WarnOnNonFiniteLoss(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Check the training loss and the validation loss."""
-        if self.has_warned:
+        if self.has_warned or self.model.metrics.has_counted_nothing():
             return
         logs = logs or {}
         loss, val_loss = logs.get("loss", 0.0), logs.get("val_loss", 0.0)

@@ -253,6 +253,19 @@ def count_batches(loader: Any) -> int | None:
         return None
 
 
+def divide(total: Any, count: Any) -> Any:
+    """Return ``total / count``, and 0 if nothing counts; both may be tensors on the device."""
+    if isinstance(total, Tensor) and not total.is_floating_point():
+        # MPS has no float64.
+        total = total.to(torch.float32 if total.device.type == "mps" else torch.float64)
+    return total / one_if_zero(count)
+
+
+def one_if_zero(count: Any) -> Any:
+    """Return ``count``, or 1 if it is 0; it may be a tensor on the device."""
+    return torch.where(count == 0, 1, count) if isinstance(count, Tensor) else (count or 1)
+
+
 class Window(list[Any]):
     """The batches of one optimizer update, with their sample counts.
 

@@ -60,6 +60,22 @@ def check_weights(name: str, weights: Any) -> None:
             )
 
 
+def align_weights(weights: Tensor, values: Tensor) -> Tensor | None:
+    """Return ``weights`` in a shape that broadcasts to that of ``values``, None if they do not fit.
+
+    Args:
+        weights: One weight per sample, ``[N]`` or ``[N, 1]``; or one per value, with the leading dimensions of ``values``.
+        values: ``[N, ...]``.
+    """
+    if weights.numel() == len(values):
+        return weights.reshape(len(values), *[1] * (values.ndim - 1))
+    if weights.shape == values.shape[: weights.ndim]:
+        return weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
+    if [size for size in weights.shape if size > 1] == [size for size in values.shape if size > 1]:
+        return weights.reshape(values.shape)
+    return None
+
+
 class WeightedDataset(WrapperDataset):
     """A dataset whose samples have weights; needs ``WeightedCollate``."""
 

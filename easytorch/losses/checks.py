@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
+from easytorch.data.sample_weights import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from easytorch.losses.criterion import SingleLoss
@@ -327,3 +328,13 @@ def broadcast_warning(loss: str, y_pred: Tensor, y: Tensor) -> str | None:
         f"broadcast them to {list(shape)}, one value per pair of samples, and train a wrong model. Give both the same "
         f"shape{fix}. If the loss reshapes them itself, the same shape silences this warning."
     )
+
+
+def warn_if_labels_are_ignored(loss: str, y: Any) -> None:
+    """Warn if a custom loss returns one number for targets of which some are -100, which most losses ignore."""
+    if isinstance(y, Tensor) and y.dtype == torch.int64 and bool((y == IGNORE_INDEX).any()):
+        warn(
+            f"The custom loss, {loss}, returns one number per batch, and some targets are {IGNORE_INDEX}. Batches are weighted by "
+            "their samples, which is wrong if the loss is a mean over the other targets. Return (sum, count) from the loss, or "
+            "use loss='cross_entropy'."
+        )

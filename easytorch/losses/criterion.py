@@ -1,14 +1,18 @@
-"""Losses as the training loop calls them.
+"""Losses as the training loop calls them, with what each mean is divided by.
 
 ``SingleLoss`` is one loss, ``MultiOutputLoss`` one per output, ``ModuleLoss`` the loss that the module returns.
+
+What a mean is divided by is its count: the number of samples, of counted labels, or the sum of their class weights. Training,
+gradient accumulation, several ranks and every reported loss weight a batch by this count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.api_hints import check_argument_order
-from easytorch._utils.pytree import describe
+from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
-from easytorch.data.batch import Batch, from_numpy
-from easytorch.losses.checks import FirstBatchCheck, check_shapes, label_range, no_check
+from easytorch.data.batch import Batch, Window, divide, from_numpy
+from easytorch.data.sample_weights import IGNORE_INDEX, align_weights
+from easytorch.losses.checks import FirstBatchCheck, check_shapes, label_range, no_check, warn_if_labels_are_ignored
 from easytorch.losses.keras import KERAS
 from easytorch.losses.names import (
     ACTIVATIONS,
@@ -33,13 +38,20 @@ from easytorch.losses.names import (
 )
 
 
-def resolve_loss(loss: Any, weights: Any = None) -> Criterion:
+# What each term of a loss is divided by, None for a sum. A term that is missing is a mean over samples.
+Counts = Mapping[str, Any]
+# For several lists of counts, one count per batch: each count divided by the total of its list over all ranks. None for a sum.
+Share = Callable[[list[Sequence[Any] | None]], list[list[Any]]]
+
+
+def resolve_loss(loss: Any, weights: Any = None, module: nn.Module | None = None) -> Criterion:
     """Return the criterion for the ``loss`` argument of ``compile``.
 
     Args:
         loss: A name, a ``torch.nn`` loss, a function ``f(y_pred, y)``, or None if the module returns its own loss. For
             several outputs, a list or dict of these, one per output.
         weights: For several outputs, the weight of each: a list or dict like ``loss``. A missing weight is 1.
+        module: The module, whose own loss is used if ``loss`` is None.
 
     Raises:
         ValueError: If a name is unknown, or the weights do not match the losses.
@@ -53,7 +65,8 @@ def resolve_loss(loss: Any, weights: Any = None) -> Criterion:
             "dict of losses, or leave loss_weights out."
         )
     if loss is None:
-        return ModuleLoss()
+        # Causal language models of transformers compare the output at each token with the label of the next one.
+        return ModuleLoss(shifts_labels=getattr(module, "loss_type", None) == "ForCausalLM")
     return SingleLoss(loss)
 
 
@@ -64,11 +77,13 @@ class Criterion:
         kind: ``"multiclass"``, ``"binary"``, or None if unknown.
         family: The ``torch.nn`` class of the loss, else ``type(None)``.
         ignore_index: The label that the loss ignores, None if it has no such label.
+        may_ignore: Whether the data of the current pass may have such labels.
     """
 
     kind: str | None = None
     family: type[Any] = type(None)
     ignore_index: int | None = None
+    may_ignore = True
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
         """Return the scalar to optimize."""
@@ -101,35 +116,28 @@ class Criterion:
         """Return the part of the predictions of ``output`` that the loss compares with the targets."""
         return y_pred
 
-    def batch_weights(self, sizes: Sequence[int], batches: Iterable[Batch]) -> list[Any]:
-        """Return the weight of each batch in a window, so that the window counts as one large batch.
+    def take_counts(self) -> Counts:
+        """Return what each term of the last call was divided by, and forget it."""
+        return {}
+
+    def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
+        """Return the factor of each batch's loss, so that the batches of a window count as one batch.
+
+        The counts are read from the targets, before the forward pass.
 
         Args:
-            sizes: Number of samples of each batch.
-            batches: Inputs, targets and weights of each batch. They are read only if the weights depend on them.
+            window: The batches.
+            share: Divides the counts of batches by their totals.
         """
-        if len(sizes) == 1:
-            return [1.0]
-        normalizers = self.normalizers(sizes, batches)
-        if normalizers is None:
-            return [1.0] * len(sizes)
-        total: Any = sum(normalizers)
-        if isinstance(total, Tensor):
-            # If no target counts, the gradients are 0. Dividing them by 0 would make them NaN.
-            total = torch.where(total == 0, 1.0, total)
-        return [normalizer / total for normalizer in normalizers]
+        return share([window.sizes])[0]
 
-    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
-        """Return the number by which the loss of each batch is divided.
+    def knowing(self, targets: Any) -> contextlib.AbstractContextManager[None]:
+        """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
+        return contextlib.nullcontext()
 
-        Args:
-            sizes: Number of samples of each batch.
-            batches: Inputs, targets and weights of each batch.
-
-        Returns:
-            The object ``sizes`` if the loss is a mean over samples; None if it is a sum.
-        """
-        return sizes
+    def sum_of_terms(self, terms: Mapping[str, Any]) -> Any:
+        """Return the loss that the terms of the outputs add up to, None if it is not their sum."""
+        return None
 
     def probabilities(self, y_pred: Any) -> Any:
         """Return the probabilities that the outputs ``y_pred`` represent."""
@@ -148,8 +156,13 @@ class SingleLoss(Criterion):
     """One loss of one output.
 
     Without sample weights, it calls the loss as the user would.
-    With sample weights, it multiplies the loss of each sample by its weight and averages over samples, as Keras does.
+    With sample weights, it multiplies the loss of each value by its weight and divides by the same count as without weights.
+
+    Attributes:
+        returns_count: Whether the function has returned a pair, (sum, count).
     """
+
+    returns_count = False
 
     def __init__(self, loss: Any) -> None:
         self.function = _resolve_function(loss)
@@ -157,12 +170,14 @@ class SingleLoss(Criterion):
         self.family = _family(self.function)
         self.activation: Callable[[Tensor], Tensor] | None
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
-        self.ignore_index: int = self._option("ignore_index", -100)
+        self.ignore_index: int = self._option("ignore_index", IGNORE_INDEX)
         self.reduction: str | None = self._option("reduction", None)
         self.is_keras = any(self.function is function for function in KERAS.values())
         self.is_elementwise = self.is_keras or self.family in ELEMENTWISE_LOSSES
         self.takes_integers = self.is_keras or self.family in SIGNED_TARGET_LOSSES
+        self._has_class_weight = self._option("weight", None) is not None
         self._call = self._adapted(self.function)
+        self._counts: Counts = {}
         self.prepare(None)
 
     def _option(self, name: str, default: Any) -> Any:
@@ -181,6 +196,12 @@ class SingleLoss(Criterion):
         """Whether the loss is neither one of torch nor one of easytorch."""
         is_torch = self.family in TORCH_LOSSES.values() or self.family in FUNCTION_FAMILIES.values()
         return not self.is_keras and not is_torch
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether the mean is over the labels that count, instead of over samples."""
+        is_over_labels = self.family in (nn.CrossEntropyLoss, nn.NLLLoss)
+        return is_over_labels and (self.may_ignore or self._has_class_weight)
 
     @property
     def is_sum(self) -> bool:
@@ -202,15 +223,16 @@ class SingleLoss(Criterion):
     def end_first_batch(self) -> None:
         """Replace the checks of the first batch by those of every batch."""
         self.check = check_shapes if self.is_elementwise else no_check
-        if type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.reduction != "none":
+        if type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.reduction == "mean":
             # Torch reports whatever is wrong with later batches, and the value is always a scalar.
             self._unchecked_call = self.function
 
-    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
-        """Return ``{"loss": scalar}``."""
-        if self._unchecked_call is not None and sample_weight is None:
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
+        if self._unchecked_call is not None and sample_weight is None and not self.counts_labels:
             return {"loss": self._unchecked_call(y_pred, y)}
-        return {"loss": self(y_pred, y, sample_weight)}
+        value = self._reduced(y_pred, y, sample_weight)
+        return {"loss": value}
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar.
@@ -220,36 +242,77 @@ class SingleLoss(Criterion):
             y: Targets.
             sample_weight: None, or one weight per sample, or one per value of the unreduced loss.
         """
+        value = self._reduced(y_pred, y, sample_weight)
+        if not isinstance(value, tuple):
+            return value
+        total, count = value
+        self._counts = {"loss": count}
+        return divide(total, count)
+
+    def _reduced(self, y_pred: Any, y: Any, sample_weight: Any) -> Any:
+        """Return the loss as a scalar, or the pair ``(sum, count)`` of a custom function."""
+        self._counts = {}
+        if isinstance(y_pred, Tensor) and not y_pred.numel():
+            # The mean of an empty batch would be NaN.
+            self._counts = {"loss": 0}
+            return y_pred.sum()
+        is_first = isinstance(self.check, FirstBatchCheck)
         self.check(self, y_pred, y)
         if sample_weight is not None:
             return self._weighted(y_pred, y, sample_weight)
         value = self._call(y_pred, y)
+        if isinstance(value, tuple) and len(value) == 2 and self.is_custom:
+            self.returns_count = True
+            return value
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"The loss, {self!r}, must return a scalar tensor, but it returned {describe(value)}, not a tensor. Remove "
                 ".item() or float() from it."
             )
-        return value.mean() if value.ndim and self._is_per_sample(value, y_pred) else value
+        if is_first and self.is_custom and not value.ndim:
+            warn_if_labels_are_ignored(repr(self), y)
+        return self._mean(value, y_pred, y) if value.ndim else self._count_labels(value, y_pred, y)
 
-    def _is_per_sample(self, value: Tensor, y_pred: Any) -> bool:
-        """Return whether ``value`` is one loss per sample, as the losses of Keras return."""
-        has_rows = isinstance(y_pred, Tensor) and y_pred.ndim > 0 and len(value) == len(y_pred)
-        return has_rows and (value.ndim == 1 or self.is_keras)
+    def _count_labels(self, value: Tensor, y_pred: Any, y: Any) -> Tensor:
+        """Return ``value``, a scalar, and record its count; 0 instead of NaN if no label counts."""
+        if self.is_sum:
+            self._counts = {"loss": None}
+            return value
+        count = self.label_count(y)
+        if count is None:
+            return value
+        self._counts = {"loss": count}
+        if count.device.type == "cpu":
+            return value if count else _zero_loss(y_pred)
+        return torch.where(count > 0, value, 0.0)
+
+    def _mean(self, values: Tensor, y_pred: Any, y: Any) -> Tensor:
+        """Return the mean of a loss that was not reduced, such as one value per sample."""
+        count = self.label_count(y)
+        if count is not None:
+            self._counts = {"loss": count}
+            return divide(values.sum(), count)
+        if values.numel() == 1:
+            return values.reshape(())
+        return values.mean() if len(values) in _row_counts(y_pred, y) else values
 
     def _weighted(self, y_pred: Any, y: Any, sample_weight: Tensor) -> Tensor:
         values = self._unreduced(y_pred, y)
-        if values.shape != sample_weight.shape and sample_weight.ndim <= 2 and sample_weight.numel() == len(values):
-            if values.ndim > 1:
-                values = values.flatten(1)
-                values = values.sum(1) if self.reduction in ("sum", "batchmean") else values.mean(1)
-            sample_weight = sample_weight.flatten()
-        if values.shape != sample_weight.shape:
+        weights = align_weights(sample_weight, values)
+        if weights is None:
             raise ValueError(
                 f"sample_weight expects one weight per sample, shape {list(values.shape)}, received shape "
                 f"{list(sample_weight.shape)}. Pass one weight per sample."
             )
-        values = values * sample_weight
-        return values.sum() if self.is_sum else values.mean()
+        total = (values * weights).sum()
+        if self.is_sum:
+            self._counts = {"loss": None}
+            return total
+        count = self.label_count(y)
+        if count is None:
+            return total / (len(values) if self.reduction == "batchmean" else values.numel())
+        self._counts = {"loss": count}
+        return divide(total, count)
 
     def _unreduced(self, y_pred: Any, y: Any) -> Tensor:
         values: Tensor
@@ -271,32 +334,58 @@ class SingleLoss(Criterion):
             )
         return values
 
-    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
-        """Return the number by which the loss of each batch is divided, None if the loss is a sum.
+    def take_counts(self) -> Counts:
+        """Return what the last call was divided by, and forget it."""
+        counts, self._counts = self._counts, {}
+        return counts
 
-        The mean of cross-entropy divides by the number of labels that count, or by the sum of their class weights.
+    def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
+        """Return the factor of each batch's loss, so that the batches of a window count as one batch."""
+        return share([self.window_counts(window, [batch.y for batch in _unpacked(window)])])[0]
+
+    def window_counts(self, window: Window, targets: Sequence[Any]) -> Sequence[Any] | None:
+        """Return what the loss of each batch is divided by, None for a sum.
+
+        Args:
+            window: The batches.
+            targets: The targets of each batch.
+
+        Returns:
+            The object ``window.sizes`` if the loss is a mean over samples.
         """
         if self.is_sum:
             return None
-        if self.family not in (nn.CrossEntropyLoss, nn.NLLLoss):
-            return sizes
-        try:
-            counts = [self._label_count(batch) for batch in batches]
-        except ValueError:
-            # Only the user's own train_step can unpack these batches.
-            return sizes
-        return sizes if any(count is None for count in counts) else counts
+        return window.sizes if not self.counts_labels else _counts_or_sizes(map(self.label_count, targets), window)
 
-    def _label_count(self, batch: Batch) -> Any:
-        """Return the divisor of the mean of cross-entropy, None if the loss is a mean over samples."""
-        y = from_numpy(batch.y) if isinstance(batch.y, np.ndarray) else batch.y
-        if not isinstance(y, Tensor) or y.is_floating_point() or batch.sample_weight is not None:
+    @contextlib.contextmanager
+    def knowing(self, targets: Any) -> Iterator[None]:
+        """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
+        previous = self.may_ignore
+        if isinstance(targets, Tensor) and targets.numel():
+            self.may_ignore = not targets.is_floating_point() and bool((targets == self.ignore_index).any())
+        else:
+            self.may_ignore = True
+        try:
+            yield
+        finally:
+            self.may_ignore = previous
+
+    def label_count(self, y: Any) -> Any:
+        """Return the divisor of the mean of cross-entropy, a tensor; None for a mean over samples.
+
+        It is the number of labels that are not ignored, or the sum of their class weights.
+        """
+        if not self.counts_labels:
             return None
-        counts, class_weight = y != self.ignore_index, self._option("weight", None)
-        if class_weight is not None:
-            counts = counts * class_weight.to(y.device)[torch.where(counts, y, 0).long()]
+        y = from_numpy(y) if isinstance(y, np.ndarray) else y
+        if not isinstance(y, Tensor) or y.is_floating_point():
+            return None
+        is_counted = y != self.ignore_index
+        if not self._has_class_weight:
+            return is_counted.count_nonzero()
+        weights = is_counted * self._option("weight", None).to(y.device)[torch.where(is_counted, y, 0).long()]
         # MPS has no float64.
-        return counts.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)
+        return weights.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)
 
     def compared_prediction(self, y_pred: Any, output: str | None) -> Any:
         """Return the mean if the outputs are a mean and a variance, else ``y_pred``."""
@@ -335,6 +424,9 @@ class MultiOutputLoss(Criterion):
         self.names = list(self.losses)
         self.outputs, self.count = list(loss_of_output), len(loss_of_output)
         self.weights = dict.fromkeys(self.names, 1.0) | self._weights_by_name(weights)
+        # The factor of each output in the current batch of a window, and whether there is such a window.
+        self._factors: dict[str, Any] = {}
+        self._is_shared = False
 
     def _weights_by_name(self, weights: Any) -> dict[str, float]:
         if isinstance(weights, Mapping):
@@ -355,11 +447,31 @@ class MultiOutputLoss(Criterion):
         """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""
         outputs, targets = self.by_output(y_pred, "outputs"), self.by_output(y, "targets")
         weights = self.by_output(sample_weight, "sample weights")
-        terms = {
-            f"{name}_loss": loss(outputs[name], targets[name], weights[name]) for name, loss in self.losses.items()
-        }
-        total = sum(self.weights[name] * terms[f"{name}_loss"] for name in self.losses)
-        return {"loss": total, **terms}  # type: ignore[dict-item]  # sum() of no losses is 0
+        terms: dict[str, Any] = {}
+        for name, loss in self.losses.items():
+            terms[f"{name}_loss"] = loss(outputs[name], targets[name], weights[name])
+            if self._is_shared and loss.returns_count:
+                raise ValueError(
+                    f"The loss of {name!r}, {loss!r}, returns (sum, count). With several outputs, gradient accumulation and "
+                    "several processes need the count before the forward pass. Use a loss by name, or return one value per "
+                    "sample."
+                )
+        scaled = {f"{name}_loss": self._scale_gradient(name, terms[f"{name}_loss"]) for name in self.losses}
+        return {"loss": self.sum_of_terms(scaled), **terms}
+
+    def _scale_gradient(self, name: str, term: Tensor) -> Tensor:
+        """Return ``term``, with its gradient multiplied by the factor of this output in the current batch."""
+        factor = self._factors.get(name, 1.0)
+        if not isinstance(factor, Tensor) and factor == 1.0:
+            return term
+        extra = term * (factor - 1.0)
+        return term + (extra - extra.detach())
+
+    def sum_of_terms(self, terms: Mapping[str, Any]) -> Any:
+        """Return the weighted sum of ``<output>_loss``, None if one is missing."""
+        if not all(f"{name}_loss" in terms for name in self.losses):
+            return None
+        return sum(self.weights[name] * terms[f"{name}_loss"] for name in self.losses)
 
     def term_names(self) -> list[str]:
         """Return ``<output>_loss`` of every output with a loss."""
@@ -367,26 +479,46 @@ class MultiOutputLoss(Criterion):
 
     def prepare(self, targets: Any) -> None:
         """Prepare each loss for the targets of its output."""
-        if isinstance(targets, (list, tuple)):
-            targets = _number_outputs(targets)
-        elif not isinstance(targets, Mapping):
-            targets = {self.names[0]: targets} if len(self.names) == 1 else {}
+        by_name = self._targets_by_name(targets)
         for name, loss in self.losses.items():
-            loss.prepare(targets.get(name))
+            loss.prepare(by_name.get(name))
 
-    def normalizers(self, sizes: Sequence[int], batches: Iterable[Batch]) -> Sequence[Any] | None:
-        """Return ``sizes`` if the losses are means, None if they are sums.
+    def _targets_by_name(self, targets: Any) -> Mapping[str, Any]:
+        if isinstance(targets, Mapping):
+            return targets
+        if isinstance(targets, (list, tuple)):
+            return _number_outputs(targets)
+        return {self.names[0]: targets} if len(self.names) == 1 else {}
 
-        Raises:
-            ValueError: If some are sums and others means, which have no common divisor.
-        """
-        sums = [name for name, loss in self.losses.items() if loss.is_sum]
-        if 0 < len(sums) < len(self.losses):
-            raise ValueError(
-                f"The losses of {quote_list(sums)} sum over samples and the others average. Gradient accumulation cannot combine "
-                "both. Use one reduction for all losses, and balance them with loss_weights."
-            )
-        return None if sums else sizes
+    def take_counts(self) -> Counts:
+        """Return what each ``<output>_loss`` of the last call was divided by, and forget it."""
+        return {
+            f"{name}_{key}": count for name, loss in self.losses.items() for key, count in loss.take_counts().items()
+        }
+
+    def batch_weights(self, window: Window, share: Share) -> Iterator[Any]:
+        """Yield the share of each batch in the samples; meanwhile ``terms`` gives the gradient of each term its own share."""
+        targets = [self._targets_by_name(batch.y) for batch in _unpacked(window)]
+        columns = [loss.window_counts(window, [y.get(name) for y in targets]) for name, loss in self.losses.items()]
+        by_samples, *by_term = share([window.sizes, *columns])
+        self._is_shared = True
+        try:
+            for i, weight in enumerate(by_samples):
+                is_empty = not isinstance(weight, Tensor) and not weight
+                factors = [0.0 if is_empty else share[i] / weight for share in by_term]
+                self._factors = dict(zip(self.losses, factors, strict=True))
+                yield weight
+        finally:
+            self._factors, self._is_shared = {}, False
+
+    @contextlib.contextmanager
+    def knowing(self, targets: Any) -> Iterator[None]:
+        """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
+        by_name = self._targets_by_name(targets)
+        with contextlib.ExitStack() as stack:
+            for name, loss in self.losses.items():
+                stack.enter_context(loss.knowing(by_name.get(name)))
+            yield
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the predictions and targets of ``output``, all of them if it is None."""
@@ -466,7 +598,19 @@ class MultiOutputLoss(Criterion):
 
 
 class ModuleLoss(Criterion):
-    """The loss that the module returns, alone or as ``loss`` in its output."""
+    """The loss that the module returns, alone or as ``loss`` in its output.
+
+    It is a mean over the labels that are not -100, or over samples if the targets are not integers.
+
+    Args:
+        shifts_labels: Whether the module compares each output with the label of the next token, so the first does not count.
+    """
+
+    ignore_index = IGNORE_INDEX
+
+    def __init__(self, shifts_labels: bool = False) -> None:
+        self.shifts_labels = shifts_labels
+        self._counts: Counts = {}
 
     def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
         """Return the loss in the module's output."""
@@ -481,7 +625,29 @@ class ModuleLoss(Criterion):
                 "Sample weights cannot be applied to the loss that the module returns. Leave the weights out, or pass a loss "
                 "to compile()."
             )
-        return loss
+        count = self.label_count(y)
+        if count is None:
+            return loss
+        self._counts = {"loss": count}
+        return loss if count.device.type == "cpu" and count else torch.where(count > 0, loss, 0.0)
+
+    def take_counts(self) -> Counts:
+        """Return what the last loss was divided by, and forget it."""
+        counts, self._counts = self._counts, {}
+        return counts
+
+    def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
+        """Return the factor of each batch's loss, so that the batches of a window count as one batch."""
+        counts = (self.label_count(batch.y) for batch in _unpacked(window))
+        return share([_counts_or_sizes(counts, window)])[0]
+
+    def label_count(self, y: Any) -> Any:
+        """Return the number of labels that are not ignored, a tensor; None if ``y`` are not integer labels."""
+        y = from_numpy(y) if isinstance(y, np.ndarray) else y
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or not y.ndim:
+            return None
+        y = y[..., 1:] if self.shifts_labels else y
+        return (y != self.ignore_index).count_nonzero()
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the ``logits`` in the module's output, else all of it, and the targets."""
@@ -497,6 +663,29 @@ class ModuleLoss(Criterion):
 
     def __repr__(self) -> str:
         return "the module's own loss"
+
+
+def _unpacked(window: Window) -> list[Batch]:
+    """Return the parts of each batch, none if only a custom ``train_step`` can unpack them."""
+    try:
+        return list(window.unpacked())
+    except ValueError:
+        return [Batch(None)] * len(window)
+
+
+def _counts_or_sizes(counts: Iterable[Any], window: Window) -> list[Any]:
+    """Return the counts of the batches, and the number of samples where they are None."""
+    return [size if count is None else count for count, size in zip(counts, window.sizes, strict=True)]
+
+
+def _zero_loss(y_pred: Tensor) -> Tensor:
+    """Return 0, with a gradient of 0 for ``y_pred``, whatever its values."""
+    return y_pred.flatten()[:0].sum()
+
+
+def _row_counts(*trees: Any) -> set[int]:
+    """Return the number of rows of each tensor in ``trees``."""
+    return {len(leaf) for tree in trees for leaf in leaves(tree) if isinstance(leaf, Tensor) and leaf.ndim}
 
 
 def _number_outputs(values: Iterable[Any]) -> dict[str, Any]:

@@ -30,8 +30,8 @@ class Mean:
     def __init__(self) -> None:
         self.reset()
 
-    def add(self, value: Scalar, weight: float) -> None:
-        """Add the mean ``value`` of ``weight`` samples."""
+    def add(self, value: Scalar, weight: Scalar) -> None:
+        """Add the mean ``value`` of ``weight`` samples; with weight 0 it is ignored, even if it is NaN."""
         self._pending.append((value, weight, weight))
         if len(self._pending) >= self.PENDING:
             self.flush()
@@ -47,12 +47,17 @@ class Mean:
         total, count = self._sums()
         return total / count if isinstance(count, Tensor) or count else float("nan")
 
+    def counts_nothing(self) -> bool:
+        """Return whether there are values, but the number of their samples is 0."""
+        count = self._sums()[1]
+        return (bool(self._pending) or isinstance(count, Tensor)) and not count
+
     def reset(self) -> None:
         """Remove all values."""
         self._total: Scalar = 0.0
         self._count: Scalar = 0
         # Each entry is a value, the factor to multiply it by, and the number of its samples.
-        self._pending: list[tuple[Scalar, float, Scalar]] = []
+        self._pending: list[tuple[Scalar, Scalar, Scalar]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint.
@@ -70,7 +75,7 @@ class Mean:
         """Become the mean of all samples in the ``states`` of several means."""
         self.reset()
         for state in states:
-            other = Mean()
+            other = type(self)()
             other.load_state_dict(state)
             total, count = other._sums()
             self._total, self._count = self._total + total, self._count + count
@@ -81,14 +86,31 @@ class Mean:
         self._pending = []
 
     def _sums(self) -> tuple[Scalar, Scalar]:
-        total, count = self._total, self._count
+        total = self._total
         by_factor: dict[float, list[Scalar]] = {}
-        for value, factor, samples in self._pending:
-            by_factor.setdefault(factor, []).append(value)
-            count = count + samples
+        weighted: list[tuple[Scalar, Tensor]] = []
+        for value, factor, _ in self._pending:
+            if isinstance(factor, Tensor):
+                weighted.append((value, factor))
+            elif factor:
+                by_factor.setdefault(factor, []).append(value)
         for factor, values in by_factor.items():
             total = total + sum_scalars(values) * factor
-        return total, count
+        if weighted:
+            total = total + _weighted_sum(weighted)
+        return total, self._count + sum_scalars([count for _, _, count in self._pending])
+
+
+class Sum(Mean):
+    """The sum of scalars, for a loss that is a sum over samples."""
+
+    def add(self, value: Scalar, weight: Scalar) -> None:
+        """Add ``value``, the sum of ``weight`` samples."""
+        self.add_sum(value, weight)
+
+    def compute(self) -> Scalar:
+        """Return the sum of all values since the last reset."""
+        return self._sums()[0]
 
 
 class LazyLogs(Mapping[str, float]):
@@ -98,13 +120,18 @@ class LazyLogs(Mapping[str, float]):
 
     Args:
         compute: Returns the current scalars by name.
+        compute_one: Returns those that the value of a name needs, with this value among them; by default all.
     """
 
-    def __init__(self, compute: Callable[[], Mapping[str, Scalar]]) -> None:
-        self._compute = compute
+    def __init__(
+        self,
+        compute: Callable[[], Mapping[str, Scalar]],
+        compute_one: Callable[[str], Mapping[str, Scalar]] | None = None,
+    ) -> None:
+        self._compute, self._compute_one = compute, compute_one or (lambda _: compute())
 
     def __getitem__(self, name: str) -> float:
-        return to_floats(self._compute())[name]
+        return to_floats(self._compute_one(name))[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._compute())
@@ -141,6 +168,14 @@ def sum_scalars(values: list[Scalar]) -> Scalar:
     tensors = [value for value in values if isinstance(value, Tensor)]
     total = sum(value for value in values if not isinstance(value, Tensor))
     return torch.stack(tensors).sum(dtype=_widest(tensors[0].device)) + total if tensors else total
+
+
+def _weighted_sum(values: list[tuple[Scalar, Tensor]]) -> Tensor:
+    """Return the sum of values times weights, without the values whose weight is 0."""
+    device, dtype = values[0][1].device, _widest(values[0][1].device)
+    numbers = torch.stack([torch.as_tensor(value, dtype=dtype, device=device) for value, _ in values])
+    weights = torch.stack([weight.to(dtype) for _, weight in values])
+    return torch.where(weights == 0, 0.0, numbers * weights).sum()
 
 
 def _widest(device: torch.device) -> torch.dtype:

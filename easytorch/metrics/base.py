@@ -14,6 +14,7 @@ from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import get_name
 from easytorch.checkpoint.serialization import to_serializable
+from easytorch.data.sample_weights import align_weights
 from easytorch.metrics.aggregation import Mean, Scalar
 
 
@@ -196,15 +197,14 @@ def _weighted_sum(value: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
             "sample weights need one value per sample, but the function returns one number per batch. Return one value per "
             "sample, or move the metric from weighted_metrics= to metrics="
         )
-    weight = _expand(sample_weight, values) * counts
+    aligned = align_weights(sample_weight, values)
+    if aligned is None:
+        raise ValueError(
+            f"the sample weights have the shape {list(sample_weight.shape)}, but the function returns values of shape "
+            f"{list(values.shape)}. Pass one weight per sample, or one per value"
+        )
+    weight = aligned.expand_as(values) * counts
     return _sum(values * weight), _sum(weight)
-
-
-def _expand(sample_weight: Tensor, values: Tensor) -> Tensor:
-    """Return one weight per value, given one per sample or one per value."""
-    if sample_weight.numel() == len(values):
-        sample_weight = sample_weight.reshape(len(values), *[1] * (values.ndim - 1))
-    return sample_weight.expand_as(values)
 
 
 def _is_serializable(value: Any) -> bool:

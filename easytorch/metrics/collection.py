@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,17 +12,19 @@ from torch import Tensor
 from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
-from easytorch.data.batch import Window
+from easytorch.data.batch import Window, divide
 from easytorch.losses.criterion import Criterion
-from easytorch.metrics.aggregation import LazyLogs, Mean, Scalar
+from easytorch.metrics.aggregation import LazyLogs, Mean, Scalar, Sum
 from easytorch.metrics.base import Metric
 
 # Names in the logs that no metric may have.
 RESERVED = ("loss", "lr", "epoch")
+# A warning of a fit.
+NOTHING_COUNTS = "nothing counts"
 
 
 def loss_of(outputs: Any) -> Any:
-    """Return the loss in the ``outputs`` of a training step.
+    """Return the loss in the ``outputs`` of a training step: a scalar, or a pair ``(sum, count)``.
 
     Raises:
         TypeError: If ``outputs`` is not a dict with ``"loss"``.
@@ -67,7 +70,7 @@ class MetricCollection:
         self.names = _unique(
             [f"{entry.output}_{entry.metric.name}" if entry.output else entry.metric.name for entry in entries]
         )
-        self.logs = LazyLogs(self._values)
+        self.logs = LazyLogs(self._values, self._value)
         self.window = Window()
         self._entries = list(entries)
         self._terms: dict[str, Mean] = {}
@@ -102,20 +105,32 @@ class MetricCollection:
         """Add what a step returned.
 
         Args:
-            terms: Values by name, each the mean of the batch.
-            size: Number of samples of the batch.
+            terms: Values by name, each the mean of the batch, or a pair ``(sum, count)``.
+            size: Number of samples of the batch, by which means are weighted unless the loss has divided by another count.
         """
+        counts = self.criterion.take_counts()
         if self.window.is_padding:
             return
         for name, value in terms.items():
             # A tensor without dimensions is by far the most frequent value.
-            scalar = value.detach() if isinstance(value, Tensor) and not value.ndim else _to_scalar(name, value)
+            if isinstance(value, Tensor) and not value.ndim:
+                scalar, count = value.detach(), counts.get(name, size)
+            elif isinstance(value, tuple) and len(value) == 2:
+                scalar, count = _divide_pair(name, value)
+            else:
+                scalar, count = _to_scalar(name, value), counts.get(name, size)
             if name not in self._terms:
                 _check_term(name, self.names)
-                self._terms[name] = Mean()
-            self._terms[name].add(scalar, size)
+                self._terms[name] = Sum() if count is None else Mean()
             if name == "loss":
                 self._losses.append(scalar)
+                # What a loss of several outputs adds to the sum of its terms, which are averaged separately.
+                scalar = self._remainder(scalar, terms)
+            self._terms[name].add(scalar, size if count is None else count)
+
+    def _remainder(self, loss: Scalar, terms: Mapping[str, Any]) -> Scalar:
+        total = self.criterion.sum_of_terms(terms)
+        return loss if total is None else loss - (total.detach() if isinstance(total, Tensor) else total)
 
     def last_losses(self, count: int) -> collections.deque[Any]:
         """Return a deque that will hold the losses of the last ``count`` recorded steps."""
@@ -126,6 +141,7 @@ class MetricCollection:
     def compute(self) -> dict[str, Scalar]:
         """Return all values at the end of a pass, as scalars that may be on the device."""
         self._warn_about_unused_metrics()
+        self._warn_if_nothing_counts()
         return self._values()
 
     def reset(self) -> None:
@@ -157,7 +173,7 @@ class MetricCollection:
         metrics = self.new_copy()
         metrics._is_updated = True
         for name in dict.fromkeys(name for state in states for name in state["terms"]):
-            metrics._terms[name] = Mean()
+            metrics._terms[name] = Sum() if name in states[0].get("sums", ()) else Mean()
             metrics._terms[name].merge([state["terms"][name] for state in states if name in state["terms"]])
         for i, entry in enumerate(metrics._entries):
             entry.metric.merge([state["metrics"][i] for state in states])
@@ -185,6 +201,7 @@ class MetricCollection:
         return {
             "names": self.names,
             "terms": {name: mean.state_dict() for name, mean in self._terms.items()},
+            "sums": [name for name, mean in self._terms.items() if isinstance(mean, Sum)],
             "metrics": [entry.metric.state_dict() for entry in self._entries],
         }
 
@@ -192,7 +209,7 @@ class MetricCollection:
         """Restore ``state``."""
         # The state does not show whether update() was called.
         self._is_updated = True
-        self._terms = {name: Mean() for name in state["terms"]}
+        self._terms = {name: Sum() if name in state["sums"] else Mean() for name in state["terms"]}
         for name, mean in self._terms.items():
             mean.load_state_dict(state["terms"][name])
         for entry, metric_state in zip(self._entries, state["metrics"], strict=True):
@@ -206,10 +223,34 @@ class MetricCollection:
             metric.load_state_dict(metric_state)
 
     def _values(self) -> dict[str, Scalar]:
-        values = {name: mean.compute() for name, mean in self._terms.items()}
+        values = self._term_values()
         for name, entry in zip(self.names, self._entries, strict=True):
             values[name] = _compute(name, entry.metric)
         return values
+
+    def _value(self, name: str) -> dict[str, Scalar]:
+        """Return the values that ``name`` needs, with its own among them; metrics take long to compute."""
+        if name in self._terms:
+            return self._term_values()
+        return {name: _compute(name, self._entries[self.names.index(name)].metric)} if name in self.names else {}
+
+    def _term_values(self) -> dict[str, Scalar]:
+        values = {name: mean.compute() for name, mean in self._terms.items()}
+        total = self.criterion.sum_of_terms(values)
+        return values if total is None or "loss" not in values else {**values, "loss": values["loss"] + total}
+
+    def has_counted_nothing(self) -> bool:
+        """Return whether a loss of this fit was NaN because nothing counts, which has been reported."""
+        return NOTHING_COUNTS in self._warnings
+
+    def _warn_if_nothing_counts(self) -> None:
+        for name, mean in self._terms.items():
+            if NOTHING_COUNTS not in self._warnings and mean.counts_nothing():
+                self._warnings.add(NOTHING_COUNTS)
+                warn(
+                    f"{name} is NaN, because nothing counts: every label of this pass is ignored, or has the class weight 0. "
+                    "Check the targets and the ignore_index of the loss."
+                )
 
     def _warn_about_unused_metrics(self) -> None:
         if self._is_updated or not self._terms or not self._entries or self._warnings:
@@ -250,10 +291,16 @@ def _detach(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
+def _divide_pair(name: str, pair: tuple[Any, Any]) -> tuple[Scalar, Scalar]:
+    """Return the mean and the count of a pair ``(sum, count)``."""
+    total, count = map(functools.partial(_to_scalar, name), pair)
+    return divide(total, count), count
+
+
 def _to_scalar(name: str, value: Any) -> Scalar:
     """Return the mean of a tensor with one value per sample, or a number as a float."""
     if isinstance(value, Tensor):
-        return value.detach().float().mean()
+        return value.detach().float().mean() if value.ndim else value.detach()
     try:
         return float(value)
     except (TypeError, ValueError):

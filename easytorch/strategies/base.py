@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from easytorch._utils import torch_private
 from easytorch._utils.api_hints import PRECISION_HINTS, HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
-from easytorch.data.batch import Window, make_to_device
+from easytorch.data.batch import Window, divide, make_to_device, one_if_zero
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.distributed.process_group import SingleProcess, is_launched
 from easytorch.strategies.checkpoints import Checkpoints
@@ -89,6 +90,7 @@ class Strategy(HelpfulInit):
         self.jit_compile = jit_compile and compiler_works(device)
         self._to_device: Callable[[Any], Any] = make_to_device(device, None)
         self.forward: Callable[..., Any] = _missing_module
+        self._count: Any = None  # of the losses of an update that return it
 
     # Construction
 
@@ -133,9 +135,19 @@ class Strategy(HelpfulInit):
     def start(self) -> None:
         """Prepare for updates, which start now."""
 
-    def batch_weights(self, criterion: Criterion, window: Window) -> list[Any]:
+    def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the window counts as one batch: sizes / sum(sizes) for a mean."""
-        return [1.0] if len(window) == 1 else criterion.batch_weights(window.sizes, window.unpacked())
+        return [1.0] if len(window) == 1 else self._weights(criterion, window)
+
+    def _weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
+        return criterion.batch_weights(window, functools.partial(self._share, window))
+
+    def _share(self, window: Window, columns: list[Sequence[Any] | None]) -> list[list[Any]]:
+        """Return the counts of the batches in ``window``, each column divided by its total; None is a sum, whose share is 1."""
+        return [
+            [1.0] * len(window) if column is None else [divide(count, sum(column)) for count in column]
+            for column in columns
+        ]
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``; a no-op on one device."""
@@ -153,8 +165,16 @@ class Strategy(HelpfulInit):
         """Return ``step(batch)`` without communication with other ranks."""
         return self.run(step, batch)
 
-    def backward(self, loss: Tensor, weight: Any = 1.0) -> None:
-        """Add the gradients of ``loss * weight``, multiplied by the loss scale under fp16."""
+    def backward(self, loss: Any, weight: Any = 1.0) -> None:
+        """Add the gradients of ``loss * weight``, multiplied by the loss scale under fp16.
+
+        The weight of a pair ``(sum, count)`` is unknown: the gradients are those of the sum until ``unscale`` divides them.
+        """
+        if isinstance(loss, tuple):
+            is_padding = type(weight) is float and weight == 0.0
+            loss, count = loss
+            self._count = (0 if self._count is None else self._count) + (0 if is_padding else count)
+            weight = 0.0 if is_padding else 1.0
         if type(weight) is not float or weight != 1.0:
             loss = loss * (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight)
         if self.scales_loss:
@@ -163,9 +183,19 @@ class Strategy(HelpfulInit):
         self.timer.mark("model")
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the loss scale; a no-op unless the precision is fp16."""
+        """Divide the gradients by the loss scale, and by the count of a loss that returns it; otherwise a no-op."""
         if self.scales_loss:
             self.scaler.unscale_(optimizer)
+        if self._count is not None:
+            self._divide_gradients(self._count)
+
+    def _divide_gradients(self, count: Any) -> None:
+        divisor = one_if_zero(count)
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                gradient: Any = parameter.grad
+                (gradient.to_local() if hasattr(gradient, "to_local") else gradient).div_(divisor)
+        self._count = None
 
     def clip(self, module: nn.Module, norm: float | None, value: float | None) -> None:
         """Clip each gradient to ``value`` and their common norm to ``norm``; None does not clip."""

@@ -87,8 +87,11 @@ class ControlChannel(nn.Module, SingleProcessControl):
             batch: The batch.
         """
         outputs, flags = step(batch), self._pack() if sync else self._no_flags
-        if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
-            return {**outputs, "loss": self._attach(outputs["loss"], flags)}
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if isinstance(loss, Tensor):
+            return {**outputs, "loss": self._attach(loss, flags)}
+        if isinstance(loss, tuple):  # (sum, count)
+            return {**outputs, "loss": (self._attach(loss[0], flags), *loss[1:])}
         return map_leaves(lambda leaf: self._attach(leaf, flags) if isinstance(leaf, Tensor) else leaf, outputs)
 
     def _attach(self, loss: Tensor, flags: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from easytorch.data.batch import Window
+from easytorch.data.batch import Window, divide
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
 from easytorch.distributed.process_group import ProcessGroup
@@ -69,6 +69,7 @@ class DataParallel(Strategy, name="ddp"):
         self.needs_batch_every_step = sync_batchnorm
         self._replica: Any = None  # the control channel, wrapped in DDP
         self._trainable: list[int] = []
+        self._divides_by_count: bool | None = None
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, broadcast the weights of rank 0, and prepare its calls."""
@@ -94,26 +95,45 @@ class DataParallel(Strategy, name="ddp"):
         self.control.start()
         self._counts_are_known: bool | None = None  # whether each loss is divided by known sample counts
         self._sync, self._has_synced = True, False
+        self._count, self._divides_by_count = None, None  # agreed by all ranks in the first update
 
-    def batch_weights(self, criterion: Criterion, window: Window) -> list[Any]:
+    def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the windows of all ranks count as one batch."""
-        world_size = self.group.world_size
-        counts = list(window.sizes if window.sample_counts is None else window.sample_counts)
-        normalizers = criterion.normalizers(window.sizes, window.unpacked())
-        if normalizers is None:  # DDP averages gradients, but those of a sum must be added
-            return [float(world_size) * bool(count) for count in counts]
-        local = [normalizer if count else 0 for normalizer, count in zip(normalizers, counts, strict=True)]
-        total = self._total(window, local, by_samples=normalizers is window.sizes)
-        return [value * world_size / total if isinstance(value, Tensor) or value else 0.0 for value in local]
+        return self._weights(criterion, window)
 
-    def _total(self, window: Window, local: Sequence[Any], *, by_samples: bool) -> Any:
-        """Return the sum of ``local`` over all ranks: the known sample count, otherwise by an all-reduce."""
+    def _share(self, window: Window, columns: list[Sequence[Any] | None]) -> list[list[Any]]:
+        """Return the counts of this rank's batches, each column divided by its total over all ranks.
+
+        DDP averages gradients, so every share is multiplied by the number of ranks. A batch that is padding has no share.
+        """
+        is_real = [bool(n) for n in (window.sizes if window.sample_counts is None else window.sample_counts)]
+        local = {
+            i: [n if real else 0 for n, real in zip(column, is_real, strict=True)]
+            for i, column in enumerate(columns)
+            if column is not None
+        }
+        by_samples = all(columns[i] is window.sizes for i in local)
+        totals = dict(zip(local, self._totals(window, list(local.values()), by_samples=by_samples), strict=True))
+        world_size = self.group.world_size
+        sums = [float(world_size) * real for real in is_real]
+        return [
+            [divide(n * world_size, totals[i]) if isinstance(n, Tensor) or n else 0.0 for n in local[i]]
+            if i in local
+            else sums
+            for i in range(len(columns))
+        ]
+
+    def _totals(self, window: Window, columns: list[list[Any]], *, by_samples: bool) -> list[Any]:
+        """Return the sum of each column over all ranks: the known sample count, otherwise by an all-reduce."""
+        if not columns:
+            return []
         if self._counts_are_known is None:
-            is_known = by_samples and window.counts_exact and list(local) == window.sample_counts
+            is_known = by_samples and window.counts_exact and list(columns[0]) == window.sample_counts
             self._counts_are_known = not self.group.any_rank(not is_known)
         if self._counts_are_known and window.total is not None:
-            return window.total
-        return self.group.all_reduce_sum_on_device(sum(local), self.device)
+            return [window.total] * len(columns)
+        sums = torch.stack([torch.as_tensor(sum(column), dtype=torch.float64) for column in columns])
+        return list(self.group.all_reduce_sum_on_device(sums, self.device))
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``."""
@@ -130,12 +150,13 @@ class DataParallel(Strategy, name="ddp"):
         """Return ``step(batch)`` without communication with other ranks."""
         return super().run(step, batch)
 
-    def backward(self, loss: Tensor, weight: Any = 1.0) -> None:
+    def backward(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the gradients of ``loss * weight``, averaged over the ranks unless synchronization is delayed."""
         counts_nothing = type(weight) is float and weight == 0.0
         if counts_nothing and not self.needs_batch_every_step and not self._replica.find_unused_parameters:
             # The loss of a batch without targets is 0 / 0, whose NaN would spoil the gradients of all ranks.
-            loss, weight = _zero_loss([*self._trainable_parameters(), self.control.flags]), 1.0
+            zero, weight = _zero_loss([*self._trainable_parameters(), self.control.flags]), 1.0
+            loss = (zero, 0) if isinstance(loss, tuple) else zero
         super().backward(loss, weight)
         self._has_synced |= self._sync
 
@@ -144,7 +165,20 @@ class DataParallel(Strategy, name="ddp"):
         if not self._has_synced:
             self._sync_without_batch()
         self.control.receive()
+        if self._divides_by_count is None:
+            self._divides_by_count = self.group.any_rank(self._count is not None)
+        if self._divides_by_count:
+            self._count = 0 if self._count is None else self._count
+        elif self._count is not None:
+            raise ValueError(
+                "train_step returned a pair, (sum, count), as 'loss', but not in the first update. With several processes, return "
+                "a pair in every step or in none."
+            )
         super().unscale(optimizer)
+
+    def _divide_gradients(self, count: Any) -> None:
+        total = self.group.all_reduce_sum_on_device(count, self.device)
+        super()._divide_gradients(total / self.group.world_size)  # DDP averages gradients
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; under fp16 skip the update if a gradient overflowed."""

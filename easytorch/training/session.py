@@ -62,7 +62,8 @@ def fit_session(
             active.on_restore()
             _check_validation_data(model, val_data)
             model.loss.prepare(all_targets(train_data.loader))
-            yield
+            with model.loss.knowing(_known_targets(model, train_data.loader)):
+                yield
             _synchronize_ranks(model)
         except Interruption:
             model.history.interrupted = True
@@ -110,8 +111,8 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
 
 
 @contextlib.contextmanager
-def evaluation_session(model: Model) -> Iterator[None]:
-    """Evaluate inside: in eval mode, without gradients, and with metrics separate from those of the training epoch."""
+def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
+    """Evaluate ``loader`` inside: in eval mode, without gradients, with metrics separate from those of the training epoch."""
     training_metrics, model.metrics = model.metrics, model.metrics.new_copy()
     model.strategy.timer.mark("rest")
     try:
@@ -119,6 +120,7 @@ def evaluation_session(model: Model) -> Iterator[None]:
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),
             torch.no_grad(),
+            model.loss.knowing(_known_targets(model, loader)),
         ):
             yield
     finally:
@@ -153,6 +155,12 @@ def active_callbacks(model: Model, callbacks: CallbackList) -> Iterator[None]:
         model.callbacks = previous
 
 
+def _known_targets(model: Model, loader: Any) -> Any:
+    """Return all targets that the loss will get, None if they are unknown or if ranks have different ones."""
+    is_custom = any(map(model.overrides, ("train_step", "test_step", "unpack")))
+    return None if is_custom or not model.strategy.group.splits_data else all_targets(loader)
+
+
 def _synchronize_ranks(model: Model) -> None:
     """Give all ranks the random states and the buffers of rank 0, since each has used its own while training."""
     group = model.strategy.group
@@ -168,7 +176,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     if batch is None:
         return
     try:
-        with evaluation_session(model), preserve_rng_state():
+        with evaluation_session(model, loader), preserve_rng_state():
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.

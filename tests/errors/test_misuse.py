@@ -191,21 +191,6 @@ def test_a_special_file_is_not_replaced(tmp_path):
     assert path.is_fifo()
 
 
-def test_sum_and_mean_losses_cannot_be_accumulated_together():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 3), nn.Linear(8, 3)
-
-        def forward(self, x):
-            return self.a(x), self.b(x)
-
-    losses = ["cross_entropy", nn.CrossEntropyLoss(reduction="sum")]
-    model = Model(Two()).compile("sgd", losses, gradient_accumulation_steps=2)
-    refused(lambda: model.fit(X, (Y, Y), batch_size=8, verbose=0), "'output_2' sum over samples", kind=ValueError)
-    Model(Two()).compile("sgd", losses).fit(X, (Y, Y), batch_size=8, verbose=0)
-
-
 def test_a_path_may_start_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.report import required_figures
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,6 +25,8 @@ def run(name, *options, folder, **environment):
         env=os.environ | {"MPLBACKEND": "Agg"} | environment,
     )
     assert process.returncode == 0, process.stderr
+    printed = re.findall(r"^Result: (.+) = \S+$", process.stdout, re.MULTILINE)
+    assert set(required_figures(Path(name).stem)) <= set(printed)  # the report compares them with the article
     return process.stdout
 
 
