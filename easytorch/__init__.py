@@ -12,6 +12,7 @@ from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, ResumeError
 from easytorch.metrics.aggregation import Mean
 from easytorch.metrics.base import Metric
+from easytorch.metrics.epoch import EpochMetric
 from easytorch.model import Model
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.ddp import DataParallel
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataParallel",
+    "EpochMetric",
     "FileError",
     "FullySharded",
     "History",

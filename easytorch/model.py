@@ -184,7 +184,7 @@ class Model:
     def _end_epoch(self, epoch: int, logs: dict[str, float], val_logs: dict[str, float]) -> None:
         """Record the logs of training and validation, and call the callbacks, which may save a checkpoint."""
         logs |= {f"val_{name}": value for name, value in val_logs.items()}
-        logs["lr"] = float(self.require_optimizer("fit").param_groups[0]["lr"])
+        logs |= optimizers.learning_rates(self.require_optimizer("fit"))
         self.state.end_epoch()  # before the callbacks, so that a checkpoint is taken between two epochs
         self.metrics.reset()  # not at the start of an epoch, since a resumed one continues its sums
         self.recorded_history.append(epoch, logs, self.strategy.timer)

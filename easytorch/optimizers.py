@@ -201,3 +201,10 @@ def _accepts_lr(factory: Callable[..., Any], parameters: list[nn.Parameter], lr:
         # Built-in functions have no signature.
         return True
     return True
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return ``{"lr": ...}``, the rate of the first parameter group, and ``lr_1``, ``lr_2``, ... if the rates differ."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    others = {} if len(set(rates)) == 1 else {f"lr_{i}": rate for i, rate in enumerate(rates) if i}
+    return {"lr": rates[0], **others}

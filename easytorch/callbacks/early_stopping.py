@@ -115,7 +115,11 @@ def check_log_name(name: str, source: str, model: Model) -> None:
         model: The model that is trained.
     """
     names = model.log_names()
-    if name in names or (model.logs_are_open() and not did_you_mean(name, names, cutoff=0.85)):
+    if (
+        name in names
+        or model.metrics.may_have_entry(name.removeprefix("val_"))
+        or (model.logs_are_open() and not did_you_mean(name, names, cutoff=0.85))
+    ):
         return
     fix = ""
     if name.startswith("val_") and not any(known.startswith("val_") for known in names):

@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from easytorch._utils.integers import non_negative_int
 from easytorch._utils.registry import find
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor, check_log_name, lacks_validation
 from easytorch.errors import FileError
@@ -29,8 +30,20 @@ PER_EPOCH = (
     lr_scheduler.ExponentialLR,
     lr_scheduler.ReduceLROnPlateau,
 )
-# Arguments of torch's schedulers that count steps.
-STEP_COUNTS = ("T_max", "T_0", "total_iters", "milestones")
+# Schedulers that multiply the current rate, so that another callback may change it too.
+MULTIPLYING = (
+    lr_scheduler.StepLR,
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.ExponentialLR,
+    lr_scheduler.MultiplicativeLR,
+    lr_scheduler.ConstantLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.PolynomialLR,
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.ReduceLROnPlateau,
+)
+# Attributes of torch's schedulers with the number of their steps.
+STEP_COUNTS = ("T_max", "T_0", "total_iters")
 # Attributes of OneCycleLR that depend on the length of the schedule; it raises an error after its end.
 LENGTH_ATTRIBUTES = ("total_steps", "_schedule_phases")
 
@@ -41,12 +54,14 @@ class LRScheduler(Callback):
     Args:
         scheduler: A ``torch.optim.lr_scheduler`` of the model's optimizer, or a function that creates one from the optimizer.
         step_every: ``"update"`` or ``"epoch"``. None decides by the class: ``OneCycleLR`` and ``CyclicLR`` count updates;
-            ``StepLR``, ``MultiStepLR``, ``ExponentialLR`` and ``ReduceLROnPlateau`` count epochs.
+            ``StepLR``, ``MultiStepLR``, ``ExponentialLR`` and ``ReduceLROnPlateau`` count epochs. Others, such as
+            ``CosineAnnealingLR``, count what their length is equal to: the updates or the epochs of the fit.
         monitor: Name of the value for ``ReduceLROnPlateau``; by default ``val_loss`` with validation data, else ``loss``.
 
     Raises:
-        ValueError: If ``step_every`` is needed, because the class may count updates or epochs (``CosineAnnealingLR``,
-            ``LambdaLR``, ...); or if the scheduler belongs to another optimizer.
+        ValueError: If ``step_every`` is needed, because a ``LambdaLR``, or a length that is neither the number of updates nor
+            that of epochs, may count both; if the scheduler belongs to another optimizer; in ``fit``, if two callbacks control
+            the rate.
         TypeError: If ``scheduler`` is neither a scheduler nor a function.
 
     Examples:
@@ -61,6 +76,12 @@ class LRScheduler(Callback):
         self._factory = None if _is_scheduler(scheduler) else scheduler
         self._has_updated = False
         self._bound_optimizer: Optimizer | None = None
+        self._rates: list[float] | None = []  # after the last step; None after the warning that they were changed
+
+    @property
+    def sets_rate(self) -> bool:
+        """Whether each step computes the rate without regard to its current value, and so undoes any other change."""
+        return _is_scheduler(self.scheduler) and not _multiplies(self.scheduler)
 
     @classmethod
     def of(cls, scheduler: Any, optimizer: Optimizer | None) -> LRScheduler:
@@ -91,6 +112,8 @@ class LRScheduler(Callback):
             )
         if self.step_every is None:
             self.step_every = _find_step_every(self.scheduler)
+        if self.step_every is None and _length(self.scheduler) is None:
+            raise _step_every_error(self.scheduler)
         self.watch(optimizer)
 
     def watch(self, optimizer: Optimizer) -> None:
@@ -107,21 +130,42 @@ class LRScheduler(Callback):
         """Bind the optimizer, if ``compile`` did not."""
         if self._bound_optimizer is not self.model.optimizer:
             self.bind(self.model.optimizer)
+        check_is_only_controller(self)
+        if self.step_every is None:
+            state = self.model.state
+            epochs, updates = state.last - state.first, (self.params["steps"] or 0) * (state.last - state.first)
+            self.step_every = {updates: "update", epochs: "epoch"}.get(_length(self.scheduler) or 0)
+            if self.step_every is None:
+                raise _step_every_error(self.scheduler, epochs, updates)
+        self._rates = []
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
             check_log_name(self.monitor, "The scheduler monitors", self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Step after an update."""
         if self.step_every == "update" and self._has_updated:
-            self.scheduler.step()
+            self.step()
         self._has_updated = False
+
+    def step(self) -> None:
+        """Step the scheduler; warn once if something else has changed a rate that it computes from the start."""
+        groups = self.model.require_optimizer("fit").param_groups
+        if self._rates is not None and self._rates not in ([], [group["lr"] for group in groups]) and self.sets_rate:
+            self._rates = None  # warn once
+            warn(
+                f"The learning rate was changed during training, but {self!r} sets it in each step and undoes the change. Leave "
+                "out one of the two."
+            )
+        self.scheduler.step()
+        if self._rates is not None:
+            self._rates = [group["lr"] for group in groups if not isinstance(group["lr"], Tensor)]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Step after an epoch."""
         if self.step_every != "epoch":
             return
         if not isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step()
+            self.step()
             return
         logs = logs or {}
         # An epoch without validation has no value: its loss cannot be compared with validation losses.
@@ -148,6 +192,9 @@ class LRScheduler(Callback):
         if state and _is_scheduler(self.scheduler):
             self.scheduler.load_state_dict(dict(state["scheduler"]))
             _restore_milestones(self.scheduler)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.scheduler).__name__})"
 
 
 class Schedule(LRScheduler):
@@ -178,6 +225,12 @@ class Schedule(LRScheduler):
         # The learning rate of each parameter group, which is the maximum of the schedule.
         self.rates: list[float] = []
         self._total = 0
+        self._has_warned = False
+
+    @property
+    def sets_rate(self) -> bool:
+        """Whether each step computes the rate from the start: always."""
+        return True
 
     def bind(self, optimizer: Optimizer | None) -> None:
         """Record the learning rates of the optimizer."""
@@ -188,6 +241,7 @@ class Schedule(LRScheduler):
     def on_train_begin(self, logs: Any = None) -> None:
         """Create the schedule for this fit."""
         super().on_train_begin(logs)
+        self._has_warned = False
         optimizer = self.model.require_optimizer("fit")
         if not self.params["steps"]:
             raise ValueError(
@@ -203,6 +257,20 @@ class Schedule(LRScheduler):
             warmup_steps = round(self.warmup * total)
             factor = functools.partial(compute_warmup_cosine, warmup_steps, total)
             self.scheduler = lr_scheduler.LambdaLR(optimizer, factor)
+
+    def step(self) -> None:
+        """Step the schedule; after its end stay at the last rate, and warn once."""
+        if self.scheduler.last_epoch < self._total:
+            super().step()
+        elif not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"The data has more than the {self.params['steps']} updates per epoch that its length promised, so "
+                f"scheduler={self.name!r} has ended and the learning rate stays at its last value. Pass steps_per_epoch to fit()."
+            )
+
+    def __repr__(self) -> str:
+        return f"scheduler={self.name!r}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the scheduler and the number of updates in the schedule."""
@@ -239,6 +307,8 @@ def compute_warmup_cosine(warmup_steps: int, total: int, step: int) -> float:
 class LearningRateScheduler(Callback):
     """Set the learning rate before each epoch.
 
+    With several parameter groups, the function determines the rate of the first one; the others keep their ratio to it.
+
     Args:
         schedule: Function ``schedule(epoch, lr)`` or ``schedule(epoch)`` that returns the learning rate; epochs count from 0.
         verbose: 1 prints the learning rate.
@@ -256,10 +326,19 @@ class LearningRateScheduler(Callback):
         self.schedule, self.verbose = schedule, verbose
         # The last epoch whose learning rate was set: a resumed epoch must not set it again.
         self.applied_epoch: int | None = None
+        self._ratios: list[float] = []
+
+    @property
+    def sets_rate(self) -> bool:
+        """Whether the function ignores the current rate, so that it undoes any other change."""
+        return not _takes_two(self.schedule)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Reset the state."""
         self.applied_epoch = None
+        check_is_only_controller(self)
+        rates = _read_rates(self.model)
+        self._ratios = [rate / rates[0] if rates[0] else 1.0 for rate in rates]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Set the learning rate."""
@@ -269,7 +348,7 @@ class LearningRateScheduler(Callback):
         rate = self.schedule(*((epoch, _read_lr(self.model)) if _takes_two(self.schedule) else (epoch,)))
         if not isinstance(rate, (numbers.Real, Tensor)):
             raise TypeError(f"schedule must return the learning rate as a number, received {rate!r} for epoch {epoch}.")
-        _set_lr(self.model, rate)
+        _set_rates(self.model, [float(rate) * ratio for ratio in self._ratios])
         if self.verbose:
             self.print_message(f"Epoch {epoch + 1}: learning rate {_read_lr(self.model):.4g}")
 
@@ -292,7 +371,7 @@ class ReduceLROnPlateau(Monitor):
         verbose: 1 prints a line for each reduction.
         mode: ``"min"``, ``"max"``, or ``"auto"`` to ask the metric.
         min_delta: Smallest change that counts as an improvement.
-        cooldown: Number of epochs after a reduction that do not count.
+        cooldown: Number of epochs after a reduction that do not count, the epoch of the reduction among them, as in Keras.
         min_lr: Lower bound of the learning rate.
 
     Raises:
@@ -321,6 +400,13 @@ class ReduceLROnPlateau(Monitor):
         self.patience, self.cooldown = non_negative_int("patience", patience), non_negative_int("cooldown", cooldown)
         self.wait = self.cooldown_left = 0
 
+    sets_rate = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check the monitored value, and that no other callback undoes a reduction."""
+        super().on_train_begin(logs)
+        check_is_only_controller(self)
+
     def reset(self) -> None:
         """Reset the best value and the counts."""
         super().reset()
@@ -331,20 +417,20 @@ class ReduceLROnPlateau(Monitor):
         value = self.read_value(logs or {})
         if value is None:
             return
-        is_cooling_down, self.cooldown_left = self.cooldown_left > 0, max(self.cooldown_left - 1, 0)
+        if self.cooldown_left > 0:
+            self.cooldown_left, self.wait = self.cooldown_left - 1, 0
         if self.is_better(value):
             self.best, self.wait = value, 0
-        # Keras counts the last epoch of the cooldown, so that its cooldown=1 has no effect.
-        elif not is_cooling_down:
+        elif not self.cooldown_left:
             self.wait += 1
             if self.wait >= self.patience:
                 self._reduce(epoch)
 
     def _reduce(self, epoch: int) -> None:
-        rates = [float(group["lr"]) for group in self.model.require_optimizer("fit").param_groups]
+        rates = _read_rates(self.model)
         if max(rates) <= self.min_lr:
             return
-        _set_lr(self.model, *(min(rate, max(rate * self.factor, self.min_lr)) for rate in rates))
+        _set_rates(self.model, [min(rate, max(rate * self.factor, self.min_lr)) for rate in rates])
         self.cooldown_left, self.wait = self.cooldown, 0
         if self.verbose:
             rate = _read_lr(self.model)
@@ -390,16 +476,54 @@ def _create_scheduler(factory: Any, optimizer: Optimizer) -> Any:
         ) from None
 
 
-def _find_step_every(scheduler: Any) -> str:
+def check_is_only_controller(callback: Any) -> None:
+    """Raise a ``ValueError`` if one of two callbacks that control the learning rate undoes what the other does."""
+    controllers = [other for other in callback.model.callbacks.callbacks if hasattr(other, "sets_rate")]
+    for other in controllers:
+        if other is not callback and (other.sets_rate or callback.sets_rate):
+            absolute, changed = (other, callback) if other.sets_rate else (callback, other)
+            raise ValueError(
+                f"{_describe(absolute)} and {_describe(changed)} both control the learning rate. {_describe(absolute)} sets it "
+                "without regard to its current value, so it would undo the changes of the other. Leave one of them out."
+            )
+
+
+def _describe(controller: Any) -> str:
+    return repr(controller) if isinstance(controller, LRScheduler) else type(controller).__name__
+
+
+def _multiplies(scheduler: Any) -> bool:
+    if isinstance(scheduler, lr_scheduler.ChainedScheduler):
+        return all(map(_multiplies, scheduler._schedulers))
+    return type(scheduler) in MULTIPLYING
+
+
+def _find_step_every(scheduler: Any) -> str | None:
+    """Return what ``scheduler`` counts, None if it may count updates or epochs."""
     if isinstance(scheduler, PER_UPDATE):
         return "update"
-    if isinstance(scheduler, PER_EPOCH):
-        return "epoch"
-    parameters = inspect.signature(type(scheduler)).parameters
-    count = next((name for name in parameters if name in STEP_COUNTS), None)
-    detail = f", and so may its {count}" if count else ""
-    raise ValueError(
-        f"{type(scheduler).__name__} may count updates or epochs{detail}. Pass "
+    return "epoch" if isinstance(scheduler, PER_EPOCH) else None
+
+
+def _length(scheduler: Any) -> int | None:
+    """Return the number of steps of ``scheduler``, None if it has no end."""
+    inner = list(getattr(scheduler, "_schedulers", ()))
+    if isinstance(scheduler, lr_scheduler.SequentialLR):
+        last = _length(inner[-1])
+        return None if last is None else scheduler._milestones[-1] + last
+    if inner:
+        return max((length for length in map(_length, inner) if length is not None), default=None)
+    return next((getattr(scheduler, name) for name in STEP_COUNTS if hasattr(scheduler, name)), None)
+
+
+def _step_every_error(scheduler: Any, epochs: int = 0, updates: int = 0) -> ValueError:
+    name, length = type(scheduler).__name__, _length(scheduler)
+    planned = f", {updates} or {epochs}" if epochs else ""
+    detail = (
+        "" if length is None else f" Its length, {length}, is neither the number of updates nor of epochs{planned}."
+    )
+    return ValueError(
+        f"{name} may count updates or epochs.{detail} Pass "
         "scheduler=easytorch.callbacks.LRScheduler(..., step_every='update') or step_every='epoch'."
     )
 
@@ -416,14 +540,17 @@ def _read_lr(model: Model) -> float:
     return float(model.require_optimizer("fit").param_groups[0]["lr"])
 
 
-def _set_lr(model: Model, *rates: float | Tensor) -> None:
-    """Set the learning rate of each parameter group, or one for all."""
-    groups = model.require_optimizer("fit").param_groups
-    for group, rate in zip(groups, rates if len(rates) == len(groups) else rates[:1] * len(groups), strict=True):
+def _read_rates(model: Model) -> list[float]:
+    return [float(group["lr"]) for group in model.require_optimizer("fit").param_groups]
+
+
+def _set_rates(model: Model, rates: list[float]) -> None:
+    """Set the learning rate of each parameter group."""
+    for group, rate in zip(model.require_optimizer("fit").param_groups, rates, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
-            group["lr"] = float(rate)
+            group["lr"] = rate
 
 
 def _takes_two(schedule: Callable[..., float]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -253,6 +253,10 @@ def count_batches(loader: Any) -> int | None:
         return None
 
 
+@overload
+def divide(total: Tensor, count: Any) -> Tensor: ...
+@overload
+def divide(total: float, count: Any) -> Any: ...
 def divide(total: Any, count: Any) -> Any:
     """Return ``total / count``, and 0 if nothing counts; both may be tensors on the device."""
     if isinstance(total, Tensor) and not total.is_floating_point():

@@ -334,7 +334,7 @@ def warn_if_labels_are_ignored(loss: str, y: Any) -> None:
     """Warn if a custom loss returns one number for targets of which some are -100, which most losses ignore."""
     if isinstance(y, Tensor) and y.dtype == torch.int64 and bool((y == IGNORE_INDEX).any()):
         warn(
-            f"The custom loss, {loss}, returns one number per batch, and some targets are {IGNORE_INDEX}. Batches are weighted by "
-            "their samples, which is wrong if the loss is a mean over the other targets. Return (sum, count) from the loss, or "
-            "use loss='cross_entropy'."
+            f"The custom loss, {loss}, returns one number per batch, and some targets are {IGNORE_INDEX}. Batches are weighted "
+            "by their samples, which is wrong if the loss is a mean over the other targets. Return (sum, count) from the loss, "
+            "or use loss='cross_entropy'."
         )

@@ -37,7 +37,6 @@ from easytorch.losses.names import (
     TORCH_LOSSES,
 )
 
-
 # What each term of a loss is divided by, None for a sum. A term that is missing is a mean over samples.
 Counts = Mapping[str, Any]
 # For several lists of counts, one count per batch: each count divided by the total of its list over all ranks. None for a sum.
@@ -242,12 +241,12 @@ class SingleLoss(Criterion):
             y: Targets.
             sample_weight: None, or one weight per sample, or one per value of the unreduced loss.
         """
-        value = self._reduced(y_pred, y, sample_weight)
-        if not isinstance(value, tuple):
-            return value
-        total, count = value
-        self._counts = {"loss": count}
-        return divide(total, count)
+        value: Any = self._reduced(y_pred, y, sample_weight)
+        if isinstance(value, tuple):
+            total, count = value
+            self._counts, value = {"loss": count}, divide(total, count)
+        loss: Tensor = value
+        return loss
 
     def _reduced(self, y_pred: Any, y: Any, sample_weight: Any) -> Any:
         """Return the loss as a scalar, or the pair ``(sum, count)`` of a custom function."""
@@ -464,7 +463,7 @@ class MultiOutputLoss(Criterion):
         factor = self._factors.get(name, 1.0)
         if not isinstance(factor, Tensor) and factor == 1.0:
             return term
-        extra = term * (factor - 1.0)
+        extra: Tensor = term * (factor - 1.0)
         return term + (extra - extra.detach())
 
     def sum_of_terms(self, terms: Mapping[str, Any]) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from easytorch._utils.api_hints import HelpfulInit
-from easytorch._utils.pytree import leaves
+from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import get_name
 from easytorch.checkpoint.serialization import to_serializable
 from easytorch.data.sample_weights import align_weights
@@ -27,6 +27,7 @@ class Metric(HelpfulInit):
     Attributes:
         name: Name in the logs.
         mode: ``"max"`` if higher is better, ``"min"`` if lower is better, None if unknown.
+        is_final: Whether ``compute`` is called only at the end of a pass, because it takes long.
         takes_all_outputs: Matters if the loss compares only a part of the outputs with the targets, as ``gaussian_nll``
             compares the mean. True: ``update`` receives all outputs. False: it receives that part.
 
@@ -44,9 +45,13 @@ class Metric(HelpfulInit):
     name: str = "metric"
     mode: str | None = None
     takes_all_outputs = True
+    is_final = False
 
     def __init__(self) -> None:
         self.reset()
+
+    def check(self, y_pred: Any, y: Any) -> None:
+        """Raise a ``ValueError`` if the metric cannot measure such outputs and targets; called with the first batch of a pass."""
 
     def reset(self) -> None:
         """Remove everything measured so far."""
@@ -62,8 +67,11 @@ class Metric(HelpfulInit):
         """
         raise NotImplementedError(f"{type(self).__name__} must define update(y_pred, y, sample_weight=None)")
 
-    def compute(self) -> Scalar:
-        """Return the value over all batches since the last reset, preferably a scalar tensor."""
+    def compute(self) -> Any:
+        """Return the value over all batches since the last reset, preferably a scalar tensor.
+
+        Entries of a tensor with one or two dimensions, or of a dict of numbers, are logged separately: ``name_0``, ``name_1``.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define compute()")
 
     def new_copy(self) -> Metric:
@@ -121,6 +129,14 @@ class Metric(HelpfulInit):
             getattr(self, key).merge([state[key] for state in states])
 
 
+@runtime_checkable
+class HelpfulCheck(Protocol):
+    """A function that checks its first batch."""
+
+    def check(self, name: str, y_pred: Any, y: Any) -> None:
+        """Raise a ``ValueError`` if it cannot measure such outputs and targets."""
+
+
 class MeanMetric(Metric):
     """The mean of ``function(y_pred, y)`` over all samples.
 
@@ -142,6 +158,11 @@ class MeanMetric(Metric):
         self.function, self.name, self.mode, self.finish = function, name or get_name(function), mode, finish
         super().__init__()
 
+    def check(self, y_pred: Any, y: Any) -> None:
+        """Let a function of this package check its first batch."""
+        if isinstance(self.function, HelpfulCheck):
+            self.function.check(self.name, y_pred, y)
+
     def reset(self) -> None:
         """Remove everything measured so far."""
         self.mean = Mean()
@@ -159,11 +180,20 @@ class MeanMetric(Metric):
             if value.requires_grad:
                 # The function read the parameters of the module.
                 value = value.detach()
+            if value.numel() == 1 and value.ndim and _sample_count(y_pred, y) > 1:
+                # A mean in the shape [1]
+                value = value.reshape(())
             if value.ndim and sample_weight is None:
                 # This is the most frequent case. Counting takes a ninth of the time of summing.
                 total = value.count_nonzero() if value.dtype is torch.bool else _sum(value)
                 self.mean.add_sum(total, value.numel())
                 return
+        if not isinstance(value, (Tensor, float, int, np.number)) and not (
+            isinstance(value, tuple) and len(value) == 2
+        ):
+            raise ValueError(
+                f"it returned {describe(value)}, which is not one number, one value per sample, or a pair (sum, count)"
+            )
         if sample_weight is not None:
             self.mean.add_sum(*_weighted_sum(value, sample_weight))
         elif isinstance(value, tuple):
@@ -178,8 +208,8 @@ class MeanMetric(Metric):
 
 
 def _sample_count(y_pred: Any, y: Any) -> int:
-    rows = y if isinstance(y, Tensor) and y.ndim else y_pred
-    return len(rows) if isinstance(rows, Tensor) and rows.ndim else 1
+    """Return the number of samples, from the targets or else from the outputs."""
+    return next((len(leaf) for leaf in leaves((y, y_pred)) if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
 def _sum(value: Any) -> Any:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from easytorch._utils.pytree import describe, map_leaves
@@ -15,10 +18,14 @@ from easytorch._utils.warnings import warn
 from easytorch.data.batch import Window, divide
 from easytorch.losses.criterion import Criterion
 from easytorch.metrics.aggregation import LazyLogs, Mean, Scalar, Sum
-from easytorch.metrics.base import Metric
+from easytorch.metrics.base import MeanMetric, Metric
 
 # Names in the logs that no metric may have.
 RESERVED = ("loss", "lr", "epoch")
+# Numbers of one metric that are logged, such as the entries of a confusion matrix of 20 classes.
+MAX_ENTRIES = 400
+# Errors of compute() that depend on the data, such as too few samples.
+NOT_COMPUTABLE = (ValueError, RuntimeError, ZeroDivisionError, IndexError)
 # A warning of a fit.
 NOTHING_COUNTS = "nothing counts"
 
@@ -88,13 +95,15 @@ class MetricCollection:
         """Measure one batch with every metric, without waiting for the device."""
         if not self._entries or self.window.is_padding:
             return
-        self._is_updated = True
+        is_first, self._is_updated = not self._is_updated, True
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detach, y_pred)
         for metric, output, is_weighted in self._entries:
             prediction, target = self.criterion.select(y_pred, y, output)
             if not metric.takes_all_outputs and not isinstance(prediction, Tensor):
                 prediction = self.criterion.compared_prediction(prediction, output)
             weight = self.criterion.select_weight(sample_weight, output) if is_weighted else None
+            if is_first:
+                metric.check(prediction, target)
             self._update_metric(metric, prediction, target, weight)
 
     def _update_metric(self, metric: Metric, y_pred: Any, y: Any, sample_weight: Any) -> None:
@@ -112,6 +121,7 @@ class MetricCollection:
         if self.window.is_padding:
             return
         for name, value in terms.items():
+            scalar: Scalar
             # A tensor without dimensions is by far the most frequent value.
             if isinstance(value, Tensor) and not value.ndim:
                 scalar, count = value.detach(), counts.get(name, size)
@@ -142,7 +152,7 @@ class MetricCollection:
         """Return all values at the end of a pass, as scalars that may be on the device."""
         self._warn_about_unused_metrics()
         self._warn_if_nothing_counts()
-        return self._values()
+        return self._values(is_final=True)
 
     def reset(self) -> None:
         """Remove everything measured so far."""
@@ -188,7 +198,8 @@ class MetricCollection:
         metric_name = name.removeprefix("val_")
         modes = dict(zip(self.names, (entry.metric.mode for entry in self._entries), strict=True))
         is_loss = metric_name == "loss" or metric_name.endswith("_loss")
-        mode = modes.get(metric_name) or ("min" if is_loss else None)
+        # "f1_2" is an entry of "f1".
+        mode = modes.get(metric_name, modes.get(re.sub(r"(_\d+)+$", "", metric_name))) or ("min" if is_loss else None)
         if mode is None:
             hint = did_you_mean(metric_name, {"loss", *self.names} - {metric_name})
             raise ValueError(
@@ -222,22 +233,45 @@ class MetricCollection:
                 )
             metric.load_state_dict(metric_state)
 
-    def _values(self) -> dict[str, Scalar]:
+    def _values(self, is_final: bool = False) -> dict[str, Scalar]:
+        """Return all values, those that take long to compute only if the pass ``is_final``, that is complete."""
         values = self._term_values()
         for name, entry in zip(self.names, self._entries, strict=True):
-            values[name] = _compute(name, entry.metric)
+            if is_final or not entry.metric.is_final:
+                values.update(self._metric_values(name, entry.metric, is_final))
         return values
 
     def _value(self, name: str) -> dict[str, Scalar]:
         """Return the values that ``name`` needs, with its own among them; metrics take long to compute."""
         if name in self._terms:
             return self._term_values()
-        return {name: _compute(name, self._entries[self.names.index(name)].metric)} if name in self.names else {}
+        entry = next((entry for key, entry in zip(self.names, self._entries, strict=True) if key == name), None)
+        if entry is None:  # it may be one entry of a metric with several
+            return self._values()
+        return {} if entry.metric.is_final else self._metric_values(name, entry.metric)
+
+    def _metric_values(self, name: str, metric: Metric, is_final: bool = False) -> dict[str, Scalar]:
+        """Return the value of ``metric``, NaN if it cannot be computed yet, or each of its values by name."""
+        try:
+            value = metric.compute()
+        except NOT_COMPUTABLE as error:
+            if is_final and name not in self._warnings:
+                self._warnings.add(name)
+                warn(f"The metric {name!r} is NaN, because it cannot be computed: {type(error).__name__}: {error}")
+            return {name: float("nan")}
+        except Exception as error:
+            raise ValueError(f"The metric {name!r} failed in compute(): {type(error).__name__}: {error}") from error
+        return _entries(name, value)
 
     def _term_values(self) -> dict[str, Scalar]:
         values = {name: mean.compute() for name, mean in self._terms.items()}
         total = self.criterion.sum_of_terms(values)
         return values if total is None or "loss" not in values else {**values, "loss": values["loss"] + total}
+
+    def may_have_entry(self, name: str) -> bool:
+        """Return whether ``name`` may be an entry of a metric with several values, such as ``"recall_2"``."""
+        pairs = zip(self.names, self._entries, strict=True)
+        return any(name.startswith(f"{key}_") and not isinstance(entry.metric, MeanMetric) for key, entry in pairs)
 
     def has_counted_nothing(self) -> bool:
         """Return whether a loss of this fit was NaN because nothing counts, which has been reported."""
@@ -263,16 +297,26 @@ class MetricCollection:
         )
 
 
-def _compute(name: str, metric: Metric) -> Scalar:
-    try:
-        value = metric.compute()
-    except Exception as error:
-        raise ValueError(f"The metric {name!r} failed in compute(): {type(error).__name__}: {error}") from error
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(
-            f"compute() of the metric {name!r} must return one number, but it returned {describe(value)}. Return a scalar."
-        )
-    return value
+def _entries(name: str, value: Any) -> dict[str, Scalar]:
+    """Return ``{name: value}``, or the entries of ``value`` with their index or key appended to ``name``."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return {name: value.detach()}
+    if isinstance(value, (int, float, np.number)):
+        return {name: float(value)}
+    if isinstance(value, Mapping):
+        entries = {f"{name}_{key}": entry for key, entry in value.items()}
+        if all(
+            isinstance(entry, (int, float)) or (isinstance(entry, Tensor) and entry.numel() == 1)
+            for entry in value.values()
+        ):
+            return entries
+    if isinstance(value, Tensor) and 1 <= value.ndim <= 2 and value.numel() <= MAX_ENTRIES:
+        indices = itertools.product(*map(range, value.shape))
+        return {"_".join([name, *map(str, index)]): value[index].detach() for index in indices}
+    raise ValueError(
+        f"The metric {name!r} must return numbers, but compute() returned {describe(value)}. Return a scalar, or at most "
+        f"{MAX_ENTRIES} numbers, which are logged separately. Compute larger results after training, from predict()."
+    )
 
 
 def _check_term(name: str, metric_names: Sequence[str]) -> None:

@@ -7,21 +7,49 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, get_name, quote_list, spellings, unknown_name_message
+from easytorch._utils.warnings import warn
 from easytorch.losses.criterion import Criterion, MultiOutputLoss
 from easytorch.losses.keras import KERAS
 from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import RESERVED, MetricCollection, MetricEntry
+from easytorch.metrics.epoch import EpochMetric, find_epoch_function, unwrap
 from easytorch.metrics.functional import ERRORS, BinaryHits, MulticlassHits, TopHits, with_target_shape
-from easytorch.metrics.torchmetrics import TORCHMETRICS, NamedTorchMetric, TorchMetric, is_torchmetric
+from easytorch.metrics.torchmetrics import (
+    AVERAGED,
+    AVERAGES,
+    TORCHMETRICS,
+    NamedTorchMetric,
+    TorchMetric,
+    is_torchmetric,
+)
 
 ACCURACIES = ("accuracy", "acc", "multiclass_accuracy", "binary_accuracy", "top_5_accuracy")
 # Names in Keras of the accuracies above.
 KERAS_ACCURACIES = ("categorical_accuracy", "sparse_categorical_accuracy")
 KERAS_TOP_5 = ("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy")
-NAMES = tuple(dict.fromkeys([*ACCURACIES, *ERRORS, *KERAS_ACCURACIES, *KERAS_TOP_5, *TORCHMETRICS, *KERAS]))
+# Losses by other names.
+KERAS_METRICS = {**KERAS, "log_cosh_error": KERAS["log_cosh"], "mean_squared_log_error": KERAS["msle"]}
+AVERAGED_NAMES = {f"{name}_{average}": (name, average) for name in AVERAGED for average in AVERAGES}
+NAMES = tuple(
+    dict.fromkeys(
+        [*ACCURACIES, *ERRORS, *KERAS_ACCURACIES, *KERAS_TOP_5, *TORCHMETRICS, *KERAS_METRICS, *AVERAGED_NAMES]
+    )
+)
+# Losses of a regression, which has no accuracy.
+REGRESSION_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.GaussianNLLLoss, nn.PoissonNLLLoss)
+REGRESSION_KERAS = (
+    "mape",
+    "mean_absolute_percentage_error",
+    "msle",
+    "mean_squared_logarithmic_error",
+    "log_cosh",
+    "poisson",
+)
 
 
 def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> MetricCollection:
@@ -156,6 +184,8 @@ def _resolve_metric(metric: Any, criterion: Criterion) -> Metric:
         by_name = _find_by_name(metric, criterion)
         by_name.takes_all_outputs = False
         return by_name
+    if isinstance(metric, EpochMetric):
+        return metric.bind(criterion)
     if isinstance(metric, Metric):
         check_argument_order("metric", metric.name, metric.update)
         return metric
@@ -171,6 +201,7 @@ def _resolve_metric(metric: Any, criterion: Criterion) -> Metric:
             f"metrics= expects objects, received the class {metric.__name__}. Create the object: {metric.__name__}()."
         )
     if callable(metric):
+        _check_is_mean(metric)
         check_argument_order("metric", get_name(metric), metric)
         return MeanMetric(metric)
     raise TypeError(
@@ -179,8 +210,27 @@ def _resolve_metric(metric: Any, criterion: Criterion) -> Metric:
     )
 
 
+def _check_is_mean(function: Any) -> None:
+    """Raise an error for a function of scikit-learn, and warn about a function that calls one that is not a mean."""
+    title, plain = get_name(function), unwrap(function)
+    if str(getattr(plain, "__module__", "")).startswith("sklearn.metrics"):
+        raise ValueError(
+            f"{title} of scikit-learn takes (y_true, y_pred), arrays of all samples, but a function in metrics= is called with "
+            f"each batch. Pass easytorch.EpochMetric({title})."
+        )
+    name = find_epoch_function(plain)
+    if name is not None:
+        warn(
+            f"The metric {title!r} calls {name} of scikit-learn on each batch. The mean of the batches is not its value over the "
+            f"epoch. Pass easytorch.EpochMetric({name}, ...), which gets all samples."
+        )
+
+
 def _find_by_name(name: str, criterion: Criterion) -> Metric:
     key = next((spelling for spelling in spellings(name) if spelling in NAMES), spellings(name)[0])
+    if key in AVERAGED_NAMES:
+        key, average = AVERAGED_NAMES[key]
+        return _torchmetrics_metric(name, TORCHMETRICS[key], criterion, average)
     if key in TORCHMETRICS:
         return _torchmetrics_metric(name, TORCHMETRICS[key], criterion)
     if (accuracy := _accuracy(name, key, criterion)) is not None:
@@ -188,8 +238,8 @@ def _find_by_name(name: str, criterion: Criterion) -> Metric:
     if key in ERRORS:
         function, finish = ERRORS[key]
         return MeanMetric(function, name, "min", finish)
-    if key in KERAS:
-        return MeanMetric(functools.partial(with_target_shape, KERAS[key]), name, "min")
+    if key in KERAS_METRICS:
+        return MeanMetric(functools.partial(with_target_shape, KERAS_METRICS[key]), name, "min")
     raise ValueError(
         unknown_name_message(
             "metric",
@@ -206,6 +256,11 @@ def _find_by_name(name: str, criterion: Criterion) -> Metric:
 def _accuracy(name: str, key: str, criterion: Criterion) -> Metric | None:
     """Return the accuracy for ``key``, None if it is another metric."""
     if key in ("accuracy", "acc"):
+        if _is_regression(criterion):
+            raise ValueError(
+                f"The loss, {criterion!r}, compares numbers, and a regression has no accuracy. Use 'mae', 'rmse' or 'r2' instead "
+                f"of {name!r}. For classes, choose a loss such as 'cross_entropy'."
+            )
         if criterion.kind is None:
             raise ValueError(
                 f"The loss determines what {name!r} means, but it cannot be inferred from {criterion!r}. Pass "
@@ -213,17 +268,22 @@ def _accuracy(name: str, key: str, criterion: Criterion) -> Metric | None:
             )
         key = f"{criterion.kind}_accuracy"
     if key in ("multiclass_accuracy", *KERAS_ACCURACIES):
-        return MeanMetric(MulticlassHits(criterion.ignore_index), name, "max")
+        return MeanMetric(MulticlassHits(criterion), name, "max")
     if key == "binary_accuracy":
         return MeanMetric(BinaryHits(criterion), name, "max")
     match = re.fullmatch(r"top_([1-9]\d*)_accuracy", "top_5_accuracy" if key in KERAS_TOP_5 else key)
-    return MeanMetric(TopHits(int(match[1]), criterion.ignore_index), name, "max") if match else None
+    return MeanMetric(TopHits(int(match[1]), criterion), name, "max") if match else None
 
 
-def _torchmetrics_metric(name: str, path: str, criterion: Criterion) -> Metric:
+def _is_regression(criterion: Criterion) -> bool:
+    function = getattr(criterion, "function", None)
+    return criterion.family in REGRESSION_LOSSES or any(KERAS[name] is function for name in REGRESSION_KERAS)
+
+
+def _torchmetrics_metric(name: str, path: str, criterion: Criterion, average: str | None = None) -> Metric:
     if "classification" in path and criterion.kind is None:
         raise ValueError(
             f"{name!r} needs a classification task, but it cannot be inferred from the loss, {criterion!r}. Pass the "
             "torchmetrics object itself, for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."
         )
-    return NamedTorchMetric(name, path, criterion)
+    return NamedTorchMetric(name, path, criterion, average)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from easytorch._utils.pytree import describe
 from easytorch._utils.registry import snake_case
+from easytorch._utils.warnings import warn
 from easytorch.losses.criterion import Criterion
-from easytorch.metrics.aggregation import Scalar
 from easytorch.metrics.base import Metric
 
 # Names of the classes in torchmetrics.classification, without their prefix Binary, Multiclass or Multilabel.
@@ -39,11 +40,6 @@ REGRESSION = {
     "cosine_similarity": "CosineSimilarity",
     "explained_variance": "ExplainedVariance",
     "kendall_corrcoef": "KendallRankCorrCoef",
-    "log_cosh_error": "LogCoshError",
-    "mape": "MeanAbsolutePercentageError",
-    "mean_absolute_percentage_error": "MeanAbsolutePercentageError",
-    "mean_squared_log_error": "MeanSquaredLogError",
-    "msle": "MeanSquaredLogError",
     "pearson_corrcoef": "PearsonCorrCoef",
     "r2": "R2Score",
     "r2_score": "R2Score",
@@ -51,6 +47,9 @@ REGRESSION = {
     "spearman_corrcoef": "SpearmanCorrCoef",
     "symmetric_mean_absolute_percentage_error": "SymmetricMeanAbsolutePercentageError",
 }
+# Averages over classes, as a suffix of the names in AVERAGED.
+AVERAGES = ("macro", "micro", "weighted", "binary")
+AVERAGED = ("f1", "f1_score", "precision", "recall", "specificity", "iou", "jaccard_index", "negative_predictive_value")
 # The prefix Binary is replaced once the loss and the first batch show the task.
 TORCHMETRICS = {name: f"torchmetrics.classification.Binary{cls}" for name, cls in CLASSIFICATION.items()} | {
     name: f"torchmetrics.regression.{cls}" for name, cls in REGRESSION.items()
@@ -97,17 +96,9 @@ class TorchMetric(Metric):
         # A metric that wraps other metrics does not count its own updates.
         self.count += 1
 
-    def compute(self) -> Scalar:
-        """Return the value over all batches, the mean over classes if there is one per class, NaN before the first."""
-        if not self.count:
-            return float("nan")
-        value = self.metric.compute()
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"The metric {self.name!r} must return one number, but it returns {describe(value)}. Use it outside of fit(), "
-                "or pass a function f(y_pred, y) that returns one number."
-            )
-        return value.float().mean() if value.ndim else value
+    def compute(self) -> Any:
+        """Return the value over all batches, NaN before the first."""
+        return self.metric.compute() if self.count else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the torchmetrics object, for a checkpoint."""
@@ -164,13 +155,16 @@ class NamedTorchMetric(TorchMetric):
         name: Name in the logs.
         path: Module and class, such as ``torchmetrics.classification.BinaryF1Score``.
         criterion: The loss, which determines the task and converts outputs to probabilities.
+        average: ``"macro"``, ``"micro"``, ``"weighted"``, ``"binary"`` for the second of two classes; None for the default of
+            torchmetrics, which is ``"macro"`` for most metrics.
 
     Raises:
         ImportError: If torchmetrics is not installed.
     """
 
-    def __init__(self, name: str, path: str, criterion: Criterion) -> None:
+    def __init__(self, name: str, path: str, criterion: Criterion, average: str | None = None) -> None:
         self.name, self.path, self.criterion, self.count = name, path, criterion, 0
+        self.average, self.is_classification = average, "classification" in path
         # update() converts the targets.
         self._rounds_targets = False
         self.mode = "min" if path.endswith(("Error", "Distance")) else "max"
@@ -186,26 +180,66 @@ class NamedTorchMetric(TorchMetric):
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch, as probabilities if the loss determines them."""
-        kind = self.criterion.kind
-        if kind is not None and "classification" in self.path:
-            y_pred = self.criterion.probabilities(y_pred)
-            if y.is_floating_point():
-                # As for accuracy, the target is the largest probability, or the side of 0.5.
-                y = y.argmax(1) if kind == "multiclass" else y > 0.5
-            y = y.long()
-            if kind == "binary" and y_pred.ndim > 2 and y_pred.shape[1] == 1:
-                # Masks with one channel are a binary task, not a multilabel task.
-                y_pred, y = y_pred.flatten(), y.flatten()
-        if y_pred.ndim > 1 and y_pred.shape[-1] == 1:
-            y_pred, y = y_pred.squeeze(-1), y.reshape(y_pred.shape[:-1])
+        if not self.is_classification:
+            task = ""
+            if y_pred.ndim > 2 or y_pred.shape[-1:] == (1,):
+                y_pred, y = y_pred.flatten(), y.reshape(y_pred.shape).flatten()
+        elif self.criterion.kind == "multiclass":
+            task, y_pred, y = self._as_classes(self.criterion.probabilities(y_pred), y)
+        else:
+            task, y_pred, y = self._as_labels(self.criterion.probabilities(y_pred), (y > 0.5).long())
+        if not len(y):  # every label is ignored
+            return
         if self.metric is None:
-            self._choose_class(y_pred, y)
+            self._choose_class(task, y_pred)
             self._create()
         super().update(y_pred, y)
 
-    def compute(self) -> Scalar:
+    def _as_classes(self, y_pred: Tensor, y: Tensor) -> tuple[str, Tensor, Tensor]:
+        """Return the task, the probabilities and the class indices, without those that are ignored.
+
+        Args:
+            y_pred: Probabilities, ``[N, classes, ...]``.
+            y: Class indices, ``[N, ...]``, or probabilities, ``[N, classes, ...]``.
+        """
+        if y.is_floating_point():
+            y = y.argmax(1) if y.shape == y_pred.shape else y.long()
+        elif self.criterion.may_ignore and (y.ndim == 1 or not self.path.endswith("ExactMatch")):
+            y_pred, y = y_pred.movedim(1, -1).flatten(0, -2), y.flatten()
+            counts = y != self.criterion.ignore_index
+            y_pred, y = y_pred[counts], y[counts]
+        if self.average != "binary":
+            return "Multiclass", y_pred, y
+        if y_pred.shape[1] != 2:
+            raise ValueError(f"it needs two classes, but the module has {y_pred.shape[1]} outputs")
+        return "Binary", y_pred[:, 1].flatten(), y.flatten()
+
+    def _as_labels(self, y_pred: Tensor, y: Tensor) -> tuple[str, Tensor, Tensor]:
+        """Return the task, the probabilities and the targets, 0 or 1.
+
+        Outputs ``[N, labels]`` and ``[N, labels, height, width]`` have several labels. Time steps and pixels, ``[N, steps, 1]``,
+        ``[N, height, width]``, ``[N, height, width, 1]`` and ``[N, 1, height, width]``, are values of one label.
+        """
+        if (y_pred.ndim == 2 or y_pred.ndim > 3) and y_pred.shape[1] > 1 and y_pred.shape[-1] > 1:
+            if self.average == "binary":
+                raise ValueError(f"it measures one label, but the module has {y_pred.shape[1]}")
+            return "Multilabel", y_pred, y.reshape(y_pred.shape)
+        y_pred, y = y_pred.flatten(), y.flatten()
+        if self.average in (None, "binary"):
+            return "Binary", y_pred, y
+        return "Multiclass", torch.stack([1 - y_pred, y_pred], 1), y
+
+    def compute(self) -> Any:
         """Return the value over all batches, NaN before the first."""
-        return float("nan") if self.metric is None else super().compute()
+        if self.metric is None:
+            return float("nan")
+        if not self.path.endswith("AUROC"):
+            return super().compute()
+        with warnings.catch_warnings():
+            # torchmetrics warns that a class has no sample, and gives it the area 0.
+            warnings.simplefilter("ignore")
+            areas = super().compute()
+        return _mean_over_measured(areas, self.metric.target)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the torchmetrics object, none before the first batch."""
@@ -224,20 +258,34 @@ class NamedTorchMetric(TorchMetric):
             self._create_from(state)
             super().merge(states)
 
-    def _choose_class(self, y_pred: Tensor, y: Tensor) -> None:
+    def _choose_class(self, task: str, y_pred: Tensor) -> None:
         """Choose the class and its arguments from the first batch."""
-        if "classification" not in self.path:
+        self.arguments = {}
+        if self.path.endswith("CosineSimilarity"):
             # By default, torchmetrics sums similarities, so the value would grow with the data.
-            self.arguments = {"reduction": "mean"} if self.path.endswith("CosineSimilarity") else {}
+            self.arguments["reduction"] = "mean"
+        if not task:
+            if y_pred.ndim > 1 and self._takes("num_outputs"):
+                self.arguments["num_outputs"] = y_pred.shape[1]
             return
-        ignore_index = self.criterion.ignore_index
-        if self.criterion.kind == "multiclass":
-            self.path, self.arguments = self.path.replace("Binary", "Multiclass"), {"num_classes": y_pred.shape[1]}
-            if ignore_index is not None and (y.ndim > 1 or ignore_index >= 0):
-                # As for accuracy, a negative index marks tokens or pixels only.
-                self.arguments["ignore_index"] = ignore_index
-        elif self.criterion.kind == "binary" and y_pred.ndim > 1:
-            self.path, self.arguments = self.path.replace("Binary", "Multilabel"), {"num_labels": y_pred.shape[1]}
+        self.path = self.path.replace("Binary", task)
+        if task != "Binary":
+            self.arguments["num_classes" if task == "Multiclass" else "num_labels"] = y_pred.shape[1]
+            if self.average is not None:
+                self.arguments["average"] = self.average
+            elif self.path.endswith("AUROC"):
+                self.arguments["average"] = "none"
+        if task == "Multiclass" and self.average is None and y_pred.shape[1] == 2 and self._takes("average"):
+            warn(
+                f"{self.name!r} is the macro average over both classes, not the value of class 1. Pass '{self.name}_binary' for "
+                f"class 1, or '{self.name}_macro' for the average."
+            )
+        if self.path.endswith("MulticlassExactMatch") and self.criterion.ignore_index is not None:
+            self.arguments["ignore_index"] = self.criterion.ignore_index
+
+    def _takes(self, argument: str) -> bool:
+        cls = getattr(_import_module(self.path), self.path.rpartition(".")[2], None)
+        return cls is not None and argument in inspect.signature(cls).parameters
 
     def _create_from(self, state: Mapping[str, Any]) -> None:
         self.path, self.arguments = state["path"], dict(state["arguments"])
@@ -253,6 +301,19 @@ class NamedTorchMetric(TorchMetric):
         # Validation of the arguments would synchronize with the device in every step.
         options = {"validate_args": False} if "classification" in self.path else {}
         self.metric = cls(**self.arguments, **options, sync_on_compute=False)
+
+
+def _mean_over_measured(areas: Tensor, targets: Any) -> Tensor:
+    """Return the mean over the classes that have both kinds of samples, NaN if there are none."""
+    target = torch.cat(list(targets)) if isinstance(targets, (list, tuple)) else targets
+    if not areas.ndim:
+        positives = (target == 1).sum()
+    elif target.ndim == 1:
+        positives = torch.bincount(target, minlength=len(areas))
+    else:
+        positives = (target == 1).sum(0)
+    is_measured = (positives > 0) & (positives < len(target))
+    return torch.where(is_measured, areas, 0.0).sum() / is_measured.sum()
 
 
 def _import_module(path: str) -> Any:

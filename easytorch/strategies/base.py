@@ -179,7 +179,7 @@ class Strategy(HelpfulInit):
             loss = loss * (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight)
         if self.scales_loss:
             loss = self.scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        loss.backward()
         self.timer.mark("model")
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:

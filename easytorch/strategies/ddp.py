@@ -171,8 +171,8 @@ class DataParallel(Strategy, name="ddp"):
             self._count = 0 if self._count is None else self._count
         elif self._count is not None:
             raise ValueError(
-                "train_step returned a pair, (sum, count), as 'loss', but not in the first update. With several processes, return "
-                "a pair in every step or in none."
+                "train_step returned a pair, (sum, count), as 'loss', but not in the first update. With several processes, "
+                "return a pair in every step or in none."
             )
         super().unscale(optimizer)
 

@@ -89,10 +89,122 @@ DOUBTFUL = {
 }
 
 
-@pytest.mark.parametrize("name", DOUBTFUL)
-def test_an_ambiguous_scheduler_is_refused_by_compile(name):
-    with pytest.raises(ValueError, match=rf"{name} may count updates or epochs.*step_every='update'"):
-        new_model(scheduler=DOUBTFUL[name])
+def test_a_scheduler_without_a_length_is_refused_by_compile():
+    with pytest.raises(ValueError, match=r"LambdaLR may count updates or epochs.*step_every='update'"):
+        new_model(scheduler=DOUBTFUL["LambdaLR"])
+
+
+@pytest.mark.parametrize("name", ["CosineAnnealingLR", "LinearLR"])
+def test_a_length_that_fits_neither_updates_nor_epochs_is_refused(name):
+    model = new_model(scheduler=DOUBTFUL[name])
+    with pytest.raises(
+        ValueError, match=rf"{name} may count.* is neither the number of updates nor of epochs, .*step_every"
+    ):
+        train(model, 3)
+    assert model.state.step == 0
+
+
+LENGTHS = {
+    "CosineAnnealingLR": lambda steps: lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=steps),
+    "LinearLR": lambda steps: lambda o: lr_scheduler.LinearLR(o, total_iters=steps),
+    "PolynomialLR": lambda steps: lambda o: lr_scheduler.PolynomialLR(o, total_iters=steps),
+    "CosineAnnealingWarmRestarts": lambda steps: lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=steps),
+    "SequentialLR": lambda steps: (
+        lambda o: lr_scheduler.SequentialLR(
+            o,
+            [lr_scheduler.LinearLR(o, total_iters=1), lr_scheduler.CosineAnnealingLR(o, T_max=steps - 1)],
+            milestones=[1],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_the_length_shows_whether_a_scheduler_counts_updates_or_epochs(name):
+    per_update = LENGTHS[name](3 * UPDATES)
+    assert rates_in(3, scheduler=per_update) == rates_of(per_update, 3 * UPDATES)
+    per_epoch = LENGTHS[name](3)
+    assert rates_in(3, scheduler=per_epoch) == [rate for rate in rates_of(per_epoch, 3) for _ in range(UPDATES)]
+
+
+ABSOLUTE = {
+    "cosine": {"scheduler": "cosine"},
+    "warmup_cosine": {"scheduler": "warmup_cosine"},
+    "one_cycle": {"scheduler": "one_cycle"},
+    "OneCycleLR": {"scheduler": PER_UPDATE["OneCycleLR"]},
+    "LambdaLR": {"scheduler": LRScheduler(DOUBTFUL["LambdaLR"], "epoch")},
+}
+
+
+@pytest.mark.parametrize("name", ABSOLUTE)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ReduceLROnPlateau("loss"),
+        lambda: LearningRateScheduler(lambda epoch: 1e-3),
+        lambda: LearningRateScheduler(lambda epoch, lr: lr * 0.5),
+        lambda: LRScheduler(PER_EPOCH["StepLR"]),
+    ],
+    ids=["plateau", "function of the epoch", "function of the rate", "StepLR"],
+)
+def test_two_controllers_of_the_rate_are_refused(name, make):
+    model = new_model(**ABSOLUTE[name])
+    with pytest.raises(ValueError, match=r"both control the learning rate\. .* would undo .* Leave one of them out"):
+        train(model, 2, make())
+    assert model.state.step == 0
+
+
+def test_a_function_of_the_epoch_and_plateau_are_refused():
+    with pytest.raises(ValueError, match="LearningRateScheduler and ReduceLROnPlateau both control"):
+        train(new_model(), 2, LearningRateScheduler(lambda epoch: 1e-3), ReduceLROnPlateau("loss"))
+
+
+def test_controllers_that_multiply_the_rate_work_together():
+    model = new_model(scheduler=lambda o: lr_scheduler.ExponentialLR(o, gamma=0.5))
+    train(model, 4, Scripted(loss=[1, 1, 1, 1]), ReduceLROnPlateau("loss", factor=0.1, patience=1))
+    assert model.history["lr"] == pytest.approx([0.1, 0.05, 0.0025, 0.000125])
+
+
+def test_a_rate_that_the_user_changes_under_a_schedule_is_reported():
+    def change(batch, logs):
+        model.optimizer.param_groups[0]["lr"] = 7.0
+
+    model = new_model(scheduler="cosine")
+    with pytest.warns(UserWarning, match="learning rate was changed during training, but scheduler='cosine' sets it"):
+        train(model, 2, LambdaCallback(on_train_batch_end=change))
+
+
+def test_all_groups_keep_their_ratio_and_are_logged():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    groups = [{"params": net[0].parameters(), "lr": 1e-2}, {"params": net[1].parameters(), "lr": 1e-4}]
+    model = Model(net, device="cpu").compile(torch.optim.SGD(groups), "cross_entropy")
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    halve, absolute = LearningRateScheduler(lambda epoch, lr: lr * 0.5), LearningRateScheduler(lambda epoch: 0.1)
+    history = model.fit(x, y, callbacks=[halve], verbose=0)
+    assert (history["lr"], history["lr_1"]) == ([pytest.approx(5e-3)], [pytest.approx(5e-5)])
+    history = model.fit(x, y, callbacks=[absolute], verbose=0)
+    assert (history["lr"][-1], history["lr_1"][-1]) == (pytest.approx(0.1), pytest.approx(1e-3))
+
+
+class Longer(torch.utils.data.IterableDataset):
+    """40 samples for each worker, which ``len`` does not know."""
+
+    def __iter__(self):
+        return iter([(torch.randn(4), torch.tensor(i % 3)) for i in range(40)])
+
+    def __len__(self):
+        return 20
+
+
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset")
+@pytest.mark.parametrize("name", ["cosine", "warmup_cosine", "one_cycle"])
+def test_a_schedule_stays_at_its_end_if_the_data_is_longer_than_promised(name):
+    rates = Rates()
+    model = Model(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", lr=0.1, scheduler=name)
+    with pytest.warns(UserWarning, match="more than the 5 updates per epoch that its length promised"):
+        model.fit(torch.utils.data.DataLoader(Longer(), 4), 2, callbacks=[rates], verbose=0)
+    assert len(rates.used) == 20
+    assert rates.used[10:] == pytest.approx([0.0] * 10, abs=2e-5)
 
 
 def test_an_ambiguous_scheduler_callback_is_refused():
@@ -417,9 +529,12 @@ def test_an_improvement_resets_the_patience_of_plateau():
     assert plateau([3, 3, 2, 2, 1, 1], factor=0.5, patience=2) == pytest.approx([0.1] * 7)
 
 
-def test_epochs_of_cooldown_do_not_count():
-    """Keras counts the last of them, which makes its cooldown=1 do nothing."""
-    assert plateau([1] * 5, factor=0.5, patience=1, cooldown=1) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+def test_cooldown_counts_the_epochs_that_keras_counts():
+    # Keras 3.15: the epoch of the reduction is one of the cooldown, so that cooldown=1 has no effect.
+    assert plateau([1] * 4, factor=0.5, patience=1, cooldown=1) == pytest.approx([0.1, 0.1, 0.05, 0.025, 0.0125])
+    expected = [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001]
+    rates = plateau([1] * 8, factor=0.1, patience=1, cooldown=2, min_delta=0)
+    assert rates == pytest.approx([rate * 0.1 for rate in expected])
 
 
 def test_the_rate_does_not_change_in_cooldown():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torchmetrics
 from torch import nn
 
 from easytorch import Model
-from easytorch.callbacks import EarlyStopping
+from easytorch.callbacks import EarlyStopping, LambdaCallback
 from tests.errors.common import Count, X, Y, compiled, fit, refused
 from tests.loops import mlp
 
@@ -51,9 +53,27 @@ def test_metric_that_fails_in_compute_is_named():
         name = "broken"
 
         def compute(self):
-            raise RuntimeError("a tensor of the wrong size")
+            raise AttributeError("no such attribute")
 
-    refused(lambda: fit(compiled(metrics=[Broken()]), X, Y), "metric 'broken'", "a tensor of the wrong size")
+    refused(lambda: fit(compiled(metrics=[Broken()]), X, Y), "metric 'broken'", "no such attribute")
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, ZeroDivisionError])
+def test_metric_that_cannot_be_computed_is_nan_and_ends_nothing(error):
+    class NeedsMore(Count):
+        name = "needs_more"
+
+        def compute(self):
+            raise error("at least 1,000 samples")
+
+    model = compiled(metrics=[NeedsMore()])
+    read = []
+    look = LambdaCallback(on_train_batch_end=lambda batch, logs: read.append(logs["loss"]))
+    with pytest.warns(UserWarning, match=r"'needs_more' is NaN, because it cannot be computed: .* 1,000 samples"):
+        history = fit(model, X, Y, validation_data=(X, Y), callbacks=[look], epochs=2)
+    assert all(math.isnan(value) for value in (*history["needs_more"], *history["val_needs_more"]))
+    assert all(map(math.isfinite, read))
+    assert model.state.epoch == 2
 
 
 def test_metric_that_returns_no_scalar_is_named():
@@ -61,13 +81,14 @@ def test_metric_that_returns_no_scalar_is_named():
         name = "confused"
 
         def compute(self):
-            return torch.zeros(2, 2)
+            return torch.zeros(30, 30)
 
     refused(lambda: fit(compiled(metrics=[Confused()]), X, Y), "metric 'confused'", "number")
 
 
 def test_accuracy_that_the_loss_does_not_define_raises():
-    refused(lambda: compiled(loss="mse", metrics=["accuracy"]), "'accuracy'", "MSELoss", "'binary_accuracy'")
+    refused(lambda: compiled(loss="mse", metrics=["accuracy"]), "'accuracy'", "MSELoss", "no accuracy. Use 'mae'")
+    refused(lambda: compiled(loss=lambda y_pred, y: (y_pred - y).mean(), metrics=["accuracy"]), "'binary_accuracy'")
 
 
 @pytest.mark.parametrize(

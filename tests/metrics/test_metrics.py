@@ -14,7 +14,7 @@ import torchmetrics
 from sklearn import metrics as sklearn_metrics
 from torch import nn
 
-from easytorch import Mean, Metric, Model
+from easytorch import EpochMetric, Mean, Metric, Model
 from easytorch.callbacks import EarlyStopping, LambdaCallback
 
 torch.manual_seed(0)
@@ -188,10 +188,32 @@ def test_metric_that_wraps_others_is_measured():
     net, y = nn.Linear(4, 2), X[:, :2] + 1
     metric = torchmetrics.MultioutputWrapper(torchmetrics.MeanSquaredError(), 2)
     model = Model(net, device="cpu").compile(None, "mse", [metric])
-    expected = (net(X) - y).square().mean().item()
+    expected = (net(X) - y).square().mean(0).tolist()
     for _ in range(2):  # the second pass starts from zero
         scores = model.evaluate(X, y, batch_size=40, verbose=0)
-        assert scores.multioutput_wrapper == pytest.approx(expected, rel=1e-5)
+        measured = [scores.multioutput_wrapper_0, scores.multioutput_wrapper_1]  # logged separately, never averaged
+        assert measured == pytest.approx(expected, rel=1e-5)
+
+
+def test_confusion_matrix_and_scores_of_classes_are_logged_by_entry():
+    net, y = nn.Linear(4, 3), torch.arange(len(X)) % 3
+    classes = torchmetrics.classification
+    metrics = [
+        classes.MulticlassConfusionMatrix(3),
+        classes.MulticlassRecall(3, average=None),
+        torchmetrics.ClasswiseWrapper(classes.MulticlassPrecision(3, average=None), labels=["a", "b", "c"]),
+    ]
+    model = Model(net, device="cpu").compile("sgd", "cross_entropy", metrics)
+    predicted = net(X).argmax(1)
+    scores = model.evaluate(X, y, batch_size=10, verbose=0)
+    for i in range(3):
+        assert scores[f"multiclass_recall_{i}"] == pytest.approx((predicted == i)[y == i].double().mean().item())
+        for j in range(3):
+            assert scores[f"multiclass_confusion_matrix_{i}_{j}"] == ((y == i) & (predicted == j)).sum()
+    assert any(name.endswith("_b") for name in scores.keys())  # noqa: SIM118  # Scores is not a dict
+    stop = EarlyStopping("val_multiclass_recall_2")
+    history = model.fit(X, y, validation_data=(X, y), callbacks=[stop], verbose=0)
+    assert "val_multiclass_recall_2" in history
 
 
 WRAPPERS = {
@@ -302,10 +324,11 @@ def test_metric_with_targets_first_raises(metric, where):
 def test_scikit_learn_score_error_contains_working_code():
     from sklearn.metrics import mean_absolute_error
 
-    with pytest.raises(ValueError, match=re.escape("pass lambda y_pred, y: mean_absolute_error(y, y_pred)")):
+    with pytest.raises(ValueError, match=re.escape("Pass easytorch.EpochMetric(mean_absolute_error)")):
         compiled(1, "mse", [mean_absolute_error])
-    model = compiled(1, "mse", [lambda y_pred, y: mean_absolute_error(y, y_pred)])
-    assert model.fit(X, R, verbose=0)["<lambda>"][0] > 0
+    model = compiled(1, "mse", [EpochMetric(mean_absolute_error), "mae"])
+    scores = model.evaluate(X, R, verbose=0)
+    assert scores.mean_absolute_error == pytest.approx(scores.mae)
 
 
 # Updates
