@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import non_negative_int
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.warnings import warn
@@ -23,7 +22,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 class Averaging(Callback, abc.ABC):
     """Base class of callbacks that average the weights.
 
-    Evaluations use the average; training continues with the training weights.
+    Evaluations use the average; training continues with the training weights. Trained parameters and running statistics are
+    averaged. Everything else is copied: frozen parameters, masks, counters, queues, and the vectors of spectral norm.
 
     Args:
         keep_average: Leave the average in the module at the end of training, instead of the training weights.
@@ -33,12 +33,13 @@ class Averaging(Callback, abc.ABC):
 
     Raises:
         ValueError: In ``fit``, with ``strategy="fsdp"`` or with a second average.
+        TypeError: In ``fit``, if the module cannot be copied.
     """
 
     # At the end of training a callback that restores the best weights runs later.
     priority = -1
 
-    average: AveragedModel
+    average: Average
     _averaged_module: nn.Module
 
     def __init__(self, keep_average: bool = False) -> None:
@@ -46,8 +47,8 @@ class Averaging(Callback, abc.ABC):
         self._is_swapped = False
 
     @abc.abstractmethod
-    def make(self) -> AveragedModel:
-        """Return a new average of ``self.model.module`` that contains no weights yet."""
+    def make_function(self) -> Callable[..., None]:
+        """Return the function that adds weights to their averages, as ``AveragedModel`` calls it."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start a new average, or continue that of an earlier fit of the same module."""
@@ -58,7 +59,7 @@ class Averaging(Callback, abc.ABC):
             )
         self._check_is_only_average()
         if "average" not in vars(self) or self._averaged_module is not self.model.module:
-            self.average, self._averaged_module = self.make(), self.model.module
+            self.average, self._averaged_module = self._make_average(), self.model.module
         self._is_swapped = False
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -83,7 +84,7 @@ class Averaging(Callback, abc.ABC):
         self._load_training_weights()
         if self.keep_average and self._has_average():
             with torch.no_grad():
-                for weight, averaged in self._pair_tensors():
+                for averaged, weight in self.average.pairs(self.model.module):
                     weight.copy_(averaged)
 
     @contextlib.contextmanager
@@ -109,6 +110,17 @@ class Averaging(Callback, abc.ABC):
         """Restore the average."""
         self.average.load_state_dict(state["average"])
 
+    def _make_average(self) -> Average:
+        """Return a new average that contains no weights yet."""
+        try:
+            return Average(self.model.module, self.make_function())
+        except Exception as error:  # a custom __deepcopy__ may raise anything
+            raise TypeError(
+                f"{type(self).__name__} needs a copy of the module, but it cannot be copied: {type(error).__name__}: {error}. "
+                "Let the module detach() tensors that it stores, use torch.nn.utils.parametrizations.weight_norm instead of "
+                "torch.nn.utils.weight_norm, or remove the callback."
+            ) from error
+
     def _check_is_only_average(self) -> None:
         """Raise a ``ValueError`` for a second average: each would take the other's weights for the training weights."""
         for callback in self.model.callbacks.callbacks:
@@ -132,14 +144,11 @@ class Averaging(Callback, abc.ABC):
     def _swap(self) -> None:
         """Exchange the values in place, because the optimizer refers to the tensors of the module."""
         with torch.no_grad():
-            for weight, averaged in self._pair_tensors():
+            for averaged, weight in self.average.pairs(self.model.module):
                 copy = weight.clone()
                 weight.copy_(averaged)
                 averaged.copy_(copy)
         self._is_swapped = not self._is_swapped
-
-    def _pair_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(_list_tensors(self.model.module), _list_tensors(self.average.module), strict=True)
 
 
 class EMA(Averaging):
@@ -162,10 +171,10 @@ class EMA(Averaging):
             raise ValueError(f"decay must be between 0 and 1, received {decay!r}.")
         self.decay = decay
 
-    def make(self) -> AveragedModel:
-        """Return a new average."""
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # torch has no types here
-        return _make_average(self.model.module, average)
+    def make_function(self) -> Callable[..., None]:
+        """Return the function that adds weights to their averages."""
+        function: Callable[..., None] = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # torch has no types
+        return function
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Add the new weights to the average."""
@@ -197,10 +206,10 @@ class SWA(Averaging):
         self._is_due = False
         self._has_failed = False
 
-    def make(self) -> AveragedModel:
-        """Return a new average."""
-        average = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # torch has no types here
-        return _make_average(self.model.module, average)
+    def make_function(self) -> Callable[..., None]:
+        """Return the function that adds weights to their averages."""
+        function: Callable[..., None] = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # torch has no types
+        return function
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start a new average, or continue that of an earlier fit."""
@@ -231,8 +240,8 @@ class SWA(Averaging):
         self._load_training_weights()
         self._add_weights()
         is_complete = not self._has_failed and not self.model.history.interrupted
-        if is_complete and self._has_average() and self._has_batch_norm():
-            self._update_batch_norm()
+        if is_complete and self._has_average() and (norms := self._trained_batch_norms()):
+            self._update_batch_norm(norms)
         super().on_train_end(logs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,10 +258,13 @@ class SWA(Averaging):
             self.average.update_parameters(self.model.module)
         self._is_due = False
 
-    def _has_batch_norm(self) -> bool:
-        return any(isinstance(module, BATCH_NORMS) for module in self.average.modules())
+    def _trained_batch_norms(self) -> list[Any]:
+        """Return the BatchNorms of the average, without those that are frozen by eval mode in the module."""
+        pairs = zip(self.average.module.modules(), self.model.module.modules(), strict=False)
+        return [norm for norm, current in pairs if isinstance(norm, BATCH_NORMS) and current.training]
 
-    def _update_batch_norm(self) -> None:
+    def _update_batch_norm(self, norms: list[Any]) -> None:
+        """Compute the statistics of ``norms`` again, as the mean over all batches of the training data."""
         loader = self.model.last_fit["training"]
         if isinstance(loader, Iterator):
             warn(
@@ -260,38 +272,92 @@ class SWA(Averaging):
                 "DataLoader to compute them again."
             )
             return
+        average, momenta = self.average.module, [norm.momentum for norm in norms]
+        for module, current in zip(average.modules(), self.model.module.modules(), strict=False):
+            module.training = current.training
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean
         # A second fit draws the same random numbers as without this pass.
-        with preserve_rng_state():
-            inputs = ([self.model.unpack(self.model.strategy.to_device(batch)).x] for batch in loader)
-            update_bn(inputs, _SingleArgumentModule(self.average.module, self.model.signature))
+        with preserve_rng_state(), torch.no_grad():
+            for batch in loader:
+                self.model.signature.call(average, self.model.unpack(self.model.strategy.to_device(batch)).x)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
-class _SingleArgumentModule(nn.Module):
-    """Module with one argument, as ``update_bn`` calls it, around one with any signature."""
+class Average(AveragedModel):
+    """An average of the trained parameters and running statistics of a module, with a copy of everything else.
 
-    def __init__(self, module: nn.Module, signature: ForwardSignature) -> None:
-        super().__init__()
-        self.module, self.signature = module, signature
+    Args:
+        module: The module; a copy of it holds the averages.
+        average: Adds lists of tensors to lists of their averages.
+    """
 
-    def forward(self, x: Any) -> Any:
-        return self.signature.call(self.module, x)
+    def __init__(self, module: nn.Module, average: Callable[..., None]) -> None:
+        super().__init__(module, multi_avg_fn=average)
+        # torch reads the count in every update, which would wait for the device.
+        self.n_averaged = self.n_averaged.cpu()
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the weights of ``model``, and copy what is not averaged."""
+        pairs = list(self.pairs(model))
+        for (_, dtype), indices in _group_by_dtype(pairs).items():
+            averages, weights = ([pairs[i][side] for i in indices] for side in (0, 1))
+            if not self.n_averaged or not (dtype.is_floating_point or dtype.is_complex):
+                for averaged, weight in zip(averages, weights, strict=True):
+                    averaged.copy_(weight)
+            else:
+                self.multi_avg_fn(averages, weights, self.n_averaged)  # type: ignore[misc]  # set in __init__
+        for averaged, current in zip(self.module.parameters(), model.parameters(), strict=True):
+            if not current.requires_grad:
+                averaged.copy_(current)
+        for owner, source in zip(self.module.modules(), model.modules(), strict=False):
+            for name, buffer in source.named_buffers(recurse=False):
+                if not _is_running_statistic(name, buffer):
+                    _copy_buffer(owner, source, name, buffer)
+        self.n_averaged += 1
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load ``state_dict``, with buffers that the module has created or resized since the copy was made."""
+        for name, value in state_dict.items():
+            path, _, key = name.rpartition(".")
+            owner = self.get_submodule(path)
+            current = dict(owner.named_buffers(recurse=False)).get(key)
+            is_new = not hasattr(owner, key) and key != "_extra_state"
+            if isinstance(value, Tensor) and (is_new or (current is not None and current.shape != value.shape)):
+                owner.register_buffer(key, value.clone())
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each averaged tensor with that of ``model``."""
+        for averaged, current in zip(self.module.parameters(), model.parameters(), strict=True):
+            if current.requires_grad:
+                yield averaged.detach(), current.detach()
+        for owner, source in zip(self.module.modules(), model.modules(), strict=False):
+            for name, buffer in source.named_buffers(recurse=False):
+                averaged_buffer = getattr(owner, name, None)
+                if _is_running_statistic(name, buffer) and isinstance(averaged_buffer, Tensor):
+                    yield averaged_buffer, buffer
 
 
-def _make_average(module: nn.Module, average_floats: Callable[..., None]) -> AveragedModel:
-    """Return an average that copies integers and bools: a mask and a table of indices have no mean."""
-
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        if averaged[0].is_floating_point() or averaged[0].is_complex():
-            average_floats(averaged, current, count)
-        else:
-            for target, source in zip(averaged, current, strict=True):
-                target.copy_(source)
-
-    average = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
-    # torch reads the count in every update, which would wait for the device.
-    average.n_averaged = average.n_averaged.cpu()
-    return average
+def _is_running_statistic(name: str, buffer: Tensor) -> bool:
+    """Return whether a buffer is a running mean or variance, as in the norms of torch."""
+    return name.startswith("running_") and (buffer.is_floating_point() or buffer.is_complex())
 
 
-def _list_tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def _copy_buffer(owner: nn.Module, source: nn.Module, name: str, buffer: Tensor) -> None:
+    """Copy ``buffer`` to ``owner``, where it may be missing or have another shape."""
+    copy = getattr(owner, name, None)
+    if isinstance(copy, Tensor) and copy.shape == buffer.shape and copy.dtype == buffer.dtype:
+        copy.copy_(buffer)
+    else:
+        owner.register_buffer(name, buffer.detach().clone(), persistent=name in source.state_dict())
+
+
+def _group_by_dtype(pairs: list[tuple[Tensor, Tensor]]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, (averaged, _) in enumerate(pairs):
+        groups.setdefault((averaged.device, averaged.dtype), []).append(i)
+    return groups

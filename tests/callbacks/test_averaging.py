@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
+from easytorch import Model
 from easytorch.callbacks import EMA, SWA, EarlyStopping, LambdaCallback, ModelCheckpoint
 from tests.loops import same_weights
 from tests.scripted import (
@@ -385,3 +387,142 @@ def test_integer_buffers_are_copied_and_not_averaged(average):
     train(new_model(Counting), 3, callback)
     assert callback.average.module.places.tolist() == list(range(100))
     assert callback.average.module.calls == 3 * UPDATES
+
+
+# What is averaged, and what is copied
+
+
+class Masked(nn.Module):
+    """Attention with a mask of -inf."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.embedding, self.qkv, self.head = nn.Embedding(7, 8), nn.Linear(8, 24), nn.Linear(8, 7)
+        self.register_buffer("mask", torch.full((6, 6), float("-inf")).triu(1), persistent=persistent)
+
+    def forward(self, tokens):
+        q, k, v = self.qkv(self.embedding(tokens)).chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)).transpose(1, 2)
+
+
+class Frozen(nn.Module):
+    """A frozen parameter with -inf, a float counter and a queue of unit vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 7)
+        self.limit = nn.Parameter(torch.tensor([0.0, float("-inf")]), requires_grad=False)
+        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("queue", nn.functional.normalize(torch.randn(3, 4), dim=1))
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            self.queue = nn.functional.normalize(torch.randn(3, 4), dim=1)
+        return self.layer(x) + self.limit[0]
+
+
+KEEPING = [lambda: EMA(0.9, keep_average=True), lambda: SWA(start_epoch=0, keep_average=True)]
+
+
+@pytest.mark.parametrize("make", KEEPING, ids=["ema", "swa"])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_mask_of_minus_infinity_is_copied(make, persistent):
+    tokens = torch.randint(7, (32, 6))
+    model = Model(Masked(persistent), device="cpu").compile("sgd", "cross_entropy", lr=0.05)
+    history = model.fit(tokens, tokens, epochs=3, validation_data=(tokens, tokens), callbacks=[make()], verbose=0)
+    assert all(map(math.isfinite, history["val_loss"]))
+    assert not model.module.mask.isnan().any()
+    assert math.isfinite(model.evaluate(tokens, tokens, verbose=0)["loss"])
+
+
+@pytest.mark.parametrize("make", KEEPING, ids=["ema", "swa"])
+def test_frozen_parameters_counters_and_queues_are_copied(make):
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 4), torch.arange(32) % 7
+    average = make()
+    model = Model(Frozen(), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(x, y, epochs=2, batch_size=8, validation_data=(x, y), callbacks=[average], verbose=0)
+    for module in (model.module, average.average.module):
+        assert module.steps == 8
+        assert torch.allclose(module.queue.norm(dim=1), torch.ones(3))
+        assert module.limit.tolist() == [0, float("-inf")]
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_the_vectors_of_spectral_norm_stay_unit_vectors(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(norm(nn.Linear(4, 16)), nn.ReLU(), nn.Linear(16, 1))
+    x = torch.randn(64, 4)
+    ema = EMA(0.9)
+    model = Model(net, device="cpu").compile("adam", "mse", lr=0.01)
+    model.fit(x, x[:, :1], epochs=3, validation_data=(x, x[:, :1]), callbacks=[ema], verbose=0)
+    vectors = [value for name, value in ema.average.module.named_buffers() if name.endswith(("_u", "_v"))]
+    assert len(vectors) == 2
+    assert all(vector.norm() == pytest.approx(1, abs=1e-5) for vector in vectors)
+
+
+class Grows(nn.Module):
+    def __init__(self, persistent):
+        super().__init__()
+        self.norm, self.layer, self.persistent = nn.BatchNorm1d(4), nn.Linear(4, 3), persistent
+
+    def forward(self, x):
+        if not hasattr(self, "bias") or len(self.bias) < len(x):
+            self.register_buffer("bias", torch.zeros(len(x), 1), persistent=self.persistent)
+        return self.layer(self.norm(x)) + self.bias[: len(x)]
+
+
+@pytest.mark.parametrize("make", KEEPING, ids=["ema", "swa"])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_that_appear_or_grow_are_copied(make, persistent, tmp_path):
+    x, y = torch.randn(40, 4) + 3, torch.arange(40) % 3
+    batches = [(x[:8], y[:8]), (x[8:], y[8:])]
+    average = make()
+    model = Model(Grows(persistent), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(batches, epochs=3, validation_data=batches, callbacks=[average], resume=tmp_path, verbose=0)
+    module = average.average.module
+    assert len(module.bias) == 32
+    assert 0 < float(module.norm.running_mean.mean()) < 4
+    if persistent:
+        return  # a new module has no such buffer to load into
+    restored = make()
+    Model(Grows(persistent), device="cpu").compile("sgd", "cross_entropy").fit(
+        batches, epochs=3, validation_data=batches, callbacks=[restored], resume=tmp_path, verbose=0
+    )
+    assert torch.equal(restored.average.module.layer.weight, module.layer.weight)
+
+
+def test_swa_leaves_a_frozen_batch_norm_alone():
+    def make_net():
+        net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        )
+        net[1].running_mean.fill_(0.5)
+        net[1].running_var.fill_(2.0)
+        net[1].requires_grad_(False).eval()
+        return net
+
+    x, y = torch.randn(64, 4), torch.arange(64) % 3
+    net = make_net()
+    model = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    model.fit(x, y, epochs=3, batch_size=16, callbacks=[SWA(start_epoch=1, keep_average=True)], verbose=0)
+    assert (net[1].running_mean == 0.5).all()
+    assert (net[1].running_var == 2.0).all()
+    assert not net[1].training
+    hidden = net[3](net[2](net[1](net[0](x))))  # with the frozen statistics
+    assert torch.allclose(net[4].running_mean, hidden.mean(0), atol=0.1)
+
+
+def test_a_module_that_cannot_be_copied_is_an_error_that_names_the_callback():
+    class Remembers(nn.Linear):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    net, x, y = Remembers(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+    net(x)
+    model = Model(net, device="cpu").compile("sgd", "cross_entropy")
+    with pytest.raises(TypeError, match=r"EMA needs a copy of the module.*detach\(\)"):
+        model.fit(x, y, callbacks=[EMA()], verbose=0)
+    assert model.state.step == 0
