@@ -34,7 +34,7 @@ from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
-from easytorch.data.arrays import as_predict_data
+from easytorch.data.arrays import as_predict_data, column_names, is_input_list, match_columns
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
@@ -104,6 +104,8 @@ class Model:
         self.recorded_history = History()  # ``history`` is a view of it that knows the model
         self.train_data: EpochIterator | None = None  # only while fit runs
         self.last_fit: dict[str, Any] = {}  # data of the last fit, for evaluate() and summary()
+        self.columns: list[Any] | None = None  # of the frame of the last fit, whose order other frames get
+        self.input_list_length = 0  # of the list that the module takes as its one input
 
     # The loop
 
@@ -164,7 +166,9 @@ class Model:
             validation_data=validation_data, validation_split=validation_split, validation_steps=validation_steps,
             steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
             group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size,
+            ignore_index=self.loss.ignore_index,
         )  # fmt: skip
+        self.columns = column_names(x)
         validates_after = make_validation_schedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         state = self.state.plan(epochs, initial_epoch)  # becomes self.state when the session starts
@@ -278,7 +282,10 @@ class Model:
         if x is None:
             name, loader = self._last_fit_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
-            name, loader = "the given data", as_loader(x, y, sample_weight, batch_size=batch_size)
+            name, loader = (
+                "the given data",
+                as_loader(match_columns(x, self.columns), y, sample_weight, batch_size=batch_size),
+            )
         self.loss.prepare(all_targets(loader))
         all_callbacks = collect_callbacks(callbacks, verbose)
         with reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})):
@@ -301,10 +308,12 @@ class Model:
 
     def predict_step(self, batch: Any) -> Any:
         """Return the outputs of the module for the inputs of ``batch``."""
-        return self(self.unpack(batch).x)
+        return self(batch_functions.select_inputs(batch, self.unpack(batch).x, self.signature))
 
     def __call__(self, x: Any) -> Any:
         """Call the module with ``x``: one tensor, a tuple of arguments, or a dict of arguments."""
+        if type(x) is list:
+            self.input_list_length = len(x)
         return self.signature.call(self.strategy.forward, x)
 
     def unpack(self, batch: Any) -> Batch:
@@ -361,7 +370,8 @@ class Model:
         verbose: int | str = 0,
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
-        loader = as_loader(as_predict_data(x, self.signature), batch_size=batch_size)
+        inputs = as_predict_data(match_columns(x, self.columns), self.signature, self.input_list_length)
+        loader = as_loader(inputs, batch_size=batch_size)
         loader = self.strategy.batches(predictions.warn_if_shuffled(loader), steps)
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
         all_callbacks = collect_callbacks(callbacks, verbose)
@@ -492,7 +502,11 @@ class Model:
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
-        return self._predict([as_single_batch(x)])
+        batch = as_single_batch(x)
+        is_input = is_input_list(batch, self.input_list_length) or (
+            isinstance(batch, tuple) and self.signature.takes(len(batch))
+        )
+        return self._predict([(batch,) if is_input else batch])
 
     # Files
 

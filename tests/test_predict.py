@@ -62,7 +62,7 @@ def test_predict_leaves_weights_and_buffers_unchanged():
 
 
 def test_predict_warns_of_a_shuffling_loader():
-    with pytest.warns(UserWarning, match=r"another order.*shuffles"):
+    with pytest.warns(UserWarning, match=r"another order.*RandomSampler"):
         compiled_model().predict(blob_loader(shuffle=True), verbose=0)
 
 

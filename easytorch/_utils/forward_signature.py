@@ -17,12 +17,14 @@ class ForwardSignature(NamedTuple):
         positional: The number of positional arguments; infinite with ``*args``.
         any_keyword: Whether it has ``**kwargs``.
         required: The number of arguments without a default.
+        required_names: The names of these arguments.
     """
 
     names: tuple[str, ...]
     positional: float = 1
     any_keyword: bool = False
     required: int = 1
+    required_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module) -> ForwardSignature:
@@ -32,8 +34,12 @@ class ForwardSignature(NamedTuple):
         has_varargs = any(p.kind == p.VAR_POSITIONAL for p in parameters)
         positional = float("inf") if has_varargs else sum(p.kind != p.KEYWORD_ONLY for p in named)
         any_keyword = any(p.kind == p.VAR_KEYWORD for p in parameters)
-        required = sum(p.default is p.empty for p in named)
-        return cls(tuple(p.name for p in named), positional, any_keyword, required)
+        required = tuple(p.name for p in named if p.default is p.empty)
+        return cls(tuple(p.name for p in named), positional, any_keyword, len(required), required)
+
+    def takes(self, count: int) -> bool:
+        """Return whether ``count`` positional arguments, and not fewer, are expected."""
+        return count > 1 and (count == self.required or self.positional == float("inf"))
 
     def call(self, function: Callable[..., Any], x: Any) -> Any:
         """Call ``function`` with the inputs ``x``.

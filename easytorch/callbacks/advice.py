@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch._utils.pytree import leaves
+from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.nan import TerminateOnNaN
+
+# Time for the search for values that are not finite, after the loss of an epoch was not.
+MAX_SEARCH_SECONDS = 10.0
 
 
 class WarnOnNonFiniteLoss(Callback):
@@ -44,15 +52,50 @@ class WarnOnNonFiniteLoss(Callback):
         """Return the message, or None if ``TerminateOnNaN`` reports the loss."""
         if any(isinstance(callback, TerminateOnNaN) for callback in self.model.callbacks.callbacks):
             return None
-        example = None if self.model.train_data is None else self.model.train_data.example
-        if any(isinstance(leaf, Tensor) and not leaf.isfinite().all() for leaf in leaves(example)):
-            fix = "The first batch contains values that are not finite: check the data."
-        else:
-            fix = "Use a lower learning rate, or pass clip_grad_norm=1.0 to compile()."
+        data = None if self.model.train_data is None else find_bad_data(self.model.train_data.loader, self.model.unpack)
+        fix = "Use a lower learning rate, or pass clip_grad_norm=1.0 to compile()."
+        if data is not None:
+            fix = f"{data}: remove or fill these values."
         return (
             f"The loss of epoch {epoch + 1} is {loss}. {fix} The callback TerminateOnNaN() stops training at the first such "
             "loss and reports its origin."
         )
+
+
+def find_bad_data(loader: Any, unpack: Callable[[Any], Any]) -> str | None:
+    """Return the first sample or batch with values that are not finite; None if none is found within some seconds.
+
+    Args:
+        loader: The training data, which is read once more.
+        unpack: Splits a batch into inputs, targets and weights.
+    """
+    if isinstance(loader, Iterator):
+        return None
+    kind, data = "batch", loader
+    if isinstance(loader, DataLoader):
+        kind, data = ("batch" if loader.batch_size is None else "sample"), loader.dataset
+    items = (
+        data
+        if isinstance(data, IterableDataset) or not hasattr(data, "__len__")
+        else map(data.__getitem__, range(len(data)))
+    )
+    deadline = time.perf_counter() + MAX_SEARCH_SECONDS
+    with preserve_rng_state(), preserve_generators(data):
+        for i, item in enumerate(items):
+            parts = unpack(item)
+            for name, part in (("inputs", parts.x), ("targets", parts.y), ("sample weights", parts.sample_weight)):
+                if not all(np.isfinite(leaf).all() for leaf in map(_as_array, leaves(part)) if leaf.dtype.kind in "fc"):
+                    return f"The {name} of {kind} {i} of the data have values that are not finite"
+            if time.perf_counter() > deadline:
+                break
+    return None
+
+
+def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        leaf = leaf.detach().cpu()
+        return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
+    return np.asarray(leaf)
 
 
 class WarnOnEndlessData(Callback):

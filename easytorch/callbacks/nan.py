@@ -196,7 +196,8 @@ class TerminateOnNaN(Callback):
             lines.append(f"First module with an output that is not finite: {hook.first}")
         elif not rows["targets"]:
             lines.append("The output of every module is finite: check the loss and its weights")
-        return lines + _describe_samples(rows["inputs"] or rows["targets"] or hook.rows, indices)
+        samples = _describe_samples(rows["inputs"] or rows["targets"] or hook.rows, indices)
+        return [*lines, samples] if samples else lines
 
 
 class FirstNonFiniteHook:
@@ -253,13 +254,14 @@ def _floating_tensors(tree: Any) -> Iterator[Tensor]:
             yield leaf.detach()
 
 
-def _describe_samples(samples: list[int], indices: Any) -> list[str]:
+def _describe_samples(samples: list[int], indices: Any) -> str:
+    """Return the rows of a batch, and the ``indices`` of these samples in the dataset if they are known."""
     if not samples:
-        return []
+        return ""
     line = f"Rows of the batch: {_join_numbers(samples)}"
     if isinstance(indices, list) and len(indices) > max(samples):
         line += f"; samples of the dataset: {_join_numbers([indices[i] for i in samples])}"
-    return [line]
+    return line
 
 
 def _join_numbers(numbers: list[Any], limit: int = 10) -> str:

@@ -15,6 +15,7 @@ call                ``x``                                                 meanin
 ``fit(x, y)``       list of arrays of one shape, one for each target      samples, the rows of one array
 ``fit(x, y)``       another list, tuple or dict                           several inputs
 ``predict(x)``      tuple of arrays, at most one for each argument        several inputs
+``predict(x)``      list of arrays that the module took as one input      the one input
 ``predict(x)``      list of numbers, nested or not                        one array
 ``predict(x)``      list of tuples, one array for each argument           batches of several inputs
 ``predict(x)``      list of arrays, one for each argument                 several inputs
@@ -40,7 +41,11 @@ from torch.utils.data import Dataset
 
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
-from easytorch.data.batch import PAD_HINT, from_numpy
+from easytorch._utils.warnings import warn
+from easytorch.data.batch import PAD_HINT, from_numpy, unpack
+
+# Columns of a table whose names are reported; a row of more values is no row of a table.
+MAX_COLUMNS = 1000
 
 
 class ArrayDataset(Dataset[Any]):
@@ -218,6 +223,87 @@ def is_arrays(x: Any, y: Any) -> bool:
     return is_array(x)
 
 
+def check_rows(**parts: Any) -> None:
+    """Raise a ``ValueError`` if two frames have the same row labels in another order."""
+    frames = [(name, part) for name, part in parts.items() if hasattr(part, "to_numpy") and hasattr(part, "index")]
+    for name, frame in frames[1:]:
+        first_name, first = frames[0]
+        if (
+            len(frame) == len(first)
+            and not frame.index.equals(first.index)
+            and frame.index.sort_values().equals(first.index.sort_values())
+        ):
+            raise ValueError(
+                f"The rows of {first_name} and {name} have the same labels in another order, and rows are matched by "
+                f"position. Use {name}.loc[{first_name}.index], or reset_index(drop=True) in both if the positions match."
+            )
+
+
+def column_names(x: Any) -> list[Any] | None:
+    """Return the column names of the inputs ``x``, or of the inputs in ``(x, y)``; None if they are not a frame."""
+    x = x[0] if isinstance(x, tuple) and x else x
+    return list(x.columns) if hasattr(x, "columns") and hasattr(x, "to_numpy") else None
+
+
+def match_columns(x: Any, names: list[Any] | None) -> Any:
+    """Return ``x``, or ``(x, y)``, with the columns of a frame in the order of ``names``, those of ``fit``.
+
+    Raises:
+        ValueError: If a column is missing, or there is another one.
+    """
+    columns = column_names(x)
+    if names is None or columns is None or columns == names:
+        return x
+    if isinstance(x, tuple):
+        return (match_columns(x[0], names), *x[1:])
+    missing, unknown = [name for name in names if name not in columns], [name for name in columns if name not in names]
+    if missing or unknown:
+        parts = [f"lacks {missing[:5]}" * bool(missing), f"has the unknown columns {unknown[:5]}" * bool(unknown)]
+        raise ValueError(f"The frame {' and '.join(filter(None, parts))}. Pass the columns of fit(): {names[:20]}.")
+    return x[names]
+
+
+def check_finite(tree: Any, columns: list[Any] | None) -> None:
+    """Raise a ``ValueError`` if inputs, targets or weights of arrays in memory have NaN or infinite values.
+
+    Args:
+        tree: The arrays as tensors.
+        columns: Names of the columns of the inputs, if they were a frame.
+    """
+    batch = unpack(tree) if isinstance(tree, (tuple, list)) else None
+    parts = (
+        {"data": tree}
+        if batch is None
+        else {"inputs": batch.x, "targets": batch.y, "sample weights": batch.sample_weight}
+    )
+    for name, part in parts.items():
+        for leaf in leaves(part):
+            if (
+                not isinstance(leaf, Tensor)
+                or not (leaf.is_floating_point() or leaf.is_complex())
+                or leaf.isfinite().all()
+            ):
+                continue
+            where = _describe_rows(leaf, columns if name == "inputs" else None)
+            raise ValueError(
+                f"The {name} have values that are not finite (NaN or infinity): {where}. Fill them, for example with "
+                "frame.fillna(frame.median()), or drop the rows. If the module handles them, pass "
+                "DataLoader(TensorDataset(x, y), batch_size=32), which is not checked."
+            )
+
+
+def _describe_rows(values: Tensor, columns: list[Any] | None) -> str:
+    bad = ~values.isfinite()
+    if values.ndim != 2 or values.shape[1] > MAX_COLUMNS:
+        rows = bad.flatten(1).any(1) if values.ndim > 1 else bad
+        return f"{int(rows.sum())} of {len(values)} rows, the first one is row {int(rows.int().argmax())}"
+    names = columns or [f"{i}" for i in range(values.shape[1])]
+    counts = bad.sum(0).tolist()
+    found = [f"{str(name)!r} ({count} rows)" for name, count in zip(names, counts, strict=True) if count]
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    return f"columns {', '.join(found[:10])}{more}"
+
+
 def stack_samples(x: Any, y: Any) -> tuple[Any, Any]:
     """Return lists of samples ``x`` and targets ``y`` as one array each; anything else unchanged."""
     if not _may_be_samples(x, y):
@@ -284,21 +370,39 @@ def _are_inputs_and_targets(batches: Sequence[Any]) -> bool:
 # predict
 
 
-def as_predict_data(x: Any, signature: ForwardSignature) -> Any:
+def as_predict_data(x: Any, signature: ForwardSignature, list_length: int = 0) -> Any:
     """Return ``x`` as data without targets: as many arrays as the module takes are inputs.
 
     Args:
         x: The data that ``predict`` received.
         signature: The arguments of the module.
+        list_length: The length of the list that the module took as its only input before, 0 if it took none.
 
     Raises:
         ValueError: If a list may mean inputs, samples or batches.
     """
+    if is_input_list(x, list_length):
+        return (x,)
     if isinstance(x, list):
         return _read_list(x, signature)
-    if isinstance(x, tuple) and 1 < len(x) <= signature.positional < float("inf") and all(map(is_array, x)):
+    if isinstance(x, tuple) and 1 < len(x) <= signature.positional and all(map(is_array, x)):
+        _warn_if_optional(x, signature)
         return (x,)
     return x
+
+
+def is_input_list(x: Any, length: int) -> bool:
+    """Return whether ``x`` is a list of ``length`` arrays, which the module takes as one input."""
+    return isinstance(x, list) and len(x) == length > 0 and all(map(is_array, x))
+
+
+def _warn_if_optional(x: tuple[Any, ...], signature: ForwardSignature) -> None:
+    """Warn if a tuple, which may be ``(x, y)``, is passed to an optional argument."""
+    if signature.required < len(x) <= len(signature.names):
+        warn(
+            f"predict() passes the {len(x)} arrays of the tuple to the module as inputs, the last one as its optional argument "
+            f"{signature.names[len(x) - 1]!r}. If it contains targets, pass only the inputs: predict(x)."
+        )
 
 
 def _read_list(x: list[Any], signature: ForwardSignature) -> Any:
@@ -325,8 +429,8 @@ def _read_arrays(arrays: list[Any], signature: ForwardSignature) -> Any:
     count = "one input" if len(signature.names) == 1 else f"{len(signature.names) or 'any number of'} inputs"
     raise ValueError(
         f"The module takes {', '.join([count, *map(repr, signature.names)])}, but predict() received a list of {len(arrays)} "
-        f"arrays of one shape, {describe(arrays)}. Pass several inputs as a tuple, samples as one array, torch.stack(x), and "
-        "batches as [(x1,), (x2,), ...]."
+        f"arrays of one shape, {describe(arrays)}. Pass several inputs as a tuple, a list that is one input as "
+        "predict((x,)), samples as one array, torch.stack(x), and batches as [(x1,), (x2,), ...]."
     )
 
 

@@ -59,7 +59,7 @@ def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
 
 def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch:
     inputs: Any = {key: value for key, value in batch.items() if key in signature.names}
-    label = _find_label_key(batch, inputs)
+    label = _find_label_key(batch, inputs, signature)
     if not inputs:
         inputs = {key: value for key, value in batch.items() if key not in (label, WEIGHT_KEY)}
         # {"image": x, "label": y} for a module with one argument
@@ -68,13 +68,21 @@ def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch
     return Batch(inputs, None if label is None else batch[label], batch.get(WEIGHT_KEY))
 
 
-def _find_label_key(batch: Mapping[str, Any], inputs: Mapping[str, Any]) -> str | None:
+def _find_label_key(batch: Mapping[str, Any], inputs: Mapping[str, Any], signature: ForwardSignature) -> str | None:
     label = next((key for key in LABEL_KEYS if key in batch), None)
-    if label is not None or not inputs:
-        return label
     # If only one entry remains, it is the target.
-    remaining = [key for key in batch if key not in inputs and key != WEIGHT_KEY]
-    return remaining[0] if len(remaining) == 1 else None
+    remaining = [key for key in batch if key not in inputs and key != WEIGHT_KEY] if inputs else []
+    # forward(x, y) demands coordinates x and y, and the only other entry is the target.
+    is_input = label in signature.required_names and label not in ("labels", "label")
+    if len(remaining) == 1 and (label is None or is_input):
+        return remaining[0]
+    return label
+
+
+def select_inputs(batch: Any, x: Any, signature: ForwardSignature) -> Any:
+    """Return the inputs ``x`` of ``batch``, or all of a batch ``(left, right)`` that has one array per required argument."""
+    has_all = isinstance(batch, (tuple, list)) and len(batch) == signature.required > 1
+    return tuple(batch) if has_all and not isinstance(x, (tuple, list, Mapping)) else x
 
 
 def batch_size(batch: Any) -> int:

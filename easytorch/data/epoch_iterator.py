@@ -114,13 +114,16 @@ class EpochIterator:
         self.window, self.example = Window(), None
         self._weigh, self._unreproducible = weigh, unreproducible
         self._batch_size, self._unpack = batch_size, unpack
-        self._single_pass = isinstance(loader, Iterator)
-        self._exhausted = False
+        # An iterator with a length can be started again.
+        self._single_pass = isinstance(loader, Iterator) and count_batches(loader) is None
+        self._exhausted, self._has_warned = False, False
         self._position = Position()
         self._resume: Mapping[str, Any] | None = None  # the position to continue from, until the first batch is read
         self._loader_state, self._rng_now = None, dict[str, Any]()
         self._batches_in_window = 0
         self._windows_done = 0  # windows of the resumed epoch that are done already
+        self._windows_seen = 0  # windows of the last epoch
+        self._was_resumed = False  # whether the current pass was
         self._iterator: Any = None
         self._padding_batch: Any = None
         self._sampler: ResumableSampler | TensorBatches | None = None
@@ -151,6 +154,11 @@ class EpochIterator:
                     "read only once. Pass the function that creates it (not its result), a list of batches or a DataLoader."
                 )
                 return
+        if self._exhausted and self.steps and self._windows_seen < self.steps:
+            warn(
+                f"The last epoch had only {self._windows_seen} of steps_per_epoch={self.steps} updates: the generator has "
+                "no more data, since it can be read only once. Pass the function that creates it (not its result)."
+            )
 
     def _has_more(self) -> bool:
         """Return whether a generator that is divided into epochs has another window."""
@@ -174,8 +182,13 @@ class EpochIterator:
             yield window
             self.timer.mark("rest")
         self._exhausted = count < self.steps if self.steps else self._single_pass
+        self._windows_seen = count
         if not count:
             raise ValueError(EMPTY_DATA)
+        is_complete = not self.steps and self.group.world_size == 1 and not self._was_resumed
+        if is_complete and count != (len(self) or count) and not self._has_warned:
+            self._has_warned = True
+            warn(_length_message(count, len(self)))
 
     def close(self) -> None:
         """Shut down the loader's workers now: a traceback that holds the iterator would keep them alive."""
@@ -213,7 +226,10 @@ class EpochIterator:
     def _pass(self) -> Iterator[Window]:
         """Yield the windows of one pass over the data; the remaining ones of a resumed pass."""
         skip = self._start_pass()
-        batches = self._read(skip)
+        # islice() calls iter() for each window, which would start an iterator that returns itself again.
+        batches: Iterator[Any] = itertools.chain(self._read(skip))
+        if isinstance(self.loader, Iterator) and not self._single_pass:
+            batches = itertools.islice(batches, len(self.loader) - skip)  # type: ignore[arg-type]  # it has a length
         if self._weigh is not None:
             batches = map(self._apply_weights, batches)
         if self._shards is not None:
@@ -281,6 +297,7 @@ class EpochIterator:
     def _start_pass(self) -> int:
         """Start a pass, or restore the start of the pass to resume; return the number of batches to skip."""
         resume, self._resume = self._resume, None
+        self._was_resumed = resume is not None
         position = self._position
         generators = find_generators(*order_sources(self.loader))
         if resume is None:
@@ -495,7 +512,34 @@ class EvalIterator:
         self.before_first()
         if self.group.world_size > 1:  # all ranks draw the same order
             set_rng_state(self.group.broadcast(get_rng_state()))
-        return itertools.islice(iterate(self._reader), self._steps)
+        count = 0
+        for batch in itertools.islice(iterate(self._reader), self._limit()):
+            count += 1
+            yield batch
+        if self._steps is not None and 0 < count < self._steps and self.group.world_size == 1:
+            warn(
+                f"The data ended after {count} of {self._steps} batches, so the values are of {count} batches. A generator "
+                "can be read only once: pass the function that creates it (not its result), or fewer steps."
+            )
+
+    def _limit(self) -> int | None:
+        """Return the number of batches to read: the steps, or the length of an iterator that may not end by itself."""
+        is_iterator = isinstance(self._reader, Iterator)
+        return self._steps if self._steps is not None or not is_iterator else count_batches(self._reader)
+
+
+def _length_message(count: int, promised: int) -> str:
+    """Return the warning about data that does not have the length that it promises."""
+    if count > promised:
+        return (
+            f"The epoch had {count} updates, but the length of the data promises {promised}. Schedules and progress use "
+            "the length. An IterableDataset with workers yields all samples once per worker unless it uses "
+            "torch.utils.data.get_worker_info()."
+        )
+    return (
+        f"The epoch had {count} updates, but the length of the data promises {promised}, so samples are missing. A "
+        "StopIteration in __getitem__, for example of next(), ends a pass."
+    )
 
 
 def _clone_tensor(leaf: Any) -> Any:

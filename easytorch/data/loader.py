@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from easytorch._utils.integers import optional_positive_int, positive_int
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
+from easytorch._utils.warnings import warn
 from easytorch.data.arrays import (
     ArrayDataset,
     BatchedArrayDataset,
     as_batch,
     as_tensors,
     check_batches,
+    check_finite,
+    check_rows,
+    column_names,
     has_custom_transform,
     is_arrays,
     is_map_style,
     load_samples,
+    match_columns,
     stack_samples,
     unpack_tuple,
 )
@@ -28,7 +42,14 @@ from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, count
 from easytorch.data.batch import batch_size as count_samples
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
-from easytorch.data.sample_weights import ClassWeight, WeightedDataset, check_weights, with_sample_weight
+from easytorch.data.sample_weights import (
+    ClassWeight,
+    WeightedDataset,
+    as_weights,
+    check_is_weight,
+    check_weights,
+    with_sample_weight,
+)
 from easytorch.data.seeded import SeededDataset
 from easytorch.data.splits import draws_all_samples, split_loader
 from easytorch.data.workers import shield_workers
@@ -68,8 +89,9 @@ def as_loader(
         >>> for inputs, targets in as_loader(x, y, batch_size=64, shuffle=True):
         ...     print(inputs.shape)
     """
-    x, y, sample_weight = unpack_tuple(x, y, sample_weight)
+    x, y, sample_weight = unpack_tuple(x, y, as_weights(sample_weight))
     _check_type(x, y)
+    check_rows(x=x, y=y, sample_weight=sample_weight)
     # A Hugging Face dataset returns lists of numbers unless its format is set.
     if hasattr(x, "with_format") and not has_custom_transform(x):
         x = x.with_format("torch")
@@ -79,18 +101,48 @@ def as_loader(
     if is_arrays(x, y):
         return DataLoader(_check_not_empty(_array_dataset(x, y, sample_weight)), size, collate_fn=as_batch, **options)
     refuse_arguments(x, y=y)
+    if is_keras_sequence(x):
+        refuse_arguments(x, batch_size=batch_size, sample_weight=sample_weight)
+        x = DataLoader(KerasSequence(x), batch_size=None, shuffle=bool(shuffle), generator=private_generator(shuffle))
     if isinstance(x, IterableDataset):
         refuse_arguments(x, sample_weight=sample_weight)
         return DataLoader(x, size)
     if not isinstance(x, DataLoader) and is_map_style(x):
         x = DataLoader(_check_not_empty(x), size, **options)
-    else:
+    elif not isinstance(getattr(x, "dataset", None), KerasSequence):
         refuse_arguments(x, batch_size=batch_size, shuffle=shuffle)
     if sample_weight is None:
         return x if isinstance(x, DataLoader) else _as_batches(x)
     if not isinstance(x, DataLoader) or isinstance(x.dataset, IterableDataset):
         refuse_arguments(x, sample_weight=sample_weight)
     return with_sample_weight(x, sample_weight)
+
+
+def is_keras_sequence(x: Any) -> bool:
+    """Return whether ``x`` is a Keras ``Sequence`` or ``PyDataset``, whose items are batches; or an object like one."""
+    if isinstance(x, (Dataset, DataLoader)) or not is_map_style(x):
+        return False
+    return hasattr(x, "on_epoch_end") or any(cls.__name__ in ("Sequence", "PyDataset") for cls in type(x).__mro__)
+
+
+class KerasSequence(Dataset[Any]):
+    """A Keras ``Sequence``, whose items are batches, as a dataset for ``DataLoader(batch_size=None)``."""
+
+    def __init__(self, sequence: Any) -> None:
+        self.sequence = sequence
+        self._epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.sequence[index]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sequence that the previous epoch has ended."""
+        if self._epoch is not None and hasattr(self.sequence, "on_epoch_end"):
+            self.sequence.on_epoch_end()
+        self._epoch = epoch
 
 
 def _check_type(x: Any, y: Any) -> None:
@@ -122,7 +174,9 @@ def _array_dataset(x: Any, y: Any, sample_weight: Any) -> ArrayDataset:
     y = map_leaves(as_labels, y)
     dataset = BatchedArrayDataset((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
     if len(dataset):
-        check_weights(WEIGHT_KEY, _get_weights(dataset.tree))
+        weights = _get_weights(dataset.tree)
+        check_is_weight(weights)
+        check_weights(WEIGHT_KEY, weights)
     return dataset
 
 
@@ -137,6 +191,11 @@ def _as_batches(x: Any) -> Iterable[Any]:
     if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
         raise TypeError(f"Cannot train on {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
     if isinstance(x, Sequence):
+        if any(isinstance(item, (Dataset, DataLoader)) for item in x):
+            raise TypeError(
+                f"A list of {len(x)} data sets is not a data set. To join them, pass "
+                "torch.utils.data.ConcatDataset(datasets). For validation, pass one: fit(train_data, validation_data=val_data)."
+            )
         check_batches(x)
     return ReplayedGenerator(x) if callable(x) and not isinstance(x, Iterable) else x
 
@@ -149,6 +208,22 @@ class ReplayedGenerator(Iterable[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.function())
+
+
+class GeneratorWithLookahead(Iterator[Any]):
+    """An iterator that can be asked whether it has another item."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._next: list[Any] = []
+
+    def __next__(self) -> Any:
+        return self._next.pop() if self._next else next(self._iterator)
+
+    def has_more(self) -> bool:
+        """Return whether there is another item, which may be read for this."""
+        self._next = self._next or list(itertools.islice(self._iterator, 1))
+        return bool(self._next)
 
 
 def is_indexed(x: Any, y: Any = None) -> bool:
@@ -224,6 +299,7 @@ def make_fit_data(
     group: SingleProcess,
     unpack: Callable[[Any], Batch] = unpack,
     count_samples: Callable[[Any], int] = count_samples,
+    ignore_index: int | None = None,
 ) -> tuple[EpochIterator, Any]:
     """Return the iterator over the training data and the batches of the validation data.
 
@@ -236,6 +312,7 @@ def make_fit_data(
         group: The processes that train together.
         unpack: Splits a batch into inputs, targets and weights.
         count_samples: Returns the number of samples of a batch.
+        ignore_index: The label that the loss ignores.
 
     Returns:
         An ``EpochIterator``, and an iterable of batches or None.
@@ -246,14 +323,18 @@ def make_fit_data(
     """
     if shuffle is None and is_indexed(x, y):
         shuffle = True
+    columns = column_names(x)
     loader = as_loader(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
+    _check_finite(loader, columns)
+    _check_has_end(loader, "steps_per_epoch", steps_per_epoch)
     optional_positive_int("validation_steps", validation_steps)
     if validation_data is not None and validation_split:
         raise ValueError("Expected validation_data or validation_split, received both. Pass one of them.")
     validation = None
     if validation_data is not None:
+        _check_has_end(validation_data, "validation_steps", validation_steps)
         once = epochs == 1 or validation_steps is not None
-        validation = _validation_loader(validation_data, batch_size, once)
+        validation = _validation_loader(match_columns(validation_data, columns), batch_size, once)
     elif validation_split:
         loader, validation = _split(loader, validation_split)
     has_random_workers = (
@@ -263,7 +344,7 @@ def make_fit_data(
         loader,
         window_size=window_size,
         steps=steps_per_epoch,
-        weigh=None if class_weight is None else ClassWeight(class_weight, loader, unpack),
+        weigh=None if class_weight is None else ClassWeight(class_weight, loader, unpack, ignore_index),
         unreproducible=has_random_workers,
         group=group,
         validation_loader=validation,
@@ -271,6 +352,20 @@ def make_fit_data(
         unpack=unpack,
     )
     return train_data, shield_workers(validation)
+
+
+def _check_finite(loader: Any, columns: list[Any] | None) -> None:
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, ArrayDataset):
+        check_finite(dataset.tree, columns)
+
+
+def _check_has_end(loader: Any, name: str, steps: int | None) -> None:
+    """Raise a ``ValueError`` for an endless iterator without a number of steps."""
+    if steps is None and isinstance(loader, (itertools.cycle, itertools.repeat, itertools.count)):
+        raise ValueError(
+            f"The data, itertools.{type(loader).__name__}, never ends. Pass the number of batches: {name}=1000."
+        )
 
 
 def _validation_loader(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:
@@ -282,11 +377,13 @@ def _validation_loader(data: Any, batch_size: int | None, once: bool) -> Iterabl
     size = batch_size if is_indexed(data) or isinstance(data, IterableDataset) else None
     try:
         validation = as_loader(data, batch_size=size)
+        _check_finite(validation, column_names(data))
     except (ValueError, TypeError) as error:
         # A subclass may need other arguments.
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"In validation_data: {error}") from error
-    if isinstance(validation, Iterator) and not once:
+    is_generator = isinstance(validation, Iterator) and not hasattr(validation, "__len__")
+    if is_generator and not once:
         raise ValueError(
             "validation_data is a generator, which can be read only once, but each epoch needs it. Pass the function that "
             "returns it (not its result), a list of batches or a DataLoader."
@@ -296,7 +393,7 @@ def _validation_loader(data: Any, batch_size: int | None, once: bool) -> Iterabl
             "The validation data is empty: expected at least one batch, received none. With drop_last=True, pass at least "
             "batch_size samples."
         )
-    return validation
+    return GeneratorWithLookahead(iter(validation)) if is_generator else validation
 
 
 def _split(loader: Any, fraction: Any) -> tuple[Any, Any]:
@@ -321,12 +418,28 @@ def make_validation_schedule(val_data: Any, frequency: Any) -> Callable[[int], b
     Raises:
         ValueError: If ``frequency`` is neither.
     """
+    if val_data is None:
+        positive_int("validation_freq", 1 if isinstance(frequency, (list, tuple, set, frozenset, range)) else frequency)
+        return lambda epoch: False
     if isinstance(frequency, (list, tuple, set, frozenset, range)):
-        return lambda epoch: val_data is not None and epoch + 1 in frequency
+        return lambda epoch: epoch + 1 in frequency and _has_more(val_data, epoch)
     period = positive_int("validation_freq", frequency)
-    return lambda epoch: val_data is not None and (epoch + 1) % period == 0
+    return lambda epoch: (epoch + 1) % period == 0 and _has_more(val_data, epoch)
+
+
+def _has_more(val_data: Any, epoch: int) -> bool:
+    """Return whether there is validation data; warn if it was a generator that has no more."""
+    if not isinstance(val_data, GeneratorWithLookahead) or val_data.has_more():
+        return True
+    warn(
+        f"There is no validation after epoch {epoch + 1}: the generator in validation_data has no more batches, since it "
+        "can be read only once. Pass the function that creates it (not its result), a list of batches or a DataLoader."
+    )
+    return False
 
 
 def as_single_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
-    return as_tensors(x) if y is None and sample_weight is None else _array_dataset(x, y, sample_weight).tree
+    if y is None and sample_weight is None:
+        return as_tensors(x)
+    return _array_dataset(x, y, as_weights(sample_weight)).tree

@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from easytorch._utils import atomic_file
 from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
+from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import EMPTY_DATA, batch_size
 from easytorch.distributed.process_group import SingleProcess
@@ -52,15 +61,30 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
 
 
 def warn_if_shuffled(loader: Any) -> Any:
-    """Return ``loader``; warn if it draws samples in random order, because outputs would not match the samples."""
-    if isinstance(loader, DataLoader):
+    """Return ``loader``; warn if its sampler changes the order or the number of samples, so that outputs do not match them."""
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        if isinstance(sampler, RandomSampler):
+        if not _keeps_order(sampler, loader.dataset):
             warn(
-                "The outputs have another order than the samples of the dataset, because this DataLoader shuffles. Pass a "
-                "DataLoader with shuffle=False, or the dataset itself."
+                "The outputs have another order than the samples of the dataset, or another number, because of the sampler "
+                f"of this DataLoader, {type(sampler).__name__}. Pass a DataLoader with shuffle=False, or the dataset itself."
             )
     return loader
+
+
+def _keeps_order(sampler: Any, dataset: Any) -> bool:
+    """Return whether ``sampler`` draws every sample of ``dataset`` once, in order."""
+    if isinstance(sampler, SequentialSampler) or (isinstance(sampler, DistributedSampler) and not sampler.shuffle):
+        return True
+    if isinstance(sampler, (RandomSampler, WeightedRandomSampler, SubsetRandomSampler, DistributedSampler)):
+        return False
+    try:
+        with preserve_rng_state(), preserve_generators([sampler]):
+            indices = list(sampler)
+        return not all(isinstance(index, int) for index in indices) or indices == list(range(len(dataset)))
+    # A sampler of batches, or a dataset without a length.
+    except TypeError:
+        return True
 
 
 class OutputCollector(contextlib.AbstractContextManager["OutputCollector"]):

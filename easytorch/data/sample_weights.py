@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from easytorch._utils import torch_private
-from easytorch._utils.pytree import describe, leaves
+from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
-from easytorch.data.arrays import WrapperDataset, as_tensor, load_samples
+from easytorch.data.arrays import WrapperDataset, as_tensor, as_tensors, load_samples
 from easytorch.data.batch import WEIGHT_KEY, Batch, from_numpy, unpack
 from easytorch.data.splits import all_targets, targets_of
 
@@ -58,6 +58,33 @@ def check_weights(name: str, weights: Any) -> None:
                 f"{name} must be 0 or more, but its minimum is {float(tensor.min()):g}. A negative weight would reward errors. "
                 "Pass 0 to ignore a sample or a class."
             )
+
+
+def check_is_weight(weight: Any) -> None:
+    """Raise a ``TypeError`` unless the third part of a batch consists of float or boolean tensors."""
+    for leaf in leaves(weight):
+        leaf = from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" else leaf
+        if leaf is None or (isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.dtype == torch.bool)):
+            continue
+        if isinstance(leaf, Tensor):
+            found, fix = "whole numbers, such as indices", "If they are weights, pass weights.float()."
+        else:
+            found, fix = "no numbers", ""
+        raise TypeError(
+            f"A batch of three parts is (x, y, sample_weight), but the third part, {describe(weight)}, has {found}. Return "
+            f"(x, y) from the dataset, or override train_step and test_step, which receive the whole batch.{fix and ' '}{fix}"
+        )
+
+
+def as_weights(weight: Any) -> Any:
+    """Return an argument ``sample_weight``, in which whole numbers are weights too, with floats."""
+    if isinstance(weight, list) and not weight:
+        return torch.zeros(0)
+    return map_leaves(_as_floats, as_tensors(weight))
+
+
+def _as_floats(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and not leaf.is_floating_point() else leaf
 
 
 def align_weights(weights: Tensor, values: Tensor) -> Tensor | None:
@@ -108,6 +135,7 @@ def add_weight(batch: Any, weight: Tensor) -> Any:
     if isinstance(batch, Mapping):
         return {**batch, WEIGHT_KEY: _multiply(batch[WEIGHT_KEY], weight) if WEIGHT_KEY in batch else weight}
     x, y, sample_weight = unpack(batch)
+    check_is_weight(sample_weight)
     return (x, y, weight if sample_weight is None else _multiply(sample_weight, weight))
 
 
@@ -129,18 +157,32 @@ class ClassWeight:
             ``samples / (classes * samples of the class)``, as in ``sklearn.utils.class_weight.compute_class_weight``.
         loader: The training data, whose classes ``"balanced"`` counts.
         unpack: Splits a batch into inputs, targets and weights.
+        ignore_index: The label that the loss ignores; it is no class.
 
     Raises:
         ValueError: If ``weights`` are not valid, or the targets are not classes.
     """
 
-    def __init__(self, weights: Any, loader: Any, unpack: Callable[[Any], Batch] = unpack) -> None:
+    def __init__(
+        self,
+        weights: Any,
+        loader: Any,
+        unpack: Callable[[Any], Batch] = unpack,
+        ignore_index: int | None = IGNORE_INDEX,
+    ) -> None:
         self.unpack = unpack
         targets = all_targets(loader)
+        if isinstance(targets, (Mapping, list, tuple)) or _has_structure(weights):
+            raise ValueError(
+                "class_weight needs one tensor of class numbers as targets, which data with several targets does not have. Pass "
+                "sample_weight instead, with one tensor of weights per output."
+            )
         self.is_checked = isinstance(targets, Tensor)
         if self.is_checked:
             _check_classes(targets)
-        self.table = _count_balanced(weights, loader) if isinstance(weights, str) else _as_table(weights, targets)
+        self.table = (
+            _count_balanced(weights, loader, ignore_index) if isinstance(weights, str) else _as_table(weights, targets)
+        )
         check_weights("class_weight", self.table)
 
     def __call__(self, batch: Any) -> Any:
@@ -173,10 +215,11 @@ def _as_table(weights: Any, targets: Any) -> Tensor:
                 f"class_weight must have one weight for each class, received {weights!r}. {CLASS_WEIGHT_EXAMPLE}"
             )
         return table
-    if any(not isinstance(key, (int, np.integer)) or key < 0 for key in weights):
+    if any(not _is_class_number(key) for key in weights):
         raise ValueError(
             f"class_weight must have class numbers as keys, received {list(weights)!r}. {CLASS_WEIGHT_EXAMPLE}"
         )
+    weights = {int(key): weight for key, weight in weights.items()}
     _warn_if_class_is_missing(weights, targets)
     table = torch.ones(max(weights, default=0) + 1)
     for key, weight in weights.items():
@@ -184,12 +227,26 @@ def _as_table(weights: Any, targets: Any) -> Tensor:
     return table
 
 
+def _has_structure(weights: Any) -> bool:
+    """Return whether there are weights for each of several outputs."""
+    values = weights.values() if isinstance(weights, Mapping) else weights if isinstance(weights, (list, tuple)) else ()
+    return any(isinstance(value, (Mapping, list, tuple, str)) for value in values)
+
+
+def _is_class_number(key: Any) -> bool:
+    """Return whether ``key`` is a whole number, also as a float or as text, as in JSON."""
+    if isinstance(key, str):
+        return key.isdecimal()
+    is_number = isinstance(key, (int, float, np.number)) and not isinstance(key, bool)
+    return bool(is_number and key >= 0 and float(key).is_integer())
+
+
 def _check_classes(y: Tensor) -> None:
     """Raise a ``ValueError`` if the targets ``y`` are not classes."""
-    if not y.is_floating_point() or not y.numel():
+    if not y.numel() or (not y.is_floating_point() and not _has_class_columns(y)):
         return
     if _has_class_columns(y):
-        is_invalid = ((y < 0) | ((y.sum(1, keepdim=True) - 1).abs() > 1e-3)).flatten(1).any(1)
+        is_invalid = ((y < 0) | ((y.float().sum(1, keepdim=True) - 1).abs() > 1e-3)).flatten(1).any(1)
         values = "several labels, or values, for a sample"
     else:
         # The comparison is also True for NaN.
@@ -217,16 +274,19 @@ def _warn_if_class_is_missing(weights: Mapping[int, float], targets: Any) -> Non
 
 def _has_class_columns(y: Tensor) -> bool:
     """Return whether ``y`` has a column for each class, as one-hot targets have."""
-    return y.ndim > 1 and y.is_floating_point() and y.shape[1] > 1
+    if y.ndim < 2 or y.shape[1] < 2:
+        return False
+    # Integers [N, tokens] are classes, unless each row is 0 but for a single 1.
+    return y.is_floating_point() or (y.ndim == 2 and bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)).all()))
 
 
 def _get_classes(y: Tensor) -> Tensor:
     if _has_class_columns(y):
-        return y.argmax(1)
+        return y.long().argmax(1) if y.dtype == torch.bool else y.argmax(1)
     return (y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y).long()
 
 
-def _count_balanced(name: str, loader: Any) -> Tensor:
+def _count_balanced(name: str, loader: Any, ignore_index: int | None) -> Tensor:
     """Return the balanced weight of each class."""
     if name != "balanced":
         raise ValueError(f"Unknown class_weight {name!r}. Pass 'balanced'. {CLASS_WEIGHT_EXAMPLE}")
@@ -238,7 +298,7 @@ def _count_balanced(name: str, loader: Any) -> Tensor:
         )
     targets = targets_of(dataset, trusted_only=True)
     classes = _load_classes(dataset) if targets is None else _get_classes(targets).flatten()
-    classes = classes[classes != IGNORE_INDEX]
+    classes = classes[(classes != IGNORE_INDEX) & (classes != (IGNORE_INDEX if ignore_index is None else ignore_index))]
     if classes.numel() and int(classes.min()) < 0:
         raise ValueError(
             f"class_weight='balanced' needs classes from 0, but the targets start at {int(classes.min())}. Renumber them, or "

@@ -23,7 +23,7 @@ from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch.data.batch import Batch, Window, divide, from_numpy
-from easytorch.data.sample_weights import IGNORE_INDEX, align_weights
+from easytorch.data.sample_weights import IGNORE_INDEX, align_weights, check_is_weight
 from easytorch.losses.checks import FirstBatchCheck, check_shapes, label_range, no_check, warn_if_labels_are_ignored
 from easytorch.losses.keras import KERAS
 from easytorch.losses.names import (
@@ -258,6 +258,7 @@ class SingleLoss(Criterion):
         is_first = isinstance(self.check, FirstBatchCheck)
         self.check(self, y_pred, y)
         if sample_weight is not None:
+            check_is_weight(sample_weight)
             return self._weighted(y_pred, y, sample_weight)
         value = self._call(y_pred, y)
         if isinstance(value, tuple) and len(value) == 2 and self.is_custom:
@@ -445,6 +446,8 @@ class MultiOutputLoss(Criterion):
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""
         outputs, targets = self.by_output(y_pred, "outputs"), self.by_output(y, "targets")
+        if sample_weight is not None:
+            check_is_weight(sample_weight)
         weights = self.by_output(sample_weight, "sample weights")
         terms: dict[str, Any] = {}
         for name, loss in self.losses.items():
@@ -620,6 +623,7 @@ class ModuleLoss(Criterion):
                 "loss='cross_entropy'), or return a scalar or a dict with 'loss' from the module."
             )
         if sample_weight is not None:
+            check_is_weight(sample_weight)
             raise ValueError(
                 "Sample weights cannot be applied to the loss that the module returns. Leave the weights out, or pass a loss "
                 "to compile()."

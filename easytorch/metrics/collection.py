@@ -16,6 +16,7 @@ from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import Window, divide
+from easytorch.data.sample_weights import check_is_weight
 from easytorch.losses.criterion import Criterion
 from easytorch.metrics.aggregation import LazyLogs, Mean, Scalar, Sum
 from easytorch.metrics.base import MeanMetric, Metric
@@ -96,6 +97,8 @@ class MetricCollection:
         if not self._entries or self.window.is_padding:
             return
         is_first, self._is_updated = not self._is_updated, True
+        if sample_weight is not None:
+            check_is_weight(sample_weight)
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detach, y_pred)
         for metric, output, is_weighted in self._entries:
             prediction, target = self.criterion.select(y_pred, y, output)

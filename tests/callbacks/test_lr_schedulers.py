@@ -196,7 +196,7 @@ class Longer(torch.utils.data.IterableDataset):
         return 20
 
 
-@pytest.mark.filterwarnings("ignore:Length of IterableDataset")
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset", "ignore:The epoch had 10 updates")
 @pytest.mark.parametrize("name", ["cosine", "warmup_cosine", "one_cycle"])
 def test_a_schedule_stays_at_its_end_if_the_data_is_longer_than_promised(name):
     rates = Rates()

@@ -105,7 +105,7 @@ def test_raise_error_raises_the_report():
     x[3] = float("nan")
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     with pytest.raises(FloatingPointError, match="The inputs are not finite"):
-        model.fit(x, Y, callbacks=[TerminateOnNaN(raise_error=True)], verbose=0)
+        model.fit(DataLoader(TensorDataset(x, Y), 32), callbacks=[TerminateOnNaN(raise_error=True)], verbose=0)
 
 
 def test_the_file_reproduces_the_loss(tmp_path):
@@ -178,7 +178,7 @@ def test_a_non_finite_validation_loss_is_one_warning():
     with pytest.warns(
         UserWarning, match="The validation loss of epoch 1 is nan, but the training loss is finite"
     ) as warned:
-        model.fit(X, Y, epochs=3, validation_data=(x, y), verbose=0)
+        model.fit(X, Y, epochs=3, validation_data=DataLoader(TensorDataset(x, y), 32), verbose=0)
     assert len(warned) == 1
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
 from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, OptunaPruning, TerminateOnNaN
@@ -142,7 +143,10 @@ def test_a_run_stopped_by_terminate_on_nan_is_pruned():
     model = new_model()
     with pytest.warns(UserWarning, match="The loss is not finite"), pytest.raises(optuna.TrialPruned, match="nan"):
         model.fit(
-            x, Y, validation_data=VALIDATION, callbacks=[TerminateOnNaN(), OptunaPruning(study_of().ask())], verbose=0
+            DataLoader(TensorDataset(x, Y), 32),
+            validation_data=VALIDATION,
+            callbacks=[TerminateOnNaN(), OptunaPruning(study_of().ask())],
+            verbose=0,
         )
 
 

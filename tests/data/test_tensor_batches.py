@@ -117,6 +117,7 @@ def test_in_place_change_of_the_input_preserves_the_data():
     assert torch.equal(X, before)
 
 
+@pytest.mark.filterwarnings("ignore:The outputs have another order")
 def test_batch_sampler_decides_which_samples_are_drawn():
     def loader():
         sampler = WeightedRandomSampler([0.0] * 49 + [1.0], 50)
@@ -127,7 +128,7 @@ def test_batch_sampler_decides_which_samples_are_drawn():
 
 def test_predict_warns_of_a_shuffling_batch_sampler():
     loader = DataLoader(TensorDataset(X), batch_sampler=BatchSampler(RandomSampler(ROWS), 8, drop_last=False))
-    with pytest.warns(UserWarning, match="this DataLoader shuffles"):
+    with pytest.warns(UserWarning, match="sampler of this DataLoader, RandomSampler"):
         Model(nn.Identity(), device="cpu").predict(loader, verbose=0)
 
 

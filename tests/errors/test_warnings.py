@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
 from tests.errors.common import X, Y, compiled, fit, refused
@@ -137,11 +138,14 @@ def test_class_weight_without_targets_warns():
         model.fit(X, Y, class_weight={0: 2.0, 7: 3.0}, verbose=0)
 
 
-@pytest.mark.parametrize(("spoil", "cause"), [(True, "first batch contains values"), (False, "a lower learning rate")])
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [(True, "inputs of sample 0 of the data have values that are not finite"), (False, "a lower learning rate")],
+)
 def test_nan_loss_warns_once(spoil, cause):
     x = X.clone()
     x[:, 0] = float("nan") if spoil else x[:, 0]
     model = Model(mlp()).compile("sgd", "cross_entropy", lr=0.1 if spoil else 1e30)
     with pytest.warns(UserWarning, match=f"The loss of epoch 1 is nan. .*{cause}.* TerminateOnNaN") as caught:
-        model.fit(x, Y, epochs=3, verbose=0)
+        model.fit(DataLoader(TensorDataset(x, Y), 32), epochs=3, verbose=0)
     assert len(caught) == 1
