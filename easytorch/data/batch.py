@@ -278,6 +278,15 @@ def one_if_zero(count: Any) -> Any:
     return torch.where(count == 0, 1, count) if isinstance(count, Tensor) else (count or 1)
 
 
+def is_single_pass(loader: Any) -> bool:
+    """Return whether ``loader`` can be read only once, as a generator; an iterator whose ``__iter__`` starts it again can not."""
+    if not isinstance(loader, Iterator):
+        return False
+    code = getattr(type(loader).__iter__, "__code__", None)
+    # `return self` uses no name. Anything else starts the iterator again, which needs a known end.
+    return code is None or not code.co_names or count_batches(loader) is None
+
+
 class Window(list[Any]):
     """The batches of one optimizer update, with their sample counts.
 

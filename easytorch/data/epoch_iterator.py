@@ -31,7 +31,16 @@ from easytorch._utils.rng import (
 from easytorch._utils.timer import Timer
 from easytorch._utils.warnings import warn
 from easytorch.data import sharding
-from easytorch.data.batch import EMPTY_DATA, Batch, ShardedWindow, Window, batch_size, count_batches, unpack
+from easytorch.data.batch import (
+    EMPTY_DATA,
+    Batch,
+    ShardedWindow,
+    Window,
+    batch_size,
+    count_batches,
+    is_single_pass,
+    unpack,
+)
 from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches
 from easytorch.data.resumable_sampler import ResumableSampler
 from easytorch.data.workers import iterate, shield_workers
@@ -114,8 +123,9 @@ class EpochIterator:
         self.window, self.example = Window(), None
         self._weigh, self._unreproducible = weigh, unreproducible
         self._batch_size, self._unpack = batch_size, unpack
-        # An iterator with a length can be started again.
-        self._single_pass = isinstance(loader, Iterator) and count_batches(loader) is None
+        self._single_pass = is_single_pass(loader)
+        if self._single_pass and self.steps is None and (length := count_batches(loader)) is not None:
+            self.steps = -(-length // window_size)  # it may not end by itself
         self._exhausted, self._has_warned = False, False
         self._position = Position()
         self._resume: Mapping[str, Any] | None = None  # the position to continue from, until the first batch is read

@@ -38,7 +38,7 @@ from easytorch.data.arrays import (
     stack_samples,
     unpack_tuple,
 )
-from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, count_batches, unpack
+from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, count_batches, is_single_pass, unpack
 from easytorch.data.batch import batch_size as count_samples
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
@@ -382,7 +382,7 @@ def _validation_loader(data: Any, batch_size: int | None, once: bool) -> Iterabl
         # A subclass may need other arguments.
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"In validation_data: {error}") from error
-    is_generator = isinstance(validation, Iterator) and not hasattr(validation, "__len__")
+    is_generator = is_single_pass(validation)
     if is_generator and not once:
         raise ValueError(
             "validation_data is a generator, which can be read only once, but each epoch needs it. Pass the function that "
