@@ -48,7 +48,13 @@ from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.results import History, Scores, forward_verbs
-from easytorch.training.session import evaluation_session, fit_session, reporting_errors, update_session
+from easytorch.training.session import (
+    evaluation_session,
+    fit_session,
+    reporting_errors,
+    separate_metrics,
+    update_session,
+)
 from easytorch.training.state import TrainState
 from easytorch.training.summary import print_summary
 
@@ -130,7 +136,9 @@ class Model:
         on_interrupt: str = "return",
         verbose: int | str = "auto",
     ) -> History:
-        """Train, and return the history, which continues over several fits.
+        """Train, and return the history of this and all earlier fits.
+
+        A later fit does not change it; ``model.history`` always has all epochs.
 
         Args:
             x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)`` in
@@ -183,7 +191,7 @@ class Model:
                 self._end_epoch(epoch, logs, val_logs)
                 if self.stop_training:
                     break
-        return self.history
+        return self.history.snapshot()
 
     def _end_epoch(self, epoch: int, logs: dict[str, float], val_logs: dict[str, float]) -> None:
         """Record the logs of training and validation, and call the callbacks, which may save a checkpoint."""
@@ -219,7 +227,9 @@ class Model:
             self.metrics.record(outputs, window.sizes[i])
         self.strategy.unscale(self.optimizer)  # no-op
         self.callbacks.on_before_optimizer_step()
-        self.strategy.clip(self.module, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(parameters, norm)
+        self.strategy.clip(
+            self.optimizer, self.clip_grad_norm, self.clip_grad_value
+        )  # clip_grad_norm_(parameters, norm)
         self.strategy.step(self.optimizer)  # optimizer.step()
         self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
 
@@ -488,11 +498,10 @@ class Model:
         """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch."""
         self.require_optimizer("train_on_batch")
         batch = as_single_batch(x, y, sample_weight)
-        self.metrics.reset()
-        with update_session(self, CallbackList([], self, {})):
+        with update_session(self, CallbackList([], self, {})), separate_metrics(self):
             self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
             self.state.step += 1
-        return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
+            return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
         """Return the scores of one batch in eval mode."""

@@ -102,6 +102,11 @@ def shut_down_workers(iterator: Any) -> None:
         shut_down()
 
 
+def version(tensor: Tensor) -> int:
+    """Return a number that changes when the values of ``tensor`` are changed in place; 0 if torch has none."""
+    return int(getattr(tensor, "_version", 0))
+
+
 def cpu_has_bf16() -> bool:
     """Return whether the processor has bfloat16 instructions; True if torch cannot find out."""
     if "AVX" not in torch.backends.cpu.get_cpu_capability():

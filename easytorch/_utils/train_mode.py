@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
+
+from easytorch._utils import torch_private
+from easytorch._utils.warnings import warn
 
 
 @contextlib.contextmanager
@@ -49,6 +55,74 @@ def preserve_buffers(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+# Parameters with more values are not copied before the check of the validation data.
+MAX_COPIED_VALUES = 2**22
+
+
+@contextlib.contextmanager
+def preserve_module(module: nn.Module) -> Iterator[None]:
+    """Restore parameters, buffers and other attributes of all submodules at the end of the block.
+
+    Large parameters are not copied. If one of them has changed, a warning names it. Of a sharded module, whose attributes belong
+    to FSDP, only the buffers are restored.
+    """
+    if any(hasattr(parameter, "to_local") for parameter in module.parameters()):
+        with preserve_buffers(module):
+            yield
+        return
+    tensors = [*module.parameters(), *module.buffers()]
+    large = {
+        name: (tensor, torch_private.version(tensor))
+        for name, tensor in module.named_parameters()
+        if not _is_copied(tensor)
+    }
+    copies = [(tensor, tensor.detach().clone()) for tensor in tensors if _is_copied(tensor) or not tensor.requires_grad]
+    attributes = [(submodule, _copy_attributes(submodule)) for submodule in module.modules()]
+    try:
+        yield
+    finally:
+        for submodule, saved in attributes:
+            _restore_attributes(submodule, saved)
+        with torch.no_grad():
+            for tensor, value in copies:
+                if tensor.shape == value.shape:
+                    tensor.copy_(value)
+        changed = [name for name, (tensor, version) in large.items() if torch_private.version(tensor) != version]
+        if changed:
+            warn(
+                f"The check of the validation data has changed {changed[0]!r}, a parameter that the module changes in eval mode. "
+                "Training starts from the changed values."
+            )
+
+
+def _is_copied(tensor: torch.Tensor) -> bool:
+    return tensor.numel() <= MAX_COPIED_VALUES
+
+
+def _copy_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return each attribute with a copy of its content; the copy is None if the content is not restored."""
+    return {name: (value, _copy_content(value)) for name, value in vars(module).items()}
+
+
+def _copy_content(value: Any) -> Any:
+    if type(value) in (list, dict, set, collections.deque, collections.OrderedDict):
+        return copy.copy(value)
+    return value.detach().clone() if isinstance(value, torch.Tensor) and _is_copied(value) else None
+
+
+def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
+    for name in [name for name in vars(module) if name not in saved]:
+        del vars(module)[name]
+    for name, (value, content) in saved.items():
+        vars(module)[name] = value
+        if isinstance(value, torch.Tensor) and content is not None:
+            with torch.no_grad():
+                value.copy_(content)
+        elif content is not None:
+            value.clear()
+            (value.extend if isinstance(value, (list, collections.deque)) else value.update)(content)
 
 
 @contextlib.contextmanager

@@ -98,6 +98,41 @@ def _as_array(leaf: Any) -> Any:
     return np.asarray(leaf)
 
 
+class WarnOnUntrainedParameters(Callback):
+    """Warn once, in the first update, about parameters that are not trained and not frozen either."""
+
+    all_ranks = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check the first update, unless a custom ``update`` may use other optimizers."""
+        self.is_due = not self.model.overrides("update")
+
+    def on_before_optimizer_step(self) -> None:
+        """Check which parameters have a gradient and an optimizer."""
+        if not self.is_due:
+            return
+        self.is_due = False
+        groups = self.model.require_optimizer("fit").param_groups
+        owned = {id(parameter) for group in groups for parameter in group["params"]}
+        trained = {name: value for name, value in self.model.module.named_parameters() if value.requires_grad}
+        missing = [name for name, value in trained.items() if id(value) not in owned]
+        unused = [name for name, value in trained.items() if id(value) in owned and value.grad is None]
+        parts = [
+            f"no optimizer has {_join_names(missing)}" * bool(missing),
+            f"{_join_names(unused)} got no gradient, as the loss does not depend on {'it' if len(unused) == 1 else 'them'}"
+            * bool(unused),
+        ]
+        if missing or 0 < len(unused) < len(trained) - len(missing):  # otherwise a callback has deleted all gradients
+            warn(
+                f"Some parameters are not trained: {'; '.join(filter(None, parts))}. If this is intended, freeze them with "
+                "requires_grad_(False)."
+            )
+
+
+def _join_names(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 class WarnOnEndlessData(Callback):
     """Warn once when the first epoch over data without a length takes long: the data may never end."""
 

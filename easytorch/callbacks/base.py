@@ -345,6 +345,9 @@ def _bind_hook(callback: Callback, hook: str) -> Callable[..., Any]:
             method(*args)
         # rich ends the process when its pipe is broken
         except (Exception, SystemExit) as error:
+            # A wrong argument is an error before training.
+            if hook == "on_train_begin" and isinstance(error, ValueError):
+                raise
             callback._is_disabled = True
             callback.close_on_failure()
             name = type(callback).__name__

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import numbers
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from easytorch._utils import atomic_file
 from easytorch._utils.integers import non_negative_int
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.every import Every, as_every
 
@@ -19,13 +24,17 @@ from easytorch.callbacks.every import Every, as_every
 class CSVLogger(Callback):
     """Write one line per epoch to a CSV file: ``epoch``, from 0, and every value of the logs.
 
-    A value that an epoch did not measure is ``NA``.
-    A value that first appears in a later epoch gets a column then.
+    A value that an epoch did not measure is ``NA``. Lists and None are written as JSON.
+    A value that first appears in a later epoch gets a column then, unless the file existed before, as with ``append``.
 
     Args:
         filename: The file.
         separator: Separator of the values.
-        append: Append to an existing file instead of replacing it.
+        append: Append to an existing file instead of replacing it. Its lines are never changed, so the columns are those of its
+            header, and other values are left out with a warning.
+
+    Raises:
+        ValueError: In ``fit``, if ``append`` and the header of the file has no column ``epoch``.
 
     Examples:
         >>> model.fit(x, y, epochs=3, callbacks=[CSVLogger("log.csv")])
@@ -37,17 +46,29 @@ class CSVLogger(Callback):
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         self.path, self.separator, self.append = Path(filename).expanduser(), separator, append
         self.rows: list[dict[str, str]] = []
+        self._existing = ""  # text that this fit did not write and does not change
+        self._columns: list[str] = []  # of that text
+        self._is_written = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Read the lines of an existing file, if ``append``."""
-        self.rows = self._read() if self.append else []
+        """Read an existing file, if ``append``."""
+        self.rows, self._existing, self._columns = [], "", []
         # A file that this fit did not write may end in an incomplete line.
-        self._is_written = False
+        self._is_written, self._has_warned = False, False
+        if self.append:
+            self._keep(self._read_text())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the line of the epoch."""
         row = {"epoch": str(epoch)} | {name: _format_value(value) for name, value in (logs or {}).items()}
-        is_extendable = self._is_written and set(row) <= set(self._list_columns())
+        unknown = [name for name in row if self._columns and name not in self._columns]
+        if unknown and not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"{str(self.path)!r} has no columns for {', '.join(unknown)}, and append=True does not change existing "
+                "lines. These values are left out. Use another file for them."
+            )
+        is_extendable = self._is_written and (bool(self._columns) or set(row) <= set(self._list_columns()))
         self.rows.append(row)
         if not is_extendable:
             self._rewrite()
@@ -57,36 +78,60 @@ class CSVLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of lines: a resumed run removes those that it will write again."""
-        return {"lines": len(self.rows)}
+        return {"lines": self._existing.count("\n") + len(self.rows) + (not self._existing)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remove the lines after the checkpoint."""
-        self.rows = self._read()[: state["lines"]]
-        if self.rows:
+        text = "".join(self._read_text().splitlines(keepends=True)[: state["lines"]])
+        if self.append:
+            self._keep(text)
+        else:
+            self.rows = list(csv.DictReader(io.StringIO(text), delimiter=self.separator))
+        if text:
             self._rewrite()
 
+    def _keep(self, text: str) -> None:
+        """Append to ``text``, the content of the file."""
+        self.rows = []
+        self._existing = text if not text or text.endswith("\n") else f"{text}\n"
+        self._columns = next(csv.reader(text.removeprefix("\ufeff").splitlines()[:1], delimiter=self.separator), [])
+        if text and "epoch" not in self._columns:
+            raise ValueError(
+                f"CSVLogger cannot append to {str(self.path)!r}: its first line, {text.splitlines()[0][:60]!r}, has no "
+                f"column 'epoch' with separator={self.separator!r}. Pass the separator of the file, or another file."
+            )
+
+    def _read_text(self) -> str:
+        if not self.path.exists():
+            return ""
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return file.read()
+
     def _list_columns(self) -> list[str]:
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+        return self._columns or list(dict.fromkeys(name for row in self.rows for name in row))
 
     def _make_writer(self, file: Any) -> csv.DictWriter[str]:
-        return csv.DictWriter(file, self._list_columns(), restval="NA", delimiter=self.separator, lineterminator="\n")
+        return csv.DictWriter(
+            file,
+            self._list_columns(),
+            restval="NA",
+            extrasaction="ignore",
+            delimiter=self.separator,
+            lineterminator="\n",
+        )
 
     def _rewrite(self) -> None:
         """Replace the file atomically, so that existing lines survive a full disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = io.StringIO()
+        text = io.StringIO(newline="")
+        text.write(self._existing)
         writer = self._make_writer(text)
-        writer.writeheader()
+        if not self._existing:
+            writer.writeheader()
         writer.writerows(self.rows)
         with atomic_file.replace_atomically(self.path) as file:
             file.write(text.getvalue().encode())
         self._is_written = True
-
-    def _read(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file, delimiter=self.separator))
 
 
 class TensorBoard(Callback):
@@ -150,7 +195,7 @@ class TensorBoard(Callback):
         """Write the values of the epoch."""
         self.epochs = epoch + 1
         for name, value in (logs or {}).items():
-            if not isinstance(value, str):
+            if isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1):
                 folder = "validation" if name.startswith("val_") else "train"
                 self._open_writer(folder).add_scalar(f"epoch_{name.removeprefix('val_')}", value, epoch)
         if self.write_steps_per_second:
@@ -192,7 +237,12 @@ def _check_histogram_freq(histogram_freq: Any) -> Every | None:
 
 
 def _format_value(value: Any) -> str:
-    return value if isinstance(value, str) else repr(float(value))
+    if isinstance(value, str):
+        return value
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return json.dumps(value, default=str)
 
 
 def _import_summary_writer() -> Any:

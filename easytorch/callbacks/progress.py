@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import html
+import numbers
 import sys
 import time
 from collections.abc import Mapping
@@ -52,15 +53,16 @@ def _in_terminal() -> bool:
     return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
 
 
-def format_number(name: str, value: float | str) -> str:
+def format_number(name: str, value: Any) -> str:
     """Return ``value`` with four decimals, or in scientific notation if it is very small or large.
 
     Args:
         name: Name of the value; a learning rate gets four significant digits.
-        value: The number. A string, which a callback may log, is returned unchanged.
+        value: The number. Anything else that a callback may log, such as text, a list or None, is returned as text.
     """
-    if isinstance(value, str):
-        return value
+    if not isinstance(value, numbers.Real):
+        return str(value)
+    value = float(value)
     if name == "lr" or name.startswith("lr_"):
         return f"{value:.4g}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"

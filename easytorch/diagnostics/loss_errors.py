@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from easytorch._utils.internal import is_internal
@@ -49,6 +50,23 @@ def backward_error(failure: Failure) -> Exception | None:
     """Return why the gradients of a loss cannot be computed."""
     for _, loss, *_ in calls_of(failure.frames, Strategy.backward):
         return _loss_error(loss) or _gradient_error(str(failure.error), loss)
+    return None
+
+
+def optimizer_error(failure: Failure) -> Exception | None:
+    """Return which optimizers can use sparse gradients, if this one cannot."""
+    if not re.search(r"sparse", str(failure.error), re.IGNORECASE):
+        return None
+    for strategy, optimizer, *_ in calls_of(failure.frames, Strategy.step):
+        name = type(optimizer).__name__
+        if isinstance(optimizer, torch.optim.SparseAdam):
+            return TypeError(f"{name} is only for sparse gradients, but some gradients are dense. Use 'adam'.")
+        layers = [key for key, value in strategy.module.named_modules() if getattr(value, "sparse", False) is True]
+        found = f", such as that of {layers[0]!r}" if layers else ""
+        return TypeError(
+            f"{name} cannot use sparse gradients{found}. Use nn.Embedding(sparse=False), or an optimizer that can: 'sgd' or "
+            "'adagrad', or torch.optim.SparseAdam for these parameters alone."
+        )
     return None
 
 

@@ -16,7 +16,13 @@ from torch import nn
 from easytorch.diagnostics.data_errors import add_batch_dimension_advice, collate_error
 from easytorch.diagnostics.frames import Failure
 from easytorch.diagnostics.layer_errors import forward_error, layer_error
-from easytorch.diagnostics.loss_errors import backward_error, evaluation_error, loss_error, metric_error
+from easytorch.diagnostics.loss_errors import (
+    backward_error,
+    evaluation_error,
+    loss_error,
+    metric_error,
+    optimizer_error,
+)
 
 # The first rule that returns an error wins. Each looks for calls of certain functions in the traceback. A call comes after the
 # calls that it may contain: layers run inside of forward(), and the loss may run inside of a metric.
@@ -28,6 +34,7 @@ RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     loss_error,
     metric_error,
     backward_error,
+    optimizer_error,
 )
 
 

@@ -77,6 +77,14 @@ def check_shapes(loss: SingleLoss, y_pred: Any, y: Any) -> None:
         return
     if prediction.shape == y.shape and (y.is_floating_point() or loss.takes_integers):
         return
+    if y.is_complex():
+        if loss.family is nn.L1Loss and prediction.shape == y.shape:
+            return
+        if loss.family is not nn.L1Loss:
+            raise TypeError(
+                f"torch has no {loss!r} for complex numbers, but the targets are {describe(y)}. Use 'mae', or a function such as "
+                "lambda y_pred, y: (y_pred - y).abs().square()."
+            )
     error = shape_error(repr(loss), prediction, y, floats=not loss.takes_integers)
     if error is not None:
         raise error

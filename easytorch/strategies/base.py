@@ -90,6 +90,7 @@ class Strategy(HelpfulInit):
         self.jit_compile = jit_compile and compiler_works(device)
         self._to_device: Callable[[Any], Any] = make_to_device(device, None)
         self.forward: Callable[..., Any] = _missing_module
+        self._unowned: list[nn.Parameter] = []  # parameters that the optimizer does not have
         self._count: Any = None  # of the losses of an update that return it
 
     # Construction
@@ -132,8 +133,11 @@ class Strategy(HelpfulInit):
 
     # Steps, in the order in which the loop calls them
 
-    def start(self) -> None:
-        """Prepare for updates, which start now."""
+    def start(self, optimizer: torch.optim.Optimizer) -> None:
+        """Prepare for updates of ``optimizer``, which start now."""
+        owned = {id(parameter) for parameter in _parameters_of(optimizer)}
+        self._unowned = [parameter for parameter in self.module.parameters() if id(parameter) not in owned]
+        self.zero_grad(optimizer)
 
     def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the window counts as one batch: sizes / sum(sizes) for a mean."""
@@ -197,12 +201,12 @@ class Strategy(HelpfulInit):
                 (gradient.to_local() if hasattr(gradient, "to_local") else gradient).div_(divisor)
         self._count = None
 
-    def clip(self, module: nn.Module, norm: float | None, value: float | None) -> None:
-        """Clip each gradient to ``value`` and their common norm to ``norm``; None does not clip."""
+    def clip(self, optimizer: torch.optim.Optimizer, norm: float | None, value: float | None) -> None:
+        """Clip each gradient of ``optimizer`` to ``value`` and their common norm to ``norm``; None does not clip."""
         if value is not None:
-            nn.utils.clip_grad_value_(module.parameters(), value)
+            _clip_values(_parameters_of(optimizer), value)
         if norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), norm)
+            nn.utils.clip_grad_norm_(_parameters_of(optimizer), norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; under fp16 skip the update if a gradient overflowed."""
@@ -214,8 +218,10 @@ class Strategy(HelpfulInit):
         self.timer.mark("optimizer")
 
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """Delete the gradients."""
+        """Delete the gradients, also those of parameters that the optimizer does not have, which would pile up."""
         torch_private.zero_grad(optimizer)
+        for parameter in self._unowned:
+            parameter.grad = None
 
     # Evaluation and prediction
 
@@ -255,6 +261,29 @@ class Strategy(HelpfulInit):
         """Restore the loss scale."""
         if state.get("scaler"):
             self.scaler.load_state_dict(dict(state["scaler"]))
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _clip_values(parameters: list[nn.Parameter], value: float) -> None:
+    """Clip gradients like ``clip_grad_value_``, those of sparse layers and complex parameters too.
+
+    The real and the imaginary part are clipped separately.
+    """
+    others = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None or not (gradient.is_sparse or gradient.is_complex()):
+            others.append(parameter)
+            continue
+        if gradient.is_sparse:
+            gradient = parameter.grad = gradient.coalesce()
+            gradient = gradient.values()
+        (torch.view_as_real(gradient) if gradient.is_complex() else gradient).clamp_(-value, value)
+    if any(parameter.grad is not None for parameter in others):
+        nn.utils.clip_grad_value_(others, value)
 
 
 Strategy.kinds["one"] = Strategy

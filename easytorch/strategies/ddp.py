@@ -81,8 +81,9 @@ class DataParallel(Strategy, name="ddp"):
 
     # Steps
 
-    def start(self) -> None:
+    def start(self, optimizer: torch.optim.Optimizer) -> None:
         """Prepare for updates: wrap the module again if its trainable parameters have changed."""
+        super().start(optimizer)
         trainable = [id(parameter) for parameter in self._trainable_parameters()]
         if self._replica is None or trainable != self._trainable:
             self._trainable, self.control = trainable, ControlChannel(self.module, self.device, self.group)

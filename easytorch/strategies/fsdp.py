@@ -109,8 +109,10 @@ class FullySharded(DataParallel, name="fsdp"):
             group["params"] = [shards[names[parameter]] for parameter in group["params"]]
         return control
 
-    def start(self) -> None:
+    def start(self, optimizer: torch.optim.Optimizer) -> None:
         """Prepare for updates."""
+        self.gather_weights(False)
+        Strategy.start(self, optimizer)
         self._reset_flags()
 
     def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -72,6 +73,8 @@ def forward_verbs(model_class: type[Model]) -> None:
 class History(ModelVerbs, Mapping[str, list[float]]):
     """The numbers of each epoch, over all fits of a model.
 
+    ``model.history`` grows with each fit. What ``fit`` returned is a copy, which a later fit does not change.
+
     ``history["loss"]`` is a list with one value per epoch in which it was measured. ``history.history`` is a plain dict of all
     values, as in Keras.
 
@@ -109,6 +112,13 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     @interrupted.setter
     def interrupted(self, interrupted: bool) -> None:
         self._fit["interrupted"] = interrupted
+
+    def snapshot(self) -> History:
+        """Return a copy that later fits do not change."""
+        copied = copy.copy(self)
+        copied.rows, copied.epoch, copied.seconds = list(self.rows), list(self.epoch), list(self.seconds)
+        copied._fit = dict(self._fit)
+        return copied.with_model(self.model)
 
     def with_model(self, model: Model) -> History:
         """Return a view of this history that knows its model; the model itself holds one that does not."""
@@ -229,7 +239,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         return list(dict.fromkeys(name.removeprefix("val_") for name in flat))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows: one tensor per name, or a list of strings if a callback has added text."""
+        """Return all rows: one tensor per name, or a list if a callback has added something else than numbers."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         columns = {name: _to_column([row.get(name, math.nan) for row in self.rows]) for name in names}
         measured = {name: torch.tensor([name in row for row in self.rows]) for name in names}
@@ -260,18 +270,24 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
 
 def _to_column(values: list[Any]) -> Any:
-    """Return ``values`` as a tensor, or as strings, since text in the logs must not end a run."""
-    strings = list(map(str, values))
-    if any(isinstance(value, str) for value in values):
-        return strings
-    try:
+    """Return ``values`` as a tensor, or as a list if some are not numbers; what a file cannot contain becomes text."""
+    if all(
+        isinstance(value, numbers.Real) or (isinstance(value, torch.Tensor) and value.numel() == 1) for value in values
+    ):
         return torch.tensor(list(map(float, values)), dtype=torch.float64)
-    except (TypeError, ValueError):
-        return strings
+    return [_to_plain(value) for value in values]
+
+
+def _to_plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(entry) for entry in value]
+    return str(value)
 
 
 def _format_value(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return f"{value:.4g}" if isinstance(value, numbers.Real) else str(value)
 
 
 class Scores(ModelVerbs):

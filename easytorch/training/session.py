@@ -11,7 +11,7 @@ import torch
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
-from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss
+from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss, WarnOnUntrainedParameters
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch
@@ -84,7 +84,9 @@ def fit_session(
 
 def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
     """Return the callbacks of a fit, with those that every fit has."""
-    advice = [WarnOnNonFiniteLoss()] if params["steps"] else [WarnOnNonFiniteLoss(), WarnOnEndlessData()]
+    advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
+    if not params["steps"]:
+        advice.append(WarnOnEndlessData())
     consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
     return CallbackList([*callbacks, *advice, *consensus], model, params)
 
@@ -92,13 +94,13 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
 @contextlib.contextmanager
 def update_session(model: Model, callbacks: CallbackList, state: TrainState | None = None) -> Iterator[None]:
     """Update weights inside, starting from ``state``; if the first update fails, restore the model."""
-    optimizer, previous = model.require_optimizer("fit"), model.state
+    optimizer, previous, stops = model.require_optimizer("fit"), model.state, model.stop_training
     model.state = state or previous
     first_step = model.state.step
     restore_buffers = train_mode.snapshot_buffers(model.module)
     model.stop_training = False
     optimizer.zero_grad()
-    model.strategy.start()
+    model.strategy.start(optimizer)
     with active_callbacks(model, callbacks), translate_errors(model.module), train_mode.in_train_mode(model.module):
         try:
             yield
@@ -108,15 +110,27 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
                 restore_buffers()
             optimizer.zero_grad()
             raise
+    if state is None:  # one batch, perhaps in a callback of a fit that is to stop
+        model.stop_training = stops
+
+
+@contextlib.contextmanager
+def separate_metrics(model: Model) -> Iterator[None]:
+    """Measure inside with metrics separate from those of the training epoch."""
+    training_metrics, model.metrics = model.metrics, model.metrics.new_copy()
+    try:
+        yield
+    finally:
+        model.metrics = training_metrics
 
 
 @contextlib.contextmanager
 def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
     """Evaluate ``loader`` inside: in eval mode, without gradients, with metrics separate from those of the training epoch."""
-    training_metrics, model.metrics = model.metrics, model.metrics.new_copy()
     model.strategy.timer.mark("rest")
     try:
         with (
+            separate_metrics(model),
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),
             torch.no_grad(),
@@ -124,7 +138,6 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
         ):
             yield
     finally:
-        model.metrics = training_metrics
         model.strategy.timer.mark("validation")
 
 
@@ -170,13 +183,16 @@ def _synchronize_ranks(model: Model) -> None:
 
 
 def _check_validation_data(model: Model, loader: Any) -> None:
-    """Run one validation step, so that wrong validation data is reported before training and not after an epoch."""
+    """Run one validation step, so that wrong validation data is reported before training and not after an epoch.
+
+    It leaves no trace in the module.
+    """
     batch = first_batch(loader)
     model.loss.prepare(all_targets(loader))
     if batch is None:
         return
     try:
-        with evaluation_session(model, loader), preserve_rng_state():
+        with evaluation_session(model, loader), preserve_rng_state(), train_mode.preserve_module(model.module):
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.

@@ -152,6 +152,7 @@ def test_a_layer_replaced_after_compile_is_reported():
     model.compile("sgd", "cross_entropy").fit(X, Y, verbose=0)
 
 
+@pytest.mark.filterwarnings("ignore:Some parameters are not trained")
 def test_an_optimizer_of_some_parameters_is_accepted():
     net = mlp()
     Model(net).compile(torch.optim.SGD(net[0].parameters(), lr=0.1), "cross_entropy").fit(X, Y, verbose=0)

@@ -6,15 +6,18 @@ import contextlib
 import csv
 import errno
 import io
+import signal
 import sys
+import warnings
 
 import pytest
+import torch
 from rich.console import Console
 
 from easytorch.callbacks import CSVLogger, LambdaCallback, TensorBoard
 from easytorch.callbacks.progress import ProgressBar
 from tests.loops import same_weights
-from tests.scripted import UPDATES, new_model, raising, train
+from tests.scripted import UPDATES, X, Y, new_model, raising, train
 
 
 def rows(path, separator=","):
@@ -89,11 +92,86 @@ def late():
     return LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update({"late": 7.0} if epoch == 2 else {}))
 
 
-def test_a_later_value_gets_a_column_in_an_appended_file(tmp_path):
+def test_a_later_value_of_an_appended_file_is_left_out_with_a_warning(tmp_path):
     path = tmp_path / "log.csv"
     train(new_model(), 1, CSVLogger(path))
-    train(new_model(), 3, late(), CSVLogger(path, append=True))
-    assert [row["late"] for row in rows(path)] == ["NA", "NA", "NA", "7.0"]
+    before = path.read_text()
+    with pytest.warns(UserWarning, match="no columns for late, and append=True does not change existing lines"):
+        train(new_model(), 3, late(), CSVLogger(path, append=True))
+    assert path.read_text().startswith(before)
+    assert len(rows(path)) == 4
+
+
+EXISTING = {
+    "separator": "epoch;loss\n0;1,5\n",
+    "comment": "# my notes\n0,1.0\n",
+    "other columns": "name,score\na,1\n",
+}
+
+
+@pytest.mark.parametrize("name", EXISTING)
+def test_append_refuses_a_file_of_another_format_before_training(name, tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(EXISTING[name])
+    model = new_model()
+    with pytest.raises(ValueError, match=r"CSVLogger cannot append to .* has no column 'epoch' with separator=','"):
+        train(model, 1, CSVLogger(path, append=True))
+    assert path.read_text() == EXISTING[name]
+    assert model.state.step == 0
+
+
+@pytest.mark.parametrize(
+    "existing",
+    ["\ufeffepoch,loss\n0,1.0\n", "epoch,loss,lr\n0,1.0,0.1,more,cells\n1,2\n", 'epoch,"loss",lr\n0,"1.0",0.1\n'],
+    ids=["byte order mark", "ragged", "quotes"],
+)
+@pytest.mark.filterwarnings("ignore:.*has no columns for")
+def test_append_never_changes_existing_lines(existing, tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(existing, encoding="utf-8")
+    train(new_model(), 2, CSVLogger(path, append=True))
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(existing)
+    assert len(text.splitlines()) == len(existing.splitlines()) + 2
+
+
+def test_an_appended_run_that_resumes_repeats_no_line(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("epoch,loss,note\n7,1.0,mine\n")
+
+    def program(*more):
+        model = new_model()
+        train(model, 4, CSVLogger(path, append=True), *more, resume=tmp_path / "run")
+
+    with pytest.warns(UserWarning, match="has no columns for"):
+        program(LambdaCallback(on_epoch_end=lambda epoch, logs: epoch == 2 and signal.raise_signal(signal.SIGINT)))
+    with pytest.warns(UserWarning, match="has no columns for"):
+        program()
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ["epoch,loss,note", "7,1.0,mine"]
+    assert [line.split(",")[0] for line in lines[2:]] == ["0", "1", "2", "3"]
+
+
+def test_lists_none_and_text_in_the_logs_disable_nothing(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+
+    def add(epoch, logs):
+        logs.update({"classes": [0.5, 0.25], "nothing": None, "text": "good", "tensor": torch.tensor(2.0)})
+
+    path, model = tmp_path / "log.csv", new_model()
+    callbacks = [LambdaCallback(on_epoch_end=add), CSVLogger(path), TensorBoard(tmp_path / "logs")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, Y, epochs=2, callbacks=callbacks, verbose=2)
+    assert [row["classes"] for row in rows(path)] == ["[0.5, 0.25]"] * 2
+    assert {row["nothing"] for row in rows(path)} == {"null"}
+    assert {row["tensor"] for row in rows(path)} == {"2.0"}
+    assert "good" in capsys.readouterr().out
+    model.save(tmp_path / "model.pt")
+    restored = new_model().load(tmp_path / "model.pt").history
+    assert restored["classes"] == [[0.5, 0.25]] * 2
+    assert restored["nothing"] == [None, None]
+    assert restored["text"] == ["good", "good"]
 
 
 def test_append_to_a_file_without_a_final_newline(tmp_path):

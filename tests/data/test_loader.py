@@ -411,6 +411,7 @@ def test_detection_batch_size_is_the_number_of_images(boxes):
     assert batch_size(detection(boxes)) == len(boxes)
 
 
+@pytest.mark.filterwarnings("ignore:Some parameters are not trained")
 def test_mean_over_detection_batches_counts_images():
     # Three images with loss 3, one with loss 1.
     class Counting(Model):

@@ -199,8 +199,8 @@ def all_reduce_steps():
 
     start = model.strategy.start
 
-    def start_and_count():
-        start()
+    def start_and_count(optimizer):
+        start(optimizer)
         model.strategy._replica.register_comm_hook(None, count)
         steps.clear()
 

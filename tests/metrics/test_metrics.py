@@ -440,6 +440,7 @@ def test_more_metric_lists_than_outputs_raise():
         Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", "mse"], [["accuracy"], ["mae"], ["mse"]])
 
 
+@pytest.mark.filterwarnings("ignore:Some parameters are not trained")
 def test_metric_lists_match_outputs_by_position():
     model = Model(TwoHeads(), device="cpu").compile("sgd", [None, "mse"], [None, ["mae"]])
     assert list(model.fit(X, (Y, R), verbose=0)) == ["loss", "output_2_loss", "output_2_mae", "lr"]
@@ -496,6 +497,7 @@ def test_one_sample_weight_applies_to_both_losses():
     assert model.fit(X, (Y, R), sample_weight=torch.zeros(96), verbose=0)["loss"] == [0.0]
 
 
+@pytest.mark.filterwarnings("ignore:Some parameters are not trained")
 def test_one_target_suffices_for_the_only_loss():
     model = Model(TwoHeads(), device="cpu").compile("sgd", ["cross_entropy", None])
     assert model.fit(X, Y, verbose=0)["output_1_loss"][0] > 0
