@@ -227,9 +227,7 @@ class Model:
             self.metrics.record(outputs, window.sizes[i])
         self.strategy.unscale(self.optimizer)  # no-op
         self.callbacks.on_before_optimizer_step()
-        self.strategy.clip(
-            self.optimizer, self.clip_grad_norm, self.clip_grad_value
-        )  # clip_grad_norm_(parameters, norm)
+        self.strategy.clip(self.optimizer, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(...)
         self.strategy.step(self.optimizer)  # optimizer.step()
         self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
 

@@ -34,8 +34,8 @@ class FirstBatchCheck:
         """Raise an error or warn if ``y_pred`` and ``y`` do not suit ``loss``."""
         if loss.is_elementwise:
             check_shapes(loss, y_pred, y)
-        if loss.kind == "binary" and isinstance(y, Tensor) and y.is_floating_point() and y.numel():
-            self._check_binary_targets(loss, y)
+        if loss.kind == "binary":
+            check_binary_targets(loss, y, self.target_range)
         if isinstance(y, Tensor) and isinstance(y_pred, Tensor):
             if loss.kind == "multiclass" and y_pred.ndim > 1:
                 self._check_classes(loss, y_pred, y)
@@ -48,14 +48,6 @@ class FirstBatchCheck:
                 warn(message)
         loss.end_first_batch()
 
-    def _check_binary_targets(self, loss: SingleLoss, y: Tensor) -> None:
-        low, high = self.target_range or (float(y.min()), float(y.max()))
-        if low < 0 or high > 1:
-            raise ValueError(
-                f"The targets go from {low:g} to {high:g}, but the loss, {loss!r}, expects probabilities, or 0 and 1 for two "
-                "classes. Convert labels -1 and 1 with (y + 1) / 2, labels 1 and 2 with y - 1."
-            )
-
     def _check_classes(self, loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
         error = single_class_error(y_pred) or _missing_flatten_error(y_pred, y)
         if error is None and self.target_range is not None:
@@ -65,6 +57,32 @@ class FirstBatchCheck:
             error = label_error(y_pred, y, loss.ignore_index)
         if error is not None:
             raise error
+
+
+def check_binary_targets(loss: SingleLoss, y: Any, target_range: tuple[Any, Any] | None = None) -> None:
+    """Raise a ``ValueError`` if targets of a binary loss are not between 0 and 1.
+
+    Args:
+        loss: The loss, for the message.
+        y: Targets of a batch.
+        target_range: Lowest and highest target of all data, None if unknown.
+    """
+    if not isinstance(y, Tensor) or not y.is_floating_point() or not y.numel():
+        return
+    low, high = target_range or map(float, y.aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"The targets go from {low:g} to {high:g}, but the loss, {loss!r}, expects probabilities, or 0 and 1 for two "
+            "classes. Convert labels -1 and 1 with (y + 1) / 2, labels 1 and 2 with y - 1."
+        )
+
+
+def check_shapes_and_targets(loss: SingleLoss, y_pred: Any, y: Any) -> None:
+    """Raise an error if shapes are wrong, or if a binary target on the CPU is not between 0 and 1."""
+    if loss.is_elementwise:
+        check_shapes(loss, y_pred, y)
+    if isinstance(y, Tensor) and y.device.type == "cpu":  # on an accelerator, reading the targets would wait for it
+        check_binary_targets(loss, y)
 
 
 def check_shapes(loss: SingleLoss, y_pred: Any, y: Any) -> None:

@@ -24,7 +24,14 @@ from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch.data.batch import Batch, Window, divide, from_numpy
 from easytorch.data.sample_weights import IGNORE_INDEX, align_weights, check_is_weight
-from easytorch.losses.checks import FirstBatchCheck, check_shapes, label_range, no_check, warn_if_labels_are_ignored
+from easytorch.losses.checks import (
+    FirstBatchCheck,
+    check_shapes,
+    check_shapes_and_targets,
+    label_range,
+    no_check,
+    warn_if_labels_are_ignored,
+)
 from easytorch.losses.keras import KERAS
 from easytorch.losses.names import (
     ACTIVATIONS,
@@ -221,7 +228,11 @@ class SingleLoss(Criterion):
 
     def end_first_batch(self) -> None:
         """Replace the checks of the first batch by those of every batch."""
+        is_unknown = isinstance(self.check, FirstBatchCheck) and self.check.target_range is None
         self.check = check_shapes if self.is_elementwise else no_check
+        # BCELoss checks its targets itself.
+        if self.kind == "binary" and self.family is not nn.BCELoss and is_unknown:
+            self.check = check_shapes_and_targets
         if type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.reduction == "mean":
             # Torch reports whatever is wrong with later batches, and the value is always a scalar.
             self._unchecked_call = self.function
