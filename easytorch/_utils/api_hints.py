@@ -156,6 +156,10 @@ PACKAGE_HINTS = {
     "set_seed": "torch.manual_seed(0)",
     "seed_everything": "torch.manual_seed(0)",
     "Trainer": "easytorch.Model(module).compile(...).fit(...)",
+    "EpochScoring": "easytorch.EpochMetric(f1_score, average='macro')",
+    "AccumMetric": "easytorch.EpochMetric(f1_score, average='macro')",
+    "skm_to_fastai": "easytorch.EpochMetric(f1_score, average='macro')",
+    "SKLearnMetrics": "easytorch.EpochMetric(f1_score, average='macro')",
 }
 
 # Classes of easytorch.callbacks.
@@ -171,7 +175,8 @@ CALLBACK_HINTS = {
     "RichProgressBar": "fit(verbose=1), which is the default",
     "TQDMProgressBar": "fit(verbose=1), which is the default",
     "History": "the result of fit()",
-    "LearningRateMonitor": "Not needed: the history has 'lr'",
+    "LearningRateMonitor": "Not needed: the history has 'lr', and 'lr_1', ... of other parameter groups",
+    "EpochScoring": "easytorch.EpochMetric(f1_score, average='macro') in compile(metrics=...)",
     "BaseLogger": "Not needed: the history has the means",
     "Checkpoint": "ModelCheckpoint(filepath)",
 }

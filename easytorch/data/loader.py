@@ -139,7 +139,7 @@ class KerasSequence(Dataset[Any]):
         return self.sequence[index]
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sequence that the previous epoch has ended."""
+        """Notify the sequence that the previous epoch has ended."""
         if self._epoch is not None and hasattr(self.sequence, "on_epoch_end"):
             self.sequence.on_epoch_end()
         self._epoch = epoch

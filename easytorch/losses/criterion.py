@@ -90,6 +90,9 @@ class Criterion:
     family: type[Any] = type(None)
     ignore_index: int | None = None
     may_ignore = True
+    # The labels of the last batch, and how many of them are ignored.
+    _counted_labels: Tensor | None = None
+    _ignored: Any = 0
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
         """Return the scalar to optimize."""
@@ -121,6 +124,24 @@ class Criterion:
     def compared_prediction(self, y_pred: Any, output: str | None) -> Any:
         """Return the part of the predictions of ``output`` that the loss compares with the targets."""
         return y_pred
+
+    def ignored_count(self, y: Tensor) -> Any:
+        """Return the number of labels in ``y`` that are ignored: an integer on the CPU, a tensor on an accelerator."""
+        if y is self._counted_labels:  # metrics and the loss ask for the same batch
+            return self._ignored
+        if not self.may_ignore or self.ignore_index is None or y.is_floating_point() or y.is_complex():
+            return 0
+        if y.is_cpu:
+            # NumPy takes half of the time of torch for a small batch.
+            self._ignored = np.count_nonzero(y.numpy() == self.ignore_index)
+        else:
+            self._ignored = (y == self.ignore_index).count_nonzero()
+        self._counted_labels = y
+        return self._ignored
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy or a pickle, which holds no data."""
+        return {**vars(self), "_counted_labels": None, "_ignored": 0}
 
     def take_counts(self) -> Counts:
         """Return what each term of the last call was divided by, and forget it."""
@@ -233,16 +254,19 @@ class SingleLoss(Criterion):
         # BCELoss checks its targets itself.
         if self.kind == "binary" and self.family is not nn.BCELoss and is_unknown:
             self.check = check_shapes_and_targets
-        if type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and self.reduction == "mean":
+        is_plain = type(self.function) in (nn.CrossEntropyLoss, nn.NLLLoss) and not self._has_class_weight
+        if is_plain and self.reduction == "mean":
             # Torch reports whatever is wrong with later batches, and the value is always a scalar.
             self._unchecked_call = self.function
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
-        if self._unchecked_call is not None and sample_weight is None and not self.counts_labels:
-            return {"loss": self._unchecked_call(y_pred, y)}
-        value = self._reduced(y_pred, y, sample_weight)
-        return {"loss": value}
+        if self._unchecked_call is not None and sample_weight is None and y.is_cpu:
+            size = y.numel()
+            if size and not self.ignored_count(y):
+                self._counts = {"loss": size} if self.may_ignore else {}
+                return {"loss": self._unchecked_call(y_pred, y)}
+        return {"loss": self._reduced(y_pred, y, sample_weight)}
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar.
@@ -293,9 +317,9 @@ class SingleLoss(Criterion):
         if count is None:
             return value
         self._counts = {"loss": count}
-        if count.device.type == "cpu":
-            return value if count else _zero_loss(y_pred)
-        return torch.where(count > 0, value, 0.0)
+        if isinstance(count, Tensor) and count.device.type != "cpu":
+            return torch.where(count > 0, value, 0.0)
+        return value if count else _zero_loss(y_pred)
 
     def _mean(self, values: Tensor, y_pred: Any, y: Any) -> Tensor:
         """Return the mean of a loss that was not reduced, such as one value per sample."""
@@ -347,7 +371,7 @@ class SingleLoss(Criterion):
 
     def take_counts(self) -> Counts:
         """Return what the last call was divided by, and forget it."""
-        counts, self._counts = self._counts, {}
+        counts, self._counts, self._counted_labels = self._counts, {}, None
         return counts
 
     def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
@@ -372,6 +396,7 @@ class SingleLoss(Criterion):
     def knowing(self, targets: Any) -> Iterator[None]:
         """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
         previous = self.may_ignore
+        self._counted_labels = None
         if isinstance(targets, Tensor) and targets.numel():
             self.may_ignore = not targets.is_floating_point() and bool((targets == self.ignore_index).any())
         else:
@@ -382,7 +407,7 @@ class SingleLoss(Criterion):
             self.may_ignore = previous
 
     def label_count(self, y: Any) -> Any:
-        """Return the divisor of the mean of cross-entropy, a tensor; None for a mean over samples.
+        """Return the divisor of the mean of cross-entropy, a number or a tensor; None for a mean over samples.
 
         It is the number of labels that are not ignored, or the sum of their class weights.
         """
@@ -391,9 +416,9 @@ class SingleLoss(Criterion):
         y = from_numpy(y) if isinstance(y, np.ndarray) else y
         if not isinstance(y, Tensor) or y.is_floating_point():
             return None
-        is_counted = y != self.ignore_index
         if not self._has_class_weight:
-            return is_counted.count_nonzero()
+            return y.numel() - self.ignored_count(y)
+        is_counted = y != self.ignore_index
         weights = is_counted * self._option("weight", None).to(y.device)[torch.where(is_counted, y, 0).long()]
         # MPS has no float64.
         return weights.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)
@@ -643,11 +668,11 @@ class ModuleLoss(Criterion):
         if count is None:
             return loss
         self._counts = {"loss": count}
-        return loss if count.device.type == "cpu" and count else torch.where(count > 0, loss, 0.0)
+        return torch.where(torch.as_tensor(count, device=loss.device) > 0, loss, 0.0) if _may_be_zero(count) else loss
 
     def take_counts(self) -> Counts:
         """Return what the last loss was divided by, and forget it."""
-        counts, self._counts = self._counts, {}
+        counts, self._counts, self._counted_labels = self._counts, {}, None
         return counts
 
     def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
@@ -656,12 +681,12 @@ class ModuleLoss(Criterion):
         return share([_counts_or_sizes(counts, window)])[0]
 
     def label_count(self, y: Any) -> Any:
-        """Return the number of labels that are not ignored, a tensor; None if ``y`` are not integer labels."""
+        """Return the number of labels that are not ignored, also as a tensor; None if ``y`` are not integer labels."""
         y = from_numpy(y) if isinstance(y, np.ndarray) else y
         if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or not y.ndim:
             return None
         y = y[..., 1:] if self.shifts_labels else y
-        return (y != self.ignore_index).count_nonzero()
+        return y.numel() - self.ignored_count(y)
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the ``logits`` in the module's output, else all of it, and the targets."""
@@ -690,6 +715,10 @@ def _unpacked(window: Window) -> list[Batch]:
 def _counts_or_sizes(counts: Iterable[Any], window: Window) -> list[Any]:
     """Return the counts of the batches, and the number of samples where they are None."""
     return [size if count is None else count for count, size in zip(counts, window.sizes, strict=True)]
+
+
+def _may_be_zero(count: Any) -> bool:
+    return isinstance(count, Tensor) or not count
 
 
 def _zero_loss(y_pred: Tensor) -> Tensor:

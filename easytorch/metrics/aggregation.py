@@ -10,6 +10,9 @@ from torch import Tensor
 
 Scalar = Tensor | float
 
+# Groups of values with the same weight that are summed separately. More groups are summed as one weighted sum.
+MAX_GROUPS = 4
+
 
 class Mean:
     """A weighted mean of scalars, without host synchronization.
@@ -88,12 +91,15 @@ class Mean:
     def _sums(self) -> tuple[Scalar, Scalar]:
         total = self._total
         by_factor: dict[float, list[Scalar]] = {}
-        weighted: list[tuple[Scalar, Tensor]] = []
+        weighted: list[tuple[Scalar, Scalar]] = []
         for value, factor, _ in self._pending:
             if isinstance(factor, Tensor):
                 weighted.append((value, factor))
             elif factor:
                 by_factor.setdefault(factor, []).append(value)
+        if len(by_factor) > MAX_GROUPS:
+            weighted += [(value, factor) for factor, values in by_factor.items() for value in values]
+            by_factor = {}
         for factor, values in by_factor.items():
             total = total + sum_scalars(values) * factor
         if weighted:
@@ -170,12 +176,20 @@ def sum_scalars(values: list[Scalar]) -> Scalar:
     return torch.stack(tensors).sum(dtype=_widest(tensors[0].device)) + total if tensors else total
 
 
-def _weighted_sum(values: list[tuple[Scalar, Tensor]]) -> Tensor:
+def _weighted_sum(values: list[tuple[Scalar, Scalar]]) -> Tensor:
     """Return the sum of values times weights, without the values whose weight is 0."""
-    device, dtype = values[0][1].device, _widest(values[0][1].device)
-    numbers = torch.stack([torch.as_tensor(value, dtype=dtype, device=device) for value, _ in values])
-    weights = torch.stack([weight.to(dtype) for _, weight in values])
+    tensor = next((part for pair in values for part in pair if isinstance(part, Tensor)), torch.zeros(()))
+    numbers, weights = (_stack(column, tensor.device) for column in zip(*values, strict=True))
     return torch.where(weights == 0, 0.0, numbers * weights).sum()
+
+
+def _stack(scalars: Sequence[Scalar], device: torch.device) -> Tensor:
+    """Return ``scalars`` as one tensor on ``device``, in its widest float."""
+    if all(isinstance(scalar, Tensor) for scalar in scalars):
+        return torch.stack(list(scalars)).to(_widest(device))  # type: ignore[arg-type]  # all are tensors
+    if not any(isinstance(scalar, Tensor) for scalar in scalars):
+        return torch.tensor(scalars, dtype=_widest(device)).to(device, non_blocking=True)
+    return torch.stack([torch.as_tensor(scalar, dtype=_widest(device), device=device) for scalar in scalars])
 
 
 def _widest(device: torch.device) -> torch.dtype:

@@ -138,7 +138,8 @@ class MetricCollection:
             if name == "loss":
                 self._losses.append(scalar)
                 # What a loss of several outputs adds to the sum of its terms, which are averaged separately.
-                scalar = self._remainder(scalar, terms)
+                if len(terms) > 1:
+                    scalar = self._remainder(scalar, terms)
             self._terms[name].add(scalar, size if count is None else count)
 
     def _remainder(self, loss: Scalar, terms: Mapping[str, Any]) -> Scalar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from easytorch._utils.pytree import describe
@@ -52,10 +53,10 @@ class ClassMetric:
 
     def exclude_ignored(self, hits: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return ``hits``, and whether each target counts if some may be ignored."""
-        ignore_index = self.criterion.ignore_index
-        if ignore_index is None or not self.criterion.may_ignore:
+        index, ignored = self.criterion.ignore_index, self.criterion.ignored_count(y)
+        if index is None or (not isinstance(ignored, Tensor) and not ignored):
             return hits
-        counts = y != ignore_index
+        counts = torch.ne(y, index)
         return hits & counts, counts
 
 
