@@ -605,7 +605,8 @@ class Model:
 
     def logs_are_open(self) -> bool:
         """Return whether a custom step or callback may add names to the logs."""
-        return self.overrides("train_step") or self.overrides("update") or self.callbacks.has_user_callbacks()
+        steps = ("train_step", "test_step", "update")
+        return any(map(self.overrides, steps)) or self.callbacks.has_user_callbacks()
 
     def overrides(self, method: str) -> bool:
         """Return whether a subclass overrides ``method``."""

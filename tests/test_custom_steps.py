@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from easytorch import Model, Strategy
+from easytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tests.loops import blob_loader, mlp, same_weights, twins
 from tests.strategies.common_strategy import X, Y, compiled_model
 
@@ -175,3 +176,20 @@ def test_a_recording_strategy_changes_no_result():
     compiled_model(plain).fit(blob_loader(), 2, verbose=0)
     recording_model(recorded_net).fit(blob_loader(), 2, verbose=0)
     assert same_weights(plain, recorded_net)
+
+
+class LogsInTestStep(Model):
+    def test_step(self, batch):
+        return {**super().test_step(batch), "flat": torch.tensor(1.0)}
+
+
+def test_a_value_that_only_test_step_logs_can_be_monitored(tmp_path):
+    x, y = torch.randn(16, 4), torch.arange(16) % 3
+    callbacks = [
+        EarlyStopping("val_flat", mode="min"),
+        ModelCheckpoint(tmp_path / "{epoch}-{val_flat}.pt", "val_flat", save_best_only=True, mode="min"),
+    ]
+    model = LogsInTestStep(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy")
+    history = model.fit(x, y, epochs=2, validation_data=(x, y), callbacks=callbacks, verbose=0)
+    assert history["val_flat"] == [1.0, 1.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["1-1.0.pt"]

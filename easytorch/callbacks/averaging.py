@@ -15,6 +15,7 @@ from easytorch._utils.integers import non_negative_int
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
+from easytorch.checkpoint.state_dicts import rename
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -108,7 +109,11 @@ class Averaging(Callback, abc.ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the average."""
-        self.average.load_state_dict(state["average"])
+        weights, expected = state["average"], self.average.state_dict()
+        # The saved module may have been compiled, and this one not, or the other way round.
+        if any("_orig_mod" in name for name in (*weights, *expected)):
+            weights = rename(weights, expected)
+        self.average.load_state_dict(weights)
 
     def _make_average(self) -> Average:
         """Return a new average that contains no weights yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import string
@@ -243,13 +244,14 @@ class FilenameTemplate:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        parts = [(literal, field) for literal, field, _, _ in string.Formatter().parse(text)]
+        parts = _parse(text)
         self.fields = [field for _, field in parts if field is not None]
         if "" in self.fields:
             raise ValueError(f"filepath={text!r} has a field without a name. Write {{epoch}} or {{val_loss:.3f}}.")
-        self._pattern = re.compile(
-            "".join(re.escape(literal) + ("" if field is None else r"[^/\\\0]*") for literal, field in parts)
-        )
+        root, suffix = os.path.splitext(text)
+        if "{" in suffix or "}" in suffix:
+            root, suffix = text, ""
+        self._pattern = re.compile(f"{_to_pattern(root)}(-[0-9]+)?{_to_pattern(suffix)}")
 
     def check(self, save_freq: Every, model: Model) -> None:
         """Check the name before the first update.
@@ -288,6 +290,14 @@ class FilenameTemplate:
     def matches(self, path: str) -> bool:
         """Return whether ``path`` may be this name with values in its fields."""
         return self._pattern.fullmatch(path) is not None
+
+
+def _parse(text: str) -> list[tuple[str, str | None]]:
+    return [(literal, field) for literal, field, _, _ in string.Formatter().parse(text)]
+
+
+def _to_pattern(text: str) -> str:
+    return "".join(re.escape(literal) + ("" if field is None else r"[^/\\\0]*") for literal, field in _parse(text))
 
 
 class ModelCheckpoint(Monitor):
@@ -365,6 +375,12 @@ class ModelCheckpoint(Monitor):
             self.best = self.best if threshold is None else threshold
         self._saved_at, self._write_error = self.model.strategy.control.now(), None
         self.filename.check(self.save_freq, self.model)
+        for other in self.model.callbacks.callbacks:
+            if isinstance(other, ModelCheckpoint) and other is not self and other.filename.text == self.filename.text:
+                raise ValueError(
+                    f"Two ModelCheckpoint callbacks have filepath={self.filename.text!r}, so each would replace or delete "
+                    "the files of the other. Give each a name, such as 'best-{epoch}.pt' and 'last-{epoch}.pt'."
+                )
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save the model if it is due."""
@@ -403,6 +419,8 @@ class ModelCheckpoint(Monitor):
         path = self.filename.fill(values)
         if path is None:
             return
+        if self._compares and not is_best:
+            path = self._make_distinct(path)
         try:
             self._write(path)
         except OSError as error:
@@ -416,6 +434,16 @@ class ModelCheckpoint(Monitor):
             suffix = "" if value is None else f" ({self.monitor} {value:.4f})"
             self.print_message(f"Epoch {values['epoch']}: saved {path}{suffix}")
         self._delete_old()
+
+    def _make_distinct(self, path: str) -> str:
+        """Return ``path``, or with a number appended if it is the name of a file that is among the best."""
+        retained = self._select_retained() if self.written else set()
+        root, suffix = os.path.splitext(path)
+        names = itertools.chain([path], (f"{root}-{i}{suffix}" for i in itertools.count(2)))
+        return next(name for name in names if name not in retained or not self._is_among_best(name))
+
+    def _is_among_best(self, path: str) -> bool:
+        return path == self.best_path or path in {name for name, _ in self._ranked()[: self.keep_best or 0]}
 
     def _write(self, path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -436,11 +464,14 @@ class ModelCheckpoint(Monitor):
 
     def _select_retained(self) -> set[str]:
         recent = self.written[-(self.keep or 1) :]
+        paths = {path for path, _ in [*recent, *self._ranked()[: self.keep_best or 0]]}
+        return paths if self.best_path is None else paths | {self.best_path}
+
+    def _ranked(self) -> list[list[Any]]:
+        """Return the files that exist, the best first."""
         # NaN is not equal to itself and cannot be ranked.
         ranked = [entry for entry in self.written if entry[1] is not None and entry[1] == entry[1]]
-        ranked.sort(key=lambda entry: entry[1], reverse=self.direction == "max")
-        paths = {path for path, _ in [*recent, *ranked[: self.keep_best or 0]]}
-        return paths if self.best_path is None else paths | {self.best_path}
+        return sorted(ranked, key=lambda entry: entry[1], reverse=self.direction == "max")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and the files that exist."""

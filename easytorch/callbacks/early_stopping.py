@@ -11,6 +11,7 @@ from torch import Tensor
 from easytorch._utils.integers import non_negative_int
 from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch.callbacks.base import Callback
+from easytorch.checkpoint.state_dicts import rename
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -225,6 +226,10 @@ class EarlyStopping(Monitor):
         """Restore the state; a run that was stopped early stays stopped."""
         super().load_state_dict(state)
         self.wait, self.best_epoch, self.best_weights = state["wait"], state["best_epoch"], state["best_weights"]
+        if (
+            self.best_weights is not None
+        ):  # the saved module may have been compiled, and this one not, or the other way round
+            self.best_weights = rename(self.best_weights, self.model.module.state_dict())
         self.stopped_epoch = state["stopped_epoch"]
         # Another callback may have stopped the run already.
         self.model.stop_training |= self.stopped_epoch is not None

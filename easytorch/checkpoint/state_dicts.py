@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
@@ -76,14 +78,23 @@ def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]
             f"{type(found).__name__}. Pass a file of save(), save_weights() or torch.save(net.state_dict(), path)."
         )
     expected = module.state_dict()
-    tensors = _rename(found, expected)
+    tensors = rename(found, expected)
     mismatch = Mismatch(tensors, expected)
-    if mismatch.count:
+    if mismatch.count and not _can_load(module, tensors):
         raise FileError(
             f"{str(path)!r} belongs to another module: {mismatch.count} of {len({*expected, *tensors})} names do not match.\n"
             f"{mismatch.table()}\nBuild the module with the layers and sizes that were saved. Nothing was changed."
         )
     return tensors
+
+
+def _can_load(module: nn.Module, tensors: Mapping[str, Any]) -> bool:
+    """Return whether a copy of ``module`` loads ``tensors`` itself: hooks may rename them, and lazy modules take their shapes."""
+    try:
+        copy.deepcopy(module).load_state_dict(tensors, strict=True)
+    except Exception:  # hooks and __deepcopy__ of a module may raise anything, and the mismatch is reported then
+        return False
+    return True
 
 
 class Mismatch:
@@ -128,7 +139,7 @@ def _name_rows(
     return [(problem, name, shape, did_you_mean(name, candidates[:MAX_ROWS]).strip()) for name, shape in shown]
 
 
-def _rename(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+def rename(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``found`` under the names of ``expected`` that are equal except for the prefixes of wrappers."""
     if set(found) == set(expected):
         return dict(found)
@@ -147,6 +158,8 @@ def _strip_wrappers(name: str) -> str:
 
 
 def _has_same_shape(value: Any, expected: Tensor) -> bool:
+    if is_lazy(expected):  # it has no shape yet
+        return False
     return isinstance(value, Tensor) and value.shape == expected.shape and value.layout == expected.layout
 
 

@@ -84,13 +84,17 @@ class DataParallel(Strategy, name="ddp"):
     def start(self, optimizer: torch.optim.Optimizer) -> None:
         """Prepare for updates: wrap the module again if its trainable parameters have changed."""
         super().start(optimizer)
+        self._wrap()
+        self._reset_flags()
+
+    def _wrap(self) -> None:
+        """Wrap the module, unless the same parameters are trained as before."""
         trainable = [id(parameter) for parameter in self._trainable_parameters()]
         if self._replica is None or trainable != self._trainable:
             self._trainable, self.control = trainable, ControlChannel(self.module, self.device, self.group)
             self._replica = DistributedDataParallel(self.control, **self.options)
             if not self._replica.static_graph:  # otherwise the first update would differ from the others
                 self._settle_layout()
-        self._reset_flags()
 
     def _reset_flags(self) -> None:
         self.control.start()
@@ -100,7 +104,14 @@ class DataParallel(Strategy, name="ddp"):
 
     def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the windows of all ranks count as one batch."""
+        self._follow_trainable()
         return self._weights(criterion, window)
+
+    def _follow_trainable(self) -> None:
+        """Wrap the module again if a callback has frozen or unfrozen parameters on all ranks."""
+        if [id(parameter) for parameter in self._trainable_parameters()] != self._trainable:
+            self._wrap()
+            self.control.start()
 
     def _share(self, window: Window, columns: list[Sequence[Any] | None]) -> list[list[Any]]:
         """Return the counts of this rank's batches, each column divided by its total over all ranks.
@@ -156,7 +167,7 @@ class DataParallel(Strategy, name="ddp"):
         counts_nothing = type(weight) is float and weight == 0.0
         if counts_nothing and not self.needs_batch_every_step and not self._replica.find_unused_parameters:
             # The loss of a batch without targets is 0 / 0, whose NaN would spoil the gradients of all ranks.
-            zero, weight = _zero_loss([*self._trainable_parameters(), self.control.flags]), 1.0
+            zero, weight = _zero_loss(self.module, self.control.flags), 1.0
             loss = (zero, 0) if isinstance(loss, tuple) else zero
         super().backward(loss, weight)
         self._has_synced |= self._sync
@@ -198,7 +209,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def _sync_without_batch(self) -> None:
         """Take part in an update without a batch, with zero gradients."""
-        self._replica(lambda _: {"loss": _zero_loss(self._trainable_parameters())}, True, None)["loss"].backward()
+        self._replica(lambda _: {"loss": _zero_loss(self.module)}, True, None)["loss"].backward()
 
     def _trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -223,6 +234,18 @@ class DataParallel(Strategy, name="ddp"):
         return DistributedCollector(collector, self.group)
 
 
-def _zero_loss(parameters: list[nn.Parameter]) -> Tensor:
-    """Return 0, with zero gradients for all ``parameters``, whatever their values."""
-    return torch.stack([parameter.flatten()[:0].sum() for parameter in parameters]).sum()
+def _zero_loss(module: nn.Module, *others: nn.Parameter) -> Tensor:
+    """Return 0, with zero gradients for all trainable parameters and ``others``, whatever their values."""
+    sparse = {
+        id(layer.weight): layer.weight
+        for layer in module.modules()
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse and layer.weight.requires_grad
+    }
+    dense = [p for p in (*module.parameters(), *others) if p.requires_grad and id(p) not in sparse]
+    terms = [(p.real if p.is_complex() else p).flatten()[:0].sum().float() for p in dense]
+    # DDP expects sparse gradients of these layers.
+    rows = [
+        nn.functional.embedding(weight.new_empty(0, dtype=torch.int64), weight, sparse=True)
+        for weight in sparse.values()
+    ]
+    return torch.stack([*terms, *(row.sum().float() for row in rows)]).sum()

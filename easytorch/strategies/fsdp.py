@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,7 +101,7 @@ class FullySharded(DataParallel, name="fsdp"):
         policy = MixedPrecisionPolicy()
         if dtype is not None:  # inputs are cast by autocast
             policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
-        for block in _find_blocks(module, self.unit):
+        for block in _without_shared(list(_find_blocks(module, self.unit)), module):
             fully_shard(block, mp_policy=policy)
         control = ControlChannel(module, self.device, self.group, needs_all_reduce=True)
         fully_shard(control, mp_policy=policy, ignored_params={control.flags})
@@ -129,6 +130,9 @@ class FullySharded(DataParallel, name="fsdp"):
         """Return ``step(batch)``; all ranks must call this, since each has a shard of the weights."""
         with torch.no_grad():
             return self.run(step, batch)
+
+    def _follow_trainable(self) -> None:
+        """Do nothing: FSDP reads which parameters are trained in each backward pass."""
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the reduce-scatter of gradients until ``sync``."""
@@ -245,6 +249,17 @@ def _find_blocks(module: nn.Module, minimum: int) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _find_blocks(child, minimum)
+
+
+def _without_shared(blocks: list[nn.Module], module: nn.Module) -> list[nn.Module]:
+    """Return the blocks that share no parameter with the rest of ``module``; FSDP must gather tied weights together."""
+    uses = Counter(id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False))
+    selected = []
+    for block in dict.fromkeys(blocks):
+        inside = Counter(id(parameter) for part in block.modules() for parameter in part.parameters(recurse=False))
+        if all(uses[key] == count for key, count in inside.items()):
+            selected.append(block)
+    return selected
 
 
 def _is_sharded_module(module: nn.Module) -> bool:

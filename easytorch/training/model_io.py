@@ -142,6 +142,7 @@ def training_state(model: Model) -> dict[str, Any]:
         "version": files.VERSION,
         "callbacks": [[type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model)],
         "environment": _environment(model),
+        "flags": _flags(model),
         **ranks[0],
         **({} if len(ranks) == 1 else {"ranks": ranks}),
     }
@@ -160,6 +161,32 @@ def load_training_state(model: Model, content: Mapping[str, Any], path: str | os
         _check_same_run(model, content, path)
         _warn_of_changes(model, content)
         _continue_run(model, content, weights)
+
+
+def _flags(model: Model) -> dict[str, Any]:
+    """Return what callbacks may have frozen: the trainable parameters, and the submodules in eval mode."""
+    parameters, submodules = model.module.named_parameters(), model.module.named_modules()
+    return {
+        "trainable": [_plain_name(name) for name, parameter in parameters if parameter.requires_grad],
+        "eval_mode": [_plain_name(name) for name, submodule in submodules if not submodule.training],
+    }
+
+
+def _plain_name(name: str) -> str:
+    """Return ``name`` without the prefixes of torch.compile."""
+    return ".".join(key for key in name.split(".") if key != "_orig_mod")
+
+
+def _restore_flags(model: Model, flags: Mapping[str, Any] | None) -> None:
+    """Freeze and unfreeze as in the run that is resumed."""
+    if flags is None:
+        return
+    for name, parameter in model.module.named_parameters():
+        is_trainable = _plain_name(name) in flags["trainable"]
+        if parameter.requires_grad != is_trainable:
+            parameter.requires_grad_(is_trainable)
+    for name, submodule in model.module.named_modules():
+        submodule.training = _plain_name(name) not in flags["eval_mode"]
 
 
 def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
@@ -253,6 +280,7 @@ def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str
     rank_state = ranks[group.rank] if is_same_size else ranks[0]
     model.train_data.load_state_dict(rank_state["train_data"])
     _load_components(model, content, weights)
+    _restore_flags(model, content.get("flags"))
     model.state.last = model.state.first + planned
     if is_same_size:
         model.metrics.load_state_dict(rank_state["metrics"])

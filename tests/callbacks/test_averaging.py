@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import signal
 
 import pytest
@@ -526,3 +527,41 @@ def test_a_module_that_cannot_be_copied_is_an_error_that_names_the_callback():
     with pytest.raises(TypeError, match=r"EMA needs a copy of the module.*detach\(\)"):
         model.fit(x, y, callbacks=[EMA()], verbose=0)
     assert model.state.step == 0
+
+
+class Part(nn.Module):
+    def __init__(self, compiled):
+        super().__init__()
+        body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.body = torch.compile(body, backend="eager") if compiled else body
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: EMA(0.9), lambda: EarlyStopping(restore_best_weights=True, patience=9)],
+    ids=["ema", "early stopping"],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_resumes_with_or_without_compilation_of_a_part(make, first, tmp_path):
+    x, y = torch.randn(32, 4), torch.arange(32) % 3
+
+    def run(compiled, epochs):
+        torch.manual_seed(1)
+        worse = LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch >= 2 and set_rate(model, 20.0))
+        model = Model(Part(compiled), device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+        callbacks = [worse, make()]
+        model.fit(x, y, epochs=epochs, validation_data=(x, y), callbacks=callbacks, resume=tmp_path, verbose=0)
+        return [value.detach().clone() for value in model.module.parameters()]
+
+    def set_rate(model, rate):
+        model.optimizer.param_groups[0]["lr"] = rate
+
+    run(first, 2)
+    resumed = run(not first, 4)
+    shutil.rmtree(tmp_path)
+    for value, expected in zip(resumed, run(first, 4), strict=True):
+        assert torch.allclose(value, expected)

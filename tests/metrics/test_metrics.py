@@ -616,3 +616,15 @@ def test_torchmetrics_take_float_targets_of_binary_losses(outputs, metric):
     reference = metric()
     reference.update(net(x).detach(), y.long())
     assert list(scores)[1] == pytest.approx(float(reference.compute()))
+
+
+def test_torchmetrics_object_that_computes_a_plain_number_is_accepted():
+    class Constant(torchmetrics.Metric):
+        def update(self, y_pred, y):
+            pass
+
+        def compute(self):
+            return 3
+
+    model = Model(nn.Linear(4, 1), device="cpu").compile("sgd", "mse", [Constant()])
+    assert model.evaluate(X, R, verbose=0).constant == 3
