@@ -181,12 +181,13 @@ def _restore_flags(model: Model, flags: Mapping[str, Any] | None) -> None:
     """Freeze and unfreeze as in the run that is resumed."""
     if flags is None:
         return
+    trainable, eval_mode = set(flags["trainable"]), set(flags["eval_mode"])
     for name, parameter in model.module.named_parameters():
-        is_trainable = _plain_name(name) in flags["trainable"]
+        is_trainable = _plain_name(name) in trainable
         if parameter.requires_grad != is_trainable:
             parameter.requires_grad_(is_trainable)
     for name, submodule in model.module.named_modules():
-        submodule.training = _plain_name(name) not in flags["eval_mode"]
+        submodule.training = _plain_name(name) not in eval_mode
 
 
 def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def local_shards(model):
         "fewer samples than processes",
     ],
 )
+@pytest.mark.filterwarnings("ignore:Some parameters are not trained")  # a step that calls submodules uses some of them
 def test_results_equal_one_process(processes, options):
     size = options.get("size", 6)
     reference, history, outputs, numbers = train("one", **(options | {"size": size * processes}))
