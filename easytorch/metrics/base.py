@@ -180,7 +180,7 @@ class MeanMetric(Metric):
             if value.requires_grad:
                 # The function read the parameters of the module.
                 value = value.detach()
-            if value.numel() == 1 and value.ndim and _sample_count(y_pred, y) > 1:
+            if value.ndim and value.numel() == 1 and _sample_count(y_pred, y) > 1:
                 # A mean in the shape [1]
                 value = value.reshape(())
             if value.ndim and sample_weight is None:

@@ -70,6 +70,9 @@ class MulticlassHits(ClassMetric):
             y_pred: Outputs, ``[N, classes, ...]``, or ``[N, ..., classes]`` if the loss is not that of torch.
             y: Class indices, ``[N, ...]``, or probabilities in the shape of the outputs.
         """
+        if y.ndim == 1 and y_pred.ndim == 2:  # by far the most frequent case
+            hits = y_pred.argmax(1) == y
+            return self.exclude_ignored(hits, y) if self.criterion.may_ignore else hits
         dimension = self.class_dimension(y_pred, y)
         predicted = y_pred.argmax(dimension)
         if y.is_floating_point() and y.shape == y_pred.shape:
