@@ -173,11 +173,9 @@ class Model:
             x, y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
             validation_data=validation_data, validation_split=validation_split, validation_steps=validation_steps,
             steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
-            group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size,
-            ignore_index=self.loss.ignore_index,
+            group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size, ignore_index=self.loss.ignore_index,
         )  # fmt: skip
-        self.columns = column_names(x)
-        validates_after = make_validation_schedule(val_data, validation_freq)
+        self.columns, validates_after = column_names(x), make_validation_schedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         state = self.state.plan(epochs, initial_epoch)  # becomes self.state when the session starts
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.

@@ -126,27 +126,30 @@ class EpochIterator:
         self._single_pass = is_single_pass(loader)
         if self._single_pass and self.steps is None and (length := count_batches(loader)) is not None:
             self.steps = -(-length // window_size)  # it may not end by itself
-        self._exhausted, self._has_warned = False, False
+        self._exhausted = self._has_warned = False
+        self._was_resumed = False  # whether the current pass was
         self._position = Position()
         self._resume: Mapping[str, Any] | None = None  # the position to continue from, until the first batch is read
         self._loader_state, self._rng_now = None, dict[str, Any]()
-        self._batches_in_window = 0
-        self._windows_done = 0  # windows of the resumed epoch that are done already
-        self._windows_seen = 0  # windows of the last epoch
-        self._was_resumed = False  # whether the current pass was
+        # Windows of the resumed epoch that are done already, and windows of the last epoch.
+        self._batches_in_window = self._windows_done = self._windows_seen = 0
         self._iterator: Any = None
         self._padding_batch: Any = None
         self._sampler: ResumableSampler | TensorBatches | None = None
         self._reader, self._shards = self._make_reader(
             sharding.shard_loader(shield_workers(loader), self.group, training=True)
         )
+        self._check_has_rounds()
+        self._stream = self._repeat() if self.steps else None
+        self._lookahead: list[Window] = []  # the window that was read to see whether there is one
+
+    def _check_has_rounds(self) -> None:
+        """Raise a ``ValueError`` if there is no batch for this rank."""
         if count_batches(self._reader) == 0:
             raise ValueError(
                 f"The data has fewer batches than the {self.group.world_size} processes, and drop_last=True drops an incomplete "
                 "round. Use a smaller batch_size or fewer processes."
             )
-        self._stream = self._repeat() if self.steps else None
-        self._lookahead: list[Window] = []  # the window that was read to see whether there is one
 
     def __len__(self) -> int:
         """Return the number of windows per epoch; 0 if unknown."""

@@ -325,33 +325,37 @@ def make_fit_data(
         shuffle = True
     columns = column_names(x)
     loader = as_loader(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
-    _check_finite(loader, columns)
-    _check_has_end(loader, "steps_per_epoch", steps_per_epoch)
+    _check_values_and_end(loader, columns, steps_per_epoch)
     optional_positive_int("validation_steps", validation_steps)
     if validation_data is not None and validation_split:
         raise ValueError("Expected validation_data or validation_split, received both. Pass one of them.")
     validation = None
     if validation_data is not None:
-        _check_has_end(validation_data, "validation_steps", validation_steps)
         once = epochs == 1 or validation_steps is not None
-        validation = _validation_loader(match_columns(validation_data, columns), batch_size, once)
+        validation = _validation_loader(match_columns(validation_data, columns), batch_size, once, validation_steps)
     elif validation_split:
         loader, validation = _split(loader, validation_split)
-    has_random_workers = (
-        isinstance(loader, DataLoader) and loader.num_workers > 0 and not is_deterministic(loader.dataset)
-    )
     train_data = EpochIterator(
         loader,
         window_size=window_size,
         steps=steps_per_epoch,
         weigh=None if class_weight is None else ClassWeight(class_weight, loader, unpack, ignore_index),
-        unreproducible=has_random_workers,
+        unreproducible=_has_random_workers(loader),
         group=group,
         validation_loader=validation,
         batch_size=count_samples,
         unpack=unpack,
     )
     return train_data, shield_workers(validation)
+
+
+def _has_random_workers(loader: Any) -> bool:
+    return isinstance(loader, DataLoader) and loader.num_workers > 0 and not is_deterministic(loader.dataset)
+
+
+def _check_values_and_end(loader: Any, columns: list[Any] | None, steps: int | None) -> None:
+    _check_finite(loader, columns)
+    _check_has_end(loader, "steps_per_epoch", steps)
 
 
 def _check_finite(loader: Any, columns: list[Any] | None) -> None:
@@ -368,8 +372,9 @@ def _check_has_end(loader: Any, name: str, steps: int | None) -> None:
         )
 
 
-def _validation_loader(data: Any, batch_size: int | None, once: bool) -> Iterable[Any]:
-    """Return the batches of ``validation_data``, which are read ``once`` or more often."""
+def _validation_loader(data: Any, batch_size: int | None, once: bool, steps: int | None) -> Iterable[Any]:
+    """Return the batches of ``validation_data``, which are read ``once`` or more often, ``steps`` batches each time."""
+    _check_has_end(data, "validation_steps", steps)
     if isinstance(data, (int, float, np.number)):
         raise ValueError(
             f"validation_data must be data, received the number {data!r}. Did you mean validation_split={data!r}?"

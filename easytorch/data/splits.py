@@ -269,8 +269,7 @@ def _transform_classes(targets: Tensor | None, transform: Callable[[int], Any]) 
         with preserve_rng_state():
             transformed = [torch.as_tensor(transform(int(class_))) for class_ in classes]
         return torch.stack(transformed)[positions]
-    # A function of the user may raise anything. It is raised again where training reads the first such sample.
-    except Exception:
+    except Exception:  # a function of the user may raise anything, and does so again where training reads such a sample
         return None
 
 

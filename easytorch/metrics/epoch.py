@@ -162,16 +162,9 @@ class EpochMetric(Metric):
         if not isinstance(y, Tensor) or not isinstance(y_pred, Tensor) or self.criterion is None:
             return y_pred, y, weight
         if self.criterion.kind == "multiclass":
-            if y.is_floating_point() and self.inputs != "outputs":
-                y = y.argmax(1)
-            if not y.is_floating_point() and y.ndim > 1:
-                has_columns = y_pred.ndim > y.ndim
-                y_pred = y_pred.movedim(1, -1).flatten(0, -2) if has_columns else y_pred.flatten()
-                weight = None if weight is None else weight.reshape(len(y), -1).expand(-1, y[0].numel()).flatten()
-                y = y.flatten()
-            if not y.is_floating_point() and self.criterion.ignore_index is not None:
-                counts = y != self.criterion.ignore_index
-                y_pred, y, weight = y_pred[counts], y[counts], None if weight is None else weight[counts]
+            y = y.argmax(1) if y.is_floating_point() and self.inputs != "outputs" else y
+            if not y.is_floating_point():
+                y_pred, y, weight = _counted_labels(y_pred, y, weight, self.criterion.ignore_index)
         elif self.criterion.kind == "binary" and self.inputs != "outputs":
             y = (y > 0.5).long()
         if y.ndim == 2 and y.shape[1] == 1:
@@ -181,6 +174,24 @@ class EpochMetric(Metric):
 
     def __repr__(self) -> str:
         return f"EpochMetric({self.name})"
+
+
+def _counted_labels(y_pred: Tensor, y: Tensor, weight: Any, ignore_index: int | None) -> tuple[Tensor, Tensor, Any]:
+    """Return one row for each label that is not ignored.
+
+    Args:
+        y_pred: Classes, ``[N, ...]``, or outputs, ``[N, classes, ...]``.
+        y: Labels, ``[N, ...]``.
+        weight: One weight per sample or per label, or None.
+        ignore_index: The label that does not count, None if all count.
+    """
+    if y.ndim > 1:
+        has_columns = y_pred.ndim > y.ndim
+        y_pred = y_pred.movedim(1, -1).flatten(0, -2) if has_columns else y_pred.flatten()
+        weight = None if weight is None else weight.reshape(len(y), -1).expand(-1, y[0].numel()).flatten()
+        y = y.flatten()
+    counts = torch.ones_like(y, dtype=torch.bool) if ignore_index is None else y != ignore_index
+    return y_pred[counts], y[counts], None if weight is None else weight[counts]
 
 
 def find_epoch_function(function: Any) -> str | None:

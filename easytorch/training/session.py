@@ -61,8 +61,7 @@ def fit_session(
             active.on_train_begin({})
             active.on_restore()
             _check_validation_data(model, val_data)
-            model.loss.prepare(all_targets(train_data.loader))
-            with model.loss.knowing(_known_targets(model, train_data.loader)):
+            with _prepared_loss(model, train_data.loader):
                 yield
             _synchronize_ranks(model)
         except Interruption:
@@ -80,6 +79,14 @@ def fit_session(
             train_data.close()
             active.finish(error, model.history.rows[-1] if model.history.rows else {})
     signals.exit_or_return(on_interrupt)
+
+
+@contextlib.contextmanager
+def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
+    """Let the loss check the first batch of ``loader`` inside, and use what is known of its targets."""
+    model.loss.prepare(all_targets(loader))
+    with model.loss.knowing(_known_targets(model, loader)):
+        yield
 
 
 def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
