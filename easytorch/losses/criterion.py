@@ -261,7 +261,9 @@ class SingleLoss(Criterion):
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
-        if self._unchecked_call is not None and sample_weight is None and y.is_cpu:
+        # On an accelerator, only labels that are known to count need no check for a mean over nothing.
+        is_simple = isinstance(y, Tensor) and (y.is_cpu or not self.may_ignore)
+        if self._unchecked_call is not None and sample_weight is None and is_simple:
             size = y.numel()
             if size and not self.ignored_count(y):
                 self._counts = {"loss": size} if self.may_ignore else {}
@@ -288,7 +290,7 @@ class SingleLoss(Criterion):
         self._counts = {}
         if isinstance(y_pred, Tensor) and not y_pred.numel():
             # The mean of an empty batch would be NaN.
-            self._counts = {"loss": 0}
+            self._counts = {"loss": None if self.is_sum else 0}
             return y_pred.sum()
         is_first = isinstance(self.check, FirstBatchCheck)
         self.check(self, y_pred, y)

@@ -106,7 +106,6 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     first_step = model.state.step
     restore_buffers = train_mode.snapshot_buffers(model.module)
     model.stop_training = False
-    optimizer.zero_grad()
     model.strategy.start(optimizer)
     with active_callbacks(model, callbacks), translate_errors(model.module), train_mode.in_train_mode(model.module):
         try:

@@ -62,6 +62,15 @@ def test_an_empty_batch_adds_nothing(loss, empty):
     assert torch.allclose(model.module.weight, other.module.weight)
 
 
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_batch_adds_nothing_to_a_sum(empty):
+    y, loss = Y.clamp(min=0), nn.CrossEntropyLoss(reduction="sum")
+    batches = [(X, y)]
+    batches.insert(empty, (X[:0], y[:0]))
+    model = compiled(net(), loss)
+    assert float(model.evaluate(batches, verbose=0)) == pytest.approx(loss(model.module(X), y).item(), rel=1e-6)
+
+
 # Losses that the module or a function computes
 
 
@@ -104,15 +113,6 @@ def test_the_loss_of_a_module_is_weighted_by_the_labels_that_count(shifts):
         assert reported == pytest.approx(loss, rel=1e-12)
 
 
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_the_loss_of_a_module_is_the_same_in_two_processes():
-    expected, loss = train_own_loss(12, 1)
-    for weight, reported in run_ranks(train_own_loss, 2, 3):
-        assert torch.allclose(weight, expected, rtol=0, atol=1e-12)
-        assert reported == pytest.approx(loss, rel=1e-12)
-
-
 class TokenSteps(Model):
     """A step that computes its loss by hand and returns what it counts."""
 
@@ -139,9 +139,10 @@ def test_a_step_that_returns_sum_and_count_is_exact():
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_step_that_returns_sum_and_count_is_exact_in_two_processes():
-    expected, loss = train_steps(12, 1)
-    for weight, reported in run_ranks(train_steps, 2, 3):
+@pytest.mark.parametrize("train", [train_own_loss, train_steps], ids=["module", "step"])
+def test_a_mean_over_labels_is_the_same_in_two_processes(train):
+    expected, loss = train(12, 1)
+    for weight, reported in run_ranks(train, 2, 3):
         assert torch.allclose(weight, expected, rtol=0, atol=1e-12)
         assert reported == pytest.approx(loss, rel=1e-12)
 
