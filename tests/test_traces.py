@@ -73,6 +73,27 @@ def test_the_check_of_the_validation_data_leaves_no_trace(make):
         assert torch.equal(without.hidden, checked.hidden)
 
 
+def test_large_parameters_are_not_copied_for_the_check(monkeypatch):
+    from easytorch._utils import train_mode
+
+    monkeypatch.setattr(train_mode, "MAX_COPIED_VALUES", 5)
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    net[0].requires_grad_(False)
+    copied = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(
+        torch.Tensor, "clone", lambda self, **options: copied.append(self.numel()) or clone(self, **options)
+    )
+    with train_mode.preserve_module(net):
+        pass
+    assert max(copied) <= 5
+    with (
+        pytest.warns(UserWarning, match="check of the validation data has changed '0.weight'"),
+        train_mode.preserve_module(net),
+    ):
+        net[0].weight.detach().add_(1)
+
+
 def test_train_on_batch_in_a_callback_does_not_disturb_the_epoch():
     def run(*callbacks):
         torch.manual_seed(1)

@@ -72,13 +72,13 @@ def preserve_module(module: nn.Module) -> Iterator[None]:
         with preserve_buffers(module):
             yield
         return
-    tensors = [*module.parameters(), *module.buffers()]
+    tensors = [*filter(_is_copied, module.parameters()), *module.buffers()]
     large = {
         name: (tensor, torch_private.version(tensor))
         for name, tensor in module.named_parameters()
         if not _is_copied(tensor)
     }
-    copies = [(tensor, tensor.detach().clone()) for tensor in tensors if _is_copied(tensor) or not tensor.requires_grad]
+    copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
     attributes = [(submodule, _copy_attributes(submodule)) for submodule in module.modules()]
     try:
         yield

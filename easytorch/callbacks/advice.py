@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -79,15 +79,22 @@ def find_bad_data(loader: Any, unpack: Callable[[Any], Any]) -> str | None:
         if isinstance(data, IterableDataset) or not hasattr(data, "__len__")
         else map(data.__getitem__, range(len(data)))
     )
+    try:
+        with preserve_rng_state(), preserve_generators(data):
+            return _search(items, kind, unpack)
+    except Exception:  # only a custom step knows the form of its data, and the search must not end a run
+        return None
+
+
+def _search(items: Iterable[Any], kind: str, unpack: Callable[[Any], Any]) -> str | None:
     deadline = time.perf_counter() + MAX_SEARCH_SECONDS
-    with preserve_rng_state(), preserve_generators(data):
-        for i, item in enumerate(items):
-            parts = unpack(item)
-            for name, part in (("inputs", parts.x), ("targets", parts.y), ("sample weights", parts.sample_weight)):
-                if not all(np.isfinite(leaf).all() for leaf in map(_as_array, leaves(part)) if leaf.dtype.kind in "fc"):
-                    return f"The {name} of {kind} {i} of the data have values that are not finite"
-            if time.perf_counter() > deadline:
-                break
+    for i, item in enumerate(items):
+        parts = unpack(item)
+        for name, part in (("inputs", parts.x), ("targets", parts.y), ("sample weights", parts.sample_weight)):
+            if not all(np.isfinite(leaf).all() for leaf in map(_as_array, leaves(part)) if leaf.dtype.kind in "fc"):
+                return f"The {name} of {kind} {i} of the data have values that are not finite"
+        if time.perf_counter() > deadline:
+            return None
     return None
 
 

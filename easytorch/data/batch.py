@@ -279,7 +279,7 @@ def one_if_zero(count: Any) -> Any:
 
 
 def is_single_pass(loader: Any) -> bool:
-    """Return whether ``loader`` can be read only once, as a generator; an iterator whose ``__iter__`` starts it again can not."""
+    """Return whether ``loader`` can be read only once, as a generator can; not if its ``__iter__`` starts it again."""
     if not isinstance(loader, Iterator):
         return False
     code = getattr(type(loader).__iter__, "__code__", None)

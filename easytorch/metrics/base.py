@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from easytorch._utils.api_hints import HelpfulInit
+from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import get_name
 from easytorch.checkpoint.serialization import to_serializable
@@ -160,7 +161,7 @@ class MeanMetric(Metric):
 
     def check(self, y_pred: Any, y: Any) -> None:
         """Let a function of this package check its first batch."""
-        if isinstance(self.function, HelpfulCheck):
+        if is_internal(type(self.function)) and isinstance(self.function, HelpfulCheck):
             self.function.check(self.name, y_pred, y)
 
     def reset(self) -> None:

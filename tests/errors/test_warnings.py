@@ -149,3 +149,17 @@ def test_nan_loss_warns_once(spoil, cause):
     with pytest.warns(UserWarning, match=f"The loss of epoch 1 is nan. .*{cause}.* TerminateOnNaN") as caught:
         model.fit(DataLoader(TensorDataset(x, Y), 32), epochs=3, verbose=0)
     assert len(caught) == 1
+
+
+class FourParts(Model):
+    def train_step(self, batch):
+        x, y, _, _ = batch
+        return {"loss": self.loss(self(x), y) * float("nan")}
+
+
+def test_a_loss_that_is_not_finite_does_not_end_a_run_on_custom_batches():
+    data = [(X[:8], Y[:8], "a", "b"), (X[8:16], Y[8:16], "c", "d")]
+    model = FourParts(mlp(), device="cpu").compile("sgd", "cross_entropy", lr=0.0)
+    with pytest.warns(UserWarning, match="The loss of epoch 1 is nan"):
+        model.fit(data, epochs=2, verbose=0)
+    assert model.state.epoch == 2
