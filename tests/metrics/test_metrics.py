@@ -628,3 +628,18 @@ def test_torchmetrics_object_that_computes_a_plain_number_is_accepted():
 
     model = Model(nn.Linear(4, 1), device="cpu").compile("sgd", "mse", [Constant()])
     assert model.evaluate(X, R, verbose=0).constant == 3
+
+
+def test_metric_object_with_a_method_named_check_is_only_called():
+    class Custom:
+        __name__ = "custom"
+
+        def check(self):
+            raise AssertionError("this is the user's own method")
+
+        def __call__(self, y_pred, y):
+            return (y_pred - y).abs()
+
+    model = Model(nn.Linear(4, 1), device="cpu").compile("sgd", "mse", [Custom(), "mae"])
+    scores = model.evaluate(X, R, verbose=0)
+    assert scores.custom == pytest.approx(scores.mae)
