@@ -47,6 +47,7 @@ from easytorch.metrics.names import resolve_metrics
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
+from easytorch.training.attributes import AttributeState
 from easytorch.training.results import History, Scores, forward_verbs
 from easytorch.training.session import (
     evaluation_session,
@@ -90,6 +91,7 @@ class Model:
 
     def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
         check_module(module)
+        attributes_of_user = set(vars(self))  # that a subclass has set before this call
         self.module = module
         self.signature = ForwardSignature.of(module)
         self.device = pick_device(device)
@@ -112,6 +114,7 @@ class Model:
         self.last_fit: dict[str, Any] = {}  # data of the last fit, for evaluate() and summary()
         self.columns: list[Any] | None = None  # of the frame of the last fit, whose order other frames get
         self.input_list_length = 0  # of the list that the module takes as its one input
+        self.attribute_state = AttributeState(self, frozenset(vars(self)) - attributes_of_user)
 
     # The loop
 
@@ -467,6 +470,7 @@ class Model:
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self.gradient_accumulation_steps = window_size
         self.compile_args = compile_args
+        self.attribute_state.start()
         return self
 
     def require_compiled(self, method: str) -> None:

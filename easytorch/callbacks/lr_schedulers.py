@@ -23,6 +23,7 @@ from easytorch.errors import FileError
 if TYPE_CHECKING:
     from easytorch.model import Model
 
+TORCH_SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 PER_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 PER_EPOCH = (
     lr_scheduler.StepLR,
@@ -52,7 +53,8 @@ class LRScheduler(Callback):
     """Step a scheduler of torch after each update or after each epoch.
 
     Args:
-        scheduler: A ``torch.optim.lr_scheduler`` of the model's optimizer, or a function that creates one from the optimizer.
+        scheduler: A ``torch.optim.lr_scheduler`` of the model's optimizer, or any object with ``step()``, ``state_dict()`` and
+            ``load_state_dict()``; or a function that creates one from the optimizer.
         step_every: ``"update"`` or ``"epoch"``. None decides by the class: ``OneCycleLR`` and ``CyclicLR`` count updates;
             ``StepLR``, ``MultiStepLR``, ``ExponentialLR`` and ``ReduceLROnPlateau`` count epochs. Others, such as
             ``CosineAnnealingLR``, count what their length is equal to: the updates or the epochs of the fit.
@@ -105,7 +107,8 @@ class LRScheduler(Callback):
         optimizer = require_optimizer(optimizer)
         if self._factory is not None or not _is_scheduler(self.scheduler):
             self.scheduler = _create_scheduler(self._factory, optimizer)
-        if self.scheduler.optimizer is not optimizer:
+        _check_interface(self.scheduler)
+        if getattr(self.scheduler, "optimizer", optimizer) is not optimizer:
             raise ValueError(
                 "The scheduler belongs to another optimizer than the model's. Pass a function instead: "
                 f"scheduler=lambda optimizer: {type(self.scheduler).__name__}(optimizer, ...)."
@@ -176,7 +179,8 @@ class LRScheduler(Callback):
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise a ``FileError`` if ``state`` belongs to another kind of scheduler."""
-        if state and _is_scheduler(self.scheduler) and not set(state["scheduler"]) <= set(vars(self.scheduler)):
+        is_known = isinstance(self.scheduler, TORCH_SCHEDULERS)
+        if state and is_known and not set(state["scheduler"]) <= set(vars(self.scheduler)):
             raise FileError(
                 f"The file contains the state of another scheduler than {type(self.scheduler).__name__}. Compile the model with "
                 "the scheduler that it was saved with, or load only the weights: load_weights()."
@@ -456,7 +460,34 @@ def require_optimizer(optimizer: Optimizer | None) -> Optimizer:
 
 
 def _is_scheduler(scheduler: Any) -> bool:
-    return isinstance(scheduler, (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau))
+    """Return whether ``scheduler`` is a scheduler, of torch or of another library, and not a function that creates one."""
+    if isinstance(scheduler, TORCH_SCHEDULERS):
+        return True
+    return not isinstance(scheduler, type) and callable(getattr(scheduler, "step", None))
+
+
+def _check_interface(scheduler: Any) -> None:
+    """Raise an error unless ``scheduler`` can be stepped without arguments, saved and restored."""
+    name = type(scheduler).__name__
+    if not _is_scheduler(scheduler):
+        raise TypeError(
+            f"The scheduler function must return a scheduler, received {scheduler!r}. Return an object with step()."
+        )
+    if not all(callable(getattr(scheduler, method, None)) for method in ("state_dict", "load_state_dict")):
+        raise ValueError(
+            f"{name} has no state_dict() and load_state_dict(), so a run with it cannot be resumed. Define both; a torch "
+            "scheduler such as LambdaLR has them."
+        )
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        return
+    try:
+        inspect.signature(scheduler.step).bind()
+    except TypeError:
+        raise ValueError(
+            f"{name}.step{inspect.signature(scheduler.step)} needs arguments, but the loop calls step(). Leave it out of "
+            "compile(), set model.scheduler = scheduler so that checkpoints contain it, and step it in a callback: "
+            "LambdaCallback(on_epoch_end=lambda epoch, logs: scheduler.step(epoch + 1))."
+        ) from None
 
 
 def _create_scheduler(factory: Any, optimizer: Optimizer) -> Any:

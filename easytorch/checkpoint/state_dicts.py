@@ -38,7 +38,10 @@ def check_optimizer(
         path: The file, for the message.
         refuse: An exception type to raise instead of a warning.
     """
-    if not content.get("optimizer") or optimizer is None or _fits_optimizer(content, optimizer):
+    if not content.get("optimizer") or optimizer is None:
+        return
+    has_same_kind = content.get("optimizer_kind", type(optimizer).__name__) == type(optimizer).__name__
+    if has_same_kind and (has_own_state_format(optimizer) or fits_optimizer(content["optimizer"], optimizer)):
         return
     content["optimizer"] = None
     message = f"The optimizer state in {str(path)!r} is not that of {type(optimizer).__name__} with these parameters"
@@ -167,16 +170,20 @@ def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _fits_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether every state in ``content`` belongs to a parameter of its shape.
+def has_own_state_format(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether ``optimizer`` defines what its state dict contains, as those that wrap another optimizer do."""
+    return type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
+
+
+def fits_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether everything in the state dict ``state`` belongs to a parameter of its shape.
 
     ``load_state_dict`` does not check shapes, and a fused optimizer would write outside the memory of the state.
     """
     try:
-        groups, states = content["optimizer"]["param_groups"], content["optimizer"]["state"]
+        groups, states = state["param_groups"], state["state"]
         return (
-            content.get("optimizer_kind", type(optimizer).__name__) == type(optimizer).__name__
-            and [len(group["params"]) for group in groups] == [len(group["params"]) for group in optimizer.param_groups]
+            [len(group["params"]) for group in groups] == [len(group["params"]) for group in optimizer.param_groups]
             and _has_all_settings(groups, optimizer)
             and _fits_parameters(states, _parameters_by_number(groups, optimizer), optimizer)
         )

@@ -161,6 +161,8 @@ def all_targets(loader: Any) -> Any:
     Returns:
         Tensors, or None if the targets are unknown until the samples are loaded.
     """
+    if type(loader) in (list, tuple):
+        return _labels_of_batches(loader)
     dataset = getattr(loader, "dataset", None)
     # The targets of samples that are never drawn may have any value.
     if not draws_all_samples(loader):
@@ -168,6 +170,17 @@ def all_targets(loader: Any) -> Any:
     if isinstance(dataset, ArrayDataset):
         return unpack(dataset.tree).y
     return targets_of(dataset, trusted_only=True)
+
+
+def _labels_of_batches(batches: Sequence[Any]) -> Tensor | None:
+    """Return the labels of all ``batches`` in one dimension; None unless each batch is a tuple with a tensor of integers."""
+    labels = []
+    for batch in batches:
+        y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) in (2, 3) else None
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
+            return None
+        labels.append(y.flatten())
+    return torch.cat(labels) if len({(y.dtype, y.device) for y in labels}) == 1 else None
 
 
 def draws_all_samples(loader: Any) -> bool:

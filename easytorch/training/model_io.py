@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Compile arguments that are part of the optimizer state, which a resumed run restores.
 RESTORED_FROM_CHECKPOINT = ("lr",)
+# Kinds of attributes of which all ranks have the same.
+SHARED_KINDS = ("stateful", "tensor")
 
 
 # Files
@@ -92,6 +94,7 @@ def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike
     for schedule, state in schedules:
         schedule.check_state(state)
     _load_components(model, content, weights)
+    model.attribute_state.load_state_dict(content.get("attributes", {}))
     for schedule, state in schedules:
         schedule.load_state_dict(state)
 
@@ -110,7 +113,8 @@ def _read_shards(model: Model, content: Mapping[str, Any], path: str | os.PathLi
 
 def state_dict(model: Model) -> dict[str, Any]:
     """Return everything that ``save`` writes: tensors and plain values, the module's under its own names."""
-    return _state(model, model.strategy.checkpoints.gather)
+    gather = model.strategy.checkpoints.gather
+    return {**_state(model, gather), "attributes": gather(model.attribute_state.state_dict())}
 
 
 def pickle_state(model: Model) -> dict[str, Any]:
@@ -131,9 +135,11 @@ def training_state(model: Model) -> dict[str, Any]:
     """Return everything that a run needs to continue exactly here; see ``Model.training_state``."""
     assert model.train_data is not None
     prepare = model.strategy.checkpoints.prepare
+    attributes = model.attribute_state.state_dict(model.callbacks.callbacks)
     rank_state = {
         "metrics": model.metrics.state_dict(),
         "train_data": model.train_data.state_dict(model.state.epoch_step),
+        "rank_attributes": {path: entry for path, entry in attributes.items() if entry["kind"] not in SHARED_KINDS},
     }
     ranks = model.strategy.group.gather(rank_state)
     return {
@@ -141,8 +147,10 @@ def training_state(model: Model) -> dict[str, Any]:
         "format": files.FORMAT,
         "version": files.VERSION,
         "callbacks": [[type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model)],
+        "attributes": prepare({path: entry for path, entry in attributes.items() if entry["kind"] in SHARED_KINDS}),
         "environment": _environment(model),
         "flags": _flags(model),
+        "groups": _group_names(model),
         **ranks[0],
         **({} if len(ranks) == 1 else {"ranks": ranks}),
     }
@@ -158,6 +166,7 @@ def load_training_state(model: Model, content: Mapping[str, Any], path: str | os
     with files.as_file_error(path):
         content = _read_shards(model, content, path)
         weights = state_dicts.match_state_dict(content["module"], model.module, path)
+        _restore_groups(model, content)
         _check_same_run(model, content, path)
         _warn_of_changes(model, content)
         _continue_run(model, content, weights)
@@ -188,6 +197,51 @@ def _restore_flags(model: Model, flags: Mapping[str, Any] | None) -> None:
             parameter.requires_grad_(is_trainable)
     for name, submodule in model.module.named_modules():
         submodule.training = _plain_name(name) not in eval_mode
+
+
+def _group_names(model: Model) -> list[list[str]]:
+    """Return the names of the parameters in each group of the optimizer."""
+    names = {id(parameter): _plain_name(name) for name, parameter in model.module.named_parameters()}
+    groups = model.require_optimizer("fit").param_groups
+    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in groups]
+
+
+def _restore_groups(model: Model, content: Mapping[str, Any]) -> None:
+    """Add the parameter groups that a callback has added to the optimizer in the run that is resumed.
+
+    The callback may add them again, if the run was stopped before its hook was complete: then nothing happens.
+    """
+    optimizer, names = model.require_optimizer("fit"), content.get("groups", [])
+    current, saved = _group_names(model), (content["optimizer"] or {}).get("param_groups", [])
+    if len(names) <= len(current) or names[: len(current)] != current or len(saved) != len(names):
+        return
+    parameters = {_plain_name(name): parameter for name, parameter in model.module.named_parameters()}
+    added: list[set[int]] = []
+    for group_names, settings in zip(names[len(current) :], saved[len(current) :], strict=True):
+        if not all(name in parameters for name in group_names):
+            return
+        group = {**settings, "params": [parameters[name] for name in group_names]}
+        optimizer.add_param_group(group)
+        added.append(set(map(id, group["params"])))
+    add = type(optimizer).add_param_group
+
+    def add_unless_restored(group: dict[str, Any]) -> None:
+        tensors = group["params"]
+        tensors = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+        if set(map(id, tensors)) not in added:
+            add(optimizer, {**group, "params": tensors})
+
+    vars(optimizer)["add_param_group"] = add_unless_restored
+
+
+def _restore_attributes(model: Model, attributes: Mapping[str, Any]) -> None:
+    try:
+        model.attribute_state.load_state_dict(attributes, model.callbacks.callbacks, strict=True)
+    except ValueError as error:
+        raise ResumeError(
+            f"The run cannot be resumed, because model.{error}. Run the program that was stopped, or start a new run in another "
+            "folder."
+        ) from error
 
 
 def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
@@ -282,6 +336,7 @@ def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str
     model.train_data.load_state_dict(rank_state["train_data"])
     _load_components(model, content, weights)
     _restore_flags(model, content.get("flags"))
+    _restore_attributes(model, {**content.get("attributes", {}), **rank_state.get("rank_attributes", {})})
     model.state.last = model.state.first + planned
     if is_same_size:
         model.metrics.load_state_dict(rank_state["metrics"])

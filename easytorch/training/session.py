@@ -13,11 +13,13 @@ from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
 from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss, WarnOnUntrainedParameters
 from easytorch.callbacks.base import Callback, CallbackList
+from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch
 from easytorch.data.splits import all_targets
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
+from easytorch.training.attributes import warn_of_unreadable
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
@@ -58,6 +60,7 @@ def fit_session(
         error: BaseException | None = None
         try:
             model.metrics.reset()
+            _start_attributes(model, active)
             active.on_train_begin({})
             active.on_restore()
             _check_validation_data(model, val_data)
@@ -75,10 +78,18 @@ def fit_session(
             if error is None or model.state.step > first_step:
                 loader = train_data.loader
                 model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
+            model.attribute_state.end_fit(active.callbacks)
             model.train_data, model.metrics.window = None, Window()
             train_data.close()
             active.finish(error, model.history.rows[-1] if model.history.rows else {})
     signals.exit_or_return(on_interrupt)
+
+
+def _start_attributes(model: Model, callbacks: CallbackList) -> None:
+    """Prepare what the user has added to the model; warn of what checkpoints of this fit cannot hold."""
+    model.attribute_state.start_fit(callbacks.callbacks)
+    if any(isinstance(callback, BackupAndRestore) for callback in callbacks.callbacks):
+        warn_of_unreadable(model.attribute_state.unreadable(callbacks.callbacks))
 
 
 @contextlib.contextmanager
