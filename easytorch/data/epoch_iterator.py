@@ -364,10 +364,11 @@ class EpochIterator:
 
     def _discard(self, batches: Iterator[Any], count: int) -> None:
         """Load ``count`` batches and discard them, since the sampler cannot skip them."""
-        warn(
-            f"{type(self.loader).__name__} has no sampler that can skip, so the {count} batches that were used before are "
-            "loaded again and discarded. Use a DataLoader over a Dataset to skip them without loading."
-        )
+        if not isinstance(self.loader, (list, tuple)):
+            warn(
+                f"{type(self.loader).__name__} has no sampler that can skip, so the {count} batches that were used before are "
+                "loaded again and discarded. Use a DataLoader over a Dataset to skip them without loading."
+            )
         discarded = list(itertools.islice(batches, count))
         if len(discarded) < count:
             raise ResumeError(f"The run stopped after {count} batches of a pass, but the data has fewer now.")

@@ -56,6 +56,9 @@ class Watch(Callback):
     def on_restore(self):
         self.look(self.model)
 
+    def state_dict(self):
+        return {}  # the records of the stopped run do not come back
+
     def look(self, model):
         state = model.strategy.checkpoints.gather(model.optimizer.state_dict()["state"])
         moments = {f"{i} {name}": value for i, values in state.items() for name, value in values.items()}
