@@ -81,6 +81,8 @@ class Model:
         strategy: Where and in which precision steps run.
         state: ``epoch`` and ``step`` (updates) so far.
         stop_training: Set it to True in a callback to end ``fit`` after the current update.
+        stop_evaluating: Set it to True in a callback to end an evaluation after the current batch.
+        stop_predicting: Set it to True in a callback to end ``predict`` after the current batch.
 
     Examples:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -96,7 +98,7 @@ class Model:
         self.strategy = Strategy(self.device)
         self.strategy.prepare(module)
         self.state = TrainState()
-        self.stop_training = False
+        self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.optimizer: torch.optim.Optimizer | None = None
         self.loss: Criterion = ModuleLoss()
         self.metrics = MetricCollection([], self.loss)
@@ -242,12 +244,15 @@ class Model:
         """Pass once over ``loader`` in eval mode, and return the means over all samples of all ranks."""
         batches = self.strategy.batches(loader, steps)
         self.callbacks.params["test_steps"] = count_batches(batches)
+        self.stop_evaluating = False
         self.callbacks.on_test_begin({})
         with evaluation_session(self, loader):
             for i, batch in enumerate(batches):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
+                if self.stop_evaluating:
+                    break
             scores = to_floats(self.strategy.merge_metrics(self.metrics).compute())
         if not scores:
             raise ValueError(EMPTY_DATA)
@@ -384,6 +389,7 @@ class Model:
         session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}), x)
         with session, in_eval_mode(self.module), torch.no_grad(), collector:
             self.callbacks.params["test_steps"] = count_batches(loader)
+            self.stop_predicting = False
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(loader):
                 self.callbacks.on_predict_batch_begin(i, {})
@@ -391,6 +397,8 @@ class Model:
                 outputs = outputs if transform is None else transform(outputs)
                 collector.add(map_leaves(to_numpy, predictions.check_one_row_per_sample(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
+                if self.stop_predicting:
+                    break
             self.callbacks.on_predict_end({})
         return collector.result()
 

@@ -274,14 +274,14 @@ class CallbackList(Callback):
     def finish(self, error: BaseException | None, logs: Any) -> None:
         """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback.
 
-        A hook that fails does not keep the others from running.
+        A hook that fails or is interrupted does not keep the others from running.
         Its error is raised when all hooks have run; if there was an ``error`` already, it becomes a warning.
 
         Args:
             error: The error that ended training, or None.
             logs: The logs of the last epoch.
         """
-        failures = []
+        failures: list[BaseException] = []
         hooks = [("on_train_end", logs)] if error is None else [("on_exception", error), ("on_train_end", logs)]
         for callback in self.active:
             for hook, argument in hooks:
@@ -289,12 +289,14 @@ class CallbackList(Callback):
                     continue
                 try:
                     _bind_hook(callback, hook)(argument)
-                except Exception as failure:
+                # Ctrl-C must not keep the best weights from being restored.
+                except BaseException as failure:
                     failures.append(failure)
-                    if error is not None:
+                    if error is not None and isinstance(failure, Exception):
                         warn(f"{type(callback).__name__}.{hook} also failed: {type(failure).__name__}: {failure}")
-        if failures and error is None:
-            raise failures[0]
+        interrupts = [failure for failure in failures if not isinstance(failure, Exception)]
+        if interrupts or (failures and error is None):
+            raise (interrupts or failures)[0]
 
 
 def as_callback_list(callbacks: Any) -> list[Any]:

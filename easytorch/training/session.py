@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
     from easytorch.model import Model
 
+# Two threads must not both find that no fit is running.
+_START_OF_FIT = threading.Lock()
+
 
 @contextlib.contextmanager
 def fit_session(
@@ -45,40 +49,67 @@ def fit_session(
     If the first update fails, the model is restored as it was before.
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
-    check_optimizer_is_current(model.require_optimizer("fit"), model.module)
-    signals, first_step = SignalHandler(), state.step
-    params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
-    model.history.params, model.history.interrupted = params, False
-    active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
-    train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
-    # A custom update may use its batches in any way, so every rank must have one.
-    train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-    model.train_data = train_data
-    with update_session(model, active, state), signals:
-        error: BaseException | None = None
-        try:
-            model.metrics.reset()
-            active.on_train_begin({})
-            active.on_restore()
-            _check_validation_data(model, val_data)
-            with _prepared_loss(model, train_data.loader):
-                yield
-            _synchronize_ranks(model)
-        except Interruption:
-            model.history.interrupted = True
-            signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0))
-            active.on_interrupt()
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            if error is None or model.state.step > first_step:
-                loader = train_data.loader
-                model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
-            model.train_data, model.metrics.window = None, Window()
-            train_data.close()
-            active.finish(error, model.history.rows[-1] if model.history.rows else {})
+    with _only_fit(model, train_data):
+        check_optimizer_is_current(model.require_optimizer("fit"), model.module)
+        signals = SignalHandler()
+        params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
+        model.history.params, model.history.interrupted = params, False
+        active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
+        train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
+        # A custom update may use its batches in any way, so every rank must have one.
+        train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
+        with update_session(model, active, state), signals, _training(model, train_data, val_data, active, signals):
+            yield
     signals.exit_or_return(on_interrupt)
+
+
+@contextlib.contextmanager
+def _training(
+    model: Model, train_data: EpochIterator, val_data: Any, active: CallbackList, signals: SignalHandler
+) -> Iterator[None]:
+    """Call the callbacks before and after the epochs of a fit, which run inside, and end a fit that a signal interrupts."""
+    error: BaseException | None = None
+    first_step = model.state.step
+    try:
+        model.metrics.reset()
+        active.on_train_begin({})
+        active.on_restore()
+        _check_validation_data(model, val_data)
+        with _prepared_loss(model, train_data.loader):
+            yield
+        _synchronize_ranks(model)
+    except Interruption:
+        model.history.interrupted = True
+        signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0))
+        active.on_interrupt()
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        if error is None or model.state.step > first_step:
+            loader = train_data.loader
+            model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
+        model.train_data, model.metrics.window = None, Window()
+        train_data.close()
+        active.finish(error, model.history.rows[-1] if model.history.rows else {})
+
+
+@contextlib.contextmanager
+def _only_fit(model: Model, train_data: EpochIterator) -> Iterator[None]:
+    """Set ``model.train_data`` inside; raise a ``RuntimeError`` if a fit of ``model`` is running."""
+    try:
+        with _START_OF_FIT:
+            if model.train_data is not None:
+                raise RuntimeError(
+                    "fit() of this model is running already, in this thread or another one, and a second fit() would train the same "
+                    "weights. Call it when the first has ended. In a callback use train_on_batch(), evaluate() or predict(), or "
+                    "fit a copy: copy.deepcopy(self.model).fit(...)."
+                )
+            model.train_data = train_data
+        yield
+    finally:
+        if model.train_data is train_data:
+            model.train_data = None
 
 
 @contextlib.contextmanager
