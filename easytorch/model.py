@@ -38,7 +38,6 @@ from easytorch.data.arrays import as_predict_data, column_names, is_input_list, 
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
-from easytorch.data.splits import all_targets
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import to_floats
@@ -51,6 +50,7 @@ from easytorch.training.results import History, Scores, forward_verbs
 from easytorch.training.session import (
     evaluation_session,
     fit_session,
+    known_targets,
     reporting_errors,
     separate_metrics,
     update_session,
@@ -297,7 +297,7 @@ class Model:
                 "the given data",
                 as_loader(match_columns(x, self.columns), y, sample_weight, batch_size=batch_size),
             )
-        self.loss.prepare(all_targets(loader))
+        self.loss.prepare(known_targets(self, loader))
         all_callbacks = collect_callbacks(callbacks, verbose)
         with reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})):
             return Scores(self.test_epoch(loader, steps), self, name)

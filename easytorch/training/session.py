@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
     from easytorch.model import Model
 
+# Methods between the samples of the data and the loss. A custom one may give the loss other targets.
+TARGET_METHODS = ("unpack", "train_step", "test_step", "update", "train_epoch", "test_epoch")
+
 # Two threads must not both find that no fit is running.
 _START_OF_FIT = threading.Lock()
 
@@ -101,9 +104,9 @@ def _only_fit(model: Model, train_data: EpochIterator) -> Iterator[None]:
         with _START_OF_FIT:
             if model.train_data is not None:
                 raise RuntimeError(
-                    "fit() of this model is running already, in this thread or another one, and a second fit() would train the same "
-                    "weights. Call it when the first has ended. In a callback use train_on_batch(), evaluate() or predict(), or "
-                    "fit a copy: copy.deepcopy(self.model).fit(...)."
+                    "fit() of this model is running already, in this thread or another one, and a second fit() would train the "
+                    "same weights. Call it when the first has ended. In a callback use train_on_batch(), evaluate() or "
+                    "predict(), or fit a copy: copy.deepcopy(self.model).fit(...)."
                 )
             model.train_data = train_data
         yield
@@ -115,8 +118,8 @@ def _only_fit(model: Model, train_data: EpochIterator) -> Iterator[None]:
 @contextlib.contextmanager
 def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
     """Let the loss check the first batch of ``loader`` inside, and use what is known of its targets."""
-    model.loss.prepare(all_targets(loader))
-    with model.loss.knowing(_known_targets(model, loader)):
+    model.loss.prepare(known_targets(model, loader))
+    with model.loss.knowing(_known_to_all_ranks(model, loader)):
         yield
 
 
@@ -171,7 +174,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),
             torch.no_grad(),
-            model.loss.knowing(_known_targets(model, loader)),
+            model.loss.knowing(_known_to_all_ranks(model, loader)),
         ):
             yield
     finally:
@@ -205,10 +208,15 @@ def active_callbacks(model: Model, callbacks: CallbackList) -> Iterator[None]:
         model.callbacks = previous
 
 
-def _known_targets(model: Model, loader: Any) -> Any:
+def known_targets(model: Model, loader: Any) -> Any:
+    """Return all targets that the loss will get from ``loader``; None if a custom step or ``unpack`` may change them."""
+    is_custom = any(map(model.overrides, TARGET_METHODS))
+    return None if is_custom else all_targets(loader)
+
+
+def _known_to_all_ranks(model: Model, loader: Any) -> Any:
     """Return all targets that the loss will get, None if they are unknown or if ranks have different ones."""
-    is_custom = any(map(model.overrides, ("train_step", "test_step", "unpack")))
-    return None if is_custom or not model.strategy.group.splits_data else all_targets(loader)
+    return known_targets(model, loader) if model.strategy.group.splits_data else None
 
 
 def _synchronize_ranks(model: Model) -> None:
@@ -225,7 +233,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     It leaves no trace in the module.
     """
     batch = first_batch(loader)
-    model.loss.prepare(all_targets(loader))
+    model.loss.prepare(known_targets(model, loader))
     if batch is None:
         return
     try:
