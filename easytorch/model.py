@@ -46,6 +46,7 @@ from easytorch.metrics.names import resolve_metrics
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
+from easytorch.training.overrides import adapt_overrides
 from easytorch.training.results import History, Scores, forward_verbs
 from easytorch.training.session import (
     evaluation_session,
@@ -629,6 +630,7 @@ class Model:
         super().__init_subclass__(**options)
         if not is_internal(cls):
             api_hints.check_steps(cls)
+            adapt_overrides(cls)
 
     if not TYPE_CHECKING:  # type checkers must still find misspelled attributes
 

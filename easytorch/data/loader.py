@@ -149,6 +149,12 @@ def _check_type(x: Any, y: Any) -> None:
     """Raise a ``TypeError`` for None, a class or a sparse matrix."""
     if x is None or isinstance(x, type):
         raise TypeError(f"Cannot train on {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
+    if isinstance(y, (DataLoader, IterableDataset)):
+        raise TypeError(
+            f"Expected data, received a tuple of two data sets, {type(x).__name__} and {type(y).__name__}. To read both at once, "
+            "pass lambda: zip(first, second) and override train_step(batch), whose batch is ((x, y), (x, y)). For validation, "
+            "pass fit(first, validation_data=second)."
+        )
     for name, value in (("x", x), ("y", y)):
         if hasattr(value, "toarray") and hasattr(value, "nnz"):
             raise TypeError(

@@ -12,13 +12,20 @@ import torch
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
-from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss, WarnOnUntrainedParameters
+from easytorch.callbacks.advice import (
+    WarnOnCustomUpdate,
+    WarnOnEndlessData,
+    WarnOnNonFiniteLoss,
+    WarnOnSummedLoss,
+    WarnOnUntrainedParameters,
+)
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch
 from easytorch.data.splits import all_targets
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
+from easytorch.training.overrides import measured_once
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
@@ -128,6 +135,12 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
     advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
     if not params["steps"]:
         advice.append(WarnOnEndlessData())
+    if model.overrides("update"):
+        advice.append(WarnOnCustomUpdate())
+    elif model.overrides("train_step") and (
+        model.gradient_accumulation_steps > 1 or model.strategy.group.world_size > 1
+    ):
+        advice.append(WarnOnSummedLoss())
     consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
     return CallbackList([*callbacks, *advice, *consensus], model, params)
 
@@ -141,7 +154,12 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     restore_buffers = train_mode.snapshot_buffers(model.module)
     model.stop_training = False
     model.strategy.start(optimizer)
-    with active_callbacks(model, callbacks), translate_errors(model.module), train_mode.in_train_mode(model.module):
+    with (
+        active_callbacks(model, callbacks),
+        translate_errors(model.module),
+        train_mode.in_train_mode(model.module),
+        measured_once(model),
+    ):
         try:
             yield
         except BaseException:
