@@ -8,6 +8,7 @@ from typing import Any
 
 from easytorch import callbacks, data
 from easytorch._utils.api_hints import PACKAGE_HINTS, missing_attribute_error
+from easytorch.data.batch import Batch
 from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, ResumeError
 from easytorch.metrics.aggregation import Mean
@@ -22,6 +23,7 @@ from easytorch.training.results import History, Scores
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "DataParallel",
     "EpochMetric",
     "FileError",

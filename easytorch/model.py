@@ -38,7 +38,6 @@ from easytorch.data.arrays import as_predict_data, column_names, is_input_list, 
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
-from easytorch.data.splits import all_targets
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import to_floats
@@ -48,10 +47,12 @@ from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.attributes import AttributeState
+from easytorch.training.overrides import adapt_overrides
 from easytorch.training.results import History, Scores, forward_verbs
 from easytorch.training.session import (
     evaluation_session,
     fit_session,
+    known_targets,
     reporting_errors,
     separate_metrics,
     update_session,
@@ -82,6 +83,8 @@ class Model:
         strategy: Where and in which precision steps run.
         state: ``epoch`` and ``step`` (updates) so far.
         stop_training: Set it to True in a callback to end ``fit`` after the current update.
+        stop_evaluating: Set it to True in a callback to end an evaluation after the current batch.
+        stop_predicting: Set it to True in a callback to end ``predict`` after the current batch.
 
     Examples:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -98,7 +101,7 @@ class Model:
         self.strategy = Strategy(self.device)
         self.strategy.prepare(module)
         self.state = TrainState()
-        self.stop_training = False
+        self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.optimizer: torch.optim.Optimizer | None = None
         self.loss: Criterion = ModuleLoss()
         self.metrics = MetricCollection([], self.loss)
@@ -245,12 +248,15 @@ class Model:
         """Pass once over ``loader`` in eval mode, and return the means over all samples of all ranks."""
         batches = self.strategy.batches(loader, steps)
         self.callbacks.params["test_steps"] = count_batches(batches)
+        self.stop_evaluating = False
         self.callbacks.on_test_begin({})
         with evaluation_session(self, loader):
             for i, batch in enumerate(batches):
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
+                if self.stop_evaluating:
+                    break
             scores = to_floats(self.strategy.merge_metrics(self.metrics).compute())
         if not scores:
             raise ValueError(EMPTY_DATA)
@@ -295,7 +301,7 @@ class Model:
                 "the given data",
                 as_loader(match_columns(x, self.columns), y, sample_weight, batch_size=batch_size),
             )
-        self.loss.prepare(all_targets(loader))
+        self.loss.prepare(known_targets(self, loader))
         all_callbacks = collect_callbacks(callbacks, verbose)
         with reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})):
             return Scores(self.test_epoch(loader, steps), self, name)
@@ -387,6 +393,7 @@ class Model:
         session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}), x)
         with session, in_eval_mode(self.module), torch.no_grad(), collector:
             self.callbacks.params["test_steps"] = count_batches(loader)
+            self.stop_predicting = False
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(loader):
                 self.callbacks.on_predict_batch_begin(i, {})
@@ -394,6 +401,8 @@ class Model:
                 outputs = outputs if transform is None else transform(outputs)
                 collector.add(map_leaves(to_numpy, predictions.check_one_row_per_sample(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
+                if self.stop_predicting:
+                    break
             self.callbacks.on_predict_end({})
         return collector.result()
 
@@ -625,6 +634,7 @@ class Model:
         super().__init_subclass__(**options)
         if not is_internal(cls):
             api_hints.check_steps(cls)
+            adapt_overrides(cls)
 
     if not TYPE_CHECKING:  # type checkers must still find misspelled attributes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -331,3 +332,40 @@ def test_the_death_of_a_worker_is_an_error_and_ends_the_rest(tmp_path):
             callbacks=[LambdaCallback(on_train_end=lambda logs: end_logs.append(1))],
         )
     assert end_logs == [1]
+
+
+def test_ctrl_c_stops_training_under_asyncio(capsys):
+    async def train():
+        return fit_model(SendSignal(5))
+
+    handler = signal.getsignal(signal.SIGINT)
+    model, history = asyncio.run(train())
+    assert history.interrupted
+    assert model.state.step == 5
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_ctrl_c_in_on_train_end_does_not_skip_the_other_hooks():
+    def interrupt(logs):
+        raise KeyboardInterrupt
+
+    stopping = EarlyStopping("loss", restore_best_weights=True)
+    ended = []
+    callbacks = [LambdaCallback(on_train_end=interrupt), stopping, LambdaCallback(on_train_end=ended.append)]
+    with pytest.raises(KeyboardInterrupt):
+        new_model().fit(X, Y, callbacks=callbacks, verbose=0)
+    assert len(ended) == 1
+    assert stopping.best_epoch == 0
+    assert stopping.best_weights is None  # they were restored
+
+
+def test_ctrl_c_in_on_train_end_wins_over_an_earlier_error():
+    def fail(*_):
+        raise ValueError("the error")
+
+    def interrupt(logs):
+        raise KeyboardInterrupt
+
+    callbacks = [LambdaCallback(on_train_batch_end=fail), LambdaCallback(on_train_end=interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        new_model().fit(X, Y, callbacks=callbacks, verbose=0)

@@ -107,9 +107,42 @@ def version(tensor: Tensor) -> int:
     return int(getattr(tensor, "_version", 0))
 
 
+def mark_as_stepped(optimizer: torch.optim.Optimizer) -> None:
+    """Record that ``optimizer`` has stepped: a scheduler warns if it steps before, also in a run that is resumed between both."""
+    vars(optimizer)["_opt_called"] = True
+
+
 def cpu_has_bf16() -> bool:
     """Return whether the processor has bfloat16 instructions; True if torch cannot find out."""
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
         return True  # torch has these probes for x86 only
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+# Autograd nodes that pass a sum on.
+SUM_KEEPERS = ("Add", "Sub", "Neg", "AttachFlags", "View", "Squeeze", "Alias", "ToCopy")
+
+
+def is_sum_over(node: Any, size: int) -> bool:
+    """Return whether an autograd graph ends in a sum over a dimension of ``size``, perhaps times a number; False if unknown.
+
+    Args:
+        node: The ``grad_fn`` of a loss, before or after its backward pass.
+        size: The number of samples, the first dimension of what is summed.
+    """
+    queue, seen = [node], 0
+    while queue and seen < 1000:  # the graph of a loss that is a sum of many terms may be large
+        node, seen = queue.pop(), seen + 1
+        if node is None:
+            continue
+        name = node.name()
+        sizes = getattr(node, "_saved_self_sym_sizes", ())
+        # 2 is the sum in torch's enumeration of reductions.
+        if getattr(node, "_saved_reduction", None) == 2 or (name == "SumBackward0" and [*sizes[:1]] == [size]):
+            return True
+        parents = [parent for parent, _ in node.next_functions]
+        is_scaled = name.startswith("Mul") and sum(parent is not None for parent in parents) == 1
+        if is_scaled or name.startswith(SUM_KEEPERS):
+            queue += parents
+    return False

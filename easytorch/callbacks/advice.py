@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from easytorch._utils import torch_private
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
-from easytorch.callbacks.base import Callback
+from easytorch.callbacks.base import Callback, has_hook
 from easytorch.callbacks.nan import TerminateOnNaN
 
 # Time for the search for values that are not finite, after the loss of an epoch was not.
@@ -35,10 +36,11 @@ class WarnOnNonFiniteLoss(Callback):
         if self.has_warned or self.model.metrics.has_counted_nothing():
             return
         logs = logs or {}
-        loss, val_loss = logs.get("loss", 0.0), logs.get("val_loss", 0.0)
+        val_loss = logs.get("val_loss", 0.0)
+        name = next((name for name in self._list_losses(logs) if not math.isfinite(logs[name])), None)
         message = None
-        if not math.isfinite(loss):
-            message = self._describe_training_loss(epoch, loss)
+        if name is not None:
+            message = self._describe_training_loss(epoch, name, logs[name])
         elif not math.isfinite(val_loss):
             message = (
                 f"The validation loss of epoch {epoch + 1} is {val_loss}, but the training loss is finite. Check the validation "
@@ -48,7 +50,19 @@ class WarnOnNonFiniteLoss(Callback):
             self.has_warned = True
             warn(message)
 
-    def _describe_training_loss(self, epoch: int, loss: float) -> str | None:
+    def _list_losses(self, logs: Mapping[str, Any]) -> list[str]:
+        """Return the name of the loss; without one, the names of what a custom update has recorded."""
+        if "loss" in logs or not self.model.overrides("update"):
+            return ["loss"] * ("loss" in logs)
+        metrics = self.model.metrics
+        measured = {name for name in logs if name in metrics.names or metrics.may_have_entry(name)}
+        return [
+            name
+            for name, value in logs.items()
+            if isinstance(value, (int, float)) and name not in measured and not name.startswith(("val_", "lr"))
+        ]
+
+    def _describe_training_loss(self, epoch: int, name: str, loss: float) -> str | None:
         """Return the message, or None if ``TerminateOnNaN`` reports the loss."""
         if any(isinstance(callback, TerminateOnNaN) for callback in self.model.callbacks.callbacks):
             return None
@@ -56,8 +70,9 @@ class WarnOnNonFiniteLoss(Callback):
         fix = "Use a lower learning rate, or pass clip_grad_norm=1.0 to compile()."
         if data is not None:
             fix = f"{data}: remove or fill these values."
+        subject = "The loss" if name == "loss" else f"{name!r}"
         return (
-            f"The loss of epoch {epoch + 1} is {loss}. {fix} The callback TerminateOnNaN() stops training at the first such "
+            f"{subject} of epoch {epoch + 1} is {loss}. {fix} The callback TerminateOnNaN() stops training at the first such "
             "loss and reports its origin."
         )
 
@@ -138,6 +153,86 @@ class WarnOnUntrainedParameters(Callback):
 
 def _join_names(names: list[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+class WarnOnCustomUpdate(Callback):
+    """Warn once, after the first update, of what a custom ``update`` leaves out although the program asks for it."""
+
+    all_ranks = False
+    # Before all callbacks that may set the gradients to None.
+    priority = -1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Wait for the first update."""
+        self.is_due, self.has_called = True, False
+        self.clips_before = self.model.strategy.clip_count
+
+    def on_before_optimizer_step(self) -> None:
+        """Record that ``update`` calls this hook."""
+        self.has_called = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Check the first update."""
+        if not self.is_due:
+            return
+        self.is_due = False
+        model = self.model
+        callbacks = [
+            type(callback).__name__
+            for callback in model.callbacks.callbacks
+            if not isinstance(callback, (TerminateOnNaN, WarnOnCustomUpdate, WarnOnUntrainedParameters))
+            and has_hook(callback, "on_before_optimizer_step")
+        ]
+        if callbacks and not self.has_called:
+            warn(
+                f"update() is custom and does not call on_before_optimizer_step() of {', '.join(callbacks)}. Add "
+                "self.callbacks.on_before_optimizer_step() to it, before self.strategy.step(...)."
+            )
+        if (model.clip_grad_norm or model.clip_grad_value) and model.strategy.clip_count == self.clips_before:
+            warn(
+                "update() is custom and does not clip gradients, so clip_grad_norm and clip_grad_value have no effect. Add "
+                "self.strategy.clip(self.optimizer, self.clip_grad_norm, self.clip_grad_value) to it, before "
+                "self.strategy.step(...)."
+            )
+
+
+class WarnOnSummedLoss(Callback):
+    """Warn once, in the first update, if a custom step returns a sum over samples where batches are averaged."""
+
+    all_ranks = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Watch the losses of the first update."""
+        # A loss of compile() that is a sum is not averaged.
+        self.is_due = not getattr(self.model.loss, "is_sum", False)
+        if self.is_due:
+            self.model.strategy.watch_losses(True)
+
+    def on_before_optimizer_step(self) -> None:
+        """Check the losses of this update."""
+        if not self.is_due:
+            return
+        assert self.model.train_data is not None
+        sizes = self.model.train_data.window.sizes
+        for loss, size in zip(self.model.strategy.losses, sizes, strict=False):
+            # The pair (sum, count) is divided by its count.
+            if not isinstance(loss, tuple) and torch_private.is_sum_over(loss.grad_fn, size):
+                warn(
+                    "train_step returns a sum over the samples of a batch as 'loss', but the batches of an update are averaged, "
+                    "weighted by their samples. So the gradients are not those of one large batch. Return the mean, or the pair "
+                    "{'loss': (sum, count)}."
+                )
+                break
+        self._stop()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Release the losses."""
+        if self.is_due:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.is_due = False
+        self.model.strategy.watch_losses(False)
 
 
 class WarnOnEndlessData(Callback):

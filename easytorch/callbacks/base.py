@@ -240,10 +240,12 @@ class CallbackList(Callback):
     Attributes:
         active: The callbacks that run on this rank.
         diverged: True after a non-finite loss; checkpoints are no longer written.
+        given_warnings: Warnings that were given in this run and are given once.
     """
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
         self.diverged = False
+        self.given_warnings: set[str] = set()
         self.callbacks = sorted(map(_check_callback, callbacks), key=lambda callback: callback.priority)
         self.params = params
         for callback in self.callbacks:
@@ -252,7 +254,7 @@ class CallbackList(Callback):
         is_main = model.strategy.group.is_main
         self.active = [callback for callback in self.callbacks if callback.all_ranks or is_main]
         for hook in HOOKS:
-            methods = [_bind_hook(callback, hook) for callback in self.active if _has_hook(callback, hook)]
+            methods = [_bind_hook(callback, hook) for callback in self.active if has_hook(callback, hook)]
             if methods:
                 setattr(self, hook, methods[0] if len(methods) == 1 else _call_in_order(methods))
 
@@ -274,27 +276,29 @@ class CallbackList(Callback):
     def finish(self, error: BaseException | None, logs: Any) -> None:
         """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback.
 
-        A hook that fails does not keep the others from running.
+        A hook that fails or is interrupted does not keep the others from running.
         Its error is raised when all hooks have run; if there was an ``error`` already, it becomes a warning.
 
         Args:
             error: The error that ended training, or None.
             logs: The logs of the last epoch.
         """
-        failures = []
+        failures: list[BaseException] = []
         hooks = [("on_train_end", logs)] if error is None else [("on_exception", error), ("on_train_end", logs)]
         for callback in self.active:
             for hook, argument in hooks:
-                if not _has_hook(callback, hook):
+                if not has_hook(callback, hook):
                     continue
                 try:
                     _bind_hook(callback, hook)(argument)
-                except Exception as failure:
+                # Ctrl-C must not keep the best weights from being restored.
+                except BaseException as failure:
                     failures.append(failure)
-                    if error is not None:
+                    if error is not None and isinstance(failure, Exception):
                         warn(f"{type(callback).__name__}.{hook} also failed: {type(failure).__name__}: {failure}")
-        if failures and error is None:
-            raise failures[0]
+        interrupts = [failure for failure in failures if not isinstance(failure, Exception)]
+        if interrupts or (failures and error is None):
+            raise (interrupts or failures)[0]
 
 
 def as_callback_list(callbacks: Any) -> list[Any]:
@@ -322,7 +326,8 @@ def _check_callback(callback: Any) -> Callback:
     )
 
 
-def _has_hook(callback: Callback, hook: str) -> bool:
+def has_hook(callback: Callback, hook: str) -> bool:
+    """Return whether ``callback`` defines ``hook``."""
     return _overrides(callback, hook) or (hook in KERAS_ALIASES and hasattr(callback, KERAS_ALIASES[hook]))
 
 

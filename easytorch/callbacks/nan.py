@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,9 @@ class UpdateRecord(NamedTuple):
 
 class TerminateOnNaN(Callback):
     """Stop training when a loss is NaN or infinite, before the optimizer uses it, and report the origin.
+
+    Every loss that an update backpropagates is checked, whatever its name in the logs.
+    A custom ``update`` that does not call ``self.callbacks.on_before_optimizer_step()`` is checked after the update.
 
     The batch runs once more with the same random numbers.
     The report names the first module whose output is not finite, the term of the loss, and the samples.
@@ -71,12 +74,15 @@ class TerminateOnNaN(Callback):
         self._checks_on_device = is_fused and not model.strategy.scaler.is_enabled()
         self.report = None
         self._pending: list[tuple[Tensor, UpdateRecord]] = []
-        self._train_data, self._losses = model.train_data, model.metrics.last_losses(model.train_data.window_size)
+        self._train_data, self._is_checked = model.train_data, False
+        model.strategy.watch_losses(True)
         self._rng_states: list[Tensor] = []
         self._draws_random_numbers = self._checks_rng = False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Record the random states, if steps draw random numbers."""
+        self.model.strategy.losses.clear()
+        self._is_checked = False
         is_due = batch % self.RNG_CHECK_INTERVAL == 0 or not self._rng_states
         self._checks_rng = is_due and not self._draws_random_numbers
         if self._draws_random_numbers or self._checks_rng:
@@ -87,12 +93,24 @@ class TerminateOnNaN(Callback):
         if self._checks_rng:
             states = get_torch_rng_state(self.model.device)
             self._draws_random_numbers = not all(map(torch.equal, self._rng_states, states))
+        self._is_checked = True
+        if not self.model.strategy.losses:
+            return
         if self._checks_on_device:
             self._schedule_check()
             return
-        is_bad = not all(map(isfinite, self._losses))
-        if self.model.strategy.control.loss_not_finite(is_bad):
+        if self.model.strategy.control.loss_not_finite(self._has_bad_loss()):
             self._terminate(self._record_update())
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Check the losses of a custom update that does not call ``on_before_optimizer_step``."""
+        strategy = self.model.strategy
+        if not self._is_checked and strategy.group.any_rank(self._has_bad_loss()):
+            self._terminate(self._record_update(), is_over=True)
+        strategy.losses.clear()
+
+    def _has_bad_loss(self) -> bool:
+        return not all(map(isfinite, _values(self.model.strategy.losses)))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Run the pending checks."""
@@ -101,6 +119,7 @@ class TerminateOnNaN(Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Remove the attributes that were set on the optimizer."""
+        self.model.strategy.watch_losses(False)
         for name in ("found_inf", "grad_scale"):
             if self._checks_on_device and hasattr(self.model.optimizer, name):
                 delattr(self.model.optimizer, name)
@@ -110,7 +129,9 @@ class TerminateOnNaN(Callback):
 
     def _schedule_check(self) -> None:
         """Let the optimizer skip this update on the device if a loss is not finite; the host checks later."""
-        is_bad = self.model.strategy.control.loss_not_finite(~torch.stack(list(self._losses)).isfinite().all())
+        is_bad = self.model.strategy.control.loss_not_finite(
+            ~torch.stack([*_values(self.model.strategy.losses)]).isfinite().all()
+        )
         optimizer: Any = self.model.optimizer
         optimizer.found_inf, optimizer.grad_scale = is_bad.float(), None
         self._pending.append((is_bad, self._record_update()))
@@ -126,17 +147,23 @@ class TerminateOnNaN(Callback):
                 self._terminate(update)
                 return
 
-    def _terminate(self, update: UpdateRecord) -> None:
+    def _terminate(self, update: UpdateRecord, is_over: bool = False) -> None:
+        """Stop training and report the origin; ``is_over`` if the optimizer has used the loss already."""
         state = self.model.state
         title = (
-            f"The loss is not finite in update {state.step + 1} (epoch {state.epoch + 1}). Training stops with the weights from "
-            "before this update."
+            f"The loss is not finite in update {state.step + (not is_over)} (epoch {state.epoch + 1}). Training stops with the "
+            f"weights from {'after' if is_over else 'before'} this update."
         )
+        if is_over:
+            title += (
+                " To stop before it, call self.callbacks.on_before_optimizer_step() before self.strategy.step(...)."
+            )
         self.report = "\n  ".join([title, *self._replay(update)])
         if self.path is not None:
             self.report += f"\n  {self._write(Path(self.path), update, self.report)}"
-        # The optimizer skips parameters without gradients.
+        # Optimizers skip parameters without gradients; a custom update may have several.
         self.model.require_optimizer("fit").zero_grad()
+        self.model.module.zero_grad()
         self.model.stop_training = self.model.callbacks.diverged = True
         if self.raise_error:
             raise FloatingPointError(self.report)
@@ -158,6 +185,8 @@ class TerminateOnNaN(Callback):
 
     def _replay(self, update: UpdateRecord) -> list[str]:
         """Run the batches again with a hook on every module, and return the findings, one line each."""
+        if self.model.overrides("update"):
+            return ["The update is custom, so its steps are not run again"]
         model, hook = self.model, FirstNonFiniteHook(self.model.module)
         metrics, model.metrics = model.metrics, model.metrics.new_copy()
         try:
@@ -232,6 +261,11 @@ class FirstNonFiniteHook:
                 self.rows = find_non_finite_rows(output)
 
         return check_output
+
+
+def _values(losses: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield each loss, or the sum of a pair ``(sum, count)``, without its graph."""
+    return ((loss[0] if isinstance(loss, tuple) else loss).detach() for loss in losses)
 
 
 def has_non_finite(tree: Any) -> bool:

@@ -91,17 +91,20 @@ def batch_size(batch: Any) -> int:
     A batch object of another library may have an attribute ``batch_size`` or ``num_graphs``.
 
     Raises:
-        ValueError: If first dimensions differ, or there is neither tensor nor array.
+        ValueError: If first dimensions differ, or there is neither tensor nor array. Of a batch of three or more parts, the
+            inputs may have another first dimension; all other parts must agree.
     """
     # By far the most frequent cases, once for each batch.
-    if type(batch) in (tuple, list) and len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].ndim:
-        return batch[1].shape[0]
+    if type(batch) in (tuple, list) and len(batch) in (2, 3) and isinstance(batch[1], Tensor) and batch[1].ndim:
+        size = batch[1].shape[0]
+        if len(batch) == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (size,)):
+            return size
     if type(batch) is Tensor and batch.ndim:
         return batch.shape[0]
-    for count in (_read_size_attribute, _count_targets, _count_rows):
-        size = count(batch)
-        if size is not None:
-            return size
+    for count in (_read_size_attribute, _count_other_parts, _count_targets, _count_rows):
+        found = count(batch)
+        if found is not None:
+            return found
     raise ValueError(
         f"Cannot find the number of samples in this batch: expected tensors or arrays, received {describe(batch)}. Pass "
         "(x, y) as tensors, or override Model.batch_size."
@@ -116,12 +119,40 @@ def _read_size_attribute(batch: Any) -> int | None:
     return None
 
 
+def _count_other_parts(batch: Any) -> int | None:
+    """Return the number of rows of all parts after the inputs, for a batch of three or more parts."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 3:
+        return None
+    is_detection = any(
+        isinstance(leaf, Mapping) for part in batch[1:] if isinstance(part, (tuple, list)) for leaf in part
+    )
+    return None if is_detection else _count_first_dimension(batch[1:], batch)
+
+
 def _count_targets(batch: Any) -> int | None:
     targets = _get_targets(batch)
     # Object detection has a dict for each sample.
     if isinstance(targets, (tuple, list)) and targets and all(isinstance(target, Mapping) for target in targets):
         return len(targets)
-    return _count_first_dimension(targets, batch)
+    size = _count_first_dimension(targets, batch)
+    if isinstance(batch, Mapping) and size is not None:
+        _check_targets_count_samples(size, batch)
+    return size
+
+
+def _check_targets_count_samples(size: int, batch: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` if the other entries of a dict agree on another number of samples than the targets.
+
+    The targets of CTC may be concatenated. Entries of time-major inputs, ``[T, N]``, have the samples in their second dimension.
+    """
+    others = [leaf for key, part in batch.items() if key not in LABEL_KEYS for leaf in leaves(part) if _has_rows(leaf)]
+    is_confirmed = any(len(leaf) == size for leaf in others) or all(leaf.shape[1:2] == (size,) for leaf in others)
+    if len(others) > 1 and not is_confirmed and len({len(leaf) for leaf in others}) == 1:
+        _count_first_dimension(batch, batch)
+
+
+def _has_rows(leaf: Any) -> bool:
+    return isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0
 
 
 def _count_rows(batch: Any) -> int | None:
@@ -135,11 +166,12 @@ def _get_targets(batch: Any) -> Any:
 
 
 def _count_first_dimension(tree: Any, batch: Any) -> int | None:
-    sizes = {len(leaf) for leaf in leaves(tree) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0}
+    sizes = {len(leaf) for leaf in leaves(tree) if _has_rows(leaf)}
     if len(sizes) > 1:
         raise ValueError(
             f"The parts of a batch have different first dimensions: expected one row for each sample, received {sorted(sizes)} "
-            f"rows in {describe(batch)}. Check that len(x) == len(y)."
+            f"rows in {describe(batch)}. Check that len(x) == len(y). If the batch is right, override batch_size(self, batch) in "
+            "a subclass of Model, and return the number of samples."
         )
     return sizes.pop() if sizes else None
 

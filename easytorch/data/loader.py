@@ -51,7 +51,7 @@ from easytorch.data.sample_weights import (
     with_sample_weight,
 )
 from easytorch.data.seeded import SeededDataset
-from easytorch.data.splits import draws_all_samples, split_loader
+from easytorch.data.splits import draws_all_samples, has_custom_iterator, split_loader
 from easytorch.data.workers import shield_workers
 from easytorch.distributed.process_group import SingleProcess
 
@@ -149,6 +149,12 @@ def _check_type(x: Any, y: Any) -> None:
     """Raise a ``TypeError`` for None, a class or a sparse matrix."""
     if x is None or isinstance(x, type):
         raise TypeError(f"Cannot train on {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
+    if isinstance(y, (DataLoader, IterableDataset)):
+        raise TypeError(
+            f"Expected data, received a tuple of two data sets, {type(x).__name__} and {type(y).__name__}. To read both at once, "
+            "pass lambda: zip(first, second) and override train_step(batch), whose batch is ((x, y), (x, y)). For validation, "
+            "pass fit(first, validation_data=second)."
+        )
     for name, value in (("x", x), ("y", y)):
         if hasattr(value, "toarray") and hasattr(value, "nnz"):
             raise TypeError(
@@ -270,6 +276,8 @@ def first_batch(loader: Any) -> Any:
             return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
+    if has_custom_iterator(loader):
+        return None
     with preserve_rng_state(), preserve_generators([loader.dataset, loader.collate_fn]):
         dataset: Any = loader.dataset
         if type(loader.sampler) is SubsetRandomSampler:
@@ -334,7 +342,7 @@ def make_fit_data(
         once = epochs == 1 or validation_steps is not None
         validation = _validation_loader(match_columns(validation_data, columns), batch_size, once, validation_steps)
     elif validation_split:
-        loader, validation = _split(loader, validation_split)
+        loader, validation = _split(loader, validation_split, unpack)
     train_data = EpochIterator(
         loader,
         window_size=window_size,
@@ -401,7 +409,7 @@ def _validation_loader(data: Any, batch_size: int | None, once: bool, steps: int
     return GeneratorWithLookahead(iter(validation)) if is_generator else validation
 
 
-def _split(loader: Any, fraction: Any) -> tuple[Any, Any]:
+def _split(loader: Any, fraction: Any, unpack: Callable[[Any], Batch]) -> tuple[Any, Any]:
     """Return the loaders of the training data and of the validation data."""
     is_number = isinstance(fraction, (int, float, np.number)) and not isinstance(fraction, bool)
     if not is_number or not 0 < fraction < 1:
@@ -410,7 +418,7 @@ def _split(loader: Any, fraction: Any) -> tuple[Any, Any]:
         raise ValueError(f"validation_split must be a fraction between 0 and 1, received {fraction!r}. {fix}.")
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError("validation_split needs data with a length and an index. Pass validation_data instead.")
-    return split_loader(loader, float(fraction), seed=0, stratify=True)
+    return split_loader(loader, float(fraction), seed=0, stratify=True, unpack=unpack)
 
 
 def make_validation_schedule(val_data: Any, frequency: Any) -> Callable[[int], bool]:

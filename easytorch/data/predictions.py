@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,30 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
     else:
         # Next to other outputs there may be a single number, such as a loss.
         is_valid = all(not leaf.ndim or len(leaf) in (size, 0) for leaf in leaves(outputs) if isinstance(leaf, Tensor))
+    if isinstance(outputs, list) and len(outputs) == size and not (is_valid and _has_full_rows(outputs)):
+        return SampleList(outputs)
     if is_valid:
         return outputs
     raise ValueError(
         f"predict() needs outputs with one row for each sample, but for a batch of {size} the module returned "
         f"{describe(outputs)}. Override predict_step to return such outputs, or replace squeeze() by squeeze(1) in forward()."
     )
+
+
+class SampleList(list[Any]):
+    """Outputs with one entry for each sample, such as the boxes of a detector or decoded texts."""
+
+
+def _has_full_rows(outputs: Any) -> bool:
+    """Return whether ``outputs`` have tensors with rows; detectors may find nothing in all images of a batch."""
+    return any(leaf.ndim and len(leaf) for leaf in leaves(outputs) if isinstance(leaf, Tensor))
+
+
+def join_samples(batches: Sequence[Any]) -> list[Any] | None:
+    """Return one list with the entries of all batches if one of them is a ``SampleList``, otherwise None."""
+    if not any(isinstance(batch, SampleList) for batch in batches):
+        return None
+    return list(itertools.chain.from_iterable(batches))
 
 
 def warn_if_shuffled(loader: Any) -> Any:
@@ -113,6 +131,9 @@ class OutputCollector(contextlib.AbstractContextManager["OutputCollector"]):
         """
         if not self.outputs:
             raise ValueError(EMPTY_DATA)
+        samples = join_samples(self.outputs)
+        if samples is not None:
+            return samples
         try:
             return concatenate(self.outputs)
         # NumPy reports that dimensions "must match exactly".
@@ -224,6 +245,11 @@ class NpyWriter(OutputCollector):
 
     def add(self, outputs: Any) -> None:
         """Write the outputs of one batch."""
+        if isinstance(outputs, SampleList):
+            raise ValueError(
+                "A .npy file needs outputs with one row of equal shape for each sample, but the module returned a list with one "
+                "entry for each sample. Leave out to=, or pad them to one shape in predict_step."
+            )
         arrays = list(leaves(outputs))
         if not self._paths:
             self._open(outputs, arrays)

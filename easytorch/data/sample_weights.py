@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from easytorch._utils import torch_private
+from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import WrapperDataset, as_tensor, as_tensors, load_samples
 from easytorch.data.batch import WEIGHT_KEY, Batch, from_numpy, unpack
-from easytorch.data.splits import all_targets, targets_of
+from easytorch.data.splits import all_targets, changes_samples, load_targets, targets_of
 
 # The target that cross-entropy ignores.
 IGNORE_INDEX = -100
@@ -121,6 +122,8 @@ class WeightedDataset(WrapperDataset):
 class WeightedCollate:
     """A ``collate_fn`` that adds the weights of a ``WeightedDataset`` to the batch."""
 
+    only_adds_weights = True
+
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
@@ -171,7 +174,8 @@ class ClassWeight:
         ignore_index: int | None = IGNORE_INDEX,
     ) -> None:
         self.unpack = unpack
-        targets = all_targets(loader)
+        is_custom = not is_internal(unpack) or changes_samples(loader)
+        targets: Any = None if is_custom else all_targets(loader)
         if isinstance(targets, (Mapping, list, tuple)) or _has_structure(weights):
             raise ValueError(
                 "class_weight needs one tensor of class numbers as targets, which data with several targets does not have. Pass "
@@ -181,7 +185,9 @@ class ClassWeight:
         if self.is_checked:
             _check_classes(targets)
         self.table = (
-            _count_balanced(weights, loader, ignore_index) if isinstance(weights, str) else _as_table(weights, targets)
+            _count_balanced(weights, loader, ignore_index, unpack if is_custom else None)
+            if isinstance(weights, str)
+            else _as_table(weights, targets)
         )
         check_weights("class_weight", self.table)
 
@@ -286,8 +292,10 @@ def _get_classes(y: Tensor) -> Tensor:
     return (y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y).long()
 
 
-def _count_balanced(name: str, loader: Any, ignore_index: int | None) -> Tensor:
-    """Return the balanced weight of each class."""
+def _count_balanced(
+    name: str, loader: Any, ignore_index: int | None, unpack: Callable[[Any], Batch] | None = None
+) -> Tensor:
+    """Return the balanced weight of each class, of the targets that ``unpack`` finds in the batches if it is not None."""
     if name != "balanced":
         raise ValueError(f"Unknown class_weight {name!r}. Pass 'balanced'. {CLASS_WEIGHT_EXAMPLE}")
     dataset = _remove_weights(getattr(loader, "dataset", None))
@@ -296,8 +304,7 @@ def _count_balanced(name: str, loader: Any, ignore_index: int | None) -> Tensor:
             "class_weight='balanced' must count the classes before training, which needs arrays, a Dataset or a DataLoader "
             "of one. Pass the weights as a dict: {0: 1.0, 1: 2.0}."
         )
-    targets = targets_of(dataset, trusted_only=True)
-    classes = _load_classes(dataset) if targets is None else _get_classes(targets).flatten()
+    classes = _load_classes(dataset) if unpack is None else _load_classes_of_batches(loader, unpack)
     classes = classes[(classes != IGNORE_INDEX) & (classes != (IGNORE_INDEX if ignore_index is None else ignore_index))]
     if classes.numel() and int(classes.min()) < 0:
         raise ValueError(
@@ -318,8 +325,24 @@ def _remove_weights(dataset: Any) -> Any:
     return dataset
 
 
+def _load_classes_of_batches(loader: DataLoader[Any], unpack: Callable[[Any], Batch]) -> Tensor:
+    """Return the classes in the batches of ``loader``, which a custom function makes."""
+    targets = load_targets(loader, unpack)
+    if targets is None:
+        raise ValueError(
+            "class_weight='balanced' needs one tensor of class numbers as target of each batch, but the collate_fn of the "
+            "DataLoader, or unpack, gives something else. Pass the weights as a dict: {0: 1.0, 1: 2.0}."
+        )
+    for y in targets:
+        _check_classes(y)
+    return torch.cat([_get_classes(y).flatten() for y in targets])
+
+
 def _load_classes(dataset: Any) -> Tensor:
     """Return the class of each sample, from an attribute of ``dataset`` if a few samples agree with it."""
+    known = targets_of(dataset, trusted_only=True)
+    if known is not None:
+        return _get_classes(known).flatten()
     size = len(dataset)
     targets, probes = targets_of(dataset), list(range(0, size, -(-size // PROBES)))
     if targets is None or not torch.equal(_get_classes(targets[probes]).flatten(), _load_classes_at(dataset, probes)):

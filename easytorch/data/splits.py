@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,24 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     TensorDataset,
+    default_collate,
+    default_convert,
 )
 
-from easytorch._utils.rng import preserve_rng_state, private_generator
+from easytorch._utils import torch_private
+from easytorch._utils.internal import is_internal
+from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch.data.arrays import (
     ArrayDataset,
     WrapperDataset,
+    as_batch,
     has_custom_transform,
     is_array,
     is_map_style,
     is_sample_list,
+    load_samples,
 )
-from easytorch.data.batch import LABEL_KEYS, from_numpy, unpack
+from easytorch.data.batch import LABEL_KEYS, Batch, from_numpy, unpack
 from easytorch.data.in_memory import InMemory
 
 # Attributes of a DataLoader that the loaders of both parts share.
@@ -72,7 +78,8 @@ def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, str
         y, fraction = None, y
     if isinstance(data, DataLoader):
         return split_loader(data, fraction, seed, stratify)
-    return _split_samples(_as_samples(data, y), fraction, seed, stratify)
+    samples = _as_samples(data, y)
+    return _split_samples(samples, fraction, seed, targets_of(samples) if stratify else None)
 
 
 def _as_samples(data: Any, y: Any) -> Any:
@@ -86,9 +93,8 @@ def _as_samples(data: Any, y: Any) -> Any:
     return ArrayDataset(data)
 
 
-def _split_samples(dataset: Any, fraction: float, seed: int, stratify: bool) -> tuple[Subset[Any], Subset[Any]]:
-    """Return two parts of a dataset, which may be a list of samples."""
-    targets = targets_of(dataset) if stratify else None
+def _split_samples(dataset: Any, fraction: float, seed: int, targets: Tensor | None) -> tuple[Subset[Any], Subset[Any]]:
+    """Return two parts of a dataset, which may be a list of samples, stratified by ``targets``."""
     first, second = split_indices(len(dataset), fraction, seed=seed, targets=targets)
     return Subset(dataset, first), Subset(dataset, second)
 
@@ -127,8 +133,14 @@ def _get_classes(targets: Tensor) -> Tensor | None:
     return targets if are_classes else None
 
 
-def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: bool) -> tuple[Any, Any]:
-    """Return two loaders with the settings of ``loader``; see ``split``."""
+def split_loader(
+    loader: DataLoader[Any],
+    fraction: float,
+    seed: int,
+    stratify: bool,
+    unpack: Callable[[Any], Batch] = unpack,
+) -> tuple[Any, Any]:
+    """Return two loaders with the settings of ``loader``; see ``split``. ``unpack`` finds the targets in a batch."""
     is_random = type(loader.sampler) is not SequentialSampler
     if not _can_split(loader):
         raise ValueError(
@@ -136,7 +148,8 @@ def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: 
             "received a custom sampler, a batch_sampler or an IterableDataset. Split the dataset with "
             "easytorch.data.split(dataset, 0.2), and pass validation_data."
         )
-    first, second = _split_samples(loader.dataset, fraction, seed, stratify)
+    targets = _find_classes(loader, unpack) if stratify else None
+    first, second = _split_samples(loader.dataset, fraction, seed, targets)
     names = LOADER_SETTINGS + (WORKER_SETTINGS if loader.num_workers else ())
     settings: dict[str, Any] = {name: getattr(loader, name) for name in names}
     generator = getattr(loader.sampler, "generator", None) or loader.generator
@@ -144,6 +157,24 @@ def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: 
         DataLoader(first, shuffle=is_random, drop_last=loader.drop_last, generator=generator, **settings),
         DataLoader(second, generator=private_generator(False), **settings),
     )
+
+
+def _find_classes(loader: DataLoader[Any], unpack: Callable[[Any], Batch]) -> Tensor | None:
+    """Return the class of each sample for a stratified split, None if it is unknown; no sample is read from a disk."""
+    dataset: Any = loader.dataset
+    is_custom = not is_internal(unpack) or changes_samples(loader)
+    is_in_memory = isinstance(dataset, (ArrayDataset, InMemory, TensorDataset, list, tuple))
+    if not is_custom or not is_in_memory or has_custom_iterator(loader):
+        return targets_of(dataset)
+    try:
+        targets = load_targets(loader, unpack) or []
+    except Exception:  # code of the user, which training runs too, and then reports its error
+        targets = []
+    if targets and all(target.ndim == 1 for target in targets) and sum(map(len, targets)) == len(dataset):
+        return torch.cat(targets)
+    # MixUp mixes the labels of a batch, whose samples have one label each.
+    has_other_parts = isinstance(dataset, TensorDataset) and len(dataset.tensors) != 2
+    return None if has_other_parts or not is_internal(unpack) else targets_of(dataset)
 
 
 def _can_split(loader: DataLoader[Any]) -> bool:
@@ -164,8 +195,8 @@ def all_targets(loader: Any) -> Any:
     if type(loader) in (list, tuple):
         return _labels_of_batches(loader)
     dataset = getattr(loader, "dataset", None)
-    # The targets of samples that are never drawn may have any value.
-    if not draws_all_samples(loader):
+    # The targets of samples that are never drawn may have any value, and a collate function may change those that are.
+    if not draws_all_samples(loader) or changes_samples(loader):
         return None
     if isinstance(dataset, ArrayDataset):
         return unpack(dataset.tree).y
@@ -181,6 +212,47 @@ def _labels_of_batches(batches: Sequence[Any]) -> Tensor | None:
             return None
         labels.append(y.flatten())
     return torch.cat(labels) if len({(y.dtype, y.device) for y in labels}) == 1 else None
+
+
+def changes_samples(loader: Any) -> bool:
+    """Return whether code of the user stands between the samples of ``loader`` and its batches."""
+    if not isinstance(loader, DataLoader):
+        return False
+    collate: Any = loader.collate_fn
+    if getattr(collate, "only_adds_weights", False):
+        collate = collate.collate
+    is_custom = all(collate is not known for known in (default_collate, default_convert, as_batch))
+    return is_custom or has_custom_iterator(loader)
+
+
+def has_custom_iterator(loader: Any) -> bool:
+    """Return whether ``loader`` is of a subclass of ``DataLoader`` with an ``__iter__`` of its own."""
+    return isinstance(loader, DataLoader) and type(loader).__iter__ is not DataLoader.__iter__
+
+
+def load_targets(loader: DataLoader[Any], unpack: Callable[[Any], Batch] = unpack) -> list[Tensor] | None:
+    """Return the targets that ``unpack`` finds in each batch of ``loader``; None if a batch has no tensor of targets.
+
+    All samples are loaded, once and in order, unless the loader has an ``__iter__`` of its own. Random states are restored.
+    """
+    dataset: Any = loader.dataset
+    with preserve_rng_state(), preserve_generators([dataset, loader.collate_fn]):
+        batches = torch_private.copy_loader(loader) if has_custom_iterator(loader) else _batches_in_order(loader)
+        targets = [_as_numbers(unpack(batch).y) for batch in batches]
+    known = [target.reshape(1) if not target.ndim else target for target in targets if target is not None]
+    return known if known and len(known) == len(targets) else None
+
+
+def _batches_in_order(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield the batches of ``loader`` without its sampler."""
+    dataset: Any = loader.dataset
+    rows = range(len(dataset))
+    if loader.batch_sampler is None:
+        yield from (loader.collate_fn(dataset[row]) for row in rows)
+        return
+    size: Any = getattr(loader.batch_sampler, "batch_size", None)
+    size = size if isinstance(size, int) and size > 0 else len(rows)
+    yield from (loader.collate_fn(load_samples(dataset, list(rows[i : i + size]))) for i in rows[::size])
 
 
 def draws_all_samples(loader: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quote_list
-from easytorch.diagnostics.frames import Failure
+from easytorch.data.batch import LABEL_KEYS
+from easytorch.diagnostics.frames import Failure, calls_of
+from easytorch.strategies.base import Strategy
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -60,12 +62,47 @@ def _arguments_error(failure: Failure, signature: ForwardSignature, x: Any) -> E
         f"({failure.error}). Use batches (x, y). Let x be one tensor, a tuple with one tensor per argument, or a dict with "
         "the arguments as keys."
     )
-    if isinstance(x, list):
+    if _is_batch_of_batches(failure):
+        message += (
+            " The batch looks like one of zip(loader, loader), ((x, y), (x, y)), which needs a custom step: override "
+            "train_step(batch) in a subclass of Model, and predict_step(batch) for predict()."
+        )
+    elif isinstance(x, list):
         message += (
             " A list counts as several inputs. Convert it to one tensor: torch.stack(x) for a list of tensors, "
             "torch.tensor(x) for a list of numbers in a dataset."
         )
     return TypeError(message)
+
+
+def _is_batch_of_batches(failure: Failure) -> bool:
+    """Return whether every part of the batch has several tensors, as in batches of several loaders."""
+    for _, _, batch in calls_of(failure.frames, Strategy.run):
+        parts = batch if isinstance(batch, (tuple, list)) and len(batch) > 1 else ()
+        return bool(parts) and all(isinstance(part, (tuple, list)) and len(part) > 1 for part in parts)
+    return False
+
+
+def dict_error(failure: Failure) -> Exception | None:
+    """Return how to name the inputs of a dict batch that ``forward`` got as its one argument."""
+    signature, x = failure.module_call or (None, None)
+    if signature is None or signature.any_keyword or len(signature.names) != 1 or not isinstance(x, Mapping) or not x:
+        return None
+    # forward(batch) may take the dict, and fail for another reason.
+    is_about_dict = isinstance(failure.error, (TypeError, AttributeError)) and re.search(
+        r"\bdict\b", str(failure.error)
+    )
+    if not is_about_dict or any(key in signature.names for key in x):
+        return None
+    (name,), (first, *others) = signature.names, x
+    batch = next((batch for _, _, batch in calls_of(failure.frames, Strategy.run)), x)
+    target = others[0] if others else next((key for key in LABEL_KEYS if key in batch), "y")
+    cause = str(failure.error).splitlines()[0].partition(", but expected one of")[0]
+    return TypeError(
+        f"{type(failure.module).__name__}.forward expects {name!r}, but the batch has {quote_list([*batch])}, so the whole dict "
+        f"was passed ({cause}). Rename {first!r} to {name!r}; one other entry is the target then. Or override "
+        f"unpack(self, batch) in a subclass of Model: return easytorch.Batch(batch[{first!r}], batch[{target!r}])."
+    )
 
 
 def _not_a_tensor_error(failure: Failure, layer: nn.Module, received: Any) -> Exception | None:

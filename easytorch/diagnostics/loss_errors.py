@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from easytorch._utils.pytree import describe
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.losses.checks import label_error
 from easytorch.losses.criterion import SingleLoss
+from easytorch.metrics.base import Metric
 from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 
@@ -37,7 +39,9 @@ def metric_error(failure: Failure) -> Exception | None:
     """Return which metric cannot compare the outputs with the targets."""
     for metrics, metric, y_pred, y, *_ in calls_of(failure.frames, MetricCollection._update_metric):
         loss, error = metrics.criterion, failure.error
-        explanation = _targets_error(loss, y_pred, y) if isinstance(loss, SingleLoss) else None
+        explanation = _missing_error(f"metric {metric.name!r}", y_pred, y) or _several_outputs_error(metric, y_pred)
+        if isinstance(loss, SingleLoss) and explanation is None:
+            explanation = _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
         return explanation or ValueError(
             f"The metric {metric.name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
             f"{type(error).__name__}: {str(error).rstrip('.')}. Remove it from compile(metrics=...), or use a metric for these "
@@ -82,13 +86,25 @@ def evaluation_error(failure: Failure) -> Exception | None:
 
 def _targets_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
     """Return what is wrong with the outputs or the targets for ``loss``, None if nothing is known."""
-    return _missing_error(loss, y_pred, y) or _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
+    return _missing_error(f"loss, {loss!r},", y_pred, y) or _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
 
 
-def _missing_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
+def _several_outputs_error(metric: Metric, y_pred: Any) -> Exception | None:
+    """Return how to measure one of several outputs, for a metric that takes one tensor."""
+    if metric.takes_all_outputs or isinstance(y_pred, Tensor):
+        return None
+    key = f"[{next(iter(y_pred))!r}]" if isinstance(y_pred, Mapping) and y_pred else "[0]"
+    return TypeError(
+        f"The metric {metric.name!r} expects one tensor, but the module returned {describe(y_pred)}. Pass a function that "
+        f"selects an output, such as metrics=[lambda y_pred, y: (y_pred{key}.argmax(1) == y).float()]; or one loss and one list "
+        "of metrics for each output: compile(..., loss=[...], metrics=[[...], ...])."
+    )
+
+
+def _missing_error(subject: str, y_pred: Any, y: Any) -> Exception | None:
     if y is None:
         return ValueError(
-            f"The loss, {loss!r}, needs targets, but the batch has none. Pass (x, y), or batches of them. To reconstruct the "
+            f"The {subject} needs targets, but the batch has none. Pass (x, y), or batches of them. To reconstruct the "
             "inputs, pass (x, x)."
         )
     if y_pred is None:
@@ -111,6 +127,9 @@ def _batch_of_one_error(output: str) -> Exception:
 
 
 def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
+    # A custom loss may take any outputs and targets.
+    if loss.is_custom:
+        return None
     if not isinstance(y_pred, Tensor):
         return TypeError(
             f"The loss, {loss!r}, expects one tensor, but the module returned {describe(y_pred)}. Pass one loss for each output, "

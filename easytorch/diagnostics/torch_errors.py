@@ -15,7 +15,7 @@ from torch import nn
 
 from easytorch.diagnostics.data_errors import add_batch_dimension_advice, collate_error
 from easytorch.diagnostics.frames import Failure
-from easytorch.diagnostics.layer_errors import forward_error, layer_error
+from easytorch.diagnostics.layer_errors import dict_error, forward_error, layer_error
 from easytorch.diagnostics.loss_errors import (
     backward_error,
     evaluation_error,
@@ -29,6 +29,7 @@ from easytorch.diagnostics.loss_errors import (
 RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     collate_error,
     evaluation_error,
+    dict_error,
     layer_error,
     forward_error,
     loss_error,

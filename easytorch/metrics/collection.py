@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,9 +80,9 @@ class MetricCollection:
         )
         self.logs = LazyLogs(self._values, self._value)
         self.window = Window()
+        self._is_paused = False
         self._entries = list(entries)
         self._terms: dict[str, Mean] = {}
-        self._losses: collections.deque[Any] = collections.deque(maxlen=0)
         # Whether update() was called since the last reset.
         self._is_updated = False
         # The warnings of this fit. Copies for validation share the set, so that each warning appears once.
@@ -94,7 +94,7 @@ class MetricCollection:
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric, without waiting for the device."""
-        if not self._entries or self.window.is_padding:
+        if not self._entries or self.window.is_padding or self._is_paused:
             return
         is_first, self._is_updated = not self._is_updated, True
         if sample_weight is not None:
@@ -135,22 +135,23 @@ class MetricCollection:
             if name not in self._terms:
                 _check_term(name, self.names)
                 self._terms[name] = Sum() if count is None else Mean()
-            if name == "loss":
-                self._losses.append(scalar)
-                # What a loss of several outputs adds to the sum of its terms, which are averaged separately.
-                if len(terms) > 1:
-                    scalar = self._remainder(scalar, terms)
+            # What a loss of several outputs adds to the sum of its terms, which are averaged separately.
+            if name == "loss" and len(terms) > 1:
+                scalar = self._remainder(scalar, terms)
             self._terms[name].add(scalar, size if count is None else count)
 
     def _remainder(self, loss: Scalar, terms: Mapping[str, Any]) -> Scalar:
         total = self.criterion.sum_of_terms(terms)
         return loss if total is None else loss - (total.detach() if isinstance(total, Tensor) else total)
 
-    def last_losses(self, count: int) -> collections.deque[Any]:
-        """Return a deque that will hold the losses of the last ``count`` recorded steps."""
-        if self._losses.maxlen != count:
-            self._losses = collections.deque(maxlen=count)
-        return self._losses
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Measure nothing inside with the metrics."""
+        previous, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = previous
 
     def compute(self) -> dict[str, Scalar]:
         """Return all values at the end of a pass, as scalars that may be on the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,6 +54,8 @@ class Strategy(HelpfulInit):
         forward: The module, or its compiled twin.
         gradient_copies: How many copies of each gradient are held in memory.
         needs_batch_every_step: Whether each rank must have a batch in each update.
+        clip_count: How often ``clip`` has clipped gradients.
+        losses: What ``backward`` got in the current update, while a callback watches it; otherwise empty.
         channels_last: Whether images and convolution weights are stored with the channels last.
 
     Raises:
@@ -92,6 +95,8 @@ class Strategy(HelpfulInit):
         self.forward: Callable[..., Any] = _missing_module
         self._unowned: list[nn.Parameter] = []  # parameters that the optimizer does not have
         self._count: Any = None  # of the losses of an update that return it
+        self.losses: collections.deque[Any] = collections.deque(maxlen=0)
+        self._watchers, self.clip_count = 0, 0
 
     # Construction
 
@@ -174,6 +179,7 @@ class Strategy(HelpfulInit):
 
         The weight of a pair ``(sum, count)`` is unknown: the gradients are those of the sum until ``unscale`` divides them.
         """
+        self.losses.append(loss)
         if isinstance(loss, tuple):
             is_padding = type(weight) is float and weight == 0.0
             loss, count = loss
@@ -185,6 +191,11 @@ class Strategy(HelpfulInit):
             loss = self.scaler.scale(loss)
         loss.backward()
         self.timer.mark("model")
+
+    def watch_losses(self, watch: bool) -> None:
+        """Start or stop to collect the losses of each update in ``losses``; each callback that starts it stops it once."""
+        self._watchers += 1 if watch else -1
+        self.losses = collections.deque(maxlen=None if self._watchers > 0 else 0)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the loss scale, and by the count of a loss that returns it; otherwise a no-op."""
@@ -203,6 +214,7 @@ class Strategy(HelpfulInit):
 
     def clip(self, optimizer: torch.optim.Optimizer, norm: float | None, value: float | None) -> None:
         """Clip each gradient of ``optimizer`` to ``value`` and their common norm to ``norm``; None does not clip."""
+        self.clip_count += 1
         if value is not None:
             _clip_values(_parameters_of(optimizer), value)
         if norm is not None:
@@ -242,6 +254,12 @@ class Strategy(HelpfulInit):
         return collector
 
     # State
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which holds no loss and measures by itself."""
+        state = vars(self) | {"losses": collections.deque(maxlen=0), "_watchers": 0}
+        state.pop("run", None)
+        return state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loss scale; empty unless the precision is fp16."""

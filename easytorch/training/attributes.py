@@ -188,6 +188,7 @@ class AttributeState:
     def _load_stateful(self, target: Any, entry: Mapping[str, Any]) -> None:
         state = decode(entry["encoded"]) if "encoded" in entry else entry["plain"]
         if isinstance(target, torch.optim.Optimizer):
+            torch_private.mark_as_stepped(target)
             groups = target.param_groups
             load = functools.partial(self.model.strategy.checkpoints.load_optimizer, target)
             if not state_dicts.has_own_state_format(target) and not state_dicts.fits_optimizer(state, target):

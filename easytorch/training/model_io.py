@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from easytorch._utils import torch_private
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
@@ -338,6 +339,8 @@ def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str
     _restore_flags(model, content.get("flags"))
     _restore_attributes(model, {**content.get("attributes", {}), **rank_state.get("rank_attributes", {})})
     model.state.last = model.state.first + planned
+    if model.state.step:
+        torch_private.mark_as_stepped(model.require_optimizer("fit"))
     if is_same_size:
         model.metrics.load_state_dict(rank_state["metrics"])
     elif group.is_main:  # one rank continues with what all ranks have measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,13 @@ import torch
 from easytorch._utils import train_mode
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
-from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss, WarnOnUntrainedParameters
+from easytorch.callbacks.advice import (
+    WarnOnCustomUpdate,
+    WarnOnEndlessData,
+    WarnOnNonFiniteLoss,
+    WarnOnSummedLoss,
+    WarnOnUntrainedParameters,
+)
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.data.batch import Window
@@ -20,12 +27,19 @@ from easytorch.data.splits import all_targets
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
+from easytorch.training.overrides import measured_once
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
     from easytorch.model import Model
+
+# Methods between the samples of the data and the loss. A custom one may give the loss other targets.
+TARGET_METHODS = ("unpack", "train_step", "test_step", "update", "train_epoch", "test_epoch")
+
+# Two threads must not both find that no fit is running.
+_START_OF_FIT = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -47,41 +61,17 @@ def fit_session(
     If the first update fails, the model is restored as it was before.
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
-    check_optimizer_is_current(model.require_optimizer("fit"), model.module)
-    signals, first_step = SignalHandler(), state.step
-    params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
-    model.history.params, model.history.interrupted = params, False
-    active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
-    train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
-    # A custom update may use its batches in any way, so every rank must have one.
-    train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-    model.train_data = train_data
-    with update_session(model, active, state), signals:
-        error: BaseException | None = None
-        try:
-            model.metrics.reset()
-            _start_attributes(model, active)
-            active.on_train_begin({})
-            active.on_restore()
-            _check_validation_data(model, val_data)
-            with _prepared_loss(model, train_data.loader):
-                yield
-            _synchronize_ranks(model)
-        except Interruption:
-            model.history.interrupted = True
-            signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0))
-            active.on_interrupt()
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            if error is None or model.state.step > first_step:
-                loader = train_data.loader
-                model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
-            model.attribute_state.end_fit(active.callbacks)
-            model.train_data, model.metrics.window = None, Window()
-            train_data.close()
-            active.finish(error, model.history.rows[-1] if model.history.rows else {})
+    with _only_fit(model, train_data):
+        check_optimizer_is_current(model.require_optimizer("fit"), model.module)
+        signals = SignalHandler()
+        params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
+        model.history.params, model.history.interrupted = params, False
+        active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
+        train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
+        # A custom update may use its batches in any way, so every rank must have one.
+        train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
+        with update_session(model, active, state), signals, _training(model, train_data, val_data, active, signals):
+            yield
     signals.exit_or_return(on_interrupt)
 
 
@@ -93,10 +83,61 @@ def _start_attributes(model: Model, callbacks: CallbackList) -> None:
 
 
 @contextlib.contextmanager
+def _training(
+    model: Model, train_data: EpochIterator, val_data: Any, active: CallbackList, signals: SignalHandler
+) -> Iterator[None]:
+    """Call the callbacks before and after the epochs of a fit, which run inside, and end a fit that a signal interrupts."""
+    error: BaseException | None = None
+    first_step = model.state.step
+    try:
+        model.metrics.reset()
+        _start_attributes(model, active)
+        active.on_train_begin({})
+        active.on_restore()
+        _check_validation_data(model, val_data)
+        with _prepared_loss(model, train_data.loader):
+            yield
+        _synchronize_ranks(model)
+    except Interruption:
+        model.history.interrupted = True
+        signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0))
+        active.on_interrupt()
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        if error is None or model.state.step > first_step:
+            loader = train_data.loader
+            model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
+        model.attribute_state.end_fit(active.callbacks)
+        model.train_data, model.metrics.window = None, Window()
+        train_data.close()
+        active.finish(error, model.history.rows[-1] if model.history.rows else {})
+
+
+@contextlib.contextmanager
+def _only_fit(model: Model, train_data: EpochIterator) -> Iterator[None]:
+    """Set ``model.train_data`` inside; raise a ``RuntimeError`` if a fit of ``model`` is running."""
+    try:
+        with _START_OF_FIT:
+            if model.train_data is not None:
+                raise RuntimeError(
+                    "fit() of this model is running already, in this thread or another one, and a second fit() would train the "
+                    "same weights. Call it when the first has ended. In a callback use train_on_batch(), evaluate() or "
+                    "predict(), or fit a copy: copy.deepcopy(self.model).fit(...)."
+                )
+            model.train_data = train_data
+        yield
+    finally:
+        if model.train_data is train_data:
+            model.train_data = None
+
+
+@contextlib.contextmanager
 def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
     """Let the loss check the first batch of ``loader`` inside, and use what is known of its targets."""
-    model.loss.prepare(all_targets(loader))
-    with model.loss.knowing(_known_targets(model, loader)):
+    model.loss.prepare(known_targets(model, loader))
+    with model.loss.knowing(_known_to_all_ranks(model, loader)):
         yield
 
 
@@ -105,6 +146,12 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
     advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
     if not params["steps"]:
         advice.append(WarnOnEndlessData())
+    if model.overrides("update"):
+        advice.append(WarnOnCustomUpdate())
+    elif model.overrides("train_step") and (
+        model.gradient_accumulation_steps > 1 or model.strategy.group.world_size > 1
+    ):
+        advice.append(WarnOnSummedLoss())
     consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
     return CallbackList([*callbacks, *advice, *consensus], model, params)
 
@@ -118,7 +165,12 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     restore_buffers = train_mode.snapshot_buffers(model.module)
     model.stop_training = False
     model.strategy.start(optimizer)
-    with active_callbacks(model, callbacks), translate_errors(model.module), train_mode.in_train_mode(model.module):
+    with (
+        active_callbacks(model, callbacks),
+        translate_errors(model.module),
+        train_mode.in_train_mode(model.module),
+        measured_once(model),
+    ):
         try:
             yield
         except BaseException:
@@ -151,7 +203,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),
             torch.no_grad(),
-            model.loss.knowing(_known_targets(model, loader)),
+            model.loss.knowing(_known_to_all_ranks(model, loader)),
         ):
             yield
     finally:
@@ -185,10 +237,15 @@ def active_callbacks(model: Model, callbacks: CallbackList) -> Iterator[None]:
         model.callbacks = previous
 
 
-def _known_targets(model: Model, loader: Any) -> Any:
+def known_targets(model: Model, loader: Any) -> Any:
+    """Return all targets that the loss will get from ``loader``; None if a custom step or ``unpack`` may change them."""
+    is_custom = any(map(model.overrides, TARGET_METHODS))
+    return None if is_custom else all_targets(loader)
+
+
+def _known_to_all_ranks(model: Model, loader: Any) -> Any:
     """Return all targets that the loss will get, None if they are unknown or if ranks have different ones."""
-    is_custom = any(map(model.overrides, ("train_step", "test_step", "unpack")))
-    return None if is_custom or not model.strategy.group.splits_data else all_targets(loader)
+    return known_targets(model, loader) if model.strategy.group.splits_data else None
 
 
 def _synchronize_ranks(model: Model) -> None:
@@ -205,7 +262,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     It leaves no trace in the module.
     """
     batch = first_batch(loader)
-    model.loss.prepare(all_targets(loader))
+    model.loss.prepare(known_targets(model, loader))
     if batch is None:
         return
     try:

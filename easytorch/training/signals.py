@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import threading
@@ -43,8 +44,8 @@ class SignalHandler(Callback):
     All ranks stop after the same update. A launcher forwards signals to its processes, so a second signal within
     ``DUPLICATE_SIGNAL_SECONDS`` is treated as a duplicate.
 
-    Custom handlers that were installed before are left in place. Only the main thread can install handlers; in other threads
-    this callback does nothing.
+    Custom handlers that were installed before are left in place; that of ``asyncio.run`` is replaced, since it would only act
+    when training has ended. Only the main thread can install handlers; in other threads this callback does nothing.
     """
 
     priority = 30  # runs last, after all callbacks have handled the update
@@ -57,7 +58,8 @@ class SignalHandler(Callback):
     def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
             for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-                if signal.getsignal(number) == default:
+                current = signal.getsignal(number)
+                if current == default or _belongs_to_asyncio(current):
                     self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -97,3 +99,9 @@ class SignalHandler(Callback):
             raise KeyboardInterrupt
         if self.signal == signal.SIGINT and self.model.strategy.group.is_main:
             print(f"Stopped after update {self.model.state.step}. The program continues.", file=sys.stderr, flush=True)
+
+
+def _belongs_to_asyncio(handler: Any) -> bool:
+    """Return whether ``asyncio.run`` installed ``handler``, which cancels a task that training never lets run."""
+    function = handler.func if isinstance(handler, functools.partial) else handler
+    return getattr(function, "__module__", None) == "asyncio.runners"

@@ -25,14 +25,31 @@ LINE_WIDTH = 80  # characters of a printed line
 
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
     """Print the table of layers and the memory estimate of ``model``; see ``Model.summary``."""
-    batch = model.last_fit.get("example") if x is None else as_single_batch(as_predict_data(x, model.signature))
-    batch = None if batch is None else model.unpack(model.strategy.to_device(batch)).x
-    table = summarize_layers(model.module, batch, model.device, **options)
+    if x is not None:
+        batch = as_single_batch(as_predict_data(x, model.signature))
+        inputs = model.unpack(model.strategy.to_device(batch)).x
+        table = summarize_layers(model.module, inputs, model.device, **options)
+    else:
+        table = _summarize_last_fit(model, **options)
     print(table)
     if model.optimizer is not None:
         sizes = estimate_memory(model.module, model.optimizer, model.strategy.gradient_copies)
         print(textwrap.fill(format_memory(sizes), LINE_WIDTH))
     return table
+
+
+def _summarize_last_fit(model: Model, **options: Any) -> Any:
+    """Return the table with the shapes of a batch of the last fit; without shapes if there is none, or it cannot be used."""
+    batch = model.last_fit.get("example")
+    if batch is not None:
+        try:
+            inputs = model.unpack(model.strategy.to_device(batch)).x
+            return summarize_layers(model.module, inputs, model.device, **options)
+        # Only a custom step knows how to call the module with this batch.
+        except Exception as error:
+            cause = str(error.__cause__ or error).partition("\n")[0]
+            print(f"Without shapes, since summary() cannot call the module with a batch of the last fit: {cause[:200]}")
+    return summarize_layers(model.module, None, model.device, **options)
 
 
 def summarize_layers(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:

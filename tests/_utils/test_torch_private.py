@@ -244,3 +244,11 @@ def test_torch_has_the_probes_of_x86_instructions():
         assert type(torch.cpu._is_avx512_bf16_supported()) is bool
         assert type(torch.cpu._is_amx_tile_supported()) is bool
     assert type(torch_private.cpu_has_bf16()) is bool
+
+
+def test_a_marked_optimizer_may_be_followed_by_a_scheduler_step():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    torch_private.mark_as_stepped(optimizer)
+    scheduler.step()  # a warning is an error
+    assert optimizer.param_groups[0]["lr"] == 0.5

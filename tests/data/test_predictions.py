@@ -130,3 +130,58 @@ def test_wrong_suffix_and_empty_data_are_reported(tmp_path):
     with pytest.raises(ValueError, match="The data is empty"):
         model_of(mlp()).predict(lambda: iter(()), to=tmp_path / "out.npy", verbose=0)
     assert list(tmp_path.iterdir()) == []
+
+
+class Detector(nn.Module):
+    """Returns one dict for each image, as torchvision's detectors do in eval mode."""
+
+    def forward(self, x):
+        counts = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+        return [{"boxes": row.new_ones(int(n), 4), "labels": row[: int(n)]} for n, row in zip(counts, x, strict=True)]
+
+
+class Decoder(nn.Module):
+    """Returns a sequence of another length for each sample."""
+
+    def forward(self, x):
+        return [row[row > 0] for row in x]
+
+
+class TestOneEntryPerSample:
+    @pytest.mark.parametrize("size", [1, 4, 7, 50])
+    @pytest.mark.parametrize("net", [Detector(), Decoder()])
+    def test_lists_are_joined_in_the_order_of_the_samples(self, net, size):
+        outputs = Model(net, device="cpu").predict(X, batch_size=size, verbose=0)
+        expected = net(X)
+        assert len(outputs) == 50
+        for output, sample in zip(outputs, expected, strict=True):
+            pairs = (
+                zip(output.values(), sample.values(), strict=True) if isinstance(sample, dict) else [(output, sample)]
+            )
+            assert all(np.array_equal(a, b) for a, b in pairs)
+
+    def test_images_without_a_box_are_joined_too(self):
+        outputs = Model(Detector(), device="cpu").predict(-X.abs(), batch_size=16, verbose=0)
+        assert [output["boxes"].shape for output in outputs] == [(0, 4)] * 50
+
+    def test_texts_are_joined_to_one_list(self):
+        class Texts(nn.Module):
+            def forward(self, x):
+                return [str(i) for i in range(len(x))]
+
+        outputs = Model(Texts(), device="cpu").predict(X, batch_size=30, verbose=0)
+        assert outputs == [str(i) for i in [*range(30), *range(20)]]
+
+    def test_a_list_of_outputs_with_rows_is_joined_by_output(self):
+        class Pair(nn.Module):
+            def forward(self, x):
+                return [x, x[:, 0]]
+
+        first, second = Model(Pair(), device="cpu").predict(X, batch_size=2, verbose=0)
+        assert np.array_equal(first, X)
+        assert np.array_equal(second, X[:, 0])
+
+    def test_a_file_cannot_contain_such_a_list(self, tmp_path):
+        with pytest.raises(ValueError, match="Leave out to="):
+            Model(Detector(), device="cpu").predict(X, to=tmp_path / "out.npy", verbose=0)
+        assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -106,3 +107,44 @@ def test_input_size_of_torchinfo_replaces_the_input():
     model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
     model.fit(*blobs(), verbose=0)
     assert model.summary(input_size=(1, 8)).total_params == 195
+
+
+class FourParts(Model):
+    def train_step(self, batch):
+        x, y, _, _ = batch
+        return {"loss": self.loss(self(x), y)}
+
+
+class Mixed(Model):
+    """Takes batches that only its own unpack understands."""
+
+    def unpack(self, batch):
+        raise RuntimeError("not for summary")
+
+    def train_step(self, batch):
+        return {"loss": self(batch[0]).mean()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [
+        (FourParts, (torch.ones(8, 8), torch.ones(8, 1), torch.ones(8), torch.ones(8))),
+        (Model, (torch.eye(8).to_sparse(), torch.ones(8, 1))),
+        (Mixed, (torch.ones(8, 8), torch.ones(8, 1))),
+    ],
+)
+def test_a_batch_that_summary_cannot_use_gives_a_table_without_shapes(kind, batch, capsys):
+    model = kind(nn.Sequential(nn.Linear(8, 1)), device="cpu").compile("sgd", "mse")
+    model.fit([batch], verbose=0)
+    statistics = model.summary()
+    assert statistics.total_params == 9
+    text = capsys.readouterr().out
+    assert text.startswith("Without shapes, since")
+    assert "Trainable" in text
+    assert not any(layer._forward_hooks for layer in model.module.modules())
+
+
+def test_inputs_that_were_passed_to_summary_must_work():
+    model = Model(nn.Linear(8, 1), device="cpu")
+    with pytest.raises(RuntimeError):
+        model.summary(torch.ones(2, 3))

@@ -1,0 +1,146 @@
+"""Methods of subclasses of Model, adapted to what the loop expects of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from easytorch._utils.internal import is_internal
+from easytorch._utils.warnings import warn
+from easytorch.data.batch import Batch, Window
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+LEAKED_GRADIENTS = (
+    "train_step called backward(), and the gradients that it left are deleted: an update uses the gradients of the loss that "
+    "train_step returns, and no others. To compute gradients for the step itself, use torch.autograd.grad(loss, x), or call "
+    "self.module.zero_grad() after backward(). To add gradients to the update, override update(window)."
+)
+STEP_IN_STEP = (
+    "train_step called optimizer.step(), and fit() calls it for the loss that train_step returns: the weights would be updated "
+    "twice. Leave backward(), optimizer.step() and zero_grad() out of train_step, or override update(window)."
+)
+
+
+def adapt_overrides(cls: type) -> None:
+    """Wrap the methods that ``cls``, a subclass of ``Model``, defines: ``unpack`` and ``train_step``."""
+    for name, wrap in (("unpack", _as_batch), ("train_step", _without_leaks)):
+        method = vars(cls).get(name)
+        if inspect.isfunction(method):
+            setattr(cls, name, wrap(method))
+
+
+def _as_batch(unpack: Callable[..., Any]) -> Callable[..., Batch]:
+    """Return ``unpack``, whose result may be any tuple, as a method that returns a ``Batch``."""
+
+    @functools.wraps(unpack)
+    def unpack_as_batch(self: Model, batch: Any) -> Batch:
+        parts = unpack(self, batch)
+        return parts if isinstance(parts, Batch) else Batch(*parts)
+
+    return unpack_as_batch
+
+
+def _without_leaks(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``train_step`` as a method that leaves gradients and weights of the optimizer as they are.
+
+    The gradients of earlier batches of a window stay, those of the step are deleted with a warning. A custom ``update`` may
+    use the gradients of its steps in any way.
+    """
+
+    @functools.wraps(train_step)
+    def step_without_leaks(self: Model, batch: Any) -> Any:
+        if self.optimizer is None or not torch.is_grad_enabled() or not is_internal(type(self).update):
+            return train_step(self, batch)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = None
+        try:
+            with _refused_step(self.optimizer):
+                outputs = train_step(self, batch)
+            has_leaked = any(parameter.grad is not None for parameter in parameters)
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if parameter.grad is not gradient:
+                    parameter.grad = gradient
+        if has_leaked and LEAKED_GRADIENTS not in self.callbacks.given_warnings:
+            self.callbacks.given_warnings.add(LEAKED_GRADIENTS)
+            warn(LEAKED_GRADIENTS)
+        return outputs
+
+    return step_without_leaks
+
+
+class _refused_step:  # noqa: N801  # a context manager, faster than a generator
+    """Raise a ``RuntimeError`` if ``optimizer.step`` is called inside."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.attributes = vars(optimizer)
+
+    def __enter__(self) -> None:
+        # A scheduler of torch replaces the method too.
+        self.step = self.attributes.get("step")
+        self.attributes["step"] = _refuse_step
+
+    def __exit__(self, *_: object) -> None:
+        if self.step is None:
+            del self.attributes["step"]
+        else:
+            self.attributes["step"] = self.step
+
+
+def _refuse_step(*_: Any, **__: Any) -> None:
+    raise RuntimeError(STEP_IN_STEP)
+
+
+@contextlib.contextmanager
+def measured_once(model: Model) -> Iterator[None]:
+    """Measure each batch of an update once inside, by its first run: a custom ``update`` may run a step several times.
+
+    LBFGS and SAM run a step at different weights; the first run has the weights from before the update.
+    """
+    if not model.overrides("update"):
+        yield
+        return
+    strategy: Any = model.strategy
+    strategy.run = MeasuringOnce(model, strategy.run)
+    try:
+        yield
+    finally:
+        del strategy.run
+
+
+class MeasuringOnce:
+    """``Strategy.run`` that lets a step measure each batch of a window once.
+
+    Args:
+        model: The model that is trained.
+        run: The method of its strategy.
+    """
+
+    def __init__(self, model: Model, run: Callable[..., Any]) -> None:
+        self.model, self.run = model, run
+        self._window = Window()
+        # The batches are held, so that no other object gets their identity.
+        self._runs: list[tuple[Any, Any]] = []
+
+    def __call__(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """Return ``step(batch)``, measured if it is the first run of ``step`` on ``batch`` in this window."""
+        metrics = self.model.metrics
+        if not torch.is_grad_enabled():
+            return self.run(step, batch)
+        if metrics.window is not self._window:
+            self._window, self._runs = metrics.window, []
+        if any(batch is other and step == other_step for other_step, other in self._runs):
+            with metrics.paused():
+                return self.run(step, batch)
+        self._runs.append((step, batch))
+        return self.run(step, batch)
