@@ -175,6 +175,7 @@ class EarlyStopping(Monitor):
         self.stopped_epoch: int | None = None
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Any] | None = None
+        self.best_loss_state: dict[str, Any] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the name and reset the state."""
@@ -198,6 +199,7 @@ class EarlyStopping(Monitor):
         if self.restore_best_weights:
             with self.model.callbacks.evaluated_weights():
                 self.best_weights = _copy_tensors(self.model.module.state_dict())
+            self.best_loss_state = _copy_tensors(self.model.loss.modules.read_state())
         if self.baseline is None or (value < self.baseline if self.direction == "min" else value > self.baseline):
             self.wait = 0
 
@@ -209,7 +211,8 @@ class EarlyStopping(Monitor):
             )
         if self.best_weights is not None:
             self.model.strategy.checkpoints.load_weights(self.best_weights)
-            self.best_weights = None
+            self.model.loss.modules.restore_state(self.best_loss_state)
+            self.best_weights, self.best_loss_state = None, {}
             if self.verbose and self.best_epoch is not None:
                 self.print_message(f"Restored the weights of epoch {self.best_epoch + 1}")
 
@@ -219,6 +222,7 @@ class EarlyStopping(Monitor):
             "wait": self.wait,
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
+            "best_loss_state": self.best_loss_state,
             "stopped_epoch": self.stopped_epoch,
         }
 
@@ -230,6 +234,7 @@ class EarlyStopping(Monitor):
             self.best_weights is not None
         ):  # the saved module may have been compiled, and this one not, or the other way round
             self.best_weights = rename(self.best_weights, self.model.module.state_dict())
+        self.best_loss_state = dict(state["best_loss_state"])
         self.stopped_epoch = state["stopped_epoch"]
         # Another callback may have stopped the run already.
         self.model.stop_training |= self.stopped_epoch is not None

@@ -13,6 +13,7 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
 from easytorch.errors import ResumeError
+from easytorch.losses.modules import describe_state
 from easytorch.strategies.device import saved_precision
 from easytorch.training.results import History
 from easytorch.training.state import TrainState
@@ -198,6 +199,7 @@ def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
         "schedules": [schedule.state_dict() for schedule in model.schedules],
         "precision": model.strategy.precision,
         "module": transform(state_dicts.unwrapped_state_dict(model.module)),
+        "loss": transform(model.loss.modules.read_state()),
         "compiled": serialization.to_serializable_or_none(model.compile_args),
     }
 
@@ -217,6 +219,7 @@ def _load_components(model: Model, content: Mapping[str, Any], weights: Mapping[
     if model.optimizer is not None and content.get("optimizer"):
         model.strategy.checkpoints.load_optimizer(model.optimizer, content["optimizer"])
     model.strategy.checkpoints.load_weights(weights)
+    model.loss.modules.restore_state(content.get("loss", {}))
     for name, component in _components(model).items():
         if name != "optimizer":
             component.load_state_dict(content[name])
@@ -230,6 +233,7 @@ def _check_content(model: Model, content: Mapping[str, Any]) -> None:
     TrainState().load_state_dict(content["state"])
     History().load_state_dict(content["history"])
     model.strategy.check_state(content["strategy"])
+    model.loss.modules.check_state(content.get("loss", {}))
 
 
 # Resume
@@ -244,6 +248,7 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
         ("scheduler", *(schedulers if all(schedulers) else [None, None])),
         ("callbacks with state", [name for name, _ in content["callbacks"]], callbacks),
         ("metrics", content["metrics"]["names"], model.metrics.names),
+        ("state of the loss", *map(describe_state, (content.get("loss", {}), model.loss.modules.read_state()))),
     ):
         if before != now:
             raise ResumeError(
