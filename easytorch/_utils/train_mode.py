@@ -48,7 +48,7 @@ def snapshot_buffers(*modules: nn.Module) -> Callable[[], None]:
         with torch.no_grad():
             for submodule, name, buffer, value in copies:
                 buffer.copy_(value)
-                submodule.register_buffer(name, buffer, name not in submodule._non_persistent_buffers_set)
+                setattr(submodule, name, buffer)  # forward() may have replaced it
 
     return restore
 
