@@ -1,4 +1,4 @@
-"""What a resumed run says about a program that has changed."""
+"""Messages of a resumed run about a program that has changed."""
 
 from __future__ import annotations
 
