@@ -99,10 +99,11 @@ def measured_once(model: Model) -> Iterator[None]:
 
     LBFGS and SAM run a step at different weights; the first run has the weights from before the update.
     """
-    if not model.overrides("update"):
+    strategy: Any = model.strategy
+    # A callback of a fit may call train_on_batch.
+    if not model.overrides("update") or isinstance(strategy.run, MeasuringOnce):
         yield
         return
-    strategy: Any = model.strategy
     strategy.run = MeasuringOnce(model, strategy.run)
     try:
         yield
