@@ -468,9 +468,10 @@ class Model:
         new_loss = resolve_loss(loss, loss_weights, self.module)
         new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
-        new_optimizer = optimizers.resolve_optimizer(optimizer, self.module, lr)
+        new_loss.to(new_strategy.device)
+        new_optimizer = optimizers.resolve_optimizer(optimizer, self.module, lr, new_loss.modules.own_parameters())
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
-        new_strategy.channels_last = channels_last
+        new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules
         new_strategy.prepare(self.module, new_optimizer)
         # Nothing has changed up to here, so an error leaves the model as it was.
         self.loss, self.metrics, self.strategy = new_loss, new_metrics, new_strategy

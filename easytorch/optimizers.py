@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ TABLE: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def resolve_optimizer(optimizer: Any, module: nn.Module, lr: float | None = None) -> torch.optim.Optimizer | None:
+def resolve_optimizer(
+    optimizer: Any, module: nn.Module, lr: float | None = None, loss_parameters: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer | None:
     """Return the optimizer for the argument of ``compile``.
 
     Args:
@@ -34,6 +36,7 @@ def resolve_optimizer(optimizer: Any, module: nn.Module, lr: float | None = None
             for a list of parameters; or None for a model that is not trained.
         module: The module with the parameters to train.
         lr: The learning rate; None (default) uses the default of the optimizer.
+        loss_parameters: Parameters of the loss, to train as well.
 
     Raises:
         ValueError: If the name is unknown, ``lr`` has no effect, or the module has no parameters to train.
@@ -47,22 +50,24 @@ def resolve_optimizer(optimizer: Any, module: nn.Module, lr: float | None = None
             f"Expected an optimizer, received {optimizer!r}. Pass a name such as 'adam', a torch.optim.Optimizer, or a "
             "function such as lambda parameters: torch.optim.Adam(parameters)."
         )
-    parameters = _check_parameters(module)
+    parameters = _check_parameters(module, loss_parameters)
     if isinstance(optimizer, str):
         return _create_by_name(optimizer, parameters, module, lr)
     if isinstance(optimizer, torch.optim.Optimizer):
-        return _check_instance(optimizer, module, lr)
+        return _check_instance(optimizer, parameters, lr)
     return _call_factory(optimizer, parameters, lr)
 
 
-def check_optimizer_is_current(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+def check_optimizer_is_current(
+    optimizer: torch.optim.Optimizer, module: nn.Module, loss_parameters: Sequence[nn.Parameter] = ()
+) -> None:
     """Warn or raise if a change after ``compile`` would make training differ from what the code suggests.
 
     Raises:
         ValueError: If a learning rate was set that torch does not read, or a layer was replaced.
     """
     _check_attributes(optimizer)
-    _check_layers(optimizer, module)
+    _check_layers(optimizer, [*module.parameters(), *loss_parameters])
     _warn_of_trainable(module)
 
 
@@ -82,10 +87,10 @@ def _check_attributes(optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-def _check_layers(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+def _check_layers(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    trainable = {id(p) for p in module.parameters() if p.requires_grad}
-    has_old_parameters = bool(optimized - {id(p) for p in module.parameters()})
+    trainable = {id(p) for p in parameters if p.requires_grad}
+    has_old_parameters = bool(optimized - {id(p) for p in parameters})
     if has_old_parameters and trainable - optimized:
         raise ValueError(
             "A layer of the module was replaced after compile(): the optimizer has the parameters of the old layer and lacks "
@@ -104,9 +109,9 @@ def _warn_of_trainable(module: nn.Module) -> None:
             )
 
 
-def _check_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of ``module``; raise a ``ValueError`` if none of them can be trained."""
-    parameters = list(module.parameters())
+def _check_parameters(module: nn.Module, loss_parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the parameters of ``module`` and of the loss; raise a ``ValueError`` if none of them can be trained."""
+    parameters = [*module.parameters(), *loss_parameters]
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
         raise ValueError(
             "The module has lazy layers, whose parameters have no shape yet. Run one batch through it before "
@@ -159,14 +164,16 @@ def _support_fast_options(parameters: list[nn.Parameter], module: nn.Module) -> 
     return not has_sparse_gradients and all(type(p) is nn.Parameter and p.is_floating_point() for p in parameters)
 
 
-def _check_instance(optimizer: torch.optim.Optimizer, module: nn.Module, lr: float | None) -> torch.optim.Optimizer:
+def _check_instance(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], lr: float | None
+) -> torch.optim.Optimizer:
     """Return ``optimizer``; raise a ``ValueError`` if it ignores ``lr`` or has parameters of another module."""
-    parameters = {id(p) for p in module.parameters()}
-    foreign = sum(id(p) not in parameters for group in optimizer.param_groups for p in group["params"])
+    known = {id(p) for p in parameters}
+    foreign = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
     if foreign:
         raise ValueError(
-            f"{foreign} of the optimizer's parameters do not belong to the module, so training would not change it. "
-            "Create the optimizer from the parameters of the module that was given to Model()."
+            f"{foreign} of the optimizer's parameters do not belong to the module or to the loss, so training would not "
+            "change them. Create the optimizer from the parameters of the module that was given to Model()."
         )
     if lr is not None:
         raise ValueError(

@@ -93,8 +93,7 @@ class TestGradientsOfAStep:
 
     def test_train_on_batch_ignores_gradients_of_the_step(self):
         by_model, by_hand = linear(), linear()
-        with pytest.warns(UserWarning, match="leaves|left"):
-            Attack(by_model, device="cpu").compile(sgd, "cross_entropy").train_on_batch(X, Y)
+        Attack(by_model, device="cpu").compile(sgd, "cross_entropy").train_on_batch(X, Y)
         train_on_attacks(by_hand, [(X, Y)])
         assert furthest(by_model, by_hand) < 1e-6
 
@@ -339,6 +338,15 @@ class TestRepeatedSteps:
     def test_parts_of_a_batch_are_all_measured(self):
         model = Chunks(linear()).compile("sgd", "cross_entropy", ["accuracy"], lr=0.0)
         assert model.fit(batches(4), verbose=0)["accuracy"] == [pytest.approx(accuracy(linear()))]
+
+    def test_train_on_batch_inside_a_custom_fit_leaves_the_measure(self):
+        model = Quasi(linear()).compile(
+            lambda p: torch.optim.LBFGS(p, lr=0.0, max_iter=3), "cross_entropy", ["accuracy"]
+        )
+        extra = LambdaCallback(on_train_batch_end=lambda batch, logs: model.train_on_batch(X, Y))
+        history = model.fit(X, Y, batch_size=32, shuffle=False, callbacks=[extra], verbose=0)
+        assert history["accuracy"] == [pytest.approx(accuracy(linear()))]
+        assert "run" not in vars(model.strategy)
 
     def test_a_copy_made_inside_a_custom_update_trains_by_itself(self):
         copies = []

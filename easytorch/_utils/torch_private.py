@@ -63,6 +63,11 @@ def find_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     return functools.partial(method.__wrapped__, optimizer)
 
 
+def mark_as_stepped(optimizer: torch.optim.Optimizer) -> None:
+    """Let torch's schedulers know that ``optimizer`` has stepped, in a run that is resumed: they would warn otherwise."""
+    vars(optimizer)["_opt_called"] = True
+
+
 def zero_grad(optimizer: torch.optim.Optimizer) -> None:
     """Delete the gradients as ``optimizer.zero_grad()`` does, in a tenth of the time: without a profiler record."""
     if "zero_grad" in vars(optimizer) or type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
@@ -105,11 +110,6 @@ def shut_down_workers(iterator: Any) -> None:
 def version(tensor: Tensor) -> int:
     """Return a number that changes when the values of ``tensor`` are changed in place; 0 if torch has none."""
     return int(getattr(tensor, "_version", 0))
-
-
-def mark_as_stepped(optimizer: torch.optim.Optimizer) -> None:
-    """Record that ``optimizer`` has stepped: a scheduler warns if it steps before, also in a run that is resumed between both."""
-    vars(optimizer)["_opt_called"] = True
 
 
 def cpu_has_bf16() -> bool:

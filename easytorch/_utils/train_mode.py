@@ -35,22 +35,28 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def snapshot_buffers(module: nn.Module) -> Callable[[], None]:
-    """Copy the buffers of ``module`` and return a function that restores them."""
-    copies = [(buffer, buffer.clone()) for buffer in module.buffers()]
+def snapshot_buffers(*modules: nn.Module) -> Callable[[], None]:
+    """Copy the buffers of ``modules`` and return a function that restores them."""
+    copies = [
+        (submodule, name, buffer, buffer.clone())
+        for module in modules
+        for submodule in module.modules()
+        for name, buffer in submodule.named_buffers(recurse=False)
+    ]
 
     def restore() -> None:
         with torch.no_grad():
-            for buffer, value in copies:
+            for submodule, name, buffer, value in copies:
                 buffer.copy_(value)
+                setattr(submodule, name, buffer)  # forward() may have replaced it
 
     return restore
 
 
 @contextlib.contextmanager
-def preserve_buffers(module: nn.Module) -> Iterator[None]:
-    """Restore the buffers of ``module`` at the end of the block."""
-    restore = snapshot_buffers(module)
+def preserve_buffers(*modules: nn.Module) -> Iterator[None]:
+    """Restore the buffers of ``modules`` at the end of the block."""
+    restore = snapshot_buffers(*modules)
     try:
         yield
     finally:

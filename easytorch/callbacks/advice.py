@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch._utils import torch_private
@@ -18,6 +18,7 @@ from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, has_hook
 from easytorch.callbacks.nan import TerminateOnNaN
+from easytorch.losses.modules import referenced_modules
 
 # Time for the search for values that are not finite, after the loss of an epoch was not.
 MAX_SEARCH_SECONDS = 10.0
@@ -134,9 +135,17 @@ class WarnOnUntrainedParameters(Callback):
         if not self.is_due:
             return
         self.is_due = False
-        groups = self.model.require_optimizer("fit").param_groups
-        owned = {id(parameter) for group in groups for parameter in group["params"]}
-        trained = {name: value for name, value in self.model.module.named_parameters() if value.requires_grad}
+        optimizers = [self.model.require_optimizer("fit"), *_attributes(self.model, torch.optim.Optimizer).values()]
+        owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        trained: dict[str, Tensor] = {
+            name: value for name, value in self.model.module.named_parameters() if value.requires_grad
+        }
+        trained |= {
+            f"loss.{name}": value
+            for name, value in self.model.loss.modules.named_own_parameters()
+            if value.requires_grad
+        }
+        trained |= self._find_in_other_modules(owned | {id(value) for value in trained.values()})
         missing = [name for name, value in trained.items() if id(value) not in owned]
         unused = [name for name, value in trained.items() if id(value) in owned and value.grad is None]
         parts = [
@@ -147,8 +156,29 @@ class WarnOnUntrainedParameters(Callback):
         if missing or 0 < len(unused) < len(trained) - len(missing):  # otherwise a callback has deleted all gradients
             warn(
                 f"Some parameters are not trained: {'; '.join(filter(None, parts))}. If this is intended, freeze them with "
-                "requires_grad_(False)."
+                "requires_grad_(False). Parameters of a loss are trained if the loss is a module, or a part of the module."
             )
+
+    def _find_in_other_modules(self, known: set[int]) -> dict[str, Tensor]:
+        """Return the parameters outside of the module and the loss, and not in ``known``, that got a gradient, by name.
+
+        They belong to attributes of the model, or to variables of a function that is the loss.
+        """
+        modules = {
+            f"model.{name}": value for name, value in _attributes(self.model, nn.Module).items() if name != "module"
+        }
+        for function in self.model.loss.functions():
+            modules |= referenced_modules(function)
+        return {
+            f"{prefix}.{name}": parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+            if id(parameter) not in known and parameter.grad is not None
+        }
+
+
+def _attributes(model: Any, kind: type[Any]) -> dict[str, Any]:
+    return {name: value for name, value in vars(model).items() if isinstance(value, kind)}
 
 
 def _join_names(names: list[str]) -> str:
@@ -193,6 +223,27 @@ class WarnOnCustomUpdate(Callback):
                 "update() is custom and does not clip gradients, so clip_grad_norm and clip_grad_value have no effect. Add "
                 "self.strategy.clip(self.optimizer, self.clip_grad_norm, self.clip_grad_value) to it, before "
                 "self.strategy.step(...)."
+            )
+
+
+class WarnOnLeakedGradients(Callback):
+    """Warn once, after the first update, if a custom step left gradients, which are deleted."""
+
+    all_ranks = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Allow one warning in this fit."""
+        self.has_warned = False
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Check whether a step of this run has left gradients."""
+        if self.model.callbacks.has_leaked and not self.has_warned:
+            self.has_warned = True
+            warn(
+                "train_step called backward(), and the gradients that it left are deleted: an update uses the gradients of the "
+                "loss that train_step returns, and no others. To compute gradients for the step itself, use "
+                "torch.autograd.grad(loss, x), or call self.module.zero_grad() after backward(). To add gradients to the update, "
+                "override update(window)."
             )
 
 

@@ -240,12 +240,12 @@ class CallbackList(Callback):
     Attributes:
         active: The callbacks that run on this rank.
         diverged: True after a non-finite loss; checkpoints are no longer written.
-        given_warnings: Warnings that were given in this run and are given once.
+        has_leaked: True after a step that left gradients of the optimizer's parameters, which were deleted.
     """
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
         self.diverged = False
-        self.given_warnings: set[str] = set()
+        self.has_leaked = False
         self.callbacks = sorted(map(_check_callback, callbacks), key=lambda callback: callback.priority)
         self.params = params
         for callback in self.callbacks:

@@ -135,6 +135,11 @@ class BackupAndRestore(Callback):
             self.print_message(
                 f"Resuming the run in {str(path)!r} after update {state.step}, in epoch {state.epoch + 1} of {state.last}"
             )
+        elif self.model.stop_training:
+            self.print_message(
+                f"The run in {str(path)!r} was stopped early after epoch {state.epoch}, so nothing is trained. To continue it, "
+                f"call load({str(path)!r}), then fit() without resume"
+            )
         else:
             self.print_message(
                 f"The run in {str(path)!r} is complete, so nothing is trained. To continue it, pass epochs greater than "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from easytorch._utils.integers import non_negative_int
 from easytorch._utils.registry import did_you_mean, find, quote_list
+from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.checkpoint.state_dicts import rename
 
@@ -91,12 +92,23 @@ class Monitor(Callback):
         return value - self.min_delta > self.best
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value."""
-        return {"best": self.best}
+        """Return the best value, and what it is the best of."""
+        return {"best": self.best, "monitor": self.monitor, "direction": self.direction}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the best value."""
-        self.best = state["best"]
+        """Restore the best value, unless it is of another quantity."""
+        if self.monitors_the_same(state):
+            self.best = state["best"]
+        else:
+            warn(
+                f"{type(self).__name__} monitored {state['monitor']!r} ({state['direction']}) before, and now {self.monitor!r} "
+                f"({self.direction}). The best value of the run does not apply and is reset, so the resumed run differs from an "
+                "uninterrupted one."
+            )
+
+    def monitors_the_same(self, state: Mapping[str, Any]) -> bool:
+        """Return whether ``state`` is of the same quantity, in the same direction."""
+        return (state["monitor"], state["direction"]) == (self.monitor, self.direction)
 
 
 def lacks_validation(model: Model, logs: Mapping[str, float]) -> bool:
@@ -175,6 +187,7 @@ class EarlyStopping(Monitor):
         self.stopped_epoch: int | None = None
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Any] | None = None
+        self.best_loss_state: dict[str, Any] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the name and reset the state."""
@@ -198,6 +211,7 @@ class EarlyStopping(Monitor):
         if self.restore_best_weights:
             with self.model.callbacks.evaluated_weights():
                 self.best_weights = _copy_tensors(self.model.module.state_dict())
+            self.best_loss_state = _copy_tensors(self.model.loss.modules.read_state())
         if self.baseline is None or (value < self.baseline if self.direction == "min" else value > self.baseline):
             self.wait = 0
 
@@ -209,7 +223,8 @@ class EarlyStopping(Monitor):
             )
         if self.best_weights is not None:
             self.model.strategy.checkpoints.load_weights(self.best_weights)
-            self.best_weights = None
+            self.model.loss.modules.restore_state(self.best_loss_state)
+            self.best_weights, self.best_loss_state = None, {}
             if self.verbose and self.best_epoch is not None:
                 self.print_message(f"Restored the weights of epoch {self.best_epoch + 1}")
 
@@ -219,16 +234,18 @@ class EarlyStopping(Monitor):
             "wait": self.wait,
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
+            "best_loss_state": self.best_loss_state,
             "stopped_epoch": self.stopped_epoch,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state; a run that was stopped early stays stopped."""
         super().load_state_dict(state)
-        self.wait, self.best_epoch, self.best_weights = state["wait"], state["best_epoch"], state["best_weights"]
-        if (
-            self.best_weights is not None
-        ):  # the saved module may have been compiled, and this one not, or the other way round
+        if self.monitors_the_same(state):
+            self.wait, self.best_epoch, self.best_weights = state["wait"], state["best_epoch"], state["best_weights"]
+            self.best_loss_state = dict(state["best_loss_state"])
+        # The saved module may have been compiled, and this one not, or the other way round.
+        if self.best_weights is not None:
             self.best_weights = rename(self.best_weights, self.model.module.state_dict())
         self.stopped_epoch = state["stopped_epoch"]
         # Another callback may have stopped the run already.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
+from easytorch._utils import torch_private
 from easytorch._utils.integers import non_negative_int
 from easytorch._utils.registry import find
 from easytorch._utils.warnings import warn
@@ -195,6 +196,7 @@ class LRScheduler(Callback):
         self.check_state(state)
         if state and _is_scheduler(self.scheduler):
             self.scheduler.load_state_dict(dict(state["scheduler"]))
+            torch_private.mark_as_stepped(self.scheduler.optimizer)
             _restore_milestones(self.scheduler)
 
     def __repr__(self) -> str:

@@ -96,9 +96,9 @@ def batch_size(batch: Any) -> int:
     """
     # By far the most frequent cases, once for each batch.
     if type(batch) in (tuple, list) and len(batch) in (2, 3) and isinstance(batch[1], Tensor) and batch[1].ndim:
-        size = batch[1].shape[0]
-        if len(batch) == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (size,)):
-            return size
+        rows = batch[1].shape[0]
+        if len(batch) == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (rows,)):
+            return rows
     if type(batch) is Tensor and batch.ndim:
         return batch.shape[0]
     for count in (_read_size_attribute, _count_other_parts, _count_targets, _count_rows):

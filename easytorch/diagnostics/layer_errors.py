@@ -94,8 +94,10 @@ def dict_error(failure: Failure) -> Exception | None:
     )
     if not is_about_dict or any(key in signature.names for key in x):
         return None
-    (name,), (first, *others) = signature.names, x
     batch = next((batch for _, _, batch in calls_of(failure.frames, Strategy.run)), x)
+    if not isinstance(batch, Mapping):  # (x, y) with a dict of inputs
+        return _arguments_error(failure, signature, x)
+    (name,), (first, *others) = signature.names, x
     target = others[0] if others else next((key for key in LABEL_KEYS if key in batch), "y")
     cause = str(failure.error).splitlines()[0].partition(", but expected one of")[0]
     return TypeError(

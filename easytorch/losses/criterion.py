@@ -33,6 +33,7 @@ from easytorch.losses.checks import (
     warn_if_labels_are_ignored,
 )
 from easytorch.losses.keras import KERAS
+from easytorch.losses.modules import LossModules, move_arguments
 from easytorch.losses.names import (
     ACTIVATIONS,
     CALL_ADAPTERS,
@@ -63,6 +64,12 @@ def resolve_loss(loss: Any, weights: Any = None, module: nn.Module | None = None
         ValueError: If a name is unknown, or the weights do not match the losses.
         TypeError: If ``loss`` has another type.
     """
+    criterion = _make_criterion(loss, weights, module)
+    criterion.modules = LossModules(criterion.functions(), module)
+    return criterion
+
+
+def _make_criterion(loss: Any, weights: Any, module: nn.Module | None) -> Criterion:
     if isinstance(loss, (list, tuple, Mapping)):
         return MultiOutputLoss(loss, weights)
     if weights is not None:
@@ -84,12 +91,14 @@ class Criterion:
         family: The ``torch.nn`` class of the loss, else ``type(None)``.
         ignore_index: The label that the loss ignores, None if it has no such label.
         may_ignore: Whether the data of the current pass may have such labels.
+        modules: The losses with parameters or buffers of their own, which are trained, saved, and in eval mode with the module.
     """
 
     kind: str | None = None
     family: type[Any] = type(None)
     ignore_index: int | None = None
     may_ignore = True
+    modules = LossModules()
     # The labels of the last batch, and how many of them are ignored.
     _counted_labels: Tensor | None = None
     _ignored: Any = 0
@@ -112,6 +121,13 @@ class Criterion:
         Args:
             targets: All targets of the data, or None if they are unknown. The first batch is checked against them.
         """
+
+    def functions(self) -> list[Any]:
+        """Return what the user passed as loss, or for each output: modules and functions."""
+        return []
+
+    def to(self, device: torch.device) -> None:
+        """Move the tensors of the losses to ``device``."""
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the predictions and targets of ``output``, all of them if it is None."""
@@ -206,6 +222,15 @@ class SingleLoss(Criterion):
         self._call = self._adapted(self.function)
         self._counts: Counts = {}
         self.prepare(None)
+
+    def functions(self) -> list[Any]:
+        """Return the loss that the user passed."""
+        return [self.function]
+
+    def to(self, device: torch.device) -> None:
+        """Move the tensors of the loss to ``device``."""
+        self.function = move_arguments(self.function, device)
+        self._call = self._adapted(self.function)
 
     def _option(self, name: str, default: Any) -> Any:
         """Return an option of the loss: an attribute of a module, or a keyword of ``functools.partial``."""
@@ -522,6 +547,15 @@ class MultiOutputLoss(Criterion):
         by_name = self._targets_by_name(targets)
         for name, loss in self.losses.items():
             loss.prepare(by_name.get(name))
+
+    def functions(self) -> list[Any]:
+        """Return the loss of each output."""
+        return [function for loss in self.losses.values() for function in loss.functions()]
+
+    def to(self, device: torch.device) -> None:
+        """Move the tensors of each loss to ``device``."""
+        for loss in self.losses.values():
+            loss.to(device)
 
     def _targets_by_name(self, targets: Any) -> Mapping[str, Any]:
         if isinstance(targets, Mapping):

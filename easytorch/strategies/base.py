@@ -55,6 +55,7 @@ class Strategy(HelpfulInit):
         gradient_copies: How many copies of each gradient are held in memory.
         needs_batch_every_step: Whether each rank must have a batch in each update.
         clip_count: How often ``clip`` has clipped gradients.
+        loss_modules: The losses with parameters or buffers of their own.
         losses: What ``backward`` got in the current update, while a callback watches it; otherwise empty.
         channels_last: Whether images and convolution weights are stored with the channels last.
 
@@ -93,6 +94,7 @@ class Strategy(HelpfulInit):
         self.jit_compile = jit_compile and compiler_works(device)
         self._to_device: Callable[[Any], Any] = make_to_device(device, None)
         self.forward: Callable[..., Any] = _missing_module
+        self.loss_modules: nn.Module = nn.ModuleList()
         self._unowned: list[nn.Parameter] = []  # parameters that the optimizer does not have
         self._count: Any = None  # of the losses of an update that return it
         self.losses: collections.deque[Any] = collections.deque(maxlen=0)
@@ -136,12 +138,20 @@ class Strategy(HelpfulInit):
         self._to_device = make_to_device(self.device, dtypes.pop() if len(dtypes) == 1 else None)
         self.forward = torch.compile(module) if self.jit_compile else module
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the module and of the loss."""
+        return list(dict.fromkeys([*self.module.parameters(), *self.loss_modules.parameters()]))
+
+    def buffers(self) -> list[Tensor]:
+        """Return the buffers of the module and of the loss."""
+        return [*self.module.buffers(), *self.loss_modules.buffers()]
+
     # Steps, in the order in which the loop calls them
 
     def start(self, optimizer: torch.optim.Optimizer) -> None:
         """Prepare for updates of ``optimizer``, which start now."""
         owned = {id(parameter) for parameter in _parameters_of(optimizer)}
-        self._unowned = [parameter for parameter in self.module.parameters() if id(parameter) not in owned]
+        self._unowned = [parameter for parameter in self.parameters() if id(parameter) not in owned]
         self.zero_grad(optimizer)
 
     def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
@@ -206,7 +216,7 @@ class Strategy(HelpfulInit):
 
     def _divide_gradients(self, count: Any) -> None:
         divisor = one_if_zero(count)
-        for parameter in self.module.parameters():
+        for parameter in self.parameters():
             if parameter.grad is not None:
                 gradient: Any = parameter.grad
                 (gradient.to_local() if hasattr(gradient, "to_local") else gradient).div_(divisor)

@@ -50,6 +50,7 @@ class ControlChannel(nn.Module, SingleProcessControl):
         module: The user's module.
         device: The device of the module.
         group: The ranks that train together.
+        loss_modules: The losses with parameters or buffers of their own; None without any.
         needs_all_reduce: Whether the flags must be reduced separately, because each rank gets only a shard of the gradients.
     """
 
@@ -59,10 +60,17 @@ class ControlChannel(nn.Module, SingleProcessControl):
     flags: nn.Parameter
 
     def __init__(
-        self, module: nn.Module, device: torch.device, group: SingleProcess, needs_all_reduce: bool = False
+        self,
+        module: nn.Module,
+        device: torch.device,
+        group: SingleProcess,
+        *,
+        loss_modules: nn.Module | None = None,
+        needs_all_reduce: bool = False,
     ) -> None:
         super().__init__()
         self.add_module("module", module)
+        self.add_module("loss", loss_modules)
         self.group, self.needs_all_reduce = group, needs_all_reduce
         is_double = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
         dtype = torch.float64 if is_double else torch.float32

@@ -77,7 +77,7 @@ class DataParallel(Strategy, name="ddp"):
             convert_batchnorm(module.to(self.device))
         super().prepare(module)
         self.module = module
-        self.group.broadcast_tensors([*module.parameters(), *module.buffers()])
+        self.group.broadcast_tensors([*self.parameters(), *self.buffers()])
 
     # Steps
 
@@ -89,9 +89,10 @@ class DataParallel(Strategy, name="ddp"):
 
     def _wrap(self) -> None:
         """Wrap the module, unless the same parameters are trained as before."""
-        trainable = [id(parameter) for parameter in self._trainable_parameters()]
+        trainable = self._list_trainable()
         if self._replica is None or trainable != self._trainable:
-            self._trainable, self.control = trainable, ControlChannel(self.module, self.device, self.group)
+            control = ControlChannel(self.module, self.device, self.group, loss_modules=self.loss_modules)
+            self._trainable, self.control = trainable, control
             self._replica = DistributedDataParallel(self.control, **self.options)
             if not self._replica.static_graph:  # otherwise the first update would differ from the others
                 self._settle_layout()
@@ -109,7 +110,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def _follow_trainable(self) -> None:
         """Wrap the module again if a callback has frozen or unfrozen parameters on all ranks."""
-        if [id(parameter) for parameter in self._trainable_parameters()] != self._trainable:
+        if self._list_trainable() != self._trainable:
             self._wrap()
             self.control.start()
 
@@ -167,7 +168,7 @@ class DataParallel(Strategy, name="ddp"):
         counts_nothing = type(weight) is float and weight == 0.0
         if counts_nothing and not self.needs_batch_every_step and not self._replica.find_unused_parameters:
             # The loss of a batch without targets is 0 / 0, whose NaN would spoil the gradients of all ranks.
-            zero, weight = _zero_loss(self.module, self.control.flags), 1.0
+            zero, weight = _zero_loss(self.module, *self.loss_modules.parameters(), self.control.flags), 1.0
             loss = (zero, 0) if isinstance(loss, tuple) else zero
         super().backward(loss, weight)
         self._has_synced |= self._sync
@@ -206,20 +207,24 @@ class DataParallel(Strategy, name="ddp"):
         self.control.start()
         self._sync_without_batch()
         self.module.zero_grad()
+        self.loss_modules.zero_grad()
 
     def _sync_without_batch(self) -> None:
         """Take part in an update without a batch, with zero gradients."""
-        self._replica(lambda _: {"loss": _zero_loss(self.module)}, True, None)["loss"].backward()
+        zero = functools.partial(_zero_loss, self.module, *self.loss_modules.parameters())
+        self._replica(lambda _: {"loss": zero()}, True, None)["loss"].backward()
 
-    def _trainable_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+    def _list_trainable(self) -> list[int]:
+        """Return the identities of what DDP has wrapped: the trainable parameters, and the modules of the loss."""
+        trainable = [id(parameter) for parameter in self.parameters() if parameter.requires_grad]
+        return trainable + [id(loss) for loss in self.loss_modules.children()]
 
     # Evaluation and prediction
 
     def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
         """Return this rank's batches of ``loader``; the BatchNorm statistics of rank 0 are broadcast before the first."""
         batches = super().batches(loader, steps)
-        batches.before_first = functools.partial(self.group.broadcast_tensors, list(self.module.buffers()))
+        batches.before_first = functools.partial(self.group.broadcast_tensors, self.buffers())
         return batches
 
     def merge_metrics(self, metrics: MetricCollection) -> MetricCollection:

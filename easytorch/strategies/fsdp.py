@@ -76,6 +76,7 @@ class FullySharded(DataParallel, name="fsdp"):
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, shard it, and let ``optimizer`` update this rank's shard."""
+        _check_loss_is_fixed(self.loss_modules, module)
         if module not in self.sharded:
             _check_can_be_sharded(module, self.channels_last)
             super().prepare(module)
@@ -239,6 +240,17 @@ def _check_can_be_sharded(module: nn.Module, channels_last: bool) -> None:
                 f"strategy='fsdp' cannot shard the parameter {name!r}, which is not contiguous in memory, as with channels_last. "
                 "Leave out channels_last=True, or use strategy='ddp'."
             )
+
+
+def _check_loss_is_fixed(loss_modules: nn.Module, module: nn.Module) -> None:
+    """Raise a ``ValueError`` if the loss has parameters to train that ``module`` has not, which are not sharded."""
+    known = {id(parameter) for parameter in module.parameters()}
+    names = [name for name, p in loss_modules.named_parameters() if p.requires_grad and id(p) not in known]
+    if names:
+        raise ValueError(
+            f"strategy='fsdp' does not train the parameters of a loss, and this loss has {', '.join(map(repr, names[:5]))}. Make "
+            "the loss a part of the module, net.criterion = loss before Model(net), or use strategy='ddp'."
+        )
 
 
 def _find_blocks(module: nn.Module, minimum: int) -> Iterator[nn.Module]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch._utils import torch_private
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
 from easytorch.errors import ResumeError
+from easytorch.losses.modules import describe_state
 from easytorch.strategies.device import saved_precision
 from easytorch.training.results import History
 from easytorch.training.state import TrainState
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 RESTORED_FROM_CHECKPOINT = ("lr",)
 # Kinds of attributes of which all ranks have the same.
 SHARED_KINDS = ("stateful", "tensor")
+# Settings of an optimizer that change its speed and not its results.
+IMPLEMENTATION_SETTINGS = ("foreach", "fused", "capturable", "differentiable")
 
 
 # Files
@@ -149,9 +151,13 @@ def training_state(model: Model) -> dict[str, Any]:
         "version": files.VERSION,
         "callbacks": [[type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model)],
         "attributes": prepare({path: entry for path, entry in attributes.items() if entry["kind"] in SHARED_KINDS}),
+        "groups": _group_names(model),
+        "loggers": [
+            [type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model, optional=True)
+        ],
         "environment": _environment(model),
         "flags": _flags(model),
-        "groups": _group_names(model),
+        "settings": _settings(model),
         **ranks[0],
         **({} if len(ranks) == 1 else {"ranks": ranks}),
     }
@@ -253,6 +259,7 @@ def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
         "schedules": [schedule.state_dict() for schedule in model.schedules],
         "precision": model.strategy.precision,
         "module": transform(state_dicts.unwrapped_state_dict(model.module)),
+        "loss": transform(model.loss.modules.read_state()),
         "compiled": serialization.to_serializable_or_none(model.compile_args),
     }
 
@@ -272,6 +279,7 @@ def _load_components(model: Model, content: Mapping[str, Any], weights: Mapping[
     if model.optimizer is not None and content.get("optimizer"):
         model.strategy.checkpoints.load_optimizer(model.optimizer, content["optimizer"])
     model.strategy.checkpoints.load_weights(weights)
+    model.loss.modules.restore_state(content.get("loss", {}))
     for name, component in _components(model).items():
         if name != "optimizer":
             component.load_state_dict(content[name])
@@ -285,6 +293,7 @@ def _check_content(model: Model, content: Mapping[str, Any]) -> None:
     TrainState().load_state_dict(content["state"])
     History().load_state_dict(content["history"])
     model.strategy.check_state(content["strategy"])
+    model.loss.modules.check_state(content.get("loss", {}))
 
 
 # Resume
@@ -299,6 +308,7 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
         ("scheduler", *(schedulers if all(schedulers) else [None, None])),
         ("callbacks with state", [name for name, _ in content["callbacks"]], callbacks),
         ("metrics", content["metrics"]["names"], model.metrics.names),
+        ("state of the loss", *map(describe_state, (content.get("loss", {}), model.loss.modules.read_state()))),
     ):
         if before != now:
             raise ResumeError(
@@ -315,6 +325,12 @@ def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
         warn(f"{change}; the resumed run will differ in the last bits.")
     before, now = content["compiled"], serialization.to_serializable_or_none(model.compile_args)
     if not before or not now:  # an argument is an object, which cannot be compared
+        settings = content.get("settings", {})
+        for change in _changes(settings, {name: value for name, value in _settings(model).items() if name in settings}):
+            warn(
+                f"{change} in the optimizer; the resumed run keeps the old value. To use the new one, load() the checkpoint, "
+                "set it in model.optimizer.param_groups, and call fit() without resume."
+            )
         return
     restored = {name: now.get(name) for name in RESTORED_FROM_CHECKPOINT}
     for change in _changes(before, {name: value for name, value in now.items() if name not in restored}):
@@ -339,23 +355,32 @@ def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str
     _restore_flags(model, content.get("flags"))
     _restore_attributes(model, {**content.get("attributes", {}), **rank_state.get("rank_attributes", {})})
     model.state.last = model.state.first + planned
-    if model.state.step:
-        torch_private.mark_as_stepped(model.require_optimizer("fit"))
     if is_same_size:
         model.metrics.load_state_dict(rank_state["metrics"])
     elif group.is_main:  # one rank continues with what all ranks have measured
         model.metrics.load_state_dict(model.metrics.merged([state["metrics"] for state in ranks]).state_dict())
     model.stop_training = False
-    for callback, (_, state) in zip(_stateful(model), content["callbacks"], strict=True):
+    states = [state for _, state in content["callbacks"]]
+    for callback, state in [*zip(_stateful(model), states, strict=True), *_match_loggers(model, content)]:
         if callback.all_ranks or group.is_main:
             callback.load_state_dict(state)
     if model.stop_training:  # early stopping had ended the run
         model.state.last = model.state.epoch
 
 
-def _stateful(model: Model) -> list[Callback]:
-    """Return the callbacks that have a state to save."""
-    return [callback for callback in model.callbacks.callbacks if type(callback).state_dict is not Callback.state_dict]
+def _stateful(model: Model, optional: bool = False) -> list[Callback]:
+    """Return the callbacks that have a state to save; the ``optional`` ones, which a resumed run may add or leave out."""
+    callbacks = (callback for callback in model.callbacks.callbacks if callback.optional == optional)
+    return [callback for callback in callbacks if type(callback).state_dict is not Callback.state_dict]
+
+
+def _match_loggers(model: Model, content: Mapping[str, Any]) -> Iterator[tuple[Callback, Any]]:
+    """Yield each optional callback that the run had too, with its state."""
+    remaining = list(content.get("loggers", []))
+    for callback in _stateful(model, optional=True):
+        i = next((i for i, entry in enumerate(remaining) if entry[0] == type(callback).__name__), None)
+        if i is not None:
+            yield callback, remaining.pop(i)[1]
 
 
 def _environment(model: Model) -> dict[str, Any]:
@@ -367,6 +392,18 @@ def _environment(model: Model) -> dict[str, Any]:
         "precision": model.strategy.precision,
         "jit_compile": model.strategy.jit_compile,
         "world_size": model.strategy.group.world_size,
+    }
+
+
+def _settings(model: Model) -> dict[str, Any]:
+    """Return the numbers that the optimizer was created with, such as ``lr``; callbacks and schedules do not change them."""
+    defaults = {} if model.optimizer is None else model.optimizer.defaults
+    names = set(defaults) - set(IMPLEMENTATION_SETTINGS)
+    numbers = {name: list(value) if isinstance(value := defaults[name], tuple) else value for name in sorted(names)}
+    return {
+        name: value
+        for name, value in numbers.items()
+        if all(isinstance(item, (int, float)) for item in (value if isinstance(value, list) else [value]))
     }
 
 

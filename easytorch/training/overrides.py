@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easytorch._utils.internal import is_internal
-from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, Window
 
 if TYPE_CHECKING:
     from easytorch.model import Model
 
-LEAKED_GRADIENTS = (
-    "train_step called backward(), and the gradients that it left are deleted: an update uses the gradients of the loss that "
-    "train_step returns, and no others. To compute gradients for the step itself, use torch.autograd.grad(loss, x), or call "
-    "self.module.zero_grad() after backward(). To add gradients to the update, override update(window)."
-)
 STEP_IN_STEP = (
     "train_step called optimizer.step(), and fit() calls it for the loss that train_step returns: the weights would be updated "
     "twice. Leave backward(), optimizer.step() and zero_grad() out of train_step, or override update(window)."
@@ -50,8 +44,8 @@ def _as_batch(unpack: Callable[..., Any]) -> Callable[..., Batch]:
 def _without_leaks(train_step: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``train_step`` as a method that leaves gradients and weights of the optimizer as they are.
 
-    The gradients of earlier batches of a window stay, those of the step are deleted with a warning. A custom ``update`` may
-    use the gradients of its steps in any way.
+    The gradients of earlier batches of a window stay, those of the step are deleted; ``WarnOnLeakedGradients`` reports them. A
+    custom ``update`` may use the gradients of its steps in any way.
     """
 
     @functools.wraps(train_step)
@@ -71,9 +65,7 @@ def _without_leaks(train_step: Callable[..., Any]) -> Callable[..., Any]:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if parameter.grad is not gradient:
                     parameter.grad = gradient
-        if has_leaked and LEAKED_GRADIENTS not in self.callbacks.given_warnings:
-            self.callbacks.given_warnings.add(LEAKED_GRADIENTS)
-            warn(LEAKED_GRADIENTS)
+        self.callbacks.has_leaked |= has_leaked
         return outputs
 
     return step_without_leaks
@@ -107,10 +99,11 @@ def measured_once(model: Model) -> Iterator[None]:
 
     LBFGS and SAM run a step at different weights; the first run has the weights from before the update.
     """
-    if not model.overrides("update"):
+    strategy: Any = model.strategy
+    # A callback of a fit may call train_on_batch.
+    if not model.overrides("update") or isinstance(strategy.run, MeasuringOnce):
         yield
         return
-    strategy: Any = model.strategy
     strategy.run = MeasuringOnce(model, strategy.run)
     try:
         yield

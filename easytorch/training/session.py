@@ -15,6 +15,7 @@ from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_stat
 from easytorch.callbacks.advice import (
     WarnOnCustomUpdate,
     WarnOnEndlessData,
+    WarnOnLeakedGradients,
     WarnOnNonFiniteLoss,
     WarnOnSummedLoss,
     WarnOnUntrainedParameters,
@@ -62,7 +63,8 @@ def fit_session(
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
     with _only_fit(model, train_data):
-        check_optimizer_is_current(model.require_optimizer("fit"), model.module)
+        optimizer = model.require_optimizer("fit")
+        check_optimizer_is_current(optimizer, model.module, model.loss.modules.own_parameters())
         signals = SignalHandler()
         params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
         model.history.params, model.history.interrupted = params, False
@@ -148,10 +150,9 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
         advice.append(WarnOnEndlessData())
     if model.overrides("update"):
         advice.append(WarnOnCustomUpdate())
-    elif model.overrides("train_step") and (
-        model.gradient_accumulation_steps > 1 or model.strategy.group.world_size > 1
-    ):
-        advice.append(WarnOnSummedLoss())
+    elif model.overrides("train_step"):
+        is_averaged = model.gradient_accumulation_steps > 1 or model.strategy.group.world_size > 1
+        advice += [WarnOnLeakedGradients(), *[WarnOnSummedLoss()] * is_averaged]
     consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
     return CallbackList([*callbacks, *advice, *consensus], model, params)
 
@@ -162,7 +163,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     optimizer, previous, stops = model.require_optimizer("fit"), model.state, model.stop_training
     model.state = state or previous
     first_step = model.state.step
-    restore_buffers = train_mode.snapshot_buffers(model.module)
+    restore_buffers = train_mode.snapshot_buffers(model.module, model.loss.modules)
     model.stop_training = False
     model.strategy.start(optimizer)
     with (
@@ -202,6 +203,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
             separate_metrics(model),
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),
+            train_mode.in_eval_mode(model.loss.modules),
             torch.no_grad(),
             model.loss.knowing(_known_to_all_ranks(model, loader)),
         ):
@@ -253,7 +255,7 @@ def _synchronize_ranks(model: Model) -> None:
     group = model.strategy.group
     if group.world_size > 1:
         set_rng_state(group.broadcast(get_rng_state()))
-        group.broadcast_tensors(list(model.module.buffers()))
+        group.broadcast_tensors(model.strategy.buffers())
 
 
 def _check_validation_data(model: Model, loader: Any) -> None:
@@ -266,7 +268,12 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     if batch is None:
         return
     try:
-        with evaluation_session(model, loader), preserve_rng_state(), train_mode.preserve_module(model.module):
+        with (
+            evaluation_session(model, loader),
+            preserve_rng_state(),
+            train_mode.preserve_module(model.module),
+            train_mode.preserve_module(model.loss.modules),
+        ):
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.

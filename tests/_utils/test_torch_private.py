@@ -246,9 +246,26 @@ def test_torch_has_the_probes_of_x86_instructions():
     assert type(torch_private.cpu_has_bf16()) is bool
 
 
-def test_a_marked_optimizer_may_be_followed_by_a_scheduler_step():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+def test_torch_reads_whether_an_optimizer_has_stepped():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     torch_private.mark_as_stepped(optimizer)
-    scheduler.step()  # a warning is an error
-    assert optimizer.param_groups[0]["lr"] == 0.5
+    scheduler.step()  # without a warning
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_sum"),
+    [
+        (lambda z: torch.nn.functional.mse_loss(z, z.detach() + 1, reduction="sum"), True),
+        (lambda z: torch.nn.functional.mse_loss(z, z.detach() + 1), False),
+        (lambda z: 0.5 * z.square().sum() + 1, True),
+        (lambda z: z.square().sum() / len(z), False),
+        (lambda z: z.square().sum(1).mean(), False),
+        (lambda z: z.sum(0).sum(), False),  # a sum over columns, in which no dimension is that of the samples
+    ],
+)
+def test_a_sum_over_samples_is_found_in_the_graph(loss, is_sum):
+    z = torch.randn(4, 3, requires_grad=True)
+    value = loss(z)
+    value.backward()
+    assert torch_private.is_sum_over(value.grad_fn, 4) is is_sum
