@@ -9,7 +9,7 @@ from typing import Any
 from easytorch import callbacks, data
 from easytorch._utils.api_hints import PACKAGE_HINTS, missing_attribute_error
 from easytorch.distributed.launch import launch
-from easytorch.errors import FileError, ResumeError
+from easytorch.errors import FileError, RankError, ResumeError
 from easytorch.metrics.aggregation import Mean
 from easytorch.metrics.base import Metric
 from easytorch.metrics.epoch import EpochMetric
@@ -30,6 +30,7 @@ __all__ = [
     "Mean",
     "Metric",
     "Model",
+    "RankError",
     "ResumeError",
     "Scores",
     "Strategy",

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from easytorch._utils import torch_private
 from easytorch.data.arrays import as_batch
-from easytorch.data.batch import batch_size
+from easytorch.data.batch import batch_size, count_batches
 from easytorch.distributed.process_group import SingleProcess
 
 NO_BATCH: Any = object()  # placeholder for a rank without a batch in a round
@@ -60,6 +60,18 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
     kind = PreshardedBatchSampler if is_torch_split and training else ShardedBatchSampler
     shards = kind(batches, group, training, loader.collate_fn)
     return torch_private.copy_loader(loader, batch_sampler=shards, sampler=sampler)
+
+
+def describe_size(loader: Any, group: SingleProcess, prefix: str = "") -> dict[str, Any]:
+    """Return the sizes of ``loader`` that must be the same on all ranks; none if each rank has separate data."""
+    if not group.splits_data or is_presharded(loader):
+        return {}
+    dataset = getattr(loader, "dataset", None)
+    return {
+        f"{prefix}samples": None if dataset is None else count_batches(dataset),
+        f"{prefix}batches": count_batches(loader),
+        f"{prefix}batch_size": getattr(loader, "batch_size", None),
+    }
 
 
 def is_presharded(loader: Any) -> bool:

@@ -29,6 +29,7 @@ from torch import distributed
 
 from easytorch._utils.integers import positive_int
 from easytorch._utils.notebook import in_notebook
+from easytorch.distributed import agreement
 
 START_METHODS = ("auto", "fork", "spawn")
 
@@ -146,8 +147,10 @@ def _run_rank(function: Callable[..., Any], args: Any, environment: dict[str, st
         torch.set_num_threads(max(1, torch.get_num_threads() // int(environment["WORLD_SIZE"])))
     try:
         succeeded, message = True, pickle.dumps((True, function(*args)))
-    except BaseException:
+    except BaseException as error:
         succeeded, message = False, pickle.dumps((False, traceback.format_exc()))
+        agreement.report_end(error)
+    agreement.report_end()
     sender.send_bytes(message)
     sender.close()
     if distributed.is_initialized():

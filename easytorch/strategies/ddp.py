@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,8 @@ class DataParallel(Strategy, name="ddp"):
             convert_batchnorm(module.to(self.device))
         super().prepare(module)
         self.module = module
-        self.group.broadcast_tensors([*module.parameters(), *module.buffers()])
+        with self.group.call("compile", **_describe(module)):
+            self.group.broadcast_tensors([*module.parameters(), *module.buffers()])
 
     # Steps
 
@@ -93,6 +95,7 @@ class DataParallel(Strategy, name="ddp"):
         if self._replica is None or trainable != self._trainable:
             self._trainable, self.control = trainable, ControlChannel(self.module, self.device, self.group)
             self._replica = DistributedDataParallel(self.control, **self.options)
+            self.group.add_replica(self._replica)
             if not self._replica.static_graph:  # otherwise the first update would differ from the others
                 self._settle_layout()
 
@@ -232,6 +235,20 @@ class DataParallel(Strategy, name="ddp"):
         if isinstance(collector, NpyWriter):
             collector.writes = self.group.is_main
         return DistributedCollector(collector, self.group)
+
+
+def _describe(module: nn.Module) -> dict[str, Any]:
+    """Return what must be the same on all ranks: the names and shapes of all tensors."""
+    tensors = {
+        name: (tuple(value.shape), str(value.dtype))
+        for name, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
+    return {
+        "module": type(module).__name__,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "tensors": f"{len(tensors)} ({hashlib.sha256(repr(tensors).encode()).hexdigest()[:8]})",
+    }
 
 
 def _zero_loss(module: nn.Module, *others: nn.Parameter) -> Tensor:
