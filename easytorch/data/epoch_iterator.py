@@ -287,6 +287,11 @@ class EpochIterator:
         for batch in batches:
             count += 1
             yield batch
+        if any(size for size, _ in self._shards.rounds[count:]):
+            raise ValueError(
+                f"The data of rank {self.group.rank} ended after {count} of {len(self._shards.rounds)} batches. A StopIteration "
+                "in __getitem__, for example of next(), ends a pass: raise another error, or return a sample."
+            )
         yield from itertools.repeat(sharding.NO_BATCH, len(self._shards.rounds) - count)
 
     def _pad(self, batch: Any) -> Any:

@@ -33,7 +33,7 @@ SAME_CALLS = (
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Failed to recv")
 NO_ANSWER = ("Timed out waiting", "wait timeout", "Application timeout caused pair closure", "Socket Timeout")
 
-Exit = TypeVar("Exit")
+Error = TypeVar("Error", bound=BaseException)
 
 
 class Agreement:
@@ -107,7 +107,7 @@ class Agreement:
         if verdict["closes"]:
             self._close(verdict["error"])
         if verdict["error"] is not None:
-            raise _as_reported(RankError(verdict["error"]))
+            raise as_reported(RankError(verdict["error"]))
 
     def _write(self, number: int, record: Mapping[str, Any]) -> None:
         self.store.set(f"record/{number}/{self.rank}", json.dumps(record))
@@ -149,7 +149,8 @@ class Agreement:
 
     def _describe_missing(self, message: str, timeout: float) -> str:
         if message:
-            return f"Rank {self.rank} called {self._place()}, but {message} {SAME_CALLS}"
+            fix = SAME_CALLS if message.endswith("has ended.") else "See the error of that rank."
+            return f"Rank {self.rank} called {self._place()}, but {message} {fix}"
         missing = [
             str(rank) for rank in range(self.world_size) if not self.store.check([f"record/{self._number}/{rank}"])
         ]
@@ -175,10 +176,10 @@ class Agreement:
         explained = self._explain(error)
         if explained is not None:
             self._close(str(explained))
-            return _as_reported(explained)
-        _as_reported(error)
+            return as_reported(explained)
+        as_reported(error)
         self._number += 1
-        text = f"{type(error).__name__}: {error}".rstrip(": ")
+        text = _describe(error)
         try:
             self._write_failure(text)
             # Ctrl-C and sys.exit() end the process, so the others need not be freed.
@@ -226,17 +227,15 @@ class Agreement:
                 if any(text in str(error) for text in NO_ANSWER)
                 else "the connection to another rank was lost."
             )
-        return RankError(
-            f"Rank {self.rank} stopped in {self._place()}, because {message.rstrip('.')}. See the error of that rank."
-        )
+        return RankError(f"Rank {self.rank} stopped in {self._place()}, because {message} See the error of that rank.")
 
     def report_end(self, error: BaseException | None = None) -> None:
         """Report that this process ends; called at its exit, once."""
         if self.store is None:
             return
-        cause = "" if error is None else f" with {type(error).__name__}: {error}".rstrip(": ")
+        cause = "." if error is None else f" with {_describe(error)}"
         try:
-            self.store.compare_set("ended", "", f"rank {self.rank} has ended{cause}.")
+            self.store.compare_set("ended", "", f"rank {self.rank} has ended{cause}")
         except (dist.DistError, RuntimeError):  # the store has ended before
             return
 
@@ -249,7 +248,7 @@ class Agreement:
     def check_open(self) -> None:
         """Raise a ``RankError`` if the connections are closed."""
         if self.closed is not None:
-            raise _as_reported(RankError(f"The ranks are no longer connected. {self.closed} Start the program again."))
+            raise as_reported(RankError(f"The ranks are no longer connected. {self.closed} Start the program again."))
 
     def _close(self, reason: str) -> str:
         """Close the connections to the other ranks, so that those that wait for this one get an error; return ``reason``."""
@@ -275,9 +274,7 @@ def _compare(records: list[dict[str, Any]]) -> dict[str, Any]:
     # After an error outside of other calls all ranks are at the same place again.
     closes = any(record["depth"] > 1 for record in records)
     if failed:
-        error = (
-            None if len(failed) == len(records) else f"{_capitalize(failed[0]['does'])}. See the error of that rank."
-        )
+        error = None if len(failed) == len(records) else f"{_capitalize(failed[0]['does'])} See the error of that rank."
         return {"error": error, "closes": False if error is None else closes}
     first = records[0]
     for rank, record in enumerate(records[1:], 1):
@@ -298,6 +295,8 @@ def _compare_calls(first: dict[str, Any], record: dict[str, Any], rank: int) -> 
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if not names:
         return None
+    # Without validation data it has no size, and another optimizer has other arguments.
+    names = [name for name in names if name in ours and name in theirs] or names
     sides = [", ".join(f"{name}={_quote(values.get(name))}" for name in names) for values in (ours, theirs)]
     return f"Rank 0 {first['does']} with {sides[0]}, and rank {rank} with {sides[1]}. {_fix(names)}"
 
@@ -329,6 +328,12 @@ def _fix(names: list[str]) -> str:
     return " ".join(fixes) or "Pass the same on all ranks."
 
 
+def _describe(error: BaseException) -> str:
+    """Return class and message of ``error`` as a sentence."""
+    text = f"{type(error).__name__}: {error}".rstrip(": \n")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -342,7 +347,8 @@ def _is_reported(error: BaseException | None) -> bool:
     return False
 
 
-def _as_reported(error: Exit) -> Exit:
+def as_reported(error: Error) -> Error:
+    """Return ``error``, marked as one that all ranks raise, so that none reports it."""
     error._easytorch_reported = True  # type: ignore[attr-defined]  # exceptions may have attributes
     return error
 

@@ -16,6 +16,7 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.data.sharding import describe_size
+from easytorch.distributed.agreement import as_reported
 from easytorch.errors import RankError
 
 if TYPE_CHECKING:
@@ -187,9 +188,11 @@ def _compare_settings(model: Model, when: str) -> None:
         one_sided = sorted(set(frozen) ^ set(their_frozen))
         sides = ["frozen" if one_sided[0] in names else "trained" for names in (frozen, their_frozen)]
         change = f"parameter {one_sided[0]!r} is {sides[0]} on rank 0, and {sides[1]} on rank {rank}"
-    raise RankError(
-        f"The ranks train differently {when}: {change}. A callback or the program changed it on one rank only, or computed it "
-        "from values that differ. Make the same change on all ranks."
+    raise as_reported(
+        RankError(
+            f"The ranks train differently {when}: {change}. A callback or the program changed it on one rank only, or computed "
+            "it from values that differ. Make the same change on all ranks."
+        )
     )
 
 
@@ -214,10 +217,12 @@ def _compare_weights(model: Model, when: str) -> None:
         _accept_rounding(model, [parameters[name] for name in different])
         return
     more = f" and {len(drifted) - 1} more" if len(drifted) > 1 else ""
-    raise RankError(
-        f"The weights of rank 0 and rank {rank} differ {when}: {drifted[0]!r}{more}, by up to "
-        f"{max(distances[name][0] for name in drifted):.3g}. Every rank must make the same updates. A callback or a step changed "
-        "weights on one rank only, or each rank read another file. Make the same change on all ranks."
+    raise as_reported(
+        RankError(
+            f"The weights of rank 0 and rank {rank} differ {when}: {drifted[0]!r}{more}, by up to "
+            f"{max(distances[name][0] for name in drifted):.3g}. Every rank must make the same updates. A callback or a step "
+            "changed weights on one rank only, or each rank read another file. Make the same change on all ranks."
+        )
     )
 
 
