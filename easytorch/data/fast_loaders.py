@@ -27,7 +27,7 @@ from easytorch._utils.rng import set_rng_state
 from easytorch.data.arrays import ArrayDataset, BatchedArrayDataset, as_batch, load_samples
 from easytorch.data.in_memory import InMemory
 from easytorch.data.resumable_sampler import order_changed_error
-from easytorch.data.sharding import Bounds, ShardedBatchSampler, check_same_order
+from easytorch.data.sharding import Bounds, ShardedBatchSampler
 
 # These draw the complete order at the start of a pass; a custom sampler may draw during the pass.
 KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -146,8 +146,7 @@ class TensorBatches:
             bounds = bounds[: count // size]
         if not isinstance(batch_sampler, ShardedBatchSampler):
             return bounds
-        if batch_sampler.training:
-            check_same_order(self.order, len(bounds), batch_sampler.group)
+        batch_sampler.check_order(self.order, len(bounds))
         batch_sampler.group.seed_per_rank()
         return batch_sampler.select_bounds(bounds)
 

@@ -69,13 +69,14 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
 
 def describe_size(loader: Any, group: SingleProcess, prefix: str = "") -> dict[str, Any]:
     """Return the sizes of ``loader`` that must be the same on all ranks; none if each rank has separate data."""
-    if not group.splits_data or is_presharded(loader):
+    if not group.splits_data or (is_presharded(loader) and not _uses_distributed_sampler(loader)):
         return {}
     dataset = getattr(loader, "dataset", None)
     return {
         f"{prefix}samples": None if dataset is None else count_batches(dataset),
         f"{prefix}batches": count_batches(loader),
         f"{prefix}batch_size": getattr(loader, "batch_size", None),
+        f"{prefix}sampler": type(getattr(loader, "sampler", None)).__name__,  # random or sequential
     }
 
 
@@ -131,14 +132,18 @@ class ShardedBatchSampler:
     def __iter__(self) -> Iterator[list[Any]]:
         batches = [list(indices) for indices in self.batch_sampler]
         order = list(itertools.chain.from_iterable(batches))
-        if self.training:
-            check_same_order(order, len(batches), self.group)
+        self.check_order(order, len(batches))
         ends = list(itertools.accumulate(map(len, batches)))
         bounds = [(end - len(indices), end) for indices, end in zip(batches, ends, strict=True)]
         self.group.seed_per_rank()
         for start, end in self.select_bounds(bounds):
             if end > start:
                 yield order[start:end]
+
+    def check_order(self, order: Any, batches: int) -> None:
+        """Raise a ``RankError`` on all ranks if they draw the samples of a training pass in different orders."""
+        if self.training:
+            check_same_order(order, batches, self.group)
 
     @property
     def _drops_last(self) -> bool:
@@ -166,6 +171,9 @@ class PreshardedBatchSampler(ShardedBatchSampler):
 
     def __len__(self) -> int:
         return len(self.batch_sampler) - self.offset
+
+    def check_order(self, order: Any, batches: int) -> None:
+        """Do nothing: each rank draws other samples."""
 
     def select_bounds(self, bounds: Bounds) -> Bounds:
         """Return the bounds of the remaining batches of this rank."""

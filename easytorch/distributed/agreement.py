@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import datetime
 import json
+import os
+import socket
 import sys
 import time
 import weakref
@@ -25,7 +27,7 @@ GRACE_SECONDS = 3.0
 # Seconds in which the report of a rank that has closed its connections arrives.
 REPORT_SECONDS = 2.0
 
-DATA_ARGUMENTS = ("samples", "batches", "batch_size", "validation")
+DATA_ARGUMENTS = ("samples", "batches", "batch_size", "sampler", "validation")
 SAME_CALLS = (
     "All ranks must make the same calls in the same order. Make each call on every rank, without 'if rank == 0': rank 0 prints "
     "and writes files, and all ranks get the results."
@@ -231,7 +233,8 @@ class Agreement:
 
     def report_end(self, error: BaseException | None = None) -> None:
         """Report that this process ends; called at its exit, once."""
-        if self.store is None:
+        # torch prints a long message about a store that has ended.
+        if self.store is None or not _server_answers():
             return
         cause = "." if error is None else f" with {_describe(error)}"
         try:
@@ -259,6 +262,18 @@ class Agreement:
             if dist.is_initialized():
                 torch_private.abort_process_group()
         return reason
+
+
+def _server_answers() -> bool:
+    """Return whether the server of the store still runs; True if its address is unknown."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if address is None or port is None:
+        return True
+    try:
+        socket.create_connection((address, int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def is_connection_error(error: BaseException) -> bool:

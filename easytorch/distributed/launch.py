@@ -78,8 +78,8 @@ def launch(
     with socket.create_server(("127.0.0.1", 0)) as server:
         address, port = server.getsockname()
         try:
-            for rank in range(world_size):
-                environment = _rank_environment(rank, world_size, address, port)
+            for number in range(world_size):
+                environment = _rank_environment(number, world_size, address, port)
                 ranks.append(_start_rank(context, function, args, environment))
             # A forked copy cannot end the thread of a store. The store is therefore created after the forks,
             # and deleted before a traceback could keep it alive until the next fork.
@@ -89,6 +89,11 @@ def launch(
             try:
                 with _forward_signals(ranks):
                     results = _collect_results(ranks, timeout)
+            except BaseException:
+                # A rank that still runs would print an error of the store.
+                for rank in ranks:
+                    rank.process.kill()
+                raise
             finally:
                 del store
             _join_ranks(ranks)
