@@ -140,7 +140,7 @@ class ProcessGroup(SingleProcess):
             _connect(device, datetime.timedelta(seconds=timeout))
         self.rank, self.world_size, self.splits_data = dist.get_rank(), dist.get_world_size(), splits
         self.timeout = timeout
-        self.agreement = agreement.current(torch_private.default_store, self.rank, self.world_size)
+        self._agreement()  # made now, while a store is there
         # Values for the host are exchanged between hosts, so that no host waits for its accelerator.
         has_cpu_backend = "cpu:" in dist.get_backend_config()
         self.device = torch.device("cpu") if has_cpu_backend else device
@@ -148,7 +148,7 @@ class ProcessGroup(SingleProcess):
     @contextlib.contextmanager
     def call(self, name: str, **arguments: Any) -> Iterator[None]:
         """Make a call that all ranks must make; see ``SingleProcess.call``."""
-        self.agreement.enter(name, arguments, self.timeout)
+        self._agreement().enter(name, arguments, self.timeout)
         try:
             yield
         except BaseException as error:
@@ -157,19 +157,19 @@ class ProcessGroup(SingleProcess):
                 raise
             raise reported from error
         finally:
-            self.agreement.stack.pop()
+            self._agreement().stack.pop()
 
     def report(self, error: BaseException) -> BaseException:
         """Report an error that ends a call; return it, or the error of another rank that has caused it."""
-        return self.agreement.report(error)
+        return self._agreement().report(error)
 
     def saved(self, path: str) -> None:
         """Note that this rank has called ``save``; rank 0 must have done so too."""
-        self.agreement.files.append(path)
+        self._agreement().files.append(path)
 
     def add_replica(self, replica: Any) -> None:
         """Remember a DDP wrapper, which must be released before the connections can be closed."""
-        self.agreement.add_replica(replica)
+        self._agreement().add_replica(replica)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the ``value`` of each rank in rank order, on every rank; tensors are copied to the CPU."""
@@ -232,9 +232,13 @@ class ProcessGroup(SingleProcess):
         random.seed(digest)
         np.random.seed(int.from_bytes(digest[:4], "little"))
 
+    def _agreement(self) -> agreement.Agreement:
+        # Not an attribute, since a store cannot be pickled or copied.
+        return agreement.current(torch_private.default_store, self.rank, self.world_size)
+
     def _enter(self, collective: str) -> None:
         """Raise a ``RankError`` unless all ranks are at the same collective: gloo would abort the process."""
-        self.agreement.enter_collective(collective, self.timeout)
+        self._agreement().enter_collective(collective, self.timeout)
 
     def _all_reduce(self, value: float, op: Any) -> float:
         result = torch.tensor(float(value), dtype=torch.float64, device=self.device)
