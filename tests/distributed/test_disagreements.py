@@ -290,14 +290,14 @@ def catch_and_call(hook, at, options):
 
 def fail_and_live_on():
     if fail_on_rank_1("on_train_batch_end", 3) == "wanted":
-        time.sleep(SECONDS + 5)
+        time.sleep(12)  # longer than the bound below
 
 
 def test_a_rank_that_lives_on_after_its_error_frees_others():
     (error, seconds), _ = run_ranks(attempt, fail_and_live_on)
     assert error[0] == "RankError"
     assert "rank 1 failed in fit() with ValueError: wanted. See the error of that rank" in error[1]
-    assert seconds < SECONDS
+    assert seconds < 11
 
 
 def catch_on_all_ranks():
