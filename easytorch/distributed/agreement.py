@@ -239,7 +239,7 @@ class Agreement:
         cause = "." if error is None else f" with {_describe(error)}"
         try:
             self.store.compare_set("ended", "", f"rank {self.rank} has ended{cause}")
-        except (dist.DistError, RuntimeError):  # the store has ended before
+        except RuntimeError:  # the store has ended before
             return
 
     # Connections
@@ -278,7 +278,7 @@ def _server_answers() -> bool:
 
 def is_connection_error(error: BaseException) -> bool:
     """Return whether ``error`` is one of the transport: another rank has ended, has failed or does not answer."""
-    if isinstance(error, RankError) or not isinstance(error, (RuntimeError, dist.DistError)):
+    if isinstance(error, RankError) or not isinstance(error, RuntimeError):
         return False
     return any(text in str(error) for text in (*LOST_CONNECTION, *NO_ANSWER))
 
