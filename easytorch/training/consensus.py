@@ -35,7 +35,7 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def fit_arguments(
     model: Model, train_data: EpochIterator, val_data: Any, callbacks: Iterable[Callback], state: TrainState
 ) -> dict[str, Any]:
-    """Return what must be the same on all ranks when ``fit`` begins, as plain values."""
+    """Return what must be the same on all ranks when ``fit`` starts, as plain values."""
     group = model.strategy.group
     if group.world_size == 1:
         return {}
@@ -122,9 +122,9 @@ class SharedLogs(Callback):
         """Replace the values in ``logs`` by those of rank 0; values that cannot be sent stay as they are."""
         group = self.model.strategy.group
         shared, local = group.broadcast(_split_logs(logs) if group.is_main else None)
-        kept = {name: logs[name] for name in local if name in logs}
+        local_values = {name: logs[name] for name in local if name in logs}
         logs.clear()
-        logs.update(shared, **kept)
+        logs.update(shared, **local_values)
 
 
 def _split_logs(logs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
