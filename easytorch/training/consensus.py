@@ -150,34 +150,51 @@ class ReplicaCheck(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Compare the settings that a callback may have changed."""
-        _compare_settings(self.model, f"before epoch {epoch + 1}")
+        check_replicas(self.model, f"before epoch {epoch + 1}", weights=False)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Compare settings and weights."""
         check_replicas(self.model, f"after epoch {epoch + 1}")
 
 
-def check_replicas(model: Model, when: str) -> None:
-    """Raise a ``RankError`` on all ranks if their learning rates or weights differ.
+def check_replicas(model: Model, when: str, *, weights: bool = True) -> None:
+    """Raise a ``RankError`` on all ranks if their learning rates, other hyperparameters, frozen layers or weights differ.
 
     Args:
         model: The model.
         when: The time, for the message.
+        weights: Whether to compare the weights, bit by bit. Under FSDP each rank has another shard, which is left out.
     """
-    if model.strategy.group.world_size > 1:
-        _compare_settings(model, when)
-        _compare_weights(model, when)
-
-
-def _compare_settings(model: Model, when: str) -> None:
-    """Compare the hyperparameters of the optimizer, and which parameters are trained."""
+    group = model.strategy.group
+    if group.world_size == 1:
+        return
     settings = {} if model.optimizer is None else _hyperparameters(model.optimizer)
     frozen = [name for name, parameter in model.module.named_parameters() if not parameter.requires_grad]
-    # Most times the same, so only a checksum travels.
-    digest = hashlib.sha256(repr((settings, frozen)).encode()).hexdigest()
-    if len(set(model.strategy.group.gather(digest))) == 1:
-        return
-    first, *others = model.strategy.group.gather((settings, frozen))
+    parameters = _replicated_parameters(model) if weights else {}
+    checksums = _checksums(list(parameters.values()))
+    # Most times all are the same, so only their digests travel.
+    digests = group.gather((_digest((settings, frozen)), _digest(checksums)))
+    if len({settings_digest for settings_digest, _ in digests}) > 1:
+        _raise_different_settings(group.gather((settings, frozen)), when)
+    if len({weights_digest for _, weights_digest in digests}) > 1:
+        _compare_weights(model, parameters, group.gather(checksums), when)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _replicated_parameters(model: Model) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach()
+        for name, parameter in model.module.named_parameters()
+        if not hasattr(parameter, "full_tensor") and parameter.layout is torch.strided and not parameter.is_quantized
+    }
+
+
+def _raise_different_settings(ranks: list[tuple[dict[str, Any], list[str]]], when: str) -> None:
+    """Raise the error for hyperparameters and frozen parameters that differ."""
+    first, *others = ranks
     rank, (theirs, their_frozen) = next((i, other) for i, other in enumerate(others, 1) if other != first)
     settings, frozen = first
     names = [name for name in {**settings, **theirs} if settings.get(name) != theirs.get(name)]
@@ -196,19 +213,9 @@ def _compare_settings(model: Model, when: str) -> None:
     )
 
 
-def _compare_weights(model: Model, when: str) -> None:
-    """Compare the parameters bit by bit; under FSDP each rank has another shard, so nothing is compared."""
-    group = model.strategy.group
-    parameters = {
-        name: parameter.detach()
-        for name, parameter in model.module.named_parameters()
-        if not hasattr(parameter, "full_tensor") and parameter.layout is torch.strided and not parameter.is_quantized
-    }
-    checksums = _checksums(list(parameters.values()))
-    digest = hashlib.sha256(repr(checksums).encode()).hexdigest()
-    if len(set(group.gather(digest))) == 1:
-        return
-    first, *others = group.gather(checksums)
+def _compare_weights(model: Model, parameters: dict[str, Tensor], ranks: list[list[int]], when: str) -> None:
+    """Raise the error for weights that differ, unless they were only rounded differently."""
+    first, *others = ranks
     rank = next(i for i, other in enumerate(others, 1) if other != first)
     different = [name for i, name in enumerate(parameters) if any(other[i] != first[i] for other in others)]
     distances = {name: _distance_to_rank_0(model, parameters[name]) for name in different}
