@@ -10,7 +10,7 @@ from easytorch import callbacks, data
 from easytorch._utils.api_hints import PACKAGE_HINTS, missing_attribute_error
 from easytorch.data.batch import Batch
 from easytorch.distributed.launch import launch
-from easytorch.errors import FileError, ResumeError
+from easytorch.errors import FileError, RankError, ResumeError
 from easytorch.metrics.aggregation import Mean
 from easytorch.metrics.base import Metric
 from easytorch.metrics.epoch import EpochMetric
@@ -32,6 +32,7 @@ __all__ = [
     "Mean",
     "Metric",
     "Model",
+    "RankError",
     "ResumeError",
     "Scores",
     "Strategy",

@@ -5,8 +5,10 @@
     ValueError
     ├── FileError       a file is damaged, unsafe, or does not fit the model
     └── ResumeError     a run cannot be continued exactly
+    RuntimeError
+    └── RankError       the ranks of a run disagree, or another rank has failed or ended
 
-Other errors are the standard ones: ``ValueError`` and ``TypeError`` for arguments, ``RuntimeError`` for failed steps and ranks.
+Other errors are the standard ones: ``ValueError`` and ``TypeError`` for arguments, ``RuntimeError`` for failed steps.
 """
 
 from __future__ import annotations
@@ -18,3 +20,7 @@ class FileError(ValueError):
 
 class ResumeError(ValueError):
     """A run cannot be continued exactly where it stopped. The message names the reason and the fix."""
+
+
+class RankError(RuntimeError):
+    """The ranks of a run disagree, or another rank has failed or ended. The message names both sides and the fix."""

@@ -186,8 +186,9 @@ class Model:
         state = self.state.plan(epochs, initial_epoch)  # becomes self.state when the session starts
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
-            self, train_data, val_data, callbacks=all_callbacks, state=state, verbose=verbose, on_interrupt=on_interrupt
-        ):
+            self, train_data, val_data, callbacks=all_callbacks, state=state, verbose=verbose, on_interrupt=on_interrupt,
+            validation_freq=str(validation_freq), validation_steps=validation_steps,
+        ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
                 logs = self.train_epoch(train_data)
@@ -303,7 +304,8 @@ class Model:
             )
         self.loss.prepare(known_targets(self, loader))
         all_callbacks = collect_callbacks(callbacks, verbose)
-        with reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})):
+        callback_list = CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})
+        with reporting_errors(self, callback_list, "evaluate", loader, steps=steps):
             return Scores(self.test_epoch(loader, steps), self, name)
 
     def _last_fit_data(self, **arguments: Any) -> tuple[str, Any]:
@@ -386,16 +388,16 @@ class Model:
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
         inputs = as_predict_data(match_columns(x, self.columns), self.signature, self.input_list_length)
-        loader = as_loader(inputs, batch_size=batch_size)
-        loader = self.strategy.batches(predictions.warn_if_shuffled(loader), steps)
+        loader = predictions.warn_if_shuffled(as_loader(inputs, batch_size=batch_size))
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
-        all_callbacks = collect_callbacks(callbacks, verbose)
-        session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}), x)
+        callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, {"verbose": verbose})
+        session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
         with session, in_eval_mode(self.module), torch.no_grad(), collector:
-            self.callbacks.params["test_steps"] = count_batches(loader)
+            batches = self.strategy.batches(loader, steps)
+            self.callbacks.params["test_steps"] = count_batches(batches)
             self.stop_predicting = False
             self.callbacks.on_predict_begin({})
-            for i, batch in enumerate(loader):
+            for i, batch in enumerate(batches):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = self.strategy.run(self.predict_step, batch)
                 outputs = outputs if transform is None else transform(outputs)
@@ -508,7 +510,8 @@ class Model:
         """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch."""
         self.require_optimizer("train_on_batch")
         batch = as_single_batch(x, y, sample_weight)
-        with update_session(self, CallbackList([], self, {})), separate_metrics(self):
+        call = self.strategy.group.call("train_on_batch")
+        with call, update_session(self, CallbackList([], self, {})), separate_metrics(self):
             self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
             self.state.step += 1
             return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
@@ -517,7 +520,8 @@ class Model:
         """Return the scores of one batch in eval mode."""
         self.require_compiled("test_on_batch")
         batch = as_single_batch(x, y, sample_weight)
-        return Scores(self.test_epoch([batch]), self, "this batch")
+        with self.strategy.group.call("test_on_batch"):
+            return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""

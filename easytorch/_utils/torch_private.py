@@ -88,6 +88,30 @@ def broadcast_coalesced(tensors: list[Tensor]) -> None:
         dist.broadcast(tensor, src=0)
 
 
+def default_store() -> Any:
+    """Return the store of the default process group, or None if torch does not show it."""
+    c10d: Any = dist.distributed_c10d
+    find_store = getattr(c10d, "_get_default_store", None)
+    return None if find_store is None else find_store()
+
+
+def release_replica(replica: Any) -> None:
+    """Let a ``DistributedDataParallel`` release its connections, though a traceback may still hold it; it cannot run again."""
+    for name in ("reducer", "logger", "process_group"):
+        if hasattr(replica, name):
+            setattr(replica, name, None)
+
+
+def abort_process_group() -> None:
+    """Close the connections of the default process group without waiting for the other ranks."""
+    abort: Any = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    # Gloo has nothing to abort. Collectives on a device would be waited for.
+    if abort is not None and dist.get_backend() != "gloo" and torch.accelerator.is_available():
+        abort()
+    else:
+        dist.destroy_process_group()
+
+
 def copy_loader(loader: DataLoader[Any], **attributes: Any) -> Any:
     """Return a copy of ``loader`` without its running workers, with other attributes, which ``DataLoader`` forbids to set."""
     twin = copy.copy(loader)

@@ -47,6 +47,9 @@ class Monitor(Callback):
         ...             print(f"new best {self.monitor}: {value}")
     """
 
+    # After the callbacks that add values to the logs.
+    priority = 3
+
     def __init__(self, monitor: str = "val_loss", mode: str = "auto", min_delta: float = 0.0) -> None:
         if not isinstance(monitor, str):
             raise TypeError(

@@ -354,7 +354,9 @@ class LearningRateScheduler(Callback):
         rate = self.schedule(*((epoch, _read_lr(self.model)) if _takes_two(self.schedule) else (epoch,)))
         if not isinstance(rate, (numbers.Real, Tensor)):
             raise TypeError(f"schedule must return the learning rate as a number, received {rate!r} for epoch {epoch}.")
-        _set_rates(self.model, [float(rate) * ratio for ratio in self._ratios])
+        # The function may draw a random number, or measure something on its rank.
+        rate = self.model.strategy.group.broadcast(float(rate))
+        _set_rates(self.model, [rate * ratio for ratio in self._ratios])
         if self.verbose:
             self.print_message(f"Epoch {epoch + 1}: learning rate {_read_lr(self.model):.4g}")
 

@@ -287,6 +287,11 @@ class EpochIterator:
         for batch in batches:
             count += 1
             yield batch
+        if any(size for size, _ in self._shards.rounds[count:]):
+            raise ValueError(
+                f"The data of rank {self.group.rank} ended after {count} of {len(self._shards.rounds)} batches. A StopIteration "
+                "in __getitem__, for example of next(), ends a pass: raise another error, or return a sample."
+            )
         yield from itertools.repeat(sharding.NO_BATCH, len(self._shards.rounds) - count)
 
     def _pad(self, batch: Any) -> Any:
@@ -341,6 +346,11 @@ class EpochIterator:
         """Broadcast the random states of rank 0, so that all ranks draw the same order."""
         if self.group.world_size > 1:
             random, states = self.group.broadcast((get_rng_state(), get_generator_states(generators)))
+            if len(states) != len(generators):
+                raise ValueError(
+                    f"The data of rank 0 has {len(states)} random generators, and that of rank {self.group.rank} has "
+                    f"{len(generators)}, so they cannot draw the same order. Create the data alike on all ranks."
+                )
             if not self.group.is_main:
                 set_rng_state(random)
                 set_generator_states(generators, states)

@@ -146,6 +146,7 @@ class TensorBatches:
             bounds = bounds[: count // size]
         if not isinstance(batch_sampler, ShardedBatchSampler):
             return bounds
+        batch_sampler.check_order(self.order, len(bounds))
         batch_sampler.group.seed_per_rank()
         return batch_sampler.select_bounds(bounds)
 

@@ -7,9 +7,12 @@ round. Every rank knows the full order, so it knows the sample counts of the oth
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, cast
 
+import torch
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -21,8 +24,10 @@ from torch.utils.data import (
 
 from easytorch._utils import torch_private
 from easytorch.data.arrays import as_batch
-from easytorch.data.batch import batch_size
+from easytorch.data.batch import batch_size, count_batches
+from easytorch.distributed.agreement import as_reported
 from easytorch.distributed.process_group import SingleProcess
+from easytorch.errors import RankError
 
 NO_BATCH: Any = object()  # placeholder for a rank without a batch in a round
 Bounds = list[tuple[int, int]]  # start and end of each batch in the order of samples
@@ -60,6 +65,19 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
     kind = PreshardedBatchSampler if is_torch_split and training else ShardedBatchSampler
     shards = kind(batches, group, training, loader.collate_fn)
     return torch_private.copy_loader(loader, batch_sampler=shards, sampler=sampler)
+
+
+def describe_size(loader: Any, group: SingleProcess, prefix: str = "") -> dict[str, Any]:
+    """Return the sizes of ``loader`` that must be the same on all ranks; none if each rank has separate data."""
+    if not group.splits_data or (is_presharded(loader) and not _uses_distributed_sampler(loader)):
+        return {}
+    dataset = getattr(loader, "dataset", None)
+    return {
+        f"{prefix}samples": None if dataset is None else count_batches(dataset),
+        f"{prefix}batches": count_batches(loader),
+        f"{prefix}batch_size": getattr(loader, "batch_size", None),
+        f"{prefix}sampler": type(getattr(loader, "sampler", None)).__name__,  # random or sequential
+    }
 
 
 def is_presharded(loader: Any) -> bool:
@@ -114,12 +132,18 @@ class ShardedBatchSampler:
     def __iter__(self) -> Iterator[list[Any]]:
         batches = [list(indices) for indices in self.batch_sampler]
         order = list(itertools.chain.from_iterable(batches))
+        self.check_order(order, len(batches))
         ends = list(itertools.accumulate(map(len, batches)))
         bounds = [(end - len(indices), end) for indices, end in zip(batches, ends, strict=True)]
         self.group.seed_per_rank()
         for start, end in self.select_bounds(bounds):
             if end > start:
                 yield order[start:end]
+
+    def check_order(self, order: Any, batches: int) -> None:
+        """Raise a ``RankError`` on all ranks if they draw the samples of a training pass in different orders."""
+        if self.training:
+            check_same_order(order, batches, self.group)
 
     @property
     def _drops_last(self) -> bool:
@@ -148,6 +172,9 @@ class PreshardedBatchSampler(ShardedBatchSampler):
     def __len__(self) -> int:
         return len(self.batch_sampler) - self.offset
 
+    def check_order(self, order: Any, batches: int) -> None:
+        """Do nothing: each rank draws other samples."""
+
     def select_bounds(self, bounds: Bounds) -> Bounds:
         """Return the bounds of the remaining batches of this rank."""
         remaining = bounds[self.offset :]
@@ -164,6 +191,36 @@ def _divide_evenly(start: int, end: int, rank: int, world_size: int) -> tuple[in
     count = min(world_size, max((end - start) // 2, 1))
     first, last = (start - (-(end - start) * min(i, count) // count) for i in (rank, rank + 1))
     return first, last
+
+
+def check_same_order(order: Any, batches: int, group: SingleProcess) -> None:
+    """Raise a ``RankError`` on all ranks if they draw the samples of a pass in different orders."""
+    if group.world_size == 1:
+        return
+    # A float64, in which numbers travel, holds 52 bits exactly.
+    checksum = zlib.crc32(_to_bytes(order))
+    ours, *others = group.gather_numbers(len(order), batches, checksum)
+    for rank, theirs in enumerate(others, 1):
+        if theirs == ours:
+            continue
+        difference = "the same number of samples in another order"
+        if theirs[:2] != ours[:2]:
+            sizes = [f"{samples:.0f} samples in {count:.0f} batches" for samples, count, _ in (ours, theirs)]
+            difference = f"{sizes[0]} and {sizes[1]}"
+        raise as_reported(
+            RankError(
+                f"The samplers of rank 0 and rank {rank} drew {difference}, so samples would be trained twice or never. Seed the "
+                "sampler alike on all ranks. If it draws for one rank only, pass "
+                "strategy=easytorch.DataParallel(split_data=False)."
+            )
+        )
+
+
+def _to_bytes(order: Any) -> bytes:
+    """Return ``order`` as bytes, the same for a list of integers and a tensor."""
+    if isinstance(order, Tensor) or all(type(index) is int for index in order):
+        return torch.as_tensor(order, dtype=torch.int64).numpy().tobytes()
+    return repr(order).encode()
 
 
 def keeps_rows(collate: Any) -> bool:
@@ -209,13 +266,36 @@ class RoundRobinStream(_Stream):
     def _select(self, stream: Iterator[Any]) -> Iterator[Any]:
         rank, world_size, self.rounds = self.group.rank, self.group.world_size, []
         stream = itertools.islice(stream, self.offset, None)
-        while batches := list(itertools.islice(stream, world_size)):
+        while True:
+            batches = list(itertools.islice(stream, world_size))
+            total = sum(map(_count_rows, batches))
+            if self.training:
+                self._check_round(total)
+            if not batches:
+                return
             batch = batches[rank] if rank < len(batches) else NO_BATCH
             if self.training:
-                self.rounds.append((_count_rows(batch), sum(map(_count_rows, batches))))
+                self.rounds.append((_count_rows(batch), total))
                 yield batch
             elif batch is not NO_BATCH:
                 yield batch
+
+    def _check_round(self, total: int) -> None:
+        """Raise a ``RankError`` on all ranks if they have read different numbers of samples for this round.
+
+        A rank whose stream has ended would not take part in the update of the others, which would wait for it.
+        """
+        ours, *others = self.group.gather_numbers(total)
+        for rank, theirs in enumerate(others, 1):
+            if theirs != ours:
+                raise as_reported(
+                    RankError(
+                        f"The streams of rank 0 and rank {rank} differ: after {len(self.rounds)} updates of this pass, rank 0 "
+                        f"read {ours[0]:.0f} samples for the next one, and rank {rank} read {theirs[0]:.0f}. Every rank must "
+                        "read the same stream, which is divided between them: seed what shuffles it. If each rank has a separate "
+                        "stream, pass strategy=easytorch.DataParallel(split_data=False)."
+                    )
+                )
 
 
 class PerRankStream(_Stream):

@@ -23,6 +23,8 @@ from easytorch.diagnostics.loss_errors import (
     metric_error,
     optimizer_error,
 )
+from easytorch.distributed.agreement import is_connection_error
+from easytorch.errors import RankError
 
 # The first rule that returns an error wins. Each looks for calls of certain functions in the traceback. A call comes after the
 # calls that it may contain: layers run inside of forward(), and the loss may run inside of a metric.
@@ -59,7 +61,7 @@ def translate_errors(module: nn.Module, *, x: Any = None, without_gradients: boo
 
 def explain(failure: Failure) -> Exception | None:
     """Return an error that explains ``failure``, None if no rule applies."""
-    if isinstance(failure.error, torch.OutOfMemoryError):
+    if isinstance(failure.error, (torch.OutOfMemoryError, RankError)) or is_connection_error(failure.error):
         return None
     explanations = (rule(failure) for rule in RULES)
     explanation = next((error for error in explanations if error is not None), None)

@@ -29,6 +29,7 @@ from torch import distributed
 
 from easytorch._utils.integers import positive_int
 from easytorch._utils.notebook import in_notebook
+from easytorch.distributed import agreement
 
 START_METHODS = ("auto", "fork", "spawn")
 
@@ -77,8 +78,8 @@ def launch(
     with socket.create_server(("127.0.0.1", 0)) as server:
         address, port = server.getsockname()
         try:
-            for rank in range(world_size):
-                environment = _rank_environment(rank, world_size, address, port)
+            for number in range(world_size):
+                environment = _rank_environment(number, world_size, address, port)
                 ranks.append(_start_rank(context, function, args, environment))
             # A forked copy cannot end the thread of a store. The store is therefore created after the forks,
             # and deleted before a traceback could keep it alive until the next fork.
@@ -88,6 +89,11 @@ def launch(
             try:
                 with _forward_signals(ranks):
                     results = _collect_results(ranks, timeout)
+            except BaseException:
+                # A rank that still runs would print an error of the store.
+                for rank in ranks:
+                    rank.process.kill()
+                raise
             finally:
                 del store
             _join_ranks(ranks)
@@ -146,8 +152,10 @@ def _run_rank(function: Callable[..., Any], args: Any, environment: dict[str, st
         torch.set_num_threads(max(1, torch.get_num_threads() // int(environment["WORLD_SIZE"])))
     try:
         succeeded, message = True, pickle.dumps((True, function(*args)))
-    except BaseException:
+    except BaseException as error:
         succeeded, message = False, pickle.dumps((False, traceback.format_exc()))
+        agreement.report_end(error)
+    agreement.report_end()
     sender.send_bytes(message)
     sender.close()
     if distributed.is_initialized():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import hashlib
 import os
 import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from easytorch._utils import torch_private
 from easytorch._utils.pytree import map_leaves
+from easytorch.distributed import agreement
 
 # torchrun sets these variables in each process that it starts.
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -53,9 +56,36 @@ class SingleProcess:
         """Whether this is rank 0, which writes files and shows progress."""
         return self.rank == 0
 
+    @contextlib.contextmanager
+    def call(self, name: str, **arguments: Any) -> Iterator[None]:
+        """Make a call that all ranks must make, and let the others know if it fails.
+
+        Args:
+            name: The name of the method.
+            arguments: Plain values that must be the same on all ranks.
+
+        Raises:
+            RankError: On all ranks, if they make different calls, or if one has failed or ended.
+        """
+        yield
+
+    def report(self, error: BaseException) -> BaseException:
+        """Report an error that ends a call; return it, or the error of another rank that has caused it."""
+        return error
+
+    def saved(self, path: str) -> None:
+        """Note that this rank has called ``save``; rank 0 must have done so too."""
+
+    def add_replica(self, replica: Any) -> None:
+        """Remember a DDP wrapper, which must be released before the connections can be closed."""
+
     def gather(self, value: Any) -> list[Any]:
         """Return the ``value`` of each rank in rank order, on every rank; tensors are copied to the CPU."""
         return [value]
+
+    def gather_numbers(self, *values: float) -> list[tuple[float, ...]]:
+        """Return ``values`` of each rank in rank order, as float64. Fast enough for each update."""
+        return [values]
 
     def broadcast(self, value: Any) -> Any:
         """Return the ``value`` of rank 0."""
@@ -100,6 +130,7 @@ class ProcessGroup(SingleProcess):
     """
 
     def __init__(self, device: torch.device, timeout: float = 600.0, splits: bool = True) -> None:
+        agreement.check_open()
         if not dist.is_initialized():
             if not is_launched():
                 raise RuntimeError(
@@ -108,18 +139,56 @@ class ProcessGroup(SingleProcess):
                 )
             _connect(device, datetime.timedelta(seconds=timeout))
         self.rank, self.world_size, self.splits_data = dist.get_rank(), dist.get_world_size(), splits
+        self.timeout = timeout
+        self._agreement()  # made now, while a store is there
         # Values for the host are exchanged between hosts, so that no host waits for its accelerator.
         has_cpu_backend = "cpu:" in dist.get_backend_config()
         self.device = torch.device("cpu") if has_cpu_backend else device
 
+    @contextlib.contextmanager
+    def call(self, name: str, **arguments: Any) -> Iterator[None]:
+        """Make a call that all ranks must make; see ``SingleProcess.call``."""
+        self._agreement().enter(name, arguments, self.timeout)
+        try:
+            yield
+        except BaseException as error:
+            reported = self.report(error)
+            if reported is error:
+                raise
+            raise reported from error
+        finally:
+            self._agreement().stack.pop()
+
+    def report(self, error: BaseException) -> BaseException:
+        """Report an error that ends a call; return it, or the error of another rank that has caused it."""
+        return self._agreement().report(error)
+
+    def saved(self, path: str) -> None:
+        """Note that this rank has called ``save``; rank 0 must have done so too."""
+        self._agreement().files.append(path)
+
+    def add_replica(self, replica: Any) -> None:
+        """Remember a DDP wrapper, which must be released before the connections can be closed."""
+        self._agreement().add_replica(replica)
+
     def gather(self, value: Any) -> list[Any]:
         """Return the ``value`` of each rank in rank order, on every rank; tensors are copied to the CPU."""
+        self._enter("gather")
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, map_leaves(_to_cpu, value))
         return values
 
+    def gather_numbers(self, *values: float) -> list[tuple[float, ...]]:
+        """Return ``values`` of each rank in rank order, as float64. Fast enough for each update."""
+        numbers = torch.zeros(self.world_size, len(values), dtype=torch.float64)
+        numbers[self.rank] = torch.tensor(values, dtype=torch.float64)
+        numbers = numbers.to(self.device)
+        dist.all_reduce(numbers)
+        return [tuple(row) for row in numbers.tolist()]
+
     def broadcast(self, value: Any) -> Any:
         """Return the ``value`` of rank 0."""
+        self._enter("broadcast")
         values = [value if self.is_main else None]
         dist.broadcast_object_list(values, src=0)
         return values[0]
@@ -136,6 +205,7 @@ class ProcessGroup(SingleProcess):
 
     def all_reduce_max(self, value: float) -> float:
         """Return the maximum of ``value`` over all ranks."""
+        self._enter("all_reduce_max")
         return self._all_reduce(value, dist.ReduceOp.MAX)
 
     def any_rank(self, value: bool) -> bool:
@@ -144,11 +214,13 @@ class ProcessGroup(SingleProcess):
 
     def barrier(self) -> None:
         """Wait until every rank has called this method."""
+        self._enter("barrier")
         self.all_reduce_sum(0.0)
 
     def broadcast_tensors(self, tensors: list[Tensor]) -> None:
         """Overwrite ``tensors`` with those of rank 0."""
         if tensors:
+            self._enter(f"broadcast of {len(tensors)} tensors")
             torch_private.broadcast_coalesced([tensor.detach() for tensor in tensors])
 
     def seed_per_rank(self) -> None:
@@ -159,6 +231,14 @@ class ProcessGroup(SingleProcess):
         torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         random.seed(digest)
         np.random.seed(int.from_bytes(digest[:4], "little"))
+
+    def _agreement(self) -> agreement.Agreement:
+        # Not an attribute, since a store cannot be pickled or copied.
+        return agreement.current(torch_private.default_store, self.rank, self.world_size)
+
+    def _enter(self, collective: str) -> None:
+        """Raise a ``RankError`` unless all ranks are at the same collective: gloo would abort the process."""
+        self._agreement().enter_collective(collective, self.timeout)
 
     def _all_reduce(self, value: float, op: Any) -> float:
         result = torch.tensor(float(value), dtype=torch.float64, device=self.device)

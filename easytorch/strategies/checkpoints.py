@@ -25,6 +25,11 @@ class Checkpoints:
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
 
+    @property
+    def is_collective(self) -> bool:
+        """Whether ``gather`` needs all ranks, because each has only a part of the tensors."""
+        return type(self).gather is not Checkpoints.gather
+
     def gather(self, tree: Any) -> Any:
         """Return ``tree`` with complete tensors; all ranks must call this."""
         return tree

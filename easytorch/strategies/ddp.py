@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from easytorch._utils.registry import quote_list
 from easytorch.data.batch import Window, divide
 from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from easytorch.metrics.collection import MetricCollection
 
 _NO_OP = contextlib.nullcontext()
+
+# In the error that torch raises in the update after one which did not use all parameters.
+UNFINISHED = "Expected to have finished reduction in the prior iteration"
 
 
 class DataParallel(Strategy, name="ddp"):
@@ -69,6 +74,8 @@ class DataParallel(Strategy, name="ddp"):
         self.needs_batch_every_step = sync_batchnorm
         self._replica: Any = None  # the control channel, wrapped in DDP
         self._trainable: list[int] = []
+        self._trained: list[nn.Parameter] = []
+        self._waits_for_all = False  # whether DDP expects a gradient of each parameter in each update
         self._divides_by_count: bool | None = None
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -77,7 +84,8 @@ class DataParallel(Strategy, name="ddp"):
             convert_batchnorm(module.to(self.device))
         super().prepare(module)
         self.module = module
-        self.group.broadcast_tensors([*self.parameters(), *self.buffers()])
+        with self.group.call("compile", **_describe(module)):
+            self.group.broadcast_tensors([*self.parameters(), *self.buffers()])
 
     # Steps
 
@@ -89,11 +97,14 @@ class DataParallel(Strategy, name="ddp"):
 
     def _wrap(self) -> None:
         """Wrap the module, unless the same parameters are trained as before."""
+        self._trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         trainable = self._list_trainable()
         if self._replica is None or trainable != self._trainable:
             control = ControlChannel(self.module, self.device, self.group, loss_modules=self.loss_modules)
             self._trainable, self.control = trainable, control
+            self._waits_for_all = not any(self.options.values())
             self._replica = DistributedDataParallel(self.control, **self.options)
+            self.group.add_replica(self._replica)
             if not self._replica.static_graph:  # otherwise the first update would differ from the others
                 self._settle_layout()
 
@@ -156,8 +167,16 @@ class DataParallel(Strategy, name="ddp"):
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; its backward pass synchronizes the gradients of all ranks."""
         if torch.is_grad_enabled() and self._replica is not None:
-            step = functools.partial(self._replica, step, self._sync)
+            step = functools.partial(self._call_replica, step, self._sync)
         return super().run(step, batch)
+
+    def _call_replica(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
+        try:
+            return self._replica(step, sync, batch)
+        except RuntimeError as error:
+            if UNFINISHED not in str(error):
+                raise
+            raise _unused_error("parameters") from error
 
     def run_locally(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)`` without communication with other ranks."""
@@ -177,6 +196,7 @@ class DataParallel(Strategy, name="ddp"):
         """Take part in the all-reduce even without a batch, read the control flags, and divide by the loss scale."""
         if not self._has_synced:
             self._sync_without_batch()
+        self._check_all_were_used()
         self.control.receive()
         if self._divides_by_count is None:
             self._divides_by_count = self.group.any_rank(self._count is not None)
@@ -188,6 +208,13 @@ class DataParallel(Strategy, name="ddp"):
                 "return a pair in every step or in none."
             )
         super().unscale(optimizer)
+
+    def _check_all_were_used(self) -> None:
+        """Raise an error if a parameter had no gradient: DDP would wait for it, and average no gradient of its bucket."""
+        if self._waits_for_all and any(parameter.grad is None for parameter in self._trained):
+            names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+            unused = [names.get(id(p), "a parameter of the loss") for p in self._trained if p.grad is None]
+            raise _unused_error(quote_list(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else ""))
 
     def _divide_gradients(self, count: Any) -> None:
         total = self.group.all_reduce_sum_on_device(count, self.device)
@@ -237,6 +264,28 @@ class DataParallel(Strategy, name="ddp"):
         if isinstance(collector, NpyWriter):
             collector.writes = self.group.is_main
         return DistributedCollector(collector, self.group)
+
+
+def _unused_error(names: str) -> RuntimeError:
+    return RuntimeError(
+        f"An update used not all trainable parameters: {names} had no gradient. DDP waits for the gradient of each of them. Pass "
+        "strategy=easytorch.DataParallel(find_unused_parameters=True) for steps that do not use every parameter. Or freeze "
+        "unused ones before fit(): parameter.requires_grad_(False)."
+    )
+
+
+def _describe(module: nn.Module) -> dict[str, Any]:
+    """Return what must be the same on all ranks: the names and shapes of all tensors."""
+    tensors = {
+        name: (tuple(value.shape), str(value.dtype))
+        for name, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
+    return {
+        "module": type(module).__name__,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "tensors": f"{len(tensors)} ({hashlib.sha256(repr(tensors).encode()).hexdigest()[:8]})",
+    }
 
 
 def _zero_loss(module: nn.Module, *others: nn.Parameter) -> Tensor:

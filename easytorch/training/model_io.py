@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from easytorch.checkpoint import files, rotation, serialization, state_dicts
 from easytorch.errors import ResumeError
 from easytorch.losses.modules import describe_state
 from easytorch.strategies.device import saved_precision
+from easytorch.training.consensus import check_replicas
 from easytorch.training.results import History
 from easytorch.training.state import TrainState
 
@@ -35,42 +37,54 @@ IMPLEMENTATION_SETTINGS = ("foreach", "fused", "capturable", "differentiable")
 def save(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write the state of ``model`` to a file; see ``Model.save``."""
     files.check_suffix(path)
-    content = {"format": files.FORMAT, "version": files.VERSION, **state_dict(model)}
-    return _write_on_main_rank(model, files.write, path, content)
+    with _saving(model, "save", path):
+        content = {"format": files.FORMAT, "version": files.VERSION, **state_dict(model)}
+        return _write_on_main_rank(model, files.write, path, content)
 
 
 def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write the weights of ``model`` to a file; see ``Model.save_weights``."""
     write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
-    weights = model.strategy.checkpoints.gather(state_dicts.unwrapped_state_dict(model.module))
-    return _write_on_main_rank(model, write, path, weights)
+    with _saving(model, "save_weights", path):
+        weights = model.strategy.checkpoints.gather(state_dicts.unwrapped_state_dict(model.module))
+        return _write_on_main_rank(model, write, path, weights)
 
 
 def load(model: Model, path: str | os.PathLike[str]) -> None:
     """Restore the state of ``model`` from a file; see ``Model.load``."""
-    model.strategy.group.barrier()  # the main rank may still be writing the file
-    if Path(path).is_dir():
-        path, content = rotation.read_newest(path, model.device)
-    else:
-        content = files.read_model(path, model.device)
-    previous = dict(vars(model))
-    try:
-        with files.as_file_error(path):
-            _load_content(model, content, path)
-    except BaseException:
-        vars(model).update(previous)
-        raise
+    with model.strategy.group.call("load"):  # not before the main rank has written the file
+        if Path(path).is_dir():
+            path, content = rotation.read_newest(path, model.device)
+        else:
+            content = files.read_model(path, model.device)
+        previous = dict(vars(model))
+        try:
+            with files.as_file_error(path):
+                _load_content(model, content, path)
+        except BaseException:
+            vars(model).update(previous)
+            raise
+        check_replicas(model, f"after loading {os.fspath(path)!r}")
 
 
 def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
     """Load weights from a file into ``model``; see ``Model.load_weights``."""
-    model.strategy.group.barrier()  # the main rank may still be writing the file
-    with files.as_file_error(path):
-        content = files.read(path, model.device)
-        if files.is_model(content):
-            content = _read_shards(model, content, path)
-        weights = files.extract_weights(content)
-    model.strategy.checkpoints.load_weights(state_dicts.match_state_dict(weights, model.module, path))
+    with model.strategy.group.call("load_weights"):  # not before the main rank has written the file
+        with files.as_file_error(path):
+            content = files.read(path, model.device)
+            if files.is_model(content):
+                content = _read_shards(model, content, path)
+            weights = files.extract_weights(content)
+        model.strategy.checkpoints.load_weights(state_dicts.match_state_dict(weights, model.module, path))
+        check_replicas(model, f"after loading {os.fspath(path)!r}")
+
+
+def _saving(model: Model, name: str, path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+    """Return the context of a call that saves: all ranks take part if tensors are gathered, otherwise rank 0 must."""
+    if model.strategy.checkpoints.is_collective:
+        return model.strategy.group.call(name)
+    model.strategy.group.saved(Path(path).name)
+    return contextlib.nullcontext()
 
 
 def _write_on_main_rank(

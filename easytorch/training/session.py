@@ -24,10 +24,12 @@ from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch
+from easytorch.data.sharding import describe_size
 from easytorch.data.splits import all_targets
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
+from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.overrides import measured_once
 from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
@@ -53,12 +55,13 @@ def fit_session(
     state: TrainState,
     verbose: Any,
     on_interrupt: str,
+    **arguments: Any,
 ) -> Iterator[None]:
     """Run the epochs of a fit inside, with everything that happens before and after them.
 
-    On entry, in this order: signal handlers are installed, ``on_train_begin`` is called, a stopped run is restored, and one
-    validation batch is tried. On exit, for whatever reason: ``on_train_end`` is called, handlers and modes are restored, and
-    workers are shut down.
+    On entry, in this order: the ranks compare what they are going to do (``arguments`` too), signal handlers are installed,
+    ``on_train_begin`` is called, a stopped run is restored, and one validation batch is tried. On exit, for whatever reason:
+    ``on_train_end`` is called, handlers and modes are restored, and workers are shut down.
     If the first update fails, the model is restored as it was before.
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
@@ -72,7 +75,13 @@ def fit_session(
         train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-        with update_session(model, active, state), signals, _training(model, train_data, val_data, active, signals):
+        arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
+        with (
+            model.strategy.group.call("fit", **arguments),
+            update_session(model, active, state),
+            signals,
+            _training(model, train_data, val_data, active, signals),
+        ):
             yield
     signals.exit_or_return(on_interrupt)
 
@@ -105,7 +114,10 @@ def _training(
         signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0))
         active.on_interrupt()
     except BaseException as caught:
-        error = caught
+        # Before on_train_end, which may wait for ranks that do not know of the error.
+        error = model.strategy.group.report(caught)
+        if error is not caught:
+            raise error from caught
         raise
     finally:
         if error is None or model.state.step > first_step:
@@ -153,7 +165,9 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
     elif model.overrides("train_step"):
         is_averaged = model.gradient_accumulation_steps > 1 or model.strategy.group.world_size > 1
         advice += [WarnOnLeakedGradients(), *[WarnOnSummedLoss()] * is_averaged]
-    consensus = [StopConsensus()] if model.strategy.group.world_size > 1 else []
+    consensus: list[Callback] = []
+    if model.strategy.group.world_size > 1:
+        consensus = [*SharedLogs.after(callbacks), ReplicaCheck(), StopConsensus()]
     return CallbackList([*callbacks, *advice, *consensus], model, params)
 
 
@@ -213,15 +227,22 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reporting_errors(model: Model, callbacks: CallbackList, x: Any = None) -> Iterator[None]:
-    """Evaluate or predict inside; translate errors and call ``on_exception``.
+def reporting_errors(
+    model: Model, callbacks: CallbackList, name: str, loader: Any, *, steps: int | None = None, x: Any = None
+) -> Iterator[None]:
+    """Evaluate or predict inside, on all ranks; translate errors and call ``on_exception``.
 
     Args:
         model: The model.
         callbacks: The callbacks to call.
+        name: The name of the method.
+        loader: The batches.
+        steps: Number of batches; None for all.
         x: The argument of ``predict``; None for ``evaluate``.
     """
-    with active_callbacks(model, callbacks), translate_errors(model.module, x=x):
+    group = model.strategy.group
+    arguments = {**describe_size(loader, group), "steps": steps} if group.world_size > 1 else {}
+    with group.call(name, **arguments), active_callbacks(model, callbacks), translate_errors(model.module, x=x):
         try:
             yield
         except BaseException as error:

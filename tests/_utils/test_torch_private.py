@@ -228,6 +228,24 @@ def test_step_gives_the_weights_of_the_optimizer(name):
     assert torch.equal(weights(lambda optimizer: find_step(optimizer)()), weights(lambda optimizer: optimizer.step()))
 
 
+def test_torch_has_the_names_of_a_process_group():
+    c10d = dist.distributed_c10d
+    assert callable(c10d._get_default_store)
+    assert callable(c10d._abort_process_group)
+
+
+def test_without_the_private_name_there_is_no_store(monkeypatch):
+    monkeypatch.delattr(dist.distributed_c10d, "_get_default_store")
+    assert torch_private.default_store() is None
+
+
+def test_a_released_replica_holds_no_connection():
+    replica = torch.nn.Linear(1, 1)
+    replica.reducer = replica.logger = replica.process_group = object()
+    torch_private.release_replica(replica)
+    assert replica.reducer is replica.logger is replica.process_group is None
+
+
 def test_torch_has_the_names_of_a_data_loader():
     loader = DataLoader(TensorDataset(torch.zeros(4)), num_workers=1, persistent_workers=True)
     assert not torch_private.workers_are_running(loader)

@@ -261,15 +261,17 @@ def test_ranks_with_different_seeds_train_the_same_model():
 def save_and_load(folder):
     model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
     model.fit(*blobs(20), verbose=0)
-    rank = model.strategy.group.rank
-    path = model.save(folder / f"{rank}.pt")
-    model.load(folder / "0.pt")
+    # The folders of two machines.
+    path = model.save(folder / os.environ["RANK"] / "model.pt")
+    model.load(folder / "0/model.pt")
     return path.exists()
 
 
 def test_rank_0_writes_files_with_plain_parameter_names(tmp_path):
+    for rank in range(2):
+        (tmp_path / f"{rank}").mkdir()
     assert run_ranks(save_and_load, tmp_path) == [True, False]
-    assert list(torch.load(tmp_path / "0.pt", weights_only=True)["module"]) == list(mlp().state_dict())
+    assert list(torch.load(tmp_path / "0/model.pt", weights_only=True)["module"]) == list(mlp().state_dict())
 
 
 def test_without_torchrun_the_strategy_has_one_device():
