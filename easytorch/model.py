@@ -382,7 +382,7 @@ class Model:
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
         all_callbacks = collect_callbacks(callbacks, verbose)
         session = reporting_errors(self, CallbackList(all_callbacks, self, {"verbose": verbose}), x)
-        with session, in_eval_mode(self.module), torch.no_grad(), collector:
+        with session, self.strategy.evaluating(), in_eval_mode(self.module), torch.no_grad(), collector:
             self.callbacks.params["test_steps"] = count_batches(loader)
             self.callbacks.on_predict_begin({})
             for i, batch in enumerate(loader):
@@ -456,6 +456,7 @@ class Model:
         new_loss = resolve_loss(loss, loss_weights, self.module)
         new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
+        self.strategy.release_weights()  # so that an optimizer gets the parameters that are trained
         new_optimizer = optimizers.resolve_optimizer(optimizer, self.module, lr)
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
         new_strategy.channels_last = channels_last

@@ -217,6 +217,9 @@ class Strategy(HelpfulInit):
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
 
+    def release_weights(self) -> None:
+        """Release all but this rank's shard of the weights, also after an error; a no-op unless weights are sharded."""
+
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Delete the gradients, also those of parameters that the optimizer does not have, which would pile up."""
         torch_private.zero_grad(optimizer)
@@ -224,6 +227,10 @@ class Strategy(HelpfulInit):
             parameter.grad = None
 
     # Evaluation and prediction
+
+    def evaluating(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which each rank has complete weights; a no-op unless weights are sharded."""
+        return _NO_OP
 
     def to_device(self, batch: Any) -> Any:
         """Return ``batch`` on the device, with floats in the dtype of the module."""

@@ -45,6 +45,7 @@ def fit_session(
     If the first update fails, the model is restored as it was before.
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
+    model.strategy.release_weights()
     check_optimizer_is_current(model.require_optimizer("fit"), model.module)
     signals, first_step = SignalHandler(), state.step
     params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
@@ -107,7 +108,13 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     restore_buffers = train_mode.snapshot_buffers(model.module)
     model.stop_training = False
     model.strategy.start(optimizer)
-    with active_callbacks(model, callbacks), translate_errors(model.module), train_mode.in_train_mode(model.module):
+    with (
+        contextlib.ExitStack() as stack,
+        active_callbacks(model, callbacks),
+        translate_errors(model.module),
+        train_mode.in_train_mode(model.module),
+    ):
+        stack.callback(model.strategy.release_weights)
         try:
             yield
         except BaseException:
@@ -137,6 +144,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
     try:
         with (
             separate_metrics(model),
+            model.strategy.evaluating(),
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),
             torch.no_grad(),
@@ -198,7 +206,8 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     if batch is None:
         return
     try:
-        with evaluation_session(model, loader), preserve_rng_state(), train_mode.preserve_module(model.module):
+        # The module is preserved outside of the evaluation, in which FSDP gathers its weights.
+        with train_mode.preserve_module(model.module), evaluation_session(model, loader), preserve_rng_state():
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.
