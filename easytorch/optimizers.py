@@ -164,9 +164,15 @@ def _check_instance(optimizer: torch.optim.Optimizer, module: nn.Module, lr: flo
     parameters = {id(p) for p in module.parameters()}
     foreign = sum(id(p) not in parameters for group in optimizer.param_groups for p in group["params"])
     if foreign:
+        is_sharded = any(hasattr(parameter, "to_local") for parameter in module.parameters())
         raise ValueError(
             f"{foreign} of the optimizer's parameters do not belong to the module, so training would not change it. "
-            "Create the optimizer from the parameters of the module that was given to Model()."
+            + (
+                "The first compile() with strategy='fsdp' replaced them by shards: create the optimizer from "
+                "model.module.parameters() now."
+                if is_sharded
+                else "Create the optimizer from the parameters of the module that was given to Model()."
+            )
         )
     if lr is not None:
         raise ValueError(

@@ -223,11 +223,6 @@ def main() -> None:
         model = program(args.program, args.strategy[0], args.end[0])
         return
     if args.start == "fork":
-        import torch._dynamo
-        import torch.distributed.fsdp
-        import torch.distributed.run
-        import torch.distributed.tensor
-
         gc.collect()
         gc.freeze()  # the collections of an ending interpreter would copy all memory
     results = {}

@@ -179,7 +179,6 @@ class ProcessGroup(SingleProcess):
 def _connect(device: torch.device, timeout: datetime.timedelta) -> None:
     """Create the default process group, and destroy it at the exit of this process."""
     # Its functions have the default group as a default argument. Imported later, they would hold the group for ever.
-    import torch.distributed.nn
 
     backend = "gloo"
     if device.type != "cpu":

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _NO_OP = contextlib.nullcontext()
 
+# The attribute of a sharded module that holds its control channel.
+SHARDED = "_easytorch_control"
+
 
 def _missing_module(*_: Any) -> Any:
     raise RuntimeError("The strategy has no module: call prepare(module) first.")
@@ -123,7 +126,13 @@ class Strategy(HelpfulInit):
         return make(device, precision, jit_compile)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Move ``module`` to the device and prepare its calls; ``optimizer`` will update it."""
+        """Move ``module`` to the device and prepare its calls; ``optimizer`` will update it.
+
+        Raises:
+            ValueError: If ``module`` was prepared by another strategy in a way that cannot be undone.
+        """
+        if optimizer is not None:
+            check_is_not_sharded(module)
         self.module = module.to(self.device)
         if self.channels_last:
             module.to(memory_format=torch.channels_last)
@@ -268,6 +277,15 @@ class Strategy(HelpfulInit):
         """Restore the loss scale."""
         if state.get("scaler"):
             self.scaler.load_state_dict(dict(state["scaler"]))
+
+
+def check_is_not_sharded(module: nn.Module) -> None:
+    """Raise a ``ValueError`` if ``"fsdp"`` has sharded ``module``."""
+    if SHARDED in vars(module):
+        raise ValueError(
+            "The module was sharded by strategy='fsdp', and no other strategy can use its shards. Pass strategy='fsdp', or call "
+            "save(), create the module again, and load() the file."
+        )
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -17,15 +17,12 @@ from torch import Tensor, nn
 
 from easytorch._utils.pytree import map_leaves
 from easytorch.distributed.process_group import SingleProcess
-from easytorch.strategies.base import Strategy
+from easytorch.distributed.sync_batchnorm import has_local_batchnorm
+from easytorch.strategies.base import SHARDED, Strategy
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel
 from easytorch.strategies.device import PRECISIONS
-
-
-# The attribute of a sharded module that holds its control channel.
-CONTROL = "_easytorch_control"
 
 
 class FullySharded(DataParallel, name="fsdp"):
@@ -82,12 +79,10 @@ class FullySharded(DataParallel, name="fsdp"):
             _check_can_be_sharded(module, self.channels_last)
             super().prepare(module)
             control = self._shard(module)
-        elif control.precision != self.precision:
-            raise ValueError(
-                f"The module was sharded for precision={control.precision!r}, which cannot be changed to {self.precision!r}. "
-                "Create the module again."
-            )
+        else:
+            self._check_can_continue(module, control)
         Strategy.prepare(self, module)
+        self._call_module, self.forward = self.forward, self._call
         self.module, self.control, self._replica = module, control, control
         self.release_weights()
         self._reset_flags()
@@ -98,7 +93,20 @@ class FullySharded(DataParallel, name="fsdp"):
             if self.jit_compile:  # each block separately: the hooks that gather its weights cannot be compiled
                 vars(block)["forward"] = torch.compile(block.forward)
 
-    def _shard(self, module: nn.Module) -> ControlChannel:
+    def _check_can_continue(self, module: nn.Module, control: ShardedControl) -> None:
+        """Raise a ``ValueError`` if ``module`` was sharded in another way than this strategy would shard it."""
+        if control.precision != self.precision:
+            raise ValueError(
+                f"The module was sharded for precision={control.precision!r}, which cannot be changed to {self.precision!r}. "
+                "Create the module again."
+            )
+        if self.sync_batchnorm and has_local_batchnorm(module):
+            raise ValueError(
+                "sync_batchnorm=True cannot replace the BatchNorm layers of a module that is sharded already. Create the module "
+                "again, and pass sync_batchnorm=True to its first compile()."
+            )
+
+    def _shard(self, module: nn.Module) -> ShardedControl:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         dtype = PRECISIONS[self.precision]
@@ -109,7 +117,7 @@ class FullySharded(DataParallel, name="fsdp"):
             fully_shard(block, mp_policy=policy)
         control = ShardedControl(module, self.device, self.group, self.precision)
         fully_shard(control, mp_policy=policy, ignored_params={control.flags})
-        vars(module)[CONTROL] = control
+        vars(module)[SHARDED] = control
         return control
 
     def start(self, optimizer: torch.optim.Optimizer) -> None:
@@ -125,6 +133,16 @@ class FullySharded(DataParallel, name="fsdp"):
             return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
         with self.evaluating():
             return Strategy.run(self, lambda placed: self.control(step, False, placed), batch)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module. Outside of a step, its weights are gathered for the call, so all ranks must make it."""
+        if self.control.is_running:
+            return self._call_module(*args, **kwargs)
+        try:
+            return self.run(lambda _: self._call_module(*args, **kwargs), None)
+        finally:
+            if not self.control.is_gathered:
+                self.release_weights()
 
     def run_locally(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; all ranks must call this, since each has a shard of the weights."""
@@ -186,17 +204,21 @@ class ShardedControl(ControlChannel):
 
     Attributes:
         is_gathered: Whether each rank has all weights now, for an evaluation.
+        is_running: Whether a step runs now.
         has_run: Whether a step has run, before which FSDP has no state to reset.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, precision: str) -> None:
         super().__init__(module, device, group, needs_all_reduce=True)
-        self.precision, self.is_gathered, self.has_run = precision, False, False
+        self.precision, self.is_gathered, self.is_running, self.has_run = precision, False, False, False
 
     def forward(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
         """Return ``step(batch)``, with the flags attached to its loss."""
-        self.has_run = True
-        return super().forward(step, sync, batch)
+        outer, self.is_running, self.has_run = self.is_running, True, True
+        try:
+            return super().forward(step, sync, batch)
+        finally:
+            self.is_running = outer
 
 
 class GatheredCheckpoints(Checkpoints):
@@ -310,7 +332,7 @@ def _without_shared(blocks: list[nn.Module], module: nn.Module) -> list[nn.Modul
 
 def _find_control(module: nn.Module) -> ShardedControl | None:
     """Return the control channel with which ``module`` was sharded by an earlier ``compile``."""
-    return vars(module).get(CONTROL)
+    return vars(module).get(SHARDED)
 
 
 def _replace_parameters(

@@ -26,8 +26,14 @@ LINE_WIDTH = 80  # characters of a printed line
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
     """Print the table of layers and the memory estimate of ``model``; see ``Model.summary``."""
     batch = model.last_fit.get("example") if x is None else as_single_batch(as_predict_data(x, model.signature))
-    batch = None if batch is None else model.unpack(model.strategy.to_device(batch)).x
-    table = summarize_layers(model.module, batch, model.device, **options)
+    if batch is None:
+        table = summarize_layers(model.module, None, model.device, **options)
+    else:
+        # As a step, so that sharded weights are gathered.
+        with torch.no_grad():
+            table = model.strategy.run_locally(
+                lambda placed: summarize_layers(model.module, model.unpack(placed).x, model.device, **options), batch
+            )
     print(table)
     if model.optimizer is not None:
         sizes = estimate_memory(model.module, model.optimizer, model.strategy.gradient_copies)
