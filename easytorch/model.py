@@ -392,7 +392,7 @@ class Model:
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
         callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, {"verbose": verbose})
         session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
-        with session, in_eval_mode(self.module), torch.no_grad(), collector:
+        with session, self.strategy.evaluating(), in_eval_mode(self.module), torch.no_grad(), collector:
             batches = self.strategy.batches(loader, steps)
             self.callbacks.params["test_steps"] = count_batches(batches)
             self.stop_predicting = False
@@ -471,6 +471,7 @@ class Model:
         new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
         new_loss.to(new_strategy.device)
+        self.strategy.release_weights()  # so that an optimizer gets the parameters that are trained
         new_optimizer = optimizers.resolve_optimizer(optimizer, self.module, lr, new_loss.modules.own_parameters())
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
         new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules

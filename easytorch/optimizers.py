@@ -171,9 +171,16 @@ def _check_instance(
     known = {id(p) for p in parameters}
     foreign = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
     if foreign:
+        is_sharded = any(hasattr(parameter, "to_local") for parameter in parameters)
         raise ValueError(
             f"{foreign} of the optimizer's parameters do not belong to the module or to the loss, so training would not "
-            "change them. Create the optimizer from the parameters of the module that was given to Model()."
+            "change them. "
+            + (
+                "The first compile() with strategy='fsdp' replaced them by shards: create the optimizer from "
+                "model.module.parameters() now."
+                if is_sharded
+                else "Create the optimizer from the parameters of the module that was given to Model()."
+            )
         )
     if lr is not None:
         raise ValueError(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -110,6 +112,35 @@ def abort_process_group() -> None:
         abort()
     else:
         dist.destroy_process_group()
+
+
+def release_process_groups(*holders: type) -> None:
+    """Remove the references to process groups from all wrappers of DDP and FSDP, and from instances of ``holders``.
+
+    A group ends its threads when nothing refers to it. The wrappers cannot communicate afterwards.
+    """
+    kinds = (*holders, *_group_holders())
+    groups = (dist.ProcessGroup, dist.Reducer, dist.Logger)  # type: ignore[attr-defined]  # torch exports them without a type
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), kinds):
+            continue
+        for name, value in list(vars(thing).items()):
+            if issubclass(type(value), groups):
+                vars(thing)[name] = None
+            elif name == "_pg_registry":  # of a DeviceMesh
+                value.clear()
+
+
+def _group_holders() -> Iterator[type]:
+    """Yield the classes of torch that hold groups, if they have been imported."""
+    for module, name in (
+        ("torch.nn.parallel.distributed", "DistributedDataParallel"),
+        ("torch.distributed.device_mesh", "DeviceMesh"),
+        ("torch.distributed.fsdp._fully_shard._fsdp_common", "DataParallelMeshInfo"),
+    ):
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None:
+            yield kind
 
 
 def copy_loader(loader: DataLoader[Any], **attributes: Any) -> Any:

@@ -190,7 +190,11 @@ class TerminateOnNaN(Callback):
         model, hook = self.model, FirstNonFiniteHook(self.model.module)
         metrics, model.metrics = model.metrics, model.metrics.new_copy()
         try:
-            with preserve_rng_state(), preserve_buffers(model.module, model.loss.modules):
+            with (
+                model.strategy.evaluating(),
+                preserve_rng_state(),
+                preserve_buffers(model.module, model.loss.modules),
+            ):
                 set_torch_rng_state(update.rng_states, model.device)
                 for i, batch in enumerate(update.window):
                     with hook:

@@ -38,13 +38,13 @@ from easytorch import errors
 from easytorch._utils import atomic_file
 from easytorch._utils.pytree import map_leaves
 from easytorch.checkpoint import files, rotation, serialization, validation
-from easytorch.distributed.process_group import SingleProcess
+from easytorch.distributed.process_group import GroupHolder, SingleProcess
 
 # The keys that lead to a tensor in nested dicts and lists.
 KeyPath = tuple[Any, ...]
 
 
-class CheckpointWriter:
+class CheckpointWriter(GroupHolder):
     """Writes sharded checkpoints one after another, on all ranks, while training continues.
 
     Args:

@@ -8,6 +8,8 @@ import datetime
 import hashlib
 import os
 import random
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +26,11 @@ from easytorch.distributed import agreement
 # torchrun sets these variables in each process that it starts.
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-# Time for the communication threads to finish at the exit of a process.
-EXIT_SECONDS = 0.1
+# Seconds that a rank waits at its exit for the other ranks, and for its own last collectives.
+EXIT_SECONDS = 5.0
+
+# Seconds without the GIL at the exit, in which threads of groups that others hold can finish.
+GRACE_SECONDS = 0.1
 
 
 def is_launched() -> bool:
@@ -36,6 +41,10 @@ def is_launched() -> bool:
 def local_rank() -> int:
     """Return the rank of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+
+
+class GroupHolder:
+    """Base class of objects with a group of ``torch.distributed`` as an attribute, which is removed at the exit."""
 
 
 class SingleProcess:
@@ -248,13 +257,15 @@ class ProcessGroup(SingleProcess):
 
 def _connect(device: torch.device, timeout: datetime.timedelta) -> None:
     """Create the default process group, and destroy it at the exit of this process."""
+    # Its functions have the default group as a default argument. Imported later, they would hold the group for ever.
+
     backend = "gloo"
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = _create_store(rank, world_size, timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    atexit.register(_disconnect)
+    _Exit(store, rank, world_size)
 
 
 def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> Any:
@@ -275,12 +286,59 @@ def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> An
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # torch exports it without a type
 
 
-def _disconnect() -> None:
-    if dist.is_initialized():
-        # A communication thread needs the GIL to free the tensors of the last collective. If the interpreter were finalizing by
-        # then, the thread would abort the process ("terminate called without an active exception").
-        time.sleep(EXIT_SECONDS)
-        dist.destroy_process_group()
+class _Exit:
+    """Ends the communication of this process before the interpreter finalizes.
+
+    A thread of Gloo frees the tensors of a collective, for which it needs the GIL. In an interpreter that finalizes, that ends
+    the process with SIGABRT ("terminate called without an active exception"). The threads end with the last reference to their
+    group, so that nothing may hold it: neither the wrappers of DDP and FSDP, nor torch itself.
+
+    Args:
+        store: The store of the ranks.
+        rank: The rank of this process.
+        world_size: The number of processes.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        self.store, self.rank, self.world_size = store, rank, world_size
+        self.process_id = os.getpid()
+        # The thread is started now, because an interpreter that exits starts no threads.
+        self._is_due = threading.Event()
+        self._thread = threading.Thread(target=self._destroy_groups, name="easytorch-exit", daemon=True)
+        self._thread.start()
+        atexit.register(self)
+
+    def __call__(self) -> None:
+        """Wait for the other ranks, and destroy all groups; neither takes longer than ``EXIT_SECONDS``."""
+        if os.getpid() != self.process_id:  # a copy of the process
+            return
+        has_failed = getattr(sys, "last_value", None) is not None  # by an exception, which the other ranks must notice
+        if not has_failed and dist.is_initialized():
+            self._wait_for_ranks()
+        self._is_due.set()
+        # It does not end if another rank has left a collective that this rank has started.
+        self._thread.join(EXIT_SECONDS)
+        if self._thread.is_alive() and has_failed:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+        time.sleep(GRACE_SECONDS)
+
+    def _wait_for_ranks(self) -> None:
+        """Wait until all ranks have got here, since one may still read what this rank has sent last."""
+        deadline = time.monotonic() + EXIT_SECONDS
+        keys = [f"exit-{rank}" for rank in range(self.world_size)]
+        # The process of the store may have ended.
+        with contextlib.suppress(RuntimeError):
+            self.store.set(keys[self.rank], "")
+            while not self.store.check(keys) and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    def _destroy_groups(self) -> None:
+        self._is_due.wait()
+        torch_private.release_process_groups(GroupHolder)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _to_cpu(leaf: Any) -> Any:

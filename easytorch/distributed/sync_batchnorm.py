@@ -18,8 +18,17 @@ def convert_batchnorm(module: nn.Module) -> None:
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, BATCH_NORMS) and not isinstance(child, SyncBatchNorm):
+            if _is_local(child):
                 setattr(parent, name, _synchronized_copy(child))
+
+
+def has_local_batchnorm(module: nn.Module) -> bool:
+    """Return whether ``module`` has a BatchNorm that uses the statistics of this rank's batch only."""
+    return any(map(_is_local, module.modules()))
+
+
+def _is_local(module: nn.Module) -> bool:
+    return isinstance(module, BATCH_NORMS) and not isinstance(module, SyncBatchNorm)
 
 
 class SyncBatchNorm(nn.BatchNorm1d):

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _NO_OP = contextlib.nullcontext()
 
+# The attribute of a sharded module that holds its control channel.
+SHARDED = "_easytorch_control"
+
 
 def _missing_module(*_: Any) -> Any:
     raise RuntimeError("The strategy has no module: call prepare(module) first.")
@@ -130,7 +133,13 @@ class Strategy(HelpfulInit):
         return make(device, precision, jit_compile)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Move ``module`` to the device and prepare its calls; ``optimizer`` will update it."""
+        """Move ``module`` to the device and prepare its calls; ``optimizer`` will update it.
+
+        Raises:
+            ValueError: If ``module`` was prepared by another strategy in a way that cannot be undone.
+        """
+        if optimizer is not None:
+            check_is_not_sharded(module)
         self.module = module.to(self.device)
         if self.channels_last:
             module.to(memory_format=torch.channels_last)
@@ -239,6 +248,9 @@ class Strategy(HelpfulInit):
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
 
+    def release_weights(self) -> None:
+        """Release all but this rank's shard of the weights, also after an error; a no-op unless weights are sharded."""
+
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Delete the gradients, also those of parameters that the optimizer does not have, which would pile up."""
         torch_private.zero_grad(optimizer)
@@ -246,6 +258,10 @@ class Strategy(HelpfulInit):
             parameter.grad = None
 
     # Evaluation and prediction
+
+    def evaluating(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which each rank has complete weights; a no-op unless weights are sharded."""
+        return _NO_OP
 
     def to_device(self, batch: Any) -> Any:
         """Return ``batch`` on the device, with floats in the dtype of the module."""
@@ -289,6 +305,15 @@ class Strategy(HelpfulInit):
         """Restore the loss scale."""
         if state.get("scaler"):
             self.scaler.load_state_dict(dict(state["scaler"]))
+
+
+def check_is_not_sharded(module: nn.Module) -> None:
+    """Raise a ``ValueError`` if ``"fsdp"`` has sharded ``module``."""
+    if SHARDED in vars(module):
+        raise ValueError(
+            "The module was sharded by strategy='fsdp', and no other strategy can use its shards. Pass strategy='fsdp', or call "
+            "save(), create the module again, and load() the file."
+        )
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -18,7 +18,7 @@ from easytorch.data.epoch_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
 from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import convert_batchnorm
-from easytorch.strategies.base import Strategy
+from easytorch.strategies.base import Strategy, check_is_not_sharded
 from easytorch.strategies.control import ControlChannel
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, broadcast the weights of rank 0, and prepare its calls."""
+        check_is_not_sharded(module)
         if self.sync_batchnorm:
             convert_batchnorm(module.to(self.device))
         super().prepare(module)

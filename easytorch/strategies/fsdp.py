@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from easytorch._utils.pytree import map_leaves
-from easytorch.data.epoch_iterator import EvalIterator
-from easytorch.strategies.base import Strategy
+from easytorch.distributed.process_group import SingleProcess
+from easytorch.distributed.sync_batchnorm import has_local_batchnorm
+from easytorch.strategies.base import SHARDED, Strategy
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel
@@ -50,8 +50,6 @@ class FullySharded(DataParallel, name="fsdp"):
     """
 
     gradient_copies = 1
-    # Precision and control channel of each module that is sharded already.
-    sharded: ClassVar[Any] = weakref.WeakKeyDictionary()
 
     def __init__(
         self,
@@ -72,60 +70,80 @@ class FullySharded(DataParallel, name="fsdp"):
         # A rank without a batch must run a forward pass too, in which weights are gathered.
         self.unit, self.needs_batch_every_step = unit, True
         self.checkpoints = ShardedCheckpoints(self, timeout) if sharded_checkpoints else GatheredCheckpoints(self)
-        self._is_gathered = False
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, shard it, and let ``optimizer`` update this rank's shard."""
         _check_loss_is_fixed(self.loss_modules, module)
-        if module not in self.sharded:
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        control = _find_control(module)
+        if control is None:
             _check_can_be_sharded(module, self.channels_last)
             super().prepare(module)
-            self.sharded[module] = (self.precision, self._shard(module, optimizer))
+            control = self._shard(module)
+        else:
+            self._check_can_continue(module, control)
         Strategy.prepare(self, module)
-        self.module, (precision, self.control) = module, self.sharded[module]
-        if precision != self.precision:
-            raise ValueError(
-                f"The module was sharded for precision={precision!r}, which cannot be changed to {self.precision!r}. Create the "
-                "module again."
-            )
-        self._replica = self.control
+        self._call_module, self.forward = self.forward, self._call
+        self.module, self.control, self._replica = module, control, control
+        self.release_weights()
+        self._reset_flags()
+        if optimizer is not None:
+            _replace_parameters(optimizer, names, dict(module.named_parameters()))
         for block in filter(_is_sharded_module, module.modules()):
             vars(block).pop("forward", None)
             if self.jit_compile:  # each block separately: the hooks that gather its weights cannot be compiled
                 vars(block)["forward"] = torch.compile(block.forward)
 
-    def _shard(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> ControlChannel:
+    def _check_can_continue(self, module: nn.Module, control: ShardedControl) -> None:
+        """Raise a ``ValueError`` if ``module`` was sharded in another way than this strategy would shard it."""
+        if control.precision != self.precision:
+            raise ValueError(
+                f"The module was sharded for precision={control.precision!r}, which cannot be changed to {self.precision!r}. "
+                "Create the module again."
+            )
+        if self.sync_batchnorm and has_local_batchnorm(module):
+            raise ValueError(
+                "sync_batchnorm=True cannot replace the BatchNorm layers of a module that is sharded already. Create the module "
+                "again, and pass sync_batchnorm=True to its first compile()."
+            )
+
+    def _shard(self, module: nn.Module) -> ShardedControl:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        names = {parameter: name for name, parameter in module.named_parameters()}
         dtype = PRECISIONS[self.precision]
         policy = MixedPrecisionPolicy()
         if dtype is not None:  # inputs are cast by autocast
             policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         for block in _without_shared(list(_find_blocks(module, self.unit)), module):
             fully_shard(block, mp_policy=policy)
-        control = ControlChannel(module, self.device, self.group, needs_all_reduce=True)
+        control = ShardedControl(module, self.device, self.group, self.precision)
         fully_shard(control, mp_policy=policy, ignored_params={control.flags})
-        shards = dict(module.named_parameters())
-        for group in optimizer.param_groups if optimizer is not None else ():
-            group["params"] = [shards[names[parameter]] for parameter in group["params"]]
+        vars(module)[SHARDED] = control
         return control
 
     def start(self, optimizer: torch.optim.Optimizer) -> None:
         """Prepare for updates."""
-        self.gather_weights(False)
+        self.release_weights()
         Strategy.start(self, optimizer)
         self._reset_flags()
 
-    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
-        """Return this rank's batches of ``loader``; all weights are gathered first, since ranks may have unequal counts."""
-        self.gather_weights(True)
-        return super().batches(loader, steps)
-
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; weights are gathered where they are needed."""
-        self.gather_weights(not torch.is_grad_enabled())
-        return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
+        if torch.is_grad_enabled():
+            self._gather(False)
+            return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
+        with self.evaluating():
+            return Strategy.run(self, lambda placed: self.control(step, False, placed), batch)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module. Outside of a step, its weights are gathered for the call, so all ranks must make it."""
+        if self.control.is_running:
+            return self._call_module(*args, **kwargs)
+        try:
+            return self.run(lambda _: self._call_module(*args, **kwargs), None)
+        finally:
+            if not self.control.is_gathered:
+                self.release_weights()
 
     def run_locally(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; all ranks must call this, since each has a shard of the weights."""
@@ -143,15 +161,65 @@ class FullySharded(DataParallel, name="fsdp"):
         control.set_is_last_backward(sync)
         return contextlib.nullcontext()
 
-    def gather_weights(self, gather: bool) -> None:
-        """Gather all weights on this rank, or release all but its shard."""
-        if gather == self._is_gathered:
-            return
-        self._is_gathered = gather
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Gather all weights on each rank for the block, since ranks may evaluate unequal numbers of batches.
+
+        All ranks must enter it. Outside of it and of a step, the parameters of the module are always this rank's shards.
+        """
+        was_gathered = self.control.is_gathered
+        self._gather(True)
+        try:
+            yield
+        finally:
+            if not was_gathered:
+                self.release_weights()
+
+    def release_weights(self) -> None:
+        """Release all but this rank's shard of the weights, also after an error."""
+        if self.control.has_run and hasattr(self.control, "reset_iter_state"):  # from PyTorch 2.14 on
+            self.control.reset_iter_state()
+        self._place_weights(gathered=False)
+
+    def _gather(self, gather: bool) -> None:
+        """Gather all weights on this rank, or release all but its shard, unless that is so already."""
+        if gather != self.control.is_gathered:
+            self._place_weights(gathered=gather)
+
+    def _place_weights(self, *, gathered: bool) -> None:
+        self.control.is_gathered = gathered
         for module in filter(_is_sharded_module, self.control.modules()):
             block: Any = module
-            block.set_reshard_after_forward(not gather and module is not self.control, recurse=False)
-            (block.unshard if gather else block.reshard)()
+            block.set_reshard_after_forward(not gathered and module is not self.control, recurse=False)
+            (block.unshard if gathered else block.reshard)()
+
+
+class ShardedControl(ControlChannel):
+    """The control channel of a sharded module, which belongs to the module and not to the strategy.
+
+    Args:
+        module: The user's module.
+        device: The device of the module.
+        group: The ranks that train together.
+        precision: The precision for which the module is sharded.
+
+    Attributes:
+        is_gathered: Whether each rank has all weights now, for an evaluation.
+        is_running: Whether a step runs now.
+        has_run: Whether a step has run, before which FSDP has no state to reset.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, precision: str) -> None:
+        super().__init__(module, device, group, needs_all_reduce=True)
+        self.precision, self.is_gathered, self.is_running, self.has_run = precision, False, False, False
+
+    def forward(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
+        """Return ``step(batch)``, with the flags attached to its loss."""
+        outer, self.is_running, self.has_run = self.is_running, True, True
+        try:
+            return super().forward(step, sync, batch)
+        finally:
+            self.is_running = outer
 
 
 class GatheredCheckpoints(Checkpoints):
@@ -170,10 +238,10 @@ class GatheredCheckpoints(Checkpoints):
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
         """Load complete ``weights`` into the module; each rank takes its shard."""
-        strategy: Any = self.strategy
-        strategy.gather_weights(False)
-        current = strategy.module.state_dict()
-        strategy.module.load_state_dict({name: _shard_like(value, current[name]) for name, value in weights.items()})
+        module = self.strategy.module
+        self.strategy.release_weights()
+        current = module.state_dict()
+        module.load_state_dict({name: _shard_like(value, current[name]) for name, value in weights.items()})
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Load a complete state dict into ``optimizer``; each rank takes its shard."""
@@ -272,6 +340,26 @@ def _without_shared(blocks: list[nn.Module], module: nn.Module) -> list[nn.Modul
         if all(uses[key] == count for key, count in inside.items()):
             selected.append(block)
     return selected
+
+
+def _find_control(module: nn.Module) -> ShardedControl | None:
+    """Return the control channel with which ``module`` was sharded by an earlier ``compile``."""
+    return vars(module).get(SHARDED)
+
+
+def _replace_parameters(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], shards: Mapping[str, nn.Parameter]
+) -> None:
+    """Let ``optimizer`` update the shards of its parameters, and give it this rank's shard of its state."""
+    for group in optimizer.param_groups:
+        parameters, group["params"] = group["params"], [shards[names[parameter]] for parameter in group["params"]]
+        for parameter, shard in zip(parameters, group["params"], strict=True):
+            if parameter is not shard and parameter in optimizer.state:
+                state = optimizer.state.pop(parameter)
+                optimizer.state[shard] = {
+                    key: _shard_like(value, shard) if getattr(value, "shape", None) == shard.shape else value
+                    for key, value in state.items()
+                }
 
 
 def _is_sharded_module(module: nn.Module) -> bool:

@@ -66,6 +66,7 @@ def fit_session(
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
     with _only_fit(model, train_data):
+        model.strategy.release_weights()
         optimizer = model.require_optimizer("fit")
         check_optimizer_is_current(optimizer, model.module, model.loss.modules.own_parameters())
         signals = SignalHandler()
@@ -181,11 +182,13 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     model.stop_training = False
     model.strategy.start(optimizer)
     with (
+        contextlib.ExitStack() as stack,
         active_callbacks(model, callbacks),
         translate_errors(model.module),
         train_mode.in_train_mode(model.module),
         measured_once(model),
     ):
+        stack.callback(model.strategy.release_weights)
         try:
             yield
         except BaseException:
@@ -215,6 +218,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
     try:
         with (
             separate_metrics(model),
+            model.strategy.evaluating(),
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),
             train_mode.in_eval_mode(model.loss.modules),
@@ -289,11 +293,12 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     if batch is None:
         return
     try:
+        # The module is preserved outside of the evaluation, in which FSDP gathers its weights.
         with (
-            evaluation_session(model, loader),
-            preserve_rng_state(),
             train_mode.preserve_module(model.module),
             train_mode.preserve_module(model.loss.modules),
+            evaluation_session(model, loader),
+            preserve_rng_state(),
         ):
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:

@@ -26,9 +26,7 @@ LINE_WIDTH = 80  # characters of a printed line
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
     """Print the table of layers and the memory estimate of ``model``; see ``Model.summary``."""
     if x is not None:
-        batch = as_single_batch(as_predict_data(x, model.signature))
-        inputs = model.unpack(model.strategy.to_device(batch)).x
-        table = summarize_layers(model.module, inputs, model.device, **options)
+        table = _summarize_batch(model, as_single_batch(as_predict_data(x, model.signature)), **options)
     else:
         table = _summarize_last_fit(model, **options)
     print(table)
@@ -43,13 +41,20 @@ def _summarize_last_fit(model: Model, **options: Any) -> Any:
     batch = model.last_fit.get("example")
     if batch is not None:
         try:
-            inputs = model.unpack(model.strategy.to_device(batch)).x
-            return summarize_layers(model.module, inputs, model.device, **options)
+            return _summarize_batch(model, batch, **options)
         # Only a custom step knows how to call the module with this batch.
         except Exception as error:
             cause = str(error.__cause__ or error).partition("\n")[0]
             print(f"Without shapes, since summary() cannot call the module with a batch of the last fit: {cause[:200]}")
     return summarize_layers(model.module, None, model.device, **options)
+
+
+def _summarize_batch(model: Model, batch: Any, **options: Any) -> Any:
+    """Return the table with the shapes of ``batch``, as a step does, so that sharded weights are gathered."""
+    with torch.no_grad():
+        return model.strategy.run_locally(
+            lambda placed: summarize_layers(model.module, model.unpack(placed).x, model.device, **options), batch
+        )
 
 
 def summarize_layers(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:
