@@ -11,10 +11,19 @@ Other errors are the standard ones: ``ValueError`` and ``TypeError`` for argumen
 
 from __future__ import annotations
 
+from easytorch._utils.paths import escape_lines
+
 
 class FileError(ValueError):
     """A file is damaged, unsafe, or does not fit the model. The message names the file, the problem and the fix."""
 
+    def __init__(self, message: str = "", *args: object) -> None:
+        # The message may contain names from the file, and those control characters that a terminal obeys.
+        super().__init__(escape_lines(str(message)), *args)
+
 
 class ResumeError(ValueError):
     """A run cannot be continued exactly where it stopped. The message names the reason and the fix."""
+
+    def __init__(self, message: str = "", *args: object) -> None:
+        super().__init__(escape_lines(str(message)), *args)

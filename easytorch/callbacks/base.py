@@ -244,7 +244,10 @@ class CallbackList(Callback):
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
         self.diverged = False
-        self.callbacks = sorted(map(_check_callback, callbacks), key=lambda callback: callback.priority)
+        given = list(map(_check_callback, callbacks))
+        self.callbacks = sorted(given, key=lambda callback: callback.priority)
+        # Schedules by name come first, and the user did not pass them.
+        self._given = [callback for callback in given if not any(callback is schedule for schedule in model.schedules)]
         self.params = params
         for callback in self.callbacks:
             callback.model, callback.params = model, params
@@ -264,6 +267,11 @@ class CallbackList(Callback):
                 if hasattr(callback, "averaged"):
                     stack.enter_context(callback.averaged())
             yield
+
+    def place(self, callback: Callback) -> str:
+        """Return ``callbacks[2]``, where the user passed ``callback``; for another one the name of its class."""
+        places = (f"callbacks[{i}]" for i, given in enumerate(self._given) if given is callback)
+        return next(places, type(callback).__name__)
 
     def has_user_callbacks(self) -> bool:
         """Return whether a callback runs code of the user."""

@@ -72,7 +72,7 @@ class CheckpointWriter:
         self.wait()
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
-        rest, tensors = extract_tensors(serialization.to_serializable(dict(content), "the content"))
+        rest, tensors = extract_tensors(serialization.to_serializable(dict(content), ""))
         self._folder = self.group.broadcast(rotation.unused_shard_folder(path))
         storage: Any = _ShardWriter(path, self._folder, self.group.rank, map_leaves(_copy_to_cpu, rest), list(tensors))
         # async_save returns a future unless an AsyncSaveResponse is requested.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from easytorch._utils.paths import to_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
@@ -36,7 +37,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
 
 def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write the weights of ``model`` to a file; see ``Model.save_weights``."""
-    write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
+    write = files.write_safetensors if to_path(path).suffix == ".safetensors" else files.write
     weights = model.strategy.checkpoints.gather(state_dicts.unwrapped_state_dict(model.module))
     return _write_on_main_rank(model, write, path, weights)
 
@@ -44,7 +45,8 @@ def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
 def load(model: Model, path: str | os.PathLike[str]) -> None:
     """Restore the state of ``model`` from a file; see ``Model.load``."""
     model.strategy.group.barrier()  # the main rank may still be writing the file
-    if Path(path).is_dir():
+    path = to_path(path)
+    if os.path.isdir(path):
         path, content = rotation.read_newest(path, model.device)
     else:
         content = files.read_model(path, model.device)
@@ -71,11 +73,12 @@ def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
 def _write_on_main_rank(
     model: Model, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]
 ) -> Path:
-    if os.fspath(path).endswith(("/", os.sep)):
+    target = to_path(path)
+    if os.fsdecode(path).endswith(("/", os.sep)):
         raise ValueError(
-            f"path must name a file, received the folder {os.fspath(path)!r}. Use {os.path.join(path, 'model.pt')!r}."
+            f"path must name a file, received the folder {os.fsdecode(path)!r}. Use {str(target / 'model.pt')!r}."
         )
-    return write(path, content) if model.strategy.group.is_main else Path(path)
+    return write(target, content) if model.strategy.group.is_main else target
 
 
 def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -140,12 +143,17 @@ def training_state(model: Model) -> dict[str, Any]:
         **_state(model, prepare),
         "format": files.FORMAT,
         "version": files.VERSION,
-        "callbacks": [[type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model)],
+        "callbacks": [[type(callback).__name__, _callback_state(model, callback)] for callback in _stateful(model)],
         "environment": _environment(model),
         "flags": _flags(model),
         **ranks[0],
         **({} if len(ranks) == 1 else {"ranks": ranks}),
     }
+
+
+def _callback_state(model: Model, callback: Callback) -> Any:
+    state = model.strategy.checkpoints.prepare(callback.state_dict())
+    return serialization.to_serializable(state, model.callbacks.place(callback))
 
 
 def load_training_state(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
