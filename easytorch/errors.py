@@ -11,8 +11,6 @@ Other errors are the standard ones: ``ValueError`` and ``TypeError`` for argumen
 
 from __future__ import annotations
 
-from easytorch._utils.paths import escape_lines
-
 
 class FileError(ValueError):
     """A file is damaged, unsafe, or does not fit the model. The message names the file, the problem and the fix."""
@@ -27,3 +25,10 @@ class ResumeError(ValueError):
 
     def __init__(self, message: str = "", *args: object) -> None:
         super().__init__(escape_lines(str(message)), *args)
+
+
+def escape_lines(text: str) -> str:
+    """Return ``text`` with all control characters escaped, except line breaks."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

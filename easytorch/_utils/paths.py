@@ -23,7 +23,9 @@ def to_path(path: Any, argument: str = "path") -> Path:
         TypeError: If it is not a path.
     """
     if path is None:
-        raise ValueError(f"{argument} must be a path, received None. Pass a name such as {argument}={_example(argument)!r}.")
+        raise ValueError(
+            f"{argument} must be a path, received None. Pass a name such as {argument}={_example(argument)!r}."
+        )
     try:
         text = os.fsdecode(path)
     except TypeError as error:
@@ -53,7 +55,9 @@ def check_name(path: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             length = max(len(os.fsencode(part)) for part in path.parts)
-            raise OSError(error.errno, f"a name of {length} bytes is too long; the limit is {MAX_NAME_LENGTH}") from error
+            raise OSError(
+                error.errno, f"a name of {length} bytes is too long; the limit is {MAX_NAME_LENGTH}"
+            ) from error
         if error.errno == errno.ELOOP:
             raise OSError(error.errno, "its links form a loop") from error
 
@@ -68,15 +72,12 @@ def printable(text: Any, limit: int = 200) -> str:
     return f"{shown}..." if len(text) > limit else shown
 
 
-def escape_lines(text: str) -> str:
-    """Return ``text`` with all control characters escaped, except line breaks."""
-    return text if text.isprintable() else "".join(letter if letter == "\n" else _escape(letter) for letter in text)
-
-
 def _escape(letter: str) -> str:
     # Also characters that change the direction of text, and halves of a surrogate pair, which no terminal can encode.
-    return letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
 
 
 def _example(argument: str) -> str:
-    return {"path": "model.pt", "filepath": "model-{epoch}.pt", "to": "outputs.npy", "filename": "log.csv"}.get(argument, "run/")
+    return {"path": "model.pt", "filepath": "model-{epoch}.pt", "to": "outputs.npy", "filename": "log.csv"}.get(
+        argument, "run/"
+    )

@@ -12,6 +12,7 @@ from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.warnings import warn
+from easytorch.errors import escape_lines
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -189,7 +190,7 @@ class Callback(HelpfulInit):
     def print_message(self, text: str) -> None:
         """Print ``text`` on rank 0."""
         if self.model.strategy.group.is_main:
-            print(text, flush=True)
+            print(escape_lines(text), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: tensors and plain values by name; an empty dict by default."""

@@ -131,7 +131,9 @@ class BackupAndRestore(Callback):
         self._reset()
         self._saved_at = self.model.strategy.control.now()
         group = self.model.strategy.group
-        path, content, error = None, {}, None
+        path: Path | None = None
+        content: dict[str, Any] = {}
+        error: Exception | None = None
         if group.is_main:
             try:
                 path, content = self._find_checkpoint()
@@ -494,7 +496,9 @@ class ModelCheckpoint(Monitor):
     def _check_other(self, other: Callback) -> None:
         """Raise a ``ValueError`` if this callback and ``other`` may write one file."""
         if isinstance(other, ModelCheckpoint) and other is not self:
-            is_one_folder = _real_folder(other._path(other.filename.text)) == _real_folder(self._path(self.filename.text))
+            is_one_folder = _real_folder(other._path(other.filename.text)) == _real_folder(
+                self._path(self.filename.text)
+            )
             ours, theirs = (FilenameTemplate(os.path.basename(each.filename.text)) for each in (self, other))
             if is_one_folder and ours.collides(theirs, self.model.state.last):
                 raise ValueError(
@@ -572,7 +576,9 @@ class ModelCheckpoint(Monitor):
 
         That is a file among the best, unless the new one is better, or the file of another callback.
         """
-        others = [each for each in self.model.callbacks.callbacks if isinstance(each, ModelCheckpoint) and each is not self]
+        others = [
+            each for each in self.model.callbacks.callbacks if isinstance(each, ModelCheckpoint) and each is not self
+        ]
         taken = {os.path.realpath(each._path(entry[0])) for each in others for entry in each.written}
         if self._compares and not is_best:
             retained = self._select_retained() if self.written else set()
@@ -633,7 +639,7 @@ def _real_folder(path: str) -> str:
 
 def _check_states(model: Model) -> None:
     """Raise a ``TypeError`` if a file cannot hold the state of a run, before anything is trained."""
-    parts = {"module": model.module, "optimizer": model.optimizer}
+    parts: dict[str, Any] = {"module": model.module, "optimizer": model.optimizer}
     parts |= {
         model.callbacks.place(callback): callback
         for callback in model.callbacks.callbacks

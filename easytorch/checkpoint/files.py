@@ -88,7 +88,7 @@ def check_safetensors(values: Mapping[str, Any], path: str | os.PathLike[str]) -
     safetensors.Content(values, to_path(path))
 
 
-def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
+def read(path: str | os.PathLike[str], device: torch.device | str = "cpu", checksum: str | None = None) -> Any:
     """Return the content of a file of ``write`` or ``torch.save``, or of a ``.safetensors`` file.
 
     The checksums are verified first. Nothing in the file is run.
@@ -96,6 +96,7 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
     Args:
         path: The file.
         device: The device of the tensors.
+        checksum: The SHA-256 checksum that the file must have, if it is known.
 
     Raises:
         FileNotFoundError: If the file does not exist, with the most similar name.
@@ -104,6 +105,8 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
     path = to_path(path)
     with _open(path) as file:
         before = _stamp(file)
+        if checksum is not None and validation.checksum_of(file) != checksum:
+            raise FileError(f"{str(path)!r} is damaged: it has changed since it was written. Use an older copy.")
         if path.suffix == ".safetensors":
             content: Any = safetensors.read(file, path, device)
         else:

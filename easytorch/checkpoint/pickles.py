@@ -50,15 +50,15 @@ SMALL_MEMORY = 16
 FREE_ITEMS = 5
 
 
-class UnsafePickle(Exception):
+class UnsafePickleError(Exception):
     """The pickle names something that is not allowed; the argument is its name."""
 
 
-class UnusualPickle(ValueError):
+class UnusualPickleError(ValueError):
     """``torch.save`` never writes such a pickle."""
 
 
-class LargePickle(ValueError):
+class LargePickleError(ValueError):
     """The pickle needs more memory than it may."""
 
 
@@ -71,9 +71,9 @@ def needed_memory(data: bytes, allowed: set[str] | None = None, available: float
         available: The memory that it may need.
 
     Raises:
-        UnsafePickle: If it contains another name, or an opcode that creates other objects.
-        UnusualPickle: If ``OrderedDict`` is called with arguments.
-        LargePickle: If it needs more than ``available``.
+        UnsafePickleError: If it contains another name, or an opcode that creates other objects.
+        UnusualPickleError: If ``OrderedDict`` is called with arguments.
+        LargePickleError: If it needs more than ``available``.
         Exception: Of any type, if the pickle is damaged.
     """
     return _Scanner(data, allowed, available).run()
@@ -107,12 +107,12 @@ class _Scanner:
             else:
                 HANDLERS.get(code, _Scanner.refuse)(self)
             if self.memory > self.available:
-                raise LargePickle(f"it needs more than {self.available:,} bytes of memory")
+                raise LargePickleError(f"it needs more than {self.available:,} bytes of memory")
         return self.memory
 
     def refuse(self) -> None:
         """Refuse an opcode that torch does not read."""
-        raise UnsafePickle(_opcode_name(self.data[self.position - 1]))
+        raise UnsafePickleError(_opcode_name(self.data[self.position - 1]))
 
     def push(self, memory: int) -> None:
         """Count a value on the stack that needs ``memory``."""
@@ -130,7 +130,9 @@ class _Scanner:
         length = self.number(1 if is_short else 4)
         text = self.data[self.position : self.position + length]
         self.position += length
-        self.push(MEMORY_OF_TEXT + (56 + length if text.isascii() else sys.getsizeof(text.decode("utf-8", "surrogatepass"))))
+        self.push(
+            MEMORY_OF_TEXT + (56 + length if text.isascii() else sys.getsizeof(text.decode("utf-8", "surrogatepass")))
+        )
 
     def long(self) -> None:
         """Read LONG1."""
@@ -164,7 +166,7 @@ class _Scanner:
         self.position = end + 1
         self.push(MEMORY_OF_TEXT)
         if self.allowed is not None and name not in self.allowed:
-            raise UnsafePickle(name)
+            raise UnsafePickleError(name)
         if name in (ORDERED_DICT, WITH_STATE):
             self.follow(name)
 
@@ -179,12 +181,12 @@ class _Scanner:
             self.functions[self.key()] = function
         if function == ORDERED_DICT:
             if self.data[self.position : self.position + 2] != pickle.EMPTY_TUPLE + pickle.REDUCE:
-                raise UnusualPickle("it calls OrderedDict with arguments, which torch.save never does")
+                raise UnusualPickleError("it calls OrderedDict with arguments, which torch.save never does")
             self.position += 2
             self.memory += SIMPLE[pickle.REDUCE][1]
             return
         if self.data[self.position] != pickle.MARK[0]:
-            raise UnusualPickle(f"it calls {function} in another way than torch.save")
+            raise UnusualPickleError(f"it calls {function} in another way than torch.save")
         self.memory += MEMORY_OF_ITEM * self.items
 
     def build(self) -> None:
@@ -243,5 +245,5 @@ HANDLERS: dict[int, Callable[[_Scanner], None]] = {
 
 def _opcode_name(code: int) -> str:
     """Return the name of an opcode; its number if Python does not know it."""
-    opcode = pickletools.code2op.get(chr(code))
-    return f"opcode {code}" if opcode is None else opcode.name
+    names = (opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code))
+    return next(names, f"opcode {code}")

@@ -97,7 +97,7 @@ def read(file: IO[bytes], path: Path, device: torch.device | str) -> dict[str, T
             raise ValueError("it does not hold as many bytes as its header lists")
         if checksum is not None:
             digest = hashlib.sha256(_canonical(header))
-            digest.update(values.numpy())
+            digest.update(_to_bytes(values))
             if checksum != digest.hexdigest():
                 raise FileError(f"{str(path)!r} is damaged: its checksum does not match. Use an older copy.")
         return {name: _to_tensor(values, entry).to(device) for name, entry in header.items()}
@@ -168,7 +168,9 @@ def _check_entries(header: Mapping[str, Any]) -> int:
         if entry["dtype"] not in DTYPES:
             raise ValueError(f"the dtype {str(entry['dtype'])[:80]!r} of {name[:80]!r} is unknown")
         shape, (start, end) = entry["shape"], entry["data_offsets"]
-        if len(shape) > MAX_DIMS or not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, end)):
+        if len(shape) > MAX_DIMS or not all(
+            type(number) is int and 0 <= number < 2**63 for number in (*shape, start, end)
+        ):
             raise ValueError(f"the shape or the offsets of {name[:80]!r} are not valid")
         count = DTYPES[entry["dtype"]].itemsize
         for length in shape:

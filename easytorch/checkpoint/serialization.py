@@ -16,6 +16,8 @@ from easytorch._utils.paths import printable
 
 # Dicts and lists may be nested in so many levels. torch and this package visit them by recursion.
 MAX_DEPTH = 100
+# A text counts as one value for so many characters.
+TEXT_OF_VALUE = 1000
 # MultiStepLR stores its milestones in a Counter.
 DICT_TYPES = (dict, OrderedDict, Counter)
 LIST_TYPES = (list, tuple, torch.Size)
@@ -52,6 +54,7 @@ class Conversion:
         self.count += 1
         value = _from_numpy(tree)
         if type(value) in SCALAR_TYPES or _is_int64(value):
+            self.count += len(value) // TEXT_OF_VALUE if type(value) is str else 0
             return value
         if type(value) in DICT_TYPES or type(value) in LIST_TYPES:
             return self._convert_children(value, where, depth)
@@ -70,11 +73,21 @@ class Conversion:
             )
         if type(value) in DICT_TYPES:
             return {
-                _check_key(key, where): self.convert(child, _child_name(where, key), depth + 1)
+                self._check_key(key, where): self.convert(child, _child_name(where, key), depth + 1)
                 for key, child in value.items()
             }
         children = [self.convert(child, f"{where}[{i}]", depth + 1) for i, child in enumerate(value)]
         return children if type(value) is list else tuple(children)
+
+    def _check_key(self, key: Any, where: str) -> Any:
+        if type(key) is str:
+            self.count += len(key) // TEXT_OF_VALUE
+        elif type(key) is not bool and not _is_int64(key):
+            raise TypeError(
+                f"{where or 'the content'} has the key {key!r} of type {type(key).__name__}. A file can hold only keys of text "
+                "or 64-bit integers. Convert the keys in state_dict(), for example with str(key)."
+            )
+        return key
 
 
 def _child_name(where: str, key: Any) -> str:
@@ -125,15 +138,6 @@ def _from_numpy(value: Any) -> Any:
 
 def _is_int64(value: Any) -> bool:
     return type(value) is int and abs(value) < 2**63
-
-
-def _check_key(key: Any, where: str) -> Any:
-    if type(key) in (str, bool) or _is_int64(key):
-        return key
-    raise TypeError(
-        f"{where or 'the content'} has the key {key!r} of type {type(key).__name__}. A file can hold only keys of text or 64-bit integers. "
-        "Convert the keys in state_dict(), for example with str(key)."
-    )
 
 
 def _to_plain_tensor(tensor: Tensor) -> Tensor | None:

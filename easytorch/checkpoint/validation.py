@@ -42,6 +42,7 @@ ALLOWED_GLOBALS = (
     }
 )
 
+
 def check_archive(file: IO[bytes], path: Path) -> None:
     """Check that ``file`` is an intact archive of ``torch.save`` with only tensors and plain values.
 
@@ -92,7 +93,10 @@ def missing_size(file: IO[bytes]) -> int:
 
 def pad(file: IO[bytes], size: int) -> None:
     """Add a member of ``size`` zeros to the archive ``file``, which torch does not read."""
-    with zipfile.ZipFile(file, "a") as archive, archive.open(_root(archive) + "padding", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(file, "a") as archive,
+        archive.open(_root(archive) + "padding", "w", force_zip64=True) as member,
+    ):
         for start in range(0, size, BLOCK):
             member.write(bytes(min(BLOCK, size - start)))
 
@@ -183,10 +187,16 @@ def shard_folder_name(shards: Any, path: Path) -> str:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return checksum_of(file)
+
+
+def checksum_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 checksum of an open file from its start, in hexadecimal."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(BLOCK):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -252,9 +262,9 @@ def _check_pickle(path: Path, pickle: bytes, available: int) -> None:
     """Raise a ``FileError`` if a pickle names anything except tensors, or needs more than ``available`` bytes of memory."""
     try:
         pickles.needed_memory(pickle, ALLOWED_GLOBALS, available)
-    except pickles.UnsafePickle as error:
+    except pickles.UnsafePickleError as error:
         raise python_objects_error(path, str(error)) from error
-    except pickles.LargePickle as error:
+    except pickles.LargePickleError as error:
         raise FileError(
             f"{str(path)!r} is refused: its dicts, lists and numbers need far more memory than the file has bytes. "
             "Pass a file that Model.save() wrote. If you trust the file, read it with torch.load(path, weights_only=True), "

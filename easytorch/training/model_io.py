@@ -59,7 +59,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> None:
         raise
 
 
-def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
+def load_weights(model: Model, path: str | os.PathLike[str], strict: bool = True) -> None:
     """Load weights from a file into ``model``; see ``Model.load_weights``."""
     model.strategy.group.barrier()  # the main rank may still be writing the file
     with files.as_file_error(path):
@@ -67,7 +67,12 @@ def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
         if files.is_model(content):
             content = _read_shards(model, content, path)
         weights = files.extract_weights(content)
-    model.strategy.checkpoints.load_weights(state_dicts.match_state_dict(weights, model.module, path))
+    if strict:
+        weights = state_dicts.match_state_dict(weights, model.module, path)
+    else:
+        current = model.strategy.checkpoints.gather(model.module.state_dict())
+        weights = state_dicts.merge_state_dict(weights, model.module, current, path)
+    model.strategy.checkpoints.load_weights(weights)
 
 
 def _write_on_main_rank(
