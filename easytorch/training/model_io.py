@@ -61,6 +61,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> None:
 
 def load_weights(model: Model, path: str | os.PathLike[str], strict: bool = True) -> None:
     """Load weights from a file into ``model``; see ``Model.load_weights``."""
+    path = to_path(path)
     model.strategy.group.barrier()  # the main rank may still be writing the file
     with files.as_file_error(path):
         content = files.read(path, model.device)
