@@ -165,7 +165,7 @@ BAD = {
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
     "sparse": lambda: torch.eye(3).to_sparse(),
-    "4 bits": lambda: torch.zeros(4, dtype=torch.uint8).view(torch.uint4) if hasattr(torch, "uint4") else torch.eye(3).to_sparse(),
+    "4 bits": lambda: torch.zeros(4, dtype=torch.uint8).view(torch.uint4),
     "text array": lambda: np.array(["a"]),
     "too deep": lambda: nested(200),
     "a key": lambda: {(1, 2): 3},
@@ -270,7 +270,8 @@ ODD_TENSORS = {
     "scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4), "bool": torch.tensor([True, False, True]),
     "bf16": torch.ones(3, dtype=torch.bfloat16), "int8": torch.ones(5, dtype=torch.int8), "f64": torch.ones(2).double(),
     "complex": torch.tensor([1 + 2j]), "conj": torch.tensor([1 + 2j]).conj(), "strided": torch.arange(6.0).view(2, 3).t(),
-    "fp8": torch.ones(3).to(torch.float8_e4m3fn), "uint16": torch.ones(3, dtype=torch.uint16), "expanded": torch.ones(1).expand(4),
+    "fp8": torch.ones(3).to(torch.float8_e4m3fn), "uint16": torch.ones(3, dtype=torch.uint16),
+    "expanded": torch.ones(1).expand(4),
     "name with \"quotes\" and ü": torch.ones(1), "parameter": nn.Parameter(torch.ones(2)),
 }  # fmt: skip
 
