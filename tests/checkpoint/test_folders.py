@@ -444,7 +444,7 @@ def start(folder, epochs=1000):
 
 @POSIX
 @pytest.mark.slow
-def test_second_run_in_a_folder_is_refused_until_the_first_is_killed(tmp_path):
+def test_second_run_is_refused_until_the_first_is_killed(tmp_path):
     first = start(tmp_path / "run")
     try:
         for _ in range(3):

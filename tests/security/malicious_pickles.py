@@ -135,7 +135,7 @@ def bombs() -> dict[str, bytes]:
         + (with_state + b"(" + get(9992) + b"\x88" + nothing + get(9991) + b"tR") * 3_000 + b"e",
         "parameters from one state by the memo": b"](" + entries + put(9991) + parameter + put(9992) + with_state + put(9993)
         + (b"(" + get(9992) + b"\x88" + nothing + get(9991) + b"tR" + get(9993)) * 3_000 + b"e",
-        "many numbers as keys": b"}(" + b"".join(number(1000 + i) + b"N" for i in range(1_500_000)) + b"u",
+        "many numbers as keys": b"}(" + b"".join(number(1000 + i) + b"N" for i in range(700_000)) + b"u",
         "empty lists": b"](" + b"]" * 2_000_000 + b"e",
         "empty dicts": b"](" + b"}" * 2_000_000 + b"e",
         "empty sets": b"](" + b"\x8f" * 1_000_000 + b"e",
