@@ -148,9 +148,9 @@ class ErrorRecordingFile(io.RawIOBase):
         """Cut the file off."""
         return self.raw.truncate(size)
 
-    def tell(self) -> int:
+    def tell(self) -> int:  # codespell:ignore tell
         """Return the position."""
-        return self.raw.tell()
+        return self.raw.tell()  # codespell:ignore tell
 
     def flush(self) -> None:
         """Pass buffered data to the operating system, and record an error."""
@@ -298,7 +298,7 @@ def _full_disk_fix(folder: Path, size: str) -> str:
         status = os.statvfs(folder) if hasattr(os, "statvfs") else None
     except OSError:  # the disk is gone
         return f"{size}. Choose another path."
-    # A file system without inodes says 0 of 0.
+    # A file system without inodes reports 0 of 0.
     if getattr(status, "f_files", 0) and not getattr(status, "f_favail", 1):
         return (
             f"{free:,} bytes are free, but the file system has no inode for another file. Delete some files, or choose "

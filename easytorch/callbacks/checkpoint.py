@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,8 @@ class BackupAndRestore(Callback):
 
     def _reset(self) -> None:
         self._has_saved = self._has_failed = False
+        # The checkpoint file whose folder is not locked yet.
+        self._claimed: Path | None = None
         # Newer checkpoints that could not be renamed.
         self._unarchived: set[Path] = set()
         self._write_error: OSError | None = None
@@ -130,33 +132,49 @@ class BackupAndRestore(Callback):
         """Resume from the newest valid checkpoint, if there is one."""
         self._reset()
         self._saved_at = self.model.strategy.control.now()
-        group = self.model.strategy.group
-        path: Path | None = None
-        content: dict[str, Any] = {}
-        error: Exception | None = None
-        if group.is_main:
-            try:
-                path, content = self._find_checkpoint()
-            except Exception as caught:
-                error = caught
-        # All ranks end with the same error, instead of waiting for the main rank.
-        path, message = group.broadcast((path, None if error is None else str(error)))
-        if message is not None:
-            raise error or ResumeError(message)
+        path, content = self._on_main_rank(self._find_checkpoint)
+        self._claimed = path if path is not None and path == self.source else None
         if path is not None:
             self.folder = path.parent
             content = content or files.read_model(path, self.model.device, verified=True)
             self.model.load_training_state(content, path)
             self._report_resumption(path)
 
+    def _on_main_rank(
+        self, function: Callable[[], tuple[Path | None, dict[str, Any]]]
+    ) -> tuple[Path | None, dict[str, Any]]:
+        """Call ``function`` on the main rank; the others get its path, or the same error instead of waiting for it."""
+        group = self.model.strategy.group
+        path: Path | None = None
+        content: dict[str, Any] = {}
+        error: Exception | None = None
+        if group.is_main:
+            try:
+                path, content = function()
+            except Exception as caught:
+                error = caught
+        path, message = group.broadcast((path, None if error is None else str(error)))
+        if message is not None:
+            raise error or ResumeError(message)
+        return path, content
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Claim the folder of the checkpoint file that was passed, now that its content is accepted."""
+        if self._claimed is not None:
+            self._claimed = None
+            self._on_main_rank(self._claim_folder)
+
+    def _claim_folder(self) -> tuple[Path, dict[str, Any]]:
+        self._acquire_lock()
+        self._archive_newer(self.source)
+        return self.source, {}
+
     def _find_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
         """Return path and content of the checkpoint to resume from, or None; rename newer ones."""
         if os.path.isfile(self.source):
+            # A file that is refused leaves no trace in its folder: on_epoch_begin locks it.
             self.folder = self.source.parent
-            self._acquire_lock()
-            content = files.read_model(self.source, self.model.device)
-            self._archive_newer(self.source)
-            return self.source, content
+            return self.source, files.read_model(self.source, self.model.device)
         if self.source.suffix == ".pt" and not os.path.isdir(self.source):
             raise FileNotFoundError(
                 f"There is no file {str(self._shown)!r} to resume from. Pass a folder to start a new run."

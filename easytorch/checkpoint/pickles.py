@@ -44,7 +44,7 @@ MEMORY_OF_TUPLE = 88
 MEMORY_OF_TEXT = 32
 MEMORY_OF_ITEM = 96
 # The memo of the reader is a dict of all numbers.
-MEMORY_OF_MEMO = 96
+MEMORY_OF_MEMO = 144
 SMALL_MEMORY = 16
 # A dict with at most this many items needs no more than an empty one is estimated to need.
 FREE_ITEMS = 5

@@ -23,7 +23,7 @@ from easytorch.errors import FileError
 # A file may need this many bytes of memory besides twice its size.
 FREE_MEMORY = 64 * 2**20
 # The objects of a tensor in a state dict. At least 100 bytes of the file belong to it.
-MEMORY_OF_MEMBER = 2048
+MEMORY_OF_MEMBER = 2560
 BLOCK = 2**20
 
 # What zipfile raises for a damaged archive: NotImplementedError for an unknown compression, RuntimeError for a password.

@@ -105,7 +105,7 @@ def test_padding_makes_a_file_as_large_as_its_memory(tmp_path, monkeypatch):
         padding = next(info for info in archive.infolist() if info.filename.endswith("/padding"))
         needed = pickles.needed_memory(archive.read("archive/data.pkl"))
     assert padding.file_size > 10**6
-    assert 0 <= 2**20 + 2 * path.stat().st_size + 10 * 2048 - needed < 10**5
+    assert 0 <= 2**20 + 2 * path.stat().st_size + 10 * 2560 - needed < 10**5
     data = path.read_bytes()
     position = data.rindex(bytes(1000))
     path.write_bytes(data[:position] + b"\1" + data[position + 1 :])
