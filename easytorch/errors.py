@@ -17,10 +17,24 @@ from __future__ import annotations
 class FileError(ValueError):
     """A file is damaged, unsafe, or does not fit the model. The message names the file, the problem and the fix."""
 
+    def __init__(self, message: str = "", *args: object) -> None:
+        # The message may contain names from the file, and those control characters that a terminal obeys.
+        super().__init__(escape_lines(str(message)), *args)
+
 
 class ResumeError(ValueError):
     """A run cannot be continued exactly where it stopped. The message names the reason and the fix."""
 
+    def __init__(self, message: str = "", *args: object) -> None:
+        super().__init__(escape_lines(str(message)), *args)
+
 
 class RankError(RuntimeError):
     """The ranks of a run disagree, or another rank has failed or ended. The message names both sides and the fix."""
+
+
+def escape_lines(text: str) -> str:
+    """Return ``text`` with all control characters escaped, except line breaks."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -563,14 +563,19 @@ class Model:
         """Write the state dict of the module, as safetensors if the name ends in ``.safetensors``, and return the path."""
         return model_io.save_weights(self, path)
 
-    def load_weights(self, path: str | os.PathLike[str]) -> Self:
+    def load_weights(self, path: str | os.PathLike[str], *, strict: bool = True) -> Self:
         """Load weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``; return the model.
+
+        Args:
+            path: The file.
+            strict: Refuse a file whose names or shapes differ from those of the module. If False, load the weights that fit,
+                and warn of all others.
 
         Raises:
             FileNotFoundError: If there is no such file.
             FileError: If it has no weights, is damaged, or belongs to another module; the model is unchanged then.
         """
-        model_io.load_weights(self, path)
+        model_io.load_weights(self, path, strict)
         return self
 
     def state_dict(self) -> dict[str, Any]:

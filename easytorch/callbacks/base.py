@@ -12,6 +12,7 @@ from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.warnings import warn
+from easytorch.errors import escape_lines
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -189,7 +190,7 @@ class Callback(HelpfulInit):
     def print_message(self, text: str) -> None:
         """Print ``text`` on rank 0."""
         if self.model.strategy.group.is_main:
-            print(text, flush=True)
+            print(escape_lines(text), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: tensors and plain values by name; an empty dict by default."""
@@ -246,7 +247,10 @@ class CallbackList(Callback):
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
         self.diverged = False
         self.has_leaked = False
-        self.callbacks = sorted(map(_check_callback, callbacks), key=lambda callback: callback.priority)
+        given = list(map(_check_callback, callbacks))
+        self.callbacks = sorted(given, key=lambda callback: callback.priority)
+        # Schedules by name come first, and the user did not pass them.
+        self._given = [callback for callback in given if not any(callback is schedule for schedule in model.schedules)]
         self.params = params
         for callback in self.callbacks:
             callback.model, callback.params = model, params
@@ -266,6 +270,11 @@ class CallbackList(Callback):
                 if hasattr(callback, "averaged"):
                     stack.enter_context(callback.averaged())
             yield
+
+    def place(self, callback: Callback) -> str:
+        """Return ``callbacks[2]``, where the user passed ``callback``; for another one the name of its class."""
+        places = (f"callbacks[{i}]" for i, given in enumerate(self._given) if given is callback)
+        return next(places, type(callback).__name__)
 
     def has_user_callbacks(self) -> bool:
         """Return whether a callback runs code of the user."""

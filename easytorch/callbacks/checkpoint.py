@@ -7,20 +7,28 @@ import itertools
 import os
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.integers import optional_positive_int, positive_int
+from easytorch._utils.paths import to_absolute_path, to_path
 from easytorch._utils.rng import get_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor, check_log_name
 from easytorch.callbacks.every import Every, as_every, check_minutes
 from easytorch.checkpoint import files, rotation
+from easytorch.checkpoint.folder_lock import FolderLock
+from easytorch.checkpoint.serialization import to_serializable
+from easytorch.errors import ResumeError
 
 if TYPE_CHECKING:
     from easytorch.model import Model
+
+
+# The names of two callbacks are compared for so many epochs.
+MAX_COMPARED = 1000
 
 
 class BackupAndRestore(Callback):
@@ -41,7 +49,8 @@ class BackupAndRestore(Callback):
         delete_checkpoint: Delete the checkpoints when training is complete, and the folder if it is empty then.
 
     Raises:
-        ValueError: If a number is invalid.
+        ValueError: If a number is invalid, or ``backup_dir`` is empty or None.
+        ResumeError: In ``fit``, if another run uses the folder.
 
     Examples:
         >>> model.fit(x, y, epochs=5, callbacks=[BackupAndRestore("backup/", save_freq=Every(updates=500))])
@@ -64,11 +73,18 @@ class BackupAndRestore(Callback):
             check_minutes(minutes)
         self.minutes = minutes if self.save_freq.minutes is None else self.save_freq.minutes
         self.keep, self.delete_checkpoint = positive_int("keep", keep), delete_checkpoint
-        self.source = self.folder = Path(backup_dir).expanduser()
+        self._shown = to_path(backup_dir, "backup_dir")
+        # Absolute, so that os.chdir does not split the run into two folders.
+        self.source = self.folder = to_absolute_path(backup_dir, "backup_dir")
+        self._lock: FolderLock | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._has_saved = self._has_failed = False
+        # The checkpoint file whose folder is not locked yet.
+        self._claimed: Path | None = None
+        # Newer checkpoints that could not be renamed.
+        self._unarchived: set[Path] = set()
         self._write_error: OSError | None = None
         # An interrupted validation is repeated from its start, with the random numbers that it had.
         self._rng_state_before_test: dict[str, Any] | None = None
@@ -82,55 +98,122 @@ class BackupAndRestore(Callback):
 
         Raises:
             TypeError: If it is a bool.
+            ValueError: If it is empty.
         """
         if isinstance(resume, bool):
             raise TypeError(f"resume must be the folder of the run, received {resume!r}. Pass resume='run/'.")
-        return [] if resume is None else [cls(resume, delete_checkpoint=False)]
+        if resume is None:
+            return []
+        to_path(resume, "resume")  # an error that names this argument
+        return [cls(resume, delete_checkpoint=False)]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check that no other callback writes to the folder, and that a file can hold the state of all callbacks."""
+        for other in self.model.callbacks.callbacks:
+            if isinstance(other, BackupAndRestore) and other is not self and other._is_in(self._folder_of_run()):
+                raise ValueError(
+                    f"Two BackupAndRestore callbacks, or one and resume=, use the folder {str(self._shown)!r}, so each would "
+                    "delete the checkpoints of the other. Remove one of them."
+                )
+        _check_states(self.model)
+
+    def _folder_of_run(self) -> Path:
+        return self.source.parent if os.path.isfile(self.source) else self.source
+
+    def _is_in(self, folder: Path) -> bool:
+        return os.path.realpath(self._folder_of_run()) == os.path.realpath(folder)
+
+    def writes(self, path: str) -> bool:
+        """Return whether this callback may write a checkpoint to ``path``."""
+        folder, name = os.path.split(path)
+        return self._is_in(Path(folder)) and rotation.is_checkpoint_name(name)
 
     def on_restore(self) -> None:
         """Resume from the newest valid checkpoint, if there is one."""
         self._reset()
         self._saved_at = self.model.strategy.control.now()
-        group = self.model.strategy.group
-        path, content = self._find_checkpoint() if group.is_main else (None, {})
-        path = group.broadcast(path)
+        path, content = self._on_main_rank(self._find_checkpoint)
+        self._claimed = path if path is not None and path == self.source else None
         if path is not None:
             self.folder = path.parent
             content = content or files.read_model(path, self.model.device, verified=True)
             self.model.load_training_state(content, path)
             self._report_resumption(path)
 
+    def _on_main_rank(
+        self, function: Callable[[], tuple[Path | None, dict[str, Any]]]
+    ) -> tuple[Path | None, dict[str, Any]]:
+        """Call ``function`` on the main rank; the others get its path, or the same error instead of waiting for it."""
+        group = self.model.strategy.group
+        path: Path | None = None
+        content: dict[str, Any] = {}
+        error: Exception | None = None
+        if group.is_main:
+            try:
+                path, content = function()
+            except Exception as caught:
+                error = caught
+        path, message = group.broadcast((path, None if error is None else str(error)))
+        if message is not None:
+            raise error or ResumeError(message)
+        return path, content
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Claim the folder of the checkpoint file that was passed, now that its content is accepted."""
+        if self._claimed is not None:
+            self._claimed = None
+            self._on_main_rank(self._claim_folder)
+
+    def _claim_folder(self) -> tuple[Path, dict[str, Any]]:
+        self._acquire_lock()
+        self._archive_newer(self.source)
+        return self.source, {}
+
     def _find_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
         """Return path and content of the checkpoint to resume from, or None; rename newer ones."""
-        if self.source.is_file():
-            content = files.read_model(self.source, self.model.device)
+        if os.path.isfile(self.source):
+            # A file that is refused leaves no trace in its folder: on_epoch_begin locks it.
             self.folder = self.source.parent
-            self._archive_newer(self.source)
-            return self.source, content
-        if self.source.suffix == ".pt":
+            return self.source, files.read_model(self.source, self.model.device)
+        if self.source.suffix == ".pt" and not os.path.isdir(self.source):
             raise FileNotFoundError(
-                f"There is no file {str(self.source)!r} to resume from. Pass a folder to start a new run."
+                f"There is no file {str(self._shown)!r} to resume from. Pass a folder to start a new run."
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"Cannot save the run to {str(self.folder)!r}: {error.strerror}."
             raise type(error)(error.errno, message) from error
-        rotation.remove_stale(self.folder)
+        is_locked = self._acquire_lock()
+        rotation.remove_stale(self.folder, is_locked=is_locked)
         if not rotation.list_checkpoints(self.folder):
             return None, {}
         path, content = rotation.read_newest(self.folder, self.model.device)
         self._archive_newer(path)
         return path, content
 
+    def _acquire_lock(self) -> bool:
+        """Lock the folder, and return whether that was possible."""
+        self._release_lock()
+        self._lock = FolderLock(self.folder, lambda: self.model.train_data is not None)
+        self._lock.acquire()
+        return self._lock.is_held
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
     def _archive_newer(self, source: Path) -> None:
         """Rename the checkpoints newer than ``source``: they are damaged, or from an abandoned branch of the run."""
-        rotation.archive_checkpoints(path for path in rotation.list_checkpoints(self.folder) if path.name > source.name)
+        newer = [path for path in rotation.list_checkpoints(self.folder) if path.name > source.name]
+        self._unarchived = rotation.archive_checkpoints(newer)
 
     def _report_resumption(self, path: Path) -> None:
         state = self.model.state
         if self.params["verbose"] == 0:
             return
+        path = (self._shown.parent if self._shown.name == path.name else self._shown) / path.name
         if state.epoch < state.last:
             self.print_message(
                 f"Resuming the run in {str(path)!r} after update {state.step}, in epoch {state.epoch + 1} of {state.last}"
@@ -176,16 +259,26 @@ class BackupAndRestore(Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the checkpoints of a complete run, if wanted, or raise the error of the last write."""
+        try:
+            self._finish()
+        finally:
+            self._release_lock()
+            self._remove_empty_folder()
+
+    def _finish(self) -> None:
         self._wait_for_write()
         if self.delete_checkpoint and self._is_complete() and self.model.strategy.group.is_main:
-            rotation.delete_old(self.folder, 0)
-            # The folder may contain other files.
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+            rotation.delete_old(self.folder, 0, self._unarchived)
         elif self._write_error is not None:
             raise self._write_error
         elif self._has_saved:
             self._delete_old()
+
+    def _remove_empty_folder(self) -> None:
+        if self.delete_checkpoint and self._is_complete() and self.model.strategy.group.is_main:
+            # The folder may contain other files.
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def _is_complete(self) -> bool:
         has_ended = self.model.state.epoch >= self.model.state.last or self.model.stop_training
@@ -234,7 +327,7 @@ class BackupAndRestore(Callback):
 
     def _delete_old(self) -> None:
         if self.model.strategy.group.is_main:
-            rotation.delete_old(self.folder, self.keep)
+            rotation.delete_old(self.folder, self.keep, self._unarchived)
 
 
 class FilenameTemplate:
@@ -258,17 +351,18 @@ class FilenameTemplate:
             root, suffix = text, ""
         self._pattern = re.compile(f"{_to_pattern(root)}(-[0-9]+)?{_to_pattern(suffix)}")
 
-    def check(self, save_freq: Every, model: Model) -> None:
+    def check(self, save_freq: Every, model: Model, path: str) -> None:
         """Check the name before the first update.
 
         Args:
             save_freq: When files are written; not every value is known at each time.
             model: The model that is trained.
+            path: The absolute path of the name.
 
         Raises:
             ValueError: If the name is a folder, if a field has no value when a file is written, or if its format is invalid.
         """
-        if self.text.endswith(("/", os.sep)) or os.path.isdir(self.text):
+        if self.text.endswith(("/", os.sep)) or os.path.isdir(path):
             file = os.path.join(self.text, "model-{epoch}.pt")
             raise ValueError(f"filepath={self.text!r} is a folder. Pass the name of a file, such as {file!r}.")
         for field in self.fields:
@@ -292,6 +386,23 @@ class FilenameTemplate:
         """Return the name with ``values`` in its fields, or None if a value is missing."""
         return self.text.format(**values) if all(field in values for field in self.fields) else None
 
+    def collides(self, other: FilenameTemplate, epochs: int) -> bool:
+        """Return whether the names of ``other`` may be equal to these names, in the same folder.
+
+        Args:
+            other: The template.
+            epochs: The number of epochs for which the names are compared.
+        """
+        if _shape_of(self.text) == _shape_of(other.text):
+            return True
+        # All values of the logs are different numbers, so that only names that do not depend on them are equal.
+        fields = dict.fromkeys([*self.fields, *other.fields])
+        logs = {field: 0.123456789 + i for i, field in enumerate(fields)}
+        values = [logs | {"epoch": epoch, "batch": epoch} for epoch in range(1, min(epochs, MAX_COMPARED) + 1)]
+        with contextlib.suppress(ValueError):  # a value that a custom step logs may have another type
+            return not {self.fill(each) for each in values}.isdisjoint({other.fill(each) for each in values})
+        return False
+
     def matches(self, path: str) -> bool:
         """Return whether ``path`` may be this name with values in its fields."""
         return self._pattern.fullmatch(path) is not None
@@ -299,6 +410,11 @@ class FilenameTemplate:
 
 def _parse(text: str) -> list[tuple[str, str | None]]:
     return [(literal, field) for literal, field, _, _ in string.Formatter().parse(text)]
+
+
+def _shape_of(text: str) -> list[str | None]:
+    """Return the fixed parts of a template, with None for each field."""
+    return [part for literal, field in _parse(text) for part in ([literal] if field is None else [literal, None])]
 
 
 def _to_pattern(text: str) -> str:
@@ -326,7 +442,9 @@ class ModelCheckpoint(Monitor):
         best_path: The file with the best value.
 
     Raises:
-        ValueError: If an argument is invalid; in ``fit``, if the logs will not contain ``monitor`` or a field of the name.
+        ValueError: If an argument is invalid; in ``fit``, if the logs will not contain ``monitor`` or a field of the name, or
+            if another callback may write the same file.
+        TypeError: In ``fit``, if a file cannot hold the state of the module.
 
     Examples:
         >>> best = ModelCheckpoint("best.pt", monitor="val_accuracy", save_best_only=True)
@@ -352,40 +470,77 @@ class ModelCheckpoint(Monitor):
         keep_best: int | None = None,
     ) -> None:
         super().__init__(monitor, mode)
-        self.filename, self.verbose = FilenameTemplate(os.path.expanduser(filepath)), verbose
+        to_path(filepath, "filepath")  # checks it
+        self.filename, self.verbose = FilenameTemplate(os.path.expanduser(os.fsdecode(filepath))), verbose
+        # Relative names keep their folder after os.chdir.
+        self._base = "" if os.path.isabs(self.filename.text) else os.getcwd()
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self.save_freq = as_every("save_freq", save_freq)
         self.initial_value_threshold = initial_value_threshold
         self.keep, self.keep_best = optional_positive_int("keep", keep), optional_positive_int("keep_best", keep_best)
-        self.best_path: str | None = None
-        # Path and value of each file that exists.
+        self._best_name: str | None = None
+        # Name and value of each file that exists.
         self.written: list[list[Any]] = []
         self._write_error: OSError | None = None
         self._saved_at = 0.0
         self._compares = save_best_only or keep_best is not None
         if not save_weights_only:
-            files.check_suffix(filepath)
+            files.check_suffix(self.filename.text)
         if self._compares and self.save_freq.unit != "epochs":
             raise ValueError(
                 "The monitored value is known only after an epoch, so save_best_only and keep_best need save_freq in epochs, "
                 f"received {save_freq!r}. Pass save_freq=Every(epochs=1)."
             )
 
+    @property
+    def best_path(self) -> str | None:
+        """The file with the best value, as an absolute path; None before it is written."""
+        return None if self._best_name is None else self._path(self._best_name)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._base, name)
+
     def on_train_begin(self, logs: Any = None) -> None:
-        """Check the monitored name, if it is used, and the name of the file."""
+        """Check the monitored name, if it is used, the name of the file, and that a file can hold the module."""
         if self._compares:
             # The best value of an earlier fit remains.
-            threshold = self.initial_value_threshold if self.best_path is None else self.best
+            threshold = self.initial_value_threshold if self._best_name is None else self.best
             super().on_train_begin(logs)
             self.best = self.best if threshold is None else threshold
         self._saved_at, self._write_error = self.model.strategy.control.now(), None
-        self.filename.check(self.save_freq, self.model)
+        self.filename.check(self.save_freq, self.model, self._path(self.filename.text))
         for other in self.model.callbacks.callbacks:
-            if isinstance(other, ModelCheckpoint) and other is not self and other.filename.text == self.filename.text:
+            self._check_other(other)
+        if self.filename.text.endswith(".safetensors"):
+            files.check_safetensors(self.model.module.state_dict(), self.filename.text)
+        else:
+            to_serializable(dict(self.model.module.state_dict()), "module")
+
+    def _check_other(self, other: Callback) -> None:
+        """Raise a ``ValueError`` if this callback and ``other`` may write one file."""
+        if isinstance(other, ModelCheckpoint) and other is not self:
+            is_one_folder = _real_folder(other._path(other.filename.text)) == _real_folder(
+                self._path(self.filename.text)
+            )
+            ours, theirs = (FilenameTemplate(os.path.basename(each.filename.text)) for each in (self, other))
+            if is_one_folder and ours.collides(theirs, self.model.state.last):
                 raise ValueError(
-                    f"Two ModelCheckpoint callbacks have filepath={self.filename.text!r}, so each would replace or delete "
-                    "the files of the other. Give each a name, such as 'best-{epoch}.pt' and 'last-{epoch}.pt'."
+                    f"Two ModelCheckpoint callbacks have filepath={self.filename.text!r} and {other.filename.text!r}, so each "
+                    "would replace or delete the files of the other. Give each a name, such as 'best-{epoch}.pt' and "
+                    "'last-{epoch}.pt'."
                 )
+        if isinstance(other, BackupAndRestore) and any(map(other.writes, self._sample_paths())):
+            raise ValueError(
+                f"ModelCheckpoint(filepath={self.filename.text!r}) would replace checkpoints of the run, which have the names "
+                "'step-....pt' in the same folder. Use another name, such as 'model-{epoch}.pt'."
+            )
+
+    def _sample_paths(self) -> list[str]:
+        """Return paths that may be written in the first epoch."""
+        fields = dict.fromkeys(self.filename.fields, 1.0)
+        with contextlib.suppress(ValueError):  # a value that a custom step logs may have another type
+            return [self._path(str(self.filename.fill(fields | {"epoch": 1, "batch": 1})))]
+        return []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save the model if it is due."""
@@ -421,34 +576,42 @@ class ModelCheckpoint(Monitor):
     def _save(self, values: Mapping[str, Any], value: float | None = None, is_best: bool = False) -> None:
         """Save the model, unless the name has a field that this epoch did not measure."""
         self._saved_at = self.model.strategy.control.now()
-        path = self.filename.fill(values)
-        if path is None:
+        filled = self.filename.fill(values)
+        if filled is None:
             return
-        if self._compares and not is_best:
-            path = self._make_distinct(path)
+        name = self._make_distinct(filled, is_best)
         try:
-            self._write(path)
+            self._write(self._path(name))
         except OSError as error:
             self._write_error = error
             warn(f"{error} Training continues and will try to write the next file.")
             return
         self._write_error = None
-        self.best_path = path if is_best else self.best_path
-        self.written = [entry for entry in self.written if entry[0] != path] + [[path, value]]
+        self._best_name = name if is_best else self._best_name
+        self.written = [entry for entry in self.written if entry[0] != name] + [[name, value]]
         if self.verbose:
             suffix = "" if value is None else f" ({self.monitor} {value:.4f})"
-            self.print_message(f"Epoch {values['epoch']}: saved {path}{suffix}")
+            self.print_message(f"Epoch {values['epoch']}: saved {name}{suffix}")
         self._delete_old()
 
-    def _make_distinct(self, path: str) -> str:
-        """Return ``path``, or with a number appended if it is the name of a file that is among the best."""
-        retained = self._select_retained() if self.written else set()
-        root, suffix = os.path.splitext(path)
-        names = itertools.chain([path], (f"{root}-{i}{suffix}" for i in itertools.count(2)))
-        return next(name for name in names if name not in retained or not self._is_among_best(name))
+    def _make_distinct(self, name: str, is_best: bool) -> str:
+        """Return ``name``, or with a number appended if it is the name of a file that must stay.
 
-    def _is_among_best(self, path: str) -> bool:
-        return path == self.best_path or path in {name for name, _ in self._ranked()[: self.keep_best or 0]}
+        That is a file among the best, unless the new one is better, or the file of another callback.
+        """
+        others = [
+            each for each in self.model.callbacks.callbacks if isinstance(each, ModelCheckpoint) and each is not self
+        ]
+        taken = {os.path.realpath(each._path(entry[0])) for each in others for entry in each.written}
+        if self._compares and not is_best:
+            retained = self._select_retained() if self.written else set()
+            taken |= {os.path.realpath(self._path(each)) for each in retained if self._is_among_best(each)}
+        root, suffix = os.path.splitext(name)
+        names = itertools.chain([name], (f"{root}-{i}{suffix}" for i in itertools.count(2)))
+        return next(each for each in names if os.path.realpath(self._path(each)) not in taken)
+
+    def _is_among_best(self, name: str) -> bool:
+        return name == self._best_name or name in {entry[0] for entry in self._ranked()[: self.keep_best or 0]}
 
     def _write(self, path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -462,15 +625,17 @@ class ModelCheckpoint(Monitor):
             return
         is_main = self.model.strategy.group.is_main
         retained = self._select_retained()
-        for path, _ in self.written:
-            if path not in retained and is_main:
-                Path(path).unlink(missing_ok=True)
-        self.written = [entry for entry in self.written if entry[0] in retained]
+        remaining = []
+        for entry in self.written:
+            # A file that cannot be deleted is tried again after the next one.
+            if entry[0] in retained or (is_main and not rotation.delete(Path(self._path(entry[0])))):
+                remaining.append(entry)
+        self.written = remaining
 
     def _select_retained(self) -> set[str]:
         recent = self.written[-(self.keep or 1) :]
-        paths = {path for path, _ in [*recent, *self._ranked()[: self.keep_best or 0]]}
-        return paths if self.best_path is None else paths | {self.best_path}
+        names = {name for name, _ in [*recent, *self._ranked()[: self.keep_best or 0]]}
+        return names if self._best_name is None else names | {self._best_name}
 
     def _ranked(self) -> list[list[Any]]:
         """Return the files that exist, the best first."""
@@ -480,12 +645,32 @@ class ModelCheckpoint(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and the files that exist."""
-        return super().state_dict() | {"best_path": self.best_path, "written": [list(entry) for entry in self.written]}
+        return super().state_dict() | {"best_path": self._best_name, "written": [list(entry) for entry in self.written]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the best value and the list of files."""
         super().load_state_dict(state)
         # A checkpoint file must not be able to name other files for deletion.
-        self.written = [[path, value] for path, value in state["written"] if self.filename.matches(path)]
-        paths = [path for path, _ in self.written]
-        self.best_path = state["best_path"] if state["best_path"] in paths else None
+        self.written = [[name, value] for name, value in state["written"] if self.filename.matches(name)]
+        names = [name for name, _ in self.written]
+        self._best_name = state["best_path"] if state["best_path"] in names else None
+
+
+def _real_folder(path: str) -> str:
+    return os.path.realpath(os.path.dirname(path))
+
+
+def _check_states(model: Model) -> None:
+    """Raise a ``TypeError`` if a file cannot hold the state of a run, before anything is trained."""
+    parts: dict[str, Any] = {"module": model.module, "optimizer": model.optimizer}
+    parts |= {
+        model.callbacks.place(callback): callback
+        for callback in model.callbacks.callbacks
+        if type(callback).state_dict is not Callback.state_dict
+    }
+    for place, part in parts.items():
+        try:
+            state: Any = {} if part is None else part.state_dict()
+        except Exception:  # a callback may have no state before its first epoch; the first checkpoint asks again
+            continue
+        to_serializable(dict(state) if place == "module" else state, place)

@@ -9,13 +9,13 @@ import numbers
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from easytorch._utils import atomic_file
 from easytorch._utils.integers import non_negative_int
+from easytorch._utils.paths import to_absolute_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.every import Every, as_every
@@ -44,7 +44,7 @@ class CSVLogger(Callback):
     all_ranks = False
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
-        self.path, self.separator, self.append = Path(filename).expanduser(), separator, append
+        self.path, self.separator, self.append = to_absolute_path(filename, "filename"), separator, append
         self.rows: list[dict[str, str]] = []
         self._existing = ""  # text that this fit did not write and does not change
         self._columns: list[str] = []  # of that text
@@ -165,7 +165,7 @@ class TensorBoard(Callback):
         write_steps_per_second: bool = False,
         update_freq: str | int | Every = "epoch",
     ) -> None:
-        self.folder, self.write_steps_per_second = Path(log_dir).expanduser(), write_steps_per_second
+        self.folder, self.write_steps_per_second = to_absolute_path(log_dir, "log_dir"), write_steps_per_second
         self.update_freq = as_every("update_freq", update_freq, ("updates", "minutes"))
         self.histogram_freq = _check_histogram_freq(histogram_freq)
         self.steps, self.epochs, self.started_at = 0, 0, 0.0

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils.paths import to_absolute_path
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import get_torch_rng_state, preserve_rng_state, set_torch_rng_state
 from easytorch._utils.train_mode import preserve_buffers
@@ -62,7 +63,7 @@ class TerminateOnNaN(Callback):
     RNG_CHECK_INTERVAL = 128
 
     def __init__(self, raise_error: bool = False, path: str | os.PathLike[str] | None = None) -> None:
-        self.raise_error, self.path = raise_error, path
+        self.raise_error, self.path = raise_error, None if path is None else to_absolute_path(path)
         self.report: str | None = None
         self._checks_on_device = False
 
@@ -160,7 +161,7 @@ class TerminateOnNaN(Callback):
             )
         self.report = "\n  ".join([title, *self._replay(update)])
         if self.path is not None:
-            self.report += f"\n  {self._write(Path(self.path), update, self.report)}"
+            self.report += f"\n  {self._write(self.path, update, self.report)}"
         # Optimizers skip parameters without gradients; a custom update may have several.
         self.model.require_optimizer("fit").zero_grad()
         self.model.module.zero_grad()

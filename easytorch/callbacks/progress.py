@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easytorch._utils.notebook import in_notebook
+from easytorch._utils.paths import printable
 from easytorch._utils.registry import did_you_mean
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
@@ -70,7 +71,8 @@ def format_number(name: str, value: Any) -> str:
 
 def format_logs(logs: Mapping[str, float]) -> str:
     """Return ``logs`` as text: ``loss 0.2134  accuracy 0.9371``."""
-    return "  ".join(f"{name} {format_number(name, value)}" for name, value in logs.items())
+    # Names may come from a file, and a custom step may log any text.
+    return "  ".join(f"{printable(name)} {printable(format_number(name, value))}" for name, value in logs.items())
 
 
 def format_shares(shares: Mapping[str, float]) -> str:

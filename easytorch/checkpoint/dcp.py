@@ -72,7 +72,7 @@ class CheckpointWriter(GroupHolder):
         self.wait()
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self.timeout)
-        rest, tensors = extract_tensors(serialization.to_serializable(dict(content), "the content"))
+        rest, tensors = extract_tensors(serialization.to_serializable(dict(content), ""))
         self._folder = self.group.broadcast(rotation.unused_shard_folder(path))
         storage: Any = _ShardWriter(path, self._folder, self.group.rank, map_leaves(_copy_to_cpu, rest), list(tensors))
         # async_save returns a future unless an AsyncSaveResponse is requested.
@@ -259,6 +259,7 @@ class _ShardReader(_Storage, StorageReader):
         # The file name and the position in the file of each chunk.
         self.locations: dict[MetadataIndex, tuple[str, int]] = {}
         names = [name for name, _, _ in shards["files"]]
+        self.checksums = {name: checksum for name, _, checksum in shards["files"]}
         self.metadata = Metadata(
             {str(number): self._add_tensor(str(number), entry, names) for number, entry in enumerate(shards["tensors"])}
         )
@@ -275,6 +276,8 @@ class _ShardReader(_Storage, StorageReader):
             self.locations[MetadataIndex(number, offsets)] = names[file], position
         if sum(chunk.sizes.numel() for chunk in chunks) != shape.numel():
             raise ValueError(f"chunks of the tensor {entry['path']} are missing")
+        if not _cover(chunks, shape):
+            raise ValueError(f"chunks of the tensor {entry['path']} overlap or are outside of it")
         return TensorStorageMetadata(TensorProperties(entry["dtype"]), shape, chunks)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -290,7 +293,7 @@ class _ShardReader(_Storage, StorageReader):
         for item in plan.items:
             items_by_file.setdefault(self.locations[item.storage_index][0], []).append(item)
         for name, items in items_by_file.items():
-            tensors = files.read(self.folder / name)["tensors"]
+            tensors = files.read(self.folder / name, checksum=self.checksums[name])["tensors"]
             for item in items:
                 chunk = tensors[self.locations[item.storage_index][1]]
                 for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
@@ -299,6 +302,23 @@ class _ShardReader(_Storage, StorageReader):
                 target.copy_(chunk)
                 planner.commit_tensor(item, target)
         return _completed(None)
+
+
+def _cover(chunks: list[ChunkStorageMetadata], shape: torch.Size) -> bool:
+    """Return whether ``chunks``, which have as many values as a tensor of ``shape``, fill it: none is outside, none overlap."""
+    boxes = sorted(
+        [(offset, offset + size) for offset, size in zip(chunk.offsets, chunk.sizes, strict=True)] for chunk in chunks
+    )
+    open_boxes: list[list[tuple[int, int]]] = []
+    for box in boxes:
+        if not all(0 <= start <= end <= length for (start, end), length in zip(box, shape, strict=True)):
+            return False
+        # The boxes are sorted by their start along the first dimension.
+        open_boxes = [other for other in open_boxes if not box or other[0][1] > box[0][0]]
+        if any(all(a < d and c < b for (a, b), (c, d) in zip(box, other, strict=True)) for other in open_boxes):
+            return False
+        open_boxes.append(box)
+    return True
 
 
 def _completed(result: Any) -> Future[Any]:

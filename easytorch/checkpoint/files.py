@@ -10,22 +10,25 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from easytorch._utils.atomic_file import write_atomically
+from easytorch._utils.paths import check_name, printable, to_path
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import did_you_mean
-from easytorch.checkpoint import validation
-from easytorch.checkpoint.serialization import to_serializable
+from easytorch.checkpoint import safetensors, validation
+from easytorch.checkpoint.serialization import Conversion
 from easytorch.errors import FileError, ResumeError
 
 FORMAT = "easytorch"
 VERSION = 1
 # A file that does not fit into memory may be intact.
 OUT_OF_MEMORY = MemoryError, torch.OutOfMemoryError
+# So many values need less memory than ``validation.FREE_MEMORY``.
+MANY_VALUES = 10_000
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
@@ -43,18 +46,27 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
 
     Raises:
         OSError: If the file cannot be written, with the path, the reason and the fix.
-        TypeError: If ``content`` holds other types.
+        TypeError: If ``content`` holds what no file can hold, with its place.
     """
-    plain = to_serializable(dict(content), "the content")
-    return write_atomically(Path(path), lambda file: torch.save(plain, file), _estimate_size(plain))
+    conversion = Conversion()
+    plain = conversion.convert(dict(content), "")
+
+    def fill(file: IO[bytes]) -> None:
+        torch.save(plain, file)
+        # The size of a file limits the memory that its reader gives to dicts, lists and numbers.
+        if conversion.count > MANY_VALUES and (missing := validation.missing_size(file)):
+            validation.pad(file, missing)
+
+    return write_atomically(to_path(path), fill, _estimate_size(plain))
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
     """Raise a ``ValueError`` if ``path`` ends in ``.safetensors``, which cannot hold a complete model."""
-    if Path(path).suffix == ".safetensors":
-        pt_path = str(Path(path).with_suffix(".pt"))
+    name = to_path(path)
+    if name.suffix == ".safetensors":
+        pt_path = str(name.with_suffix(".pt"))
         raise ValueError(
-            f"Cannot write a complete model to {os.fspath(path)!r}: a .safetensors file holds only weights. Use the name "
+            f"Cannot write a complete model to {os.fsdecode(path)!r}: a .safetensors file holds only weights. Use the name "
             f"{pt_path!r}, or write only the weights with save_weights(path) or ModelCheckpoint(path, save_weights_only=True)."
         )
 
@@ -63,17 +75,20 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
     """Write ``tensors`` atomically in the safetensors format, with a checksum, which the format itself lacks.
 
     Raises:
-        ImportError: If safetensors is not installed.
         OSError: If the file cannot be written, with the path, the reason and the fix.
+        TypeError: If a value is no tensor, or its dtype is not part of the format.
     """
-    save = _import_safetensors().save
-    # The format supports neither shared nor strided memory, so each name of a shared tensor gets a copy.
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = save(copies, metadata={validation.CHECKSUM: validation.compute_checksum(save(copies))})
-    return write_atomically(Path(path), lambda file: file.write(data), len(data))
+    path = to_path(path)
+    content = safetensors.Content(tensors, path)
+    return write_atomically(path, content.write, content.size + 200 * len(tensors))
 
 
-def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
+def check_safetensors(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise a ``TypeError`` if ``write_safetensors`` cannot write ``values``."""
+    safetensors.Content(values, to_path(path))
+
+
+def read(path: str | os.PathLike[str], device: torch.device | str = "cpu", checksum: str | None = None) -> Any:
     """Return the content of a file of ``write`` or ``torch.save``, or of a ``.safetensors`` file.
 
     The checksums are verified first. Nothing in the file is run.
@@ -81,22 +96,55 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
     Args:
         path: The file.
         device: The device of the tensors.
+        checksum: The SHA-256 checksum that the file must have, if it is known.
 
     Raises:
         FileNotFoundError: If the file does not exist, with the most similar name.
         FileError: If the file has another format, is damaged, or holds Python objects.
     """
-    path = Path(path)
+    path = to_path(path)
+    with _open(path) as file:
+        before = _stamp(file)
+        if checksum is not None and validation.checksum_of(file) != checksum:
+            raise FileError(f"{str(path)!r} is damaged: it has changed since it was written. Use an older copy.")
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.read(file, path, device)
+        else:
+            content = _read_archive(file, path, device)
+        if _stamp(file) != before:
+            raise FileError(f"{str(path)!r} was changed while it was read. Load it again when it is complete.")
+    return content
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Return the open file, which is verified and then read, so that both see the same content."""
+    try:
+        check_name(path)
+    except OSError as error:
+        raise type(error)(error.errno, f"Cannot read {str(path)!r}: {error.strerror}. Pass another path.") from error
     if not path.exists():
         names = [file.name for file in path.parent.glob("*") if file.is_file()] if path.parent.exists() else []
-        raise FileNotFoundError(f"There is no file {str(path)!r}.{did_you_mean(path.name, names)}")
+        raise FileNotFoundError(f"There is no file {str(path)!r}.{did_you_mean(path.name, map(printable, names))}")
     if path.is_dir():
         raise FileError(f"{str(path)!r} is a folder. Pass the path of a file in it.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, device)
-    validation.check_archive(path)
+    if not path.is_file():  # a pipe would wait for a writer
+        raise FileError(f"{str(path)!r} is not a regular file. Pass the path of a file that Model.save() wrote.")
     try:
-        return validation.check_content(torch.load(path, map_location=device, weights_only=True), path)
+        return path.open("rb")
+    except OSError as error:
+        raise type(error)(error.errno, f"Cannot read {str(path)!r}: {error.strerror}. Pass another path.") from error
+
+
+def _stamp(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_archive(file: IO[bytes], path: Path, device: torch.device | str) -> Any:
+    validation.check_archive(file, path)
+    file.seek(0)
+    try:
+        return validation.check_content(torch.load(file, map_location=device, weights_only=True), path)
     except pickle.UnpicklingError as error:
         raise validation.python_objects_error(path) from error
     except (FileError, *OUT_OF_MEMORY):
@@ -170,25 +218,3 @@ def _estimate_size(content: Any) -> int:
     storages = [leaf.untyped_storage() for leaf in leaves(content) if isinstance(leaf, Tensor)]
     sizes = {storage.data_ptr(): storage.nbytes() + 512 for storage in storages}
     return sum(sizes.values()) + 4096
-
-
-def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    load = _import_safetensors().load
-    data = path.read_bytes()
-    try:
-        tensors: dict[str, Tensor] = load(data)
-        checksum = validation.stored_checksum(data)
-    # The exception type of safetensors is not public.
-    except Exception as error:
-        raise FileError(f"{str(path)!r} is not an intact safetensors file: {error}. Use an older copy.") from error
-    if checksum is not None and checksum != validation.compute_checksum(data):
-        raise FileError(f"{str(path)!r} is damaged: its checksum does not match. Use an older copy.")
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def _import_safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("Files that end in .safetensors need safetensors: pip install safetensors") from error
-    return safetensors.torch

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import itertools
 import os
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from easytorch._utils.atomic_file import STALE_SECONDS, warn_once
 from easytorch._utils.warnings import warn
 from easytorch.checkpoint import validation
 from easytorch.checkpoint.files import is_model, read, read_model
@@ -23,6 +26,11 @@ STEP_PATTERN = "step-" + "[0-9]" * 10
 def step_path(folder: str | os.PathLike[str], step: int) -> Path:
     """Return the path of the checkpoint of optimizer step ``step`` in ``folder``."""
     return Path(folder) / f"step-{step:010}.pt"
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Return whether ``name`` is that of a checkpoint of ``step_path``."""
+    return fnmatch.fnmatchcase(name, f"{STEP_PATTERN}.pt")
 
 
 def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
@@ -49,6 +57,9 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
         except FileError as error:
             errors.append(error)
             continue
+        except PermissionError as error:
+            errors.append(FileError(str(error)))
+            continue
         if errors:
             warn(f"{errors[0]} The older checkpoint {path.name!r} is used instead.")
         return path, content
@@ -57,36 +68,82 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
     ) from errors[0]
 
 
-def archive_checkpoints(paths: Iterable[Path]) -> None:
+def archive_checkpoints(paths: Iterable[Path]) -> set[Path]:
     """Rename checkpoints to ``.archived``, so that a run neither deletes them nor resumes from them.
 
     Shard folders keep their names, because the index files refer to them.
+
+    Returns:
+        Those that could not be renamed, with a warning; ``delete_old`` must not count them.
     """
+    failed = set()
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            names = (f"{path.name}.archived" + f"-{number}" * (number > 1) for number in itertools.count(1))
+        names = (f"{path.name}.archived" + f"-{number}" * (number > 1) for number in itertools.count(1))
+        try:
             path.rename(_first_unused(path, names))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failed.add(path)
+            warn(
+                f"A later start may resume from {str(path)!r}, which is newer than the checkpoint of this run, because it "
+                f"cannot be renamed: {error.strerror}. Delete it, or use another folder."
+            )
+    return failed
 
 
-def delete_old(folder: str | os.PathLike[str], count: int) -> None:
-    """Delete all checkpoints in ``folder`` except the ``count`` newest."""
-    for path in list_checkpoints(folder)[count:]:
+def delete_old(folder: str | os.PathLike[str], count: int, ignored: Collection[Path] = ()) -> None:
+    """Delete all checkpoints in ``folder`` except the ``count`` newest. Warn once if one cannot be deleted.
+
+    Args:
+        folder: The folder.
+        count: The number of checkpoints to retain.
+        ignored: Checkpoints that are neither counted nor deleted.
+    """
+    for path in [path for path in list_checkpoints(folder) if path not in ignored][count:]:
         shard_folder = shard_folder_of(path)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        if shard_folder is not None:
+        if delete(path) and shard_folder is not None:
             shutil.rmtree(shard_folder, ignore_errors=True)
 
 
-def remove_stale(folder: str | os.PathLike[str]) -> None:
-    """Delete incomplete files of killed processes in ``folder``, and shard folders without a checkpoint."""
+def delete(path: Path) -> bool:
+    """Delete a file, and return whether it is gone. Warn once for its folder if that is impossible."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        warn_once(
+            path.parent,
+            "delete",
+            f"Old checkpoints in {str(path.parent)!r} stay on the disk: {str(path)!r} cannot be deleted: {error.strerror}. "
+            "Training continues. Delete them by hand, or use another folder.",
+        )
+        return False
+    return True
+
+
+def remove_stale(folder: str | os.PathLike[str], *, is_locked: bool = True) -> None:
+    """Delete incomplete files of killed processes in ``folder``, and shard folders without a checkpoint.
+
+    Args:
+        folder: The folder.
+        is_locked: Whether no other run uses the folder. If that is unknown, only old files are deleted.
+    """
     for path in Path(folder).glob(".step-*.pt.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        if is_locked or _is_old(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
     for shard_folder in Path(folder).glob(f"{STEP_PATTERN}.shards-*"):
         index_files = Path(folder).glob(f"{_stem(shard_folder)}.pt*")
-        if not any(_may_own(path, shard_folder.name) for path in index_files):
+        is_stale = is_locked or _is_old(shard_folder)
+        if is_stale and not any(_may_own(path, shard_folder.name) for path in index_files):
             shutil.rmtree(shard_folder, ignore_errors=True)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > STALE_SECONDS
+    except OSError:
+        return False
 
 
 def unused_shard_folder(path: Path) -> Path:
@@ -104,7 +161,7 @@ def shard_folder_of(path: Path) -> Path | None:
         if not is_model(content) or "shards" not in content:
             return None
         return path.parent / validation.shard_folder_name(content["shards"], path)
-    except FileError:
+    except (FileError, OSError):
         return None
 
 
@@ -121,6 +178,6 @@ def _may_own(path: Path, shard_folder: str) -> bool:
     """Return whether the checkpoint ``path`` has the folder ``shard_folder``, or cannot be read."""
     try:
         content = read(path)
-    except FileError:
+    except (FileError, OSError):
         return True
     return is_model(content) and content.get("shards", {}).get("folder") == shard_folder

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from easytorch._utils.paths import printable
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.errors import FileError
@@ -86,9 +87,43 @@ def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]
     if mismatch.count and not _can_load(module, tensors):
         raise FileError(
             f"{str(path)!r} belongs to another module: {mismatch.count} of {len({*expected, *tensors})} names do not match.\n"
-            f"{mismatch.table()}\nBuild the module with the layers and sizes that were saved. Nothing was changed."
+            f"{mismatch.table()}\nBuild the module with the layers and sizes that were saved, or load only the weights that fit: "
+            "load_weights(path, strict=False). Nothing was changed."
         )
     return tensors
+
+
+def merge_state_dict(
+    found: Any, module: nn.Module, current: Mapping[str, Any], path: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Return ``current`` with those tensors ``found`` in a file that fit. Warn of all others, with a table.
+
+    Args:
+        found: The state dict in the file.
+        module: The module.
+        current: Its state dict, with complete tensors.
+        path: The file, for the message.
+
+    Raises:
+        FileError: If no tensor fits.
+    """
+    try:
+        return match_state_dict(found, module, path)
+    except FileError:
+        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+            raise
+        tensors = rename(found, current)
+        mismatch = Mismatch(tensors, current)
+        skipped = {*mismatch.unexpected, *mismatch.reshaped}
+        fitting = {name: value for name, value in tensors.items() if name not in skipped}
+        if not fitting:
+            raise
+    warn(
+        f"{len(mismatch.missing) + len(mismatch.reshaped)} of {len(current)} weights keep their values, because "
+        f"{str(path)!r} does not fit the module (strict=False):\n{mismatch.table()}\n"
+        "If they should have been loaded, build the module with the layers and sizes that were saved."
+    )
+    return {**current, **fitting}
 
 
 def _can_load(module: nn.Module, tensors: Mapping[str, Any]) -> bool:
@@ -126,7 +161,7 @@ class Mismatch:
         rows += _name_rows("not in the module", self.unexpected, self.tensors, self.missing)
         for name in self.reshaped:
             shapes = f"{_shape(self.tensors[name])} in the file", f"{_shape(self.expected[name])} in the module"
-            rows.append(("another shape", name, *shapes))
+            rows.append(("another shape", printable(name, MAX_NAME_LENGTH), *shapes))
         rows = rows[:MAX_ROWS]
         widths = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -138,8 +173,9 @@ class Mismatch:
 def _name_rows(
     problem: str, names: list[str], values: Mapping[str, Any], candidates: list[str]
 ) -> list[tuple[str, str, str, str]]:
-    shown = [(name[:MAX_NAME_LENGTH], _shape(values[name])) for name in names[:MAX_ROWS]]
-    return [(problem, name, shape, did_you_mean(name, candidates[:MAX_ROWS]).strip()) for name, shape in shown]
+    shown = [(printable(name, MAX_NAME_LENGTH), _shape(values[name])) for name in names[:MAX_ROWS]]
+    similar = [printable(candidate, MAX_NAME_LENGTH) for candidate in candidates[:MAX_ROWS]]
+    return [(problem, name, shape, did_you_mean(name, similar).strip()) for name, shape in shown]
 
 
 def rename(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:

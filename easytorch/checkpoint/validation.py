@@ -7,21 +7,24 @@ A file must never run code, and must never need more memory than its own size.
 from __future__ import annotations
 
 import hashlib
-import json
-import pickletools
+import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from easytorch.checkpoint import pickles
+from easytorch.checkpoint.serialization import MAX_DEPTH
 from easytorch.errors import FileError
 
-# The key of the checksum in the metadata of a safetensors file.
-CHECKSUM = "easytorch.sha256"
-MAX_DEPTH = 50
+# A file may need this many bytes of memory besides twice its size.
+FREE_MEMORY = 64 * 2**20
+# The objects of a tensor in a state dict. At least 100 bytes of the file belong to it.
+MEMORY_OF_MEMBER = 2560
+BLOCK = 2**20
 
 # What zipfile raises for a damaged archive: NotImplementedError for an unknown compression, RuntimeError for a password.
 ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError, RuntimeError, struct.error)
@@ -29,9 +32,8 @@ ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueE
 # The names that a pickle of tensors and plain values needs. torch.load(weights_only=True) allows more, for example
 # bytearray(n), with which a file of a few bytes allocates gigabytes.
 REBUILD_FUNCTIONS = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
-ORDERED_DICT = "collections OrderedDict"
 ALLOWED_GLOBALS = (
-    {ORDERED_DICT, "torch.storage UntypedStorage"}
+    {pickles.ORDERED_DICT, "torch.storage UntypedStorage"}
     | {f"torch._utils _rebuild_{function}" for function in REBUILD_FUNCTIONS}
     | {
         f"torch {name}"
@@ -39,35 +41,64 @@ ALLOWED_GLOBALS = (
         if isinstance(value, torch.dtype) or name.endswith("Storage")
     }
 )
-OBJECT_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-# A number needs no more memory than its bytes in the file, so these opcodes are not counted.
-NUMBER_OPCODES = {"BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1"}
 
 
-def check_archive(path: Path) -> None:
-    """Check that ``path`` is an intact archive of ``torch.save`` with only tensors and plain values.
+def check_archive(file: IO[bytes], path: Path) -> None:
+    """Check that ``file`` is an intact archive of ``torch.save`` with only tensors and plain values.
+
+    Args:
+        file: The open file, which torch reads afterwards.
+        path: Its path, for the message.
 
     Raises:
         FileError: If the file is empty, cut off or damaged, has an unusual layout, or holds Python objects.
     """
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     if not size:
         raise FileError(f"{str(path)!r} is empty: it was cut off. Use an older copy.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_layout(path, archive, size)
+        with zipfile.ZipFile(file) as archive:
+            _check_layout(path, file, archive)
             damaged = archive.testzip()
             pickle = b"" if damaged else archive.read(_root(archive) + "data.pkl")
     except FileError:
         raise
     except ZIP_ERRORS as error:
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
+        file.seek(0)
+        is_zip = file.read(2) == b"PK"
         problem = "is cut off or damaged" if is_zip else "is not a model: expected an archive of torch.save since 1.6"
         raise FileError(f"{str(path)!r} {problem} ({error}). Use an older copy, or save it again.") from error
     if damaged is not None:
         raise FileError(f"{str(path)!r} is damaged: the checksum of {damaged!r} does not match. Use an older copy.")
-    _check_pickle(path, pickle, len(archive.infolist()))
+    _check_pickle(path, pickle, available_memory(size, len(archive.infolist())))
+
+
+def available_memory(size: int, members: int) -> int:
+    """Return how many bytes the values of an archive may need, besides its tensors.
+
+    Args:
+        size: The size of the archive in bytes.
+        members: The number of its members: one for each storage.
+    """
+    return FREE_MEMORY + 2 * size + MEMORY_OF_MEMBER * members
+
+
+def missing_size(file: IO[bytes]) -> int:
+    """Return by how many bytes the archive ``file`` must grow, so that its values need no more than ``available_memory``."""
+    with zipfile.ZipFile(file) as archive:
+        pickle, members = archive.read(_root(archive) + "data.pkl"), len(archive.infolist())
+    missing = pickles.needed_memory(pickle) - available_memory(file.seek(0, os.SEEK_END), members)
+    return max(0, -(-missing // 2))
+
+
+def pad(file: IO[bytes], size: int) -> None:
+    """Add a member of ``size`` zeros to the archive ``file``, which torch does not read."""
+    with (
+        zipfile.ZipFile(file, "a") as archive,
+        archive.open(_root(archive) + "padding", "w", force_zip64=True) as member,
+    ):
+        for start in range(0, size, BLOCK):
+            member.write(bytes(min(BLOCK, size - start)))
 
 
 def check_content(tree: Any, path: Path) -> Any:
@@ -77,7 +108,7 @@ def check_content(tree: Any, path: Path) -> Any:
         FileError: If a tensor is larger than its memory, or dicts and lists are nested too deeply.
     """
     # A small file can name one list a million times, so each list is visited once.
-    copies: dict[int, Any] = {}
+    visited: dict[int, Any] = {}
 
     def visit(value: Any, depth: int) -> Any:
         if isinstance(value, torch.Tensor):
@@ -94,13 +125,23 @@ def check_content(tree: Any, path: Path) -> Any:
                 f"{str(path)!r} is refused: its dicts and lists are nested deeper than {MAX_DEPTH} levels. "
                 "Pass a file that Model.save() wrote."
             )
-        if id(value) not in copies:
-            if isinstance(value, dict):
-                # A file can replace the method items() of an OrderedDict.
-                copies[id(value)] = {key: visit(child, depth + 1) for key, child in dict.items(value)}
-            else:
-                copies[id(value)] = type(value)(visit(child, depth + 1) for child in value)
-        return copies[id(value)]
+        if id(value) not in visited:
+            visited[id(value)] = visit_children(value, depth + 1)
+        return visited[id(value)]
+
+    def visit_children(value: Any, depth: int) -> Any:
+        """Return ``value`` with plain children, in place where its type is plain: a copy needs memory."""
+        if isinstance(value, dict):
+            # A file can replace the method items() of an OrderedDict.
+            plain = value if type(value) is dict else dict(dict.items(value))
+            for key, child in dict.items(plain):
+                plain[key] = visit(child, depth)
+            return plain
+        if type(value) is list:
+            for i, child in enumerate(value):
+                value[i] = visit(child, depth)
+            return value
+        return tuple(visit(child, depth) for child in value)
 
     return visit(tree, 0)
 
@@ -146,10 +187,16 @@ def shard_folder_name(shards: Any, path: Path) -> str:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return checksum_of(file)
+
+
+def checksum_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 checksum of an open file from its start, in hexadecimal."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(BLOCK):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -163,43 +210,20 @@ def python_objects_error(path: Path, name: str = "") -> FileError:
     )
 
 
-def compute_checksum(data: bytes) -> str:
-    """Return the checksum of all names, dtypes, shapes and values in the safetensors file ``data``."""
-    header, values = _split_safetensors(data)
-    header.pop("__metadata__", None)
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    digest.update(values)
-    return digest.hexdigest()
-
-
-def stored_checksum(data: bytes) -> str | None:
-    """Return the checksum in the header of the safetensors file ``data``; None if another library wrote the file."""
-    metadata = _split_safetensors(data)[0].get("__metadata__", {})
-    if len(metadata) == 1 and CHECKSUM not in metadata and all(len(value) == 64 for value in metadata.values()):
-        raise ValueError("the name of its checksum is damaged")
-    checksum: str | None = metadata.get(CHECKSUM)
-    return checksum
-
-
-def _split_safetensors(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
-
-
 def _root(archive: zipfile.ZipFile) -> str:
     names = archive.namelist()
     return names[0].split("/")[0] + "/" if names else ""
 
 
-def _check_layout(path: Path, archive: zipfile.ZipFile, size: int) -> None:
+def _check_layout(path: Path, file: IO[bytes], archive: zipfile.ZipFile) -> None:
     """Raise a ``FileError`` unless every zip reader finds the same members in the archive."""
-    members, root = archive.infolist(), _root(archive)
+    members, root, size = archive.infolist(), _root(archive), os.fstat(file.fileno()).st_size
     names = archive.namelist()
     # torch's reader ignores case.
     has_unique_names = len({name.casefold() for name in names}) == len(names)
     has_one_root = f"{root}data.pkl" in names and all(name.startswith(root) for name in names)
     has_plain_members = all(map(_is_stored_file, members)) and sum(member.file_size for member in members) <= size
-    if not (has_unique_names and has_one_root and has_plain_members and _has_one_directory(path, size)):
+    if not (has_unique_names and has_one_root and has_plain_members and _has_one_directory(file, size)):
         raise FileError(
             f"{str(path)!r} is refused: torch.save never writes an archive of this layout. "
             "Read it with the program that wrote it, and save its state dict with torch.save()."
@@ -212,15 +236,15 @@ def _is_stored_file(member: zipfile.ZipInfo) -> bool:
     return member.compress_type == zipfile.ZIP_STORED and not member.external_attr & 0x10
 
 
-def _has_one_directory(path: Path, size: int) -> bool:
+def _has_one_directory(file: IO[bytes], size: int) -> bool:
     """Return whether the file starts with a member and ends with the only directory and its end record.
 
     Source: sections 4.3.14 to 4.3.16 of the ZIP specification (APPNOTE.TXT).
     """
-    with path.open("rb") as file:
-        start = file.read(4)
-        file.seek(max(size - 22 - 20 - 56, 0))
-        tail = file.read()
+    file.seek(0)
+    start = file.read(4)
+    file.seek(max(size - 22 - 20 - 56, 0))
+    tail = file.read()
     if start != b"PK\3\4" or tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
         return False
     length, offset = struct.unpack("<LL", tail[-10:-2])
@@ -234,44 +258,20 @@ def _has_one_directory(path: Path, size: int) -> bool:
     return bool(offset + length == end)
 
 
-def _check_pickle(path: Path, pickle: bytes, members: int) -> None:
-    """Raise a ``FileError`` if a pickle names anything except tensors, or builds more than a model has."""
-    budget = 300_000 + 400 * members
+def _check_pickle(path: Path, pickle: bytes, available: int) -> None:
+    """Raise a ``FileError`` if a pickle names anything except tensors, or needs more than ``available`` bytes of memory."""
     try:
-        for opcode, argument, fills_ordered_dict in _read_opcodes(pickle):
-            budget -= opcode not in NUMBER_OPCODES
-            if opcode in OBJECT_OPCODES or (opcode == "GLOBAL" and argument not in ALLOWED_GLOBALS):
-                raise python_objects_error(path, argument or opcode)
-            if budget < 0 or fills_ordered_dict:
-                raise FileError(
-                    f"{str(path)!r} is refused: it builds more dicts and lists than a model has. "
-                    "Pass a file that Model.save() wrote."
-                )
-    except FileError:
-        raise
+        pickles.needed_memory(pickle, ALLOWED_GLOBALS, available)
+    except pickles.UnsafePickleError as error:
+        raise python_objects_error(path, str(error)) from error
+    except pickles.LargePickleError as error:
+        raise FileError(
+            f"{str(path)!r} is refused: its dicts, lists and numbers need far more memory than the file has bytes. "
+            "Pass a file that Model.save() wrote. If you trust the file, read it with torch.load(path, weights_only=True), "
+            "and pass its state dict to net.load_state_dict()."
+        ) from error
     # Invalid pickles raise many types of exceptions.
     except Exception as error:
         raise FileError(
             f"{str(path)!r} is not an archive of torch.save: its pickle cannot be read ({error}). Use an older copy."
         ) from error
-
-
-def _read_opcodes(pickle: bytes) -> Iterator[tuple[str, Any, bool]]:
-    """Yield each opcode of a pickle, its argument, and whether it could fill an ``OrderedDict`` from a list.
-
-    ``torch.save`` always calls ``OrderedDict`` without arguments and adds the items afterwards. A call with a list as
-    argument could copy the same list a thousand times: a file of some kilobytes would need gigabytes.
-    """
-    memo_keys: set[Any] = set()
-    required = ""
-    for opcode, argument, _ in pickletools.genops(pickle):
-        name, is_refused = opcode.name, False
-        if name.endswith("PUT"):
-            is_refused = required == "REDUCE"
-            (memo_keys.add if required else memo_keys.discard)(argument)
-        elif required:
-            is_refused = name != required
-            required = "REDUCE" if required == "EMPTY_TUPLE" else ""
-        elif argument == ORDERED_DICT if name == "GLOBAL" else name.endswith("GET") and argument in memo_keys:
-            required = "EMPTY_TUPLE"
-        yield name, argument, is_refused

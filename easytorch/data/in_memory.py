@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from easytorch._utils.paths import to_path
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.rng import get_host_rng_state
 from easytorch._utils.warnings import warn
@@ -59,6 +60,7 @@ def in_memory(
         >>> train = easytorch.data.in_memory(datasets.MNIST("data", transform=transforms.ToTensor()))
         >>> model.fit(DataLoader(train, batch_size=64, shuffle=True), epochs=5)
     """
+    cache = None if cache is None else to_path(cache, "cache")
     _check_arguments(dataset, cache)
     start = time.perf_counter()
     probes = _load_probes(dataset)

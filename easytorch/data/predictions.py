@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from easytorch._utils import atomic_file
+from easytorch._utils.paths import to_path
 from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
@@ -114,7 +115,7 @@ class OutputCollector(contextlib.AbstractContextManager["OutputCollector"]):
     @staticmethod
     def to(path: str | os.PathLike[str] | None) -> OutputCollector:
         """Return a collector that writes files at ``path``, or collects in memory if it is None."""
-        return OutputCollector() if path is None else NpyWriter(Path(path))
+        return OutputCollector() if path is None else NpyWriter(to_path(path, "to"))
 
     def __exit__(self, *_: object) -> None:
         """Do nothing; files need to be closed."""
@@ -324,4 +325,11 @@ def _get_suffixes(tree: Any, prefix: str = "") -> list[str]:
         items = ((field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree))
     else:
         return [prefix]
-    return [suffix for key, value in items for suffix in _get_suffixes(value, f"{prefix}.{key}")]
+    return [suffix for key, value in items for suffix in _get_suffixes(value, f"{prefix}.{_file_name(key)}")]
+
+
+def _file_name(key: Any) -> str:
+    """Return ``key`` with the characters that a file name cannot contain as in a URL: ``head%2Fscores``."""
+    return "".join(
+        f"%{ord(letter):02X}" if letter in "/\\%" or not letter.isprintable() else letter for letter in str(key)
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from easytorch._utils.paths import to_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
@@ -44,7 +45,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
 
 def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write the weights of ``model`` to a file; see ``Model.save_weights``."""
-    write = files.write_safetensors if Path(path).suffix == ".safetensors" else files.write
+    write = files.write_safetensors if to_path(path).suffix == ".safetensors" else files.write
     with _saving(model, "save_weights", path):
         weights = model.strategy.checkpoints.gather(state_dicts.unwrapped_state_dict(model.module))
         return _write_on_main_rank(model, write, path, weights)
@@ -53,7 +54,8 @@ def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
 def load(model: Model, path: str | os.PathLike[str]) -> None:
     """Restore the state of ``model`` from a file; see ``Model.load``."""
     with model.strategy.group.call("load"):  # not before the main rank has written the file
-        if Path(path).is_dir():
+        path = to_path(path)
+        if os.path.isdir(path):
             path, content = rotation.read_newest(path, model.device)
         else:
             content = files.read_model(path, model.device)
@@ -67,15 +69,21 @@ def load(model: Model, path: str | os.PathLike[str]) -> None:
         check_replicas(model, f"after loading {os.fspath(path)!r}")
 
 
-def load_weights(model: Model, path: str | os.PathLike[str]) -> None:
+def load_weights(model: Model, path: str | os.PathLike[str], strict: bool = True) -> None:
     """Load weights from a file into ``model``; see ``Model.load_weights``."""
     with model.strategy.group.call("load_weights"):  # not before the main rank has written the file
+        path = to_path(path)
         with files.as_file_error(path):
             content = files.read(path, model.device)
             if files.is_model(content):
                 content = _read_shards(model, content, path)
             weights = files.extract_weights(content)
-        model.strategy.checkpoints.load_weights(state_dicts.match_state_dict(weights, model.module, path))
+        if strict:
+            weights = state_dicts.match_state_dict(weights, model.module, path)
+        else:
+            current = model.strategy.checkpoints.gather(model.module.state_dict())
+            weights = state_dicts.merge_state_dict(weights, model.module, current, path)
+        model.strategy.checkpoints.load_weights(weights)
         check_replicas(model, f"after loading {os.fspath(path)!r}")
 
 
@@ -83,18 +91,19 @@ def _saving(model: Model, name: str, path: str | os.PathLike[str]) -> contextlib
     """Return the context of a call that saves: all ranks take part if tensors are gathered, otherwise rank 0 must."""
     if model.strategy.checkpoints.is_collective:
         return model.strategy.group.call(name)
-    model.strategy.group.saved(Path(path).name)
+    model.strategy.group.saved(to_path(path).name)
     return contextlib.nullcontext()
 
 
 def _write_on_main_rank(
     model: Model, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]
 ) -> Path:
-    if os.fspath(path).endswith(("/", os.sep)):
+    target = to_path(path)
+    if os.fsdecode(path).endswith(("/", os.sep)):
         raise ValueError(
-            f"path must name a file, received the folder {os.fspath(path)!r}. Use {os.path.join(path, 'model.pt')!r}."
+            f"path must name a file, received the folder {os.fsdecode(path)!r}. Use {str(target / 'model.pt')!r}."
         )
-    return write(path, content) if model.strategy.group.is_main else Path(path)
+    return write(target, content) if model.strategy.group.is_main else target
 
 
 def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -163,11 +172,11 @@ def training_state(model: Model) -> dict[str, Any]:
         **_state(model, prepare),
         "format": files.FORMAT,
         "version": files.VERSION,
-        "callbacks": [[type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model)],
+        "callbacks": [[type(callback).__name__, _callback_state(model, callback)] for callback in _stateful(model)],
         "attributes": prepare({path: entry for path, entry in attributes.items() if entry["kind"] in SHARED_KINDS}),
         "groups": _group_names(model),
         "loggers": [
-            [type(callback).__name__, prepare(callback.state_dict())] for callback in _stateful(model, optional=True)
+            [type(callback).__name__, _callback_state(model, callback)] for callback in _stateful(model, optional=True)
         ],
         "environment": _environment(model),
         "flags": _flags(model),
@@ -175,6 +184,11 @@ def training_state(model: Model) -> dict[str, Any]:
         **ranks[0],
         **({} if len(ranks) == 1 else {"ranks": ranks}),
     }
+
+
+def _callback_state(model: Model, callback: Callback) -> Any:
+    state = model.strategy.checkpoints.prepare(callback.state_dict())
+    return serialization.to_serializable(state, model.callbacks.place(callback))
 
 
 def load_training_state(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

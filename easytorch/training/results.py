@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
+from easytorch._utils.paths import printable, to_path
 from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.timer import PARTS, Timer, compute_fractions
 
@@ -223,7 +224,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             axes.set_title(name)
             axes.legend()
         if path is not None:
-            figure.savefig(path, dpi=150)
+            figure.savefig(to_path(path), dpi=150)
         return figure
 
     def _panel_names(self, names: Iterable[Any]) -> list[str]:
@@ -265,7 +266,9 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     def __repr__(self) -> str:
         if not self.rows:
             return "History(no epochs)"
-        last = ", ".join(f"{name}={_format_value(value)}" for name, value in self.rows[-1].items())
+        last = ", ".join(
+            f"{printable(name)}={printable(_format_value(value))}" for name, value in self.rows[-1].items()
+        )
         return f"History({len(self.rows)} epoch{'s' * (len(self.rows) != 1)}; last: {last})"
 
 

@@ -124,7 +124,26 @@ def bombs() -> dict[str, bytes]:
     nothing = b"ccollections\nOrderedDict\n)R"
     items = b"](" + b"".join(number(i) + b"N\x86" for i in range(20_000)) + b"e"
     huge = number(BOMB // 4) + b"\x85"
+    entries = b"}(" + b"".join(text(f"n{i}") + b"N" for i in range(20_000)) + b"u"
+    parameter = call("torch._utils", "_rebuild_tensor_v2", tiny, number(0), b")", b")", b"\x89", nothing)
+    with_state = named("torch._utils", "_rebuild_parameter_with_state")
     return {
+        "attributes from one dict": b"](" + entries + put(9991) + (nothing + get(9991) + b"b") * 3_000 + b"e",
+        "attributes from one dict that grows": b"](" + entries + put(9991)
+        + b"".join(nothing + get(9991) + text(f"m{i}") + b"Nsb" for i in range(3_000)) + b"e",
+        "parameters from one state": b"](" + entries + put(9991) + parameter + put(9992)
+        + (with_state + b"(" + get(9992) + b"\x88" + nothing + get(9991) + b"tR") * 3_000 + b"e",
+        "parameters from one state by the memo": b"](" + entries + put(9991) + parameter + put(9992) + with_state + put(9993)
+        + (b"(" + get(9992) + b"\x88" + nothing + get(9991) + b"tR" + get(9993)) * 3_000 + b"e",
+        "many numbers as keys": b"}(" + b"".join(number(1000 + i) + b"N" for i in range(700_000)) + b"u",
+        "empty lists": b"](" + b"]" * 2_000_000 + b"e",
+        "empty dicts": b"](" + b"}" * 2_000_000 + b"e",
+        "empty sets": b"](" + b"\x8f" * 1_000_000 + b"e",
+        "marks": b"]" + b"(" * 2_000_000 + b"t" * 2_000_000,
+        "tensors by memo": repeat(
+            named("torch._utils", "_rebuild_tensor_v2"),
+            b"(" + tiny + number(0) + b"))\x89" + nothing + b"t", 400_000,
+        ),
         "bytearray": call("builtins", "bytearray", number(BOMB)),
         "bytearray of Python 2": call("__builtin__", "bytearray", number(BOMB)),
         "bytearray by memo": b"](" + named("builtins", "bytearray") + put(9999) + get(9999) + number(BOMB) + b"\x85Re",
