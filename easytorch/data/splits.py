@@ -20,6 +20,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from easytorch._utils import torch_private
 from easytorch._utils.rng import preserve_rng_state, private_generator
 from easytorch.data.arrays import (
     ArrayDataset,
@@ -130,6 +131,12 @@ def _get_classes(targets: Tensor) -> Tensor | None:
 def split_loader(loader: DataLoader[Any], fraction: float, seed: int, stratify: bool) -> tuple[Any, Any]:
     """Return two loaders with the settings of ``loader``; see ``split``."""
     is_random = type(loader.sampler) is not SequentialSampler
+    if torch_private.overrides_iteration(loader):
+        raise ValueError(
+            f"Cannot split a {type(loader).__name__}, which overrides DataLoader.__iter__: its parts would be plain DataLoaders. "
+            "Split the dataset, and pass a loader of each part: train, val = easytorch.data.split(dataset, 0.2); "
+            f"fit({type(loader).__name__}(train, ...), validation_data={type(loader).__name__}(val, ...))."
+        )
     if not _can_split(loader):
         raise ValueError(
             "Cannot split this DataLoader: expected shuffle=True or shuffle=False and a dataset with an index, "

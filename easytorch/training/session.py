@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easytorch._utils import train_mode
+from easytorch._utils.internal import is_internal
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
 from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss, WarnOnUntrainedParameters
@@ -51,6 +52,8 @@ def fit_session(
     model.history.params, model.history.interrupted = params, False
     active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
     train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
+    own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
+    train_data.sources.others = {"model": model, "callbacks": own_callbacks}
     # A custom update may use its batches in any way, so every rank must have one.
     train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
     model.train_data = train_data
