@@ -40,7 +40,14 @@ from easytorch.data.batch import (
     is_single_pass,
     unpack,
 )
-from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches, is_known_order
+from easytorch.data.fast_loaders import (
+    MapBatches,
+    TensorBatches,
+    as_map_batches,
+    as_tensor_batches,
+    draw_base_seed,
+    is_known_order,
+)
 from easytorch.data.random_sources import RandomSources
 from easytorch.data.resumable_sampler import ResumableSampler, Resume, order_repeats_message
 from easytorch.data.workers import iterate, refresh_workers, shield_workers
@@ -374,15 +381,18 @@ class EpochIterator:
         self.sources.set_state_of_pass(self._position.rng_at_start)
 
     def _make_resume(self, resume: Mapping[str, Any]) -> Resume:
-        def rewind() -> None:
-            self._rewind()
-            self.sources.set_epoch(self._epoch())
-
         def restore() -> None:
             self.sources.set_state(self._now, keep_order=True)
 
         attempts = 1 if self.steps else self._count_attempts()
-        return Resume(self._position.batches_used, resume["order_checksum"], restore, rewind, attempts)
+        return Resume(self._position.batches_used, resume["order_checksum"], restore, self._prepare_order, attempts)
+
+    def _prepare_order(self) -> None:
+        """Do what a ``DataLoader`` does before its sampler draws the order of the pass."""
+        self._rewind()
+        self.sources.set_epoch(self._epoch())
+        if self._position.passes == 1 or not getattr(self._reader, "persistent_workers", False):
+            draw_base_seed(self.loader)
 
     def _count_attempts(self) -> int:
         """Return how many passes are drawn to find an order again: all that the run has drawn, within a bound."""
@@ -398,10 +408,9 @@ class EpochIterator:
         last, self._last_order = self._last_order, None
         if last is None or not isinstance(self._sampler, ResumableSampler):
             return
-        now, sampler = self.sources.get_state(), self._sampler
+        now, sampler, self._position.rng_at_start = self.sources.get_state(), self._sampler, last["rng_at_start"]
         for _ in range(self._count_attempts()):
-            self.sources.set_state_of_pass(last["rng_at_start"])
-            self.sources.set_epoch(self._epoch())
+            self._prepare_order()
             if sampler.draw_pass() == last["checksum"]:
                 break
         else:

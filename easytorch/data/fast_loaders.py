@@ -138,7 +138,7 @@ class TensorBatches:
         return [int(index) for index in self.order[start:end]]
 
     def __iter__(self) -> Iterator[Any]:
-        _draw_base_seed(self.loader)
+        draw_base_seed(self.loader)
         # A callback may have replaced the tensors since the last pass.
         rows = self.rows = _find_rows(self.loader.dataset) or self.rows
         self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
@@ -173,7 +173,7 @@ class TensorBatches:
         return resume.batches_used
 
 
-def _draw_base_seed(loader: DataLoader[Any]) -> None:
+def draw_base_seed(loader: DataLoader[Any]) -> None:
     """Draw the seed that a ``DataLoader`` draws for its workers at the start of each pass, even without workers."""
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
 
@@ -228,7 +228,7 @@ class MapBatches:
     def __iter__(self) -> Iterator[Any]:
         # DataLoader asks the sampler for its iterator before it draws the seed.
         indices = iter(self.loader.batch_sampler)
-        _draw_base_seed(self.loader)
+        draw_base_seed(self.loader)
         return map(self.fetch, indices)
 
     def fetch(self, indices: Any) -> Any:

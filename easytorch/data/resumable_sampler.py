@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torch.utils.data import BatchSampler
+
 from easytorch.errors import ResumeError
 
 
 def order_changed_error(sampler: Any) -> ResumeError:
     """Return the error for a sampler that does not repeat the order of the interrupted run."""
-    name = type(sampler).__name__
+    name = _get_name(sampler)
     return ResumeError(
         "The data has another order than in the interrupted run, so training cannot resume in the middle of the epoch. Does "
         f"{name} draw while it runs, or from a generator that it cannot restore? Seed the generator of {name} in the program, "
@@ -25,12 +27,18 @@ def order_changed_error(sampler: Any) -> ResumeError:
 
 def order_repeats_message(sampler: Any) -> str:
     """Return the warning about a sampler that does not draw the order of the last pass again."""
-    name = type(getattr(sampler, "batch_sampler", sampler)).__name__
+    name = _get_name(sampler)
     return (
         "This epoch has another order than in an uninterrupted run, and may repeat that of an earlier epoch: "
         f"{name} does not draw the order of the last epoch again, so its state cannot be restored. Define "
         f"{name}.set_epoch(epoch), or give {name} its generator and its counters as attributes."
     )
+
+
+def _get_name(sampler: Any) -> str:
+    """Return the name of the class that decides about the order."""
+    inner = getattr(sampler, "batch_sampler", sampler)  # of all ranks
+    return type(inner.sampler if type(inner) is BatchSampler else inner).__name__
 
 
 class ResumableSampler(Iterable[Any]):
@@ -111,7 +119,7 @@ class ResumableSampler(Iterable[Any]):
                 batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
             if resume.checksum is None or self.checksum(resume.batches_used) == resume.checksum:
                 return batches
-        raise order_changed_error(getattr(self.inner, "batch_sampler", self.inner))
+        raise order_changed_error(self.inner)
 
 
 @dataclasses.dataclass

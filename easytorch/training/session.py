@@ -11,7 +11,7 @@ import torch
 from easytorch._utils import train_mode
 from easytorch._utils.internal import is_internal
 from easytorch._utils.registry import find
-from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
+from easytorch._utils.rng import get_rng_state, preserve_generators, preserve_rng_state, set_rng_state
 from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnNonFiniteLoss, WarnOnUntrainedParameters
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.data.batch import Window
@@ -201,7 +201,8 @@ def _check_validation_data(model: Model, loader: Any) -> None:
     if batch is None:
         return
     try:
-        with evaluation_session(model, loader), preserve_rng_state(), train_mode.preserve_module(model.module):
+        preserved = preserve_rng_state(), preserve_generators(model), train_mode.preserve_module(model.module)
+        with evaluation_session(model, loader), preserved[0], preserved[1], preserved[2]:
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.
