@@ -434,7 +434,7 @@ class EpochIterator:
         state, self._loader_state = self._loader_state, None
         if state is not None:
             self._reader.load_state_dict(state)
-        with _without_restart(self.loader if skip else None):
+        with _without_restart(self.loader if state is not None else None):
             batches = self._iterator = iterate(self._reader)
         if not skip:
             return batches if state is None else self._restart_if_empty(batches)
@@ -451,6 +451,7 @@ class EpochIterator:
         """Yield ``batches``; if there is none, because the restored pass had ended, those of the next pass."""
         first = list(itertools.islice(batches, 1))
         if not first:
+            self._rewind()  # the loader may have drawn the pass that had ended again
             batches = self._iterator = iterate(self._reader)
         yield from itertools.chain(first, batches)
 
