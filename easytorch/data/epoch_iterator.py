@@ -444,7 +444,8 @@ class EpochIterator:
                 return batches
         if state is None:
             self._discard(batches, skip)
-        self.sources.set_state(self._now, keep_order=state is None)
+        # A StatefulDataLoader draws a seed more when it continues.
+        self.sources.set_state(self._now, keep_order=state is None or not isinstance(self.loader, DataLoader))
         return batches
 
     def _restart_if_empty(self, batches: Iterator[Any]) -> Iterator[Any]:

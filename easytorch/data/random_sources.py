@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from easytorch._utils.object_graph import get_attributes, is_user_class, walk
 from easytorch._utils.rng import (
@@ -131,8 +131,14 @@ class RandomSources:
         """Find the objects of the loader."""
         loader = self.loader
         if not isinstance(loader, DataLoader):
-            order = walk({"loader": loader})
-            return Scan(order, {}, {} if hasattr(loader, "load_state_dict") else order)
+            objects = walk({"loader": loader})
+            if not hasattr(loader, "load_state_dict"):
+                return Scan(objects, {}, objects)
+            # It replays its samplers, and nothing else.
+            samplers = {path: value for path, value in objects.items() if isinstance(value, Sampler)}
+            order = walk(samplers, exclude=[value for value in objects.values() if isinstance(value, Dataset)])
+            drawn = set(map(id, order.values()))
+            return Scan(order, {path: value for path, value in objects.items() if id(value) not in drawn}, {})
         # A subclass may have attributes of its own.
         names = ["dataset", "collate_fn", "worker_init_fn", *sorted(vars(loader).keys() - _LOADER_ATTRIBUTES)]
         roots = {f"loader.{name}": getattr(loader, name, None) for name in names} | {"loader.class": type(loader)}
