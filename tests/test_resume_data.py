@@ -101,7 +101,7 @@ def check_interrupts(make_loader, folder, steps=(7, 14), hook="on_test_batch_beg
 
 def test_a_loader_that_saves_itself_is_resumed(tmp_path):
     assert not check_stops(StandInWithLength, tmp_path / "length")
-    # Without a length, nobody knows after update 7 whether the pass has ended.
+    # Without a length, it is unknown after update 7 whether the pass has ended.
     assert not check_stops(StandIn, tmp_path / "no length", [stop for stop in STOPS if stop != (7, 1)])
 
 
@@ -174,7 +174,7 @@ def test_a_validation_iterator_continues_after_a_restart(tmp_path):
     check_interrupts(LOADERS["shuffled"], tmp_path / "interrupt", **options)
 
 
-# Generators beside the data
+# Generators next to the data
 
 
 class NoisyNet(DropoutNet):
