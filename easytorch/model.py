@@ -594,6 +594,12 @@ class Model:
         """
         model_io.load_training_state(self, content, path)
 
+    def _generator_sources(self) -> dict[str, Any]:
+        """Return where random generators may be: what the user has given; see ``walk``."""
+        attributes = {name: value for name, value in vars(self).items() if not is_internal(type(value))}
+        del attributes["last_fit"]
+        return attributes | {"loss": self.loss, "class": type(self)}
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy contains: no data, and nothing of a running fit."""
         return model_io.pickle_state(self)

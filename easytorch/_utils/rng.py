@@ -1,19 +1,18 @@
-"""Random number generators: snapshots of global ones and of a loader's."""
+"""Random number generators: snapshots of global ones and of those that objects have."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-GENERATOR_TYPES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+from easytorch._utils.object_graph import walk
 
-# Attributes in which datasets, transforms and collate functions have others.
-NESTED_ATTRIBUTES = ("collate", "dataset", "datasets", "transform", "target_transform", "transforms", "_modules")
+GENERATOR_TYPES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 
 # NumPy's generators have integers of 128 bits. Files store them as text with this prefix.
 INT_PREFIX = "int "
@@ -90,7 +89,7 @@ def set_torch_rng_state(states: list[torch.Tensor], device: torch.device) -> Non
         torch.get_device_module(device).set_rng_state(state, device)
 
 
-# Generators of a loader and of its dataset
+# Generators that belong to objects
 
 
 def private_generator(shuffle: bool | None) -> torch.Generator | None:
@@ -101,48 +100,57 @@ def private_generator(shuffle: bool | None) -> torch.Generator | None:
     return None if shuffle else torch.Generator()
 
 
-def order_sources(loader: Any) -> list[Any]:
-    """Return the loader and its samplers, whose generators decide about the order of samples.
-
-    Their states are restored to the start of an epoch when a run resumes in its middle.
-    """
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    sampler = getattr(batch_sampler, "sampler", getattr(loader, "sampler", None))
-    # An array as a sampler has no truth value.
-    return [source for source in (loader, batch_sampler, sampler) if source is not None]
+def select_generators(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the random number generators among ``objects``, without the global ones."""
+    return {path: value for path, value in objects.items() if isinstance(value, GENERATOR_TYPES) and _is_private(value)}
 
 
-def sample_sources(loader: Any) -> list[Any]:
-    """Return the objects whose generators decide about the samples: nested datasets, transforms and the collate function."""
-    return _find_nested([getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)])
+def find_generators(roots: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the random number generators that can be reached from ``roots``, by their path; see ``walk`` for the limits."""
+    return select_generators(walk(roots))
 
 
-def find_generators(*sources: Any) -> list[Any]:
-    """Return the random number generators among the attributes of ``sources``, each once."""
-    generators: list[Any] = []
-    for source in sources:
-        for value in getattr(source, "__dict__", {}).values():
-            has_state = isinstance(value, GENERATOR_TYPES) and not isinstance(value, random.SystemRandom)
-            if has_state and all(value is not generator for generator in generators):
-                generators.append(value)
-    return generators
+def _is_private(generator: Any) -> bool:
+    """Return whether ``generator`` has a state of its own that can be set."""
+    if isinstance(generator, random.SystemRandom) or generator is torch.default_generator:
+        return False
+    # The functions of ``random`` and ``numpy.random`` are methods of hidden global generators.
+    if generator is getattr(random.random, "__self__", None) or generator is getattr(np.random.rand, "__self__", None):
+        return False
+    return not any(generator is other for other in getattr(torch.cuda, "default_generators", ()))
 
 
-def get_generator_states(generators: list[Any]) -> list[Any]:
+def get_generator_states(generators: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of each generator, as tensors and plain values."""
-    return [_get_state(generator) for generator in generators]
+    return {path: get_generator_state(generator) for path, generator in generators.items()}
 
 
-def set_generator_states(generators: list[Any], states: Iterable[Any]) -> None:
-    """Restore the states that ``get_generator_states`` returned."""
-    for generator, state in zip(generators, states, strict=True):
-        _set_state(generator, state)
+def set_generator_states(generators: Mapping[str, Any], states: Mapping[str, Any]) -> list[str]:
+    """Restore the states that ``get_generator_states`` returned; return the paths of states without a generator.
+
+    A generator is found by its path. If paths changed, but neither the number nor the kinds of the generators, their order
+    decides.
+    """
+    if generators.keys() != states.keys():
+        kinds = [
+            [_kind_of_state(get_generator_state(g)) for g in generators.values()],
+            [*map(_kind_of_state, states.values())],
+        ]
+        if kinds[0] == kinds[1]:
+            states = dict(zip(generators, states.values(), strict=True))
+    missing = []
+    for path, state in states.items():
+        if path in generators and _kind_of_state(get_generator_state(generators[path])) == _kind_of_state(state):
+            set_generator_state(generators[path], state)
+        else:
+            missing.append(path)
+    return missing
 
 
 @contextlib.contextmanager
 def preserve_generators(source: Any) -> Iterator[None]:
-    """Restore the generators of ``source``, an object or a list of objects, at the end of the block."""
-    generators = find_generators(*_find_nested(source))
+    """Restore the generators of ``source``, any object or a list of objects, at the end of the block."""
+    generators = find_generators({"source": source})
     states = get_generator_states(generators)
     try:
         yield
@@ -150,59 +158,68 @@ def preserve_generators(source: Any) -> Iterator[None]:
         set_generator_states(generators, states)
 
 
-def _find_nested(source: Any) -> list[Any]:
-    """Return ``source`` and the objects nested in it, each once."""
-    objects: list[Any] = []
-    queue = [source]
-    while queue:
-        value = queue.pop()
-        if isinstance(value, Mapping):
-            queue += value.values()
-        elif isinstance(value, (list, tuple)):
-            queue += value
-        elif (
-            hasattr(value, "__dict__") and not isinstance(value, torch.Tensor) and all(value is not o for o in objects)
-        ):
-            objects.append(value)
-            queue += [vars(value).get(name) for name in NESTED_ATTRIBUTES]
-    return objects
-
-
-def _get_state(generator: Any) -> Any:
+def get_generator_state(generator: Any) -> Any:
+    """Return the state of a generator, as tensors and plain values."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
         version, internal, gauss = generator.getstate()
-        return [version, list(internal), gauss]
+        return [version, torch.tensor(internal, dtype=torch.int64), gauss]
     if isinstance(generator, np.random.RandomState):
         return _encode(generator.get_state(legacy=False))
-    return _encode(generator.bit_generator.state)
+    return _encode(getattr(generator, "bit_generator", generator).state)
 
 
-def _set_state(generator: Any, state: Any) -> None:
+def set_generator_state(generator: Any, state: Any) -> None:
+    """Restore a state that ``get_generator_state`` returned."""
     if isinstance(generator, torch.Generator):
         generator.set_state(state.cpu())
     elif isinstance(generator, random.Random):
-        generator.setstate((state[0], tuple(state[1]), state[2]))
+        generator.setstate((state[0], tuple(state[1].tolist()), state[2]))
     elif isinstance(generator, np.random.RandomState):
         generator.set_state(_decode(state))
     else:
-        generator.bit_generator.state = _decode(state)
+        getattr(generator, "bit_generator", generator).state = _decode(state)
+
+
+def seed_generator(generator: Any, digest: bytes) -> None:
+    """Seed ``generator`` with at least 16 bytes."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    elif isinstance(generator, random.Random):
+        generator.seed(digest)
+    elif isinstance(generator, np.random.RandomState):
+        bits = getattr(np.random, generator.get_state(legacy=False)["bit_generator"])(_get_seed(digest))
+        generator.set_state(np.random.RandomState(bits).get_state(legacy=False))
+    else:
+        bits = getattr(generator, "bit_generator", generator)
+        bits.state = type(bits)(_get_seed(digest)).state
+
+
+def _get_seed(digest: bytes) -> int:
+    return int.from_bytes(digest[:16], "little")
+
+
+def _kind_of_state(state: Any) -> Any:
+    """Return what distinguishes states of different kinds of generators."""
+    if isinstance(state, Mapping):
+        return state.get("bit_generator")
+    return ("torch", state.numel()) if isinstance(state, torch.Tensor) else "python"
 
 
 def _encode(state: Any) -> Any:
-    """Return a state of NumPy with integers as text, which files can store."""
+    """Return a state of NumPy with integers as text and arrays as tensors, which files can store."""
     if isinstance(state, Mapping):
         return {key: _encode(value) for key, value in state.items()}
     if isinstance(state, np.ndarray):
-        return [_encode(value) for value in state.tolist()]
+        # Files have no unsigned integers of 64 bits.
+        return torch.from_numpy(state.astype(np.uint64).view(np.int64))
     return f"{INT_PREFIX}{state}" if isinstance(state, int) and not isinstance(state, bool) else state
 
 
 def _decode(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {key: _decode(value) for key, value in state.items()}
-    if isinstance(state, list):
-        # The words have up to 64 bits, too many for an int64.
-        return np.asarray([_decode(value) for value in state], dtype=np.uint64)
+    if isinstance(state, torch.Tensor):
+        return state.cpu().numpy().view(np.uint64)
     return int(state.removeprefix(INT_PREFIX)) if isinstance(state, str) and state.startswith(INT_PREFIX) else state

@@ -150,6 +150,19 @@ def copy_loader(loader: DataLoader[Any], **attributes: Any) -> Any:
     return twin
 
 
+def overrides_iteration(loader: DataLoader[Any]) -> bool:
+    """Return whether the class of ``loader`` yields other batches than a ``DataLoader`` with its settings.
+
+    The loaders of torchdata yield the same ones.
+    """
+    kind = type(loader)
+    if kind.__module__.partition(".")[0] == "torchdata":
+        return False
+    return any(
+        getattr(kind, name, None) is not getattr(DataLoader, name, None) for name in ("__iter__", "_get_iterator")
+    )
+
+
 def workers_are_running(loader: Any) -> bool:
     """Return whether ``loader`` has persistent workers that are running."""
     return getattr(loader, "_iterator", None) is not None

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.integers import optional_positive_int, positive_int
 from easytorch._utils.paths import to_absolute_path, to_path
-from easytorch._utils.rng import get_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor, check_log_name
@@ -86,8 +85,6 @@ class BackupAndRestore(Callback):
         # Newer checkpoints that could not be renamed.
         self._unarchived: set[Path] = set()
         self._write_error: OSError | None = None
-        # An interrupted validation is repeated from its start, with the random numbers that it had.
-        self._rng_state_before_test: dict[str, Any] | None = None
 
     @classmethod
     def at(cls, resume: str | os.PathLike[str] | None) -> list[BackupAndRestore]:
@@ -242,12 +239,14 @@ class BackupAndRestore(Callback):
             self.save()
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Record the random states before a validation."""
-        self._rng_state_before_test = get_rng_state()
+        """Record the random states before a validation, which is repeated from its start if it is interrupted."""
+        if self.model.train_data is not None:
+            self.model.train_data.begin_validation()
 
     def on_test_end(self, logs: Any = None) -> None:
         """Forget the random states from before the validation."""
-        self._rng_state_before_test = None
+        if self.model.train_data is not None:
+            self.model.train_data.end_validation()
 
     def on_interrupt(self) -> None:
         """Save a checkpoint of the interrupted run."""
@@ -298,8 +297,6 @@ class BackupAndRestore(Callback):
         if self.model.callbacks.diverged:
             return
         content = self.model.training_state()
-        if self._rng_state_before_test is not None:
-            content["train_data"]["random"] = self._rng_state_before_test
         self._wait_for_write()
         try:
             self.model.strategy.checkpoints.write(rotation.step_path(self.folder, self.model.state.step), content)

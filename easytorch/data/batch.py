@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
+from easytorch._utils.warnings import warn
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 WEIGHT_KEY = "sample_weight"
@@ -317,6 +319,39 @@ def is_single_pass(loader: Any) -> bool:
     code = getattr(type(loader).__iter__, "__code__", None)
     # `return self` uses no name. Anything else starts the iterator again, which needs a known end.
     return code is None or not code.co_names or count_batches(loader) is None
+
+
+class GeneratorWithLookahead(Iterator[Any]):
+    """An iterator of validation batches that can be asked whether it has another one.
+
+    Attributes:
+        taken: Batches that were taken.
+    """
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator, self.taken = iterator, 0
+        self._next: list[Any] = []
+
+    def __next__(self) -> Any:
+        batch = self._next.pop() if self._next else next(self._iterator)
+        self.taken += 1
+        return batch
+
+    def has_more(self) -> bool:
+        """Return whether there is another item, which may be read for this."""
+        self._next = self._next or list(itertools.islice(self._iterator, 1))
+        return bool(self._next)
+
+    def skip(self, count: int) -> None:
+        """Take and discard the batches that a stopped run has used."""
+        if not count:
+            return
+        warn(
+            f"The {count} batches of validation_data that were used before are loaded again and discarded, since a generator has "
+            "no position. Pass the function that creates it (not its result), a list of batches or a DataLoader."
+        )
+        for _ in itertools.islice(self, count):
+            pass
 
 
 class Window(list[Any]):

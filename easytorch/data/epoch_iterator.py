@@ -7,6 +7,7 @@ restored right before the next batch is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,9 @@ from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import (
-    find_generators,
     get_generator_states,
     get_rng_state,
-    order_sources,
     preserve_rng_state,
-    sample_sources,
     set_generator_states,
     set_rng_state,
 )
@@ -34,6 +32,7 @@ from easytorch.data import sharding
 from easytorch.data.batch import (
     EMPTY_DATA,
     Batch,
+    GeneratorWithLookahead,
     ShardedWindow,
     Window,
     batch_size,
@@ -41,9 +40,17 @@ from easytorch.data.batch import (
     is_single_pass,
     unpack,
 )
-from easytorch.data.fast_loaders import MapBatches, TensorBatches, as_map_batches, as_tensor_batches
-from easytorch.data.resumable_sampler import ResumableSampler
-from easytorch.data.workers import iterate, shield_workers
+from easytorch.data.fast_loaders import (
+    MapBatches,
+    TensorBatches,
+    as_map_batches,
+    as_tensor_batches,
+    draw_base_seed,
+    is_known_order,
+)
+from easytorch.data.random_sources import RandomSources
+from easytorch.data.resumable_sampler import ResumableSampler, Resume, order_repeats_message
+from easytorch.data.workers import iterate, refresh_workers, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
 
@@ -51,7 +58,10 @@ if TYPE_CHECKING:
     from easytorch.training.state import TrainState
 
 # Entries of a checkpoint that a resumed run which has read nothing yet passes on unchanged.
-UNREAD_KEYS = ("passes", "batches_used", "rng_at_start", "order_generators", "order_checksum", "loader", "offset")
+UNREAD_KEYS = ("passes", "batches_used", "rng_at_start", "order_checksum", "loader", "offset", "has_ended", "counters")
+
+# Indices that are drawn at most to find the order of the last pass again.
+MAX_DRAWN = 10_000_000
 
 
 @dataclasses.dataclass
@@ -62,12 +72,14 @@ class Position:
         passes: Passes over the data that were started in this fit.
         batches_used: Batches of this pass that the loop took.
         offset: Batches of this pass, of all ranks, that a run with another world size used.
+        has_ended: Whether the data has no more batches in this pass.
         rng_at_start: Random states at the start of this pass.
     """
 
     passes: int = 0
     batches_used: int = 0
     offset: int = 0
+    has_ended: bool = False
     rng_at_start: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -93,6 +105,7 @@ class EpochIterator:
         example: A copy of the first batch.
         timer: Measures the wait for data.
         first_epoch: Number of epochs before this fit, for samplers and datasets with ``set_epoch``.
+        sources: The objects that draw random numbers.
 
     Raises:
         ValueError: If the loader is empty.
@@ -116,6 +129,7 @@ class EpochIterator:
                 "The data is empty: it has no batch. With drop_last=True, use a batch_size that is not larger than the data."
             )
         self.loader, self.validation_loader = loader, validation_loader
+        self.sources = RandomSources(loader, validation_loader)
         self.window_size, self.steps = window_size, optional_positive_int("steps_per_epoch", steps)
         self.group = group or SingleProcess()
         self.needs_batch_every_step = False
@@ -127,17 +141,20 @@ class EpochIterator:
         if self._single_pass and self.steps is None and (length := count_batches(loader)) is not None:
             self.steps = -(-length // window_size)  # it may not end by itself
         self._exhausted = self._has_warned = False
-        self._was_resumed = False  # whether the current pass was
         self._position = Position()
         self._resume: Mapping[str, Any] | None = None  # the position to continue from, until the first batch is read
-        self._loader_state, self._rng_now = None, dict[str, Any]()
+        self._loader_state: Any = None  # of a loader that saves itself, until it is read
+        self._now = dict[str, Any]()  # random states to restore after the batches that are skipped
+        self._before_validation: dict[str, Any] | None = None
+        self._last_order: dict[str, Any] | None = None  # what a resume between two passes compares
+        self._length: int | None = None  # batches of this pass, if that is certain
         # Windows of the resumed epoch that are done already, and windows of the last epoch.
         self._batches_in_window = self._windows_done = self._windows_seen = 0
         self._iterator: Any = None
         self._padding_batch: Any = None
         self._sampler: ResumableSampler | TensorBatches | None = None
         self._reader, self._shards = self._make_reader(
-            sharding.shard_loader(shield_workers(loader), self.group, training=True)
+            sharding.shard_loader(refresh_workers(shield_workers(loader)), self.group, training=True)
         )
         self._check_has_rounds()
         self._stream = self._repeat() if self.steps else None
@@ -198,10 +215,6 @@ class EpochIterator:
         self._windows_seen = count
         if not count:
             raise ValueError(EMPTY_DATA)
-        is_complete = not self.steps and self.group.world_size == 1 and not self._was_resumed
-        if is_complete and count != (len(self) or count) and not self._has_warned:
-            self._has_warned = True
-            warn(_length_message(count, len(self)))
 
     def close(self) -> None:
         """Shut down the loader's workers now: a traceback that holds the iterator would keep them alive."""
@@ -250,8 +263,25 @@ class EpochIterator:
         functions: Any = {"batch_size": self._batch_size, "unpack": self._unpack}
         while taken := list(itertools.islice(batches, self.window_size)):
             self._position.batches_used += len(taken)
+            self._position.has_ended = len(taken) < self.window_size or self._position.batches_used == self._length
             self._batches_in_window = len(taken)
             yield Window(taken, **functions) if self._shards is None else self._make_sharded_window(taken, **functions)
+        self._position.has_ended = True
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """Warn if the pass that has ended had another number of batches than its length promises."""
+        count, promised = self._position.batches_used, count_batches(self._reader)
+        if (
+            self.group.world_size > 1
+            or self._single_pass
+            or self._has_warned
+            or not count
+            or count == (promised or count)
+        ):
+            return
+        self._has_warned = True
+        warn(_length_message(-(-count // self.window_size), -(-(promised or 0) // self.window_size)))
 
     def _repeat(self) -> Iterator[Window]:
         """Yield the windows of one pass after another."""
@@ -315,36 +345,87 @@ class EpochIterator:
     def _start_pass(self) -> int:
         """Start a pass, or restore the start of the pass to resume; return the number of batches to skip."""
         resume, self._resume = self._resume, None
-        self._was_resumed = resume is not None
         position = self._position
-        generators = find_generators(*order_sources(self.loader))
         if resume is None:
-            self._synchronize_order(generators)
+            self._check_last_order()
+            self._synchronize_order()
             position.passes += 1
-            position.rng_at_start = {"random": get_rng_state(), "generators": get_generator_states(generators)}
+            position.rng_at_start = self.sources.get_state(of_pass=True)
             position.batches_used = position.offset = 0
+            position.has_ended = False
         else:
             position.passes, position.batches_used = resume["passes"], resume["batches_used"]
             position.offset, position.rng_at_start = resume.get("offset", 0), dict(resume["rng_at_start"])
-            self._rng_now = get_rng_state()
-            set_rng_state(position.rng_at_start["random"])
-            set_generator_states(generators, position.rng_at_start["generators"])
+            position.has_ended = resume["has_ended"]
+            self._now = self.sources.get_state() | {"counters": resume["counters"]}
+            self._rewind()
         persists = getattr(self._reader, "persistent_workers", False)
         if persists and position.passes > 1 and not torch_private.workers_are_running(self._reader):
             # Persistent workers draw no new seed, so those of a resumed run, which start now, must not draw one either.
             self._reader.generator = torch.Generator()
-        for source in [*order_sources(self.loader), *sample_sources(self.loader)]:
-            if hasattr(source, "set_epoch"):
-                source.set_epoch(self.first_epoch + position.passes - 1)
+        self.sources.set_epoch(self._epoch())
         if self._shards is not None:
             self._shards.offset = position.offset
         if self._sampler is not None:
-            self._sampler.start(resume, self._rng_now)
+            self._sampler.start(None if resume is None else self._make_resume(resume))
+        self._length = count_batches(self._reader) if self._has_certain_length() else None
         return position.batches_used if resume is not None else 0
 
-    def _synchronize_order(self, generators: list[Any]) -> None:
+    def _has_certain_length(self) -> bool:
+        """Return whether the data has as many batches as its length promises, unless loading fails."""
+        if isinstance(self.loader, DataLoader):
+            return not isinstance(self.loader.dataset, IterableDataset)
+        return hasattr(self.loader, "load_state_dict")
+
+    def _epoch(self) -> int:
+        """Return the number of the pass, counted over all fits from 0."""
+        return self.first_epoch + self._position.passes - 1
+
+    def _rewind(self) -> None:
+        """Restore the random states of the start of the pass."""
+        self.sources.set_state_of_pass(self._position.rng_at_start)
+
+    def _make_resume(self, resume: Mapping[str, Any]) -> Resume:
+        def restore() -> None:
+            self.sources.set_state(self._now, keep_order=True)
+
+        attempts = 1 if self.steps else self._count_attempts()
+        return Resume(self._position.batches_used, resume["order_checksum"], restore, self._prepare_order, attempts)
+
+    def _prepare_order(self) -> None:
+        """Do what a ``DataLoader`` does before its sampler draws the order of the pass."""
+        self._rewind()
+        self.sources.set_epoch(self._epoch())
+        if self._position.passes == 1 or not getattr(self._reader, "persistent_workers", False):
+            draw_base_seed(self.loader)
+
+    def _count_attempts(self) -> int:
+        """Return how many passes are drawn to find an order again: all that the run has drawn, within a bound."""
+        samples = self._size()[0] or MAX_DRAWN
+        return min(self._position.passes, max(MAX_DRAWN // samples, 1))
+
+    def _check_last_order(self) -> None:
+        """After a resume between two passes, draw the order of the last pass again; warn if it is another one.
+
+        A custom sampler may count its passes, or draw from a generator, in a place that is not restored. Then it draws the
+        order of an earlier pass, and as many passes as the run had lead to its state.
+        """
+        last, self._last_order = self._last_order, None
+        if last is None or not isinstance(self._sampler, ResumableSampler):
+            return
+        now, sampler, self._position.rng_at_start = self.sources.get_state(), self._sampler, last["rng_at_start"]
+        for _ in range(self._count_attempts()):
+            self._prepare_order()
+            if sampler.draw_pass() == last["checksum"]:
+                break
+        else:
+            warn(order_repeats_message(sampler.inner))
+        self.sources.set_state(now)
+
+    def _synchronize_order(self) -> None:
         """Broadcast the random states of rank 0, so that all ranks draw the same order."""
         if self.group.world_size > 1:
+            generators = self.sources.order_generators()
             random, states = self.group.broadcast((get_rng_state(), get_generator_states(generators)))
             if len(states) != len(generators):
                 raise ValueError(
@@ -357,20 +438,33 @@ class EpochIterator:
 
     def _read(self, skip: int) -> Iterator[Any]:
         """Return the batches of this pass after the first ``skip``."""
-        batches: Iterator[Any]
-        if self._loader_state is not None and skip:
-            self._reader.load_state_dict(self._loader_state)
-        batches = self._iterator = iterate(self._reader)
+        if skip and self._sampler is None and self._position.has_ended and not self._single_pass:
+            self.sources.set_state(self._now)
+            return iter(())
+        state, self._loader_state = self._loader_state, None
+        if state is not None:
+            self._reader.load_state_dict(state)
+        with _without_restart(self.loader if state is not None else None):
+            batches = self._iterator = iterate(self._reader)
         if not skip:
-            return batches
+            return batches if state is None else self._restart_if_empty(batches)
         if self._sampler is not None:
             batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
             if self._sampler.resume is None:  # the sampler has skipped; a custom loader may never ask it
                 return batches
-        if self._loader_state is None:
+        if state is None:
             self._discard(batches, skip)
-        set_rng_state(self._rng_now)
+        # A StatefulDataLoader draws a seed more when it continues.
+        self.sources.set_state(self._now, keep_order=state is None or not isinstance(self.loader, DataLoader))
         return batches
+
+    def _restart_if_empty(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield ``batches``; if there is none, because the restored pass had ended, those of the next pass."""
+        first = list(itertools.islice(batches, 1))
+        if not first:
+            self._rewind()  # the loader may have drawn the pass that had ended again
+            batches = self._iterator = iterate(self._reader)
+        yield from itertools.chain(first, batches)
 
     def _discard(self, batches: Iterator[Any], count: int) -> None:
         """Load ``count`` batches and discard them, since the sampler cannot skip them."""
@@ -411,26 +505,54 @@ class EpochIterator:
         """
         position = self._position
         between_passes = epoch_step == 0 and not self.steps
-        read_state = getattr(self._reader, "state_dict", None)
-        unread = {} if between_passes or self._resume is None else self._resume
+        unread = {} if self._resume is None else self._resume
         sampler = None if between_passes else self._sampler
+        now = self._before_validation or self._get_random_state()
         return {
             "passes": position.passes,
             "batches_used": 0 if between_passes else position.batches_used,
             "offset": 0 if between_passes else position.offset,
+            "has_ended": between_passes or position.has_ended,
             "rng_at_start": {} if between_passes else position.rng_at_start,
             "epoch_step": epoch_step,
-            "random": get_rng_state(),
-            "order_generators": get_generator_states(find_generators(*order_sources(self.loader))),
-            "sample_generators": get_generator_states(find_generators(*sample_sources(self.loader))),
-            "validation_generators": get_generator_states(self._validation_generators()),
+            **now,
             "order_checksum": None if sampler is None else sampler.checksum(position.batches_used),
-            "loader": read_state() if read_state is not None and not between_passes else None,
+            "last_order": self._get_last_order() if between_passes else None,
+            "loader": self._get_loader_state(between_passes),
             "size": self._size(),
             "window_size": self.window_size,
+            "steps": self.steps,
             "world_size": self.group.world_size,
             **{key: unread[key] for key in UNREAD_KEYS if key in unread},
         }
+
+    def _get_random_state(self) -> dict[str, Any]:
+        validation = self.validation_loader
+        used = validation.taken if isinstance(validation, GeneratorWithLookahead) else 0
+        return {**self.sources.get_state(), "validation_used": used}
+
+    def _get_last_order(self) -> dict[str, Any] | None:
+        """Return what is needed to draw the order of the last pass again; None if its state is surely restored."""
+        if self._last_order is not None:
+            return self._last_order
+        position, sampler = self._position, self._sampler
+        if not isinstance(sampler, ResumableSampler) or not sampler.drawn or not position.has_ended:
+            return None
+        if is_known_order(sampler.inner):
+            return None
+        return {"checksum": sampler.checksum(position.batches_used), "rng_at_start": position.rng_at_start}
+
+    def _get_loader_state(self, between_passes: bool) -> Any:
+        """Return the state of a loader that saves itself, or None.
+
+        The state of a pass that has ended starts the next pass. A ``DataLoader`` would draw a seed more then; it needs no state.
+        """
+        if self._loader_state is not None:
+            return self._loader_state
+        has_ended = between_passes or self._position.has_ended
+        if not hasattr(self._reader, "state_dict") or (has_ended and isinstance(self.loader, DataLoader)):
+            return None
+        return self._reader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``: the next window is the one after the last that was used.
@@ -438,29 +560,35 @@ class EpochIterator:
         Raises:
             ResumeError: If the data has another length or is batched differently.
         """
-        order_generators = find_generators(*order_sources(self.loader))
-        sample_generators = find_generators(*sample_sources(self.loader))
-        self._check_same_data(state, len(order_generators), len(sample_generators))
+        self._check_same_data(state)
         self._position.passes = state["passes"]
         self._windows_done = state["epoch_step"]
-        set_rng_state(state["random"])
         if state["world_size"] != self.group.world_size:
             state = self._reshard(state)
-        if state["batches_used"] or state["offset"]:
-            self._resume, self._loader_state = state, state["loader"]
-        else:
-            set_generator_states(order_generators, state["order_generators"])
-        set_generator_states(sample_generators, state["sample_generators"])
-        if len(state["validation_generators"]) == len(self._validation_generators()):
-            set_generator_states(self._validation_generators(), state["validation_generators"])
-        if self._unreproducible and (self._resume is not None or getattr(self.loader, "persistent_workers", False)):
+        is_in_pass = bool(state["batches_used"] or state["offset"])
+        self._loader_state, self._last_order = state["loader"], state["last_order"]
+        if isinstance(self.validation_loader, GeneratorWithLookahead):
+            self.validation_loader.skip(state["validation_used"])
+        if is_in_pass:
+            self._resume = state
+        # In a pass, the counters of samplers start from their values at its start.
+        self.sources.set_state({**state, "counters": {} if is_in_pass else state["counters"]})
+        if self._unreproducible and (self._resume is not None or getattr(self._reader, "persistent_workers", False)):
             warn(
                 "DataLoader workers load the samples, and their random numbers cannot be restored. If the dataset draws random "
                 "numbers (augmentation), results will differ from an uninterrupted run. Wrap the dataset in "
                 "easytorch.data.seeded(dataset) for an exact resume."
             )
 
-    def _check_same_data(self, state: Mapping[str, Any], order_generators: int, sample_generators: int) -> None:
+    def begin_validation(self) -> None:
+        """Record the random states: an interrupted validation is repeated from its start."""
+        self._before_validation = self._get_random_state()
+
+    def end_validation(self) -> None:
+        """Forget the random states from before the validation."""
+        self._before_validation = None
+
+    def _check_same_data(self, state: Mapping[str, Any]) -> None:
         samples, batches, size = self._size()
         samples_before, batches_before, size_before = state["size"]
         for name, before, now in (
@@ -468,14 +596,17 @@ class EpochIterator:
             ("batches", batches_before, batches),
             ("samples per batch", size_before, size),
             ("batches per update", state["window_size"], self.window_size),
-            ("random generators for the order", len(state["order_generators"]), order_generators),
-            ("random generators in the dataset", len(state["sample_generators"]), sample_generators),
         ):
             if before != now:
                 raise ResumeError(
                     f"Cannot resume: the run had {before} {name}, and this program has {now}. Pass the same data and settings, "
                     "or start a new run in another folder."
                 )
+        if state["steps"] != self.steps:
+            raise ResumeError(
+                f"Cannot resume: the run had steps_per_epoch={state['steps']}, and this program has {self.steps}. "
+                f"Pass fit(..., steps_per_epoch={state['steps']}), or start a new run in another folder."
+            )
 
     def _reshard(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return ``state`` of a run with another world size for this one: the batches that all ranks used are skipped."""
@@ -494,11 +625,9 @@ class EpochIterator:
             "batches_used": skipped if is_single else 0,
             "offset": 0 if is_single else skipped,
             "order_checksum": None,
+            "last_order": None,
             "loader": None,
         }
-
-    def _validation_generators(self) -> list[Any]:
-        return find_generators(*order_sources(self.validation_loader), *sample_sources(self.validation_loader))
 
     def _size(self) -> list[int | None]:
         """Return the numbers of samples, batches and samples per batch; None for what is unknown."""
@@ -540,7 +669,14 @@ class EvalIterator:
         for batch in itertools.islice(iterate(self._reader), self._limit()):
             count += 1
             yield batch
-        if self._steps is not None and 0 < count < self._steps and self.group.world_size == 1:
+        if self.group.world_size > 1:
+            return
+        if self._steps is None and (promised := count_batches(self._reader) or 0) > count > 0:
+            warn(
+                f"The values are of {count} batches, but the length of the data promises {promised}, so samples are missing. A "
+                "StopIteration in __getitem__, for example of next(), ends a pass. Raise another error, such as IndexError."
+            )
+        if self._steps is not None and 0 < count < self._steps:
             warn(
                 f"The data ended after {count} of {self._steps} batches, so the values are of {count} batches. A generator "
                 "can be read only once: pass the function that creates it (not its result), or fewer steps."
@@ -562,8 +698,22 @@ def _length_message(count: int, promised: int) -> str:
         )
     return (
         f"The epoch had {count} updates, but the length of the data promises {promised}, so samples are missing. A "
-        "StopIteration in __getitem__, for example of next(), ends a pass."
+        "StopIteration in __getitem__, for example of next(), ends a pass. Raise another error, such as IndexError."
     )
+
+
+@contextlib.contextmanager
+def _without_restart(loader: Any) -> Iterator[None]:
+    """Let a loader of torchdata.nodes, whose state is that of the end of a pass, end this pass instead of starting the next."""
+    restarts = getattr(loader, "restart_on_stop_iteration", None)
+    if restarts is not True:
+        yield
+        return
+    loader.restart_on_stop_iteration = False
+    try:
+        yield
+    finally:
+        loader.restart_on_stop_iteration = restarts
 
 
 def _clone_tensor(leaf: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     MapDataPipe,
     RandomSampler,
@@ -23,10 +24,9 @@ from torch.utils.data import (
 )
 
 from easytorch._utils.pytree import leaves, map_leaves
-from easytorch._utils.rng import set_rng_state
 from easytorch.data.arrays import ArrayDataset, BatchedArrayDataset, as_batch, load_samples
 from easytorch.data.in_memory import InMemory
-from easytorch.data.resumable_sampler import order_changed_error
+from easytorch.data.resumable_sampler import Resume, order_changed_error
 from easytorch.data.sharding import Bounds, ShardedBatchSampler
 
 # These draw the complete order at the start of a pass; a custom sampler may draw during the pass.
@@ -47,6 +47,13 @@ def as_tensor_batches(loader: Any) -> Any:
         return loader
     rows = _find_rows(loader.dataset)
     return loader if rows is None or loader.collate_fn is not rows.collate else TensorBatches(loader, rows)
+
+
+def is_known_order(sampler: Any) -> bool:
+    """Return whether a batch sampler or sampler of torch draws the order from states that are restored."""
+    inner = sampler.batch_sampler if isinstance(sampler, ShardedBatchSampler) else sampler
+    inner = inner.sampler if type(inner) is BatchSampler else inner
+    return type(inner) in (*KNOWN_SAMPLERS, DistributedSampler)
 
 
 def _is_plain(loader: Any) -> bool:
@@ -105,19 +112,25 @@ class TensorBatches:
         self.loader: Any = loader
         self.rows = rows
         self.bounds: Bounds = []
+        self._known_checksum = (0, 0)  # of the first batches of this pass, and their number
         self.order = torch.empty(0, dtype=torch.int64)
-        self.start(None, {})
+        self.start()
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def start(self, resume: Mapping[str, Any] | None, rng_state: Mapping[str, Any]) -> None:
+    def start(self, resume: Resume | None = None) -> None:
         """Prepare a pass; see ``ResumableSampler.start``."""
-        self.resume, self.rng_state = resume, rng_state
+        self.resume = resume
 
     def checksum(self, used: int) -> int:
-        """Return the checksum of the first ``used`` batches."""
-        return zlib.crc32(self.order[: self.bounds[used - 1][1] if used else 0].numpy().tobytes())
+        """Return the checksum of the first ``used`` batches: that of a ``ResumableSampler`` for the same order."""
+        count, checksum = self._known_checksum if self._known_checksum[0] <= used else (0, 0)
+        order = self.order.numpy()
+        for start, end in self.bounds[count:used]:
+            checksum = zlib.crc32(order[start:end].data, checksum)
+        self._known_checksum = used, checksum
+        return checksum
 
     def batch(self, number: int) -> list[int]:
         """Return the indices of a batch, counted from the start of the pass."""
@@ -125,11 +138,11 @@ class TensorBatches:
         return [int(index) for index in self.order[start:end]]
 
     def __iter__(self) -> Iterator[Any]:
-        _draw_base_seed(self.loader)
+        draw_base_seed(self.loader)
         # A callback may have replaced the tensors since the last pass.
         rows = self.rows = _find_rows(self.loader.dataset) or self.rows
         self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
-        self.bounds = self._get_bounds()
+        self.bounds, self._known_checksum = self._get_bounds(), (0, 0)
         used = self._skip()
         in_order = type(self.loader.sampler) is SequentialSampler and rows.positions is None
         take = _make_slice(rows.tree) if in_order else _make_select(rows, self.order)
@@ -155,14 +168,13 @@ class TensorBatches:
         resume, self.resume = self.resume, None
         if resume is None:
             return 0
-        used: int = resume["batches_used"]
-        if resume["order_checksum"] is not None and self.checksum(used) != resume["order_checksum"]:
+        if resume.checksum is not None and self.checksum(resume.batches_used) != resume.checksum:
             raise order_changed_error(self.loader.sampler)
-        set_rng_state(self.rng_state)
-        return used
+        resume.restore()
+        return resume.batches_used
 
 
-def _draw_base_seed(loader: DataLoader[Any]) -> None:
+def draw_base_seed(loader: DataLoader[Any]) -> None:
     """Draw the seed that a ``DataLoader`` draws for its workers at the start of each pass, even without workers."""
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
 
@@ -217,7 +229,7 @@ class MapBatches:
     def __iter__(self) -> Iterator[Any]:
         # DataLoader asks the sampler for its iterator before it draws the seed.
         indices = iter(self.loader.batch_sampler)
-        _draw_base_seed(self.loader)
+        draw_base_seed(self.loader)
         return map(self.fetch, indices)
 
     def fetch(self, indices: Any) -> Any:

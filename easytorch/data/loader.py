@@ -17,6 +17,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int, positive_int
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
@@ -38,7 +39,16 @@ from easytorch.data.arrays import (
     stack_samples,
     unpack_tuple,
 )
-from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY, Batch, as_labels, count_batches, is_single_pass, unpack
+from easytorch.data.batch import (
+    LABEL_KEYS,
+    WEIGHT_KEY,
+    Batch,
+    GeneratorWithLookahead,
+    as_labels,
+    count_batches,
+    is_single_pass,
+    unpack,
+)
 from easytorch.data.batch import batch_size as count_samples
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
@@ -51,7 +61,7 @@ from easytorch.data.sample_weights import (
     with_sample_weight,
 )
 from easytorch.data.seeded import SeededDataset
-from easytorch.data.splits import draws_all_samples, has_custom_iterator, split_loader
+from easytorch.data.splits import draws_all_samples, split_loader
 from easytorch.data.workers import shield_workers
 from easytorch.distributed.process_group import SingleProcess
 
@@ -216,22 +226,6 @@ class ReplayedGenerator(Iterable[Any]):
         return iter(self.function())
 
 
-class GeneratorWithLookahead(Iterator[Any]):
-    """An iterator that can be asked whether it has another item."""
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self._iterator = iterator
-        self._next: list[Any] = []
-
-    def __next__(self) -> Any:
-        return self._next.pop() if self._next else next(self._iterator)
-
-    def has_more(self) -> bool:
-        """Return whether there is another item, which may be read for this."""
-        self._next = self._next or list(itertools.islice(self._iterator, 1))
-        return bool(self._next)
-
-
 def is_indexed(x: Any, y: Any = None) -> bool:
     """Return whether ``x`` holds single samples that can be drawn in any order."""
     if isinstance(x, (DataLoader, IterableDataset)):
@@ -276,7 +270,7 @@ def first_batch(loader: Any) -> Any:
             return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None
-    if has_custom_iterator(loader):
+    if torch_private.overrides_iteration(loader):
         return None
     with preserve_rng_state(), preserve_generators([loader.dataset, loader.collate_fn]):
         dataset: Any = loader.dataset

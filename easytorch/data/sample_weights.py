@@ -34,8 +34,15 @@ def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoade
         sample_weight: One weight for each sample of the dataset.
 
     Raises:
-        ValueError: If the number of weights differs from the number of samples, or a weight is negative.
+        ValueError: If the number of weights differs from the number of samples, a weight is negative, or the class of the
+            loader makes other batches.
     """
+    if torch_private.overrides_iteration(loader):
+        name = type(loader).__name__
+        raise ValueError(
+            f"sample_weight has no effect on a {name}, which overrides DataLoader.__iter__ and may change the batches. Let it "
+            "yield (x, y, sample_weight)."
+        )
     weights = as_tensor(sample_weight)
     check_weights("sample_weight", weights)
     dataset: Any = loader.dataset

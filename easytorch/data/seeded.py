@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from easytorch._utils.rng import get_host_rng_state, set_host_rng_state
+from easytorch._utils.rng import (
+    find_generators,
+    get_generator_state,
+    get_host_rng_state,
+    seed_generator,
+    set_generator_state,
+    set_host_rng_state,
+)
 from easytorch.data.arrays import WrapperDataset
 
 
@@ -23,7 +30,8 @@ def seeded(dataset: Any, seed: int = 0) -> Dataset[Any]:
     A checkpoint cannot restore the random generators of a loader's workers. A seeded sample draws the same numbers in any
     process at any time. So a run resumes exactly in the middle of an epoch, with any number of workers.
 
-    The global generators of Python, NumPy and torch are seeded, but not generators that belong to the dataset.
+    The global generators of Python, NumPy and torch are seeded, and those that ``dataset`` and its transforms have. A generator
+    that is created while samples are loaded is seeded from the next epoch on.
 
     Args:
         dataset: Any map-style dataset.
@@ -42,6 +50,7 @@ class SeededDataset(WrapperDataset):
     def __init__(self, dataset: Any, seed: int) -> None:
         super().__init__(dataset)
         self.seed = seed
+        self._generators: tuple[int, list[Any]] | None = None  # those of an epoch
         self.epoch = torch.zeros((), dtype=torch.int64)
         # The workers read the epoch from shared memory.
         self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
@@ -54,24 +63,40 @@ class SeededDataset(WrapperDataset):
         # An index of NumPy or torch gives the same sample as a Python integer.
         key = operator.index(index) if hasattr(index, "__index__") else index
         digest = hashlib.sha256(repr((self.seed, int(self.epoch), key)).encode()).digest()
-        with _seeded_generators(digest):
+        with _seeded_generators(digest, self._find_generators()):
             return self.dataset[index]
+
+    def _find_generators(self) -> list[Any]:
+        """Return the generators of the dataset, which ``set_epoch`` may have replaced."""
+        epoch = int(self.epoch)
+        if self._generators is None or self._generators[0] != epoch:
+            self._generators = epoch, list(find_generators({"dataset": self.dataset}).values())
+        return self._generators[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker gets; it finds the generators of its own copy."""
+        return vars(self) | {"_generators": None}
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the dataset, such as ``targets`` and ``classes``."""
-        if name in ("dataset", "__getitems__"):
+        if name in ("dataset", "__getitems__", "_generators", "__setstate__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
 
 @contextmanager
-def _seeded_generators(digest: bytes) -> Iterator[None]:
-    """Seed the global generators with ``digest`` and restore them at the end."""
+def _seeded_generators(digest: bytes, generators: list[Any]) -> Iterator[None]:
+    """Seed the global generators and ``generators`` with ``digest``, and restore them at the end."""
     states = get_host_rng_state()
+    own_states = [get_generator_state(generator) for generator in generators]
     try:
         random.seed(digest)
         np.random.seed(int.from_bytes(digest[:4], "little"))
         torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        for number, generator in enumerate(generators, 1):
+            seed_generator(generator, hashlib.sha256(digest + bytes(str(number), "ascii")).digest())
         yield
     finally:
         set_host_rng_state(states)
+        for generator, state in zip(generators, own_states, strict=True):
+            set_generator_state(generator, state)

@@ -142,6 +142,12 @@ def split_loader(
 ) -> tuple[Any, Any]:
     """Return two loaders with the settings of ``loader``; see ``split``. ``unpack`` finds the targets in a batch."""
     is_random = type(loader.sampler) is not SequentialSampler
+    if torch_private.overrides_iteration(loader):
+        raise ValueError(
+            f"Cannot split a {type(loader).__name__}, which overrides DataLoader.__iter__: its parts would be plain DataLoaders. "
+            "Split the dataset, and pass a loader of each part: train, val = easytorch.data.split(dataset, 0.2); "
+            f"fit({type(loader).__name__}(train, ...), validation_data={type(loader).__name__}(val, ...))."
+        )
     if not _can_split(loader):
         raise ValueError(
             "Cannot split this DataLoader: expected shuffle=True or shuffle=False and a dataset with an index, "
@@ -164,7 +170,7 @@ def _find_classes(loader: DataLoader[Any], unpack: Callable[[Any], Batch]) -> Te
     dataset: Any = loader.dataset
     is_custom = not is_internal(unpack) or changes_samples(loader)
     is_in_memory = isinstance(dataset, (ArrayDataset, InMemory, TensorDataset, list, tuple))
-    if not is_custom or not is_in_memory or has_custom_iterator(loader):
+    if not is_custom or not is_in_memory or _overrides_iteration(loader):
         return targets_of(dataset)
     try:
         targets = load_targets(loader, unpack) or []
@@ -222,12 +228,11 @@ def changes_samples(loader: Any) -> bool:
     if getattr(collate, "only_adds_weights", False):
         collate = collate.collate
     is_custom = all(collate is not known for known in (default_collate, default_convert, as_batch))
-    return is_custom or has_custom_iterator(loader)
+    return is_custom or _overrides_iteration(loader)
 
 
-def has_custom_iterator(loader: Any) -> bool:
-    """Return whether ``loader`` is of a subclass of ``DataLoader`` with an ``__iter__`` of its own."""
-    return isinstance(loader, DataLoader) and type(loader).__iter__ is not DataLoader.__iter__
+def _overrides_iteration(loader: Any) -> bool:
+    return isinstance(loader, DataLoader) and torch_private.overrides_iteration(loader)
 
 
 def load_targets(loader: DataLoader[Any], unpack: Callable[[Any], Batch] = unpack) -> list[Tensor] | None:
@@ -237,7 +242,11 @@ def load_targets(loader: DataLoader[Any], unpack: Callable[[Any], Batch] = unpac
     """
     dataset: Any = loader.dataset
     with preserve_rng_state(), preserve_generators([dataset, loader.collate_fn]):
-        batches = torch_private.copy_loader(loader) if has_custom_iterator(loader) else _batches_in_order(loader)
+        batches = (
+            torch_private.copy_loader(loader)
+            if torch_private.overrides_iteration(loader)
+            else _batches_in_order(loader)
+        )
         targets = [_as_numbers(unpack(batch).y) for batch in batches]
     known = [target.reshape(1) if not target.ndim else target for target in targets if target is not None]
     return known if known and len(known) == len(targets) else None

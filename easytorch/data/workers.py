@@ -1,4 +1,4 @@
-"""Signals and the workers of a DataLoader."""
+"""Workers of a DataLoader: signals, and the epoch that they see."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from easytorch._utils import torch_private
+from easytorch._utils.object_graph import get_attributes, walk
+from easytorch._utils.warnings import warn
+from easytorch.data.random_sources import has_set_epoch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,6 +29,34 @@ def shield_workers(loader: Any) -> Any:
         twin.worker_init_fn = IgnoreSignals(loader.worker_init_fn)
         _terminate_workers_at_exit()
     return twin
+
+
+def refresh_workers(loader: Any) -> Any:
+    """Return ``loader``, without persistent workers if ``set_epoch`` of its dataset would not reach them."""
+    if not isinstance(loader, DataLoader) or not loader.num_workers or not loader.persistent_workers:
+        return loader
+    objects = walk({"dataset": loader.dataset, "collate_fn": loader.collate_fn}).values()
+    source = next((source for source in objects if has_set_epoch(source) and not _shares_memory(source)), None)
+    if source is None:
+        return loader
+    name = type(source).__name__
+    warn(
+        f"persistent_workers=True has no effect: {name}.set_epoch reaches a worker only when it starts, so workers start again "
+        f"in each epoch. Remove persistent_workers=True, or let {name} store the epoch in shared memory: "
+        "self.epoch = torch.zeros((), dtype=torch.int64).share_memory_(), and self.epoch.fill_(epoch) in set_epoch."
+    )
+    return torch_private.copy_loader(loader, persistent_workers=False)
+
+
+def _shares_memory(source: Any) -> bool:
+    """Return whether an attribute of ``source`` is in shared memory, as the epoch may be."""
+    values = get_attributes(source).values()
+    return any(
+        value.is_shared()  # type: ignore[no-untyped-call]  # torch has no types here
+        if isinstance(value, torch.Tensor)
+        else type(value).__module__.startswith("multiprocessing.")
+        for value in values
+    )
 
 
 def iterate(loader: Any) -> Iterator[Any]:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from easytorch._utils import torch_private
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import leaves
-from easytorch._utils.rng import GENERATOR_TYPES, get_generator_states, set_generator_states
+from easytorch._utils.rng import GENERATOR_TYPES, get_generator_state, set_generator_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.checkpoint import serialization, state_dicts
@@ -179,7 +179,7 @@ class AttributeState:
         if entry["kind"] == "stateful":
             self._load_stateful(slot.value, value)
         elif entry["kind"] == "generator":
-            set_generator_states([slot.value], [value])
+            set_generator_state(slot.value, value)
         elif entry["kind"] == "tensor":
             _write_tensor(slot, value, self.model.device)
         else:
@@ -410,7 +410,7 @@ def _fingerprint(slot: Slot) -> Any:
 def _read(slot: Slot) -> Any:
     """Return the value as a file can hold it."""
     if slot.kind == "generator":
-        return get_generator_states([slot.value])[0]
+        return get_generator_state(slot.value)
     if slot.kind == "tensor":
         return slot.value.detach()
     if slot.kind == "data":

@@ -165,7 +165,8 @@ def training_state(model: Model) -> dict[str, Any]:
     rank_state = {
         "metrics": model.metrics.state_dict(),
         "train_data": model.train_data.state_dict(model.state.epoch_step),
-        "rank_attributes": {path: entry for path, entry in attributes.items() if entry["kind"] not in SHARED_KINDS},
+        # The position in the data has the random generators.
+        "rank_attributes": {path: entry for path, entry in attributes.items() if entry["kind"] == "data"},
     }
     ranks = model.strategy.group.gather(rank_state)
     return {

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easytorch._utils import train_mode
+from easytorch._utils.internal import is_internal
 from easytorch._utils.registry import find
-from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
+from easytorch._utils.rng import get_rng_state, preserve_generators, preserve_rng_state, set_rng_state
 from easytorch.callbacks.advice import (
     WarnOnCustomUpdate,
     WarnOnEndlessData,
@@ -74,6 +75,8 @@ def fit_session(
         model.history.params, model.history.interrupted = params, False
         active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
         train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
+        own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
+        train_data.sources.others = {"model": model, "callbacks": own_callbacks}
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
         arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
@@ -299,6 +302,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
             train_mode.preserve_module(model.loss.modules),
             evaluation_session(model, loader),
             preserve_rng_state(),
+            preserve_generators(model),
         ):
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:

@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from easytorch import Model
+from easytorch.callbacks import LambdaCallback
 from easytorch.data.batch import unpack
 from easytorch.data.sample_weights import ClassWeight
 
@@ -437,3 +438,77 @@ def test_a_loader_that_is_its_own_iterator_has_its_length(ends):
         warnings.simplefilter("error")
         model.fit(OwnIterator(ends), epochs=2, validation_data=OwnIterator(ends), verbose=0)
     assert model.state.step == 6
+
+
+def test_a_stop_iteration_is_reported_with_steps_per_epoch():
+    with pytest.warns(UserWarning, match=r"had 2 updates.*promises 3, so samples are missing"):
+        classifier().fit(DataLoader(Ends(), 8), steps_per_epoch=3, verbose=0)
+
+
+def test_a_stop_iteration_in_an_evaluation_is_reported():
+    with pytest.warns(UserWarning, match=r"values are of 2 batches.*promises 3, so samples are missing"):
+        classifier().evaluate(DataLoader(Ends(), 8), verbose=0)
+
+
+class Shifting(DataLoader):
+    """Changes the batches that it yields."""
+
+    def __iter__(self):
+        for x, y in super().__iter__():
+            yield x + 100, y
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_split": 0.25}, r"Cannot split a Shifting, which overrides DataLoader.__iter__.*data.split"),
+        (
+            {"sample_weight": torch.ones(24)},
+            r"sample_weight has no effect on a Shifting.*yield \(x, y, sample_weight\)",
+        ),
+    ],
+    ids=["split", "weight"],
+)
+def test_a_loader_that_changes_batches_is_not_replaced(options, message):
+    with pytest.raises(ValueError, match=message):
+        classifier().fit(Shifting(TensorDataset(X[:24], Y[:24]), 8), **options, verbose=0)
+
+
+class PlainLoader(DataLoader):
+    """Changes nothing."""
+
+
+def test_a_subclass_without_changes_can_be_split_and_weighted():
+    loader = PlainLoader(TensorDataset(X[:24], Y[:24]), 8)
+    classifier().fit(loader, validation_split=0.25, sample_weight=torch.ones(24), verbose=0)
+
+
+class EpochRows(Dataset):
+    """Returns the epoch, in memory of this process or shared with the workers."""
+
+    def __init__(self, shared):
+        self.epoch = torch.zeros((), dtype=torch.int64)
+        if shared:
+            self.epoch.share_memory_()
+
+    def __len__(self):
+        return 16
+
+    def set_epoch(self, epoch):
+        self.epoch.fill_(epoch)
+
+    def __getitem__(self, i):
+        return X[i] * 0 + float(self.epoch), Y[i]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_set_epoch_reaches_persistent_workers(shared, recwarn):
+    seen = []
+    model = classifier()
+    record = LambdaCallback(on_train_batch_begin=lambda *_: seen.append(float(model.train_data.window[0][0][0, 0])))
+    loader = DataLoader(EpochRows(shared), 16, num_workers=1, persistent_workers=True)
+    model.fit(loader, epochs=3, callbacks=[record], verbose=0)
+    assert seen == [0.0, 1.0, 2.0]
+    messages = [str(warning.message) for warning in recwarn]
+    assert len(messages) == (not shared)
+    assert all("EpochRows.set_epoch reaches a worker only when it starts" in message for message in messages)

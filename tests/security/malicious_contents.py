@@ -92,7 +92,7 @@ def contents(good: dict[str, Any]) -> dict[str, Any]:
             train_data={**good["train_data"], "random": {"python": [3, [1, 2], None]}}
         ),
         "feed with random states of text": replace(train_data={**good["train_data"], "random": "abc"}),
-        "feed with generators": replace(train_data={**good["train_data"], "order_generators": 5}),
+        "feed with generators": replace(train_data={**good["train_data"], "generators": 5}),
         "metrics as number": replace(metrics=5),
         "metrics of texts": replace(metrics="abc"),
         "environment as number": replace(environment=5),
