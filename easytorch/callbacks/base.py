@@ -282,8 +282,12 @@ class CallbackList(Callback):
             isinstance(callback, LambdaCallback) or not is_internal(type(callback)) for callback in self.callbacks
         )
 
+    def fail(self, error: BaseException) -> None:
+        """Run ``on_exception`` of every callback; a hook that fails too is a warning."""
+        self._run_all("on_exception", error, error)
+
     def finish(self, error: BaseException | None, logs: Any) -> None:
-        """Run ``on_exception``, if there was an error, and ``on_train_end`` of every callback.
+        """Run ``on_train_end`` of every callback.
 
         A hook that fails or is interrupted does not keep the others from running.
         Its error is raised when all hooks have run; if there was an ``error`` already, it becomes a warning.
@@ -292,22 +296,25 @@ class CallbackList(Callback):
             error: The error that ended training, or None.
             logs: The logs of the last epoch.
         """
-        failures: list[BaseException] = []
-        hooks = [("on_train_end", logs)] if error is None else [("on_exception", error), ("on_train_end", logs)]
-        for callback in self.active:
-            for hook, argument in hooks:
-                if not has_hook(callback, hook):
-                    continue
-                try:
-                    _bind_hook(callback, hook)(argument)
-                # Ctrl-C must not keep the best weights from being restored.
-                except BaseException as failure:
-                    failures.append(failure)
-                    if error is not None and isinstance(failure, Exception):
-                        warn(f"{type(callback).__name__}.{hook} also failed: {type(failure).__name__}: {failure}")
+        failures = self._run_all("on_train_end", logs, error)
         interrupts = [failure for failure in failures if not isinstance(failure, Exception)]
         if interrupts or (failures and error is None):
             raise (interrupts or failures)[0]
+
+    def _run_all(self, hook: str, argument: Any, error: BaseException | None) -> list[BaseException]:
+        """Run ``hook`` of every callback, and return the errors; with an earlier ``error`` they are warnings."""
+        failures: list[BaseException] = []
+        for callback in self.active:
+            if not has_hook(callback, hook):
+                continue
+            try:
+                _bind_hook(callback, hook)(argument)
+            # Ctrl-C must not keep the best weights from being restored.
+            except BaseException as failure:
+                failures.append(failure)
+                if error is not None and isinstance(failure, Exception):
+                    warn(f"{type(callback).__name__}.{hook} also failed: {type(failure).__name__}: {failure}")
+        return failures
 
 
 def as_callback_list(callbacks: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor, check_log_name
 from easytorch.callbacks.every import Every, as_every, check_minutes
+from easytorch.callbacks.last_update import LastUpdate
 from easytorch.checkpoint import files, rotation
 from easytorch.checkpoint.folder_lock import FolderLock
 from easytorch.checkpoint.serialization import to_serializable
@@ -85,6 +86,7 @@ class BackupAndRestore(Callback):
         # Newer checkpoints that could not be renamed.
         self._unarchived: set[Path] = set()
         self._write_error: OSError | None = None
+        self._last_update = LastUpdate()
 
     @classmethod
     def at(cls, resume: str | os.PathLike[str] | None) -> list[BackupAndRestore]:
@@ -232,11 +234,13 @@ class BackupAndRestore(Callback):
         is_time = self.minutes is not None and seconds >= 60 * self.minutes
         if is_time or self.save_freq.is_due_after_update(self.model.state.step, seconds):
             self.save()
+        self._last_update.record(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save a checkpoint if it is due."""
         if self.save_freq.is_due_after_epoch(epoch + 1):
             self.save()
+        self._last_update.record(self.model)
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Record the random states before a validation, which is repeated from its start if it is interrupted."""
@@ -253,8 +257,10 @@ class BackupAndRestore(Callback):
         self.save(final=True)
 
     def on_exception(self, error: BaseException) -> None:
-        """Record that the run failed."""
+        """Record that the run failed, and save a checkpoint of the last finished update."""
         self._has_failed = True
+        if self.model.train_data is not None and self._last_update.restore(self.model, error):
+            self.save()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the checkpoints of a complete run, if wanted, or raise the error of the last write."""

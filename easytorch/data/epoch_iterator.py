@@ -580,6 +580,17 @@ class EpochIterator:
                 "easytorch.data.seeded(dataset) for an exact resume."
             )
 
+    def get_position(self) -> Position | None:
+        """Return the position after the last window; None if the loader keeps a position of its own."""
+        return None if hasattr(self._reader, "state_dict") else dataclasses.replace(self._position)
+
+    def set_position(self, position: Position | None) -> bool:
+        """Return to an earlier ``position`` of this pass, for a checkpoint; return False if that is not possible."""
+        if position is None or position.passes != self._position.passes:
+            return False
+        self._position = dataclasses.replace(position)
+        return True
+
     def begin_validation(self) -> None:
         """Record the random states: an interrupted validation is repeated from its start."""
         self._before_validation = self._get_random_state()

@@ -95,6 +95,12 @@ class RandomSources:
         self._set_counters(scan, state["counters"])
         set_rng_state(state["random"])
 
+    def find_generators(self) -> dict[str, Any]:
+        """Return all generators whose states ``get_state`` returns."""
+        scan = self._scan()
+        objects = scan.order | scan.samples
+        return select_generators(objects | self._find_others(objects))
+
     def order_generators(self) -> dict[str, Any]:
         """Return the generators that draw the order."""
         return select_generators(self._scan().order)

@@ -221,6 +221,11 @@ class MetricCollection:
             "metrics": [entry.metric.state_dict() for entry in self._entries],
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state, which later updates do not change."""
+        state = self.state_dict()
+        return {**state, "metrics": [_copy_state(metric_state) for metric_state in state["metrics"]]}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``."""
         # The state does not show whether update() was called.
@@ -322,6 +327,15 @@ def _entries(name: str, value: Any) -> dict[str, Scalar]:
         f"The metric {name!r} must return numbers, but compute() returned {describe(value)}. Return a scalar, or at most "
         f"{MAX_ENTRIES} numbers, which are logged separately. Compute larger results after training, from predict()."
     )
+
+
+def _copy_state(state: Any) -> Any:
+    """Return a copy of the state of a metric; what its lists contain is never changed."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: _copy_state(value) for key, value in state.items()}
+    return list(state) if type(state) is list else state
 
 
 def _check_term(name: str, metric_names: Sequence[str]) -> None:

@@ -94,6 +94,7 @@ class AttributeState:
         self.model, self.internal_names = model, internal_names | {"attribute_state"}
         self._baseline: dict[str, Any] = {}  # of the values that are stored only if they change
         self._changed: set[str] = set()
+        self._has_optimizers = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle, without what belongs to a fit."""
@@ -106,11 +107,17 @@ class AttributeState:
 
     def start(self, callbacks: list[Callback] | None = None) -> None:
         """Record the values that are stored only if they change from now on."""
-        self._baseline = {slot.path: _fingerprint(slot) for slot in self._walk(callbacks).slots if slot.is_compared}
+        slots = self._walk(callbacks).slots
+        self._baseline = {slot.path: _fingerprint(slot) for slot in slots if slot.is_compared}
+        self._has_optimizers = any(isinstance(slot.value, torch.optim.Optimizer) for slot in slots)
 
     def end_fit(self, callbacks: list[Callback]) -> None:
         """Record what the fit has changed, which is stored from now on."""
         self._note_changes(self._walk(callbacks).slots)
+
+    def has_optimizers(self) -> bool:
+        """Return whether the user has added an optimizer; known after ``start``."""
+        return self._has_optimizers
 
     def unreadable(self, callbacks: list[Callback]) -> dict[str, str]:
         """Return the type of each attribute whose content cannot be stored, by its path."""

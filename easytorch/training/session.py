@@ -120,6 +120,7 @@ def _training(
     except BaseException as caught:
         # Before on_train_end, which may wait for ranks that do not know of the error.
         error = model.strategy.group.report(caught)
+        active.fail(error)
         if error is not caught:
             raise error from caught
         raise

@@ -1,0 +1,89 @@
+"""State after the last finished update, to which a run that fails returns before its checkpoint is saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from easytorch._utils.rng import (
+    get_generator_states,
+    get_host_rng_state,
+    set_generator_states,
+    set_host_rng_state,
+)
+from easytorch.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+# Buffers with more values are not copied in each update.
+MAX_VALUES = 2**22
+
+
+class LastUpdate:
+    """What an update changes before the optimizer steps: random states, buffers, measurements and the position in the data.
+
+    Recording them takes some microseconds per update. Weights and optimizer change only at the end of an update, so that they
+    still have the values after the last one.
+    """
+
+    def __init__(self) -> None:
+        self._place: tuple[int, int] | None = None  # epoch and update
+        self._generators: dict[str, Any] | None = None
+
+    def record(self, model: Model) -> None:
+        """Record the state of a run that has just finished an update, or an epoch."""
+        train_data = model.train_data
+        buffers = list(model.strategy.buffers())
+        is_small = sum(buffer.numel() for buffer in buffers) <= MAX_VALUES
+        if train_data is None or not is_small or not _can_return(model):
+            self._place = None
+            return
+        if self._generators is None:
+            self._generators = train_data.sources.find_generators()
+        self._place = model.state.epoch, model.state.step
+        self._position = train_data.get_position()
+        self._random = get_host_rng_state(), _get_device_state(model.device)
+        self._generator_states = get_generator_states(self._generators)
+        self._metrics = model.metrics.snapshot()
+        with torch.no_grad():
+            self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def restore(self, model: Model, error: BaseException) -> bool:
+        """Return to the recorded state after ``error``; return False if that is not possible."""
+        is_last = self._place == (model.state.epoch, model.state.step)
+        if not is_last or model.train_data is None or not isinstance(error, Exception) or _stopped_in_step(error):
+            return False
+        if not model.train_data.set_position(self._position):
+            return False
+        model.metrics.load_state_dict(self._metrics)
+        host, device = self._random
+        set_host_rng_state(host)
+        if device is not None:
+            torch.get_device_module(model.device).set_rng_state(device, model.device)
+        set_generator_states(self._generators or {}, self._generator_states)
+        with torch.no_grad():
+            for buffer, value in self._buffers:
+                buffer.copy_(value)
+        return True
+
+
+def _can_return(model: Model) -> bool:
+    """Return whether weights change only at the end of an update: not if the user steps optimizers."""
+    is_alone = model.strategy.group.world_size == 1
+    return is_alone and not model.overrides("update") and not model.attribute_state.has_optimizers()
+
+
+def _stopped_in_step(error: BaseException) -> bool:
+    """Return whether the optimizer was changing the weights when ``error`` was raised."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code is Strategy.step.__code__:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _get_device_state(device: torch.device) -> Any:
+    return None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
