@@ -273,7 +273,8 @@ def _find_class(module: str, name: str, base: type, fits: Callable[[Any], bool])
 
 
 # The scalar types of NumPy by name.
-_NUMBERS: dict[str, Any] = {np.dtype(code).name: np.dtype(code).type for code in ("?", *"bhilqBHILQ", "e", "f", "d")}
+_INTEGERS = [f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)]
+_NUMBERS: dict[str, Any] = {name: np.dtype(name).type for name in ("bool", "float16", "float32", "float64", *_INTEGERS)}
 _FACTORIES: dict[str, Any] = {"int": int, "float": float, "list": list, "dict": dict, "set": set}
 
 
