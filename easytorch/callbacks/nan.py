@@ -63,7 +63,8 @@ class TerminateOnNaN(Callback):
     RNG_CHECK_INTERVAL = 128
 
     def __init__(self, raise_error: bool = False, path: str | os.PathLike[str] | None = None) -> None:
-        self.raise_error, self.path = raise_error, None if path is None else to_absolute_path(path)
+        self.raise_error, self._shown = raise_error, path
+        self.path = None if path is None else to_absolute_path(path)
         self.report: str | None = None
         self._checks_on_device = False
 
@@ -179,7 +180,8 @@ class TerminateOnNaN(Callback):
             "module": state_dicts.unwrapped_state_dict(self.model.module),
         }
         try:
-            return f"To reproduce it, read {files.write(path, content)}"
+            files.write(path, content)
+            return f"To reproduce it, read {self._shown}"
         # The report matters more than the file.
         except (OSError, TypeError) as error:
             return str(error)

@@ -123,6 +123,8 @@ class RandomSources:
             scan.set_counter(path, value, previous.get(path))
 
     def _report_missing(self, paths: list[str]) -> None:
+        if self.validation_loader is None:  # this program does not validate
+            paths = [path for path in paths if not path.startswith("validation.")]
         if paths and not self._has_warned:
             self._has_warned = True
             warn(

@@ -86,16 +86,19 @@ def test_another_number_of_ranks_trains_on_the_remaining_data(kind, before, afte
     assert torch.equal(rows.sort(0).values, torch.cat([X, X]).sort(0).values)
 
 
+SEEN = []  # not an attribute of the model, which would be resumed
+
+
 class RecordingModel(Model):
     def train_step(self, batch):
-        self.seen.append(batch[0].clone())
+        SEEN.append(batch[0].clone())
         return super().train_step(batch)
 
 
 def rows_seen(folder, row_folder, kind, crash, name):
     torch.manual_seed(0)
     model = RecordingModel(nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy", metrics=["accuracy"])
-    model.seen = []
+    SEEN.clear()
     backup = BackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(loaded again and discarded|differ in the last bits).*")
@@ -107,7 +110,7 @@ def rows_seen(folder, row_folder, kind, crash, name):
             assert model.history.rows[0]["accuracy"] * 50 == pytest.approx(
                 round(model.history.rows[0]["accuracy"] * 50)
             )
-    torch.save(torch.cat(model.seen), row_folder / f"{name}-{model.strategy.group.rank}.pt")
+    torch.save(torch.cat(SEEN), row_folder / f"{name}-{model.strategy.group.rank}.pt")
 
 
 def train_on_separate_data(folder, crash):
