@@ -140,6 +140,8 @@ METHOD_HINTS = {
     "validation_step": "test_step(self, batch)",
     "validation_epoch_end": "on_test_end of a callback",
     "configure_optimizers": "compile(optimizer, ..., scheduler=...)",
+    "on_save_checkpoint": "an attribute: what is set in __init__ is saved and restored",
+    "on_load_checkpoint": "an attribute: what is set in __init__ is saved and restored",
 }
 
 # Attributes of the package.

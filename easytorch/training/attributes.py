@@ -80,7 +80,7 @@ class Slot(NamedTuple):
 
 
 class AttributeState:
-    """The state of all attributes that the user added, found anew whenever it is read.
+    """The state of all attributes that the user added, found whenever it is read.
 
     Numbers, text and containers of these are stored if they have changed since a fit started, so that the settings of a program
     are not restored. Everything else is always stored.
@@ -321,7 +321,7 @@ class Walk:
 
 
 def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
-    """Warn once of attributes that a resumed run starts anew."""
+    """Warn once of attributes that a resumed run does not restore."""
     if unreadable:
         shown = ", ".join(f"{path} ({kind})" for path, kind in list(unreadable.items())[:5])
         warn(

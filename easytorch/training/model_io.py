@@ -120,7 +120,7 @@ def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike
     for schedule, state in schedules:
         schedule.check_state(state)
     _load_components(model, content, weights)
-    model.attribute_state.load_state_dict(content.get("attributes", {}))
+    model.attribute_state.load_state_dict({**content.get("attributes", {}), **content.get("rank_attributes", {})})
     for schedule, state in schedules:
         schedule.load_state_dict(state)
 

@@ -58,16 +58,16 @@ def assert_resumes(program, tmp_path, stops=(1, 4, 6, 9)):
 
 
 class Kinds:
-    """Each method returns the initial value of ``self.kept``; ``use_...`` changes it and returns a number."""
+    """Each method returns the initial value of ``self.held``; ``use_...`` changes it and returns a number."""
 
     @staticmethod
     def tensor():
         return torch.zeros(3)
 
     @staticmethod
-    def use_tensor(kept, step):
-        kept.mul_(0.9).add_(step)
-        return kept.sum()
+    def use_tensor(held, step):
+        held.mul_(0.9).add_(step)
+        return held.sum()
 
     number = staticmethod(lambda: 1.0)
     array = staticmethod(lambda: np.zeros(3))
@@ -79,34 +79,34 @@ class Kinds:
     hidden = staticmethod(lambda: None)
 
     @staticmethod
-    def use_array(kept, step):
-        kept += step
-        return float(kept.sum())
+    def use_array(held, step):
+        held += step
+        return float(held.sum())
 
     @staticmethod
-    def use_generator(kept, step):
-        return torch.rand((), generator=kept)
+    def use_generator(held, step):
+        return torch.rand((), generator=held)
 
     @staticmethod
-    def use_python_generator(kept, step):
-        return kept.random()
+    def use_python_generator(held, step):
+        return held.random()
 
     @staticmethod
-    def use_deque_of_tensors(kept, step):
-        kept.append(torch.full((2,), float(step)))
-        return sum(value.sum() for value in kept)
+    def use_deque_of_tensors(held, step):
+        held.append(torch.full((2,), float(step)))
+        return sum(value.sum() for value in held)
 
     @staticmethod
-    def use_nested(kept, step):
-        kept["a"].append(float(step))
-        kept["b"] = (kept["b"][0] * 0.9, {"c": kept["b"][1]["c"] + 1})
-        return sum(kept["a"]) + kept["b"][0] + kept["b"][1]["c"]
+    def use_nested(held, step):
+        held["a"].append(float(step))
+        held["b"] = (held["b"][0] * 0.9, {"c": held["b"][1]["c"] + 1})
+        return sum(held["a"]) + held["b"][0] + held["b"][1]["c"]
 
     @staticmethod
-    def use_module(kept, step):
+    def use_module(held, step):
         with torch.no_grad():
-            kept.weight.mul_(0.9).add_(0.1)
-        return kept.weight.sum().item()
+            held.weight.mul_(0.9).add_(0.1)
+        return held.weight.sum().item()
 
 
 KINDS = [name for name in vars(Kinds) if not name.startswith(("_", "use_"))]
@@ -117,7 +117,7 @@ class Keeper(Model):
         super().__init__(network(), device="cpu")
         self.kind, self.place = kind, place
         owner = self.owner()
-        owner.kept = getattr(Kinds, kind)()
+        owner.held = getattr(Kinds, kind)()
 
     def owner(self):
         if self.place == "object" and "box" not in vars(self):
@@ -127,13 +127,13 @@ class Keeper(Model):
     def train_step(self, batch):
         owner, step = self.owner(), self.state.step
         if self.kind == "number":
-            owner.kept *= 0.9
-            value = owner.kept
+            owner.held *= 0.9
+            value = owner.held
         elif self.kind == "hidden":
-            owner.kept = (torch.ones(2) if owner.kept is None else 0.5 * owner.kept[0] + step, step)
-            value = owner.kept[0].sum()
+            owner.held = (torch.ones(2) if owner.held is None else 0.5 * owner.held[0] + step, step)
+            value = owner.held[0].sum()
         else:
-            value = getattr(Kinds, f"use_{self.kind}")(owner.kept, step)
+            value = getattr(Kinds, f"use_{self.kind}")(owner.held, step)
         result = super().train_step(batch)
         return {"loss": result["loss"] * (1 + 0.1 * value)}
 
@@ -195,6 +195,13 @@ def test_save_and_load_keep_what_the_user_added(tmp_path):
     assert loaded.optimizers[0].state_dict()["param_groups"] == model.optimizers[0].state_dict()["param_groups"]
     assert loaded.schedulers[0].last_epoch == model.schedulers[0].last_epoch
     Model(network(), device="cpu").load(tmp_path / "model.pt")  # without these attributes
+
+
+def test_a_checkpoint_of_a_run_is_loaded_with_what_the_user_added(tmp_path):
+    model = second(tmp_path / "run", None)
+    loaded = Second().load(tmp_path / "run")
+    assert same_weights(loaded.critics["one"], model.critics["one"])
+    assert loaded.scale == model.scale
 
 
 def test_a_setting_that_no_fit_changes_is_that_of_the_program(tmp_path):
@@ -406,5 +413,5 @@ def test_a_copy_of_a_model_has_attributes_of_its_own():
     model = Keeper("number", "model").compile("sgd", nn.CrossEntropyLoss())
     twin = copy.deepcopy(model)
     twin.fit(X, Y, verbose=0)
-    assert twin.kept != model.kept == 1.0
+    assert twin.held != model.held == 1.0
     assert twin.attribute_state.model is twin
