@@ -50,7 +50,7 @@ from easytorch.data.fast_loaders import (
 )
 from easytorch.data.random_sources import RandomSources
 from easytorch.data.resumable_sampler import ResumableSampler, Resume, order_repeats_message
-from easytorch.data.workers import iterate, refresh_workers, shield_workers
+from easytorch.data.workers import iterate, refresh_workers, report_repeated_stream, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
 
@@ -256,6 +256,8 @@ class EpochIterator:
         batches: Iterator[Any] = itertools.chain(self._read(skip))
         if isinstance(self.loader, Iterator) and not self._single_pass:
             batches = itertools.islice(batches, len(self.loader) - skip)  # type: ignore[arg-type]  # it has a length
+        if not skip:
+            batches = report_repeated_stream(self._reader, batches)
         if self._weigh is not None:
             batches = map(self._apply_weights, batches)
         if self._shards is not None:
@@ -677,7 +679,8 @@ class EvalIterator:
         if self.group.world_size > 1:  # all ranks draw the same order
             set_rng_state(self.group.broadcast(get_rng_state()))
         count = 0
-        for batch in itertools.islice(iterate(self._reader), self._limit()):
+        batches = report_repeated_stream(self._reader, iterate(self._reader))
+        for batch in itertools.islice(batches, self._limit()):
             count += 1
             yield batch
         if self.group.world_size > 1:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch._utils import torch_private
 from easytorch._utils.object_graph import get_attributes, walk
+from easytorch._utils.pytree import leaves
 from easytorch._utils.warnings import warn
 from easytorch.data.random_sources import has_set_epoch
 
@@ -68,6 +70,34 @@ def iterate(loader: Any) -> Iterator[Any]:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def report_repeated_stream(loader: Any, batches: Iterator[Any]) -> Iterator[Any]:
+    """Return ``batches`` of ``loader``, with a warning if two workers yield the same: then each yields all samples."""
+    is_stream = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
+    # A length shows it anyway.
+    is_unknown = is_stream and loader.num_workers > 1 and not hasattr(loader.dataset, "__len__")
+    return _compare_first_two(loader, batches) if is_unknown else batches
+
+
+def _compare_first_two(loader: Any, batches: Iterator[Any]) -> Iterator[Any]:
+    first = None
+    for i, batch in enumerate(batches):
+        if i == 1 and _are_equal(first, batch):
+            warn(
+                f"The first batches of two workers are equal: each of the {loader.num_workers} workers seems to yield all "
+                f"samples of {type(loader.dataset).__name__}, so that every sample is used {loader.num_workers} times. Divide "
+                "them in __iter__ by torch.utils.data.get_worker_info(), or use num_workers=1."
+            )
+        first = batch if i == 0 else None
+        yield batch
+
+
+def _are_equal(batch: Any, other: Any) -> bool:
+    """Return whether two batches have equal tensors, which are not all constant."""
+    tensors, others = ([leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)] for tree in (batch, other))
+    is_varied = any(tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any()) for tensor in tensors)
+    return is_varied and len(tensors) == len(others) and all(map(torch.equal, tensors, others))
 
 
 class IgnoreSignals:

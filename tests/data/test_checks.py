@@ -18,6 +18,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
 )
 
 from easytorch import Model
@@ -408,6 +409,36 @@ class Stream(IterableDataset):
 def test_a_stream_that_every_worker_repeats_is_reported():
     with pytest.warns(UserWarning, match="had 6 updates.*promises 3.*once per worker.*get_worker_info"):
         classifier().fit(DataLoader(Stream(), 8, num_workers=2), verbose=0)
+
+
+class StreamWithoutLength(IterableDataset):
+    """Yields all samples in each worker, or those of the worker."""
+
+    def __init__(self, is_divided):
+        self.is_divided = is_divided
+
+    def __iter__(self):
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if self.is_divided else (0, 1)
+        return iter([(X[i], Y[i]) for i in range(first, len(X), step)])
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_a_repeated_stream_without_a_length_is_reported(method):
+    model = classifier()
+    loader = DataLoader(StreamWithoutLength(False), 4, num_workers=2)
+    with pytest.warns(UserWarning, match=r"first batches of two workers are equal.*used 2 times.*get_worker_info"):
+        getattr(model, method)(loader, verbose=0)
+
+
+def test_a_divided_or_constant_stream_is_not_reported():
+    classifier().fit(DataLoader(StreamWithoutLength(True), 4, num_workers=2), verbose=0)
+
+    class Constant(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.zeros(4), torch.tensor(0))] * 8)
+
+    classifier().fit(DataLoader(Constant(), 4, num_workers=2), verbose=0)
 
 
 class OwnIterator:
