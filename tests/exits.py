@@ -15,6 +15,7 @@ import collections
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import pickle
 import shutil
@@ -223,6 +224,8 @@ def main() -> None:
         model = program(args.program, args.strategy[0], args.end[0])
         return
     if args.start == "fork":
+        for name in ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run", "torch.distributed.tensor"):
+            importlib.import_module(name)
         gc.collect()
         gc.freeze()  # the collections of an ending interpreter would copy all memory
     results = {}
