@@ -15,6 +15,7 @@ import collections
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import pickle
 import shutil
@@ -106,8 +107,8 @@ def start_torchrun(folder: Path, strategy: str, end: str) -> int:
     command += ["sh", "-c", SHELL, "sh", str(folder), sys.executable, "-m", "tests.exits", "--program", str(folder)]
     command += ["--strategy", strategy, "--end", end]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with (folder / "output").open("ab") as output:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output).pid
+    files = [(os.POSIX_SPAWN_OPEN, 1, folder / "output", os.O_WRONLY | os.O_CREAT, 0o644), (os.POSIX_SPAWN_DUP2, 1, 2)]
+    return os.posix_spawn(sys.executable, command, environment, file_actions=files)
 
 
 def fork_torchrun(folder: Path, strategy: str, end: str) -> int:
@@ -223,6 +224,8 @@ def main() -> None:
         model = program(args.program, args.strategy[0], args.end[0])
         return
     if args.start == "fork":
+        for name in ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run", "torch.distributed.tensor"):
+            importlib.import_module(name)
         gc.collect()
         gc.freeze()  # the collections of an ending interpreter would copy all memory
     results = {}

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import datetime
 import hashlib
+import importlib
 import os
 import random
 import sys
@@ -258,6 +259,7 @@ class ProcessGroup(SingleProcess):
 def _connect(device: torch.device, timeout: datetime.timedelta) -> None:
     """Create the default process group, and destroy it at the exit of this process."""
     # Its functions have the default group as a default argument. Imported later, they would hold the group for ever.
+    importlib.import_module("torch.distributed.nn")
 
     backend = "gloo"
     if device.type != "cpu":
