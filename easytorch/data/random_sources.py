@@ -138,6 +138,8 @@ class RandomSources:
     def _scan(self) -> Scan:
         """Find the objects of the loader."""
         loader = self.loader
+        if type(loader) in (list, tuple):  # of batches, which draw nothing
+            return Scan({}, {}, {})
         if not isinstance(loader, DataLoader):
             objects = walk({"loader": loader})
             if not hasattr(loader, "load_state_dict"):
