@@ -46,7 +46,7 @@ def assert_same_run(run, other):
 STEPS = range(1, 7 * EPOCHS + 1)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" not in kind])
+@pytest.mark.parametrize("kind", slow_after_first([kind for kind in LOADERS if "workers" not in kind]))
 def test_a_run_stopped_after_any_update_resumes_exactly(kind, tmp_path):
     uninterrupted = program(tmp_path / "uninterrupted", LOADERS[kind])
     for step in STEPS:

@@ -15,6 +15,7 @@ from easytorch import Model, ResumeError
 from easytorch.callbacks import BackupAndRestore, Callback, LambdaCallback
 from easytorch.data import in_memory
 from tests import common_sources
+from tests.cases import slow_after_first
 from tests.common_resume import (
     LOADERS,
     ROWS,
@@ -57,17 +58,17 @@ def check_stops(make_loader, folder, stops=STOPS, **options):
     return messages
 
 
-@pytest.mark.parametrize("place", DATASETS)
+@pytest.mark.parametrize("place", slow_after_first(DATASETS))
 def test_generators_of_samples_are_resumed_in_any_place(place, tmp_path):
     assert not check_stops(lambda: DataLoader(DATASETS[place](), 8, shuffle=True), tmp_path)
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("kind", slow_after_first(SAMPLERS))
 def test_the_state_of_samplers_and_collation_is_resumed(kind, tmp_path):
     assert not check_stops(SAMPLERS[kind], tmp_path)
 
 
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("kind", slow_after_first(STREAMS))
 def test_streams_with_a_state_of_their_own_are_resumed(kind, tmp_path):
     messages = check_stops(STREAMS[kind], tmp_path)
     assert all("loaded again and discarded" in m or "workers load" in m for m in messages)
@@ -133,7 +134,7 @@ TORCHDATA = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TORCHDATA)
+@pytest.mark.parametrize("kind", slow_after_first(TORCHDATA))
 def test_loaders_of_torchdata_are_resumed_at_the_end_of_a_pass(kind, tmp_path):
     make_loader = TORCHDATA[kind]
     check_stops(make_loader, tmp_path / "kill")
@@ -324,7 +325,7 @@ class RowByRow(Dataset):
         return X[index], Y[index]
 
 
-@pytest.mark.parametrize("kind", SAME_ORDERS)
+@pytest.mark.parametrize("kind", slow_after_first(SAME_ORDERS))
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_the_same_order_from_another_loader_is_resumed(kind, tmp_path):
     undisturbed = program(tmp_path / "undisturbed", LOADERS["shuffled"])

@@ -464,6 +464,7 @@ def test_second_run_is_refused_until_the_first_is_killed(tmp_path):
 
 
 @POSIX
+@pytest.mark.slow
 def test_second_run_waits_for_one_that_is_ending(tmp_path):
     lock = folder_lock.FolderLock(tmp_path, lambda: True)
     program = f"import sys\nsys.argv = ['', {str(tmp_path)!r}]\n" + (
