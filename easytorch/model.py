@@ -183,11 +183,10 @@ class Model:
         )  # fmt: skip
         self.columns, validates_after = column_names(x), make_validation_schedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
-        state = self.state.plan(epochs, initial_epoch)  # becomes self.state when the session starts
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
-            self, train_data, val_data, callbacks=all_callbacks, state=state, verbose=verbose, on_interrupt=on_interrupt,
-            validation_freq=str(validation_freq), validation_steps=validation_steps,
+            self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
+            on_interrupt=on_interrupt, validation_freq=str(validation_freq), validation_steps=validation_steps,
         ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
@@ -481,8 +480,7 @@ class Model:
         self.device = new_strategy.device
         self.optimizer, self.schedules = new_optimizer, new_schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
-        self.gradient_accumulation_steps = window_size
-        self.compile_args = compile_args
+        self.gradient_accumulation_steps, self.compile_args = window_size, compile_args
         self.attribute_state.start()
         return self
 

@@ -111,7 +111,7 @@ def find_generators(roots: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_private(generator: Any) -> bool:
-    """Return whether ``generator`` has a state of its own that can be set."""
+    """Return whether ``generator`` has a state that can be set."""
     if isinstance(generator, random.SystemRandom) or generator is torch.default_generator:
         return False
     # The functions of ``random`` and ``numpy.random`` are methods of hidden global generators.

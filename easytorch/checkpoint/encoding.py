@@ -110,7 +110,7 @@ def _class_name(cls: type) -> dict[str, str]:
 
 
 def _is_plain_dataclass(cls: Any) -> bool:
-    """Return whether ``cls`` is a dataclass whose construction runs no code of its own."""
+    """Return whether ``cls`` is a dataclass whose construction runs no custom code."""
     is_class = isinstance(cls, type) and dataclasses.is_dataclass(cls)
     return is_class and cls.__new__ is object.__new__ and not hasattr(cls, "__del__")
 
@@ -244,7 +244,7 @@ def _build(template: Any, columns: list[Iterator[Any]]) -> Any:
 
 
 def _decode_tensor(device: str, value: Tensor) -> Tensor:
-    """Return ``value`` in memory of its own, on the CPU if it was there."""
+    """Return a copy of ``value``, on the CPU if it was there."""
     return (value.cpu() if device == "cpu" else value).clone()
 
 

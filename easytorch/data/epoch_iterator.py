@@ -124,10 +124,7 @@ class EpochIterator:
         batch_size: Callable[[Any], int] = batch_size,
         unpack: Callable[[Any], Batch] = unpack,
     ) -> None:
-        if count_batches(loader) == 0:
-            raise ValueError(
-                "The data is empty: it has no batch. With drop_last=True, use a batch_size that is not larger than the data."
-            )
+        _check_has_batches(loader)
         self.loader, self.validation_loader = loader, validation_loader
         self.sources = RandomSources(loader, validation_loader)
         self.window_size, self.steps = window_size, optional_positive_int("steps_per_epoch", steps)
@@ -583,7 +580,7 @@ class EpochIterator:
             )
 
     def get_position(self) -> Position | None:
-        """Return the position after the last window; None if the loader keeps a position of its own."""
+        """Return the position after the last window; None if the loader stores the position itself."""
         return None if hasattr(self._reader, "state_dict") else dataclasses.replace(self._position)
 
     def set_position(self, position: Position | None) -> bool:
@@ -700,6 +697,13 @@ class EvalIterator:
         """Return the number of batches to read: the steps, or the length of an iterator that may not end by itself."""
         is_iterator = isinstance(self._reader, Iterator)
         return self._steps if self._steps is not None or not is_iterator else count_batches(self._reader)
+
+
+def _check_has_batches(loader: Any) -> None:
+    if count_batches(loader) == 0:
+        raise ValueError(
+            "The data is empty: it has no batch. With drop_last=True, use a batch_size that is not larger than the data."
+        )
 
 
 def _length_message(count: int, promised: int) -> str:

@@ -149,7 +149,7 @@ class RandomSources:
             order = walk(samplers, exclude=[value for value in objects.values() if isinstance(value, Dataset)])
             drawn = set(map(id, order.values()))
             return Scan(order, {path: value for path, value in objects.items() if id(value) not in drawn}, {})
-        # A subclass may have attributes of its own.
+        # A subclass may add attributes.
         names = ["dataset", "collate_fn", "worker_init_fn", *sorted(vars(loader).keys() - _LOADER_ATTRIBUTES)]
         roots = {f"loader.{name}": getattr(loader, name, None) for name in names} | {"loader.class": type(loader)}
         samples = walk(roots)

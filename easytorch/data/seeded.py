@@ -74,7 +74,7 @@ class SeededDataset(WrapperDataset):
         return self._generators[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a worker gets; it finds the generators of its own copy."""
+        """Return what a worker gets; it finds the generators of the copy of the dataset."""
         return vars(self) | {"_generators": None}
 
     def __getattr__(self, name: str) -> Any:

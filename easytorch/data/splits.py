@@ -238,7 +238,7 @@ def _overrides_iteration(loader: Any) -> bool:
 def load_targets(loader: DataLoader[Any], unpack: Callable[[Any], Batch] = unpack) -> list[Tensor] | None:
     """Return the targets that ``unpack`` finds in each batch of ``loader``; None if a batch has no tensor of targets.
 
-    All samples are loaded, once and in order, unless the loader has an ``__iter__`` of its own. Random states are restored.
+    All samples are loaded, once and in order, unless the loader overrides ``__iter__``. Random states are restored.
     """
     dataset: Any = loader.dataset
     with preserve_rng_state(), preserve_generators([dataset, loader.collate_fn]):
