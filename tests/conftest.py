@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 import signal
+
+# Tiny modules gain nothing from threads, and tests on a busy machine lose much. The variable is for the processes that
+# tests start: two workers whose children each use all cores take ten times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 
-# Tiny modules gain nothing from threads, and tests on a busy machine lose much.
 torch.set_num_threads(1)
 
 # Most tests of these files start processes. The first case of each test is in the fast set.

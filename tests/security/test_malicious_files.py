@@ -111,8 +111,9 @@ def test_no_file_needs_more_memory_than_twice_its_size(category, verdicts):
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_no_file_takes_more_than_two_seconds(category, verdicts):
-    failures = [row for row in rows_of(verdicts, category) if row["seconds"] > 2]
+def test_no_file_takes_long(category, verdicts):
+    # Processor time. The honest files and all refusals take about a second. Attacks on a naive reader take hours.
+    failures = [row for row in rows_of(verdicts, category) if row["seconds"] > 20]
     assert not failures, describe(failures, "seconds")
 
 
