@@ -646,59 +646,6 @@ class EpochIterator:
         return [samples, count_batches(self.loader), getattr(self.loader, "batch_size", None)]
 
 
-class EvalIterator:
-    """The batches for evaluation and prediction; with several ranks, this rank's share.
-
-    Args:
-        loader: The batches of all ranks.
-        steps: Number of batches of all ranks; None for all.
-        group: The ranks that share the data.
-
-    Attributes:
-        before_first: Called before the first batch.
-    """
-
-    def __init__(self, loader: Any, steps: int | None = None, group: SingleProcess | None = None) -> None:
-        self.group = group = group or SingleProcess()
-        self._reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, group, training=False)))
-        steps = optional_positive_int("steps", steps)
-        self._steps = steps if steps is None else -(-(steps - group.rank) // group.world_size)
-        self.before_first: Callable[[], object] = bool
-
-    def __len__(self) -> int:
-        counts = [count for count in (count_batches(self._reader), self._steps) if count is not None]
-        if not counts:
-            raise TypeError("the number of batches is unknown")
-        return min(counts)
-
-    def __iter__(self) -> Iterator[Any]:
-        self.before_first()
-        if self.group.world_size > 1:  # all ranks draw the same order
-            set_rng_state(self.group.broadcast(get_rng_state()))
-        count = 0
-        batches = report_repeated_stream(self._reader, iterate(self._reader))
-        for batch in itertools.islice(batches, self._limit()):
-            count += 1
-            yield batch
-        if self.group.world_size > 1:
-            return
-        if self._steps is None and (promised := count_batches(self._reader) or 0) > count > 0:
-            warn(
-                f"The values are of {count} batches, but the length of the data promises {promised}, so samples are missing. A "
-                "StopIteration in __getitem__, for example of next(), ends a pass. Raise another error, such as IndexError."
-            )
-        if self._steps is not None and 0 < count < self._steps:
-            warn(
-                f"The data ended after {count} of {self._steps} batches, so the values are of {count} batches. A generator "
-                "can be read only once: pass the function that creates it (not its result), or fewer steps."
-            )
-
-    def _limit(self) -> int | None:
-        """Return the number of batches to read: the steps, or the length of an iterator that may not end by itself."""
-        is_iterator = isinstance(self._reader, Iterator)
-        return self._steps if self._steps is not None or not is_iterator else count_batches(self._reader)
-
-
 def _check_has_batches(loader: Any) -> None:
     if count_batches(loader) == 0:
         raise ValueError(

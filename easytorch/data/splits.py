@@ -211,13 +211,13 @@ def all_targets(loader: Any) -> Any:
 
 def _labels_of_batches(batches: Sequence[Any]) -> Tensor | None:
     """Return the labels of all ``batches`` in one dimension; None unless each batch is a tuple with a tensor of integers."""
-    labels = []
-    for batch in batches:
-        y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) in (2, 3) else None
-        if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
-            return None
-        labels.append(y.flatten())
-    return torch.cat(labels) if len({(y.dtype, y.device) for y in labels}) == 1 else None
+    labels = [batch[1] for batch in batches if isinstance(batch, (tuple, list)) and len(batch) in (2, 3)]
+    if len(labels) != len(batches) or not all(isinstance(y, Tensor) for y in labels):
+        return None
+    kinds = {(y.dtype, y.device) for y in labels}
+    if len(kinds) != 1 or labels[0].is_floating_point() or labels[0].is_complex():
+        return None
+    return torch.cat([y if y.ndim == 1 else y.flatten() for y in labels])
 
 
 def changes_samples(loader: Any) -> bool:

@@ -172,8 +172,10 @@ def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:
 def sum_scalars(values: list[Scalar]) -> Scalar:
     """Return the sum of ``values``, tensors on their device in its widest float, numbers on the host."""
     tensors = [value for value in values if isinstance(value, Tensor)]
-    total = sum(value for value in values if not isinstance(value, Tensor))
-    return torch.stack(tensors).sum(dtype=_widest(tensors[0].device)) + total if tensors else total
+    if not tensors:
+        return sum(values)
+    total = torch.stack(tensors).sum(dtype=_widest(tensors[0].device))
+    return total if len(tensors) == len(values) else total + sum(v for v in values if not isinstance(v, Tensor))
 
 
 def _weighted_sum(values: list[tuple[Scalar, Scalar]]) -> Tensor:

@@ -16,7 +16,7 @@ from easytorch._utils.api_hints import PRECISION_HINTS, HelpfulInit
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
 from easytorch.data.batch import Window, divide, make_to_device, one_if_zero
-from easytorch.data.epoch_iterator import EvalIterator
+from easytorch.data.eval_iterator import EvalIterator
 from easytorch.distributed.process_group import SingleProcess, is_launched
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import SingleProcessControl

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from easytorch._utils.registry import quote_list
 from easytorch.data.batch import Window, divide
-from easytorch.data.epoch_iterator import EvalIterator
+from easytorch.data.eval_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
 from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import convert_batchnorm

@@ -155,8 +155,9 @@ def _only_fit(model: Model, train_data: EpochIterator) -> Iterator[None]:
 @contextlib.contextmanager
 def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
     """Let the loss check the first batch of ``loader`` inside, and use what is known of its targets."""
-    model.loss.prepare(known_targets(model, loader))
-    with model.loss.knowing(_known_to_all_ranks(model, loader)):
+    targets = known_targets(model, loader)
+    model.loss.prepare(targets)
+    with model.loss.knowing(_if_same_on_all_ranks(model, targets)):
         yield
 
 
@@ -227,7 +228,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
             train_mode.in_eval_mode(model.module),
             train_mode.in_eval_mode(model.loss.modules),
             torch.no_grad(),
-            model.loss.knowing(_known_to_all_ranks(model, loader)),
+            model.loss.knowing(_if_same_on_all_ranks(model, known_targets(model, loader))),
         ):
             yield
     finally:
@@ -274,9 +275,9 @@ def known_targets(model: Model, loader: Any) -> Any:
     return None if is_custom else all_targets(loader)
 
 
-def _known_to_all_ranks(model: Model, loader: Any) -> Any:
-    """Return all targets that the loss will get, None if they are unknown or if ranks have different ones."""
-    return known_targets(model, loader) if model.strategy.group.splits_data else None
+def _if_same_on_all_ranks(model: Model, targets: Any) -> Any:
+    """Return ``targets``, None if each rank has its own."""
+    return targets if model.strategy.group.splits_data else None
 
 
 def _synchronize_ranks(model: Model) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from easytorch import Model
-from easytorch.data.epoch_iterator import EvalIterator
+from easytorch.data.eval_iterator import EvalIterator
 from easytorch.data.fast_loaders import MapBatches, as_map_batches, as_tensor_batches
 
 
