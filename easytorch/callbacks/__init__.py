@@ -8,6 +8,7 @@ from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
 from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
 from easytorch.callbacks.every import Every
+from easytorch.callbacks.freeze import Freeze
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from easytorch.callbacks.nan import TerminateOnNaN
@@ -22,6 +23,7 @@ __all__ = [
     "EMA",
     "EarlyStopping",
     "Every",
+    "Freeze",
     "LRScheduler",
     "LambdaCallback",
     "LearningRateScheduler",
