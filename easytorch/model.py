@@ -615,6 +615,14 @@ class Model:
         """The numbers of each epoch, over all fits."""
         return self.recorded_history.with_model(self)
 
+    @property
+    def progress(self) -> float:
+        """Share of the updates of this fit that are finished, from 0 to 1, for ramps and annealing in a step or a callback.
+
+        It is exact in a resumed run. For data without a length it changes between two epochs only.
+        """
+        return self.state.progress(self.callbacks.params.get("steps"))
+
     def summary(self, x: Any = None, **options: Any) -> Any:
         """Print the table of layers and an estimate of memory, and return the statistics of torchinfo.
 

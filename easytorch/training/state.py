@@ -43,6 +43,15 @@ class TrainState:
             )
         return TrainState(initial_epoch, self.step, 0, initial_epoch, epochs)
 
+    def progress(self, steps: int | None) -> float:
+        """Return the share of the planned updates that is finished, from 0 to 1.
+
+        Args:
+            steps: Updates per epoch; None if unknown, which counts finished epochs only.
+        """
+        epochs = self.epoch - self.first + (self.epoch_step / steps if steps else 0)
+        return min(epochs / max(self.last - self.first, 1), 1.0)
+
     def advance(self) -> None:
         """Count one update."""
         self.step += 1
