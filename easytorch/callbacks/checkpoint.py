@@ -86,6 +86,7 @@ class BackupAndRestore(Callback):
         # Newer checkpoints that could not be renamed.
         self._unarchived: set[Path] = set()
         self._write_error: OSError | None = None
+        self._repeat_restore: Callable[[], None] | None = None
         self._last_update = LastUpdate()
 
     @classmethod
@@ -136,7 +137,7 @@ class BackupAndRestore(Callback):
         if path is not None:
             self.folder = path.parent
             content = content or files.read_model(path, self.model.device, verified=True)
-            self.model.load_training_state(content, path)
+            self._repeat_restore = self.model.load_training_state(content, path)
             self._report_resumption(path)
 
     def _on_main_rank(
@@ -162,6 +163,12 @@ class BackupAndRestore(Callback):
         if self._claimed is not None:
             self._claimed = None
             self._on_main_rank(self._claim_folder)
+
+    def finish_restore(self) -> None:
+        """Restore the state once more: in the middle of an epoch, it has what ``on_epoch_begin`` has changed already."""
+        repeat, self._repeat_restore = self._repeat_restore, None
+        if repeat is not None:
+            repeat()
 
     def _claim_folder(self) -> tuple[Path, dict[str, Any]]:
         self._acquire_lock()
@@ -331,6 +338,18 @@ class BackupAndRestore(Callback):
     def _delete_old(self) -> None:
         if self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, self.keep, self._unarchived)
+
+
+class FinishRestore(Callback):
+    """Restores a run that continues in the middle of an epoch once more, when all callbacks have begun the epoch."""
+
+    priority = 100
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Restore the state of the first resumed epoch."""
+        for callback in self.model.callbacks.callbacks:
+            if isinstance(callback, BackupAndRestore):
+                callback.finish_restore()
 
 
 class FilenameTemplate:

@@ -590,6 +590,10 @@ class EpochIterator:
         self._position = dataclasses.replace(position)
         return True
 
+    def restore_random_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the random states of ``state`` once more, after hooks of a resumed epoch that may have drawn numbers."""
+        self.sources.set_state({**state, "counters": {}})
+
     def begin_validation(self) -> None:
         """Record the random states: an interrupted validation is repeated from its start."""
         self._before_validation = self._get_random_state()

@@ -22,7 +22,7 @@ from easytorch.callbacks.advice import (
     WarnOnUntrainedParameters,
 )
 from easytorch.callbacks.base import Callback, CallbackList
-from easytorch.callbacks.checkpoint import BackupAndRestore
+from easytorch.callbacks.checkpoint import BackupAndRestore, FinishRestore
 from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch
 from easytorch.data.sharding import describe_size
@@ -163,6 +163,8 @@ def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
 def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
     """Return the callbacks of a fit, with those that every fit has."""
     advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
+    if any(isinstance(callback, BackupAndRestore) for callback in callbacks):
+        advice.append(FinishRestore())
     if not params["steps"]:
         advice.append(WarnOnEndlessData())
     if model.overrides("update"):
@@ -301,6 +303,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
         with (
             train_mode.preserve_module(model.module),
             train_mode.preserve_module(model.loss.modules),
+            model.attribute_state.preserved(model.callbacks.callbacks),
             evaluation_session(model, loader),
             preserve_rng_state(),
             preserve_generators(model),
