@@ -86,7 +86,9 @@ class BackupAndRestore(Callback):
         # Newer checkpoints that could not be renamed.
         self._unarchived: set[Path] = set()
         self._write_error: OSError | None = None
+        # Restores the state after on_epoch_begin, and attributes after an interrupted validation.
         self._repeat_restore: Callable[[], None] | None = None
+        self._restore_attributes: Callable[[], None] | None = None
         self._last_update = LastUpdate()
 
     @classmethod
@@ -250,24 +252,34 @@ class BackupAndRestore(Callback):
         self._last_update.record(self.model)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Record the random states before a validation, which is repeated from its start if it is interrupted."""
+        """Record the state before a validation, which is repeated from its start if it is interrupted."""
         if self.model.train_data is not None:
             self.model.train_data.begin_validation()
+            self._restore_attributes = self.model.attribute_state.snapshot(self.model.callbacks.callbacks)
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Forget the random states from before the validation."""
+        """Forget the state from before the validation."""
         if self.model.train_data is not None:
             self.model.train_data.end_validation()
+            self._restore_attributes = None
 
     def on_interrupt(self) -> None:
         """Save a checkpoint of the interrupted run."""
+        self._leave_validation()
         self.save(final=True)
 
     def on_exception(self, error: BaseException) -> None:
         """Record that the run failed, and save a checkpoint of the last finished update."""
         self._has_failed = True
+        self._leave_validation()
         if self.model.train_data is not None and self._last_update.restore(self.model, error):
             self.save()
+
+    def _leave_validation(self) -> None:
+        """Restore what the user's code has changed in a validation that did not end."""
+        restore, self._restore_attributes = self._restore_attributes, None
+        if restore is not None:
+            restore()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the checkpoints of a complete run, if wanted, or raise the error of the last write."""

@@ -19,7 +19,7 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -129,18 +129,18 @@ class AttributeState:
         slots = [slot for slot in self._walk(callbacks).slots if slot.kind != "generator"]
         return any(slot.path not in self._latest or _has_changed(slot, self._latest[slot.path]) for slot in slots)
 
-    @contextlib.contextmanager
-    def preserved(self, callbacks: list[Callback]) -> Iterator[None]:
-        """Restore at the end of the block what is small: numbers, text, tensors, and containers of these."""
+    def snapshot(self, callbacks: list[Callback]) -> Callable[[], None]:
+        """Copy what is small: numbers, text, tensors, and containers of these; return a function that restores it."""
         slots = [slot for slot in self._walk(callbacks).slots if slot.kind in ("data", "tensor") and _is_flat(slot.value)]
         before = {slot.path: (_fingerprint(slot), copy.deepcopy(_read(slot)), slot) for slot in slots}
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             now = {slot.path: slot for slot in self._walk(callbacks).slots}
             for path, (fingerprint, value, slot) in before.items():
                 if path in now and _fingerprint(now[path]) != fingerprint:
                     self._write(slot, {"kind": slot.kind, "value": value})
+
+        return restore
 
     def has_optimizers(self) -> bool:
         """Return whether the user has added an optimizer; known after ``start``."""
@@ -268,7 +268,7 @@ class Walk:
         if not any(hasattr(parameter, "to_local") for parameter in model.module.parameters()):
             self._visit_modules(model.module)
         self._visit_callbacks(callbacks)
-        self._visit_sources(walk({"loss": model.loss.functions()}))
+        self._visit_sources(walk({f"loss[{i}]": function for i, function in enumerate(model.loss.functions())}))
         if model.train_data is not None:
             self._visit_sources({f"data.{path}": value for path, value in model.train_data.sources.of_samples().items()})
 

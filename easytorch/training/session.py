@@ -303,11 +303,12 @@ def _check_validation_data(model: Model, loader: Any) -> None:
         with (
             train_mode.preserve_module(model.module),
             train_mode.preserve_module(model.loss.modules),
-            model.attribute_state.preserved(model.callbacks.callbacks),
+            contextlib.ExitStack() as stack,
             evaluation_session(model, loader),
             preserve_rng_state(),
             preserve_generators(model),
         ):
+            stack.callback(model.attribute_state.snapshot(model.callbacks.callbacks))
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.
