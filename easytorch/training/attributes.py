@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from easytorch._utils import torch_private
 from easytorch._utils.internal import is_internal
@@ -59,6 +59,8 @@ LIBRARIES = frozenset(
     {*sys.stdlib_module_names, "torch", "torchvision", "numpy", "pandas", "rich", "PIL", "matplotlib"}
 )
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+# Attributes that torch gives to modules and loaders.
+LIBRARY_ATTRIBUTES = MODULE_ATTRIBUTES | vars(DataLoader(TensorDataset())).keys()
 OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)))
 CALLBACK_ATTRIBUTES = frozenset({"model", "params", "_is_disabled"})
 # Path of an attribute of a callback, such as "Counter[0].seen".
@@ -270,7 +272,7 @@ class Walk:
         self._visit_callbacks(callbacks)
         self._visit_sources(walk({f"loss[{i}]": function for i, function in enumerate(model.loss.functions())}))
         if model.train_data is not None:
-            self._visit_sources({f"data.{path}": value for path, value in model.train_data.sources.of_samples().items()})
+            self._visit_sources({f"data.{path}": value for path, value in model.train_data.sample_sources().items()})
 
     def new_slot(self, path: str, kind: str) -> Slot | None:
         """Return a slot for an attribute that the program creates while it trains, None if its owner is missing too."""
@@ -336,10 +338,10 @@ class Walk:
                     self._visit_cell(f"{path}.{name}", cell)
             elif type(source) in (list, dict, set, deque) and _is_flat(source):
                 self.slots.append(Slot(path, None, None, source, "data", True))
-            elif not isinstance(source, (type, DataLoader, Sampler)) and is_user_class(type(source)):
+            elif not isinstance(source, (type, Sampler)) and is_user_class(type(source)):
                 self._roots[f"{path}."] = source
                 for name, value in _attributes(source).items():
-                    if name not in MODULE_ATTRIBUTES and _is_flat(value):
+                    if name not in LIBRARY_ATTRIBUTES and _is_flat(value):
                         kind = "tensor" if isinstance(value, Tensor) else "data"
                         self.slots.append(Slot(f"{path}.{name}", source, name, value, kind, True))
 

@@ -294,6 +294,9 @@ def _check_validation_data(model: Model, loader: Any) -> None:
 
     It leaves no trace in the module.
     """
+    if loader is None:
+        return
+    restore_attributes = model.attribute_state.snapshot(model.callbacks.callbacks)
     batch = first_batch(loader)
     model.loss.prepare(known_targets(model, loader))
     if batch is None:
@@ -308,7 +311,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
             preserve_rng_state(),
             preserve_generators(model),
         ):
-            stack.callback(model.attribute_state.snapshot(model.callbacks.callbacks))
+            stack.callback(restore_attributes)
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.
