@@ -78,8 +78,9 @@ def read_files(folder: Path) -> dict[str, Any]:
     """Return the content of the files that callbacks have written, without the durations of epochs."""
     contents: dict[str, Any] = {path.name: path.read_text() for path in folder.glob("*.csv")}
     for path in folder.glob("*.pt"):
-        contents[path.name] = files.read(path)
-        contents[path.name].get("history", {}).pop("measured", None)
+        content = contents[path.name] = files.read(path)
+        if "history" in content:
+            content["history"] = {name: content["history"][name] for name in ("epoch", "columns")}
     return contents
 
 

@@ -488,17 +488,17 @@ class Adversarial(Model):
         self.metrics.record({"loss": loss, "critic": critic_loss}, len(x))
 
 
-class ClassCounter(Stepped):
-    """Counts in the class."""
+def counting_class() -> Model:
+    """Return a model that counts in its class."""
 
-    calls = 0
+    class Counter(Stepped):
+        calls = 0
 
-    def __init__(self) -> None:
-        super().__init__(Net(), device="cpu")
+        def factor(self) -> float:
+            type(self).calls += 1
+            return self.calls
 
-    def factor(self) -> float:
-        type(self).calls += 1
-        return self.calls
+    return Counter(Net(), device="cpu")
 
 
 # Modules
@@ -1030,7 +1030,7 @@ def state_cases() -> dict[str, dict[str, Any]]:
         **{f"attribute, {name}": {"make_model": stepped(*pair)} for name, pair in held.items()},
         "attribute, hidden state": {"make_model": Hidden},
         "attribute, critic with an optimizer": {"make_model": Adversarial},
-        "attribute of the class": {"make_model": ClassCounter},
+        "attribute of the class": {"make_model": counting_class},
         **{
             f"module, {name}": {"make_model": functools.partial(lambda make: Model(make(), device="cpu"), make)}
             for name, make in MODULES.items()

@@ -96,16 +96,36 @@ class Outcome(NamedTuple):
     messages: list[str]
 
 
+class Process(NamedTuple):
+    """A forked process, and the file to which it writes its outcome."""
+
+    id: int
+    path: str
+
+
 def start(program: Program, folder: Path, callbacks: list[Callback] | None = None) -> Outcome:
     """Run ``program`` in a forked process, which knows of earlier starts only the files in ``folder``."""
-    with tempfile.NamedTemporaryFile() as file:
-        process = os.fork()
-        if process == 0:
-            _run_and_exit(program, folder, callbacks or [], file.name)
-        _, status = os.waitpid(process, 0)
-        if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) != 0:
-            return Outcome("stopped", {}, [])
-        return Outcome(*pickle.loads(Path(file.name).read_bytes()))
+    return result_of(fork(program, folder, callbacks))
+
+
+def fork(program: Program, folder: Path, callbacks: list[Callback] | None = None) -> Process:
+    """Start ``program`` in a process with a group of its own."""
+    descriptor, path = tempfile.mkstemp()
+    os.close(descriptor)
+    process = os.fork()
+    if process == 0:
+        os.setpgid(0, 0)
+        _run_and_exit(program, folder, callbacks or [], path)
+    return Process(process, path)
+
+
+def result_of(process: Process) -> Outcome:
+    """Wait for the end of a process, and return its outcome."""
+    _, status = os.waitpid(process.id, 0)
+    content = Path(process.path).read_bytes()
+    os.unlink(process.path)
+    # A process that was killed has not written its outcome.
+    return Outcome(*pickle.loads(content)) if status == 0 and content else Outcome("stopped", {}, [])
 
 
 def _run_and_exit(program: Program, folder: Path, callbacks: list[Callback], path: str) -> None:
@@ -115,8 +135,15 @@ def _run_and_exit(program: Program, folder: Path, callbacks: list[Callback], pat
     os.dup2(null, 2)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    Path(path).write_bytes(pickle.dumps(run(program, folder, callbacks)))
-    os._exit(0)
+    status = 1
+    try:
+        outcome = run(program, folder, callbacks)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        Path(path).write_bytes(pickle.dumps(outcome))
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def run(program: Program, folder: Path, callbacks: list[Callback] | None = None) -> Outcome:
