@@ -30,8 +30,8 @@ class LastUpdate:
     """What an update changes before the optimizer steps: random states, buffers, measurements and the position in the data.
 
     Recording them takes some microseconds per update. Weights and optimizer change only at the end of an update, so that they
-    still have the values after the last one. What a step or a hook of the user may have changed since then is unknown, so there is
-    no return if they keep a state.
+    still have the values after the last one. What a step or a hook of the user may have changed since then is unknown, so there
+    is no return if they keep a state.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,6 @@ class LastUpdate:
             for buffer, value in self._buffers:
                 buffer.copy_(value)
         return True
-
 
     def _may_have_changed(self, model: Model) -> bool:
         """Return whether the user's code may have changed more than is recorded."""

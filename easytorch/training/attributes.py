@@ -133,7 +133,9 @@ class AttributeState:
 
     def snapshot(self, callbacks: list[Callback]) -> Callable[[], None]:
         """Copy what is small: numbers, text, tensors, and containers of these; return a function that restores it."""
-        slots = [slot for slot in self._walk(callbacks).slots if slot.kind in ("data", "tensor") and _is_flat(slot.value)]
+        slots = [
+            slot for slot in self._walk(callbacks).slots if slot.kind in ("data", "tensor") and _is_flat(slot.value)
+        ]
         before = {slot.path: (_fingerprint(slot), copy.deepcopy(_read(slot)), slot) for slot in slots}
 
         def restore() -> None:

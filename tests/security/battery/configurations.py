@@ -117,11 +117,20 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 PER_UPDATE = ("CyclicLR", "OneCycleLR")
 PER_EPOCH = ("StepLR", "MultiStepLR", "ReduceLROnPlateau")
 # Their class and their length do not decide what they count.
-NEITHER = ("ConstantLR", "CosineAnnealingWarmRestarts", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
+NEITHER = (
+    "ConstantLR",
+    "CosineAnnealingWarmRestarts",
+    "LambdaLR",
+    "MultiplicativeLR",
+    "SequentialLR",
+    "ChainedScheduler",
+)
 
 CALLBACKS: dict[str, Callable[[Path], list[Callback]]] = {
     "EarlyStopping": lambda folder: [EarlyStopping(patience=1, min_delta=0.05)],
-    "EarlyStopping, best weights": lambda folder: [EarlyStopping("val_accuracy", patience=1, restore_best_weights=True)],
+    "EarlyStopping, best weights": lambda folder: [
+        EarlyStopping("val_accuracy", patience=1, restore_best_weights=True)
+    ],
     "plateau": lambda folder: [ReduceLROnPlateau("loss", patience=1, factor=0.3, min_delta=1.0)],
     "plateau with cooldown": lambda folder: [ReduceLROnPlateau(patience=1, cooldown=1, min_delta=1.0)],
     "rates by a function": lambda folder: [LearningRateScheduler(lambda epoch, lr: 0.5 * lr)],

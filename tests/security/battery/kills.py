@@ -36,9 +36,7 @@ class Run:
         return "reported" if self.messages else "silent"
 
 
-def kill_and_resume(
-    name: str, program: Program, folder: Path, expected: dict[str, Any], kills: list[Kill]
-) -> Run:
+def kill_and_resume(name: str, program: Program, folder: Path, expected: dict[str, Any], kills: list[Kill]) -> Run:
     """Start a program in an empty folder, once for each kill and once more to its end."""
     run = Run(name, [], [], [])
     for kill in [*kills, None]:

@@ -209,9 +209,7 @@ CALLS: dict[str, Callable[[Model, Path, Path], Any]] = {
 }
 
 
-def _try_call(
-    name: str, call: Callable[..., Any], saved: Path, folder: Path, expected: Any, tracer: RaiseAt
-) -> Trial:
+def _try_call(name: str, call: Callable[..., Any], saved: Path, folder: Path, expected: Any, tracer: RaiseAt) -> Trial:
     model = new_model()
     before = {key: value.clone() for key, value in model.module.state_dict().items()}
     metrics, loss = model.metrics, model.loss

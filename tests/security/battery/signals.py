@@ -46,7 +46,7 @@ def attack(runs: int, seed: int) -> tuple[int, int, list[str]]:
                     break
             differences = differing(expected.result, outcome.result) if outcome.status == "ended" else [outcome.status]
             broken += [f"run {number} differs in {name}" for name in differences]
-            if (left := _children_of(process.id)):
+            if left := _children_of(process.id):
                 broken.append(f"run {number} leaves the processes {left}")
     return runs, sent, broken
 
