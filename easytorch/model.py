@@ -584,13 +584,19 @@ class Model:
         """Return everything that a run needs to continue exactly here; only while ``fit`` runs."""
         return model_io.training_state(self)
 
-    def load_training_state(self, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    def load_training_state(
+        self, content: Mapping[str, Any], path: str | os.PathLike[str]
+    ) -> Callable[[], None] | None:
         """Continue exactly where ``training_state`` was taken; only at the start of ``fit``.
+
+        Returns:
+            A function that restores the state once more, for a run that continues in the middle of an epoch: the hooks of
+            ``on_epoch_begin`` were called before it was taken, and are called again. Otherwise None.
 
         Raises:
             ResumeError: If data, callbacks, metrics or optimizer differ from those of the run.
         """
-        model_io.load_training_state(self, content, path)
+        return model_io.load_training_state(self, content, path)
 
     def _generator_sources(self) -> dict[str, Any]:
         """Return where random generators may be: what the user has given; see ``walk``."""

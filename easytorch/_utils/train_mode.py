@@ -137,5 +137,13 @@ def _preserve_modes(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for submodule, mode in modes:
-            submodule.training = mode
+        try:
+            _set_modes(modes)
+        except BaseException:  # Ctrl-C in the middle must not leave a submodule in the other mode
+            _set_modes(modes)
+            raise
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for submodule, mode in modes:
+        submodule.training = mode

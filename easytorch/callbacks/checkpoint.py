@@ -86,6 +86,9 @@ class BackupAndRestore(Callback):
         # Newer checkpoints that could not be renamed.
         self._unarchived: set[Path] = set()
         self._write_error: OSError | None = None
+        # Restores the state after on_epoch_begin, and attributes after an interrupted validation.
+        self._repeat_restore: Callable[[], None] | None = None
+        self._restore_attributes: Callable[[], None] | None = None
         self._last_update = LastUpdate()
 
     @classmethod
@@ -136,7 +139,7 @@ class BackupAndRestore(Callback):
         if path is not None:
             self.folder = path.parent
             content = content or files.read_model(path, self.model.device, verified=True)
-            self.model.load_training_state(content, path)
+            self._repeat_restore = self.model.load_training_state(content, path)
             self._report_resumption(path)
 
     def _on_main_rank(
@@ -162,6 +165,12 @@ class BackupAndRestore(Callback):
         if self._claimed is not None:
             self._claimed = None
             self._on_main_rank(self._claim_folder)
+
+    def finish_restore(self) -> None:
+        """Restore the state once more: in the middle of an epoch, it has what ``on_epoch_begin`` has changed already."""
+        repeat, self._repeat_restore = self._repeat_restore, None
+        if repeat is not None:
+            repeat()
 
     def _claim_folder(self) -> tuple[Path, dict[str, Any]]:
         self._acquire_lock()
@@ -243,24 +252,34 @@ class BackupAndRestore(Callback):
         self._last_update.record(self.model)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Record the random states before a validation, which is repeated from its start if it is interrupted."""
+        """Record the state before a validation, which is repeated from its start if it is interrupted."""
         if self.model.train_data is not None:
             self.model.train_data.begin_validation()
+            self._restore_attributes = self.model.attribute_state.snapshot(self.model.callbacks.callbacks)
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Forget the random states from before the validation."""
+        """Forget the state from before the validation."""
         if self.model.train_data is not None:
             self.model.train_data.end_validation()
+            self._restore_attributes = None
 
     def on_interrupt(self) -> None:
         """Save a checkpoint of the interrupted run."""
+        self._leave_validation()
         self.save(final=True)
 
     def on_exception(self, error: BaseException) -> None:
         """Record that the run failed, and save a checkpoint of the last finished update."""
         self._has_failed = True
+        self._leave_validation()
         if self.model.train_data is not None and self._last_update.restore(self.model, error):
             self.save()
+
+    def _leave_validation(self) -> None:
+        """Restore what the user's code has changed in a validation that did not end."""
+        restore, self._restore_attributes = self._restore_attributes, None
+        if restore is not None:
+            restore()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Delete the checkpoints of a complete run, if wanted, or raise the error of the last write."""
@@ -331,6 +350,18 @@ class BackupAndRestore(Callback):
     def _delete_old(self) -> None:
         if self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, self.keep, self._unarchived)
+
+
+class FinishRestore(Callback):
+    """Restores a run that continues in the middle of an epoch once more, when all callbacks have begun the epoch."""
+
+    priority = 100
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Restore the state of the first resumed epoch."""
+        for callback in self.model.callbacks.callbacks:
+            if isinstance(callback, BackupAndRestore):
+                callback.finish_restore()
 
 
 class FilenameTemplate:

@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from easytorch._utils import torch_private
+from easytorch._utils.internal import is_internal
 from easytorch._utils.rng import (
     get_generator_states,
     get_host_rng_state,
     set_generator_states,
     set_host_rng_state,
 )
+from easytorch.callbacks.base import HOOKS, Callback, has_hook
 from easytorch.strategies.base import Strategy
 
 if TYPE_CHECKING:
     from easytorch.model import Model
 
+# Hooks that a failed update has not reached.
+HOOKS_AFTER_AN_UPDATE = {"on_train_begin", "on_train_batch_end", "on_epoch_end", "on_train_end", "on_exception"}
 # Buffers with more values are not copied in each update.
 MAX_VALUES = 2**22
 
@@ -25,7 +30,8 @@ class LastUpdate:
     """What an update changes before the optimizer steps: random states, buffers, measurements and the position in the data.
 
     Recording them takes some microseconds per update. Weights and optimizer change only at the end of an update, so that they
-    still have the values after the last one.
+    still have the values after the last one. What a step or a hook of the user may have changed since then is unknown, so there
+    is no return if they keep a state.
     """
 
     def __init__(self) -> None:
@@ -47,6 +53,7 @@ class LastUpdate:
         self._random = get_host_rng_state(), _get_device_state(model.device)
         self._generator_states = get_generator_states(self._generators)
         self._metrics = model.metrics.snapshot()
+        self._versions, self._settings = _get_versions(model), _get_settings(model)
         with torch.no_grad():
             self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
 
@@ -54,6 +61,8 @@ class LastUpdate:
         """Return to the recorded state after ``error``; return False if that is not possible."""
         is_last = self._place == (model.state.epoch, model.state.step)
         if not is_last or model.train_data is None or not isinstance(error, Exception) or _stopped_in_step(error):
+            return False
+        if self._may_have_changed(model):
             return False
         if not model.train_data.set_position(self._position):
             return False
@@ -67,6 +76,42 @@ class LastUpdate:
             for buffer, value in self._buffers:
                 buffer.copy_(value)
         return True
+
+    def _may_have_changed(self, model: Model) -> bool:
+        """Return whether the user's code may have changed more than is recorded."""
+        # An average of the weights is loaded into the module while it is evaluated, and the weights are loaded again.
+        has_average = any(hasattr(callback, "averaged") for callback in model.callbacks.callbacks)
+        has_other_weights = not has_average and self._versions != _get_versions(model)
+        return (
+            has_other_weights
+            or self._settings != _get_settings(model)
+            or any(map(_keeps_state, model.callbacks.callbacks))
+            or model.attribute_state.has_changed(model.callbacks.callbacks)
+        )
+
+
+def _get_versions(model: Model) -> list[int | None]:
+    """Return a number for each parameter that differs when it was changed in place."""
+    return [torch_private.version(parameter) for parameter in model.module.parameters()]
+
+
+def _get_settings(model: Model) -> list[dict[str, Any]]:
+    """Return the settings of the optimizer's groups; of a tensor, its number of changes."""
+    return [
+        {
+            name: torch_private.version(value) if isinstance(value, torch.Tensor) else value
+            for name, value in group.items()
+            if name != "params"
+        }
+        for group in model.require_optimizer("fit").param_groups
+    ]
+
+
+def _keeps_state(callback: Callback) -> bool:
+    """Return whether ``callback`` is one of the user that saves itself, and may change before an update has ended."""
+    kind = type(callback)
+    is_own = not is_internal(kind) and kind.state_dict is not Callback.state_dict
+    return is_own and any(has_hook(callback, hook) for hook in HOOKS if hook not in HOOKS_AFTER_AN_UPDATE)
 
 
 def _can_return(model: Model) -> bool:

@@ -49,7 +49,7 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
         TypeError: If ``content`` holds what no file can hold, with its place.
     """
     conversion = Conversion()
-    plain = conversion.convert(dict(content), "")
+    plain = conversion.convert(content if isinstance(content, dict) else dict(content), "")
 
     def fill(file: IO[bytes]) -> None:
         torch.save(plain, file)

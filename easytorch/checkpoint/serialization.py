@@ -72,12 +72,22 @@ class Conversion:
                 "contain themselves. Return a flat list from state_dict()."
             )
         if type(value) in DICT_TYPES:
-            return {
+            plain = {
                 self._check_key(key, where): self.convert(child, _child_name(where, key), depth + 1)
                 for key, child in value.items()
             }
+            return self._convert_versions(value, plain, depth)
         children = [self.convert(child, f"{where}[{i}]", depth + 1) for i, child in enumerate(value)]
         return children if type(value) is list else tuple(children)
+
+    def _convert_versions(self, value: Any, plain: dict[Any, Any], depth: int) -> dict[Any, Any]:
+        """Return ``plain``, with the versions of modules that ``value`` has if it is a state dict of a module."""
+        versions = getattr(value, "_metadata", None) if type(value) is OrderedDict else None
+        if not versions:
+            return plain
+        state = OrderedDict(plain)
+        state._metadata = self.convert(dict(versions), "_metadata", depth + 1)  # type: ignore[attr-defined]
+        return state
 
     def _check_key(self, key: Any, where: str) -> Any:
         if type(key) is str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -67,7 +68,22 @@ def unwrapped_state_dict(module: nn.Module) -> dict[str, Any]:
         keys = name.split(".")
         return ".".join(key for i, key in enumerate(keys) if ".".join(keys[: i + 1]) not in wrapped_names)
 
-    return {unwrap(name): value for name, value in module.state_dict().items()}
+    state = module.state_dict()
+    versions = {unwrap(name): value for name, value in get_versions(state).items()}
+    return with_versions({unwrap(name): value for name, value in state.items()}, versions)
+
+
+def get_versions(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the versions of the modules in a state dict, by which torch converts old ones; empty if it has none."""
+    return dict(getattr(state, "_metadata", {}))
+
+
+def with_versions(values: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict with the ``versions`` of its modules."""
+    state = OrderedDict(values)
+    if versions:
+        state._metadata = dict(versions)  # type: ignore[attr-defined]
+    return state
 
 
 def match_state_dict(found: Any, module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -180,13 +196,17 @@ def _name_rows(
 
 def rename(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``found`` under the names of ``expected`` that are equal except for the prefixes of wrappers."""
+    versions = get_versions(found)
     if set(found) == set(expected):
-        return dict(found)
+        return with_versions(found, versions)
     values = {_strip_wrappers(name): value for name, value in found.items()}
     names = {_strip_wrappers(name): name for name in expected}
     if len(values) < len(found) or len(names) < len(expected):
-        return dict(found)
-    return {names.get(name, name): value for name, value in values.items()}
+        return with_versions(found, versions)
+    stripped = {_strip_from_module(name): value for name, value in versions.items()}
+    modules = {name: _strip_from_module(name) for name in get_versions(expected)}
+    of_modules = {name: stripped[key] for name, key in modules.items() if key in stripped}
+    return with_versions({names.get(name, name): value for name, value in values.items()}, of_modules)
 
 
 def _strip_wrappers(name: str) -> str:
@@ -194,6 +214,11 @@ def _strip_wrappers(name: str) -> str:
     while keys[0] == "module" and len(keys) > 1:
         del keys[0]
     return ".".join(keys)
+
+
+def _strip_from_module(name: str) -> str:
+    """Return the name of a weight of the module ``name`` without the prefixes of wrappers."""
+    return _strip_wrappers(f"{name}.weight".lstrip("."))
 
 
 def _has_same_shape(value: Any, expected: Tensor) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -132,16 +133,23 @@ def check_content(tree: Any, path: Path) -> Any:
     def visit_children(value: Any, depth: int) -> Any:
         """Return ``value`` with plain children, in place where its type is plain: a copy needs memory."""
         if isinstance(value, dict):
-            # A file can replace the method items() of an OrderedDict.
-            plain = value if type(value) is dict else dict(dict.items(value))
-            for key, child in dict.items(plain):
-                plain[key] = visit(child, depth)
-            return plain
+            if type(value) is not dict:
+                keep_versions(value, depth)
+            for key, child in dict.items(value):
+                value[key] = visit(child, depth)
+            return value
         if type(value) is list:
             for i, child in enumerate(value):
                 value[i] = visit(child, depth)
             return value
         return tuple(visit(child, depth) for child in value)
+
+    def keep_versions(state: Any, depth: int) -> None:
+        """Delete the attributes of an OrderedDict, since a file can replace its methods, but not the versions of modules."""
+        versions = vars(state).pop("_metadata", None)
+        vars(state).clear()
+        if type(versions) in (dict, OrderedDict):
+            state._metadata = visit(versions, depth)
 
     return visit(tree, 0)
 

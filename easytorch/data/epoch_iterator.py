@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int
+from easytorch._utils.object_graph import is_user_class
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import (
     get_generator_states,
@@ -589,6 +590,15 @@ class EpochIterator:
             return False
         self._position = dataclasses.replace(position)
         return True
+
+    def sample_sources(self) -> dict[str, Any]:
+        """Return the objects that make the samples, by their path."""
+        own_loader = {"loader": self._reader} if is_user_class(type(self._reader)) else {}
+        return own_loader | self.sources.of_samples()
+
+    def restore_random_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the random states of ``state`` once more, after hooks of a resumed epoch that may have drawn numbers."""
+        self.sources.set_state({**state, "counters": {}})
 
     def begin_validation(self) -> None:
         """Record the random states: an interrupted validation is repeated from its start."""

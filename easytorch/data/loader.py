@@ -266,7 +266,7 @@ def is_deterministic(dataset: Any) -> bool:
 def first_batch(loader: Any) -> Any:
     """Return the first batch of data that can be read again, or None; random states are restored."""
     if isinstance(loader, (Sequence, ReplayedGenerator)):
-        with preserve_rng_state():
+        with preserve_rng_state(), preserve_generators(loader):
             return next(iter(loader), None)
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return None

@@ -101,6 +101,16 @@ class RandomSources:
         objects = scan.order | scan.samples
         return select_generators(objects | self._find_others(objects))
 
+    def of_samples(self) -> dict[str, Any]:
+        """Return the objects that make the samples of training and validation, apart from those of streams.
+
+        A stream is read again from its start, so its objects have the state of the start of a pass.
+        """
+        scan = self._scan()
+        is_read_again = not isinstance(self.loader, DataLoader) or scan.sources is scan.samples
+        samples = {} if is_read_again else scan.samples
+        return samples | walk({"validation": self.validation_loader}, samples.values())
+
     def order_generators(self) -> dict[str, Any]:
         """Return the generators that draw the order."""
         return select_generators(self._scan().order)

@@ -8,6 +8,8 @@ numbers and text, also inside other objects of the user.
 from __future__ import annotations
 
 import array
+import contextlib
+import copy
 import enum
 import functools
 import io
@@ -17,16 +19,18 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from easytorch._utils import torch_private
 from easytorch._utils.internal import is_internal
+from easytorch._utils.object_graph import is_user_class, walk
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import GENERATOR_TYPES, get_generator_state, set_generator_state
 from easytorch._utils.warnings import warn
@@ -41,6 +45,9 @@ MAX_SLOTS = 20_000
 MAX_DEPTH = 6
 # A container with more items is stored without a comparison with its content at the start of the fit.
 MAX_COMPARED = 1_000
+SCALARS = (bool, int, float, complex, str, bytes, type(None))
+# Settings of a model that a callback may change in a fit.
+CHANGEABLE_SETTINGS = frozenset({"clip_grad_norm", "clip_grad_value"})
 CONSTANTS = (
     type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial, torch.device,
     torch.dtype, torch.Size, pathlib.PurePath, re.Pattern, enum.Enum, io.IOBase, DataLoader, Dataset, Sampler, Callback,
@@ -52,6 +59,8 @@ LIBRARIES = frozenset(
     {*sys.stdlib_module_names, "torch", "torchvision", "numpy", "pandas", "rich", "PIL", "matplotlib"}
 )
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+# Attributes that torch gives to modules and loaders.
+LIBRARY_ATTRIBUTES = MODULE_ATTRIBUTES | vars(DataLoader(TensorDataset())).keys()
 OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)))
 CALLBACK_ATTRIBUTES = frozenset({"model", "params", "_is_disabled"})
 # Path of an attribute of a callback, such as "Counter[0].seen".
@@ -91,14 +100,15 @@ class AttributeState:
     """
 
     def __init__(self, model: Model, internal_names: frozenset[str]) -> None:
-        self.model, self.internal_names = model, internal_names | {"attribute_state"}
+        self.model, self.internal_names = model, (internal_names | {"attribute_state"}) - CHANGEABLE_SETTINGS
         self._baseline: dict[str, Any] = {}  # of the values that are stored only if they change
+        self._latest: dict[str, Any] = {}  # of all values, when the fit started or was resumed
         self._changed: set[str] = set()
         self._has_optimizers = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle, without what belongs to a fit."""
-        return {**vars(self), "_baseline": {}}
+        return {**vars(self), "_baseline": {}, "_latest": {}}
 
     def start_fit(self, callbacks: list[Callback]) -> None:
         """Move modules and tensors to the device, give all ranks the values of rank 0, and record what may change."""
@@ -109,11 +119,32 @@ class AttributeState:
         """Record the values that are stored only if they change from now on."""
         slots = self._walk(callbacks).slots
         self._baseline = {slot.path: _fingerprint(slot) for slot in slots if slot.is_compared}
+        self._latest = {slot.path: _fingerprint_or_none(slot) for slot in slots}
         self._has_optimizers = any(isinstance(slot.value, torch.optim.Optimizer) for slot in slots)
 
     def end_fit(self, callbacks: list[Callback]) -> None:
         """Record what the fit has changed, which is stored from now on."""
         self._note_changes(self._walk(callbacks).slots)
+
+    def has_changed(self, callbacks: list[Callback]) -> bool:
+        """Return whether anything but random generators may have changed since the fit started or was resumed."""
+        slots = [slot for slot in self._walk(callbacks).slots if slot.kind != "generator"]
+        return any(slot.path not in self._latest or _has_changed(slot, self._latest[slot.path]) for slot in slots)
+
+    def snapshot(self, callbacks: list[Callback]) -> Callable[[], None]:
+        """Copy what is small: numbers, text, tensors, and containers of these; return a function that restores it."""
+        slots = [
+            slot for slot in self._walk(callbacks).slots if slot.kind in ("data", "tensor") and _is_flat(slot.value)
+        ]
+        before = {slot.path: (_fingerprint(slot), copy.deepcopy(_read(slot)), slot) for slot in slots}
+
+        def restore() -> None:
+            now = {slot.path: slot for slot in self._walk(callbacks).slots}
+            for path, (fingerprint, value, slot) in before.items():
+                if path in now and _fingerprint(now[path]) != fingerprint:
+                    self._write(slot, {"kind": slot.kind, "value": value})
+
+        return restore
 
     def has_optimizers(self) -> bool:
         """Return whether the user has added an optimizer; known after ``start``."""
@@ -156,6 +187,7 @@ class AttributeState:
                 reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
                 raise ValueError(f"{path} cannot be restored: {reason}") from error
         self._changed |= {path for path in state if path not in slots or slots[path].is_compared}
+        self._latest = {slot.path: _fingerprint_or_none(slot) for slot in self._walk(callbacks).slots}
 
     def _walk(self, callbacks: list[Callback] | None) -> Walk:
         return Walk(self.model, self.internal_names, callbacks or [])
@@ -219,17 +251,20 @@ class Walk:
 
     Attributes:
         slots: What is part of the state.
+        views: Tensors that share memory with a parameter or a buffer, by their path.
         unreadable: The type of what would be part of it, but cannot be read, by its path.
     """
 
     def __init__(self, model: Model, internal_names: frozenset[str], callbacks: list[Callback]) -> None:
         self.slots: list[Slot] = []
+        self.views: dict[str, Slot] = {}
         self.unreadable: dict[str, str] = {}
         modules = list(model.module.modules())
         # What is stored already, and what was visited.
         owned: list[Any] = [model, *modules, model.optimizer, model.loss, model.metrics, *model.schedules, *callbacks]
         owned += [*model.module.parameters(), *model.module.buffers()]
         self._seen: dict[int, Any] = {id(value): value for value in owned}
+        self._memory = {_memory(tensor) for tensor in [*model.module.parameters(), *model.module.buffers()]} - {None}
         self._roots: dict[str, Any] = {"": model}
         self._visit_attributes("", model, internal_names)
         if model.optimizer is not None:
@@ -237,9 +272,14 @@ class Walk:
         if not any(hasattr(parameter, "to_local") for parameter in model.module.parameters()):
             self._visit_modules(model.module)
         self._visit_callbacks(callbacks)
+        self._visit_sources(walk({f"loss[{i}]": function for i, function in enumerate(model.loss.functions())}))
+        if model.train_data is not None:
+            self._visit_sources({f"data.{path}": value for path, value in model.train_data.sample_sources().items()})
 
     def new_slot(self, path: str, kind: str) -> Slot | None:
         """Return a slot for an attribute that the program creates while it trains, None if its owner is missing too."""
+        if path in self.views:  # replaced, since a write would change the parameter
+            return self.views[path]._replace(value=None)
         prefix, _, name = path.rpartition(".")
         owner = self._roots.get(f"{prefix}." if prefix else "")
         if owner is None or kind in ("stateful", "generator") or not name.isidentifier():
@@ -280,6 +320,38 @@ class Walk:
         for name, value in list(_attributes(owner).items()):
             if name not in excluded:
                 self._visit(f"{prefix}{name}", owner, name, value, depth, is_compared)
+        for cls in type(owner).__mro__:
+            if not is_internal(cls) and is_user_class(cls):
+                self._visit_class(f"{prefix}__class__", cls, owner)
+
+    def _visit_class(self, path: str, cls: type, owner: Any) -> None:
+        """Visit the numbers of a class that no instance hides, such as a counter of all instances."""
+        for name, value in vars(cls).items():
+            if type(value) in (int, float) and not name.startswith("__") and name not in getattr(owner, "__dict__", {}):
+                self.slots.append(Slot(f"{path}.{name}", cls, name, value, "data", True))
+
+    def _visit_sources(self, sources: Mapping[str, Any]) -> None:
+        """Visit the small values of objects that make samples or the loss, which are stored if they change."""
+        for path, source in sources.items():
+            if id(source) in self._seen:
+                continue
+            if isinstance(source, types.FunctionType) and is_user_class(source):  # type: ignore[arg-type]
+                for name, cell in zip(source.__code__.co_freevars, source.__closure__ or (), strict=True):
+                    self._visit_cell(f"{path}.{name}", cell)
+            elif type(source) in (list, dict, set, deque) and _is_flat(source):
+                self.slots.append(Slot(path, None, None, source, "data", True))
+            elif not isinstance(source, (type, Sampler)) and is_user_class(type(source)):
+                self._roots[f"{path}."] = source
+                for name, value in _attributes(source).items():
+                    if name not in LIBRARY_ATTRIBUTES and _is_flat(value):
+                        kind = "tensor" if isinstance(value, Tensor) else "data"
+                        self.slots.append(Slot(f"{path}.{name}", source, name, value, kind, True))
+
+    def _visit_cell(self, path: str, cell: types.CellType) -> None:
+        """Visit a number or text that a function declares as nonlocal."""
+        with contextlib.suppress(ValueError):  # it has no value yet
+            if type(cell.cell_contents) in SCALARS:
+                self.slots.append(Slot(path, cell, "cell_contents", cell.cell_contents, "data", True))
 
     def _visit(self, path: str, owner: Any, name: Any, value: Any, depth: int, is_compared: bool) -> None:
         kind = _kind(value)
@@ -299,6 +371,8 @@ class Walk:
             self._visit_items(path, value, depth, is_compared)
         elif not is_encodable:
             self.unreadable[path] = type(value).__name__
+        elif kind == "tensor" and _memory(value) in self._memory:  # a view of a parameter, which is stored elsewhere
+            self.views[path] = Slot(path, owner, name, value, kind, is_compared)
         elif kind != "data" or not (isinstance(owner, (tuple, set, frozenset)) or self._is_owned(value)):
             is_plain = kind == "data" and _is_small(value) and not _has_tensor(value)
             self.slots.append(Slot(path, owner, name, value, kind, is_plain or (is_compared and kind == "tensor")))
@@ -308,7 +382,7 @@ class Walk:
     def _is_owned(self, value: Any) -> bool:
         """Return whether ``value`` is a container of parameters that are stored elsewhere, such as the weights of an LSTM."""
         tensors = [leaf for leaf in leaves(_iterable(value)) if isinstance(leaf, Tensor)]
-        return bool(tensors) and all(id(tensor) in self._seen for tensor in tensors)
+        return bool(tensors) and all(id(tensor) in self._seen or _memory(tensor) in self._memory for tensor in tensors)
 
     def _visit_items(self, path: str, container: Any, depth: int, is_compared: bool) -> None:
         """Visit the items of a container with optimizers, modules or other objects."""
@@ -407,11 +481,43 @@ def _iterable(value: Any) -> Any:
     return list(value) if isinstance(value, (deque, set, frozenset)) else value
 
 
+def _is_flat(value: Any) -> bool:
+    """Return whether ``value`` is small, and a number, text, tensor, array, or a container of numbers and text."""
+    if isinstance(value, Tensor):
+        return value.layout == torch.strided and value.numel() <= MAX_COMPARED
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc" and value.size <= MAX_COMPARED
+    if type(value) in (list, dict, set, deque):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return len(value) <= MAX_COMPARED and all(type(item) in SCALARS for item in items)
+    return type(value) in SCALARS
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Return the address of the memory of ``tensor``; None if it has none of its own."""
+    if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "to_local"):
+        return None
+    return tensor.untyped_storage().data_ptr() or None
+
+
 def _fingerprint(slot: Slot) -> Any:
     """Return what differs when the value has changed."""
     if slot.kind == "tensor":
         return id(slot.value), torch_private.version(slot.value)
     return repr(encode(_plain(slot.value)))
+
+
+def _fingerprint_or_none(slot: Slot) -> Any:
+    """Return what differs when any value has changed; None if that would take long or is unknown."""
+    if isinstance(slot.value, nn.Module):
+        tensors = [*slot.value.parameters(), *slot.value.buffers()]
+        return [(id(tensor), torch_private.version(tensor)) for tensor in tensors]
+    return _fingerprint(slot) if slot.kind == "tensor" or slot.is_compared else None
+
+
+def _has_changed(slot: Slot, before: Any) -> bool:
+    now = _fingerprint_or_none(slot)
+    return now is None or now != before
 
 
 def _read(slot: Slot) -> Any:

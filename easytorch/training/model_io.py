@@ -192,8 +192,14 @@ def _callback_state(model: Model, callback: Callback) -> Any:
     return serialization.to_serializable(state, model.callbacks.place(callback))
 
 
-def load_training_state(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Continue exactly where ``training_state`` was taken; see ``Model.load_training_state``."""
+def load_training_state(
+    model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]
+) -> Callable[[], None] | None:
+    """Continue exactly where ``training_state`` was taken; see ``Model.load_training_state``.
+
+    Returns:
+        A function that restores the state once more, after ``on_epoch_begin``; None between two epochs.
+    """
     if "train_data" not in content:
         raise ResumeError(
             f"Cannot resume from {str(path)!r}: save() wrote it, which does not store the position in the data. Use load(), "
@@ -205,7 +211,18 @@ def load_training_state(model: Model, content: Mapping[str, Any], path: str | os
         _restore_groups(model, content)
         _check_same_run(model, content, path)
         _warn_of_changes(model, content)
-        _continue_run(model, content, weights)
+        rank_state = _continue_run(model, content, weights)
+    if model.state.epoch_step == 0:
+        return None
+
+    def repeat() -> None:
+        assert model.train_data is not None
+        stops = model.stop_training
+        model.train_data.restore_random_state(rank_state["train_data"])
+        _restore_state(model, content, weights, rank_state)
+        model.stop_training |= stops
+
+    return repeat
 
 
 def _flags(model: Model) -> dict[str, Any]:
@@ -372,19 +389,27 @@ def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
     model.compile_args = now | {name: before.get(name) for name in restored}
 
 
-def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-    """Restore the run in ``content``, and train it for as many epochs as were planned."""
+def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Restore the run in ``content``, train it for as many epochs as were planned, and return the state of this rank."""
     assert model.train_data is not None
+    ranks, group = content.get("ranks", [content]), model.strategy.group
+    rank_state: Mapping[str, Any] = ranks[group.rank] if len(ranks) == group.world_size else ranks[0]
+    model.train_data.load_state_dict(rank_state["train_data"])
+    _restore_state(model, content, weights, rank_state)
+    return rank_state
+
+
+def _restore_state(
+    model: Model, content: Mapping[str, Any], weights: Mapping[str, Any], rank_state: Mapping[str, Any]
+) -> None:
+    """Restore everything but the position in the data."""
     group, planned = model.strategy.group, model.state.last - model.state.first
     ranks = content.get("ranks", [content])
-    is_same_size = len(ranks) == group.world_size
-    rank_state = ranks[group.rank] if is_same_size else ranks[0]
-    model.train_data.load_state_dict(rank_state["train_data"])
     _load_components(model, content, weights)
     _restore_flags(model, content.get("flags"))
     _restore_attributes(model, {**content.get("attributes", {}), **rank_state.get("rank_attributes", {})})
     model.state.last = model.state.first + planned
-    if is_same_size:
+    if len(ranks) == group.world_size:
         model.metrics.load_state_dict(rank_state["metrics"])
     elif group.is_main:  # one rank continues with what all ranks have measured
         model.metrics.load_state_dict(model.metrics.merged([state["metrics"] for state in ranks]).state_dict())

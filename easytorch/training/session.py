@@ -22,7 +22,7 @@ from easytorch.callbacks.advice import (
     WarnOnUntrainedParameters,
 )
 from easytorch.callbacks.base import Callback, CallbackList
-from easytorch.callbacks.checkpoint import BackupAndRestore
+from easytorch.callbacks.checkpoint import BackupAndRestore, FinishRestore
 from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch
 from easytorch.data.sharding import describe_size
@@ -164,6 +164,8 @@ def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
 def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
     """Return the callbacks of a fit, with those that every fit has."""
     advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
+    if any(isinstance(callback, BackupAndRestore) for callback in callbacks):
+        advice.append(FinishRestore())
     if not params["steps"]:
         advice.append(WarnOnEndlessData())
     if model.overrides("update"):
@@ -293,6 +295,9 @@ def _check_validation_data(model: Model, loader: Any) -> None:
 
     It leaves no trace in the module.
     """
+    if loader is None:
+        return
+    restore_attributes = model.attribute_state.snapshot(model.callbacks.callbacks)
     batch = first_batch(loader)
     model.loss.prepare(known_targets(model, loader))
     if batch is None:
@@ -302,10 +307,12 @@ def _check_validation_data(model: Model, loader: Any) -> None:
         with (
             train_mode.preserve_module(model.module),
             train_mode.preserve_module(model.loss.modules),
+            contextlib.ExitStack() as stack,
             evaluation_session(model, loader),
             preserve_rng_state(),
             preserve_generators(model),
         ):
+            stack.callback(restore_attributes)
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
         # The constructor of a subclass may take other arguments.
