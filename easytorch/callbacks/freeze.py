@@ -105,7 +105,9 @@ class Freeze(Callback):
                     f"of the module: {', '.join(map(repr, layers[:10])) or 'none'}{', ...' if len(layers) > 10 else ''}."
                 )
         for other in self.model.callbacks.callbacks:
-            shared = [name for name in names if isinstance(other, Freeze) and self._matches(name) and other._matches(name)]
+            shared = [
+                name for name in names if isinstance(other, Freeze) and self._matches(name) and other._matches(name)
+            ]
             if other is not self and shared:
                 raise ValueError(f"{self!r} and {other!r} both freeze {shared[0]!r}. Name each layer in one of them.")
 

@@ -92,9 +92,7 @@ def test_layer_in_eval_mode_of_the_user_stays_there():
 def test_gradual_unfreezing():
     net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)), nn.Linear(8, 3))
     seen = []
-    record = LambdaCallback(
-        on_train_batch_end=lambda *_: seen.append([p.requires_grad for p in net.parameters()][::2])
-    )
+    record = LambdaCallback(on_train_batch_end=lambda *_: seen.append([p.requires_grad for p in net.parameters()][::2]))
     stages = [Freeze("2", until=1), Freeze("[01]", until=2)]
     new_model(net).fit(X, Y, epochs=3, batch_size=24, callbacks=[*stages, record], verbose=0)
     assert seen == [[False, False, False, True], [False, False, True, True], [True] * 4]
@@ -125,16 +123,13 @@ def test_added_parameters_follow_the_schedule():
 
 @pytest.mark.parametrize("stop", range(1, 18, 3))
 def test_resumed_run_equals_an_uninterrupted_one(stop, tmp_path):
-    class Stop(Exception):
-        pass
-
     def stop_at(*_):
         if model.state.step == stop:
-            raise Stop
+            raise RuntimeError("stop")
 
     model = new_model()
-    with pytest.raises(Stop):
-        callbacks = [Freeze("body", until=2), LambdaCallback(on_train_batch_end=stop_at)]
+    callbacks = [Freeze("body", until=2), LambdaCallback(on_train_batch_end=stop_at)]
+    with pytest.raises(RuntimeError, match="stop"):
         model.fit(BATCHES, 3, callbacks=callbacks, resume=tmp_path, verbose=0)
     model = new_model()
     model.fit(BATCHES, 3, callbacks=[Freeze("body", until=2)], resume=tmp_path, verbose=0)

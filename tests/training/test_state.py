@@ -60,16 +60,13 @@ def test_progress_is_at_most_one_if_the_data_is_longer_than_promised():
 
 
 def test_progress_continues_in_a_resumed_run(tmp_path):
-    class Stop(Exception):
-        pass
-
     def stop(*_):
         if model.state.step == 4:
-            raise Stop
+            raise RuntimeError("stop")
 
     model = Recorder()
-    with pytest.raises(Stop):
-        stopper = LambdaCallback(on_train_batch_end=stop)
+    stopper = LambdaCallback(on_train_batch_end=stop)
+    with pytest.raises(RuntimeError, match="stop"):
         model.fit(X, Y, epochs=2, batch_size=4, callbacks=[stopper], resume=tmp_path, verbose=0)
     model = Recorder()
     model.seen = []
