@@ -146,8 +146,9 @@ def add_rate_attributes(optimizer: torch.optim.Optimizer) -> None:
     assigned = [name for name in RATE_NAMES if stock_class(optimizer) is not None and name in vars(optimizer)]
     rates = [vars(optimizer).pop(name) for name in assigned]
     names = tuple(name for name in RATE_NAMES if not hasattr(optimizer, name))
+    cls: Any = type(optimizer)
     if names:
-        optimizer.__class__ = _class_with_rate(type(optimizer), names)
+        optimizer.__class__ = _class_with_rate(cls, names)
     for rate in rates:
         _set_rate(optimizer, rate)
 

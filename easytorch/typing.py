@@ -30,6 +30,7 @@ __all__ = [
     "CallbackLike",
     "ClassWeightLike",
     "DataLike",
+    "DatasetLike",
     "DeviceLike",
     "LossLike",
     "MetricLike",
@@ -82,6 +83,9 @@ DataLike: TypeAlias = (
 """Inputs, with or without targets: a ``DataLoader``, a ``Dataset``, arrays, frames, dicts or tuples of these, a list of batches,
 a generator, or a function that returns one."""
 
+DatasetLike: TypeAlias = Dataset[Any] | SupportsItems | Sequence[Any]
+"""A ``Dataset``, a list of samples, or any object with samples by number."""
+
 TargetLike: TypeAlias = ArrayLike | Sequence[Any] | Mapping[str, Any]
 """Targets for inputs that contain none: one array, or for several outputs a dict, list or tuple of arrays."""
 
@@ -115,7 +119,7 @@ StrategyLike: TypeAlias = str | Strategy
 """A name, or a ``Strategy``."""
 
 CallbackLike: TypeAlias = Callback | Iterable[Callback]
-"""Callbacks."""
+"""Callbacks, in any iterable."""
 
 DeviceLike: TypeAlias = str | torch.device
 """A name such as ``"auto"``, ``"cpu"`` or ``"cuda:1"``, or a device."""

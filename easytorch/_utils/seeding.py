@@ -85,7 +85,7 @@ def set_seed(seed: int, deterministic: bool | str = False) -> Seeds:
 def _check_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"seed must be an integer, received {seed!r}. Pass easytorch.set_seed(0).")
-    if not 0 <= seed <= MAX_SEED:
+    if not 0 <= int(seed) <= MAX_SEED:
         raise ValueError(
             f"seed must be an integer from 0 to {MAX_SEED}, received {seed!r}. Pass easytorch.set_seed(0)."
         )
@@ -94,7 +94,7 @@ def _check_seed(seed: Any) -> int:
 
 def _use_deterministic_algorithms(warn_only: bool) -> None:
     if os.environ.get(CUBLAS_VARIABLE) not in CUBLAS_WORKSPACES:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             warn(
                 f"{CUBLAS_VARIABLE} is read when the GPU is first used, which has happened already, so matrix products may raise "
                 f"an error. Call set_seed() earlier, or set {CUBLAS_VARIABLE}={CUBLAS_WORKSPACE} before Python starts."

@@ -239,7 +239,7 @@ def test_load_compiles_a_model_compiled_by_names(tmp_path):
     model.fit(blob_loader(), verbose=0)
     path = model.save(tmp_path / "model.pt")
     other = Model(normed(), device="cpu").load(path)
-    assert type(other.optimizer) is torch.optim.AdamW
+    assert isinstance(other.optimizer, torch.optim.AdamW)
     assert other.optimizer.param_groups[0]["lr"] == 0.02
     assert (other.clip_grad_norm, other.gradient_accumulation_steps) == (1.0, 2)
     assert other.evaluate(blob_loader(), verbose=0).keys() == ["loss", "accuracy"]
