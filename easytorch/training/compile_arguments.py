@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from easytorch import optimizers
 from easytorch._utils import torch_private
 from easytorch._utils.internal import is_internal
+from easytorch._utils.paths import printable
 from easytorch._utils.registry import get_name, quote_list
 from easytorch.losses.names import ACTIVATIONS, FUNCTION_FAMILIES, TORCH_LOSSES
 from easytorch.strategies.device import saved_precision
@@ -40,6 +41,8 @@ REDUCTIONS = ("none", "mean", "sum", "batchmean")
 # Arguments without which a method cannot run as it did for the saved model.
 FOR_PREDICTION = ("loss",)
 FOR_EVALUATION = ("loss", "loss_weights", "metrics", "weighted_metrics")
+# Characters of a description in a file that a message shows.
+MAX_DESCRIPTION = 100
 # The first arguments of compile, for messages.
 POSITIONAL = ("optimizer", "loss", "metrics")
 # Arguments that have no meaning without others.
@@ -170,7 +173,7 @@ def compile_as_saved(model: Model, content: Mapping[str, Any]) -> None:
         return
     _check_entries(saved, objects)
     unknown = _unusable_arguments(saved, objects)
-    arguments = {name: decode(value, model) for name, value in saved.items() if name not in unknown}
+    arguments = {name: _decode_argument(name, value, model) for name, value in saved.items() if name not in unknown}
     options = arguments.pop("optimizer_options", {})
     arguments |= {**options, **saved_precision(model.device, content.get("precision"))}
     is_compiled = "loss" not in unknown and _takes(model.compile, arguments)
@@ -191,27 +194,25 @@ def _unusable_arguments(saved: Mapping[str, Any], objects: Mapping[str, str]) ->
     return unknown
 
 
-def decode(entry: Any, model: Model) -> Any:
-    """Return the argument that ``entry`` stands for.
+def _decode_argument(name: str, entry: Any, model: Model) -> Any:
+    """Return the argument ``name`` that ``entry`` stands for.
 
     Raises:
         ValueError, TypeError: If it names no class of torch, or has invalid options.
     """
+    if name == "optimizer" and isinstance(entry, dict):
+        return _decode_optimizer(entry, model)
+    return _decode(entry)
+
+
+def _decode(entry: Any) -> Any:
     if isinstance(entry, (list, tuple)):
-        return type(entry)(decode(child, model) for child in entry)
+        return type(entry)(map(_decode, entry))
     if not isinstance(entry, dict):
         return entry
     if OBJECT not in entry:
-        return {key: decode(child, model) for key, child in entry.items()}
-    if entry[OBJECT] in OPTIMIZERS:
-        return _decode_optimizer(entry, model)
-    return _decode_loss(entry)
-
-
-def _decode_loss(entry: Mapping[str, Any]) -> Any:
-    loss = LOSSES.get(entry[OBJECT])
-    if loss is None:
-        raise ValueError(f"{entry[OBJECT]!r} is neither a loss nor an optimizer of torch")
+        return {key: _decode(child) for key, child in entry.items()}
+    loss = _find(LOSSES, entry, "loss")
     options = _decode_options(entry, loss)
     if isinstance(loss, type):
         return loss(**options)
@@ -219,11 +220,20 @@ def _decode_loss(entry: Mapping[str, Any]) -> Any:
 
 
 def _decode_optimizer(entry: Mapping[str, Any], model: Model) -> torch.optim.Optimizer:
-    cls = OPTIMIZERS[entry[OBJECT]]
+    create: Callable[..., torch.optim.Optimizer] = _find(OPTIMIZERS, entry, "optimizer")
     parameters = dict(model.module.named_parameters())
-    groups = [[parameters[name] for name in group] for group in entry["groups"]]
-    create: Callable[..., torch.optim.Optimizer] = cls
-    return create([{"params": group} for group in groups], **_decode_options(entry, cls))
+    for name in (name for group in entry["groups"] for name in group):
+        if name not in parameters:
+            raise ValueError(f"the optimizer has the parameter {name!r}, which the module lacks")
+    groups = [{"params": [parameters[name] for name in group]} for group in entry["groups"]]
+    return create(groups, **_decode_options(entry, create))
+
+
+def _find(classes: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> Any:
+    name = entry.get(OBJECT)
+    if not isinstance(name, str) or name not in classes:
+        raise ValueError(f"{name!r} is no {kind} of torch")
+    return classes[name]
 
 
 def _decode_options(entry: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
@@ -248,7 +258,7 @@ def _check_entries(saved: Any, objects: Any) -> None:
     if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
         raise ValueError(f"the arguments of compile must be a dict, received {type(saved).__name__}")
     is_text = isinstance(objects, dict) and all(isinstance(text, str) for text in (*objects, *objects.values()))
-    if not is_text:
+    if not is_text or not all(name.isidentifier() for name in objects):
         raise ValueError("the descriptions of the arguments of compile must be texts")
     if not isinstance(saved.get("optimizer_options", {}), dict):
         raise ValueError("the options of the optimizer must be a dict")
@@ -306,7 +316,7 @@ def missing_arguments_hint(model: Model, names: Sequence[str] = ()) -> str:
     needed = {name for name in objects if not names or name in names}
     if not needed or (names == FOR_PREDICTION and "loss" in saved):
         return ""
-    found = " and ".join(f"{name} ({objects[name]})" for name in objects)
+    found = " and ".join(f"{name} ({printable(objects[name], MAX_DESCRIPTION)})" for name in objects)
     article = "an object" if len(objects) == 1 else "objects"
     return (
         f"the file's model was compiled with {article} for {found}, which a file cannot hold. Pass "
