@@ -255,18 +255,6 @@ def test_loaded_model_trains_like_one_never_saved(tmp_path):
     assert same_weights(other.module, model.module)
 
 
-@pytest.mark.parametrize(
-    "custom",
-    [{"optimizer": momentum}, {"loss": nn.CrossEntropyLoss()}, {"metrics": [lambda y_pred, y: y_pred.mean()]}],
-    ids=["optimizer", "loss", "metric"],
-)
-def test_model_compiled_with_objects_needs_compile_after_load(tmp_path, custom):
-    path = compiled(**custom).save(tmp_path / "model.pt")
-    other = Model(normed(), device="cpu").load(path)
-    with pytest.raises(RuntimeError, match=r"Call compile\(\), then load\(\) again to restore the optimizer"):
-        other.fit(blob_loader())
-
-
 def test_load_keeps_the_compile_arguments_of_a_compiled_model(tmp_path):
     path = compiled(optimizer="adam", lr=0.02).save(tmp_path / "model.pt")
     other = compiled(optimizer="adam", metrics=["accuracy"]).load(path)
