@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
 from torch import nn
 
+import easytorch
 from easytorch import Model, callbacks
 from easytorch.optimizers import TABLE
 from easytorch.typing import OptimizerOptions
@@ -194,6 +196,15 @@ def compile_with(*args, **options):
 def test_an_unknown_option_gets_the_fix(args, options, message):
     with pytest.raises(TypeError, match=message):
         compile_with(*args, **options)
+
+
+def test_the_schedule_for_decay_is_that_of_keras():
+    with pytest.raises(TypeError) as caught:
+        compile_with("sgd", "cross_entropy", decay=0.01)
+    scheduler = re.search(r"scheduler=(.*?step_every='update'\))", str(caught.value))[1]
+    scheduler = eval(scheduler, {"easytorch": easytorch, "torch": torch})
+    history = compile_with("sgd", "cross_entropy", lr=0.1, scheduler=scheduler).fit(X, Y, batch_size=16, verbose=0)
+    assert history["lr"] == [pytest.approx(0.1 / (1 + 0.01 * 4))]
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ COMPILE_HINTS = {
     "clipnorm": "clip_grad_norm={clipnorm!r}",
     "global_clipnorm": "clip_grad_norm={global_clipnorm!r}",
     "clipvalue": "clip_grad_value={clipvalue!r}",
-    "decay": "scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + {decay!r} * step)); "
-    "if you mean weight decay, weight_decay={decay!r}",
+    "decay": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda "
+    "step: 1 / (1 + {decay!r} * step)), step_every='update'); for weight decay, weight_decay={decay!r}",
     "use_ema": "fit(..., callbacks=[easytorch.callbacks.EMA()])",
     "ema_momentum": "fit(..., callbacks=[easytorch.callbacks.EMA(decay={ema_momentum!r})])",
     "loss_scale_factor": "precision='fp16', which scales the loss",

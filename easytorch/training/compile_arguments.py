@@ -179,6 +179,8 @@ def compile_as_saved(model: Model, content: Mapping[str, Any]) -> None:
     is_compiled = "loss" not in unknown and _takes(model.compile, arguments)
     if is_compiled:
         model.compile(**arguments)
+    elif model.compile_args is not None and _takes(model.compile, {}):
+        model.compile()  # forget the arguments of the file that was loaded before
     if objects or not is_compiled:
         model.unrestored_arguments = {
             "compiled": saved, "compiled_objects": objects, "precision": content.get("precision")

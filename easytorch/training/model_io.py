@@ -110,7 +110,7 @@ def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike
     """Load ``content``; an error leaves weights and optimizer unchanged, but not the attributes of the model."""
     content = _read_shards(model, content, path)
     weights = state_dicts.match_state_dict(content["module"], model.module, path)
-    if model.compile_args is None:
+    if model.compile_args is None or model.unrestored_arguments is not None:
         compile_arguments.compile_as_saved(model, content)
     state_dicts.check_optimizer(content, model.optimizer, path)
     _check_content(model, content)

@@ -253,6 +253,18 @@ def test_saving_a_partly_loaded_model_loses_no_argument(tmp_path):
         loaded(again).fit(X, Y)
 
 
+def test_a_second_file_replaces_what_the_first_lacks(tmp_path):
+    _, named = saved(tmp_path, "sgd", lr=0.1, metrics=["accuracy"])
+    named = named.rename(tmp_path / "named.pt")
+    _, custom = saved(tmp_path, loss=custom_loss)
+    custom = custom.rename(tmp_path / "custom.pt")
+    _, focal = saved(tmp_path, loss=FocalLoss())
+    assert loaded(focal).load(named).evaluate(X, Y, verbose=0).keys() == ["loss", "accuracy"]
+    assert loaded(custom).load(named).fit(X, Y, verbose=0)["accuracy"]
+    with pytest.raises(RuntimeError, match="custom_loss"):
+        loaded(focal).load(custom).predict_classes(X)
+
+
 def changed_forward():
     loss = nn.CrossEntropyLoss()
     loss.forward = custom_loss
