@@ -94,7 +94,8 @@ class Model:
 
     Attributes:
         module: The module.
-        optimizer: The optimizer that ``compile`` created or received; None without one.
+        optimizer: The optimizer that ``compile`` created or received; None without one. ``model.optimizer.lr = 0.01`` sets the
+            learning rate of all its parameter groups.
         loss: The loss as the loop uses it.
         metrics: The metrics of the current pass.
         strategy: Where and in which precision steps run.

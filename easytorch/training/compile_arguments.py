@@ -1,4 +1,4 @@
-"""Arguments of ``compile`` in files: names, numbers, and objects of stock classes of torch.
+"""Arguments of ``compile`` in files.
 
 Each argument is saved by itself. An object of a class of ``torch.nn`` or ``torch.optim`` is stored as its name and its
 constructor arguments, so that a file never holds code. Of any other object only the type is stored, for messages.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ FOR_PREDICTION = ("loss",)
 FOR_EVALUATION = ("loss", "loss_weights", "metrics", "weighted_metrics")
 # Characters of a description in a file that a message shows.
 MAX_DESCRIPTION = 100
+# Numbers of a tensor that a message shows.
+MAX_NUMBERS = 10
+# Values in the arguments of one file. A small file can name one value a million times, and each becomes an object.
+MAX_VALUES = 10_000
 # The first arguments of compile, for messages.
 POSITIONAL = ("optimizer", "loss", "metrics")
 # Arguments that have no meaning without others.
@@ -173,7 +178,8 @@ def compile_as_saved(model: Model, content: Mapping[str, Any]) -> None:
         return
     _check_entries(saved, objects)
     unknown = _unusable_arguments(saved, objects)
-    arguments = {name: _decode_argument(name, value, model) for name, value in saved.items() if name not in unknown}
+    decoded = {name: _decode_argument(name, value, model) for name, value in saved.items()}
+    arguments = {name: value for name, value in decoded.items() if name not in unknown}
     options = arguments.pop("optimizer_options", {})
     arguments |= {**options, **saved_precision(model.device, content.get("precision"))}
     is_compiled = "loss" not in unknown and _takes(model.compile, arguments)
@@ -224,11 +230,17 @@ def _decode(entry: Any) -> Any:
 def _decode_optimizer(entry: Mapping[str, Any], model: Model) -> torch.optim.Optimizer:
     create: Callable[..., torch.optim.Optimizer] = _find(OPTIMIZERS, entry, "optimizer")
     parameters = dict(model.module.named_parameters())
-    for name in (name for group in entry["groups"] for name in group):
-        if name not in parameters:
-            raise ValueError(f"the optimizer has the parameter {name!r}, which the module lacks")
-    groups = [{"params": [parameters[name] for name in group]} for group in entry["groups"]]
+    if not all(isinstance(group, list) and group for group in entry["groups"]):
+        raise ValueError("each parameter group of the optimizer must be a list of names")
+    groups = [{"params": [_take(parameters, name) for name in group]} for group in entry["groups"]]
     return create(groups, **_decode_options(entry, create))
+
+
+def _take(parameters: dict[str, nn.Parameter], name: Any) -> nn.Parameter:
+    """Remove the parameter ``name`` from ``parameters`` and return it: an optimizer has each one once."""
+    if name not in parameters:
+        raise ValueError(f"the optimizer has the parameter {name!r}, which the module lacks, or has it twice")
+    return parameters.pop(name)
 
 
 def _find(classes: Mapping[str, Any], entry: Mapping[str, Any], kind: str) -> Any:
@@ -264,6 +276,18 @@ def _check_entries(saved: Any, objects: Any) -> None:
         raise ValueError("the descriptions of the arguments of compile must be texts")
     if not isinstance(saved.get("optimizer_options", {}), dict):
         raise ValueError("the options of the optimizer must be a dict")
+    # The optimizer has the names of all parameters, each once.
+    _check_count({name: value for name, value in saved.items() if name != "optimizer"})
+
+
+def _check_count(tree: Any, count: int = 0) -> int:
+    """Return ``count`` plus the number of values in ``tree``; raise a ``ValueError`` if there are too many."""
+    if count > MAX_VALUES:
+        raise ValueError(f"the arguments of compile have more than {MAX_VALUES} values")
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    for child in children:
+        count = _check_count(child, count + 1)
+    return count
 
 
 def _takes(function: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
@@ -283,7 +307,7 @@ def describe(entry: Any) -> Any:
     if isinstance(entry, (list, tuple)):
         return type(entry)(map(describe, entry))
     if isinstance(entry, Tensor):
-        return entry.tolist()
+        return _describe_tensor(entry)
     if not isinstance(entry, dict):
         return entry
     if OBJECT not in entry:
@@ -297,6 +321,13 @@ def describe(entry: Any) -> Any:
     }
     text = ", ".join(f"{name}={value!r}" for name, value in options.items())
     return f"torch.{entry[OBJECT]}({text})"
+
+
+def _describe_tensor(tensor: Tensor) -> Any:
+    """Return the numbers of a small tensor; of a large one the shape, and a checksum of the numbers."""
+    if tensor.numel() <= MAX_NUMBERS:
+        return tensor.tolist()
+    return f"tensor {list(tensor.shape)} with the checksum {zlib.crc32(repr(tensor.tolist()).encode()):08x}"
 
 
 def missing_arguments_hint(model: Model, names: Sequence[str] = ()) -> str:

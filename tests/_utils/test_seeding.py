@@ -1,4 +1,4 @@
-"""set_seed makes two runs equal, and says what may still differ."""
+"""set_seed makes two runs equal, and describes what may still differ."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_another_choice_is_refused(deterministic):
         set_seed(0, deterministic=deterministic)
 
 
-def test_the_result_says_what_may_still_differ(monkeypatch):
+def test_the_result_lists_what_may_still_differ(monkeypatch):
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     torch.use_deterministic_algorithms(False)
     text = str(set_seed(0))

@@ -1,4 +1,4 @@
-"""Each argument of compile is saved by itself, and a loaded model does what the saved one did, or says what it lacks."""
+"""Each argument of compile is saved by itself, and a loaded model does what the saved one did, or names what it lacks."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ def run(folder, *args, epochs=1, **options):
     return model
 
 
-def test_a_resumed_run_keeps_changed_options_and_says_so(tmp_path):
+def test_a_resumed_run_keeps_the_old_options_with_a_warning(tmp_path):
     run(tmp_path, "sgd", "cross_entropy", lr=0.1, momentum=0.9)
     with pytest.warns(UserWarning, match=r"momentum changed from 0\.9 to 0\.5; the resumed run keeps the old value"):
         model = run(tmp_path, "sgd", "cross_entropy", lr=0.1, momentum=0.5, epochs=2)
@@ -324,12 +324,25 @@ def test_a_resumed_run_keeps_changed_options_and_says_so(tmp_path):
     assert files.read(model.save(tmp_path / "model.pt"))["compiled"]["optimizer_options"] == {"momentum": 0.9}
 
 
-def test_a_resumed_run_says_that_the_loss_object_has_changed(tmp_path):
+def test_a_resumed_run_reports_a_changed_loss_object(tmp_path):
     run(tmp_path, "sgd", nn.CrossEntropyLoss(label_smoothing=0.1))
     with pytest.warns(
         UserWarning, match=r"loss changed from 'torch\.nn\.CrossEntropyLoss\(label_smoothing=0\.1\)' to "
     ):
         run(tmp_path, "sgd", nn.CrossEntropyLoss(label_smoothing=0.2), epochs=2)
+
+
+def test_large_tensors_are_compared_but_not_printed(tmp_path):
+    weights = [torch.linspace(1, 2, 50), torch.linspace(1, 2, 50).flip(0)]
+    net = nn.Linear(8, 50)
+    for epochs, weight in enumerate(weights, 1):
+        model = Model(net, device="cpu").compile("sgd", nn.CrossEntropyLoss(weight=weight))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(X, Y, epochs=epochs, resume=tmp_path, verbose=0)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 1
+    assert "weight='tensor [50] with the checksum" in messages[0]
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(weight=WEIGHT), "cross_entropy"])
@@ -344,6 +357,7 @@ def test_a_resumed_run_with_the_same_arguments_warns_of_nothing(tmp_path, loss):
 
 GOOD = {"torch object": "nn.CrossEntropyLoss", "options": {}}
 SGD = {"torch object": "optim.SGD", "options": {"lr": 0.1}, "groups": [["0.weight"]]}
+LAUGHS = functools.reduce(lambda inner, _: [inner] * 10, range(12), "mae")
 WRONG = {
     "class": (
         {"loss": {**GOOD, "torch object": "os.system"}},
@@ -369,6 +383,13 @@ WRONG = {
     "optimizer number": ({"optimizer": {**SGD, "options": {"momentum": [1]}}}, "must be a number"),
     "optimizer parameter": ({"optimizer": {**SGD, "groups": [["nothing"]]}}, "has the parameter 'nothing'"),
     "optimizer groups": ({"optimizer": {**SGD, "groups": 3}}, ""),
+    "a group of nothing": ({"optimizer": {**SGD, "groups": [[]] * 20_000}}, "must be a list of names"),
+    "a group of text": ({"optimizer": {**SGD, "groups": ["0.weight"]}}, "must be a list of names"),
+    "a parameter twice": ({"optimizer": {**SGD, "groups": [["0.weight"]] * 20_000}}, "or has it twice"),
+    "very many losses": ({"loss": ["mse"] * 20_000}, "more than 10000 values"),
+    "very many loss objects": ({"loss": [GOOD] * 20_000}, "more than 10000 values"),
+    "very many metrics": ({"metrics": {"a": ["mae"] * 20_000}}, "more than 10000 values"),
+    "lists of lists": ({"metrics": LAUGHS}, "more than 10000 values"),
     "options": ({"optimizer_options": 3}, "must be a dict"),
     "unknown option": ({"optimizer_options": {"nonsense": 1}}, "nonsense"),
     "loss as optimizer": ({"optimizer": GOOD}, "'nn.CrossEntropyLoss' is no optimizer of torch"),
@@ -384,9 +405,11 @@ def test_a_wrong_entry_is_a_file_error_that_names_it(tmp_path, case):
     content["compiled"] |= changes
     model = Model(mlp(), device="cpu")
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    torch.save(content, tmp_path / "wrong.pt")  # a value that comes again is written as a reference
     with pytest.raises(FileError) as caught:
-        model.load(files.write(tmp_path / "wrong.pt", content))
+        model.load(tmp_path / "wrong.pt")
     assert "wrong.pt" in str(caught.value)
+    assert len(str(caught.value)) < 1000
     assert message in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
 
