@@ -217,7 +217,7 @@ def test_the_schedule_for_decay_is_that_of_keras():
         (("adam",), {"fused": True, "foreach": True}, "cannot be created with fused=True, foreach=True"),
     ],
 )
-def test_an_option_without_effect_or_refused_by_torch_is_reported(args, options, message):
+def test_an_option_that_has_no_effect_or_is_invalid_is_reported(args, options, message):
     with pytest.raises(ValueError, match=message):
         compile_with(*args, **options)
 
@@ -278,7 +278,7 @@ def test_a_rate_set_in_a_callback_holds_for_the_next_update():
     assert history["lr"] == [0.1 / 2**4]
 
 
-def test_a_rate_set_before_compile_or_as_a_second_optimizer_is_applied():
+def test_a_rate_of_an_earlier_or_second_optimizer_is_applied():
     net = mlp()
     optimizer, second = (torch.optim.SGD(net.parameters(), lr=0.1) for _ in range(2))
     optimizer.lr = 0.5
