@@ -1,13 +1,15 @@
 """A Keras-style fit for any ``torch.nn.Module``.
 
-The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks`` and ``easytorch.data``, and the tables
-``easytorch.losses.TABLE`` and ``easytorch.metrics.NAMES``. Everything else may change without notice.
+The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data`` and ``easytorch.typing``, and the
+tables ``easytorch.losses.TABLE``, ``easytorch.metrics.NAMES`` and ``easytorch.optimizers.TABLE``. Everything else may change
+without notice.
 """
 
 from typing import Any
 
-from easytorch import callbacks, data
+from easytorch import callbacks, data, typing
 from easytorch._utils.api_hints import PACKAGE_HINTS, missing_attribute_error
+from easytorch._utils.seeding import set_seed
 from easytorch.data.batch import Batch
 from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, RankError, ResumeError
@@ -40,6 +42,8 @@ __all__ = [
     "callbacks",
     "data",
     "launch",
+    "set_seed",
+    "typing",
 ]
 
 

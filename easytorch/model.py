@@ -12,8 +12,7 @@ Read the loop from ``fit`` downward. Each method is one line of the method above
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch._utils.train_mode import in_eval_mode
-from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
+from easytorch.callbacks.base import CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
@@ -47,6 +46,7 @@ from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.attributes import AttributeState
+from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.results import History, Scores, forward_verbs
 from easytorch.training.session import (
@@ -61,7 +61,24 @@ from easytorch.training.state import TrainState
 from easytorch.training.summary import print_summary
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from easytorch.typing import (
+        CallbackLike,
+        ClassWeightLike,
+        DataLike,
+        DeviceLike,
+        LossLike,
+        MetricLike,
+        OptimizerLike,
+        OptimizerOptions,
+        PathLike,
+        SampleWeightLike,
+        SchedulerLike,
+        StrategyLike,
+        TargetLike,
+        ValidationDataLike,
+    )
 
 
 @api_hints.explain_bad_arguments(
@@ -77,7 +94,8 @@ class Model:
 
     Attributes:
         module: The module.
-        optimizer: The optimizer that ``compile`` created or received; None without one.
+        optimizer: The optimizer that ``compile`` created or received; None without one. ``model.optimizer.lr = 0.01`` sets the
+            learning rate of all its parameter groups.
         loss: The loss as the loop uses it.
         metrics: The metrics of the current pass.
         strategy: Where and in which precision steps run.
@@ -92,7 +110,7 @@ class Model:
         >>> model.fit(train_loader, epochs=5, validation_data=val_loader)
     """
 
-    def __init__(self, module: nn.Module, device: str | torch.device = "auto") -> None:
+    def __init__(self, module: nn.Module, device: DeviceLike = "auto") -> None:
         check_module(module)
         attributes_of_user = set(vars(self))  # that a subclass has set before this call
         self.module = module
@@ -110,7 +128,7 @@ class Model:
         self.clip_grad_value: float | None = None
         self.gradient_accumulation_steps = 1
         self.compile_args: dict[str, Any] | None = None  # arguments of compile that are saved to files
-        self.lacks_compile = False  # whether a file was loaded whose compile arguments cannot be saved
+        self.unrestored_arguments: dict[str, Any] | None = None  # those of a loaded model, if the file lacks some
         self.callbacks = CallbackList([], self, {})
         self.recorded_history = History()  # ``history`` is a view of it that knows the model
         self.train_data: EpochIterator | None = None  # only while fit runs
@@ -123,22 +141,22 @@ class Model:
 
     def fit(
         self,
-        x: Any,
-        y: Any = None,
+        x: DataLike,
+        y: TargetLike | int | None = None,
         *,
         epochs: int = 1,
         batch_size: int | None = None,
-        validation_data: Any = None,
+        validation_data: ValidationDataLike | None = None,
         validation_split: float = 0.0,
         validation_freq: int | Collection[int] = 1,
         validation_steps: int | None = None,
         steps_per_epoch: int | None = None,
-        class_weight: Any = None,
-        sample_weight: Any = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
         initial_epoch: int | None = None,
-        callbacks: Iterable[Callback] = (),
-        resume: str | os.PathLike[str] | None = None,
+        callbacks: CallbackLike = (),
+        resume: PathLike | None = None,
         on_interrupt: str = "return",
         verbose: int | str = "auto",
     ) -> History:
@@ -269,13 +287,13 @@ class Model:
 
     def evaluate(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: DataLike | None = None,
+        y: TargetLike | None = None,
         *,
         batch_size: int | None = None,
-        sample_weight: Any = None,
+        sample_weight: SampleWeightLike | None = None,
         steps: int | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: CallbackLike = (),
         verbose: int | str = "auto",
     ) -> Scores:
         """Return the loss and the metrics in eval mode: ``loss, accuracy = model.evaluate(loader)``.
@@ -342,12 +360,12 @@ class Model:
 
     def predict(
         self,
-        x: Any,
+        x: DataLike,
         *,
         batch_size: int | None = None,
         steps: int | None = None,
-        to: str | os.PathLike[str] | None = None,
-        callbacks: Iterable[Callback] = (),
+        to: PathLike | None = None,
+        callbacks: CallbackLike = (),
         verbose: int | str = "auto",
     ) -> Any:
         """Return the outputs of the module as NumPy arrays, in eval mode and in the order of the samples.
@@ -366,12 +384,14 @@ class Model:
         """
         return self._predict(x, batch_size=batch_size, steps=steps, to=to, callbacks=callbacks, verbose=verbose)
 
-    def predict_proba(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
+    def predict_proba(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return probabilities: the outputs after the softmax, exp or sigmoid that belongs to the loss."""
+        self._require_arguments("predict_proba", FOR_PREDICTION)
         return self._predict(x, self.loss.probabilities, batch_size=batch_size, verbose=verbose)
 
-    def predict_classes(self, x: Any, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
+    def predict_classes(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return the most probable class of each sample; for a binary loss 0 or 1 for each label."""
+        self._require_arguments("predict_classes", FOR_PREDICTION)
         return self._predict(x, self.loss.classes, batch_size=batch_size, verbose=verbose)
 
     def _predict(
@@ -381,8 +401,8 @@ class Model:
         *,
         batch_size: int | None = None,
         steps: int | None = None,
-        to: str | os.PathLike[str] | None = None,
-        callbacks: Iterable[Callback] = (),
+        to: PathLike | None = None,
+        callbacks: CallbackLike = (),
         verbose: int | str = 0,
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
@@ -411,27 +431,28 @@ class Model:
 
     def compile(
         self,
-        optimizer: Any = None,
-        loss: Any = None,
-        metrics: Any = (),
+        optimizer: OptimizerLike | None = None,
+        loss: LossLike | None = None,
+        metrics: MetricLike | None = (),
         *,
         lr: float | None = None,
-        loss_weights: Any = None,
-        weighted_metrics: Any = (),
-        scheduler: Any = None,
+        loss_weights: Sequence[float] | Mapping[str, float] | None = None,
+        weighted_metrics: MetricLike | None = (),
+        scheduler: SchedulerLike | None = None,
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
         gradient_accumulation_steps: int = 1,
         precision: str = "fp32",
         jit_compile: bool = False,
-        strategy: str | Strategy = "auto",
+        strategy: StrategyLike = "auto",
         channels_last: bool = False,
+        **optimizer_options: Unpack[OptimizerOptions],
     ) -> Self:
         """Choose how to train, and return the model. The weights stay as they are.
 
         Args:
-            optimizer: A name, with the defaults of torch (``"adam"``); a ``torch.optim`` object; or a function that creates one
-                from parameters. None for a model that is only evaluated.
+            optimizer: A name (``"adam"``); a class or function that creates an optimizer from parameters; or a
+                ``torch.optim`` object. None for a model that is only evaluated.
             loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``; a list or dict of these, one
                 per output; None if the module or ``train_step`` computes it.
             metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output if there are
@@ -451,18 +472,18 @@ class Model:
                 ``"fsdp"``, or an ``easytorch.Strategy`` such as ``DataParallel(sync_batchnorm=True)``.
             channels_last: Store images and convolution weights with the channels last in memory, which is faster on most devices.
                 Shapes and files do not change.
+            optimizer_options: Options of the optimizer, under the names of torch: ``momentum=0.9``, ``weight_decay=1e-4``,
+                ``betas=(0.9, 0.95)``. All others have the defaults of torch.
 
         Raises:
             ValueError: If a name is unknown or a number is invalid; the model is unchanged then.
-            TypeError: If an argument has the wrong type.
+            TypeError: If an argument or an option is unknown, or has the wrong type.
+
+        Examples:
+            >>> model.compile("sgd", "cross_entropy", lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+            >>> model.compile(torch.optim.AdamW, nn.CrossEntropyLoss(label_smoothing=0.1), betas=(0.9, 0.95))
         """
-        compile_args = {
-            "optimizer": optimizer, "loss": loss, "metrics": metrics, "lr": lr, "loss_weights": loss_weights,
-            "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm, "clip_grad_value": clip_grad_value,
-            "gradient_accumulation_steps": gradient_accumulation_steps,
-        }  # fmt: skip
-        if isinstance(scheduler, str):  # an object cannot be saved
-            compile_args["scheduler"] = scheduler
+        optimizers.check_options(optimizer, optimizer_options, COMPILE_ARGUMENTS)
         window_size = positive_int("gradient_accumulation_steps", gradient_accumulation_steps)
         optional_positive_number("clip_grad_norm", clip_grad_norm)
         optional_positive_number("clip_grad_value", clip_grad_value)
@@ -471,7 +492,9 @@ class Model:
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
         new_loss.to(new_strategy.device)
         self.strategy.release_weights()  # so that an optimizer gets the parameters that are trained
-        new_optimizer = optimizers.resolve_optimizer(optimizer, self.module, lr, new_loss.modules.own_parameters())
+        new_optimizer = optimizers.resolve_optimizer(
+            optimizer, self.module, lr, new_loss.modules.own_parameters(), optimizer_options
+        )
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
         new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules
         new_strategy.prepare(self.module, new_optimizer)
@@ -480,32 +503,44 @@ class Model:
         self.device = new_strategy.device
         self.optimizer, self.schedules = new_optimizer, new_schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
-        self.gradient_accumulation_steps, self.compile_args = window_size, compile_args
+        self.gradient_accumulation_steps, self.unrestored_arguments = window_size, None
+        has_name = isinstance(optimizer, str)  # otherwise the optimizer itself has its options
+        self.compile_args = {
+            "optimizer": optimizer if has_name else new_optimizer, "lr": lr if has_name else None,
+            "optimizer_options": dict(optimizer_options) if has_name else {}, "loss": loss, "loss_weights": loss_weights,
+            "metrics": metrics, "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm,
+            "clip_grad_value": clip_grad_value, "gradient_accumulation_steps": gradient_accumulation_steps,
+        }  # fmt: skip
+        if scheduler is not None:
+            self.compile_args["scheduler"] = scheduler if isinstance(scheduler, str) else new_schedules[0].scheduler
         self.attribute_state.start()
         return self
 
     def require_compiled(self, method: str) -> None:
         """Raise a ``RuntimeError`` if ``compile`` was not called before ``method``."""
+        self._require_arguments(method, FOR_EVALUATION)
         if self.compile_args is None:
-            hint = (
-                " The loaded model was compiled with objects or functions, which a file cannot contain. Call compile(), then "
-                "load() again to restore the optimizer."
-            )
-            raise RuntimeError(
-                f"{method}() needs a compiled model. Call model.compile('adam', 'cross_entropy') first."
-                f"{hint if self.lacks_compile else ''}"
-            )
+            raise RuntimeError(f"{method}() needs a compiled model. Call model.compile('adam', 'cross_entropy') first.")
 
     def require_optimizer(self, method: str) -> torch.optim.Optimizer:
         """Return the optimizer; raise a ``RuntimeError`` if there is none for ``method``."""
+        self._require_arguments(method)
         self.require_compiled(method)
         if self.optimizer is None:
             raise RuntimeError(f"{method}() needs an optimizer. Pass one to compile: model.compile('adam', ...).")
         return self.optimizer
 
+    def _require_arguments(self, method: str, names: Sequence[str] = ()) -> None:
+        """Raise a ``RuntimeError`` if the loaded file lacks one of the arguments ``names`` of ``compile``; of all by default."""
+        hint = missing_arguments_hint(self, names)
+        if hint:
+            raise RuntimeError(f"{method}() cannot run: {hint}")
+
     # One batch at a time
 
-    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
+    def train_on_batch(
+        self, x: DataLike, y: TargetLike | None = None, sample_weight: SampleWeightLike | None = None
+    ) -> Scores:
         """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch."""
         self.require_optimizer("train_on_batch")
         batch = as_single_batch(x, y, sample_weight)
@@ -515,14 +550,16 @@ class Model:
             self.state.step += 1
             return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
 
-    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> Scores:
+    def test_on_batch(
+        self, x: DataLike, y: TargetLike | None = None, sample_weight: SampleWeightLike | None = None
+    ) -> Scores:
         """Return the scores of one batch in eval mode."""
         self.require_compiled("test_on_batch")
         batch = as_single_batch(x, y, sample_weight)
         with self.strategy.group.call("test_on_batch"):
             return Scores(self.test_epoch([batch]), self, "this batch")
 
-    def predict_on_batch(self, x: Any) -> Any:
+    def predict_on_batch(self, x: DataLike) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
         batch = as_single_batch(x)
         is_input = is_input_list(batch, self.input_list_length) or (
@@ -532,8 +569,11 @@ class Model:
 
     # Files
 
-    def save(self, path: str | os.PathLike[str] = "model.pt") -> Path:
-        """Write weights, optimizer state, history and named compile arguments to a file, and return its path.
+    def save(self, path: PathLike = "model.pt") -> Path:
+        """Write weights, optimizer state, history and compile arguments to a file, and return its path.
+
+        Each argument of ``compile`` is saved by itself if it is a name, a number, a loss of ``torch.nn`` or an optimizer of
+        ``torch.optim``.
 
         The file is written atomically. ``torch.load(path, weights_only=True)["module"]`` is the state dict of the module. All
         ranks must call this; the main rank writes.
@@ -544,11 +584,12 @@ class Model:
         """
         return model_io.save(self, path)
 
-    def load(self, path: str | os.PathLike[str]) -> Self:
+    def load(self, path: PathLike) -> Self:
         """Restore everything from a file of ``save``, or from the newest intact checkpoint of a folder; return the model.
 
-        A model without ``compile`` is compiled as the saved one was, if all arguments were names and numbers. Its precision is
-        restored if the device supports it. A scheduler object must be passed to ``compile`` again.
+        A model without ``compile`` is compiled as the saved one was. Its precision is restored if the device supports it. If an
+        argument was an object that a file cannot hold, such as a custom loss or a scheduler, methods that need it raise an error
+        that names it. Pass it to ``compile``, then call ``load`` again.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -557,11 +598,11 @@ class Model:
         model_io.load(self, path)
         return self
 
-    def save_weights(self, path: str | os.PathLike[str]) -> Path:
+    def save_weights(self, path: PathLike) -> Path:
         """Write the state dict of the module, as safetensors if the name ends in ``.safetensors``, and return the path."""
         return model_io.save_weights(self, path)
 
-    def load_weights(self, path: str | os.PathLike[str], *, strict: bool = True) -> Self:
+    def load_weights(self, path: PathLike, *, strict: bool = True) -> Self:
         """Load weights from a file of ``save``, ``save_weights`` or ``torch.save(net.state_dict(), ...)``; return the model.
 
         Args:
@@ -584,9 +625,7 @@ class Model:
         """Return everything that a run needs to continue exactly here; only while ``fit`` runs."""
         return model_io.training_state(self)
 
-    def load_training_state(
-        self, content: Mapping[str, Any], path: str | os.PathLike[str]
-    ) -> Callable[[], None] | None:
+    def load_training_state(self, content: Mapping[str, Any], path: PathLike) -> Callable[[], None] | None:
         """Continue exactly where ``training_state`` was taken; only at the start of ``fit``.
 
         Returns:
@@ -629,7 +668,7 @@ class Model:
         """
         return self.state.progress(self.callbacks.params.get("steps"))
 
-    def summary(self, x: Any = None, **options: Any) -> Any:
+    def summary(self, x: DataLike | None = None, **options: Any) -> Any:
         """Print the table of layers and an estimate of memory, and return the statistics of torchinfo.
 
         Args:
@@ -655,7 +694,8 @@ class Model:
     def __repr__(self) -> str:
         status = "not compiled"
         if self.compile_args is not None:
-            status = f"{type(self.optimizer).__name__} on {self.loss!r}"
+            title = "no optimizer" if self.optimizer is None else type(self.optimizer).__name__
+            status = f"{title} on {self.loss!r}"
         epochs = f"{self.state.epoch} epoch{'s' * (self.state.epoch != 1)}"
         return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {status}, {epochs})"
 
@@ -682,6 +722,8 @@ class Model:
             )
         if name == "loss" and not isinstance(value, Criterion):
             raise TypeError(f"model.loss cannot be set to {value!r}. Choose the loss by compile(optimizer, loss).")
+        if isinstance(value, torch.optim.Optimizer):
+            optimizers.add_rate_attributes(value)
         if is_internal(type(self)):
             api_hints.check_assignment(name)
         super().__setattr__(name, value)
@@ -692,4 +734,5 @@ def collect_callbacks(callbacks: Any, verbose: int | str) -> list[Any]:
     return [*as_callback_list(callbacks), *progress_callbacks(verbose)]
 
 
+COMPILE_ARGUMENTS = api_hints.argument_names(Model.compile)
 forward_verbs(Model)  # history.evaluate(...), scores.save(...)

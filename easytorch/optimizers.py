@@ -1,20 +1,29 @@
-"""Optimizers by name, in torch's fastest implementation."""
+"""Optimizers by name, in torch's fastest implementation, with options."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from easytorch._utils.registry import find
+from easytorch._utils.api_hints import unexpected_argument_error
+from easytorch._utils.registry import find, get_name, quote_list
 from easytorch._utils.warnings import warn
+
+__all__ = ["TABLE"]
 
 # LBFGS needs a closure: override Model.update.
 NEEDS_CLOSURE = ("LBFGS",)
+# Options that choose an implementation. Whoever passes one of them gets torch's defaults for the others.
+IMPLEMENTATION_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
+# Names of the learning rate as an attribute of an optimizer, in Keras and elsewhere.
+RATE_NAMES = ("lr", "learning_rate")
 
 TABLE: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): optimizer
@@ -26,8 +35,16 @@ TABLE: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def resolve_optimizer(
-    optimizer: Any, module: nn.Module, lr: float | None = None, loss_parameters: Sequence[nn.Parameter] = ()
+    optimizer: Any,
+    module: nn.Module,
+    lr: float | None = None,
+    loss_parameters: Sequence[nn.Parameter] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer | None:
     """Return the optimizer for the argument of ``compile``.
 
@@ -37,9 +54,11 @@ def resolve_optimizer(
         module: The module with the parameters to train.
         lr: The learning rate; None (default) uses the default of the optimizer.
         loss_parameters: Parameters of the loss, to train as well.
+        options: Further arguments of the optimizer, which ``check_options`` has checked.
 
     Raises:
-        ValueError: If the name is unknown, ``lr`` has no effect, or the module has no parameters to train.
+        ValueError: If the name is unknown, ``lr`` has no effect, torch refuses an option, or the module has no parameters to
+            train.
         TypeError: If ``optimizer`` has another type.
     """
     _check_lr(lr)
@@ -51,11 +70,87 @@ def resolve_optimizer(
             "function such as lambda parameters: torch.optim.Adam(parameters)."
         )
     parameters = _check_parameters(module, loss_parameters)
+    options = {} if options is None else options
     if isinstance(optimizer, str):
-        return _create_by_name(optimizer, parameters, module, lr)
+        return _create_by_name(optimizer, parameters, module, lr, options)
     if isinstance(optimizer, torch.optim.Optimizer):
         return _check_instance(optimizer, parameters, lr)
-    return _call_factory(optimizer, parameters, lr)
+    return _call_factory(optimizer, parameters, lr, options)
+
+
+def check_options(optimizer: Any, options: Mapping[str, Any], arguments: Collection[str]) -> None:
+    """Raise an error unless ``optimizer`` takes all ``options``.
+
+    Args:
+        optimizer: The argument of ``compile``.
+        options: The keyword arguments of ``compile`` that are not its own.
+        arguments: The names of its own arguments.
+
+    Raises:
+        TypeError: If an option is unknown, or its value has the wrong type.
+        ValueError: If there is no optimizer, or it exists already.
+    """
+    known = _find_options(optimizer) if options else {}
+    for name, value in options.items():
+        if known is not None and name not in known:
+            raise _unknown_option_error(optimizer, name, options, [*arguments, *known])
+        if optimizer is None:
+            raise ValueError(
+                f"{name}={value!r} needs an optimizer. Pass one first: compile('sgd', ..., {name}={value!r})."
+            )
+        if isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(_existing_optimizer_message(optimizer, name, value))
+        if known and _is_torch_optimizer(optimizer):
+            check_option(f"{name} of {_title(optimizer)}", known[name].default, value)
+
+
+def check_option(title: str, default: Any, value: Any) -> None:
+    """Raise a ``TypeError`` unless ``value`` is of the kind of ``default``; torch compares it with numbers, or ignores it.
+
+    Args:
+        title: The name of the option, for the message.
+        default: Its default. None stands for any value.
+        value: The value that the user passed.
+    """
+    expected = ""
+    if isinstance(default, bool):
+        expected = "" if isinstance(value, bool) else "True or False"
+    elif isinstance(default, numbers.Real):
+        expected = "" if _is_number(value) else "a number"
+    elif isinstance(default, tuple):
+        is_tuple = isinstance(value, (tuple, list)) and len(value) == len(default)
+        if not is_tuple or not all(item is None or _is_number(item) for item in value):
+            expected = f"{len(default)} numbers"
+    if expected:
+        raise TypeError(f"{title} must be {expected}, received {value!r}. Its default is {default!r}.")
+
+
+def option_defaults(optimizer: Callable[..., Any]) -> dict[str, Any]:
+    """Return the default of each option of an optimizer class, the learning rate included."""
+    parameters = list(inspect.signature(optimizer).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def stock_class(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
+    """Return the class of ``torch.optim`` that ``optimizer`` is an object of; None for a custom class."""
+    cls = getattr(type(optimizer), "rate_base", type(optimizer))
+    return cls if vars(torch.optim).get(cls.__name__) is cls else None
+
+
+def add_rate_attributes(optimizer: torch.optim.Optimizer) -> None:
+    """Let ``optimizer.lr`` and ``optimizer.learning_rate`` read and set the learning rate of all groups, as in Keras.
+
+    Without this, torch stores an assigned rate in an attribute that it never reads. The optimizer gets a subclass of its class
+    with these two properties. A custom class that has such an attribute keeps it.
+    """
+    assigned = [name for name in RATE_NAMES if stock_class(optimizer) is not None and name in vars(optimizer)]
+    rates = [vars(optimizer).pop(name) for name in assigned]
+    names = tuple(name for name in RATE_NAMES if not hasattr(optimizer, name))
+    cls: Any = type(optimizer)
+    if names:
+        optimizer.__class__ = _class_with_rate(cls, names)
+    for rate in rates:
+        _set_rate(optimizer, rate)
 
 
 def check_optimizer_is_current(
@@ -64,27 +159,21 @@ def check_optimizer_is_current(
     """Warn or raise if a change after ``compile`` would make training differ from what the code suggests.
 
     Raises:
-        ValueError: If a learning rate was set that torch does not read, or a layer was replaced.
+        ValueError: If a layer was replaced.
     """
-    _check_attributes(optimizer)
     _check_layers(optimizer, [*module.parameters(), *loss_parameters])
     _warn_of_trainable(module)
 
 
 def _check_lr(lr: Any) -> None:
-    is_number = isinstance(lr, (numbers.Real, torch.Tensor)) and not isinstance(lr, bool)
-    if lr is not None and not (is_number and lr >= 0):
+    if lr is not None and not (_is_number(lr) and lr >= 0):
         raise ValueError(f"lr must be a number of at least 0, received {lr!r}.")
 
 
-def _check_attributes(optimizer: torch.optim.Optimizer) -> None:
-    for name in ("lr", "learning_rate"):
-        if name in vars(optimizer):
-            value = vars(optimizer)[name]
-            raise ValueError(
-                f"optimizer.{name} = {value!r} has no effect in torch. Set optimizer.param_groups[0]['lr'] = {value!r} for each "
-                f"group, or call compile(lr={value!r})."
-            )
+def _is_number(value: Any) -> bool:
+    """Return whether ``value`` is a real number or a tensor of one, and not NaN."""
+    is_number = isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    return is_number and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _check_layers(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
@@ -131,25 +220,53 @@ def _check_parameters(module: nn.Module, loss_parameters: Sequence[nn.Parameter]
 
 
 def _create_by_name(
-    name: str, parameters: list[nn.Parameter], module: nn.Module, lr: float | None
+    name: str, parameters: list[nn.Parameter], module: nn.Module, lr: float | None, options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    cls: Any = find(
+    cls = _find_class(name)
+    all_options = _with_rate(lr, options)
+    optimizer: torch.optim.Optimizer = _create(
+        cls, parameters, {**_fast_options(cls, parameters, module, all_options), **all_options}, all_options
+    )
+    return optimizer
+
+
+def _find_class(name: str) -> Any:
+    return find(
         "optimizer",
         name,
         TABLE,
         otherwise="a torch.optim.Optimizer, or a function such as lambda parameters: torch.optim.Adam(parameters)",
     )
-    options: dict[str, Any] = {} if lr is None else {"lr": lr}
-    optimizer: torch.optim.Optimizer = cls(parameters, **options, **_fast_options(cls, parameters, module))
-    return optimizer
+
+
+def _with_rate(lr: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(options) if lr is None else {"lr": lr, **options}
+
+
+def _create(
+    factory: Callable[..., Any], parameters: list[nn.Parameter], options: Mapping[str, Any], shown: Mapping[str, Any]
+) -> Any:
+    """Return ``factory(parameters, **options)``; if torch refuses an option, name those that are ``shown``."""
+    if not shown or not _is_torch_optimizer(factory):
+        return factory(parameters, **options)
+    try:
+        return factory(parameters, **options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        values = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        raise ValueError(
+            f"{_title(factory)} cannot be created with {values}: {str(error).rstrip('.')}. Pass values that "
+            f"help({_title(factory)}) describes."
+        ) from error
 
 
 def _fast_options(
-    cls: type[torch.optim.Optimizer], parameters: list[nn.Parameter], module: nn.Module
+    cls: type[torch.optim.Optimizer], parameters: list[nn.Parameter], module: nn.Module, options: Mapping[str, Any]
 ) -> dict[str, bool]:
     """Return ``fused`` or ``foreach`` where torch supports them; results differ from the default in the last bits only."""
     devices = {p.device.type for p in parameters}
-    # Without momentum, SGD on a CPU is one addition per tensor: the default is as fast.
+    if any(name in IMPLEMENTATION_OPTIONS or isinstance(value, Tensor) for name, value in options.items()):
+        return {}
+    # SGD on a CPU is a few additions per tensor: the default is as fast, and bit for bit that of a hand-written loop.
     if not _support_fast_options(parameters, module) or (cls is torch.optim.SGD and devices == {"cpu"}):
         return {}
     known = inspect.signature(cls).parameters
@@ -183,22 +300,28 @@ def _check_instance(
             )
         )
     if lr is not None:
-        raise ValueError(
-            f"lr={lr} has no effect on an optimizer that exists already. Set it there: "
-            f"torch.optim.{type(optimizer).__name__}(net.parameters(), lr={lr})."
-        )
+        raise ValueError(_existing_optimizer_message(optimizer, "lr", lr))
     return optimizer
 
 
+def _existing_optimizer_message(optimizer: torch.optim.Optimizer, name: str, value: Any) -> str:
+    title = _title(optimizer)
+    return (
+        f"{name}={value!r} has no effect on an optimizer that exists already. Set it there: {title}(net.parameters(), "
+        f"{name}={value!r})."
+    )
+
+
 def _call_factory(
-    factory: Callable[..., Any], parameters: list[nn.Parameter], lr: float | None
+    factory: Callable[..., Any], parameters: list[nn.Parameter], lr: float | None, options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
     if lr is not None and not _accepts_lr(factory, parameters, lr):
         raise ValueError(
             f"lr={lr} was passed with an optimizer function that takes no lr. Set it in the function, or add the argument: "
             "lambda parameters, lr: torch.optim.Adam(parameters, lr=lr)."
         )
-    optimizer = factory(parameters) if lr is None else factory(parameters, lr=lr)
+    all_options = _with_rate(lr, options)
+    optimizer = _create(factory, parameters, all_options, all_options)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"The optimizer function {factory!r} must return a torch.optim.Optimizer, received {optimizer!r}."
@@ -215,6 +338,101 @@ def _accepts_lr(factory: Callable[..., Any], parameters: list[nn.Parameter], lr:
         # Built-in functions have no signature.
         return True
     return True
+
+
+def _find_options(optimizer: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the options that ``optimizer`` takes, without the learning rate; None if it takes any."""
+    if optimizer is None:
+        return _all_options()
+    factory = _find_class(optimizer) if isinstance(optimizer, str) else optimizer
+    factory = type(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else factory
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        # A built-in function has no signature, and what is no function is refused later.
+        return None
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    # The first one is for the parameters of the module.
+    return {p.name: p for p in parameters[1:] if p.kind in kinds and p.name != "lr"}
+
+
+@functools.cache
+def _all_options() -> dict[str, inspect.Parameter]:
+    """Return every option of an optimizer that has a name."""
+    return {name: option for cls in TABLE.values() for name, option in (_find_options(cls) or {}).items()}
+
+
+def _unknown_option_error(optimizer: Any, name: str, options: Mapping[str, Any], names: Sequence[str]) -> TypeError:
+    """Return the error for the option ``name``, which is none of ``names``."""
+    known = ", ".join(_find_options(optimizer) or ()) if optimizer is not None else ""
+    text = f" {_title(optimizer)} takes the options {known}." if known else f" {_title(optimizer)} takes no options."
+    others = [key for key, cls in TABLE.items() if name in option_defaults(cls)]
+    of_others = f"{text} {name!r} is an option of {quote_list(others)}." if others else ""
+    return unexpected_argument_error(
+        "Model.compile",
+        name,
+        options,
+        names,
+        option_of_others=of_others,
+        otherwise=text if optimizer is not None else "",
+    )
+
+
+def _is_torch_optimizer(optimizer: Any) -> bool:
+    return isinstance(optimizer, str) or any(optimizer is value for value in vars(torch.optim).values())
+
+
+def _title(optimizer: Any) -> str:
+    """Return the name by which a user recognizes an optimizer, its class or a function that creates it."""
+    cls = _find_class(optimizer) if isinstance(optimizer, str) else optimizer
+    cls = (stock_class(cls) or type(cls)) if isinstance(cls, torch.optim.Optimizer) else cls
+    if not isinstance(cls, type):
+        return f"The optimizer function {get_name(cls)}"
+    return f"torch.optim.{cls.__name__}" if _is_torch_optimizer(cls) else cls.__name__
+
+
+@functools.cache
+def _class_with_rate(cls: Any, names: tuple[str, ...]) -> Any:
+    """Return a subclass of the class ``cls``, of the same name, with the properties ``names``."""
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _new_with_rate, (cls, names), self.__getstate__()
+
+    members: dict[str, Any] = {name: property(_get_rate, _set_rate) for name in names}
+    members |= {"rate_base": cls, "__reduce_ex__": reduce, "__doc__": cls.__doc__}
+    members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls)(cls.__name__, (cls,), members)
+
+
+def _new_with_rate(cls: Any, names: tuple[str, ...]) -> Any:
+    """Return an empty optimizer, whose state a pickle sets."""
+    subclass = _class_with_rate(cls, names)
+    return subclass.__new__(subclass)
+
+
+def _get_rate(optimizer: torch.optim.Optimizer) -> Any:
+    return optimizer.param_groups[0]["lr"]
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: Any) -> None:
+    if lr is None:
+        raise ValueError(
+            "The learning rate must be a number of at least 0, received None. Set model.optimizer.lr = 0.001."
+        )
+    _check_lr(lr)
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if len(set(rates)) > 1:
+        raise ValueError(
+            f"The parameter groups have the learning rates {rates}, and optimizer.lr = {lr!r} would set all of them. Set each: "
+            f"optimizer.param_groups[0]['lr'] = {lr!r}."
+        )
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # a captured graph reads this tensor
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

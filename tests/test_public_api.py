@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,28 @@ import easytorch
 from easytorch import Model
 
 MODULES = ["easytorch", "easytorch.callbacks", "easytorch.data"]
+OTHERS = ["easytorch.losses", "easytorch.metrics", "easytorch.optimizers", "easytorch.typing"]
+# Parameters that may be anything, by name, and why.
+MAY_BE_ANYTHING = {
+    "logs": "subclasses of Callback override hooks with annotations of their own",
+    "batch": "the batch of a loader, in any structure",
+    "x": "of Model.__call__: whatever the module takes",
+    "y_pred": "the outputs of a module, in any structure",
+    "y": "of a metric: the targets, in any structure",
+    "sample_weight": "of a metric: weights, in the structure of the targets",
+    "loss": "of Strategy.backward: a scalar, or a pair",
+    "weight": "of Strategy.backward: a number or a tensor",
+    "args": "of launch: arguments of a function of the user",
+    "options": "arguments that are passed on",
+    "trial": "a class of Optuna, which is not a dependency",
+}
+# Results whose structure is that of the outputs of a module or of targets, or whose class is of an optional dependency.
+MAY_RETURN_ANYTHING = (
+    "Model.predict", "Model.predict_classes", "Model.predict_proba", "Model.predict_on_batch", "Model.predict_step",
+    "Model.__call__", "Model.summary", "Strategy.run", "Strategy.run_locally", "Strategy.to_device", "DataParallel.run",
+    "DataParallel.run_locally", "FullySharded.run", "FullySharded.run_locally", "Metric.compute", "EpochMetric.compute",
+    "History.plot", "History.to_frame", "all_targets",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -23,8 +47,54 @@ def test_public_names_are_sorted_and_documented(name):
         assert name_in_all == "__version__" or inspect.getdoc(value), name_in_all
 
 
-def test_dir_lists_public_names_only():
-    assert dir(easytorch) == easytorch.__all__
+@pytest.mark.parametrize("name", [*MODULES, *OTHERS])
+def test_dir_lists_public_names_only(name):
+    module = importlib.import_module(name)
+    assert dir(module) == sorted(module.__all__)
+
+
+def public_functions():
+    """Yield every public function and method, with the public names of its class and its signature."""
+    for name in ("easytorch", "easytorch.callbacks", "easytorch.data"):
+        module = importlib.import_module(name)
+        for value in (getattr(module, entry) for entry in module.__all__):
+            names = dir(value) if inspect.isclass(value) else []
+            members = {member: inspect.getattr_static(value, member) for member in names} or {"": value}
+            for member, function in members.items():
+                function = getattr(function, "__func__", getattr(function, "fget", function))
+                is_public = not member.startswith("_") or member in ("__init__", "__call__")
+                if inspect.isfunction(function) and is_public and function.__module__.startswith("easytorch"):
+                    yield function
+
+
+def test_public_signatures_have_no_any_without_a_reason():
+    found = set()
+    for function in public_functions():
+        for name, annotation in function.__annotations__.items():
+            allowed = function.__qualname__ in MAY_RETURN_ANYTHING if name == "return" else name in MAY_BE_ANYTHING
+            is_loop_method = function.__qualname__.startswith("Model.") and name in ("y", "loss", "sample_weight")
+            if annotation in ("Any", "Any | None") and (not allowed or is_loop_method):
+                found.add(f"{function.__qualname__}: {name}")
+    assert len({function.__qualname__ for function in public_functions()}) > 100
+    assert not found
+
+
+def test_results_have_the_signatures_of_the_model():
+    for name in ("fit", "evaluate", "predict", "predict_proba", "predict_classes", "save", "save_weights", "summary"):
+        for result in (easytorch.History, easytorch.Scores):
+            assert inspect.signature(getattr(result, name)) == inspect.signature(getattr(Model, name))
+
+
+def test_every_type_alias_is_documented():
+    statements = ast.parse(inspect.getsource(easytorch.typing)).body
+    documented = {
+        statement.target.id
+        for statement, following in itertools.pairwise(statements)
+        if isinstance(statement, ast.AnnAssign) and isinstance(getattr(following, "value", None), ast.Constant)
+    }
+    classes = {statement.name for statement in statements if isinstance(statement, ast.ClassDef)}
+    assert documented | classes == set(easytorch.typing.__all__)
+    assert easytorch.typing.__all__ == sorted(easytorch.typing.__all__)
 
 
 def test_the_package_has_a_py_typed_file():

@@ -38,9 +38,11 @@ ARGUMENT_HINTS = {
     "ckpt_path": "resume=",
     "criterion": "compile(optimizer, loss)",
     "loss_function": "compile(optimizer, loss)",
-    "momentum": "compile(lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), loss)",
-    "weight_decay": "compile(lambda parameters: torch.optim.AdamW(parameters, weight_decay=0.01), loss)",
-    "seed": "torch.manual_seed(0)",
+    "momentum": "compile('sgd', loss, lr=0.1, momentum=0.9)",
+    "weight_decay": "compile('adamw', loss, weight_decay=0.01)",
+    "nesterov": "compile('sgd', loss, lr=0.1, momentum=0.9, nesterov=True)",
+    "betas": "compile('adam', loss, betas=(0.9, 0.999))",
+    "seed": "easytorch.set_seed(0)",
     "max_epochs": "epochs=",
     "num_epochs": "epochs=",
     "weighted": "weighted_metrics=",
@@ -59,6 +61,32 @@ ARGUMENT_HINTS = {
     "overwrite": "Not needed: save() replaces an existing file",
     "save_format": "save_weights('model.safetensors') for safetensors; there is no other choice",
 }
+
+# Arguments of compile and options of optimizers in other libraries, with the values that the user passed.
+COMPILE_HINTS = {
+    "criterion": "loss={criterion!r}",
+    "loss_fn": "loss={loss_fn!r}",
+    "learning_rate": "lr={learning_rate!r}",
+    "epsilon": "eps={epsilon!r}",
+    "beta_1": "betas=({beta_1!r}, {beta_2!r})",
+    "beta_2": "betas=({beta_1!r}, {beta_2!r})",
+    "beta1": "betas=({beta1!r}, {beta2!r})",
+    "beta2": "betas=({beta1!r}, {beta2!r})",
+    "rho": "alpha={rho!r}",
+    "wd": "weight_decay={wd!r}",
+    "mom": "momentum={mom!r}",
+    "clipnorm": "clip_grad_norm={clipnorm!r}",
+    "global_clipnorm": "clip_grad_norm={global_clipnorm!r}",
+    "clipvalue": "clip_grad_value={clipvalue!r}",
+    "decay": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda "
+    "step: 1 / (1 + {decay!r} * step)), step_every='update'); for weight decay, weight_decay={decay!r}",
+    "use_ema": "fit(..., callbacks=[easytorch.callbacks.EMA()])",
+    "ema_momentum": "fit(..., callbacks=[easytorch.callbacks.EMA(decay={ema_momentum!r})])",
+    "loss_scale_factor": "precision='fp16', which scales the loss",
+    "params": "an optimizer object for parameter groups: compile(torch.optim.SGD([...], lr=0.1), ...)",
+    "optimizer_options": "each option as an argument: compile('sgd', ..., momentum=0.9)",
+}
+COMPILE_HINT_DEFAULTS = {"beta_1": 0.9, "beta_2": 0.999, "beta1": 0.9, "beta2": 0.999}
 
 # Arguments of classes.
 OPTION_HINTS = {
@@ -97,8 +125,8 @@ ATTRIBUTE_HINTS = {
     "count_params": "model.summary().total_params",
     "metrics_names": "list(model.evaluate(...).keys())",
     "trainable": "model.module.requires_grad_(False), or the same method of a layer",
-    "lr": "model.optimizer.param_groups[0]['lr']",
-    "learning_rate": "model.optimizer.param_groups[0]['lr']",
+    "lr": "model.optimizer.lr",
+    "learning_rate": "model.optimizer.lr",
     "add": "model.module.append(layer) of an nn.Sequential, before compile()",
     "build": "Not needed: a torch.nn.Module creates its layers in __init__",
     "to_json": "the code of the module: files contain weights only",
@@ -154,9 +182,12 @@ PACKAGE_HINTS = {
     "Input": "Not needed: the arguments of forward() are the inputs of a module",
     "Dense": "torch.nn.Linear(inputs, outputs)",
     "datasets": "torchvision.datasets",
-    "utils": "torch.utils, or easytorch.data for data",
-    "set_seed": "torch.manual_seed(0)",
-    "seed_everything": "torch.manual_seed(0)",
+    "utils": "torch.utils, easytorch.data for data, or easytorch.set_seed(0) for seeds",
+    "seed_everything": "easytorch.set_seed(0)",
+    "set_random_seed": "easytorch.set_seed(0)",
+    "fix_seed": "easytorch.set_seed(0)",
+    "random_seed": "easytorch.set_seed(0)",
+    "manual_seed": "easytorch.set_seed(0)",
     "Trainer": "easytorch.Model(module).compile(...).fit(...)",
     "EpochScoring": "easytorch.EpochMetric(f1_score, average='macro')",
     "AccumMetric": "easytorch.EpochMetric(f1_score, average='macro')",
@@ -324,6 +355,45 @@ def _suggest_call(
         example = f"{name}({', '.join(positional)}, {keywords[0]}=..., ...)"
         return f" Pass the arguments after {positional[-1]} by name: {example}."
     return f" See help({title})."
+
+
+def unexpected_argument_error(
+    title: str,
+    argument: str,
+    options: Mapping[str, Any],
+    names: Iterable[str],
+    *,
+    option_of_others: str = "",
+    otherwise: str = "",
+) -> TypeError:
+    """Return the error for a keyword argument that is neither an argument of ``compile`` nor an option of its optimizer.
+
+    Args:
+        title: The method: ``"Model.compile"``.
+        argument: The name that the user typed.
+        options: All keyword arguments that the method does not have, with their values.
+        names: The names that it takes.
+        option_of_others: The message if it is an option of another optimizer.
+        otherwise: The message if no name is similar.
+    """
+    names = [*names]
+    hint = COMPILE_HINTS.get(argument, "").format_map(COMPILE_HINT_DEFAULTS | dict(options))
+    renamed = re.match(r"(\w+)=", hint)
+    if hint and (renamed is None or renamed[1] in names):
+        suggestion = _format_hint(hint)
+    elif option_of_others:
+        suggestion = option_of_others
+    elif argument in ARGUMENT_HINTS:
+        suggestion = _suggest_argument(title, argument, names)
+    else:
+        suggestion = did_you_mean(argument, names) or otherwise or _suggest_argument(title, argument, names)
+    return TypeError(f"{title}() got an unexpected keyword argument {argument!r}.{suggestion}")
+
+
+def argument_names(method: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the arguments of ``method``, without ``self`` and without those that stand for any others."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
 def _suggest_argument(title: str, argument: str, names: list[str]) -> str:

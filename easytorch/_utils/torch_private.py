@@ -65,6 +65,12 @@ def find_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     return functools.partial(method.__wrapped__, optimizer)
 
 
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Return the hooks that run before and after each step of ``optimizer``; none if this version of torch has other names."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    return [hook for name in names for hook in getattr(optimizer, name, {}).values()]
+
+
 def mark_as_stepped(optimizer: torch.optim.Optimizer) -> None:
     """Let torch's schedulers know that ``optimizer`` has stepped, in a run that is resumed: they would warn otherwise."""
     vars(optimizer)["_opt_called"] = True

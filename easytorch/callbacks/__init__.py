@@ -38,5 +38,9 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     raise missing_attribute_error("easytorch.callbacks", name, CALLBACK_HINTS, __all__)

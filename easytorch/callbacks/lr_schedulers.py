@@ -23,6 +23,7 @@ from easytorch.errors import FileError
 
 if TYPE_CHECKING:
     from easytorch.model import Model
+    from easytorch.typing import SchedulerLike
 
 TORCH_SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 PER_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
@@ -72,11 +73,14 @@ class LRScheduler(Callback):
         >>> model.compile("adam", "cross_entropy", scheduler=scheduler)
     """
 
-    def __init__(self, scheduler: Any, step_every: str | None = None, monitor: str | None = None) -> None:
+    def __init__(
+        self, scheduler: SchedulerLike | None, step_every: str | None = None, monitor: str | None = None
+    ) -> None:
         if step_every not in (None, "update", "epoch"):
             raise ValueError(f"step_every must be 'update' or 'epoch', received {step_every!r}.")
-        self.scheduler, self.step_every, self.monitor = scheduler, step_every, monitor
-        self._factory = None if _is_scheduler(scheduler) else scheduler
+        self.scheduler: Any = scheduler
+        self.step_every, self.monitor = step_every, monitor
+        self._factory: Any = None if _is_scheduler(scheduler) else scheduler
         self._has_updated = False
         self._bound_optimizer: Optimizer | None = None
         self._rates: list[float] | None = []  # after the last step; None after the warning that they were changed
@@ -87,7 +91,7 @@ class LRScheduler(Callback):
         return _is_scheduler(self.scheduler) and not _multiplies(self.scheduler)
 
     @classmethod
-    def of(cls, scheduler: Any, optimizer: Optimizer | None) -> LRScheduler:
+    def of(cls, scheduler: SchedulerLike, optimizer: Optimizer | None) -> LRScheduler:
         """Return the callback for ``compile(scheduler=...)``, bound to ``optimizer``.
 
         Args:

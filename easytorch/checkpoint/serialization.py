@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -113,29 +112,6 @@ def _describe(value: Any) -> str:
         kind = "nested" if value.is_nested else "meta" if value.is_meta else kind
         return f"this tensor ({kind}, {str(value.dtype).removeprefix('torch.')})"
     return f"{type(value).__name__}, {str(value)[:60]!r}"
-
-
-def to_serializable_or_none(value: Any) -> Any:
-    """Return ``value`` if it holds only numbers, text, None, lists and dicts; else return None.
-
-    NumPy scalars become Python numbers.
-    """
-    try:
-        return _to_plain(value)
-    except TypeError:
-        return None
-
-
-def _to_plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, Mapping) and all(isinstance(key, (str, int)) for key in value):
-        return {key: _to_plain(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        children = [_to_plain(child) for child in value]
-        return children if isinstance(value, list) else tuple(children)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
 def _from_numpy(value: Any) -> Any:

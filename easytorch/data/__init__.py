@@ -7,3 +7,7 @@ from easytorch.data.seeded import seeded
 from easytorch.data.splits import all_targets, split, targets_of
 
 __all__ = ["ArrayDataset", "all_targets", "as_loader", "in_memory", "seeded", "split", "targets_of"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -32,7 +32,7 @@ call                ``x``                                                 meanin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import PAD_HINT, from_numpy, unpack
+
+if TYPE_CHECKING:
+    from easytorch.typing import TargetLike
 
 # Columns of a table whose names are reported; a row of more values is no row of a table.
 MAX_COLUMNS = 1000
@@ -63,7 +66,7 @@ class ArrayDataset(Dataset[Any]):
         >>> inputs, target = dataset[0]
     """
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: TargetLike) -> None:
         self.tree = as_tensors(tree)
         lengths = sorted({len(leaf) for leaf in leaves(self.tree) if isinstance(leaf, Tensor)})
         if len(lengths) > 1:

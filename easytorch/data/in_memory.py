@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from easytorch._utils.warnings import warn
 from easytorch.checkpoint import files
 from easytorch.data.arrays import WrapperDataset, load_samples
 
+if TYPE_CHECKING:
+    from easytorch.typing import DatasetLike, DeviceLike, PathLike
+
 # Samples loaded at once
 CHUNK = 256
 # Samples loaded again, to check that they have not changed
@@ -28,11 +31,11 @@ PROBES = 8
 
 
 def in_memory(
-    dataset: Any,
+    dataset: DatasetLike,
     *,
     num_workers: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "cpu",
+    cache: PathLike | None = None,
+    device: DeviceLike = "cpu",
     verbose: int | str = "auto",
 ) -> Dataset[Any]:
     """Load ``dataset`` once and return it as tensors in memory; ``fit`` slices their rows instead of loading samples.
@@ -62,18 +65,19 @@ def in_memory(
     """
     cache = None if cache is None else to_path(cache, "cache")
     _check_arguments(dataset, cache)
+    size = len(dataset)  # type: ignore[arg-type]  # a dataset without a length is refused above
     start = time.perf_counter()
     probes = _load_probes(dataset)
     tree = _read_cache(cache, dataset, probes)
     source = "Loaded into memory" if tree is None else "Read from the cache"
     if tree is None:
-        tree = _load(dataset, num_workers, _progress_bar(len(dataset), verbose))
+        tree = _load(dataset, num_workers, _progress_bar(size, verbose))
         if cache is not None:
-            files.write(cache, {"in_memory": 1, "samples": len(dataset), "tree": tree})
+            files.write(cache, {"in_memory": 1, "samples": size, "tree": tree})
     if verbose:
         megabytes = sum(leaf.numel() * leaf.element_size() for leaf in leaves(tree)) / 1e6
         seconds = time.perf_counter() - start
-        print(f"{source}: {len(dataset):,} samples, {megabytes:,.1f} MB, {seconds:.1f} s", flush=True)
+        print(f"{source}: {size:,} samples, {megabytes:,.1f} MB, {seconds:.1f} s", flush=True)
     return InMemory(dataset, map_leaves(lambda leaf: leaf.to(device), tree))
 
 

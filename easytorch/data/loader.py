@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import (
@@ -65,6 +65,9 @@ from easytorch.data.splits import draws_all_samples, split_loader
 from easytorch.data.workers import shield_workers
 from easytorch.distributed.process_group import SingleProcess
 
+if TYPE_CHECKING:
+    from easytorch.typing import DataLike, SampleWeightLike, TargetLike
+
 DEFAULT_BATCH_SIZE = 32
 ACCEPTED = (
     "a DataLoader, a Dataset, tensors, NumPy arrays or pandas frames (x, y), dicts or tuples of these, a generator, a "
@@ -80,7 +83,12 @@ ARGUMENT_CONFLICTS = {
 
 
 def as_loader(
-    x: Any, y: Any = None, sample_weight: Any = None, *, batch_size: int | None = None, shuffle: bool | None = None
+    x: DataLike,
+    y: TargetLike | None = None,
+    sample_weight: SampleWeightLike | None = None,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool | None = None,
 ) -> Iterable[Any]:
     """Return the batches of any data: a ``DataLoader`` if the samples have an index, otherwise an iterable.
 
@@ -125,7 +133,7 @@ def as_loader(
         return x if isinstance(x, DataLoader) else _as_batches(x)
     if not isinstance(x, DataLoader) or isinstance(x.dataset, IterableDataset):
         refuse_arguments(x, sample_weight=sample_weight)
-    return with_sample_weight(x, sample_weight)
+    return with_sample_weight(x, sample_weight)  # type: ignore[arg-type]  # refused above unless it is a loader
 
 
 def is_keras_sequence(x: Any) -> bool:

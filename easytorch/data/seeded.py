@@ -7,7 +7,7 @@ import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,10 +21,13 @@ from easytorch._utils.rng import (
     set_generator_state,
     set_host_rng_state,
 )
+
+if TYPE_CHECKING:
+    from easytorch.typing import DatasetLike
 from easytorch.data.arrays import WrapperDataset
 
 
-def seeded(dataset: Any, seed: int = 0) -> Dataset[Any]:
+def seeded(dataset: DatasetLike, seed: int = 0) -> Dataset[Any]:
     """Return ``dataset`` with random augmentation that depends only on ``seed``, epoch and index.
 
     A checkpoint cannot restore the random generators of a loader's workers. A seeded sample draws the same numbers in any

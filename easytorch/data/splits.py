@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from easytorch.data.arrays import (
 from easytorch.data.batch import LABEL_KEYS, Batch, from_numpy, unpack
 from easytorch.data.in_memory import InMemory
 
+if TYPE_CHECKING:
+    from easytorch.typing import DataLike, DatasetLike, TargetLike
+
 # Attributes of a DataLoader that the loaders of both parts share.
 LOADER_SETTINGS = (
     "batch_size",
@@ -51,7 +54,9 @@ LOADER_SETTINGS = (
 WORKER_SETTINGS = ("prefetch_factor", "persistent_workers")
 
 
-def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True) -> tuple[Any, Any]:
+def split(
+    data: DataLike, y: TargetLike | float | None = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True
+) -> tuple[Any, Any]:
     """Split data into two parts; the same ``seed`` gives the same parts.
 
     Args:
@@ -75,7 +80,7 @@ def split(data: Any, y: Any = None, fraction: float = 0.2, *, seed: int = 0, str
     """
     # split(data, 0.2)
     if isinstance(y, (int, float, np.number)):
-        y, fraction = None, y
+        fraction, y = float(y), None
     if isinstance(data, DataLoader):
         return split_loader(data, fraction, seed, stratify)
     samples = _as_samples(data, y)
@@ -192,7 +197,7 @@ def _can_split(loader: DataLoader[Any]) -> bool:
     return type(sampler) is SequentialSampler
 
 
-def all_targets(loader: Any) -> Any:
+def all_targets(loader: DataLike) -> Any:
     """Return the targets of all samples of ``loader``, in the structure that the samples have.
 
     Returns:
@@ -200,7 +205,7 @@ def all_targets(loader: Any) -> Any:
     """
     if type(loader) in (list, tuple):
         return _labels_of_batches(loader)
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     # The targets of samples that are never drawn may have any value, and a collate function may change those that are.
     if not draws_all_samples(loader) or changes_samples(loader):
         return None
@@ -209,7 +214,7 @@ def all_targets(loader: Any) -> Any:
     return targets_of(dataset, trusted_only=True)
 
 
-def _labels_of_batches(batches: Sequence[Any]) -> Tensor | None:
+def _labels_of_batches(batches: Any) -> Tensor | None:
     """Return the labels of all ``batches`` in one dimension; None unless each batch is a tuple with a tensor of integers."""
     labels = [batch[1] for batch in batches if isinstance(batch, (tuple, list)) and len(batch) in (2, 3)]
     if len(labels) != len(batches) or not all(isinstance(y, Tensor) for y in labels):
@@ -270,7 +275,7 @@ def draws_all_samples(loader: Any) -> bool:
     return type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler)
 
 
-def targets_of(dataset: Any, *, trusted_only: bool = False) -> Tensor | None:
+def targets_of(dataset: DatasetLike, *, trusted_only: bool = False) -> Tensor | None:
     """Return the targets of ``dataset`` if they can be read without loading its samples, otherwise None.
 
     Args:

@@ -3,3 +3,7 @@
 from easytorch.metrics.names import NAMES
 
 __all__ = ["NAMES"]
+
+
+def __dir__() -> list[str]:
+    return __all__

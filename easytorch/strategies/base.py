@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from easytorch.data.predictions import OutputCollector
     from easytorch.losses.criterion import Criterion
     from easytorch.metrics.collection import MetricCollection
+    from easytorch.typing import DataLike, StrategyLike
 
 _NO_OP = contextlib.nullcontext()
 
@@ -111,7 +112,7 @@ class Strategy(HelpfulInit):
         return Strategy.kinds["ddp" if is_launched() else "one"](device, precision, jit_compile)
 
     @staticmethod
-    def of(strategy: Any, device: torch.device, *, precision: str, jit_compile: bool) -> Strategy:
+    def of(strategy: StrategyLike, device: torch.device, *, precision: str, jit_compile: bool) -> Strategy:
         """Return the strategy for the argument of ``compile``.
 
         Raises:
@@ -267,7 +268,7 @@ class Strategy(HelpfulInit):
         """Return ``batch`` on the device, with floats in the dtype of the module."""
         return self._to_device(batch)
 
-    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
+    def batches(self, loader: DataLike, steps: int | None = None) -> EvalIterator:
         """Return this rank's batches of ``loader`` for evaluation or prediction: all, or the first ``steps``."""
         return EvalIterator(loader, steps, self.group)
 

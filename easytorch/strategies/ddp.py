@@ -24,6 +24,7 @@ from easytorch.strategies.control import ControlChannel
 if TYPE_CHECKING:
     from easytorch.losses.criterion import Criterion
     from easytorch.metrics.collection import MetricCollection
+    from easytorch.typing import DataLike
 
 _NO_OP = contextlib.nullcontext()
 
@@ -249,7 +250,7 @@ class DataParallel(Strategy, name="ddp"):
 
     # Evaluation and prediction
 
-    def batches(self, loader: Any, steps: int | None = None) -> EvalIterator:
+    def batches(self, loader: DataLike, steps: int | None = None) -> EvalIterator:
         """Return this rank's batches of ``loader``; the BatchNorm statistics of rank 0 are broadcast before the first."""
         batches = super().batches(loader, steps)
         batches.before_first = functools.partial(self.group.broadcast_tensors, self.buffers())

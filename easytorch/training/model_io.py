@@ -16,7 +16,7 @@ from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
 from easytorch.errors import ResumeError
 from easytorch.losses.modules import describe_state
-from easytorch.strategies.device import saved_precision
+from easytorch.training import compile_arguments
 from easytorch.training.consensus import check_replicas
 from easytorch.training.results import History
 from easytorch.training.state import TrainState
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from easytorch.model import Model
 
 # Compile arguments that are part of the optimizer state, which a resumed run restores.
-RESTORED_FROM_CHECKPOINT = ("lr",)
+RESTORED_FROM_CHECKPOINT = ("lr", "optimizer_options")
 # Kinds of attributes of which all ranks have the same.
 SHARED_KINDS = ("stateful", "tensor")
 # Settings of an optimizer that change its speed and not its results.
@@ -110,10 +110,8 @@ def _load_content(model: Model, content: dict[str, Any], path: str | os.PathLike
     """Load ``content``; an error leaves weights and optimizer unchanged, but not the attributes of the model."""
     content = _read_shards(model, content, path)
     weights = state_dicts.match_state_dict(content["module"], model.module, path)
-    if model.compile_args is None and content.get("compiled"):
-        precision: Any = saved_precision(model.device, content.get("precision"))
-        model.compile(**content["compiled"], **precision)
-    model.lacks_compile = model.compile_args is None and bool(content.get("optimizer"))
+    if model.compile_args is None or model.unrestored_arguments is not None:
+        compile_arguments.compile_as_saved(model, content)
     state_dicts.check_optimizer(content, model.optimizer, path)
     _check_content(model, content)
     schedules = list(zip(model.schedules, content["schedules"], strict=False))
@@ -145,16 +143,7 @@ def state_dict(model: Model) -> dict[str, Any]:
 
 def pickle_state(model: Model) -> dict[str, Any]:
     """Return the attributes that a pickle or a copy of ``model`` holds: no data, and nothing of a running fit."""
-    compile_args = (
-        None if model.compile_args is None else serialization.to_serializable_or_none(model.compile_args) or {}
-    )
-    replaced = {
-        "callbacks": CallbackList([], model, {}),
-        "train_data": None,
-        "last_fit": {},
-        "compile_args": compile_args,
-    }
-    return vars(model) | replaced
+    return vars(model) | {"callbacks": CallbackList([], model, {}), "train_data": None, "last_fit": {}}
 
 
 def training_state(model: Model) -> dict[str, Any]:
@@ -306,7 +295,7 @@ def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
         "precision": model.strategy.precision,
         "module": transform(state_dicts.unwrapped_state_dict(model.module)),
         "loss": transform(model.loss.modules.read_state()),
-        "compiled": serialization.to_serializable_or_none(model.compile_args),
+        **compile_arguments.encode(model),
     }
 
 
@@ -348,7 +337,8 @@ def _check_content(model: Model, content: Mapping[str, Any]) -> None:
 def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Raise a ``ResumeError`` unless the run had the callbacks, the metrics and the optimizer of this one."""
     callbacks = [type(callback).__name__ for callback in _stateful(model)]
-    schedulers = [(args or {}).get("scheduler") for args in (content["compiled"], model.compile_args)]
+    arguments = (content["compiled"], compile_arguments.encode(model)["compiled"])
+    schedulers = [(saved or {}).get("scheduler") for saved in arguments]
     for name, before, now in (
         # A scheduler object has no name to compare, but a state.
         ("scheduler", *(schedulers if all(schedulers) else [None, None])),
@@ -369,24 +359,47 @@ def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
     """Warn of differences from the run that are allowed but change its results."""
     for change in _changes(content["environment"], _environment(model)):
         warn(f"{change}; the resumed run will differ in the last bits.")
-    before, now = content["compiled"], serialization.to_serializable_or_none(model.compile_args)
-    if not before or not now:  # an argument is an object, which cannot be compared
-        settings = content.get("settings", {})
-        for change in _changes(settings, {name: value for name, value in _settings(model).items() if name in settings}):
-            warn(
-                f"{change} in the optimizer; the resumed run keeps the old value. To use the new one, load() the checkpoint, "
-                "set it in model.optimizer.param_groups, and call fit() without resume."
-            )
-        return
-    restored = {name: now.get(name) for name in RESTORED_FROM_CHECKPOINT}
-    for change in _changes(before, {name: value for name, value in now.items() if name not in restored}):
+    before, now = _comparable_arguments(content), _comparable_arguments(compile_arguments.encode(model))
+    for change in _changes(before, {name: value for name, value in now.items() if name in before}):
         warn(f"{change}; continuing with the new value, so results will differ from the original run.")
-    for change in _changes(before, restored):
+    if _is_named_optimizer(content["compiled"]) and _is_named_optimizer(model.compile_args):
+        _keep_optimizer_arguments(model, content["compiled"])
+        return
+    settings = content.get("settings", {})
+    for change in _changes(settings, {name: value for name, value in _settings(model).items() if name in settings}):
+        warn(
+            f"{change} in the optimizer; the resumed run keeps the old value. To use the new one, load() the checkpoint, set "
+            "model.optimizer.lr or another value in model.optimizer.param_groups, and call fit() without resume."
+        )
+
+
+def _comparable_arguments(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``compile`` in ``saved`` that a new run may change, as plain values."""
+    others = (*RESTORED_FROM_CHECKPOINT, *saved.get("compiled_objects", {}))
+    arguments = {name: value for name, value in (saved["compiled"] or {}).items() if name not in others}
+    if not _is_named_optimizer(arguments):
+        arguments.pop("optimizer", None)
+    return {name: compile_arguments.describe(value) for name, value in arguments.items()}
+
+
+def _is_named_optimizer(arguments: Mapping[str, Any] | None) -> bool:
+    return isinstance((arguments or {}).get("optimizer"), str)
+
+
+def _keep_optimizer_arguments(model: Model, before: Mapping[str, Any]) -> None:
+    """Warn of options of the optimizer that were changed; the optimizer's state has the old values."""
+    assert model.compile_args is not None
+    restored = {name: before.get(name) for name in RESTORED_FROM_CHECKPOINT}
+    old, new = (
+        {"lr": arguments.get("lr"), **(arguments.get("optimizer_options") or {})}
+        for arguments in (before, model.compile_args)
+    )
+    for change in _changes(old, {**dict.fromkeys(old), **new}):
         warn(
             f"{change}; the resumed run keeps the old value. To use the new one, load() the checkpoint and call fit() without "
             "resume."
         )
-    model.compile_args = now | {name: before.get(name) for name in restored}
+    model.compile_args = model.compile_args | restored
 
 
 def _continue_run(model: Model, content: Mapping[str, Any], weights: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -206,7 +206,8 @@ def test_every_public_name_is_in_the_reference():
     documented = {
         name for path in ROOT.glob("docs/api/*.md") for name in re.findall(r"^::: ([\w.]+)", path.read_text(), re.M)
     }
-    modules = {"easytorch": {"__version__", "callbacks", "data"}, "easytorch.callbacks": set(), "easytorch.data": set()}
+    submodules = {"callbacks", "data", "typing"}
+    modules = {"easytorch": {"__version__", *submodules}, **{f"easytorch.{name}": set() for name in submodules}}
     public = {
         f"{name}.{entry}"
         for name, submodules in modules.items()

@@ -81,6 +81,30 @@ def contents(good: dict[str, Any]) -> dict[str, Any]:
         "recipe that is unknown": replace(compiled={"optimizer": "os.system", "loss": "cross_entropy"}),
         "recipe of a path": replace(compiled={"optimizer": "../../x", "loss": "__import__", "metrics": ["eval"]}),
         "recipe of numbers": replace(compiled={"optimizer": 3, "loss": 4}),
+        "recipe of a module": replace(compiled={"loss": {"torch object": "os.system", "options": {}}}),
+        "recipe of a layer": replace(
+            compiled={"loss": {"torch object": "nn.Linear", "options": {"in_features": 10**9}}}
+        ),
+        "recipe of a loss with text": replace(
+            compiled={"loss": {"torch object": "nn.CrossEntropyLoss", "options": {"weight": "os.system"}}}
+        ),
+        "recipe of a function": replace(
+            compiled={"loss": {"torch object": "nn.functional.mse_loss", "options": {"reduction": "__import__"}}}
+        ),
+        "recipe of an optimizer": replace(
+            compiled={
+                "optimizer": {"torch object": "optim.SGD", "options": {"lr": "x"}, "groups": [[name]]},
+                "loss": "mse",
+            }
+        ),
+        "recipe of other parameters": replace(
+            compiled={
+                "optimizer": {"torch object": "optim.SGD", "options": {}, "groups": [["__class__"]]},
+                "loss": "mse",
+            }
+        ),
+        "recipe of objects": replace(compiled_objects={"loss": "x" * 1000, "optimizer": "\x1b[2J"}),
+        "recipe of objects as number": replace(compiled_objects=5),
         "schedules as number": replace(schedules=5),
         "schedules of texts": replace(schedules=["a"]),
         "strategy as list": replace(strategy=[1]),

@@ -126,6 +126,22 @@ def a_file_loaded_into_a_new_model(name):
     return [result], model
 
 
+def an_optimizer_with_options(name):
+    model = Model(make_net(), device="cpu")
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    model.compile(torch.optim.SGD, loss, lr=0.1, momentum=0.9, nesterov=True, strategy=make_strategy(name))
+    fit(model)
+    model.optimizer.lr *= 0.5
+    fit(model)
+    path = model.strategy.group.broadcast(tempfile.mktemp(suffix=".pt"))
+    model.save(path)
+    model.evaluate(*HELD_OUT, verbose=0)  # the file is complete when the ranks meet again
+    loaded = Model(make_net(), device="cpu").load(path)
+    assert loaded.optimizer.defaults == model.optimizer.defaults
+    assert loaded.optimizer.lr == 0.05
+    return [loaded.evaluate(*HELD_OUT, verbose=0).loss], model
+
+
 def a_refused_average(name):
     model = make_model(name)
     for average in (EMA(0.9), SWA(0)) if name == "fsdp" else ():
@@ -145,6 +161,7 @@ PROGRAMS = (
     clipping_and_accumulation,
     a_second_model_of_the_module,
     a_file_loaded_into_a_new_model,
+    an_optimizer_with_options,
     a_refused_average,
 )
 
