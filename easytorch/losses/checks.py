@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
 from easytorch.data.sample_weights import IGNORE_INDEX
+from easytorch.losses.names import SIGNED_TARGET_LOSSES
 
 if TYPE_CHECKING:
     from easytorch.losses.criterion import SingleLoss
@@ -36,6 +37,8 @@ class FirstBatchCheck:
             check_shapes(loss, y_pred, y)
         if loss.kind == "binary":
             check_binary_targets(loss, y, self.target_range)
+        if loss.family in SIGNED_TARGET_LOSSES:
+            check_signed_targets(loss, y)
         if isinstance(y, Tensor) and isinstance(y_pred, Tensor):
             if loss.kind == "multiclass" and y_pred.ndim > 1:
                 self._check_classes(loss, y_pred, y)
@@ -74,6 +77,17 @@ def check_binary_targets(loss: SingleLoss, y: Any, target_range: tuple[Any, Any]
         raise ValueError(
             f"The targets go from {low:g} to {high:g}, but the loss, {loss!r}, expects probabilities, or 0 and 1 for two "
             "classes. Convert labels -1 and 1 with (y + 1) / 2, labels 1 and 2 with y - 1."
+        )
+
+
+def check_signed_targets(loss: SingleLoss, y: Any) -> None:
+    """Raise a ``ValueError`` if all targets of a loss that expects -1 and 1 are 0 and 1."""
+    if not isinstance(y, Tensor) or not y.numel() or y.is_complex():
+        return
+    if bool(((y == 0) | (y == 1)).all()) and bool((y == 0).any()):
+        raise ValueError(
+            f"The targets are 0 and 1, but the loss, {loss!r}, expects -1 and 1. Pass 2 * y - 1, or use loss='hinge', which "
+            "takes both."
         )
 
 
@@ -228,8 +242,7 @@ def shape_error(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception
     if y_pred.ndim == 2 and y_pred.shape[1] > 1 and y.shape == y_pred.shape[:1] and are_integers(y):
         return ValueError(
             f"The module has {y_pred.shape[1]} outputs per sample, but the targets have one integer per sample, {describe(y)}. "
-            f"If they are class indices, use loss='cross_entropy'. For the loss, {loss}, give the last layer one output and "
-            "use y.unsqueeze(1)."
+            f"If they are class indices, use loss='cross_entropy'. For the loss, {loss}, give the last layer one output."
         )
     reshape = _reshape_fix(y_pred, y)
     if floats and not y.is_floating_point():

@@ -44,6 +44,7 @@ from easytorch.losses.names import (
     TABLE,
     TORCH_LOSSES,
 )
+from easytorch.losses.targets import TargetConverter, make_converter
 
 # What each term of a loss is divided by, None for a sum. A term that is missing is a mean over samples.
 Counts = Mapping[str, Any]
@@ -128,6 +129,10 @@ class Criterion:
 
     def to(self, device: torch.device) -> None:
         """Move the tensors of the losses to ``device``."""
+
+    def convert_targets(self, y_pred: Any, y: Any) -> Any:
+        """Return the targets ``y`` as the loss takes them, if only their shape or dtype has to change; see ``targets``."""
+        return y
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the predictions and targets of ``output``, all of them if it is None."""
@@ -217,7 +222,11 @@ class SingleLoss(Criterion):
         self.reduction: str | None = self._option("reduction", None)
         self.is_keras = any(self.function is function for function in KERAS.values())
         self.is_elementwise = self.is_keras or self.family in ELEMENTWISE_LOSSES
-        self.takes_integers = self.is_keras or self.family in SIGNED_TARGET_LOSSES
+        is_signed = self.family in SIGNED_TARGET_LOSSES
+        self.takes_integers = self.is_keras or is_signed
+        self.targets = TargetConverter()
+        if self._is_defined_by_library():
+            self.targets = make_converter(self.family, self.is_elementwise, is_signed)
         self._has_class_weight = self._option("weight", None) is not None
         self._call = self._adapted(self.function)
         self._counts: Counts = {}
@@ -249,6 +258,16 @@ class SingleLoss(Criterion):
         is_torch = self.family in TORCH_LOSSES.values() or self.family in FUNCTION_FAMILIES.values()
         return not self.is_keras and not is_torch
 
+    def _is_defined_by_library(self) -> bool:
+        """Return whether torch or this package defines how the loss is computed, and not a subclass of the user."""
+        overrides = isinstance(self.function, nn.Module) and type(self.function).forward is not self.family.forward
+        return not self.is_custom and not overrides
+
+    @property
+    def takes_one_output(self) -> bool:
+        """Whether the loss certainly compares one tensor of outputs with the targets."""
+        return not self.is_custom and self.family not in CALL_ADAPTERS
+
     @property
     def counts_labels(self) -> bool:
         """Whether the mean is over the labels that count, instead of over samples."""
@@ -262,14 +281,16 @@ class SingleLoss(Criterion):
 
     def prepare(self, targets: Any) -> None:
         """Check the next batch, and the range of all ``targets`` with it."""
+        self.targets.prepare(targets)
         self.check: Callable[[SingleLoss, Any, Any], None] = FirstBatchCheck(self._target_range(targets))
         self._unchecked_call: Callable[[Any, Any], Tensor] | None = None
 
     def _target_range(self, targets: Any) -> tuple[Any, Any] | None:
-        if not isinstance(targets, Tensor) or not targets.numel():
+        if not isinstance(targets, Tensor) or not targets.numel() or targets.is_complex():
             return None
-        if targets.dtype == torch.int64 and self.kind == "multiclass":
-            return label_range(targets, self.ignore_index)
+        if self.kind == "multiclass":
+            labels = self.targets.class_numbers(targets)
+            return None if labels is None else label_range(labels, self.ignore_index)
         return (float(targets.min()), float(targets.max())) if self.kind == "binary" else None
 
     def end_first_batch(self) -> None:
@@ -286,12 +307,14 @@ class SingleLoss(Criterion):
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
+        y_pred, y = self._convert(y_pred, y)
         # On an accelerator, only labels that are known to count need no check for a mean over nothing.
         is_simple = isinstance(y, Tensor) and (y.is_cpu or not self.may_ignore)
         if self._unchecked_call is not None and sample_weight is None and is_simple:
             size = y.numel()
             if size and not self.ignored_count(y):
-                self._counts = {"loss": size} if self.may_ignore else {}
+                counts_labels = self.may_ignore and not y.is_floating_point()
+                self._counts = {"loss": size} if counts_labels else {}
                 return {"loss": self._unchecked_call(y_pred, y)}
         return {"loss": self._reduced(y_pred, y, sample_weight)}
 
@@ -303,12 +326,25 @@ class SingleLoss(Criterion):
             y: Targets.
             sample_weight: None, or one weight per sample, or one per value of the unreduced loss.
         """
+        y_pred, y = self._convert(y_pred, y)
         value: Any = self._reduced(y_pred, y, sample_weight)
         if isinstance(value, tuple):
             total, count = value
             self._counts, value = {"loss": count}, divide(total, count)
         loss: Tensor = value
         return loss
+
+    def _convert(self, y_pred: Any, y: Any) -> tuple[Any, Any]:
+        """Return the outputs and targets as the loss takes them."""
+        y = self.convert_targets(y_pred, y)
+        return (self.compared_prediction(y_pred, None) if self.takes_one_output else y_pred), y
+
+    def convert_targets(self, y_pred: Any, y: Any) -> Any:
+        """Return the targets ``y`` as the loss takes them, if only their shape or dtype has to change; see ``targets``."""
+        prediction = self.compared_prediction(y_pred, None)
+        if isinstance(y, Mapping) and isinstance(y_pred, Mapping) and len(y) == 1 and self.takes_one_output:
+            y = next((y[key] for key in y if y_pred.get(key) is prediction), y)
+        return self.targets(prediction, y) if isinstance(y, Tensor) and isinstance(prediction, Tensor) else y
 
     def _reduced(self, y_pred: Any, y: Any, sample_weight: Any) -> Any:
         """Return the loss as a scalar, or the pair ``(sum, count)`` of a custom function."""
@@ -417,7 +453,12 @@ class SingleLoss(Criterion):
         """
         if self.is_sum:
             return None
-        return window.sizes if not self.counts_labels else _counts_or_sizes(map(self.label_count, targets), window)
+        return window.sizes if not self.counts_labels else _counts_or_sizes(map(self._window_count, targets), window)
+
+    def _window_count(self, y: Any) -> Any:
+        """Return ``label_count`` of targets that have not been converted yet."""
+        y = from_numpy(y) if isinstance(y, np.ndarray) else y
+        return self.label_count(self.targets.class_numbers(y)) if isinstance(y, Tensor) else None
 
     @contextlib.contextmanager
     def knowing(self, targets: Any) -> Iterator[None]:
@@ -425,7 +466,7 @@ class SingleLoss(Criterion):
         previous = self.may_ignore
         self._counted_labels = None
         if isinstance(targets, Tensor) and targets.numel():
-            self.may_ignore = not targets.is_floating_point() and bool((targets == self.ignore_index).any())
+            self.may_ignore = bool((targets == self.ignore_index).any())
         else:
             self.may_ignore = True
         try:
@@ -440,7 +481,6 @@ class SingleLoss(Criterion):
         """
         if not self.counts_labels:
             return None
-        y = from_numpy(y) if isinstance(y, np.ndarray) else y
         if not isinstance(y, Tensor) or y.is_floating_point():
             return None
         if not self._has_class_weight:
@@ -451,13 +491,18 @@ class SingleLoss(Criterion):
         return weights.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)
 
     def compared_prediction(self, y_pred: Any, output: str | None) -> Any:
-        """Return the mean if the outputs are a mean and a variance, else ``y_pred``."""
-        return y_pred[0] if self.family is nn.GaussianNLLLoss and isinstance(y_pred, (list, tuple)) else y_pred
+        """Return the mean if the outputs are a mean and a variance, and the one tensor among the outputs if that is certain."""
+        if isinstance(y_pred, Tensor):
+            return y_pred
+        if self.family is nn.GaussianNLLLoss and isinstance(y_pred, (list, tuple)):
+            return y_pred[0]
+        return _find_only_output(y_pred, self.kind is not None) if self.takes_one_output else y_pred
 
     def probabilities(self, y_pred: Any) -> Any:
         """Apply the softmax, exp or sigmoid that the loss implies."""
         if self.activation is None:
             return super().probabilities(y_pred)
+        y_pred = self.compared_prediction(y_pred, None)
         if not isinstance(y_pred, Tensor):
             raise ValueError(
                 f"The loss, {self!r}, expects one tensor, but the module returned {describe(y_pred)}. Return the output that "
@@ -544,7 +589,7 @@ class MultiOutputLoss(Criterion):
 
     def prepare(self, targets: Any) -> None:
         """Prepare each loss for the targets of its output."""
-        by_name = self._targets_by_name(targets)
+        by_name = self._by_name(targets)
         for name, loss in self.losses.items():
             loss.prepare(by_name.get(name))
 
@@ -557,12 +602,28 @@ class MultiOutputLoss(Criterion):
         for loss in self.losses.values():
             loss.to(device)
 
-    def _targets_by_name(self, targets: Any) -> Mapping[str, Any]:
-        if isinstance(targets, Mapping):
-            return targets
-        if isinstance(targets, (list, tuple)):
-            return _number_outputs(targets)
-        return {self.names[0]: targets} if len(self.names) == 1 else {}
+    def _by_name(self, tree: Any) -> Mapping[str, Any]:
+        """Return outputs or targets by name of their output; none if they belong to no output."""
+        if isinstance(tree, Mapping):
+            return tree
+        if isinstance(tree, (list, tuple)):
+            return _number_outputs(tree)
+        return {self.names[0]: tree} if len(self.names) == 1 else {}
+
+    def convert_targets(self, y_pred: Any, y: Any) -> Any:
+        """Return the targets ``y`` as the losses take them, in the same structure."""
+        outputs, targets = self._by_name(y_pred), self._by_name(y)
+        converted = {
+            name: loss.convert_targets(outputs[name], targets[name])
+            for name, loss in self.losses.items()
+            if name in outputs and name in targets
+        }
+        if all(converted[name] is targets[name] for name in converted):
+            return y
+        if not isinstance(y, (Mapping, list, tuple)):
+            return converted[self.names[0]]
+        by_name = {**targets, **converted}
+        return by_name if isinstance(y, Mapping) else list(by_name.values())
 
     def take_counts(self) -> Counts:
         """Return what each ``<output>_loss`` of the last call was divided by, and forget it."""
@@ -572,7 +633,7 @@ class MultiOutputLoss(Criterion):
 
     def batch_weights(self, window: Window, share: Share) -> Iterator[Any]:
         """Yield the share of each batch in the samples; meanwhile ``terms`` gives the gradient of each term its own share."""
-        targets = [self._targets_by_name(batch.y) for batch in _unpacked(window)]
+        targets = [self._by_name(batch.y) for batch in _unpacked(window)]
         columns = [loss.window_counts(window, [y.get(name) for y in targets]) for name, loss in self.losses.items()]
         by_samples, *by_term = share([window.sizes, *columns])
         self._is_shared = True
@@ -588,7 +649,7 @@ class MultiOutputLoss(Criterion):
     @contextlib.contextmanager
     def knowing(self, targets: Any) -> Iterator[None]:
         """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
-        by_name = self._targets_by_name(targets)
+        by_name = self._by_name(targets)
         with contextlib.ExitStack() as stack:
             for name, loss in self.losses.items():
                 stack.enter_context(loss.knowing(by_name.get(name)))
@@ -726,7 +787,7 @@ class ModuleLoss(Criterion):
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the ``logits`` in the module's output, else all of it, and the targets."""
-        logits = y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
+        logits = _get_logits(y_pred)
         return y_pred if logits is None else logits, y
 
     def probabilities(self, y_pred: Any) -> Any:
@@ -738,6 +799,20 @@ class ModuleLoss(Criterion):
 
     def __repr__(self) -> str:
         return "the module's own loss"
+
+
+def _find_only_output(y_pred: Any, are_logits: bool) -> Any:
+    """Return the only entry of outputs, or the logits that the models of transformers name so; else ``y_pred``."""
+    if are_logits and isinstance(logits := _get_logits(y_pred), Tensor):
+        return logits
+    if isinstance(y_pred, (Mapping, list, tuple)) and len(y_pred) == 1:
+        (output,) = y_pred.values() if isinstance(y_pred, Mapping) else y_pred
+        return output if isinstance(output, Tensor) else y_pred
+    return y_pred
+
+
+def _get_logits(y_pred: Any) -> Any:
+    return y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
 
 
 def _unpacked(window: Window) -> list[Batch]:
