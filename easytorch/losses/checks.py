@@ -5,6 +5,7 @@ The functions ``..._error`` and ``..._warning`` return what is wrong, or None. `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
+from easytorch.data.class_names import count_names
 from easytorch.data.sample_weights import IGNORE_INDEX
 from easytorch.losses.names import SIGNED_TARGET_LOSSES
 
@@ -52,7 +54,11 @@ class FirstBatchCheck:
         loss.end_first_batch()
 
     def _check_classes(self, loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
-        error = single_class_error(y_pred) or _missing_flatten_error(y_pred, y)
+        error = (
+            single_class_error(y_pred)
+            or _missing_flatten_error(y_pred, y)
+            or class_count_error(loss.class_names, y_pred.shape[1])
+        )
         if error is None and self.target_range is not None:
             error = label_range_error(*self.target_range, y_pred.shape[1])
         # On a GPU a wrong label aborts the process. On a CPU torch raises, and the error is translated.
@@ -146,6 +152,17 @@ def _missing_flatten_error(y_pred: Tensor, y: Tensor) -> Exception | None:
     )
 
 
+def class_count_error(names: Sequence[str] | None, outputs: int) -> Exception | None:
+    """Return the error of a module that does not have one output for each class name."""
+    if names is None or len(names) == outputs:
+        return None
+    return ValueError(
+        f"The labels have {count_names(names)}, but the module has {outputs} outputs. Give the last layer {len(names)} outputs. "
+        "If the names are wrong, set model.class_names; None removes them. A pandas categorical keeps unused categories: "
+        "y.cat.remove_unused_categories() removes them."
+    )
+
+
 def label_error(y_pred: Tensor, y: Tensor, ignore_index: int) -> Exception | None:
     """Return the error of targets that are not classes of the outputs.
 
@@ -171,7 +188,8 @@ def _class_dimension_error(y_pred: Tensor, y: Tensor) -> Exception | None:
         move = "transpose(1, 2)" if y_pred.ndim == 3 else "movedim(-1, 1)"
         return ValueError(
             f"The loss expects the classes in dimension 1, [N, classes, ...], but the module returned {describe(y_pred)} for "
-            f"targets of shape {list(y.shape)}. Let the module return y_pred.{move}."
+            f"targets of shape {list(y.shape)}. Let the module return y_pred.{move}. If each item of the dataset is a batch, "
+            "pass DataLoader(dataset, batch_size=None)."
         )
     return None
 

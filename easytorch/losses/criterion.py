@@ -13,6 +13,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch.data.batch import Batch, Window, divide, from_numpy
+from easytorch.data.class_names import count_names, name_classes, names_of
 from easytorch.data.sample_weights import IGNORE_INDEX, align_weights, check_is_weight
 from easytorch.losses.checks import (
     FirstBatchCheck,
@@ -116,12 +118,20 @@ class Criterion:
         """Return the names of the terms other than ``"loss"``."""
         return []
 
-    def prepare(self, targets: Any) -> None:
+    def prepare(self, targets: Any, class_names: Any = None) -> None:
         """Prepare for new data.
 
         Args:
             targets: All targets of the data, or None if they are unknown. The first batch is checked against them.
+            class_names: The names of the classes, by output if there are several, or None. There must be one output for each.
         """
+
+    def check_text_labels(self, class_names: Any) -> None:
+        """Raise a ``ValueError`` if the loss cannot use labels that were text, with these ``class_names``."""
+
+    def name_classes(self, classes: Any, class_names: Any) -> Any:
+        """Return the name of each class that ``classes`` returned, as NumPy arrays."""
+        return name_classes(classes, names_of(class_names, None), self.kind == "binary")
 
     def functions(self) -> list[Any]:
         """Return what the user passed as loss, or for each output: modules and functions."""
@@ -194,10 +204,21 @@ class Criterion:
             "activation, or compile with 'cross_entropy', 'nll', 'bce' or 'bce_with_logits'."
         )
 
-    def classes(self, y_pred: Any) -> Any:
-        """Return the most probable class of each sample, or 0 or 1 for each independent label."""
+    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+        """Return the most probable class of each sample, or for each independent label 1 above ``threshold``, by default 0.5.
+
+        Raises:
+            ValueError: If ``threshold`` is no probability, or has no effect.
+        """
         probabilities = self.probabilities(y_pred)
-        return probabilities.argmax(1) if self.kind == "multiclass" else (probabilities > 0.5).long()
+        if self.kind != "multiclass":
+            return (probabilities > (0.5 if threshold is None else _check_threshold(threshold))).long()
+        if threshold is not None:
+            raise ValueError(
+                f"threshold has no effect on the loss, {self!r}, whose prediction is the class with the largest output. Leave it "
+                "out, or compare predict_proba() with it. It is for 'bce' and 'bce_with_logits'."
+            )
+        return probabilities.argmax(1)
 
 
 class SingleLoss(Criterion):
@@ -279,8 +300,9 @@ class SingleLoss(Criterion):
         """Whether the loss is a sum over samples instead of a mean."""
         return self.reduction == "sum"
 
-    def prepare(self, targets: Any) -> None:
-        """Check the next batch, and the range of all ``targets`` with it."""
+    def prepare(self, targets: Any, class_names: Any = None) -> None:
+        """Check the next batch, and the range of all ``targets`` and the number of ``class_names`` with it."""
+        self.class_names = names_of(class_names, None)
         self.targets.prepare(targets)
         self.check: Callable[[SingleLoss, Any, Any], None] = FirstBatchCheck(self._target_range(targets))
         self._unchecked_call: Callable[[Any, Any], Tensor] | None = None
@@ -289,9 +311,25 @@ class SingleLoss(Criterion):
         if not isinstance(targets, Tensor) or not targets.numel() or targets.is_complex():
             return None
         if self.kind == "multiclass":
-            labels = self.targets.class_numbers(targets)
+            may_be_probabilities = targets.is_floating_point() and targets.numel() != len(targets)
+            labels = None if may_be_probabilities else self.targets.class_numbers(targets)
             return None if labels is None else label_range(labels, self.ignore_index)
         return (float(targets.min()), float(targets.max())) if self.kind == "binary" else None
+
+    def check_text_labels(self, class_names: Any) -> None:
+        """Raise a ``ValueError`` if the loss cannot use labels that were text, with these ``class_names``."""
+        names = names_of(class_names, None)
+        if names is None:
+            return
+        if self.is_elementwise and self.kind is None:
+            raise ValueError(
+                f"The labels are text, but the loss, {self!r}, compares numbers. Use loss='cross_entropy', or pass numbers."
+            )
+        if self.kind == "binary" and len(names) != 2:
+            raise ValueError(
+                f"The loss, {self!r}, is for two classes, but the labels have {count_names(names)}. Use loss='cross_entropy', "
+                f"and give the last layer {len(names)} outputs."
+            )
 
     def end_first_batch(self) -> None:
         """Replace the checks of the first batch by those of every batch."""
@@ -587,11 +625,29 @@ class MultiOutputLoss(Criterion):
         """Return ``<output>_loss`` of every output with a loss."""
         return [f"{name}_loss" for name in self.losses]
 
-    def prepare(self, targets: Any) -> None:
+    def prepare(self, targets: Any, class_names: Any = None) -> None:
         """Prepare each loss for the targets of its output."""
         by_name = self._by_name(targets)
         for name, loss in self.losses.items():
-            loss.prepare(by_name.get(name))
+            loss.prepare(by_name.get(name), self._names_of(class_names, name))
+
+    def check_text_labels(self, class_names: Any) -> None:
+        """Raise a ``ValueError`` if a loss cannot use labels that were text, with these ``class_names``."""
+        for name, loss in self.losses.items():
+            loss.check_text_labels(self._names_of(class_names, name))
+
+    def name_classes(self, classes: Any, class_names: Any) -> Any:
+        """Return the name of each class that ``classes`` returned, as NumPy arrays."""
+        named = {
+            name: self.losses[name].name_classes(value, self._names_of(class_names, name))
+            for name, value in (classes if self.by_name else dict(zip(self.names, classes, strict=True))).items()
+        }
+        return named if self.by_name else tuple(named.values())
+
+    def _names_of(self, class_names: Any, name: str) -> list[str] | None:
+        """Return the names of the classes of the output ``name``."""
+        is_certain = isinstance(class_names, Mapping) or len(self.names) == 1
+        return names_of(class_names, name) if is_certain else None
 
     def functions(self) -> list[Any]:
         """Return the loss of each output."""
@@ -713,9 +769,14 @@ class MultiOutputLoss(Criterion):
         """Return the probabilities of every output, in the structure of the outputs."""
         return self._map_outputs(y_pred, SingleLoss.probabilities)
 
-    def classes(self, y_pred: Any) -> Any:
-        """Return the classes of every output, in the structure of the outputs."""
-        return self._map_outputs(y_pred, SingleLoss.classes)
+    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+        """Return the classes of every output, in the structure of the outputs; ``threshold`` is for those with a binary loss."""
+        has_effect = any(loss.kind == "binary" for loss in self.losses.values())
+
+        def find_classes(loss: SingleLoss, output: Any) -> Any:
+            return loss.classes(output, None if has_effect and loss.kind != "binary" else threshold)
+
+        return self._map_outputs(y_pred, find_classes)
 
     def _map_outputs(self, y_pred: Any, function: Callable[[SingleLoss, Any], Any]) -> Any:
         outputs, results = self.by_output(y_pred, "outputs"), {}
@@ -830,6 +891,12 @@ def _counts_or_sizes(counts: Iterable[Any], window: Window) -> list[Any]:
 
 def _may_be_zero(count: Any) -> bool:
     return isinstance(count, Tensor) or not count
+
+
+def _check_threshold(threshold: Any) -> float:
+    if isinstance(threshold, (bool, str)) or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be a probability from 0 to 1, received {threshold!r}. The default is 0.5.")
+    return float(threshold)
 
 
 def _zero_loss(y_pred: Tensor) -> Tensor:
