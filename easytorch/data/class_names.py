@@ -16,7 +16,7 @@ from easytorch.data.batch import LABEL_KEYS
 
 # Names in a message.
 MAX_NAMES = 8
-SET_NAMES = "set model.class_names = [...], with the name of each output"
+SET_NAMES = "set model.class_names = [...], with the name of each class"
 
 
 class ClassNames:

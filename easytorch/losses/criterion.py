@@ -318,6 +318,11 @@ class SingleLoss(Criterion):
 
     def check_text_labels(self, class_names: Any) -> None:
         """Raise a ``ValueError`` if the loss cannot use labels that were text, with these ``class_names``."""
+        if isinstance(class_names, Mapping) and len(class_names) > 1:
+            raise ValueError(
+                f"The labels are text for {len(class_names)} outputs, but there is one loss, {self!r}. Pass one name per sample, "
+                "or one loss per output: loss=[...] or loss={...}."
+            )
         names = names_of(class_names, None)
         if names is None:
             return

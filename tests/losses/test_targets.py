@@ -424,5 +424,5 @@ def test_targets_by_the_name_of_the_only_output_are_taken():
 
 
 def test_several_outputs_of_one_loss_are_refused():
-    with pytest.raises(TypeError, match="expects one tensor.*one loss for each output"):
+    with pytest.raises(TypeError, match=r"expects one tensor.*one loss for each output"):
         compiled(Named(lambda out: {"first": out, "second": out}), "cross_entropy").fit(X, LABELS, verbose=0)
