@@ -16,6 +16,7 @@ Everything else stays as it is, and the checks of the loss report it. A custom l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class ValueTargets(TargetConverter):
         """Return ``y`` in the shape of ``y_pred``, as floats."""
         if y.shape == y_pred.shape and y.is_floating_point():
             return y
-        if not _differ_by_ones(y, y_pred.shape) or y.is_complex():
+        if not _differ_by_ones(y.shape, y_pred.shape) or y.is_complex():
             return y
         y = y.reshape(y_pred.shape)
         return y if y.is_floating_point() else y.to(_float_dtype(y_pred))
@@ -110,7 +111,7 @@ class ClassTargets(TargetConverter):
             self._has_columns[y.ndim, y.is_floating_point()] = True
             return self._from_columns(y_pred, y)
         shape = torch.Size((len(y_pred), *y_pred.shape[2:]))
-        if y.ndim < len(shape) or not _differ_by_ones(y, shape):
+        if y.ndim < len(shape) or not _differ_by_ones(y.shape, shape):
             return y
         self._has_columns[y.ndim, y.is_floating_point()] = False
         return self._as_numbers(y.reshape(shape))
@@ -197,13 +198,13 @@ def are_distributions(y: Tensor) -> bool:
     return bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all())
 
 
-def _differ_by_ones(y: Tensor, shape: torch.Size) -> bool:
-    """Return whether ``y`` has ``shape`` apart from dimensions of size 1 after the first."""
-    if y.shape == shape:
-        return True
-    if not y.ndim or not shape or len(y) != shape[0]:
-        return False
-    return [size for size in y.shape[1:] if size != 1] == [size for size in shape[1:] if size != 1]
+# The shapes of a fit are few, and each batch asks for them.
+@functools.lru_cache(maxsize=64)
+def _differ_by_ones(first: torch.Size, second: torch.Size) -> bool:
+    """Return whether two shapes are equal apart from dimensions of size 1 after the first dimension."""
+    if not first or not second or first[0] != second[0]:
+        return first == second
+    return [size for size in first[1:] if size != 1] == [size for size in second[1:] if size != 1]
 
 
 def _float_dtype(y_pred: Tensor) -> torch.dtype:
