@@ -128,13 +128,12 @@ def read_names(names: Any) -> Any:
     return [str(name) for name in listed]
 
 
-def names_of(names: Any, output: str | None) -> list[str] | None:
+def names_of(names: list[str] | Mapping[Any, list[str]] | None, output: str | None) -> list[str] | None:
     """Return the names of the classes of ``output``, of the only one if it is None; None if there are none."""
     if not isinstance(names, Mapping):
         return names
     if output is None and len(names) == 1:
-        (only,) = names.values()
-        return only
+        output = next(iter(names))
     return names.get(output)
 
 
@@ -240,8 +239,9 @@ def _read_labels(labels: Any) -> tuple[list[str], list[str] | None]:
             f"The labels mix text, {text}, with other values, {label!r} in row {row}. Pass one name in each row, and drop rows "
             "without a label."
         )
-    has_text_categories = categories is not None and all(isinstance(category, str) for category in categories)
-    return listed, list(categories) if has_text_categories else None
+    if categories is None or not all(isinstance(category, str) for category in categories):
+        return listed, None
+    return listed, list(categories)
 
 
 def _number_labels(labels: Sequence[str], names: Sequence[str]) -> np.ndarray[Any, Any]:

@@ -13,7 +13,6 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -899,7 +898,8 @@ def _may_be_zero(count: Any) -> bool:
 
 
 def _check_threshold(threshold: Any) -> float:
-    if isinstance(threshold, (bool, str)) or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+    is_number = isinstance(threshold, (int, float, np.number)) and not isinstance(threshold, bool)
+    if not is_number or not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be a probability from 0 to 1, received {threshold!r}. The default is 0.5.")
     return float(threshold)
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from easytorch import EpochMetric, Model
 from easytorch.losses.criterion import resolve_loss
 from tests.cases import slow_after_first
+from tests.many import run_ranks
 
 torch.manual_seed(0)
 N = 22  # batches of 8, 8 and 6
@@ -113,8 +114,9 @@ def compiled(module, loss, **options):
     return Model(module, device="cpu").compile("sgd", copy.deepcopy(loss), lr=0.1, **options)
 
 
-def trained(module, loss, y, kind="tensors", **options):
+def trained(module, loss, y, kind="tensors", batch_size=8, **options):
     arguments, fit_options = KINDS[kind](X, y)
+    fit_options |= {"batch_size": batch_size} if fit_options else {}
     shuffle = {"shuffle": False} if kind in ("tensors", "arrays", "dataset", "dicts") else {}
     model = compiled(module, loss, **options)
     history = model.fit(*arguments, epochs=2, verbose=0, **fit_options, **shuffle)
@@ -274,6 +276,27 @@ def test_metrics_are_those_of_scikit_learn():
     assert scores["f1_score"] == pytest.approx(f1_score(yes, predicted))
     assert scores["roc_auc_score"] == pytest.approx(roc_auc_score(yes, model.predict(X, verbose=0)))
     assert scores["accuracy"] == pytest.approx((predicted[:, 0] == yes).mean())
+
+
+# Several processes
+
+
+def train_converted(names):
+    return [
+        trained(CASES[name][0](), CASES[name][1], CASES[name][2], gradient_accumulation_steps=2)[1] for name in names
+    ]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_targets_are_converted_alike_in_two_processes():
+    names = ["mse flat", "logits flat booleans", "weighted one-hot", "weighted floats", "nll one-hot", "float pixels"]
+    expected = [
+        trained(CASES[name][0](), CASES[name][1], CASES[name][3], batch_size=16, gradient_accumulation_steps=2)[1]
+        for name in names
+    ]
+    for losses in run_ranks(train_converted, names):
+        assert losses == [pytest.approx(values, rel=1e-5) for values in expected]
 
 
 # What stays as it is
