@@ -164,7 +164,7 @@ class Model:
             validation_freq: Validate every so many epochs, or after exactly these epochs, counted from 1.
             validation_steps: Number of validation batches; None for all.
             steps_per_epoch: Updates per epoch; None for one pass over the data.
-            class_weight: ``{class: weight}``, a sequence with one weight per class, or ``"balanced"``.
+            class_weight: ``{class: weight}`` by number or name, a sequence with one weight per class, or ``"balanced"``.
             sample_weight: One weight per sample. The loss of a sample is multiplied by its weights and averaged over the number
                 of samples.
             shuffle: Whether to draw samples in random order. By default yes, unless the data has an order.

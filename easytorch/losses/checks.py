@@ -35,12 +35,12 @@ class FirstBatchCheck:
 
     def __call__(self, loss: SingleLoss, y_pred: Any, y: Any) -> None:
         """Raise an error or warn if ``y_pred`` and ``y`` do not suit ``loss``."""
+        if loss.family in SIGNED_TARGET_LOSSES:
+            check_signed_targets(loss, y)
         if loss.is_elementwise:
             check_shapes(loss, y_pred, y)
         if loss.kind == "binary":
             check_binary_targets(loss, y, self.target_range)
-        if loss.family in SIGNED_TARGET_LOSSES:
-            check_signed_targets(loss, y)
         if isinstance(y, Tensor) and isinstance(y_pred, Tensor):
             if loss.kind == "multiclass" and y_pred.ndim > 1:
                 self._check_classes(loss, y_pred, y)
@@ -87,13 +87,14 @@ def check_binary_targets(loss: SingleLoss, y: Any, target_range: tuple[Any, Any]
 
 
 def check_signed_targets(loss: SingleLoss, y: Any) -> None:
-    """Raise a ``ValueError`` if all targets of a loss that expects -1 and 1 are 0 and 1."""
+    """Raise a ``ValueError`` if all targets of a loss that expects -1 and 1 are 0 and 1, or booleans."""
     if not isinstance(y, Tensor) or not y.numel() or y.is_complex():
         return
-    if bool(((y == 0) | (y == 1)).all()) and bool((y == 0).any()):
+    if y.dtype == torch.bool or (bool(((y == 0) | (y == 1)).all()) and bool((y == 0).any())):
+        found, fix = ("booleans", "2 * y.float() - 1") if y.dtype == torch.bool else ("0 and 1", "2 * y - 1")
         raise ValueError(
-            f"The targets are 0 and 1, but the loss, {loss!r}, expects -1 and 1. Pass 2 * y - 1, or use loss='hinge', which "
-            "takes both."
+            f"The targets are {found}, but the loss, {loss!r}, expects -1 and 1. Pass {fix}, or use loss='hinge', which takes "
+            "both."
         )
 
 

@@ -246,7 +246,7 @@ class SingleLoss(Criterion):
         self.takes_integers = self.is_keras or is_signed
         self.targets = TargetConverter()
         if self._is_defined_by_library():
-            self.targets = make_converter(self.family, self.is_elementwise, is_signed)
+            self.targets = make_converter(self.family, self.is_elementwise, is_signed, self.ignore_index)
         self._has_class_weight = self._option("weight", None) is not None
         self._call = self._adapted(self.function)
         self._counts: Counts = {}
@@ -307,7 +307,7 @@ class SingleLoss(Criterion):
         self._unchecked_call: Callable[[Any, Any], Tensor] | None = None
 
     def _target_range(self, targets: Any) -> tuple[Any, Any] | None:
-        if not isinstance(targets, Tensor) or not targets.numel() or targets.is_complex():
+        if not isinstance(targets, Tensor) or not targets.ndim or not targets.numel() or targets.is_complex():
             return None
         if self.kind == "multiclass":
             may_be_probabilities = targets.is_floating_point() and targets.numel() != len(targets)

@@ -166,17 +166,19 @@ class ClassTargets(TargetConverter):
         return check(y)
 
 
-def make_converter(family: type[Any], is_value_by_value: bool, is_signed: bool) -> TargetConverter:
+def make_converter(family: type[Any], is_value_by_value: bool, is_signed: bool, ignore_index: int) -> TargetConverter:
     """Return the conversion for a loss of torch.
 
     Args:
         family: The ``torch.nn`` class of the loss.
         is_value_by_value: Whether the loss compares each output with one target.
         is_signed: Whether the targets are -1 and 1.
+        ignore_index: The label that the loss ignores. Torch cannot ignore one of the classes in probabilities.
     """
     if is_value_by_value:
         return SignedTargets() if is_signed else ValueTargets()
-    return ClassTargets(family in PROBABILITY_LOSSES) if family in CLASS_LOSSES else TargetConverter()
+    takes_probabilities = family in PROBABILITY_LOSSES and ignore_index < 0
+    return ClassTargets(takes_probabilities) if family in CLASS_LOSSES else TargetConverter()
 
 
 def are_whole(y: Tensor) -> bool:
