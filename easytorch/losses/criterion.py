@@ -302,7 +302,7 @@ class SingleLoss(Criterion):
     def prepare(self, targets: Any, class_names: Any = None) -> None:
         """Check the next batch, and the range of all ``targets`` and the number of ``class_names`` with it."""
         self.class_names = names_of(class_names, None)
-        self.targets.prepare(targets)
+        self.targets.prepare()
         self.check: Callable[[SingleLoss, Any, Any], None] = FirstBatchCheck(self._target_range(targets))
         self._unchecked_call: Callable[[Any, Any], Tensor] | None = None
 
@@ -505,8 +505,8 @@ class SingleLoss(Criterion):
     @contextlib.contextmanager
     def knowing(self, targets: Any) -> Iterator[None]:
         """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
-        previous = self.may_ignore
-        self._counted_labels = None
+        previous, previous_values = self.may_ignore, self.targets.known
+        self._counted_labels, self.targets.known = None, self.targets.inspect(targets)
         if isinstance(targets, Tensor) and targets.numel():
             self.may_ignore = bool((targets == self.ignore_index).any())
         else:
@@ -514,7 +514,7 @@ class SingleLoss(Criterion):
         try:
             yield
         finally:
-            self.may_ignore = previous
+            self.may_ignore, self.targets.known = previous, previous_values
 
     def label_count(self, y: Any) -> Any:
         """Return the divisor of the mean of cross-entropy, a number or a tensor; None for a mean over samples.

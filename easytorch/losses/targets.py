@@ -32,11 +32,56 @@ CLASS_LOSSES = (*PROBABILITY_LOSSES, nn.NLLLoss, nn.MultiMarginLoss)
 NO_CLASS = torch.iinfo(torch.int32).min
 
 
-class TargetConverter:
-    """The conversion of the targets of one loss; this one changes nothing."""
+class KnownValues:
+    """What is known of the values of the targets in one pass.
 
-    def prepare(self, targets: Any) -> None:
-        """Use what is known of new data: all ``targets``, None if they are unknown."""
+    The values are checked once if all ``targets`` are known. Otherwise those of each batch on the CPU, and on an accelerator,
+    which a check would wait for, those of the first batch.
+
+    Args:
+        targets: All targets of the data, or None if they are unknown.
+    """
+
+    def __init__(self, targets: Any = None) -> None:
+        self._results: dict[Callable[[Tensor], bool], bool] = {}
+        self._has_passed: set[Callable[[Tensor], bool]] = set()
+        if isinstance(targets, Tensor) and targets.ndim and not targets.is_complex():
+            if targets.is_floating_point():
+                self._results[are_whole] = are_whole(targets)
+            if targets.ndim > 1:
+                self._results[are_one_hot] = are_one_hot(targets)
+
+    def have(self, check: Callable[[Tensor], bool]) -> bool:
+        """Return whether the result of ``check`` is known for all targets."""
+        return check in self._results
+
+    def pass_check(self, check: Callable[[Tensor], bool], y: Tensor) -> bool:
+        """Return whether all targets pass ``check``; if they are unknown, whether those of the batch ``y`` do."""
+        if check in self._results:
+            return self._results[check]
+        if not y.numel() or (y.device.type != "cpu" and check in self._has_passed):
+            return True
+        has_passed = check(y)
+        if has_passed:
+            self._has_passed.add(check)
+        return has_passed
+
+
+class TargetConverter:
+    """The conversion of the targets of one loss; this one changes nothing.
+
+    Attributes:
+        known: What is known of the targets of the current pass.
+    """
+
+    known = KnownValues()
+
+    def prepare(self) -> None:
+        """Forget what the batches of earlier data have shown."""
+
+    def inspect(self, targets: Any) -> KnownValues:
+        """Return what the conversion must know of all ``targets`` of a pass, None if they are unknown."""
+        return self.known
 
     def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
         """Return the targets ``y`` of the outputs ``y_pred`` as the loss takes them."""
@@ -71,8 +116,7 @@ class SignedTargets(ValueTargets):
 class ClassTargets(TargetConverter):
     """Targets of a loss that compares classes.
 
-    The values of float class numbers and of one-hot targets are checked: once for all data if they are known. Otherwise those of
-    each batch on the CPU, and on an accelerator, which a check would wait for, those of the first batch.
+    Float class numbers must be whole, and integers ``[N, classes]`` one-hot.
 
     Args:
         takes_probabilities: Whether the loss takes probabilities ``[N, classes, ...]`` too.
@@ -80,20 +124,17 @@ class ClassTargets(TargetConverter):
 
     def __init__(self, takes_probabilities: bool) -> None:
         self.takes_probabilities = takes_probabilities
-        self.prepare(None)
+        self.prepare()
 
-    def prepare(self, targets: Any) -> None:
-        """Check all ``targets``, if they are known."""
-        # For each check, whether all targets pass it, None if that is unknown, and whether a batch has passed it.
-        self._known: dict[Callable[[Tensor], bool], bool] = {}
-        self._has_passed: set[Callable[[Tensor], bool]] = set()
-        # Whether targets with this number of dimensions, and these dtypes, have one column per class.
+    def prepare(self) -> None:
+        """Forget what the batches of earlier data have shown."""
+        self.known = KnownValues()
+        # Whether targets with this number of dimensions, floats or not, have one column per class.
         self._has_columns: dict[tuple[int, bool], bool] = {}
-        if isinstance(targets, Tensor) and targets.ndim and not targets.is_complex():
-            if targets.is_floating_point():
-                self._known[are_whole] = are_whole(targets)
-            if targets.ndim > 1:
-                self._known[are_one_hot] = are_one_hot(targets)
+
+    def inspect(self, targets: Any) -> KnownValues:
+        """Return what the conversion must know of all ``targets`` of a pass, None if they are unknown."""
+        return KnownValues(targets)
 
     def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
         """Return ``y`` as class numbers ``[N, ...]``, or as probabilities in the shape of ``y_pred``.
@@ -124,16 +165,16 @@ class ClassTargets(TargetConverter):
             # Before the first outputs, only the values show what the dimensions are.
             has_columns = self._has_columns.get((y.ndim, y.is_floating_point()))
             if are_distributions(y) if has_columns is None else has_columns:
-                return None if self.takes_probabilities or not are_one_hot(y) else _largest(y)
+                return None if self.takes_probabilities or not self.known.pass_check(are_one_hot, y) else _largest(y)
         if y.dtype is torch.int64:
             return y
-        return None if y.is_floating_point() and not are_whole(y) else y.long()
+        return None if y.is_floating_point() and not self.known.pass_check(are_whole, y) else y.long()
 
     def _from_columns(self, y_pred: Tensor, y: Tensor) -> Tensor:
         """Return targets with one column per class as probabilities, or as class numbers if the loss takes only these."""
         if self.takes_probabilities and y.is_floating_point():
             return y
-        if not self._passes(are_one_hot, y):
+        if not self.known.pass_check(are_one_hot, y):
             numbers = f"class numbers, with shape {[len(y), *y.shape[2:]]}"
             kinds = f"{numbers}, one-hot rows, or probabilities as floats" if self.takes_probabilities else numbers
             raise ValueError(
@@ -146,7 +187,7 @@ class ClassTargets(TargetConverter):
         """Return class numbers of any dtype as int64."""
         if not y.is_floating_point():
             return y.long()
-        if not self._passes(are_whole, y):
+        if not self.known.pass_check(are_whole, y):
             fractions = y[y != y.round()]
             example = f" (for example {float(fractions[0]):.4g})" if len(fractions) else ""
             raise ValueError(
@@ -154,16 +195,8 @@ class ClassTargets(TargetConverter):
                 "one output and use loss='mse'."
             )
         labels = y.long()
-        is_checked = y.device.type == "cpu" or are_whole in self._known
+        is_checked = y.device.type == "cpu" or self.known.have(are_whole)
         return labels if is_checked else torch.where(labels == y, labels, NO_CLASS)
-
-    def _passes(self, check: Callable[[Tensor], bool], y: Tensor) -> bool:
-        if check in self._known:
-            return self._known[check]
-        if not y.numel() or (y.device.type != "cpu" and check in self._has_passed):
-            return True
-        self._has_passed.add(check)
-        return check(y)
 
 
 def make_converter(family: type[Any], is_value_by_value: bool, is_signed: bool, ignore_index: int) -> TargetConverter:

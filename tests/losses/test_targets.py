@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import EpochMetric, Model
+from easytorch.callbacks import LambdaCallback
 from easytorch.losses.criterion import resolve_loss
 from tests.cases import slow_after_first
 from tests.many import run_ranks
@@ -382,6 +383,17 @@ def test_every_batch_is_checked(outputs, loss, good, bad, message):
     with pytest.raises(ValueError, match=message):
         model.fit(torch.cat([X, X]), y, batch_size=N, shuffle=False, verbose=0)
     assert model.state.step == 0  # all targets were known
+
+
+def test_targets_of_another_pass_are_checked_by_themselves():
+    good, bad = LABELS.float(), LABELS + 0.5
+    unknown = [(X, good), (X, bad)]
+    model = compiled(net(3), "cross_entropy")
+    with pytest.raises(ValueError, match="not integers"):
+        model.fit(X, good, validation_data=unknown, verbose=0)
+    evaluate = LambdaCallback(on_epoch_begin=lambda epoch, logs: model.evaluate(X, good, verbose=0))
+    with pytest.raises(ValueError, match="not integers"):
+        model.fit(unknown, callbacks=[evaluate], verbose=0)
 
 
 def test_probabilities_stay_probabilities():
