@@ -35,7 +35,7 @@ from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
-from easytorch.data.arrays import as_predict_data, column_names, is_input_list, match_columns
+from easytorch.data.arrays import as_predict_data, column_names, is_input_list, keep_column_order, match_columns
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
 from easytorch.data.epoch_iterator import EpochIterator
@@ -182,7 +182,7 @@ class Model:
         if isinstance(y, Integral):
             y, epochs = None, int(y)
         labels = ClassNames(self.class_names)
-        x, y = labels.learn(x, y)
+        x, y = labels.learn(keep_column_order(x, self.columns), y)
         validation_data, class_weight = labels.encode_validation(validation_data), labels.number_keys(class_weight)
         self.loss.check_text_labels(labels.found)
         train_data, val_data = make_fit_data(
@@ -350,9 +350,10 @@ class Model:
         Labels that are text become class numbers, if they are in ``class_names``.
         """
         parts = batch_functions.unpack(batch, self.signature)
-        if self.class_names is None or isinstance(parts.y, torch.Tensor):
+        if self.class_names is None or not isinstance(parts.y, (list, tuple)):
             return parts
-        return parts._replace(y=self.strategy.to_device(number_batch(parts.y, read_names(self.class_names))))
+        y = number_batch(parts.y, read_names(self.class_names))
+        return parts if y is parts.y else parts._replace(y=self.strategy.to_device(y))
 
     def batch_size(self, batch: Any) -> int:
         """Return the number of samples in ``batch``, by which its loss is weighted."""

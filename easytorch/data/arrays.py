@@ -285,6 +285,13 @@ def match_columns(x: Any, names: list[Any] | None) -> Any:
     return x[names]
 
 
+def keep_column_order(x: Any, names: list[Any] | None) -> Any:
+    """Return ``x``, or ``(x, y)``, with a frame that has the columns ``names`` of an earlier fit in their order."""
+    columns = column_names(x)
+    is_same = columns is not None and names is not None and len(columns) == len(names) and set(columns) == set(names)
+    return match_columns(x, names) if is_same else x
+
+
 def check_finite(tree: Any, columns: list[Any] | None) -> None:
     """Raise a ``ValueError`` if inputs, targets or weights of arrays in memory have NaN or infinite values.
 

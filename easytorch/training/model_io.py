@@ -302,6 +302,13 @@ def _plain_columns(columns: list[Any] | None) -> list[Any] | None:
     return columns if is_plain else None
 
 
+def _read_columns(content: Mapping[str, Any]) -> list[Any] | None:
+    columns = content.get("columns")
+    if columns is not None and not isinstance(columns, list):
+        raise ValueError(f"the names of columns must be a list, received {type(columns).__name__}")
+    return columns
+
+
 def _components(model: Model) -> dict[str, Any]:
     components = {
         "optimizer": model.optimizer,
@@ -319,7 +326,7 @@ def _load_components(model: Model, content: Mapping[str, Any], weights: Mapping[
     model.strategy.checkpoints.load_weights(weights)
     model.loss.modules.restore_state(content.get("loss", {}))
     model.class_names = read_names(content.get("class_names")) or model.class_names
-    model.columns = content.get("columns") or model.columns
+    model.columns = _read_columns(content) or model.columns
     for name, component in _components(model).items():
         if name != "optimizer":
             component.load_state_dict(content[name])
@@ -335,6 +342,7 @@ def _check_content(model: Model, content: Mapping[str, Any]) -> None:
     model.strategy.check_state(content["strategy"])
     model.loss.modules.check_state(content.get("loss", {}))
     read_names(content.get("class_names"))
+    _read_columns(content)
 
 
 # Resume
@@ -345,6 +353,7 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
     callbacks = [type(callback).__name__ for callback in _stateful(model)]
     schedulers = [(args or {}).get("scheduler") for args in (content["compiled"], model.compile_args)]
     names = [content.get("class_names"), read_names(model.class_names)]
+    columns = [_read_columns(content), _plain_columns(model.columns)]
     for name, before, now in (
         # A scheduler object has no name to compare, but a state.
         ("scheduler", *(schedulers if all(schedulers) else [None, None])),
@@ -352,6 +361,7 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
         ("metrics", content["metrics"]["names"], model.metrics.names),
         # Class numbers of a loader have names only if the user sets them.
         ("classes", *(names if all(names) else [None, None])),
+        ("columns of inputs", *(columns if all(columns) else [None, None])),
         ("state of the loss", *map(describe_state, (content.get("loss", {}), model.loss.modules.read_state()))),
     ):
         if before != now:

@@ -340,6 +340,19 @@ def test_columns_are_saved_and_loaded(tmp_path):
     assert np.array_equal(loaded.predict_on_batch(reordered), model.predict(frame, verbose=0))
 
 
+def test_a_later_fit_keeps_the_order_of_columns(tmp_path):
+    frame = pd.DataFrame(X.numpy(), columns=list("abcd"))
+    expected, model = compiled(), compiled()
+    for data in (frame, frame):
+        fit(expected, data, LABELS)
+    for data in (frame, frame[list("dcba")]):
+        fit(model, data, LABELS)
+    assert torch.equal(model.module.weight, expected.module.weight)
+    fit(compiled(), frame, LABELS, resume=tmp_path)
+    with pytest.raises(ResumeError, match=r"columns of inputs \['a', 'b', 'c', 'd'\].*\['d', 'c', 'b', 'a'\]"):
+        fit(compiled(), frame[list("dcba")], LABELS, epochs=2, resume=tmp_path)
+
+
 def test_names_are_those_of_the_run_that_is_resumed(tmp_path):
     folder = tmp_path / "run"
     fit(compiled(), X, LABELS, epochs=1, resume=folder)
