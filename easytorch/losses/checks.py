@@ -139,7 +139,7 @@ def single_class_error(y_pred: Tensor) -> Exception | None:
         return None
     return ValueError(
         f"The module returned one output per sample, {describe(y_pred)}, but cross-entropy compares several classes. With one "
-        "class the loss is always 0. For two classes, use loss='bce_with_logits' with float targets [N, 1]. To predict a "
+        "class the loss is always 0. For two classes, use loss='bce_with_logits' with targets 0 and 1. To predict a "
         "number, use loss='mse'. Otherwise, give the last layer one output per class."
     )
 
@@ -196,6 +196,11 @@ def _class_dimension_error(y_pred: Tensor, y: Tensor) -> Exception | None:
 
 
 def _label_format_error(y_pred: Tensor, y: Tensor) -> Exception | None:
+    if y.ndim == y_pred.ndim and 1 < y.shape[1] != y_pred.shape[1] and y.shape[2:] == y_pred.shape[2:]:
+        return ValueError(
+            f"The targets are {describe(y)}, one column per class, but the module has {y_pred.shape[1]} outputs. Give the last "
+            f"layer {y.shape[1]} outputs, or pass class indices, y.argmax(1)."
+        )
     if y.shape == y_pred.shape:
         if y.is_floating_point():
             return None

@@ -350,6 +350,8 @@ def test_a_custom_step_gets_the_targets_of_the_user():
         (1, "mse", one_hot(LABELS), r"float|\[22, 1\]"),
         (3, "cross_entropy", (one_hot(LABELS) + one_hot(LABELS.flip(0))).clamp(max=1), "not one-hot.*bce_with_logits"),
         (3, "nll", torch.rand(N, 3), "not one-hot"),
+        (2, "cross_entropy", one_hot(LABELS), r"int64 \[22, 3\], one column per class, but the module has 2 outputs"),
+        (2, "cross_entropy", one_hot(LABELS).float(), "one column per class, but the module has 2 outputs"),
         (3, "cross_entropy", LABELS + 0.5, "not integers"),
         (1, "bce_with_logits", LABELS, "targets go from 0 to 2"),
         (1, "soft_margin", YES[:, 0].long(), r"expects -1 and 1. Pass 2 \* y - 1"),
