@@ -12,6 +12,7 @@ Read the loop from ``fit`` downward. Each method is one line of the method above
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -33,8 +34,9 @@ from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
-from easytorch.data.arrays import as_predict_data, column_names, is_input_list, match_columns
+from easytorch.data.arrays import as_predict_data, column_names, is_input_list, keep_column_order, match_columns
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
+from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
 from easytorch.diagnostics.module_checks import check_module
@@ -98,6 +100,8 @@ class Model:
             learning rate of all its parameter groups.
         loss: The loss as the loop uses it.
         metrics: The metrics of the current pass.
+        class_names: The name of each class, which ``predict_classes`` returns: a list, a dict of lists by output, or None.
+            ``fit`` learns them from labels that are text; otherwise they may be set.
         strategy: Where and in which precision steps run.
         state: ``epoch`` and ``step`` (updates) so far.
         stop_training: Set it to True in a callback to end ``fit`` after the current update.
@@ -133,6 +137,7 @@ class Model:
         self.recorded_history = History()  # ``history`` is a view of it that knows the model
         self.train_data: EpochIterator | None = None  # only while fit runs
         self.last_fit: dict[str, Any] = {}  # data of the last fit, for evaluate() and summary()
+        self.class_names: Any = None  # of class numbers, which labels that are text get in fit
         self.columns: list[Any] | None = None  # of the frame of the last fit, whose order other frames get
         self.input_list_length = 0  # of the list that the module takes as its one input
         self.attribute_state = AttributeState(self, frozenset(vars(self)) - attributes_of_user)
@@ -167,7 +172,8 @@ class Model:
         Args:
             x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)`` in
                 one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches.
-            y: The targets, unless ``x`` contains them. An integer means ``epochs``: ``fit(loader, 5)``.
+            y: The targets, unless ``x`` contains them. Labels may be text; their sorted names become ``class_names``. An integer
+                means ``epochs``: ``fit(loader, 5)``.
             epochs: Number of epochs to train. With ``initial_epoch``, the number of the last epoch, as in Keras.
             batch_size: Samples per batch, 32 by default. Only for data that does not come in batches.
             validation_data: Data to evaluate after epochs, of any kind that ``x`` may be.
@@ -176,7 +182,7 @@ class Model:
             validation_freq: Validate every so many epochs, or after exactly these epochs, counted from 1.
             validation_steps: Number of validation batches; None for all.
             steps_per_epoch: Updates per epoch; None for one pass over the data.
-            class_weight: ``{class: weight}``, a sequence with one weight per class, or ``"balanced"``.
+            class_weight: ``{class: weight}`` by number or name, a sequence with one weight per class, or ``"balanced"``.
             sample_weight: One weight per sample. The loss of a sample is multiplied by its weights and averaged over the number
                 of samples.
             shuffle: Whether to draw samples in random order. By default yes, unless the data has an order.
@@ -193,6 +199,10 @@ class Model:
         self.require_optimizer("fit")
         if isinstance(y, Integral):
             y, epochs = None, int(y)
+        labels = ClassNames(self.class_names)
+        x, y = labels.learn(keep_column_order(x, self.columns), y)
+        validation_data, class_weight = labels.encode_validation(validation_data), labels.number_keys(class_weight)
+        self.loss.check_text_labels(labels.found)
         train_data, val_data = make_fit_data(
             x, y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
             validation_data=validation_data, validation_split=validation_split, validation_steps=validation_steps,
@@ -204,7 +214,8 @@ class Model:
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
-            on_interrupt=on_interrupt, validation_freq=str(validation_freq), validation_steps=validation_steps,
+            on_interrupt=on_interrupt, class_names=labels.names, validation_freq=str(validation_freq),
+            validation_steps=validation_steps,
         ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
@@ -315,11 +326,12 @@ class Model:
         if x is None:
             name, loader = self._last_fit_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
+            x, y = ClassNames(self.class_names).encode(x, y)
             name, loader = (
                 "the given data",
                 as_loader(match_columns(x, self.columns), y, sample_weight, batch_size=batch_size),
             )
-        self.loss.prepare(known_targets(self, loader))
+        self.loss.prepare(known_targets(self, loader), self.class_names)
         all_callbacks = collect_callbacks(callbacks, verbose)
         callback_list = CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})
         with reporting_errors(self, callback_list, "evaluate", loader, steps=steps):
@@ -351,8 +363,15 @@ class Model:
         return self.signature.call(self.strategy.forward, x)
 
     def unpack(self, batch: Any) -> Batch:
-        """Split a batch into inputs, targets and sample weights; missing parts are None."""
-        return batch_functions.unpack(batch, self.signature)
+        """Split a batch into inputs, targets and sample weights; missing parts are None.
+
+        Labels that are text become class numbers, if they are in ``class_names``.
+        """
+        parts = batch_functions.unpack(batch, self.signature)
+        if self.class_names is None or not isinstance(parts.y, (list, tuple)):
+            return parts
+        y = number_batch(parts.y, read_names(self.class_names))
+        return parts if y is parts.y else parts._replace(y=self.strategy.to_device(y))
 
     def batch_size(self, batch: Any) -> int:
         """Return the number of samples in ``batch``, by which its loss is weighted."""
@@ -389,10 +408,39 @@ class Model:
         self._require_arguments("predict_proba", FOR_PREDICTION)
         return self._predict(x, self.loss.probabilities, batch_size=batch_size, verbose=verbose)
 
-    def predict_classes(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
-        """Return the most probable class of each sample; for a binary loss 0 or 1 for each label."""
+    def predict_classes(
+        self,
+        x: DataLike,
+        *,
+        threshold: float | None = None,
+        names: bool = True,
+        batch_size: int | None = None,
+        verbose: int | str = "auto",
+    ) -> Any:
+        """Return the most probable class of each sample; for a binary loss 0 or 1 for each label.
+
+        Args:
+            x: Inputs of any kind that ``fit`` takes. Targets are ignored.
+            threshold: For a binary loss, the probability above which a label is 1; None for 0.5.
+            names: Whether to return the names in ``class_names``, if the model has them, instead of class numbers.
+            batch_size: Samples per batch, 32 by default.
+            verbose: 0 prints nothing; otherwise a live bar in a terminal.
+
+        Returns:
+            An array of class numbers, or of names, one for each sample; with several outputs one array for each.
+
+        Raises:
+            ValueError: If the loss does not determine classes, or ``threshold`` has no effect.
+
+        Examples:
+            >>> model.fit(x, ["cat", "dog", "cat"])
+            >>> model.predict_classes(x)
+            array(['cat', 'dog', 'cat'], dtype='<U3')
+        """
         self._require_arguments("predict_classes", FOR_PREDICTION)
-        return self._predict(x, self.loss.classes, batch_size=batch_size, verbose=verbose)
+        find_classes = functools.partial(self.loss.classes, threshold=threshold)
+        classes = self._predict(x, find_classes, batch_size=batch_size, verbose=verbose)
+        return self.loss.name_classes(classes, read_names(self.class_names)) if names else classes
 
     def _predict(
         self,
@@ -406,6 +454,7 @@ class Model:
         verbose: int | str = 0,
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
+        x = without_text_targets(x)
         inputs = as_predict_data(match_columns(x, self.columns), self.signature, self.input_list_length)
         loader = predictions.warn_if_shuffled(as_loader(inputs, batch_size=batch_size))
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
@@ -543,7 +592,7 @@ class Model:
     ) -> Scores:
         """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch."""
         self.require_optimizer("train_on_batch")
-        batch = as_single_batch(x, y, sample_weight)
+        batch = self._as_batch(x, y, sample_weight)
         call = self.strategy.group.call("train_on_batch")
         with call, update_session(self, CallbackList([], self, {})), separate_metrics(self):
             self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
@@ -555,17 +604,22 @@ class Model:
     ) -> Scores:
         """Return the scores of one batch in eval mode."""
         self.require_compiled("test_on_batch")
-        batch = as_single_batch(x, y, sample_weight)
+        batch = self._as_batch(x, y, sample_weight)
         with self.strategy.group.call("test_on_batch"):
             return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: DataLike) -> Any:
         """Return the outputs for one batch as NumPy arrays, in eval mode."""
-        batch = as_single_batch(x)
+        batch = as_single_batch(match_columns(without_text_targets(x), self.columns))
         is_input = is_input_list(batch, self.input_list_length) or (
             isinstance(batch, tuple) and self.signature.takes(len(batch))
         )
         return self._predict([(batch,) if is_input else batch])
+
+    def _as_batch(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Return the arguments of a method for one batch as a batch."""
+        x, y = ClassNames(self.class_names).encode(match_columns(x, self.columns), y)
+        return as_single_batch(x, y, sample_weight)
 
     # Files
 

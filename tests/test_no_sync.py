@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
 from easytorch.callbacks import LambdaCallback
-from tests.loops import blob_loader, mlp
+from tests.loops import blob_loader, blobs, mlp
 
 # Operators that return a result to the host.
 OPERATORS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
@@ -75,6 +77,31 @@ def count_reads_of_fit(rows, **options):
 )
 def test_training_steps_read_no_tensor(options):
     assert count_reads_of_fit(80 * 8, **dict(options)) == count_reads_of_fit(8 * 8, **dict(options))
+
+
+CONVERTED = {
+    "one-hot": (3, "cross_entropy", lambda y: nn.functional.one_hot(y, 3)),
+    "a column of labels": (3, "cross_entropy", lambda y: y[:, None]),
+    "float labels": (3, "cross_entropy", lambda y: y.float()),
+    "flat booleans": (1, "bce_with_logits", lambda y: y > 0),
+    "flat integers": (1, "mse", lambda y: y),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_targets_are_converted_without_reads(name):
+    outputs, loss, convert = CONVERTED[name]
+    counts = []
+    for rows in (64, 640):
+        x, y = blobs(rows)
+        loader = DataLoader(TensorDataset(x, convert(y)), 8)
+        model = Model(mlp(8, outputs), device="cpu").compile(
+            "adam", loss, metrics=["mae"] if loss == "mse" else ["accuracy"]
+        )
+        with ReadCounter() as counter:
+            model.fit(loader, verbose=0)
+        counts.append(counter.reads)
+    assert counts[0] == counts[1]
 
 
 def test_reads_of_evaluate_do_not_depend_on_the_batches():

@@ -31,7 +31,8 @@ call                ``x``                                                 meanin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,13 +43,15 @@ from torch.utils.data import Dataset
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
-from easytorch.data.batch import PAD_HINT, from_numpy, unpack
+from easytorch.data.batch import NUMBERS, PAD_HINT, from_numpy, unpack
 
 if TYPE_CHECKING:
     from easytorch.typing import TargetLike
 
 # Columns of a table whose names are reported; a row of more values is no row of a table.
 MAX_COLUMNS = 1000
+# Columns with wrong values that a message names.
+MAX_FOUND = 10
 
 
 class ArrayDataset(Dataset[Any]):
@@ -168,14 +171,33 @@ def _convert(leaf: Any) -> Tensor:
 
 
 def _frame_values(frame: Any) -> np.ndarray[Any, Any]:
-    dtypes = zip(frame.columns, frame.dtypes, strict=True)
-    text = [repr(str(name)) for name, dtype in dtypes if getattr(dtype, "kind", "O") not in "biuf"]
-    if text:
+    found = [
+        f"{str(name)!r} ({value!r} in row {row})"
+        for name, dtype, column in zip(frame.columns, frame.dtypes, map(np.asarray, _columns_of(frame)), strict=True)
+        if getattr(dtype, "kind", "O") not in "biuf"
+        for row, value in itertools.islice(_find_others(column), 1)
+    ]
+    if found:
+        more = f" and {len(found) - MAX_FOUND} more" if len(found) > MAX_FOUND else ""
         raise TypeError(
-            f"Expected numbers in the columns of the frame, but {', '.join(text)} are not numbers. Drop them, or encode them "
-            "with pandas.get_dummies(frame)."
+            f"Expected numbers in the columns of the frame, but these have other values: {', '.join(found[:MAX_FOUND])}{more}. "
+            "Drop them, or encode them with pandas.get_dummies(frame)."
         )
     return np.asarray(frame.to_numpy(dtype="float64", na_value=np.nan))
+
+
+def _columns_of(frame: Any) -> Iterator[Any]:
+    return (frame.iloc[:, i] for i in range(frame.shape[1]))
+
+
+def _find_others(column: np.ndarray[Any, Any]) -> Iterator[tuple[int, Any]]:
+    """Yield the row and the value of whatever is neither a number nor missing."""
+    values = enumerate(column.tolist())
+    return ((row, value) for row, value in values if not isinstance(value, NUMBERS) and not _is_missing(value))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or type(value).__name__ == "NAType"
 
 
 def _list_values(numbers: Any) -> np.ndarray[Any, Any]:
@@ -264,6 +286,13 @@ def match_columns(x: Any, names: list[Any] | None) -> Any:
         parts = [f"lacks {missing[:5]}" * bool(missing), f"has the unknown columns {unknown[:5]}" * bool(unknown)]
         raise ValueError(f"The frame {' and '.join(filter(None, parts))}. Pass the columns of fit(): {names[:20]}.")
     return x[names]
+
+
+def keep_column_order(x: Any, names: list[Any] | None) -> Any:
+    """Return ``x``, or ``(x, y)``, with a frame that has the columns ``names`` of an earlier fit in their order."""
+    columns = column_names(x)
+    is_same = columns is not None and names is not None and len(columns) == len(names) and set(columns) == set(names)
+    return match_columns(x, names) if is_same else x
 
 
 def check_finite(tree: Any, columns: list[Any] | None) -> None:

@@ -20,6 +20,8 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 WEIGHT_KEY = "sample_weight"
 # Attributes with the number of samples, in batch objects of other libraries.
 SIZE_ATTRIBUTES = ("batch_size", "num_graphs")
+# Types of numbers in an array of objects.
+NUMBERS = (int, float, np.number, np.bool_)
 PAD_HINT = "Pad them to one length with torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
 EMPTY_DATA = (
     "The data is empty: expected at least one batch, received none. A generator can be read only once: pass the function that "
@@ -228,7 +230,7 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     """
     # An object array of numbers comes from a frame with columns of different dtypes.
     is_object = array.dtype.kind == "O" and array.size > 0
-    if is_object and all(isinstance(value, (int, float, np.number)) for value in array.flat):
+    if is_object and all(isinstance(value, NUMBERS) for value in array.flat):
         array = array.astype(np.float64)
     if array.dtype.kind not in "biufc":
         raise _not_numeric_error(array)
@@ -267,10 +269,17 @@ def _not_numeric_error(array: np.ndarray[Any, Any]) -> TypeError:
     first = array.flat[0] if array.size else None
     if isinstance(first, (list, tuple, np.ndarray, Tensor)):
         return _nested_rows_error(array)
-    kind = "text" if array.dtype.kind in "US" or isinstance(first, str) else str(array.dtype)
+    if array.dtype.kind == "O" and array.size:
+        index = next(index for index, value in np.ndenumerate(array) if not isinstance(value, NUMBERS))
+        names = ("row", "column") if array.ndim < 3 else ("index",) * array.ndim
+        place = ", ".join(f"{name} {i}" for name, i in zip(names, index, strict=False))
+        found = f"{array[index]!r} in {place} of an array of objects with shape {list(array.shape)}"
+    else:
+        kind = "text" if array.dtype.kind in "US" else str(array.dtype)
+        found = f"an array of {kind} with shape {list(array.shape)}"
     return TypeError(
-        f"Expected numbers, received an array of {kind} with shape {list(array.shape)}. Encode text as numbers: labels with "
-        "sklearn.preprocessing.LabelEncoder().fit_transform(y), columns with pandas.get_dummies(frame)."
+        f"Expected numbers, received {found}. Encode columns of text with pandas.get_dummies(frame). Labels may be text: pass "
+        "them as y to fit()."
     )
 
 

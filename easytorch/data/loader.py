@@ -455,6 +455,7 @@ def _has_more(val_data: Any, epoch: int) -> bool:
 
 def as_single_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
+    check_rows(x=x, y=y, sample_weight=sample_weight)
     if y is None and sample_weight is None:
         return as_tensors(x)
     return _array_dataset(x, y, as_weights(sample_weight)).tree

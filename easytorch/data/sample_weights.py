@@ -360,7 +360,13 @@ def _load_classes(dataset: Any) -> Tensor:
 
 def _load_classes_at(dataset: Any, indices: Iterable[int]) -> Tensor:
     with preserve_rng_state(), preserve_generators(dataset):
-        rows = [torch.as_tensor(unpack(dataset[index]).y).reshape(1, -1) for index in indices]
-    targets = torch.cat(rows).squeeze(1)
-    _check_classes(targets)
-    return _get_classes(targets).flatten()
+        targets = [unpack(dataset[index]).y for index in indices]
+    if any(isinstance(target, str) for target in targets):
+        raise ValueError(
+            "class_weight='balanced' needs class numbers, but the targets of the dataset are text. Pass the weights by name: "
+            "class_weight={'cat': 1.0, 'dog': 2.0}."
+        )
+    rows = [torch.as_tensor(target).reshape(1, -1) for target in targets]
+    classes = torch.cat(rows).squeeze(1)
+    _check_classes(classes)
+    return _get_classes(classes).flatten()

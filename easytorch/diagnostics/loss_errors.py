@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
+from easytorch.data.class_names import is_text
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.losses.checks import label_error
 from easytorch.losses.criterion import SingleLoss
@@ -139,6 +140,11 @@ def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
         fix = "Pass numbers."
         if isinstance(y, (int, float, np.generic)):
             fix = "If the data are single samples instead of batches, pass arrays: fit(x, y)."
+        elif is_text(y):
+            return ValueError(
+                f"The targets of a batch are text, {y[0]!r} and others, which are not all in model.class_names. Before fit(), "
+                "set model.class_names = [...], with the name of each class, or let the data yield class numbers."
+            )
         return TypeError(f"The loss, {loss!r}, expects targets as one tensor, received {describe(y)}. {fix}")
     if loss.family in CLASS_LOSSES:
         return label_error(y_pred, y, loss.ignore_index)

@@ -5,6 +5,7 @@ The functions ``..._error`` and ``..._warning`` return what is wrong, or None. `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
+from easytorch.data.class_names import count_names
 from easytorch.data.sample_weights import IGNORE_INDEX
+from easytorch.losses.names import SIGNED_TARGET_LOSSES
 
 if TYPE_CHECKING:
     from easytorch.losses.criterion import SingleLoss
@@ -32,6 +35,8 @@ class FirstBatchCheck:
 
     def __call__(self, loss: SingleLoss, y_pred: Any, y: Any) -> None:
         """Raise an error or warn if ``y_pred`` and ``y`` do not suit ``loss``."""
+        if loss.family in SIGNED_TARGET_LOSSES:
+            check_signed_targets(loss, y)
         if loss.is_elementwise:
             check_shapes(loss, y_pred, y)
         if loss.kind == "binary":
@@ -49,7 +54,11 @@ class FirstBatchCheck:
         loss.end_first_batch()
 
     def _check_classes(self, loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
-        error = single_class_error(y_pred) or _missing_flatten_error(y_pred, y)
+        error = (
+            single_class_error(y_pred)
+            or _missing_flatten_error(y_pred, y)
+            or class_count_error(loss.class_names, y_pred.shape[1])
+        )
         if error is None and self.target_range is not None:
             error = label_range_error(*self.target_range, y_pred.shape[1])
         # On a GPU a wrong label aborts the process. On a CPU torch raises, and the error is translated.
@@ -74,6 +83,18 @@ def check_binary_targets(loss: SingleLoss, y: Any, target_range: tuple[Any, Any]
         raise ValueError(
             f"The targets go from {low:g} to {high:g}, but the loss, {loss!r}, expects probabilities, or 0 and 1 for two "
             "classes. Convert labels -1 and 1 with (y + 1) / 2, labels 1 and 2 with y - 1."
+        )
+
+
+def check_signed_targets(loss: SingleLoss, y: Any) -> None:
+    """Raise a ``ValueError`` if all targets of a loss that expects -1 and 1 are 0 and 1, or booleans."""
+    if not isinstance(y, Tensor) or not y.numel() or y.is_complex():
+        return
+    if y.dtype == torch.bool or (bool(((y == 0) | (y == 1)).all()) and bool((y == 0).any())):
+        found, fix = ("booleans", "2 * y.float() - 1") if y.dtype == torch.bool else ("0 and 1", "2 * y - 1")
+        raise ValueError(
+            f"The targets are {found}, but the loss, {loss!r}, expects -1 and 1. Pass {fix}, or use loss='hinge', which takes "
+            "both."
         )
 
 
@@ -118,7 +139,7 @@ def single_class_error(y_pred: Tensor) -> Exception | None:
         return None
     return ValueError(
         f"The module returned one output per sample, {describe(y_pred)}, but cross-entropy compares several classes. With one "
-        "class the loss is always 0. For two classes, use loss='bce_with_logits' with float targets [N, 1]. To predict a "
+        "class the loss is always 0. For two classes, use loss='bce_with_logits' with targets 0 and 1. To predict a "
         "number, use loss='mse'. Otherwise, give the last layer one output per class."
     )
 
@@ -129,6 +150,17 @@ def _missing_flatten_error(y_pred: Tensor, y: Tensor) -> Exception | None:
     return ValueError(
         f"The module's output has the shape {list(y_pred.shape)}, but for one label per sample the loss expects [N, classes]. "
         "Is an nn.Flatten() missing before the last layer?"
+    )
+
+
+def class_count_error(names: Sequence[str] | None, outputs: int) -> Exception | None:
+    """Return the error of a module that does not have one output for each class name."""
+    if names is None or len(names) == outputs:
+        return None
+    return ValueError(
+        f"The labels have {count_names(names)}, but the module has {outputs} outputs. Give the last layer {len(names)} outputs. "
+        "If the names are wrong, set model.class_names; None removes them. A pandas categorical keeps unused categories: "
+        "y.cat.remove_unused_categories() removes them."
     )
 
 
@@ -157,12 +189,18 @@ def _class_dimension_error(y_pred: Tensor, y: Tensor) -> Exception | None:
         move = "transpose(1, 2)" if y_pred.ndim == 3 else "movedim(-1, 1)"
         return ValueError(
             f"The loss expects the classes in dimension 1, [N, classes, ...], but the module returned {describe(y_pred)} for "
-            f"targets of shape {list(y.shape)}. Let the module return y_pred.{move}."
+            f"targets of shape {list(y.shape)}. Let the module return y_pred.{move}. If each item of the dataset is a batch, "
+            "pass DataLoader(dataset, batch_size=None)."
         )
     return None
 
 
 def _label_format_error(y_pred: Tensor, y: Tensor) -> Exception | None:
+    if y.ndim == y_pred.ndim and 1 < y.shape[1] != y_pred.shape[1] and y.shape[2:] == y_pred.shape[2:]:
+        return ValueError(
+            f"The targets are {describe(y)}, one column per class, but the module has {y_pred.shape[1]} outputs. Give the last "
+            f"layer {y.shape[1]} outputs, or pass class indices, y.argmax(1)."
+        )
     if y.shape == y_pred.shape:
         if y.is_floating_point():
             return None
@@ -228,8 +266,7 @@ def shape_error(loss: str, y_pred: Tensor, y: Tensor, floats: bool) -> Exception
     if y_pred.ndim == 2 and y_pred.shape[1] > 1 and y.shape == y_pred.shape[:1] and are_integers(y):
         return ValueError(
             f"The module has {y_pred.shape[1]} outputs per sample, but the targets have one integer per sample, {describe(y)}. "
-            f"If they are class indices, use loss='cross_entropy'. For the loss, {loss}, give the last layer one output and "
-            "use y.unsqueeze(1)."
+            f"If they are class indices, use loss='cross_entropy'. For the loss, {loss}, give the last layer one output."
         )
     reshape = _reshape_fix(y_pred, y)
     if floats and not y.is_floating_point():

@@ -23,6 +23,7 @@ from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch.data.batch import Batch, Window, divide, from_numpy
+from easytorch.data.class_names import count_names, name_classes, names_of
 from easytorch.data.sample_weights import IGNORE_INDEX, align_weights, check_is_weight
 from easytorch.losses.checks import (
     FirstBatchCheck,
@@ -44,6 +45,7 @@ from easytorch.losses.names import (
     TABLE,
     TORCH_LOSSES,
 )
+from easytorch.losses.targets import TargetConverter, make_converter
 
 # What each term of a loss is divided by, None for a sum. A term that is missing is a mean over samples.
 Counts = Mapping[str, Any]
@@ -115,12 +117,20 @@ class Criterion:
         """Return the names of the terms other than ``"loss"``."""
         return []
 
-    def prepare(self, targets: Any) -> None:
+    def prepare(self, targets: Any, class_names: Any = None) -> None:
         """Prepare for new data.
 
         Args:
             targets: All targets of the data, or None if they are unknown. The first batch is checked against them.
+            class_names: The names of the classes, by output if there are several, or None. There must be one output for each.
         """
+
+    def check_text_labels(self, class_names: Any) -> None:
+        """Raise a ``ValueError`` if the loss cannot use labels that were text, with these ``class_names``."""
+
+    def name_classes(self, classes: Any, class_names: Any) -> Any:
+        """Return the name of each class that ``classes`` returned, as NumPy arrays."""
+        return name_classes(classes, names_of(class_names, None), self.kind == "binary")
 
     def functions(self) -> list[Any]:
         """Return what the user passed as loss, or for each output: modules and functions."""
@@ -128,6 +138,10 @@ class Criterion:
 
     def to(self, device: torch.device) -> None:
         """Move the tensors of the losses to ``device``."""
+
+    def convert_targets(self, y_pred: Any, y: Any) -> Any:
+        """Return the targets ``y`` as the loss takes them, if only their shape or dtype has to change; see ``targets``."""
+        return y
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the predictions and targets of ``output``, all of them if it is None."""
@@ -189,10 +203,21 @@ class Criterion:
             "activation, or compile with 'cross_entropy', 'nll', 'bce' or 'bce_with_logits'."
         )
 
-    def classes(self, y_pred: Any) -> Any:
-        """Return the most probable class of each sample, or 0 or 1 for each independent label."""
+    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+        """Return the most probable class of each sample, or for each independent label 1 above ``threshold``, by default 0.5.
+
+        Raises:
+            ValueError: If ``threshold`` is no probability, or has no effect.
+        """
         probabilities = self.probabilities(y_pred)
-        return probabilities.argmax(1) if self.kind == "multiclass" else (probabilities > 0.5).long()
+        if self.kind != "multiclass":
+            return (probabilities > (0.5 if threshold is None else _check_threshold(threshold))).long()
+        if threshold is not None:
+            raise ValueError(
+                f"threshold has no effect on the loss, {self!r}, whose prediction is the class with the largest output. Leave it "
+                "out, or compare predict_proba() with it. It is for 'bce' and 'bce_with_logits'."
+            )
+        return probabilities.argmax(1)
 
 
 class SingleLoss(Criterion):
@@ -217,7 +242,11 @@ class SingleLoss(Criterion):
         self.reduction: str | None = self._option("reduction", None)
         self.is_keras = any(self.function is function for function in KERAS.values())
         self.is_elementwise = self.is_keras or self.family in ELEMENTWISE_LOSSES
-        self.takes_integers = self.is_keras or self.family in SIGNED_TARGET_LOSSES
+        is_signed = self.family in SIGNED_TARGET_LOSSES
+        self.takes_integers = self.is_keras or is_signed
+        self.targets = TargetConverter()
+        if self._is_defined_by_library():
+            self.targets = make_converter(self.family, self.is_elementwise, is_signed, self.ignore_index)
         self._has_class_weight = self._option("weight", None) is not None
         self._call = self._adapted(self.function)
         self._counts: Counts = {}
@@ -249,6 +278,16 @@ class SingleLoss(Criterion):
         is_torch = self.family in TORCH_LOSSES.values() or self.family in FUNCTION_FAMILIES.values()
         return not self.is_keras and not is_torch
 
+    def _is_defined_by_library(self) -> bool:
+        """Return whether torch or this package defines how the loss is computed, and not a subclass of the user."""
+        overrides = isinstance(self.function, nn.Module) and type(self.function).forward is not self.family.forward
+        return not self.is_custom and not overrides
+
+    @property
+    def takes_one_output(self) -> bool:
+        """Whether the loss certainly compares one tensor of outputs with the targets."""
+        return not self.is_custom and self.family not in CALL_ADAPTERS
+
     @property
     def counts_labels(self) -> bool:
         """Whether the mean is over the labels that count, instead of over samples."""
@@ -260,17 +299,41 @@ class SingleLoss(Criterion):
         """Whether the loss is a sum over samples instead of a mean."""
         return self.reduction == "sum"
 
-    def prepare(self, targets: Any) -> None:
-        """Check the next batch, and the range of all ``targets`` with it."""
+    def prepare(self, targets: Any, class_names: Any = None) -> None:
+        """Check the next batch, and the range of all ``targets`` and the number of ``class_names`` with it."""
+        self.class_names = names_of(class_names, None)
+        self.targets.prepare()
         self.check: Callable[[SingleLoss, Any, Any], None] = FirstBatchCheck(self._target_range(targets))
         self._unchecked_call: Callable[[Any, Any], Tensor] | None = None
 
     def _target_range(self, targets: Any) -> tuple[Any, Any] | None:
-        if not isinstance(targets, Tensor) or not targets.numel():
+        if not isinstance(targets, Tensor) or not targets.ndim or not targets.numel() or targets.is_complex():
             return None
-        if targets.dtype == torch.int64 and self.kind == "multiclass":
-            return label_range(targets, self.ignore_index)
+        if self.kind == "multiclass":
+            may_be_probabilities = targets.is_floating_point() and targets.numel() != len(targets)
+            labels = None if may_be_probabilities else self.targets.class_numbers(targets)
+            return None if labels is None else label_range(labels, self.ignore_index)
         return (float(targets.min()), float(targets.max())) if self.kind == "binary" else None
+
+    def check_text_labels(self, class_names: Any) -> None:
+        """Raise a ``ValueError`` if the loss cannot use labels that were text, with these ``class_names``."""
+        if isinstance(class_names, Mapping) and len(class_names) > 1:
+            raise ValueError(
+                f"The labels are text for {len(class_names)} outputs, but there is one loss, {self!r}. Pass one name per sample, "
+                "or one loss per output: loss=[...] or loss={...}."
+            )
+        names = names_of(class_names, None)
+        if names is None:
+            return
+        if self.is_elementwise and self.kind is None:
+            raise ValueError(
+                f"The labels are text, but the loss, {self!r}, compares numbers. Use loss='cross_entropy', or pass numbers."
+            )
+        if self.kind == "binary" and len(names) != 2:
+            raise ValueError(
+                f"The loss, {self!r}, is for two classes, but the labels have {count_names(names)}. Use loss='cross_entropy', "
+                f"and give the last layer {len(names)} outputs."
+            )
 
     def end_first_batch(self) -> None:
         """Replace the checks of the first batch by those of every batch."""
@@ -286,12 +349,14 @@ class SingleLoss(Criterion):
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
+        y_pred, y = self._convert(y_pred, y)
         # On an accelerator, only labels that are known to count need no check for a mean over nothing.
         is_simple = isinstance(y, Tensor) and (y.is_cpu or not self.may_ignore)
         if self._unchecked_call is not None and sample_weight is None and is_simple:
             size = y.numel()
             if size and not self.ignored_count(y):
-                self._counts = {"loss": size} if self.may_ignore else {}
+                counts_labels = self.may_ignore and not y.is_floating_point()
+                self._counts = {"loss": size} if counts_labels else {}
                 return {"loss": self._unchecked_call(y_pred, y)}
         return {"loss": self._reduced(y_pred, y, sample_weight)}
 
@@ -303,12 +368,25 @@ class SingleLoss(Criterion):
             y: Targets.
             sample_weight: None, or one weight per sample, or one per value of the unreduced loss.
         """
+        y_pred, y = self._convert(y_pred, y)
         value: Any = self._reduced(y_pred, y, sample_weight)
         if isinstance(value, tuple):
             total, count = value
             self._counts, value = {"loss": count}, divide(total, count)
         loss: Tensor = value
         return loss
+
+    def _convert(self, y_pred: Any, y: Any) -> tuple[Any, Any]:
+        """Return the outputs and targets as the loss takes them."""
+        y = self.convert_targets(y_pred, y)
+        return (self.compared_prediction(y_pred, None) if self.takes_one_output else y_pred), y
+
+    def convert_targets(self, y_pred: Any, y: Any) -> Any:
+        """Return the targets ``y`` as the loss takes them, if only their shape or dtype has to change; see ``targets``."""
+        prediction = self.compared_prediction(y_pred, None)
+        if isinstance(y, Mapping) and isinstance(y_pred, Mapping) and len(y) == 1 and self.takes_one_output:
+            y = next((y[key] for key in y if y_pred.get(key) is prediction), y)
+        return self.targets(prediction, y) if isinstance(y, Tensor) and isinstance(prediction, Tensor) else y
 
     def _reduced(self, y_pred: Any, y: Any, sample_weight: Any) -> Any:
         """Return the loss as a scalar, or the pair ``(sum, count)`` of a custom function."""
@@ -417,21 +495,26 @@ class SingleLoss(Criterion):
         """
         if self.is_sum:
             return None
-        return window.sizes if not self.counts_labels else _counts_or_sizes(map(self.label_count, targets), window)
+        return window.sizes if not self.counts_labels else _counts_or_sizes(map(self._window_count, targets), window)
+
+    def _window_count(self, y: Any) -> Any:
+        """Return ``label_count`` of targets that have not been converted yet."""
+        y = from_numpy(y) if isinstance(y, np.ndarray) else y
+        return self.label_count(self.targets.class_numbers(y)) if isinstance(y, Tensor) else None
 
     @contextlib.contextmanager
     def knowing(self, targets: Any) -> Iterator[None]:
         """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
-        previous = self.may_ignore
-        self._counted_labels = None
+        previous, previous_values = self.may_ignore, self.targets.known
+        self._counted_labels, self.targets.known = None, self.targets.inspect(targets)
         if isinstance(targets, Tensor) and targets.numel():
-            self.may_ignore = not targets.is_floating_point() and bool((targets == self.ignore_index).any())
+            self.may_ignore = bool((targets == self.ignore_index).any())
         else:
             self.may_ignore = True
         try:
             yield
         finally:
-            self.may_ignore = previous
+            self.may_ignore, self.targets.known = previous, previous_values
 
     def label_count(self, y: Any) -> Any:
         """Return the divisor of the mean of cross-entropy, a number or a tensor; None for a mean over samples.
@@ -440,7 +523,6 @@ class SingleLoss(Criterion):
         """
         if not self.counts_labels:
             return None
-        y = from_numpy(y) if isinstance(y, np.ndarray) else y
         if not isinstance(y, Tensor) or y.is_floating_point():
             return None
         if not self._has_class_weight:
@@ -451,13 +533,18 @@ class SingleLoss(Criterion):
         return weights.sum(dtype=torch.float32 if y.device.type == "mps" else torch.float64)
 
     def compared_prediction(self, y_pred: Any, output: str | None) -> Any:
-        """Return the mean if the outputs are a mean and a variance, else ``y_pred``."""
-        return y_pred[0] if self.family is nn.GaussianNLLLoss and isinstance(y_pred, (list, tuple)) else y_pred
+        """Return the mean if the outputs are a mean and a variance, and the one tensor among the outputs if that is certain."""
+        if isinstance(y_pred, Tensor):
+            return y_pred
+        if self.family is nn.GaussianNLLLoss and isinstance(y_pred, (list, tuple)):
+            return y_pred[0]
+        return _find_only_output(y_pred, self.kind is not None) if self.takes_one_output else y_pred
 
     def probabilities(self, y_pred: Any) -> Any:
         """Apply the softmax, exp or sigmoid that the loss implies."""
         if self.activation is None:
             return super().probabilities(y_pred)
+        y_pred = self.compared_prediction(y_pred, None)
         if not isinstance(y_pred, Tensor):
             raise ValueError(
                 f"The loss, {self!r}, expects one tensor, but the module returned {describe(y_pred)}. Return the output that "
@@ -542,11 +629,29 @@ class MultiOutputLoss(Criterion):
         """Return ``<output>_loss`` of every output with a loss."""
         return [f"{name}_loss" for name in self.losses]
 
-    def prepare(self, targets: Any) -> None:
+    def prepare(self, targets: Any, class_names: Any = None) -> None:
         """Prepare each loss for the targets of its output."""
-        by_name = self._targets_by_name(targets)
+        by_name = self._by_name(targets)
         for name, loss in self.losses.items():
-            loss.prepare(by_name.get(name))
+            loss.prepare(by_name.get(name), self._names_of(class_names, name))
+
+    def check_text_labels(self, class_names: Any) -> None:
+        """Raise a ``ValueError`` if a loss cannot use labels that were text, with these ``class_names``."""
+        for name, loss in self.losses.items():
+            loss.check_text_labels(self._names_of(class_names, name))
+
+    def name_classes(self, classes: Any, class_names: Any) -> Any:
+        """Return the name of each class that ``classes`` returned, as NumPy arrays."""
+        named = {
+            name: self.losses[name].name_classes(value, self._names_of(class_names, name))
+            for name, value in (classes if self.by_name else dict(zip(self.names, classes, strict=True))).items()
+        }
+        return named if self.by_name else tuple(named.values())
+
+    def _names_of(self, class_names: Any, name: str) -> list[str] | None:
+        """Return the names of the classes of the output ``name``."""
+        is_certain = isinstance(class_names, Mapping) or len(self.names) == 1
+        return names_of(class_names, name) if is_certain else None
 
     def functions(self) -> list[Any]:
         """Return the loss of each output."""
@@ -557,12 +662,28 @@ class MultiOutputLoss(Criterion):
         for loss in self.losses.values():
             loss.to(device)
 
-    def _targets_by_name(self, targets: Any) -> Mapping[str, Any]:
-        if isinstance(targets, Mapping):
-            return targets
-        if isinstance(targets, (list, tuple)):
-            return _number_outputs(targets)
-        return {self.names[0]: targets} if len(self.names) == 1 else {}
+    def _by_name(self, tree: Any) -> Mapping[str, Any]:
+        """Return outputs or targets by name of their output; none if they belong to no output."""
+        if isinstance(tree, Mapping):
+            return tree
+        if isinstance(tree, (list, tuple)):
+            return _number_outputs(tree)
+        return {self.names[0]: tree} if len(self.names) == 1 else {}
+
+    def convert_targets(self, y_pred: Any, y: Any) -> Any:
+        """Return the targets ``y`` as the losses take them, in the same structure."""
+        outputs, targets = self._by_name(y_pred), self._by_name(y)
+        converted = {
+            name: loss.convert_targets(outputs[name], targets[name])
+            for name, loss in self.losses.items()
+            if name in outputs and name in targets
+        }
+        if all(converted[name] is targets[name] for name in converted):
+            return y
+        if not isinstance(y, (Mapping, list, tuple)):
+            return converted[self.names[0]]
+        by_name = {**targets, **converted}
+        return by_name if isinstance(y, Mapping) else list(by_name.values())
 
     def take_counts(self) -> Counts:
         """Return what each ``<output>_loss`` of the last call was divided by, and forget it."""
@@ -572,7 +693,7 @@ class MultiOutputLoss(Criterion):
 
     def batch_weights(self, window: Window, share: Share) -> Iterator[Any]:
         """Yield the share of each batch in the samples; meanwhile ``terms`` gives the gradient of each term its own share."""
-        targets = [self._targets_by_name(batch.y) for batch in _unpacked(window)]
+        targets = [self._by_name(batch.y) for batch in _unpacked(window)]
         columns = [loss.window_counts(window, [y.get(name) for y in targets]) for name, loss in self.losses.items()]
         by_samples, *by_term = share([window.sizes, *columns])
         self._is_shared = True
@@ -588,7 +709,7 @@ class MultiOutputLoss(Criterion):
     @contextlib.contextmanager
     def knowing(self, targets: Any) -> Iterator[None]:
         """Measure data with these ``targets`` inside; None if they are unknown. Labels are not counted if all of them count."""
-        by_name = self._targets_by_name(targets)
+        by_name = self._by_name(targets)
         with contextlib.ExitStack() as stack:
             for name, loss in self.losses.items():
                 stack.enter_context(loss.knowing(by_name.get(name)))
@@ -652,9 +773,14 @@ class MultiOutputLoss(Criterion):
         """Return the probabilities of every output, in the structure of the outputs."""
         return self._map_outputs(y_pred, SingleLoss.probabilities)
 
-    def classes(self, y_pred: Any) -> Any:
-        """Return the classes of every output, in the structure of the outputs."""
-        return self._map_outputs(y_pred, SingleLoss.classes)
+    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+        """Return the classes of every output, in the structure of the outputs; ``threshold`` is for those with a binary loss."""
+        has_effect = any(loss.kind == "binary" for loss in self.losses.values())
+
+        def find_classes(loss: SingleLoss, output: Any) -> Any:
+            return loss.classes(output, None if has_effect and loss.kind != "binary" else threshold)
+
+        return self._map_outputs(y_pred, find_classes)
 
     def _map_outputs(self, y_pred: Any, function: Callable[[SingleLoss, Any], Any]) -> Any:
         outputs, results = self.by_output(y_pred, "outputs"), {}
@@ -726,7 +852,7 @@ class ModuleLoss(Criterion):
 
     def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
         """Return the ``logits`` in the module's output, else all of it, and the targets."""
-        logits = y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
+        logits = _get_logits(y_pred)
         return y_pred if logits is None else logits, y
 
     def probabilities(self, y_pred: Any) -> Any:
@@ -738,6 +864,20 @@ class ModuleLoss(Criterion):
 
     def __repr__(self) -> str:
         return "the module's own loss"
+
+
+def _find_only_output(y_pred: Any, are_logits: bool) -> Any:
+    """Return the only entry of outputs, or the logits that the models of transformers name so; else ``y_pred``."""
+    if are_logits and isinstance(logits := _get_logits(y_pred), Tensor):
+        return logits
+    if isinstance(y_pred, (Mapping, list, tuple)) and len(y_pred) == 1:
+        (output,) = y_pred.values() if isinstance(y_pred, Mapping) else y_pred
+        return output if isinstance(output, Tensor) else y_pred
+    return y_pred
+
+
+def _get_logits(y_pred: Any) -> Any:
+    return y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
 
 
 def _unpacked(window: Window) -> list[Batch]:
@@ -755,6 +895,13 @@ def _counts_or_sizes(counts: Iterable[Any], window: Window) -> list[Any]:
 
 def _may_be_zero(count: Any) -> bool:
     return isinstance(count, Tensor) or not count
+
+
+def _check_threshold(threshold: Any) -> float:
+    is_number = isinstance(threshold, (int, float, np.number)) and not isinstance(threshold, bool)
+    if not is_number or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be a probability from 0 to 1, received {threshold!r}. The default is 0.5.")
+    return float(threshold)
 
 
 def _zero_loss(y_pred: Tensor) -> Tensor:

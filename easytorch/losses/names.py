@@ -73,6 +73,7 @@ ELEMENTWISE_LOSSES = (
     nn.HingeEmbeddingLoss,
     nn.KLDivLoss,
     nn.SoftMarginLoss,
+    nn.MultiLabelSoftMarginLoss,
 )
 # Losses whose targets are -1 and 1. Torch takes integers as well as floats.
 SIGNED_TARGET_LOSSES = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)

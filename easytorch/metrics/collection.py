@@ -100,6 +100,7 @@ class MetricCollection:
         if sample_weight is not None:
             check_is_weight(sample_weight)
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detach, y_pred)
+        y = self.criterion.convert_targets(y_pred, y)
         for metric, output, is_weighted in self._entries:
             prediction, target = self.criterion.select(y_pred, y, output)
             if not metric.takes_all_outputs and not isinstance(prediction, Tensor):

@@ -14,6 +14,7 @@ from easytorch._utils.paths import to_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
+from easytorch.data.class_names import read_names
 from easytorch.errors import ResumeError
 from easytorch.losses.modules import describe_state
 from easytorch.training import compile_arguments
@@ -296,7 +297,22 @@ def _state(model: Model, transform: Callable[[Any], Any]) -> dict[str, Any]:
         "module": transform(state_dicts.unwrapped_state_dict(model.module)),
         "loss": transform(model.loss.modules.read_state()),
         **compile_arguments.encode(model),
+        "class_names": read_names(model.class_names),
+        "columns": _plain_columns(model.columns),
     }
+
+
+def _plain_columns(columns: list[Any] | None) -> list[Any] | None:
+    """Return the names of columns, None if a file cannot contain them."""
+    is_plain = columns is not None and all(isinstance(name, (str, int)) for name in columns)
+    return columns if is_plain else None
+
+
+def _read_columns(content: Mapping[str, Any]) -> list[Any] | None:
+    columns = content.get("columns")
+    if columns is not None and not isinstance(columns, list):
+        raise ValueError(f"the names of columns must be a list, received {type(columns).__name__}")
+    return columns
 
 
 def _components(model: Model) -> dict[str, Any]:
@@ -315,6 +331,8 @@ def _load_components(model: Model, content: Mapping[str, Any], weights: Mapping[
         model.strategy.checkpoints.load_optimizer(model.optimizer, content["optimizer"])
     model.strategy.checkpoints.load_weights(weights)
     model.loss.modules.restore_state(content.get("loss", {}))
+    model.class_names = read_names(content.get("class_names")) or model.class_names
+    model.columns = _read_columns(content) or model.columns
     for name, component in _components(model).items():
         if name != "optimizer":
             component.load_state_dict(content[name])
@@ -329,6 +347,8 @@ def _check_content(model: Model, content: Mapping[str, Any]) -> None:
     History().load_state_dict(content["history"])
     model.strategy.check_state(content["strategy"])
     model.loss.modules.check_state(content.get("loss", {}))
+    read_names(content.get("class_names"))
+    _read_columns(content)
 
 
 # Resume
@@ -339,11 +359,16 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
     callbacks = [type(callback).__name__ for callback in _stateful(model)]
     arguments = (content["compiled"], compile_arguments.encode(model)["compiled"])
     schedulers = [(saved or {}).get("scheduler") for saved in arguments]
+    names = [content.get("class_names"), read_names(model.class_names)]
+    columns = [_read_columns(content), _plain_columns(model.columns)]
     for name, before, now in (
         # A scheduler object has no name to compare, but a state.
         ("scheduler", *(schedulers if all(schedulers) else [None, None])),
         ("callbacks with state", [name for name, _ in content["callbacks"]], callbacks),
         ("metrics", content["metrics"]["names"], model.metrics.names),
+        # Class numbers of a loader have names only if the user sets them.
+        ("classes", *(names if all(names) else [None, None])),
+        ("columns of inputs", *(columns if all(columns) else [None, None])),
         ("state of the loss", *map(describe_state, (content.get("loss", {}), model.loss.modules.read_state()))),
     ):
         if before != now:

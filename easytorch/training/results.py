@@ -77,7 +77,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     ``model.history`` grows with each fit. What ``fit`` returned is a copy, which a later fit does not change.
 
     ``history["loss"]`` is a list with one value per epoch in which it was measured. ``history.history`` is a plain dict of all
-    values, as in Keras.
+    values, as in Keras. Its lists differ in length if a value was not measured in each epoch; ``to_frame()`` has NaN there.
 
     Attributes:
         rows: One dict per epoch. Callbacks get the same dict, so values that they add are part of the history.

@@ -56,6 +56,7 @@ def fit_session(
     state: TrainState,
     verbose: Any,
     on_interrupt: str,
+    class_names: Any = None,
     **arguments: Any,
 ) -> Iterator[None]:
     """Run the epochs of a fit inside, with everything that happens before and after them.
@@ -66,7 +67,7 @@ def fit_session(
     If the first update fails, the model is restored as it was before.
     """
     on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
-    with _only_fit(model, train_data):
+    with _only_fit(model, train_data), _named_classes(model, class_names):
         model.strategy.release_weights()
         optimizer = model.require_optimizer("fit")
         check_optimizer_is_current(optimizer, model.module, model.loss.modules.own_parameters())
@@ -79,7 +80,7 @@ def fit_session(
         train_data.sources.others = {"model": model, "callbacks": own_callbacks}
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-        arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
+        arguments |= fit_arguments(model, train_data, val_data, callbacks, state) | {"class_names": str(class_names)}
         with (
             model.strategy.group.call("fit", **arguments),
             update_session(model, active, state),
@@ -153,10 +154,23 @@ def _only_fit(model: Model, train_data: EpochIterator) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _named_classes(model: Model, class_names: Any) -> Iterator[None]:
+    """Give the classes of ``model`` their names; restore the previous names if the first update fails."""
+    previous, first_step = model.class_names, model.state.step
+    model.class_names = class_names
+    try:
+        yield
+    except BaseException:
+        if model.state.step == first_step:
+            model.class_names = previous
+        raise
+
+
+@contextlib.contextmanager
 def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
     """Let the loss check the first batch of ``loader`` inside, and use what is known of its targets."""
     targets = known_targets(model, loader)
-    model.loss.prepare(targets)
+    model.loss.prepare(targets, model.class_names)
     with model.loss.knowing(_if_same_on_all_ranks(model, targets)):
         yield
 
@@ -299,7 +313,7 @@ def _check_validation_data(model: Model, loader: Any) -> None:
         return
     restore_attributes = model.attribute_state.snapshot(model.callbacks.callbacks)
     batch = first_batch(loader)
-    model.loss.prepare(known_targets(model, loader))
+    model.loss.prepare(known_targets(model, loader), model.class_names)
     if batch is None:
         return
     try:

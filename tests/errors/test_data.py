@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pandas
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from tests.errors.common import LATE, X, Y, compiled, fit, no_batches, refused
+from tests.errors.common import LATE, ByHand, X, Y, compiled, fit, no_batches, refused
 from tests.loops import blob_loader
 
 
@@ -78,18 +77,29 @@ def test_unsupported_data_is_reported_with_what_is_supported(data):
     )
 
 
-@pytest.mark.parametrize("labels", [["cat", "dog"] * 25, np.array(["cat", "dog"] * 25)], ids=["list", "array"])
-def test_text_labels_are_reported_with_a_label_encoder(labels):
-    refused(lambda: fit(compiled(), X, labels), "Expected numbers", "text", "LabelEncoder", kind=TypeError)
-
-
 def test_text_columns_of_a_frame_are_named():
     frame = pandas.DataFrame({"height": [1.0, 2.0], "town": ["Rome", "Oslo"]})
-    refused(lambda: fit(compiled(), frame, [0, 1]), "'town'", "not numbers", "get_dummies", kind=TypeError)
+    refused(lambda: fit(compiled(), frame, [0, 1]), r"'town' \('Rome' in row 0\)", "get_dummies", kind=TypeError)
 
 
-def test_series_of_text_is_reported():
-    refused(lambda: fit(compiled(), X, pandas.Series(["cat", "dog"] * 25)), "Expected numbers", "text", kind=TypeError)
+def test_the_first_value_that_is_no_number_is_named():
+    values = X.numpy().astype(object)
+    values[3, 2] = "tall"
+    place = "'tall' in row 3, column 2"
+    refused(lambda: fit(compiled(), values, Y), place, kind=TypeError)
+    refused(lambda: compiled().predict(values, verbose=0), place, kind=TypeError)
+    refused(lambda: fit(compiled(), pandas.DataFrame(values), Y), r"these have other values: '2' \('tall' in row 3\)\.")
+
+
+def test_text_as_inputs_is_reported():
+    refused(lambda: fit(compiled(), pandas.Series(["cat", "dog"] * 25), Y), "Expected numbers", "'cat' in row 0")
+
+
+def test_items_that_are_batches_are_explained():
+    batches = ByHand(X[:48].unflatten(0, (6, 8)), Y[:48].unflatten(0, (6, 8)))
+    refused(
+        lambda: fit(compiled(), batches), r"item of the dataset is a batch, pass DataLoader\(dataset, batch_size=None\)"
+    )
 
 
 def test_batch_of_four_parts_is_reported():
@@ -131,7 +141,7 @@ BAD_VALIDATION = {
     "features from a function": ((lambda: iter([(X[:, :5], Y)])), ("Linear", "8", "5")),
     "a label in the first batch": ((X, Y + 1), ("labels", "3")),
     "a label in a later batch": ((X, LATE), ("labels", "0 to 3", "3 outputs")),
-    "labels of text": ((X, ["cat"] * 50), ("Expected numbers", "text")),
+    "labels of text": ((X, ["cat"] * 50), ("labels are text, such as 'cat'", "no class names")),
     "lengths": ((X, Y[:40]), ("40 and 50",)),
     "nodata in it": ((X[:0], Y[:0]), ("data is empty",)),
     "nodata in it after drop_last": (blob_loader(5, 8, drop_last=True), ("data is empty",)),

@@ -1,0 +1,253 @@
+"""Targets in the shape and dtype that a loss takes, if their meaning is certain.
+
+==================================  ====================================  =============================================
+loss                                targets of the user                   targets of the loss
+==================================  ====================================  =============================================
+value by value (``mse``, ``bce``)   dimensions of size 1 more or fewer    the shape of the outputs
+value by value                      integers, booleans                    floats
+of classes (``cross_entropy``)      dimensions of size 1 more             ``[N, ...]``
+of classes                          other integers, booleans, floats      int64, if they are whole numbers
+``cross_entropy``                   one-hot integers or booleans          probabilities, as floats
+other losses of classes             one-hot integers, booleans or floats  class numbers
+==================================  ====================================  =============================================
+
+Everything else stays as it is, and the checks of the loss report it. A custom loss gets the targets of the user.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easytorch._utils.pytree import describe
+
+# Losses whose targets are class numbers, and that take probabilities too.
+PROBABILITY_LOSSES = (nn.CrossEntropyLoss,)
+CLASS_LOSSES = (*PROBABILITY_LOSSES, nn.NLLLoss, nn.MultiMarginLoss)
+# A label that is neither a class nor ignored, so that torch reports it.
+NO_CLASS = torch.iinfo(torch.int32).min
+
+
+class KnownValues:
+    """What is known of the values of the targets in one pass.
+
+    The values are checked once if all ``targets`` are known. Otherwise those of each batch on the CPU, and on an accelerator,
+    which a check would wait for, those of the first batch.
+
+    Args:
+        targets: All targets of the data, or None if they are unknown.
+    """
+
+    def __init__(self, targets: Any = None) -> None:
+        self._results: dict[Callable[[Tensor], bool], bool] = {}
+        self._has_passed: set[Callable[[Tensor], bool]] = set()
+        if isinstance(targets, Tensor) and targets.ndim and not targets.is_complex():
+            if targets.is_floating_point():
+                self._results[are_whole] = are_whole(targets)
+            if targets.ndim > 1:
+                self._results[are_one_hot] = are_one_hot(targets)
+
+    def have(self, check: Callable[[Tensor], bool]) -> bool:
+        """Return whether the result of ``check`` is known for all targets."""
+        return check in self._results
+
+    def pass_check(self, check: Callable[[Tensor], bool], y: Tensor) -> bool:
+        """Return whether all targets pass ``check``; if they are unknown, whether those of the batch ``y`` do."""
+        if check in self._results:
+            return self._results[check]
+        if not y.numel() or (y.device.type != "cpu" and check in self._has_passed):
+            return True
+        has_passed = check(y)
+        if has_passed:
+            self._has_passed.add(check)
+        return has_passed
+
+
+class TargetConverter:
+    """The conversion of the targets of one loss; this one changes nothing.
+
+    Attributes:
+        known: What is known of the targets of the current pass.
+    """
+
+    known = KnownValues()
+
+    def prepare(self) -> None:
+        """Forget what the batches of earlier data have shown."""
+
+    def inspect(self, targets: Any) -> KnownValues:
+        """Return what the conversion must know of all ``targets`` of a pass, None if they are unknown."""
+        return self.known
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return the targets ``y`` of the outputs ``y_pred`` as the loss takes them."""
+        return y
+
+    def class_numbers(self, y: Tensor) -> Tensor | None:
+        """Return ``y``, targets of the user, as class numbers, also before there are outputs; None if they are others."""
+        return None if y.is_floating_point() else y
+
+
+class ValueTargets(TargetConverter):
+    """Targets of a loss that compares them with the outputs value by value."""
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return ``y`` in the shape of ``y_pred``, as floats."""
+        if y.shape == y_pred.shape and y.is_floating_point():
+            return y
+        if not _differ_by_ones(y.shape, y_pred.shape) or y.is_complex():
+            return y
+        y = y.reshape(y_pred.shape)
+        return y if y.is_floating_point() else y.to(_float_dtype(y_pred))
+
+
+class SignedTargets(ValueTargets):
+    """Targets of a loss that expects -1 and 1, which booleans are not."""
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return ``y`` in the shape of ``y_pred``, as floats."""
+        return y if y.dtype == torch.bool else super().__call__(y_pred, y)
+
+
+class ClassTargets(TargetConverter):
+    """Targets of a loss that compares classes.
+
+    Float class numbers must be whole, and integers ``[N, classes]`` one-hot.
+
+    Args:
+        takes_probabilities: Whether the loss takes probabilities ``[N, classes, ...]`` too.
+    """
+
+    def __init__(self, takes_probabilities: bool) -> None:
+        self.takes_probabilities = takes_probabilities
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Forget what the batches of earlier data have shown."""
+        self.known = KnownValues()
+        # Whether targets with this number of dimensions, floats or not, have one column per class.
+        self._has_columns: dict[tuple[int, bool], bool] = {}
+
+    def inspect(self, targets: Any) -> KnownValues:
+        """Return what the conversion must know of all ``targets`` of a pass, None if they are unknown."""
+        return KnownValues(targets)
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return ``y`` as class numbers ``[N, ...]``, or as probabilities in the shape of ``y_pred``.
+
+        Raises:
+            ValueError: If integers ``[N, classes]`` are not one-hot, or class numbers are not whole.
+        """
+        if y.dtype is torch.int64 and y.ndim == y_pred.ndim - 1:  # by far the most frequent case
+            if y.ndim > 1:
+                self._has_columns[y.ndim, False] = False
+            return y
+        if y_pred.ndim < 2 or y_pred.shape[1] == 1 or y.is_complex():
+            return y
+        if y.shape == y_pred.shape:
+            self._has_columns[y.ndim, y.is_floating_point()] = True
+            return self._from_columns(y_pred, y)
+        shape = torch.Size((len(y_pred), *y_pred.shape[2:]))
+        if y.ndim < len(shape) or not _differ_by_ones(y.shape, shape):
+            return y
+        self._has_columns[y.ndim, y.is_floating_point()] = False
+        return self._as_numbers(y.reshape(shape))
+
+    def class_numbers(self, y: Tensor) -> Tensor | None:
+        """Return ``y``, targets of the user, as class numbers, also before there are outputs; None if they are others."""
+        if y.is_complex():
+            return None
+        if y.ndim > 1 and y.numel() != len(y):
+            # Before the first outputs, only the values show what the dimensions are.
+            has_columns = self._has_columns.get((y.ndim, y.is_floating_point()))
+            if are_distributions(y) if has_columns is None else has_columns:
+                return None if self.takes_probabilities or not self.known.pass_check(are_one_hot, y) else _largest(y)
+        if y.dtype is torch.int64:
+            return y
+        return None if y.is_floating_point() and not self.known.pass_check(are_whole, y) else y.long()
+
+    def _from_columns(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Return targets with one column per class as probabilities, or as class numbers if the loss takes only these."""
+        if self.takes_probabilities and y.is_floating_point():
+            return y
+        if not self.known.pass_check(are_one_hot, y):
+            numbers = f"class numbers, with shape {[len(y), *y.shape[2:]]}"
+            kinds = f"{numbers}, one-hot rows, or probabilities as floats" if self.takes_probabilities else numbers
+            raise ValueError(
+                f"The targets are {describe(y)}, one column per class, but some rows are not one-hot: they do not consist of "
+                f"zeros and a single 1. Pass {kinds}. If a sample may belong to several classes, use loss='bce_with_logits'."
+            )
+        return y.to(_float_dtype(y_pred)) if self.takes_probabilities else _largest(y)
+
+    def _as_numbers(self, y: Tensor) -> Tensor:
+        """Return class numbers of any dtype as int64."""
+        if not y.is_floating_point():
+            return y.long()
+        if not self.known.pass_check(are_whole, y):
+            fractions = y[y != y.round()]
+            example = f" (for example {float(fractions[0]):.4g})" if len(fractions) else ""
+            raise ValueError(
+                f"The targets are not integers{example}, so they are not class indices. To predict a number, give the last layer "
+                "one output and use loss='mse'."
+            )
+        labels = y.long()
+        is_checked = y.device.type == "cpu" or self.known.have(are_whole)
+        return labels if is_checked else torch.where(labels == y, labels, NO_CLASS)
+
+
+def make_converter(family: type[Any], is_value_by_value: bool, is_signed: bool, ignore_index: int) -> TargetConverter:
+    """Return the conversion for a loss of torch.
+
+    Args:
+        family: The ``torch.nn`` class of the loss.
+        is_value_by_value: Whether the loss compares each output with one target.
+        is_signed: Whether the targets are -1 and 1.
+        ignore_index: The label that the loss ignores. Torch cannot ignore one of the classes in probabilities.
+    """
+    if is_value_by_value:
+        return SignedTargets() if is_signed else ValueTargets()
+    takes_probabilities = family in PROBABILITY_LOSSES and ignore_index < 0
+    return ClassTargets(takes_probabilities) if family in CLASS_LOSSES else TargetConverter()
+
+
+def are_whole(y: Tensor) -> bool:
+    """Return whether all values of ``y`` are whole numbers."""
+    return bool((y == y.round()).all())
+
+
+def are_one_hot(y: Tensor) -> bool:
+    """Return whether ``y``, ``[N, classes, ...]``, has a single 1 among zeros in dimension 1."""
+    if y.dtype == torch.bool:
+        return bool((y.sum(1) == 1).all())
+    return bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+
+
+def are_distributions(y: Tensor) -> bool:
+    """Return whether ``y``, ``[N, classes, ...]``, is one-hot or has probabilities in dimension 1."""
+    if not y.is_floating_point():
+        return are_one_hot(y)
+    return bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all())
+
+
+# The shapes of a fit are few, and each batch asks for them.
+@functools.lru_cache(maxsize=64)
+def _differ_by_ones(first: torch.Size, second: torch.Size) -> bool:
+    """Return whether two shapes are equal apart from dimensions of size 1 after the first dimension."""
+    if not first or not second or first[0] != second[0]:
+        return first == second
+    return [size for size in first[1:] if size != 1] == [size for size in second[1:] if size != 1]
+
+
+def _float_dtype(y_pred: Tensor) -> torch.dtype:
+    """Return the dtype that float targets of ``y_pred`` have."""
+    if torch.is_autocast_enabled(y_pred.device.type):  # outputs have fewer bits than the targets then
+        return torch.float32
+    return y_pred.dtype if y_pred.is_floating_point() or y_pred.is_complex() else torch.get_default_dtype()
+
+
+def _largest(y: Tensor) -> Tensor:
+    return (y.to(torch.uint8) if y.dtype == torch.bool else y).argmax(1)
