@@ -37,7 +37,7 @@ from easytorch.data import predictions
 from easytorch.data.arrays import as_predict_data, column_names, is_input_list, match_columns
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.epoch_iterator import EpochIterator
-from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
+from easytorch.data.loader import ValidationSchedule, as_loader, as_single_batch, make_fit_data
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import to_floats
@@ -181,12 +181,12 @@ class Model:
             steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
             group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size, ignore_index=self.loss.ignore_index,
         )  # fmt: skip
-        self.columns, validates_after = column_names(x), make_validation_schedule(val_data, validation_freq)
+        self.columns, validates_after = column_names(x), ValidationSchedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
-            on_interrupt=on_interrupt, validation_freq=str(validation_freq), validation_steps=validation_steps,
+            on_interrupt=on_interrupt, schedule=validates_after, validation_steps=validation_steps,
         ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})

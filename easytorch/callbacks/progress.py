@@ -16,6 +16,7 @@ from easytorch._utils.paths import printable
 from easytorch._utils.registry import did_you_mean
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
+from easytorch.callbacks.time_left import FitClock, PassClock
 
 VERBOSE = (0, 1, 2, "auto")
 
@@ -93,6 +94,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def format_rate(rate: float) -> str:
+    """Return steps per second as text: ``1,234/s``, or ``0.25/s`` for a slow one."""
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+
+
 class LineDisplay(Callback):
     """Print one plain line per epoch or evaluation, without control characters."""
 
@@ -113,7 +119,8 @@ class LineDisplay(Callback):
         """Start the clock."""
         self.started_at = time.perf_counter()
         self.title = f"Epoch {epoch + 1}/{self.params['epochs']}"
-        self.step = 0
+        # Not 0 in a resumed epoch, of which perhaps only the validation is left.
+        self.step = self.model.state.epoch_step
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the update."""
@@ -157,7 +164,32 @@ class LiveDisplay(LineDisplay, abc.ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.redraw_at = 0.0
+        # No step is looked at before ``due_at``, and nothing is drawn before ``redraw_at``.
+        self.due_at = self.redraw_at = 0.0
+        self.fit_clock, self.clock = FitClock(), PassClock()
+
+    @property
+    def rate(self) -> float | None:
+        """Steps per second of the current pass, over the last few seconds; None if it is unknown."""
+        return self._pass_clock.rate
+
+    @property
+    def epoch_left(self) -> float | None:
+        """Remaining seconds of the current pass: of the updates of the epoch, or of its validation; None if they are unknown."""
+        return self._pass_clock.left
+
+    @property
+    def fit_left(self) -> float | None:
+        """Remaining seconds of the fit, with validations and all later epochs; None if they are unknown."""
+        if not self.is_fitting:
+            return None
+        state, clock = self.model.state, self.fit_clock
+        first = self.epoch + 1 if clock.is_validating else self.epoch
+        return clock.left(state.last - self.epoch - 1, self.params["count_validations"](first, state.last))
+
+    @property
+    def _pass_clock(self) -> PassClock:
+        return self.fit_clock.current if self.is_fitting else self.clock
 
     @abc.abstractmethod
     def start_pass(self, title: str, total: int | None) -> None:
@@ -178,17 +210,22 @@ class LiveDisplay(LineDisplay, abc.ABC):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the display of the epoch."""
+        self.fit_clock.end_training(self.step, time.perf_counter())
         super().on_epoch_begin(epoch)
-        self.start_pass(self.title, self.params["steps"])
+        self.epoch = epoch
+        self.fit_clock.start_epoch(self.model.state.epoch_step, self.params["steps"], self.started_at)
+        self._start_pass(self.title, self.params["steps"])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Redraw if it is due."""
         self.step = batch + 1
-        if time.perf_counter() >= self.redraw_at:
-            self._redraw(batch + 1, logs)
+        if (now := time.perf_counter()) >= self.due_at:
+            self.fit_clock.record_update(self.step, now)
+            self._redraw(self.step, logs, now)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Replace the display by the line of the epoch."""
+        self.fit_clock.end_training(self.step, time.perf_counter())
         self.end_pass()
         super().on_epoch_end(epoch, logs)
 
@@ -200,36 +237,54 @@ class LiveDisplay(LineDisplay, abc.ABC):
     def on_test_begin(self, logs: Any = None) -> None:
         """Start the display of a validation or an evaluation."""
         super().on_test_begin(logs)
-        self.start_pass(f"{self.title} validation" if self.is_fitting else "Evaluating", self.params["test_steps"])
+        now, total = time.perf_counter(), self.params["test_steps"]
+        if self.is_fitting:
+            self.fit_clock.end_training(self.step, now)
+            self.fit_clock.start_validation(total, now)
+        else:
+            self.clock.start(0, total, now)
+        self._start_pass(f"{self.title} validation" if self.is_fitting else "Evaluating", total)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Redraw if it is due."""
-        if time.perf_counter() >= self.redraw_at:
-            self._redraw(batch + 1, logs)
+        if (now := time.perf_counter()) >= self.due_at:
+            self._pass_clock.record(batch + 1, now)
+            self._redraw(batch + 1, logs, now)
 
     def on_test_end(self, logs: Any = None) -> None:
         """Remove the display; an evaluation outside of a fit leaves a line."""
+        if self.is_fitting:
+            self.fit_clock.end_validation(time.perf_counter())
         self.end_pass()
         super().on_test_end(logs)
 
     def on_predict_begin(self, logs: Any = None) -> None:
         """Start the display of a prediction."""
-        self.start_pass("Predicting", self.params["test_steps"])
+        self.clock.start(0, self.params["test_steps"], time.perf_counter())
+        self._start_pass("Predicting", self.params["test_steps"])
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
         """Redraw if it is due."""
-        if time.perf_counter() >= self.redraw_at:
-            self._redraw(batch + 1, {})
+        if (now := time.perf_counter()) >= self.due_at:
+            self.clock.record(batch + 1, now)
+            self._redraw(batch + 1, {}, now)
 
     def on_predict_end(self, logs: Any = None) -> None:
         """Remove the display."""
         self.end_pass()
 
-    def _redraw(self, step: int, logs: Any) -> None:
-        started_at = time.perf_counter()
-        self.draw(step, dict(logs.items()))
-        ended_at = time.perf_counter()
-        self.redraw_at = ended_at + max(self.INTERVAL, self.PAUSE_FACTOR * (ended_at - started_at))
+    def _start_pass(self, title: str, total: int | None) -> None:
+        self.start_pass(title, total)
+        # The clock needs the time of the first step.
+        self.due_at = 0.0
+
+    def _redraw(self, step: int, logs: Any, now: float) -> None:
+        """Draw, unless the first step ended before a redraw is due."""
+        if now >= self.redraw_at:
+            self.draw(step, dict(logs.items()))
+            ended_at = time.perf_counter()
+            self.redraw_at = ended_at + max(self.INTERVAL, self.PAUSE_FACTOR * (ended_at - now))
+        self.due_at = self.redraw_at
 
 
 class ProgressBar(LiveDisplay):
@@ -245,16 +300,13 @@ class ProgressBar(LiveDisplay):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Draw the empty bar."""
         super().on_epoch_begin(epoch)
-        # Steps from before a resumption took no time on this clock.
-        self.first_step = self.model.state.epoch_step
-        self.draw(self.first_step, {})
+        self.draw(self.step, {})
 
     def start_pass(self, title: str, total: int | None) -> None:
         """Start a pass; one that ends before the first redraw is due has no bar."""
         self.end_pass()
-        self.heading, self.total, self.pass_started_at = title, total, time.perf_counter()
-        self.first_step = 0
-        self.redraw_at = self.pass_started_at + self.INTERVAL
+        self.heading, self.total = title, total
+        self.redraw_at = time.perf_counter() + self.INTERVAL
 
     def draw(self, step: int, logs: dict[str, float]) -> None:
         """Draw the bar."""
@@ -300,19 +352,18 @@ class ProgressBar(LiveDisplay):
             line.append("━" * filled, "bar.complete" if step < total else "bar.finished")
             line.append("━" * (length - filled) + " ", "bar.back")
         line.append(f"{step:>{len(str(total))}}/{total}" if total else str(step))
-        if step > self.first_step and width >= 70:
+        if self.rate is not None and width >= 70:
             line.append(self._format_speed(step), "dim")
         line.append(f" {format_logs(logs)}")
         return line
 
     def _format_speed(self, step: int) -> str:
         """Return the steps per second, if there is room, and the remaining time."""
-        speed = (step - self.first_step) / max(time.perf_counter() - self.pass_started_at, 1e-9)
         text = ""
         if self.console.width >= 90:
-            text = f" {speed:,.0f}/s" if speed >= 10 else f" {speed:.2g}/s"
-        if self.total and step < self.total:
-            text += f"  {format_duration((self.total - step) / speed)} left"
+            text = f" {format_rate(self.rate)}"
+        if self.epoch_left is not None and step < (self.total or 0):
+            text += f"  {format_duration(self.epoch_left)} left"
         return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -415,23 +416,45 @@ def _split(loader: Any, fraction: Any, unpack: Callable[[Any], Batch]) -> tuple[
     return split_loader(loader, float(fraction), seed=0, stratify=True, unpack=unpack)
 
 
-def make_validation_schedule(val_data: Any, frequency: Any) -> Callable[[int], bool]:
-    """Return a function that returns whether validation follows an epoch, counted from 0.
+class ValidationSchedule:
+    """Whether validation follows an epoch, counted from 0: ``schedule(epoch)``.
 
     Args:
         val_data: The validation data; without any, validation follows no epoch.
         frequency: The number of epochs between validations, or a collection of epochs counted from 1.
 
+    Attributes:
+        plan: The epochs, without the data.
+
     Raises:
         ValueError: If ``frequency`` is neither.
     """
-    if val_data is None:
-        positive_int("validation_freq", 1 if isinstance(frequency, (list, tuple, set, frozenset, range)) else frequency)
-        return lambda epoch: False
-    if isinstance(frequency, (list, tuple, set, frozenset, range)):
-        return lambda epoch: epoch + 1 in frequency and _has_more(val_data, epoch)
-    period = positive_int("validation_freq", frequency)
-    return lambda epoch: (epoch + 1) % period == 0 and _has_more(val_data, epoch)
+
+    def __init__(self, val_data: Any, frequency: Any) -> None:
+        self.val_data, self.frequency = val_data, frequency
+        is_collection = isinstance(frequency, (list, tuple, set, frozenset, range))
+        period = 1 if is_collection else positive_int("validation_freq", frequency)
+        self.plan = ValidationPlan(period, frozenset(frequency) if is_collection else None)
+        if val_data is None:
+            self.plan = ValidationPlan(period, frozenset())
+
+    def __call__(self, epoch: int) -> bool:
+        """Return whether validation follows ``epoch``; warn if a generator has no more validation data."""
+        return self.plan.count(epoch, epoch + 1) > 0 and _has_more(self.val_data, epoch)
+
+
+@dataclasses.dataclass
+class ValidationPlan:
+    """The epochs that a validation follows, counted from 1: multiples of ``period``, or those in ``epochs``."""
+
+    period: int
+    epochs: frozenset[Any] | None
+
+    def count(self, first: int, last: int) -> int:
+        """Return the number of validations after the epochs ``first``, ..., ``last - 1``, counted from 0."""
+        if self.epochs is None:
+            return last // self.period - first // self.period
+        return sum(epoch in range(first + 1, last + 1) for epoch in self.epochs)
 
 
 def _has_more(val_data: Any, epoch: int) -> bool:

@@ -37,6 +37,7 @@ from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
+    from easytorch.data.loader import ValidationSchedule
     from easytorch.model import Model
 
 # Methods between the samples of the data and the loss. A custom one may give the loss other targets.
@@ -56,6 +57,7 @@ def fit_session(
     state: TrainState,
     verbose: Any,
     on_interrupt: str,
+    schedule: ValidationSchedule,
     **arguments: Any,
 ) -> Iterator[None]:
     """Run the epochs of a fit inside, with everything that happens before and after them.
@@ -73,12 +75,14 @@ def fit_session(
         signals = SignalHandler()
         params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
         model.history.params, model.history.interrupted = params, False
-        active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
+        params = params | {"validated": val_data is not None, "count_validations": schedule.plan.count}
+        active = _list_callbacks(model, [*callbacks, signals], params)
         train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
         own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
         train_data.sources.others = {"model": model, "callbacks": own_callbacks}
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
+        arguments |= {"validation_freq": str(schedule.frequency)}
         arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
         with (
             model.strategy.group.call("fit", **arguments),

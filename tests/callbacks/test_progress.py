@@ -302,17 +302,23 @@ def clock(monkeypatch):
 def silent_bar():
     bar = ProgressBar()
     bar.console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    bar.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
-    bar.model = Model(mlp())
+    prepare(bar)
     bar.model.history.append(0, {"loss": 0.5}, Seconds())
     return bar
+
+
+def prepare(display):
+    """Give ``display`` what a fit gives it."""
+    display.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000, "count_validations": lambda first, last: 0}
+    display.model = Model(mlp())
+    display.model.state.last = 1
+    display.on_train_begin()
 
 
 def silent_table(monkeypatch):
     pages = notebook(monkeypatch)
     table = NotebookTable()
-    table.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
-    table.on_train_begin()
+    prepare(table)
     return table, pages
 
 
@@ -387,7 +393,7 @@ def test_a_slow_terminal_is_redrawn_less_often(clock, monkeypatch):
 
 def test_lines_read_no_logs_before_the_epoch_ends():
     lines = LineDisplay()
-    lines.params = {"epochs": 1}
+    prepare(lines)
     logs = CountedLogs(loss=0.5)
     lines.on_epoch_begin(0)
     for batch in range(100):
