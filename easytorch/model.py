@@ -139,7 +139,7 @@ class Model:
         initial_epoch: int | None = None,
         callbacks: Iterable[Callback] = (),
         resume: str | os.PathLike[str] | None = None,
-        on_interrupt: str = "return",
+        on_interrupt: str = "auto",
         verbose: int | str = "auto",
     ) -> History:
         """Train, and return the history of this and all earlier fits.
@@ -165,12 +165,14 @@ class Model:
             initial_epoch: Number of the first epoch, from 0. By default where the model is.
             callbacks: Objects that are called during training; see ``easytorch.callbacks``.
             resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
-            on_interrupt: Ctrl-C ends training after the current update. Then ``"return"`` the history, or ``"raise"``.
+            on_interrupt: Ctrl-C ends training after the current update. Then ``"raise"`` a ``KeyboardInterrupt``, or ``"return"``
+                the history. By default return it in an interactive session (Jupyter, a prompt), and raise in a script.
             verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal and lines elsewhere; 2 one line per epoch.
 
         Raises:
             RuntimeError: If the model has no optimizer.
             ValueError, TypeError: If an argument or the data is invalid; checked before the first update.
+            KeyboardInterrupt: After Ctrl-C; the best weights are restored, a checkpoint is written, and callbacks are closed.
         """
         self.require_optimizer("fit")
         if isinstance(y, Integral):

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,13 @@ class BackupAndRestore(Callback):
             return []
         to_path(resume, "resume")  # an error that names this argument
         return [cls(resume, delete_checkpoint=False)]
+
+    @property
+    def saved(self) -> Path | None:
+        """The folder with the checkpoints that this fit has written, as it was passed; None if there are none."""
+        if not self._has_saved:
+            return None
+        return self._shown if self.source == self.folder else self._shown.parent
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check that no other callback writes to the folder, and that a file can hold the state of all callbacks."""
@@ -274,6 +281,7 @@ class BackupAndRestore(Callback):
         self._wait_for_write()
         if self.delete_checkpoint and self._is_complete() and self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, 0, self._unarchived)
+            self._has_saved = False
         elif self._write_error is not None:
             raise self._write_error
         elif self._has_saved:
@@ -500,6 +508,12 @@ class ModelCheckpoint(Monitor):
         """The file with the best value, as an absolute path; None before it is written."""
         return None if self._best_name is None else self._path(self._best_name)
 
+    @property
+    def saved(self) -> Path | None:
+        """The best file, or the newest one, as it was named; None before one is written."""
+        name = self._best_name or (self.written[-1][0] if self.written else None)
+        return None if name is None else Path(name)
+
     def _path(self, name: str) -> str:
         return os.path.join(self._base, name)
 
@@ -657,6 +671,13 @@ class ModelCheckpoint(Monitor):
         self.written = [[name, value] for name, value in state["written"] if self.filename.matches(name)]
         names = [name for name, _ in self.written]
         self._best_name = state["best_path"] if state["best_path"] in names else None
+
+
+def saved_places(callbacks: Iterable[Callback]) -> list[str]:
+    """Return the folders and files in which ``callbacks`` have saved the run or the model, the runs first."""
+    runs = [callback.saved for callback in callbacks if isinstance(callback, BackupAndRestore)]
+    models = [callback.saved for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    return [str(path) for path in [*runs, *models] if path is not None]
 
 
 def _real_folder(path: str) -> str:

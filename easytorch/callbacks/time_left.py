@@ -111,6 +111,7 @@ class FitClock:
         self.epoch_steps: int | None = None
         self.epoch_started_at: float | None = None
         self.trained_at: float | None = None
+        self.validation_seconds = 0.0
         self.last_epoch_seconds: float | None = None
         self.is_validating = False
 

@@ -32,7 +32,7 @@ from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
 from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.overrides import measured_once
-from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
+from easytorch.training.signals import ON_INTERRUPT, Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def fit_session(
     ``on_train_end`` is called, handlers and modes are restored, and workers are shut down.
     If the first update fails, the model is restored as it was before.
     """
-    on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
+    on_interrupt = find("on_interrupt", on_interrupt, ON_INTERRUPT)
     with _only_fit(model, train_data):
         model.strategy.release_weights()
         optimizer = model.require_optimizer("fit")
