@@ -494,10 +494,10 @@ class ModelCheckpoint(Monitor):
         self.written: list[list[Any]] = []
         self._write_error: OSError | None = None
         self._saved_at = 0.0
-        self._compares = save_best_only or keep_best is not None
+        self.compares = save_best_only or keep_best is not None
         if not save_weights_only:
             files.check_suffix(self.filename.text)
-        if self._compares and self.save_freq.unit != "epochs":
+        if self.compares and self.save_freq.unit != "epochs":
             raise ValueError(
                 "The monitored value is known only after an epoch, so save_best_only and keep_best need save_freq in epochs, "
                 f"received {save_freq!r}. Pass save_freq=Every(epochs=1)."
@@ -519,7 +519,7 @@ class ModelCheckpoint(Monitor):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the monitored name, if it is used, the name of the file, and that a file can hold the module."""
-        if self._compares:
+        if self.compares:
             # The best value of an earlier fit remains.
             threshold = self.initial_value_threshold if self._best_name is None else self.best
             super().on_train_begin(logs)
@@ -573,7 +573,7 @@ class ModelCheckpoint(Monitor):
         if not self.save_freq.is_due_after_epoch(epoch + 1):
             return
         values = dict(logs or {}) | {"epoch": epoch + 1}
-        if not self._compares:
+        if not self.compares:
             self._save(values)
             return
         value = self.read_value(logs or {})
@@ -620,7 +620,7 @@ class ModelCheckpoint(Monitor):
             each for each in self.model.callbacks.callbacks if isinstance(each, ModelCheckpoint) and each is not self
         ]
         taken = {os.path.realpath(each._path(entry[0])) for each in others for entry in each.written}
-        if self._compares and not is_best:
+        if self.compares and not is_best:
             retained = self._select_retained() if self.written else set()
             taken |= {os.path.realpath(self._path(each)) for each in retained if self._is_among_best(each)}
         root, suffix = os.path.splitext(name)
@@ -633,7 +633,7 @@ class ModelCheckpoint(Monitor):
     def _write(self, path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save = self.model.save_weights if self.save_weights_only else self.model.save
-        with self.model.callbacks.evaluated_weights() if self._compares else contextlib.nullcontext():
+        with self.model.callbacks.evaluated_weights() if self.compares else contextlib.nullcontext():
             save(path)
 
     def _delete_old(self) -> None:
