@@ -132,7 +132,7 @@ class LineDisplay(Callback):
         self.logs: Any = {}
         self.first_row: int | None = None
         self.line_count = self.epoch_count = 0
-        self.line_due_at = 0.0
+        self.line_due_at, self.started_at = 0.0, -math.inf
         # The line of the last epoch, if it was not printed.
         self.unprinted: dict[str, Forms] | None = None
 
@@ -300,7 +300,7 @@ def _order_of(parts: Mapping[str, Forms]) -> list[str]:
     losses = [name for name in values if name in ("value loss", "value val_loss")]
     training = [name for name in values if name not in {*rates, *validation, *losses}]
     # One loss is never dropped.
-    order = ["shares", *rates, "steps", "data", *reversed(training), "time", *losses[:-1], *reversed(validation)]
+    order = ["shares", *rates, "steps", "data", "time", *reversed(training), *losses[:-1], *reversed(validation)]
     return [name for name in order if name in parts]
 
 
@@ -459,16 +459,16 @@ class ProgressBar(LiveDisplay):
         self.live: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Draw the empty bar, unless the epochs are so short that no redraw is due."""
-        is_due = time.perf_counter() >= self.redraw_at
+        """Draw the empty bar, unless the epochs are very short."""
+        is_due = time.perf_counter() >= self.started_at + self.INTERVAL
         super().on_epoch_begin(epoch)
         if is_due:
             self.draw(self.step, {})
 
     def start_pass(self, title: str, total: int | None) -> None:
-        """Start a pass; the first one has no bar if it ends before a redraw is due."""
+        """Start a pass; one that ends before the first redraw is due has no bar."""
         self.heading, self.total = title, total
-        if self.live is None:
+        if not self.is_fitting:
             self.redraw_at = time.perf_counter() + self.INTERVAL
 
     def draw(self, step: int, logs: dict[str, float]) -> None:
@@ -499,6 +499,7 @@ class ProgressBar(LiveDisplay):
         from rich.text import Text
 
         self._remove_bar()
+        self.redraw_at = time.perf_counter() + self.INTERVAL
         texts = fit_to_width(parts, _order_of(parts), self.console.width, cell_len)
         styles = {"title": "bold", "shares": "dim"}
         line = Text.assemble(*((text, styles.get(name, "")) for name, text in texts.items()))

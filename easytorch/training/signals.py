@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from easytorch._utils.notebook import is_interactive
+from easytorch._utils.terminal import print_message
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import BackupAndRestore, saved_places
 from easytorch.distributed.process_group import is_launched
@@ -134,7 +135,7 @@ class SignalHandler(Callback):
 
     def _print(self, line: str) -> None:
         if self.model.strategy.group.is_main:
-            print(escape_lines(line), file=sys.stderr, flush=True)
+            print_message(escape_lines(line), sys.stderr)
 
 
 def _belongs_to_asyncio(handler: Any) -> bool:
