@@ -551,13 +551,12 @@ class ProgressBar(LiveDisplay):
 
     def _format_left(self) -> Forms:
         """Return the remaining time of the pass and of the fit, and its shorter forms."""
-        if self.epoch_left is None or self.epoch_left <= 0:
-            return 4 * [""]
-        epoch = f"  {format_left(self.epoch_left)} left"
-        if self.fit_left is None or self.params["epochs"] == 1:
-            return [epoch, epoch, epoch, ""]
-        fit = format_left(self.fit_left)
-        return [f"  epoch {format_left(self.epoch_left)} left, all {fit} left", f"{epoch}, all {fit}", epoch, ""]
+        epoch = "" if not self.epoch_left else f"{format_left(self.epoch_left)} left"
+        fit = "" if not self.fit_left or self.model.state.last == 1 else f"all {format_left(self.fit_left)}"
+        if not epoch or not fit:
+            text = f"  {epoch or f'{fit} left'}" if epoch or fit else ""
+            return [text, text, text, ""]
+        return [f"  epoch {epoch}, {fit} left", f"  {epoch}, {fit}", f"  {epoch}", ""]
 
 
 class NotebookTable(LiveDisplay):

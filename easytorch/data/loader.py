@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +51,7 @@ from easytorch.data.batch import (
     unpack,
 )
 from easytorch.data.batch import batch_size as count_samples
+from easytorch.data.endless import check_has_end
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
 from easytorch.data.sample_weights import (
@@ -218,13 +219,20 @@ def _as_batches(x: Any) -> Iterable[Any]:
 
 
 class ReplayedGenerator(Iterable[Any]):
-    """A generator function, which is called for each pass."""
+    """A generator function, which is called for each pass.
+
+    Attributes:
+        check: Is called with the iterator of each pass.
+    """
 
     def __init__(self, function: Callable[[], Iterable[Any]]) -> None:
         self.function = function
+        self.check: Callable[[Any], None] = lambda iterator: None
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.function())
+        iterator = iter(self.function())
+        self.check(iterator)
+        return iterator
 
 
 def is_indexed(x: Any, y: Any = None) -> bool:
@@ -358,7 +366,7 @@ def _has_random_workers(loader: Any) -> bool:
 
 def _check_values_and_end(loader: Any, columns: list[Any] | None, steps: int | None) -> None:
     _check_finite(loader, columns)
-    _check_has_end(loader, "steps_per_epoch", steps)
+    require_end(loader, "steps_per_epoch", steps)
 
 
 def _check_finite(loader: Any, columns: list[Any] | None) -> None:
@@ -367,17 +375,21 @@ def _check_finite(loader: Any, columns: list[Any] | None) -> None:
         check_finite(dataset.tree, columns)
 
 
-def _check_has_end(loader: Any, name: str, steps: int | None) -> None:
-    """Raise a ``ValueError`` for an endless iterator without a number of steps."""
-    if steps is None and isinstance(loader, (itertools.cycle, itertools.repeat, itertools.count)):
-        raise ValueError(
-            f"The data, itertools.{type(loader).__name__}, never ends. Pass the number of batches: {name}=1000."
-        )
+def require_end(loader: Any, name: str, steps: int | None) -> None:
+    """Raise a ``ValueError`` for batches that never end without the number of steps; a function is checked when it is called.
+
+    Args:
+        loader: The batches.
+        name: The argument that limits them.
+        steps: Its value.
+    """
+    check_has_end(loader, name, steps)
+    if isinstance(loader, ReplayedGenerator):
+        loader.check = functools.partial(check_has_end, name=name, steps=steps)
 
 
 def _validation_loader(data: Any, batch_size: int | None, once: bool, steps: int | None) -> Iterable[Any]:
     """Return the batches of ``validation_data``, which are read ``once`` or more often, ``steps`` batches each time."""
-    _check_has_end(data, "validation_steps", steps)
     if isinstance(data, (int, float, np.number)):
         raise ValueError(
             f"validation_data must be data, received the number {data!r}. Did you mean validation_split={data!r}?"
@@ -386,6 +398,7 @@ def _validation_loader(data: Any, batch_size: int | None, once: bool, steps: int
     try:
         validation = as_loader(data, batch_size=size)
         _check_finite(validation, column_names(data))
+        require_end(validation, "validation_steps", steps)
     except (ValueError, TypeError) as error:
         # A subclass may need other arguments.
         kind = TypeError if isinstance(error, TypeError) else ValueError

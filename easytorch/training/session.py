@@ -16,6 +16,7 @@ from easytorch._utils.rng import get_rng_state, preserve_generators, preserve_rn
 from easytorch.callbacks.advice import (
     WarnOnCustomUpdate,
     WarnOnEndlessData,
+    WarnOnEndlessValidation,
     WarnOnLeakedGradients,
     WarnOnNonFiniteLoss,
     WarnOnSummedLoss,
@@ -24,7 +25,7 @@ from easytorch.callbacks.advice import (
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.data.batch import Window
-from easytorch.data.loader import first_batch
+from easytorch.data.loader import first_batch, require_end
 from easytorch.data.sharding import describe_size
 from easytorch.data.splits import all_targets
 from easytorch.diagnostics.torch_errors import translate_errors
@@ -169,6 +170,8 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
     advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
     if not params["steps"]:
         advice.append(WarnOnEndlessData())
+    if params["validated"]:
+        advice.append(WarnOnEndlessValidation())
     if model.overrides("update"):
         advice.append(WarnOnCustomUpdate())
     elif model.overrides("train_step"):
@@ -252,6 +255,7 @@ def reporting_errors(
         steps: Number of batches; None for all.
         x: The argument of ``predict``; None for ``evaluate``.
     """
+    require_end(loader, "steps", steps)
     group = model.strategy.group
     arguments = {**describe_size(loader, group), "steps": steps} if group.world_size > 1 else {}
     with group.call(name, **arguments), active_callbacks(model, callbacks), translate_errors(model.module, x=x):

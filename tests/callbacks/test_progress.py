@@ -25,7 +25,7 @@ from rich.console import Console
 from easytorch import Model
 from easytorch._utils.timer import Timer as Seconds
 from easytorch.callbacks import LambdaCallback, progress
-from easytorch.callbacks.advice import WarnOnEndlessData
+from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnEndlessValidation
 from easytorch.callbacks.progress import (
     LineDisplay,
     NotebookTable,
@@ -551,11 +551,23 @@ def test_endless_data_is_one_warning_even_with_verbose_0(data, monkeypatch):
     assert warned[0].filename == __file__
 
 
+def test_endless_validation_is_one_warning(monkeypatch):
+    monkeypatch.setattr(WarnOnEndlessValidation, "MAX_SECONDS", 0.0)
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    stop = LambdaCallback(on_test_batch_end=lambda batch, logs: setattr(model, "stop_evaluating", batch == 5))
+    with pytest.warns(UserWarning, match=r"validation_steps=100") as warned:
+        model.fit(blob_loader(), 2, validation_data=endless, callbacks=[stop], verbose=0)
+    assert len(warned) == 1
+
+
 def test_data_that_ends_is_no_warning(monkeypatch):
     fitted_on(lambda: itertools.islice(endless(), 3), epochs=2)
     monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     fitted_on(endless, steps_per_epoch=3)
     fitted_on([blobs(8)])
+    monkeypatch.setattr(WarnOnEndlessValidation, "MAX_SECONDS", 0.0)
+    fitted_on([blobs(8)], validation_data=[blobs(8)])
+    fitted_on([blobs(8)], validation_data=endless, validation_steps=2)
 
 
 @pytest.mark.parametrize(
