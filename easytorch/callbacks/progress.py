@@ -147,7 +147,7 @@ class LineDisplay(Callback):
         self.title = f"Epoch {epoch + 1}/{self.params['epochs']}"
         # Not 0 in a resumed epoch, of which perhaps only the validation is left.
         self.step = self.first_step = self.model.state.epoch_step
-        self.is_in_epoch, self.is_validating, self.logs = True, False, {}
+        self.epoch, self.is_in_epoch, self.is_validating, self.logs = epoch, True, False, {}
         if self.first_row is None:
             state = self.model.state
             self.first_row = len(self.model.history.rows) - (state.epoch - state.first)
@@ -234,6 +234,10 @@ class LineDisplay(Callback):
     def _stop(self) -> None:
         """Print where an epoch or an evaluation was stopped; nothing if that was before its first step."""
         self.has_stopped = True
+        if self.is_in_epoch and self.model.state.epoch > self.epoch:
+            # Another callback failed after the epoch was recorded.
+            self.on_epoch_end(self.epoch, self.model.history.rows[-1])
+            return
         is_validating = self.is_validating and self.test_step > 0
         if not is_validating and not (self.is_in_epoch and self.step > self.first_step):
             return
@@ -362,7 +366,6 @@ class LiveDisplay(LineDisplay, abc.ABC):
         """Start the display of the epoch."""
         self.fit_clock.end_training(self.step, time.perf_counter())
         super().on_epoch_begin(epoch)
-        self.epoch = epoch
         self.fit_clock.start_epoch(self.model.state.epoch_step, self.params["steps"], self.started_at)
         self._start_pass(self.title, self.params["steps"])
 
@@ -464,6 +467,7 @@ class ProgressBar(LiveDisplay):
         super().on_epoch_begin(epoch)
         if is_due:
             self.draw(self.step, {})
+            self.redraw_at = time.perf_counter() + self.INTERVAL
 
     def start_pass(self, title: str, total: int | None) -> None:
         """Start a pass; one that ends before the first redraw is due has no bar."""
@@ -520,7 +524,7 @@ class ProgressBar(LiveDisplay):
         values = _value_parts(logs)
         parts: dict[str, Forms] = {
             "heading": [self.heading],
-            "bar": [20 * "━", 10 * "━", ""] if total else 3 * [""],
+            "bar": [" " + 20 * "━", " " + 10 * "━", ""] if total else 3 * [""],
             "count": [f" {step:>{len(str(total))}}/{total}" if total else f" {step}"],
             "rate": ["" if self.rate is None else f" {format_rate(self.rate)}", ""],
             "left": self._format_left(),
@@ -529,9 +533,9 @@ class ProgressBar(LiveDisplay):
         # Each occurrence shortens a part further, the least important first. The first value is usually the loss.
         order = ["bar", "rate", "left", "bar", *reversed(list(values)[1:]), "left", "left", *list(values)[:1]]
         texts = fit_to_width(parts, order, self.console.width - 1, cell_len)
-        line = Text(f"{texts['heading']} ", no_wrap=True, overflow="ellipsis", end="")
-        self._append_bar(line, step, len(texts["bar"]))
-        line.append(texts["count"] if texts["bar"] else texts["count"][1:])
+        line = Text(texts["heading"], no_wrap=True, overflow="ellipsis", end="")
+        self._append_bar(line, step, len(texts["bar"]) - 1)
+        line.append(texts["count"])
         line.append(texts["rate"], "dim")
         for name in ("left", *values):
             line.append(texts[name])
@@ -539,20 +543,22 @@ class ProgressBar(LiveDisplay):
 
     def _append_bar(self, line: Any, step: int, length: int) -> None:
         """Append a bar of ``length`` cells."""
-        if not length:
+        if length <= 0:
             return
         total = self.total or 1
         filled = min(length, step * length // total)
         full, rest = ("━", "━") if self.console.encoding.startswith("utf") else ("#", "-")
         if self.console.no_color:
             rest = " "
+        line.append(" ")
         line.append(full * filled, "bar.complete" if step < total else "bar.finished")
         line.append(rest * (length - filled), "bar.back")
 
     def _format_left(self) -> Forms:
         """Return the remaining time of the pass and of the fit, and its shorter forms."""
         epoch = "" if not self.epoch_left else f"{format_left(self.epoch_left)} left"
-        fit = "" if not self.fit_left or self.model.state.last == 1 else f"all {format_left(self.fit_left)}"
+        has_one_epoch = self.is_fitting and self.model.state.last - self.model.state.first == 1
+        fit = "" if not self.fit_left or has_one_epoch else f"all {format_left(self.fit_left)}"
         if not epoch or not fit:
             text = f"  {epoch or f'{fit} left'}" if epoch or fit else ""
             return [text, text, text, ""]

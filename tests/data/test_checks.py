@@ -385,7 +385,7 @@ def test_an_endless_iterator_needs_steps(make):
 BATCH = (X[:8], Y[:8])
 ENDLESS = {
     "cycle": lambda: itertools.cycle([BATCH]),
-    "map": lambda: map(lambda batch: batch, itertools.repeat(BATCH)),
+    "map": lambda: map(tuple, itertools.repeat(list(BATCH))),
     "zip": lambda: zip(itertools.repeat(BATCH[0]), itertools.cycle([BATCH[1]])),
     "filter": lambda: filter(None, itertools.repeat(BATCH)),
     "generator expression": lambda: (BATCH for _ in itertools.count()),
