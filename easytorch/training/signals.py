@@ -128,10 +128,10 @@ class SignalHandler(Callback):
         if on_interrupt == "return" or (on_interrupt == "auto" and is_interactive()):
             self._print(f"Stopped by Ctrl-C {self._report} fit() returns the history.")
             return
-        hint = " To run the lines after fit() all the same, pass on_interrupt='return'." * (on_interrupt == "auto")
-        self._print(f"Stopped by Ctrl-C {self._report}{hint}")
+        self._print(f"Stopped by Ctrl-C {self._report}")
+        hint = " To run the lines after it, pass on_interrupt='return'." * (on_interrupt == "auto")
         # Without the exception that left the loop.
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(f"fit() was stopped after update {self.model.state.step}.{hint}") from None
 
     def _print(self, line: str) -> None:
         if self.model.strategy.group.is_main:
