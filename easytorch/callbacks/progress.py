@@ -559,7 +559,7 @@ class ProgressBar(LiveDisplay):
         epoch = "" if not self.epoch_left else f"{format_left(self.epoch_left)} left"
         has_one_epoch = self.is_fitting and self.model.state.last - self.model.state.first == 1
         fit = "" if not self.fit_left or has_one_epoch else f"all {format_left(self.fit_left)}"
-        if not epoch or not fit:
+        if not epoch or not fit or f"{fit} left" == f"all {epoch}":
             text = f"  {epoch or f'{fit} left'}" if epoch or fit else ""
             return [text, text, text, ""]
         return [f"  epoch {epoch}, {fit} left", f"  {epoch}, {fit}", f"  {epoch}", ""]
