@@ -147,14 +147,14 @@ class LineDisplay(Callback):
         self.title = f"Epoch {epoch + 1}/{self.params['epochs']}"
         # Not 0 in a resumed epoch, of which perhaps only the validation is left.
         self.step = self.first_step = self.model.state.epoch_step
-        self.epoch, self.is_in_epoch, self.is_validating, self.logs = epoch, True, False, {}
+        self.epoch, self.is_in_epoch, self.is_validating = epoch, True, False
         if self.first_row is None:
             state = self.model.state
             self.first_row = len(self.model.history.rows) - (state.epoch - state.first)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the update."""
-        self.step, self.logs = batch + 1, logs
+        self.step = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Print the line of the epoch, unless the epochs are very short."""
@@ -206,9 +206,7 @@ class LineDisplay(Callback):
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the batch."""
-        self.test_step = batch + 1
-        if not self.is_fitting:
-            self.logs = logs
+        self.test_step, self.logs = batch + 1, logs
 
     def on_test_end(self, logs: Any = None) -> None:
         """Print the line of an evaluation."""
@@ -248,7 +246,8 @@ class LineDisplay(Callback):
             "title": [self.title],
             "stop": [f"  stopped at{place} {step}" + (f"/{total}" if total else "")],
             "time": [f"  {self._format_elapsed()}", ""],
-            **_value_parts(_read_logs(self.logs)),
+            # A stopped validation leaves the training values of its epoch.
+            **_value_parts(_read_logs(self.model.metrics.logs if self.is_in_epoch else self.logs)),
         }
         self.is_in_epoch = self.is_validating = False
         self.print_parts(parts)
@@ -371,8 +370,9 @@ class LiveDisplay(LineDisplay, abc.ABC):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Redraw if it is due."""
-        self.step, self.logs = batch + 1, logs
-        if (now := time.perf_counter()) >= self.due_at:
+        self.step = batch + 1
+        if time.perf_counter() >= self.due_at:
+            now = time.perf_counter()
             self.fit_clock.record_update(self.step, now)
             self._redraw(self.step, logs, now)
 
@@ -407,8 +407,9 @@ class LiveDisplay(LineDisplay, abc.ABC):
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Redraw if it is due."""
-        super().on_test_batch_end(batch, logs)
-        if (now := time.perf_counter()) >= self.due_at:
+        self.test_step, self.logs = batch + 1, logs
+        if time.perf_counter() >= self.due_at:
+            now = time.perf_counter()
             self._pass_clock.record(batch + 1, now)
             self._redraw(batch + 1, logs, now)
 
@@ -557,8 +558,7 @@ class ProgressBar(LiveDisplay):
     def _format_left(self) -> Forms:
         """Return the remaining time of the pass and of the fit, and its shorter forms."""
         epoch = "" if not self.epoch_left else f"{format_left(self.epoch_left)} left"
-        has_one_epoch = self.is_fitting and self.model.state.last - self.model.state.first == 1
-        fit = "" if not self.fit_left or has_one_epoch else f"all {format_left(self.fit_left)}"
+        fit = "" if not self.fit_left else f"all {format_left(self.fit_left)}"
         if not epoch or not fit or f"{fit} left" == f"all {epoch}":
             text = f"  {epoch or f'{fit} left'}" if epoch or fit else ""
             return [text, text, text, ""]

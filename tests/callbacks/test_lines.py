@@ -330,7 +330,8 @@ def test_values_that_cannot_be_read_do_not_hide_the_error(capsys):
     display.model, display.params = new_model(), {"epochs": 1, "steps": 4}
     display.on_train_begin()
     display.on_epoch_begin(0)
-    display.on_train_batch_end(1, Broken())
+    display.on_train_batch_end(1, {})
+    display.model.metrics.logs = Broken()
     display.on_exception(ValueError("the error"))
     assert re.fullmatch(r"Epoch 1/1  stopped at 2/4  [\d.]+ m?s\n", capsys.readouterr().out)
 
