@@ -38,7 +38,7 @@ from easytorch.data.arrays import as_predict_data, column_names, is_input_list, 
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
 from easytorch.data.epoch_iterator import EpochIterator
-from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
+from easytorch.data.loader import ValidationSchedule, as_loader, as_single_batch, make_fit_data
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import to_floats
@@ -162,7 +162,7 @@ class Model:
         initial_epoch: int | None = None,
         callbacks: CallbackLike = (),
         resume: PathLike | None = None,
-        on_interrupt: str = "return",
+        on_interrupt: str = "auto",
         verbose: int | str = "auto",
     ) -> History:
         """Train, and return the history of this and all earlier fits.
@@ -189,12 +189,14 @@ class Model:
             initial_epoch: Number of the first epoch, from 0. By default where the model is.
             callbacks: Objects that are called during training; see ``easytorch.callbacks``.
             resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
-            on_interrupt: Ctrl-C ends training after the current update. Then ``"return"`` the history, or ``"raise"``.
+            on_interrupt: Ctrl-C ends training after the current update. Then ``"raise"`` a ``KeyboardInterrupt``, or ``"return"``
+                the history. By default return it in an interactive session (Jupyter, a prompt), and raise in a script.
             verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal and lines elsewhere; 2 one line per epoch.
 
         Raises:
             RuntimeError: If the model has no optimizer.
             ValueError, TypeError: If an argument or the data is invalid; checked before the first update.
+            KeyboardInterrupt: After Ctrl-C; the best weights are restored, a checkpoint is written, and callbacks are closed.
         """
         self.require_optimizer("fit")
         if isinstance(y, Integral):
@@ -209,13 +211,12 @@ class Model:
             steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
             group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size, ignore_index=self.loss.ignore_index,
         )  # fmt: skip
-        self.columns, validates_after = column_names(x), make_validation_schedule(val_data, validation_freq)
+        self.columns, validates_after = column_names(x), ValidationSchedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
-            on_interrupt=on_interrupt, class_names=labels.names, validation_freq=str(validation_freq),
-            validation_steps=validation_steps,
+            on_interrupt=on_interrupt, schedule=validates_after, validation_steps=validation_steps, class_names=labels.names,
         ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})

@@ -50,7 +50,7 @@ for fold, (train_rows, test_rows) in enumerate(folds):
     model = easytorch.Model(network()).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.002)
     train, test = Subset(images, train_rows.tolist()), DataLoader(Subset(images, test_rows.tolist()), batch_size=1000)
     loader = DataLoader(train, batch_size=128, shuffle=True)
-    history = model.fit(loader, epochs, validation_data=test, verbose=0, on_interrupt="raise")
+    history = model.fit(loader, epochs, validation_data=test, verbose=0)
     histories.append([history[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")])
     loss, accuracy, test_loss, test_accuracy = (series[-1] for series in histories[-1])
     print(f"{fold + 1:4}  {loss:10.4f}  {accuracy:8.2%}  {test_loss:9.4f}  {test_accuracy:8.2%}", flush=True)

@@ -61,7 +61,7 @@ def loader(data: torch.utils.data.Dataset, trial: optuna.Trial | optuna.trial.Fr
 def objective(trial: optuna.Trial) -> float:
     history = new_model(trial).fit(
         loader(train, trial), epochs, validation_data=DataLoader(validation, 1000),
-        callbacks=[OptunaPruning(trial, "val_accuracy")], on_interrupt="raise", verbose=0,
+        callbacks=[OptunaPruning(trial, "val_accuracy")], verbose=0,
     )  # fmt: skip
     return history["val_accuracy"][-1]
 

@@ -168,7 +168,7 @@ def program(
         callbacks.append(crash if isinstance(crash, Callback) else CrashAfter(crash))
     with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
-        model.fit(make_loader(), epochs, callbacks=callbacks, verbose=0, **fit)
+        model.fit(make_loader(), epochs, callbacks=callbacks, on_interrupt="return", verbose=0, **fit)
     return model, ema, [str(warning.message) for warning in caught_warnings]
 
 

@@ -11,13 +11,14 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
 from easytorch import Model
-from easytorch.callbacks import SWA, Callback, EarlyStopping, LambdaCallback
+from easytorch.callbacks import SWA, Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
 from easytorch.checkpoint import rotation
 from tests.loops import blob_loader, blobs, mlp, same_weights
 
@@ -49,11 +50,12 @@ def new_model(net=None):
 
 def fit_model(*callbacks, epochs=3, **options):
     model = new_model()
-    history = model.fit(blob_loader(shuffle=True), epochs, callbacks=callbacks, verbose=0, **options)
+    options = {"on_interrupt": "return", "verbose": 0, **options}
+    history = model.fit(blob_loader(shuffle=True), epochs, callbacks=callbacks, **options)
     return model, history
 
 
-def test_ctrl_c_finishes_the_update_and_returns_the_history(capsys):
+def test_ctrl_c_finishes_the_update_and_ends_in_order(capsys):
     end_logs = []
     model, history = fit_model(SendSignal(10), LambdaCallback(on_train_end=lambda logs: end_logs.append(dict(logs))))
     assert history.interrupted
@@ -76,14 +78,106 @@ def test_the_next_fit_after_an_interruption_continues():
     assert model.state.step == 10 + 14
 
 
-@pytest.mark.parametrize("on_interrupt", ["raise", "Raise"])
-def test_on_interrupt_raise_raises_after_the_end_of_training(on_interrupt):
-    end_logs = []
+@pytest.mark.parametrize("on_interrupt", ["auto", "raise", "Raise"])
+def test_in_a_script_ctrl_c_raises_after_the_end_of_training(on_interrupt, tmp_path):
+    end_logs, model = [], new_model()
+    end = LambdaCallback(on_train_end=lambda logs: end_logs.append(1))
     with pytest.raises(KeyboardInterrupt):
-        fit_model(
-            SendSignal(10), LambdaCallback(on_train_end=lambda logs: end_logs.append(1)), on_interrupt=on_interrupt
-        )
+        model.fit(X, Y, callbacks=[SendSignal(2), end], resume=tmp_path, on_interrupt=on_interrupt, verbose=0)
     assert end_logs == [1]
+    assert model.history.interrupted
+    assert rotation.list_checkpoints(tmp_path)[0].name == "step-0000000002.pt"
+
+
+def test_ctrl_c_raises_by_default():
+    with pytest.raises(KeyboardInterrupt, match=r"after update 2\..*pass on_interrupt='return'") as caught:
+        new_model().fit(X, Y, callbacks=[SendSignal(2)], verbose=0)
+    assert caught.value.__suppress_context__  # a traceback shows one exception
+
+
+class Shell:
+    """The shell of IPython."""
+
+
+SESSIONS = {
+    "a Python prompt": lambda patch: patch.setattr(sys, "ps1", ">>> ", raising=False),
+    "python -i": lambda patch: patch.setattr(sys, "flags", types.SimpleNamespace(inspect=1)),
+    "IPython": lambda patch: patch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=Shell)),
+    "IPython, imported by a script": lambda patch: patch.setitem(
+        sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None)
+    ),
+    "a script": lambda patch: None,
+}
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_fit_returns_in_an_interactive_session_only(session, monkeypatch):
+    SESSIONS[session](monkeypatch)
+    # pytest may run in a session itself.
+    expects_error = contextlib.nullcontext() if "script" not in session else pytest.raises(KeyboardInterrupt)
+    with expects_error:
+        assert fit_model(SendSignal(10), on_interrupt="auto")[1].interrupted
+
+
+def stop_and_read(capsys, number=signal.SIGINT, step=10, **options):
+    """Return what a stopped fit prints in the end."""
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        fit_model(SendSignal(step, number), **options)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_message_names_update_epoch_folder_and_how_to_continue(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert stop_and_read(capsys, on_interrupt="raise", resume="run/") == (
+        "Stopped by Ctrl-C after update 10, in epoch 2 of 3. The run is saved in 'run'; the same command resumes it."
+    )
+    file = "run/step-0000000010.pt"
+    assert "The run is saved in 'run'; " in stop_and_read(capsys, step=12, on_interrupt="raise", resume=file)
+
+
+def test_the_message_without_a_checkpoint_says_how_to_save_runs(capsys):
+    assert stop_and_read(capsys, on_interrupt="auto").endswith(
+        "in epoch 2 of 3. Nothing was saved; fit(..., resume='run/') saves a run and resumes it."
+    )
+    assert stop_and_read(capsys).endswith("fit() returns the history.")
+
+
+def test_the_message_names_the_file_of_a_model_checkpoint(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model = new_model()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, epochs=3, callbacks=[ModelCheckpoint("model.pt"), SendSignal(3)], verbose=0)
+    assert "The model was last saved in 'model.pt'." in capsys.readouterr().err
+
+
+def test_sigterm_prints_one_line(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        fit_model(SendSignal(7, signal.SIGTERM), resume=tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"Stopped by SIGTERM after update 7, in epoch 1 of 3. The run is saved in {str(tmp_path)!r}; the same command "
+        "resumes it. The exit status is 143."
+    )
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_ctrl_c_in_an_evaluation_raises_at_once(verb):
+    batches = []
+
+    def press(batch, logs):
+        batches.append(batch)
+        signal.raise_signal(signal.SIGINT)
+
+    model, before = new_model(), signal.getsignal(signal.SIGINT)
+    callback = LambdaCallback(on_test_batch_end=press, on_predict_batch_end=press)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(model, verb)(
+            X, batch_size=8, verbose=0, callbacks=[callback], **({"y": Y} if verb == "evaluate" else {})
+        )
+    assert batches == [0]
+    assert model.module.training
+    assert signal.getsignal(signal.SIGINT) == before
+    assert len(model.predict(X, verbose=0)) == 50
 
 
 def test_an_unknown_on_interrupt_is_refused():
@@ -153,7 +247,7 @@ def test_best_weights_are_restored_after_an_interruption(tmp_path):
     ]
     # A callback logs "val", so the check of the monitor must not run.
     callbacks[1].on_train_begin = lambda logs=None: callbacks[1].reset()
-    history = model.fit(blob_loader(), 5, callbacks=callbacks, resume=tmp_path, verbose=0)
+    history = model.fit(blob_loader(), 5, callbacks=callbacks, resume=tmp_path, on_interrupt="return", verbose=0)
     assert history.interrupted
     assert all(torch.equal(best[name], value) for name, value in model.module.state_dict().items())
     # The checkpoint has the weights of training, not the best weights.
@@ -214,9 +308,10 @@ PROGRAM = """
     model = Model(mlp(), device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "cross_entropy")
     loader = DataLoader(Slow(), 8, shuffle=True, num_workers=workers)
     print("ready", flush=True)
-    model.fit(loader, 40, resume=folder, verbose=0)
+    for fold in range(3):
+        model.fit(loader, 40, resume=folder, verbose=0)
     model.save_weights(folder + "/final.pt")
-    print("interrupted" if model.history.interrupted else "done", flush=True)
+    print("done", flush=True)
 """
 
 
@@ -246,9 +341,14 @@ def running_processes(group):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes in /proc")
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+    ("number", "workers"),
+    [
+        (signal.SIGINT, 0),
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_the_group_saves_the_run_and_ends_all(number, workers, tmp_path):
     process = start(tmp_path, workers)
@@ -258,9 +358,11 @@ def test_a_signal_to_the_group_saves_the_run_and_ends_all(number, workers, tmp_p
         time.sleep(0.02)
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else 0), err
-    assert "Traceback" not in err
-    assert ("interrupted" in out) == (number == signal.SIGINT)
+    # A shell reports the death by SIGINT as status 130.
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), err
+    assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
+    assert "done" not in out
+    assert not (tmp_path / "final.pt").exists()
     _, content = rotation.read_newest(tmp_path)
     assert content["state"]["step"] > 0
     assert running_processes(process.pid) == []

@@ -21,6 +21,7 @@ from easytorch import Model
 from easytorch.callbacks import Callback, LambdaCallback
 
 EPOCHS, UPDATES = 2, 4
+QUIET = {"on_interrupt": "return", "verbose": 0}
 Transition = namedtuple("Transition", ("state", "action", "next_state", "reward"))
 
 
@@ -68,7 +69,7 @@ class DCGAN(Model):
 
 def dcgan(folder, stop):
     model = DCGAN().compile(lambda parameters: torch.optim.Adam(parameters, 0.01, (0.5, 0.999)))
-    model.fit(data(8), batch_size=8, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, verbose=0)
+    model.fit(data(8), batch_size=8, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, **QUIET)
     return [model.module, model.discriminator]
 
 
@@ -133,7 +134,7 @@ def cyclegan(folder, stop):
     model = CycleGAN()
     model.compile("adam", lr=0.02, scheduler=lambda optimizer: lr_scheduler.StepLR(optimizer, 1))
     callbacks = [StepSchedulers(), interrupt(model, stop)]
-    model.fit(data(16), batch_size=8, epochs=EPOCHS, callbacks=callbacks, resume=folder, verbose=0)
+    model.fit(data(16), batch_size=8, epochs=EPOCHS, callbacks=callbacks, resume=folder, **QUIET)
     return [model.module, *model.critics.values()]
 
 
@@ -214,7 +215,7 @@ class DQN(Model):
 def dqn(folder, stop):
     model = DQN().compile("adamw", lr=0.01)
     steps = torch.zeros(UPDATES, 1)
-    model.fit(steps, batch_size=1, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, verbose=0)
+    model.fit(steps, batch_size=1, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, **QUIET)
     return [model.module, model.target]
 
 
@@ -242,7 +243,7 @@ class MeanTeacher(Model):
 def mean_teacher(folder, stop):
     model = MeanTeacher().compile("sgd", nn.CrossEntropyLoss(ignore_index=-1), lr=0.1)
     x, y = data(8), torch.arange(8 * UPDATES) % 4 - 1  # a quarter of the labels is missing
-    model.fit(x, y, batch_size=8, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, **QUIET)
     return [model.module, model.teacher]
 
 
@@ -301,7 +302,7 @@ def sam(folder, stop):
     model = SharpnessAware(net, device="cpu").compile(optimizer, "cross_entropy")
     x, y = data(8), torch.arange(8 * UPDATES) % 3
     callbacks = [interrupt(model, stop), LambdaCallback(on_epoch_end=lambda epoch, logs: halve(model.optimizer))]
-    model.fit(x, y, batch_size=8, epochs=EPOCHS, callbacks=callbacks, resume=folder, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=EPOCHS, callbacks=callbacks, resume=folder, **QUIET)
     return [model.module]
 
 
@@ -339,7 +340,7 @@ def word_language_model(folder, stop):
     text = torch.randint(11, (5 * UPDATES + 1, 3))
     batches = [(text[i : i + 5], text[i + 1 : i + 6]) for i in range(0, 5 * UPDATES, 5)]
     model = LanguageModel(Recurrent(), device="cpu").compile("sgd", "cross_entropy", lr=2.0, clip_grad_norm=0.25)
-    model.fit(batches, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, verbose=0)
+    model.fit(batches, epochs=EPOCHS, callbacks=[interrupt(model, stop)], resume=folder, **QUIET)
     return [model.module]
 
 

@@ -29,7 +29,7 @@ def fit(folder, *callbacks, stop=None, epochs=3, optimizer=None, verbose=0, metr
         if model.state.step == stop:
             raise KeyboardInterrupt
 
-    data = {"batch_size": 16, "validation_data": (X, Y), "resume": folder, "verbose": verbose}
+    data = {"batch_size": 16, "validation_data": (X, Y), "resume": folder, "on_interrupt": "return", "verbose": verbose}
     try:
         model.fit(X, Y, epochs=epochs, callbacks=[*callbacks, LambdaCallback(on_train_batch_end=interrupt)], **data)
     except KeyboardInterrupt:

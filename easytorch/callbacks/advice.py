@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from easytorch._utils import torch_private
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
+from easytorch._utils.timer import compute_fractions
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, has_hook
 from easytorch.callbacks.nan import TerminateOnNaN
@@ -311,6 +312,35 @@ class WarnOnEndlessData(Callback):
         self.deadline = math.inf
 
 
+class WarnOnEndlessValidation(Callback):
+    """Warn once when the first validation over data without a length takes long: the data may never end."""
+
+    all_ranks = False
+
+    MAX_SECONDS = 60.0
+
+    def __init__(self) -> None:
+        self.is_due = True
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Start the clock."""
+        self.is_due = self.is_due and self.params["test_steps"] is None
+        self.deadline = time.perf_counter() + self.MAX_SECONDS
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Warn if the deadline has passed."""
+        if self.is_due and time.perf_counter() >= self.deadline:
+            self.is_due = False
+            warn(
+                f"The first validation has run for more than a minute and {batch + 1:,} batches. Its data has no length and may "
+                "never end. Pass the number of batches: fit(..., validation_steps=100)."
+            )
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Disable the warning, because the data does end."""
+        self.is_due = False
+
+
 class AdviseOnSlowData(Callback):
     """Print once in a fit how to load data faster, if an epoch waited long for it."""
 
@@ -329,7 +359,8 @@ class AdviseOnSlowData(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Check how long the epoch waited for data."""
-        seconds, share = self.model.history.seconds[-1]["data"], self.model.history.time_fractions[-1]["data"]
+        epoch_seconds = self.model.history.seconds[-1]
+        seconds, share = epoch_seconds["data"], compute_fractions(epoch_seconds)["data"]
         if self.has_advised or share <= self.MIN_SHARE or seconds <= self.MIN_SECONDS or self.model.train_data is None:
             return
         if advice := self.model.train_data.data_loading_advice(self.model.device):

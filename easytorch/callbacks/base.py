@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from easytorch._utils.api_hints import HelpfulInit
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, quote_list
+from easytorch._utils.terminal import print_message
 from easytorch._utils.warnings import warn
 from easytorch.errors import escape_lines
 
@@ -190,7 +192,7 @@ class Callback(HelpfulInit):
     def print_message(self, text: str) -> None:
         """Print ``text`` on rank 0."""
         if self.model.strategy.group.is_main:
-            print(escape_lines(text), flush=True)
+            print_message(escape_lines(text), sys.stdout)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: tensors and plain values by name; an empty dict by default."""

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,13 @@ class BackupAndRestore(Callback):
             return []
         to_path(resume, "resume")  # an error that names this argument
         return [cls(resume, delete_checkpoint=False)]
+
+    @property
+    def saved(self) -> Path | None:
+        """The folder with the checkpoints that this fit has written, as it was passed; None if there are none."""
+        if not self._has_saved:
+            return None
+        return self._shown if self.source == self.folder else self._shown.parent
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check that no other callback writes to the folder, and that a file can hold the state of all callbacks."""
@@ -293,6 +300,7 @@ class BackupAndRestore(Callback):
         self._wait_for_write()
         if self.delete_checkpoint and self._is_complete() and self.model.strategy.group.is_main:
             rotation.delete_old(self.folder, 0, self._unarchived)
+            self._has_saved = False
         elif self._write_error is not None:
             raise self._write_error
         elif self._has_saved:
@@ -517,10 +525,10 @@ class ModelCheckpoint(Monitor):
         self.written: list[list[Any]] = []
         self._write_error: OSError | None = None
         self._saved_at = 0.0
-        self._compares = save_best_only or keep_best is not None
+        self.compares = save_best_only or keep_best is not None
         if not save_weights_only:
             files.check_suffix(self.filename.text)
-        if self._compares and self.save_freq.unit != "epochs":
+        if self.compares and self.save_freq.unit != "epochs":
             raise ValueError(
                 "The monitored value is known only after an epoch, so save_best_only and keep_best need save_freq in epochs, "
                 f"received {save_freq!r}. Pass save_freq=Every(epochs=1)."
@@ -531,12 +539,18 @@ class ModelCheckpoint(Monitor):
         """The file with the best value, as an absolute path; None before it is written."""
         return None if self._best_name is None else self._path(self._best_name)
 
+    @property
+    def saved(self) -> Path | None:
+        """The best file, or the newest one, as it was named; None before one is written."""
+        name = self._best_name or (self.written[-1][0] if self.written else None)
+        return None if name is None else Path(name)
+
     def _path(self, name: str) -> str:
         return os.path.join(self._base, name)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the monitored name, if it is used, the name of the file, and that a file can hold the module."""
-        if self._compares:
+        if self.compares:
             # The best value of an earlier fit remains.
             threshold = self.initial_value_threshold if self._best_name is None else self.best
             super().on_train_begin(logs)
@@ -590,7 +604,7 @@ class ModelCheckpoint(Monitor):
         if not self.save_freq.is_due_after_epoch(epoch + 1):
             return
         values = dict(logs or {}) | {"epoch": epoch + 1}
-        if not self._compares:
+        if not self.compares:
             self._save(values)
             return
         value = self.read_value(logs or {})
@@ -637,7 +651,7 @@ class ModelCheckpoint(Monitor):
             each for each in self.model.callbacks.callbacks if isinstance(each, ModelCheckpoint) and each is not self
         ]
         taken = {os.path.realpath(each._path(entry[0])) for each in others for entry in each.written}
-        if self._compares and not is_best:
+        if self.compares and not is_best:
             retained = self._select_retained() if self.written else set()
             taken |= {os.path.realpath(self._path(each)) for each in retained if self._is_among_best(each)}
         root, suffix = os.path.splitext(name)
@@ -650,7 +664,7 @@ class ModelCheckpoint(Monitor):
     def _write(self, path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save = self.model.save_weights if self.save_weights_only else self.model.save
-        with self.model.callbacks.evaluated_weights() if self._compares else contextlib.nullcontext():
+        with self.model.callbacks.evaluated_weights() if self.compares else contextlib.nullcontext():
             save(path)
 
     def _delete_old(self) -> None:
@@ -688,6 +702,13 @@ class ModelCheckpoint(Monitor):
         self.written = [[name, value] for name, value in state["written"] if self.filename.matches(name)]
         names = [name for name, _ in self.written]
         self._best_name = state["best_path"] if state["best_path"] in names else None
+
+
+def saved_places(callbacks: Iterable[Callback]) -> list[str]:
+    """Return the folders and files in which ``callbacks`` have saved the run or the model, the runs first."""
+    runs = [callback.saved for callback in callbacks if isinstance(callback, BackupAndRestore)]
+    models = [callback.saved for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    return [str(path) for path in [*runs, *models] if path is not None]
 
 
 def _real_folder(path: str) -> str:

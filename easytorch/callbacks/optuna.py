@@ -22,8 +22,8 @@ class OptunaPruning(Monitor):
     The step of a report is the index of the epoch, from 0.
     A run that ``fit(resume=...)`` continues reports its earlier epochs again to a trial that does not have them.
 
-    Ctrl-C ends the trial but not the study, which starts the next trial.
-    With ``fit(..., on_interrupt="raise")`` it ends both.
+    Ctrl-C ends the trial and the study.
+    In an interactive session it ends only the trial, unless ``fit(..., on_interrupt="raise")`` is passed.
 
     Args:
         trial: The trial that the study passes to the objective. A trial that only holds parameters, such as

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ from easytorch.data.batch import (
     unpack,
 )
 from easytorch.data.batch import batch_size as count_samples
+from easytorch.data.endless import check_has_end
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
 from easytorch.data.sample_weights import (
@@ -225,13 +227,20 @@ def _as_batches(x: Any) -> Iterable[Any]:
 
 
 class ReplayedGenerator(Iterable[Any]):
-    """A generator function, which is called for each pass."""
+    """A generator function, which is called for each pass.
+
+    Attributes:
+        check: Is called with the iterator of each pass.
+    """
 
     def __init__(self, function: Callable[[], Iterable[Any]]) -> None:
         self.function = function
+        self.check: Callable[[Any], None] = lambda iterator: None
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.function())
+        iterator = iter(self.function())
+        self.check(iterator)
+        return iterator
 
 
 def is_indexed(x: Any, y: Any = None) -> bool:
@@ -365,7 +374,7 @@ def _has_random_workers(loader: Any) -> bool:
 
 def _check_values_and_end(loader: Any, columns: list[Any] | None, steps: int | None) -> None:
     _check_finite(loader, columns)
-    _check_has_end(loader, "steps_per_epoch", steps)
+    require_end(loader, "steps_per_epoch", steps)
 
 
 def _check_finite(loader: Any, columns: list[Any] | None) -> None:
@@ -374,17 +383,21 @@ def _check_finite(loader: Any, columns: list[Any] | None) -> None:
         check_finite(dataset.tree, columns)
 
 
-def _check_has_end(loader: Any, name: str, steps: int | None) -> None:
-    """Raise a ``ValueError`` for an endless iterator without a number of steps."""
-    if steps is None and isinstance(loader, (itertools.cycle, itertools.repeat, itertools.count)):
-        raise ValueError(
-            f"The data, itertools.{type(loader).__name__}, never ends. Pass the number of batches: {name}=1000."
-        )
+def require_end(loader: Any, name: str, steps: int | None) -> None:
+    """Raise a ``ValueError`` for batches that never end without the number of steps; a function is checked when it is called.
+
+    Args:
+        loader: The batches.
+        name: The argument that limits them.
+        steps: Its value.
+    """
+    check_has_end(loader, name, steps)
+    if isinstance(loader, ReplayedGenerator):
+        loader.check = functools.partial(check_has_end, name=name, steps=steps)
 
 
 def _validation_loader(data: Any, batch_size: int | None, once: bool, steps: int | None) -> Iterable[Any]:
     """Return the batches of ``validation_data``, which are read ``once`` or more often, ``steps`` batches each time."""
-    _check_has_end(data, "validation_steps", steps)
     if isinstance(data, (int, float, np.number)):
         raise ValueError(
             f"validation_data must be data, received the number {data!r}. Did you mean validation_split={data!r}?"
@@ -393,6 +406,7 @@ def _validation_loader(data: Any, batch_size: int | None, once: bool, steps: int
     try:
         validation = as_loader(data, batch_size=size)
         _check_finite(validation, column_names(data))
+        require_end(validation, "validation_steps", steps)
     except (ValueError, TypeError) as error:
         # A subclass may need other arguments.
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -423,23 +437,45 @@ def _split(loader: Any, fraction: Any, unpack: Callable[[Any], Batch]) -> tuple[
     return split_loader(loader, float(fraction), seed=0, stratify=True, unpack=unpack)
 
 
-def make_validation_schedule(val_data: Any, frequency: Any) -> Callable[[int], bool]:
-    """Return a function that returns whether validation follows an epoch, counted from 0.
+class ValidationSchedule:
+    """Whether validation follows an epoch, counted from 0: ``schedule(epoch)``.
 
     Args:
         val_data: The validation data; without any, validation follows no epoch.
         frequency: The number of epochs between validations, or a collection of epochs counted from 1.
 
+    Attributes:
+        plan: The epochs, without the data.
+
     Raises:
         ValueError: If ``frequency`` is neither.
     """
-    if val_data is None:
-        positive_int("validation_freq", 1 if isinstance(frequency, (list, tuple, set, frozenset, range)) else frequency)
-        return lambda epoch: False
-    if isinstance(frequency, (list, tuple, set, frozenset, range)):
-        return lambda epoch: epoch + 1 in frequency and _has_more(val_data, epoch)
-    period = positive_int("validation_freq", frequency)
-    return lambda epoch: (epoch + 1) % period == 0 and _has_more(val_data, epoch)
+
+    def __init__(self, val_data: Any, frequency: Any) -> None:
+        self.val_data, self.frequency = val_data, frequency
+        is_collection = isinstance(frequency, (list, tuple, set, frozenset, range))
+        period = 1 if is_collection else positive_int("validation_freq", frequency)
+        self.plan = ValidationPlan(period, frozenset(frequency) if is_collection else None)
+        if val_data is None:
+            self.plan = ValidationPlan(period, frozenset())
+
+    def __call__(self, epoch: int) -> bool:
+        """Return whether validation follows ``epoch``; warn if a generator has no more validation data."""
+        return self.plan.count(epoch, epoch + 1) > 0 and _has_more(self.val_data, epoch)
+
+
+@dataclasses.dataclass
+class ValidationPlan:
+    """The epochs that a validation follows, counted from 1: multiples of ``period``, or those in ``epochs``."""
+
+    period: int
+    epochs: frozenset[Any] | None
+
+    def count(self, first: int, last: int) -> int:
+        """Return the number of validations after the epochs ``first``, ..., ``last - 1``, counted from 0."""
+        if self.epochs is None:
+            return last // self.period - first // self.period
+        return sum(epoch in range(first + 1, last + 1) for epoch in self.epochs)
 
 
 def _has_more(val_data: Any, epoch: int) -> bool:

@@ -62,6 +62,7 @@ def launch(
 
     Raises:
         RuntimeError: If a rank fails, with its traceback; the other ranks are stopped.
+        KeyboardInterrupt: After Ctrl-C, when all ranks have ended, unless the function returns as with ``on_interrupt="return"``.
         TimeoutError: If a rank still runs after ``timeout`` seconds.
         ValueError: If ``processes`` or ``start`` has an invalid value.
 
@@ -145,7 +146,7 @@ def _start_rank(context: Any, function: Callable[..., Any], args: Any, environme
 
 
 def _run_rank(function: Callable[..., Any], args: Any, environment: dict[str, str], sender: Any) -> None:
-    """Send ``(True, result)`` or ``(False, traceback)``, and exit."""
+    """Send ``(True, result)``, or ``(False, traceback or KeyboardInterrupt)``, and exit."""
     os.environ.update(environment)
     if "OMP_NUM_THREADS" not in os.environ:
         # With all threads in every rank, the ranks would slow each other down.
@@ -153,7 +154,8 @@ def _run_rank(function: Callable[..., Any], args: Any, environment: dict[str, st
     try:
         succeeded, message = True, pickle.dumps((True, function(*args)))
     except BaseException as error:
-        succeeded, message = False, pickle.dumps((False, traceback.format_exc()))
+        reason = error if isinstance(error, KeyboardInterrupt) else traceback.format_exc()
+        succeeded, message = False, pickle.dumps((False, reason))
         agreement.report_end(error)
     agreement.report_end()
     sender.send_bytes(message)
@@ -167,9 +169,13 @@ def _run_rank(function: Callable[..., Any], args: Any, environment: dict[str, st
 
 
 def _collect_results(ranks: list[Rank], timeout: float | None) -> list[Any]:
-    """Return the results in rank order, or raise the error of the first rank that fails."""
+    """Return the results in rank order, or raise the error of the first rank that fails.
+
+    After a Ctrl-C that ends a rank, the others are awaited before ``KeyboardInterrupt`` is raised.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     results: dict[int, Any] = {}
+    interrupt: KeyboardInterrupt | None = None
     while running := {ranks[i].connection: i for i in range(len(ranks)) if i not in results}:
         seconds = None if deadline is None else max(deadline - time.monotonic(), 0)
         ready: list[Any] = wait(list(running), seconds)
@@ -181,9 +187,13 @@ def _collect_results(ranks: list[Rank], timeout: float | None) -> list[Any]:
         for connection in ready:
             rank = running[connection]
             succeeded, value = _receive(ranks[rank])
-            if not succeeded:
+            if isinstance(value, KeyboardInterrupt):  # after an orderly end, which the other ranks reach, too
+                interrupt = value
+            elif not succeeded:
                 raise RuntimeError(f"Rank {rank} of {len(ranks)} failed; launch() stopped the other ranks.\n\n{value}")
             results[rank] = value
+    if interrupt is not None:
+        raise interrupt
     return [results[i] for i in range(len(ranks))]
 
 

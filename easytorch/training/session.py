@@ -16,6 +16,7 @@ from easytorch._utils.rng import get_rng_state, preserve_generators, preserve_rn
 from easytorch.callbacks.advice import (
     WarnOnCustomUpdate,
     WarnOnEndlessData,
+    WarnOnEndlessValidation,
     WarnOnLeakedGradients,
     WarnOnNonFiniteLoss,
     WarnOnSummedLoss,
@@ -24,7 +25,7 @@ from easytorch.callbacks.advice import (
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.checkpoint import BackupAndRestore, FinishRestore
 from easytorch.data.batch import Window
-from easytorch.data.loader import first_batch
+from easytorch.data.loader import first_batch, require_end
 from easytorch.data.sharding import describe_size
 from easytorch.data.splits import all_targets
 from easytorch.diagnostics.torch_errors import translate_errors
@@ -32,11 +33,12 @@ from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
 from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.overrides import measured_once
-from easytorch.training.signals import Interruption, SignalHandler, StopConsensus
+from easytorch.training.signals import ON_INTERRUPT, Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
+    from easytorch.data.loader import ValidationSchedule
     from easytorch.model import Model
 
 # Methods between the samples of the data and the loss. A custom one may give the loss other targets.
@@ -56,6 +58,7 @@ def fit_session(
     state: TrainState,
     verbose: Any,
     on_interrupt: str,
+    schedule: ValidationSchedule,
     class_names: Any = None,
     **arguments: Any,
 ) -> Iterator[None]:
@@ -66,7 +69,7 @@ def fit_session(
     ``on_train_end`` is called, handlers and modes are restored, and workers are shut down.
     If the first update fails, the model is restored as it was before.
     """
-    on_interrupt = find("on_interrupt", on_interrupt, {"return": "return", "raise": "raise"})
+    on_interrupt = find("on_interrupt", on_interrupt, ON_INTERRUPT)
     with _only_fit(model, train_data), _named_classes(model, class_names):
         model.strategy.release_weights()
         optimizer = model.require_optimizer("fit")
@@ -74,13 +77,15 @@ def fit_session(
         signals = SignalHandler()
         params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
         model.history.params, model.history.interrupted = params, False
-        active = _list_callbacks(model, [*callbacks, signals], params | {"validated": val_data is not None})
+        params = params | {"validated": val_data is not None, "count_validations": schedule.plan.count}
+        active = _list_callbacks(model, [*callbacks, signals], params)
         train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
         own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
         train_data.sources.others = {"model": model, "callbacks": own_callbacks}
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-        arguments |= fit_arguments(model, train_data, val_data, callbacks, state) | {"class_names": str(class_names)}
+        arguments |= {"validation_freq": str(schedule.frequency), "class_names": str(class_names)}
+        arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
         with (
             model.strategy.group.call("fit", **arguments),
             update_session(model, active, state),
@@ -182,6 +187,8 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
         advice.append(FinishRestore())
     if not params["steps"]:
         advice.append(WarnOnEndlessData())
+    if params["validated"]:
+        advice.append(WarnOnEndlessValidation())
     if model.overrides("update"):
         advice.append(WarnOnCustomUpdate())
     elif model.overrides("train_step"):
@@ -265,6 +272,7 @@ def reporting_errors(
         steps: Number of batches; None for all.
         x: The argument of ``predict``; None for ``evaluate``.
     """
+    require_end(loader, "steps", steps)
     group = model.strategy.group
     arguments = {**describe_size(loader, group), "steps": steps} if group.world_size > 1 else {}
     with group.call(name, **arguments), active_callbacks(model, callbacks), translate_errors(model.module, x=x):

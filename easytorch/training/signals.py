@@ -10,10 +10,15 @@ import time
 from types import FrameType
 from typing import Any
 
+from easytorch._utils.notebook import is_interactive
+from easytorch._utils.terminal import print_message
 from easytorch.callbacks.base import Callback
+from easytorch.callbacks.checkpoint import BackupAndRestore, saved_places
 from easytorch.distributed.process_group import is_launched
+from easytorch.errors import escape_lines
 from easytorch.strategies.control import INTERRUPT, STOP
 
+ON_INTERRUPT = {"auto": "auto", "raise": "raise", "return": "return"}
 DUPLICATE_SIGNAL_SECONDS = 2.0  # time in which a launcher forwards a signal that its processes got already
 
 
@@ -53,6 +58,7 @@ class SignalHandler(Callback):
     def __init__(self) -> None:
         self.signal: int | None = None  # the signal that was received
         self._received_at = 0.0
+        self._report = "when training had ended."
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
@@ -91,14 +97,45 @@ class SignalHandler(Callback):
         if self.model.strategy.group.any_rank(self.signal is not None):
             raise Interruption
 
+    def on_interrupt(self) -> None:
+        """Record where training stopped, and what the callbacks have saved."""
+        state, folders = self.model.state, saved_places(self.model.callbacks.callbacks)
+        position = f"in epoch {state.epoch + 1}" if state.epoch_step else f"at the end of epoch {state.epoch}"
+        self._report = f"after update {state.step}, {position} of {state.last}. "
+        if any(isinstance(callback, BackupAndRestore) for callback in self.model.callbacks.callbacks) and folders:
+            self._report += f"The run is saved in {folders[0]!r}; the same command resumes it."
+        elif folders:
+            self._report += f"The model was last saved in {folders[0]!r}."
+        else:
+            self._report += "Nothing was saved; fit(..., resume='run/') saves a run and resumes it."
+
     def exit_or_return(self, on_interrupt: str) -> None:
-        """Exit after SIGTERM with status 143; after Ctrl-C return, or raise ``KeyboardInterrupt`` if requested."""
+        """End the program after a signal, or return.
+
+        Args:
+            on_interrupt: After Ctrl-C, ``"raise"`` raises ``KeyboardInterrupt``, ``"return"`` returns, and ``"auto"`` returns in
+                an interactive session only.
+
+        Raises:
+            SystemExit: After SIGTERM, with status 143.
+            KeyboardInterrupt: After Ctrl-C.
+        """
+        if self.signal is None:
+            return
         if self.signal == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        if self.signal == signal.SIGINT and on_interrupt == "raise":
-            raise KeyboardInterrupt
-        if self.signal == signal.SIGINT and self.model.strategy.group.is_main:
-            print(f"Stopped after update {self.model.state.step}. The program continues.", file=sys.stderr, flush=True)
+            self._print(f"Stopped by SIGTERM {self._report} The exit status is {128 + signal.SIGTERM}.")
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if on_interrupt == "return" or (on_interrupt == "auto" and is_interactive()):
+            self._print(f"Stopped by Ctrl-C {self._report} fit() returns the history.")
+            return
+        self._print(f"Stopped by Ctrl-C {self._report}")
+        hint = " To run the lines after it, pass on_interrupt='return'." * (on_interrupt == "auto")
+        # Without the exception that left the loop.
+        raise KeyboardInterrupt(f"fit() was stopped after update {self.model.state.step}.{hint}") from None
+
+    def _print(self, line: str) -> None:
+        if self.model.strategy.group.is_main:
+            print_message(escape_lines(line), sys.stderr)
 
 
 def _belongs_to_asyncio(handler: Any) -> bool:

@@ -118,7 +118,7 @@ def interrupt_in_validation_of(epoch):
 @pytest.mark.parametrize("average", [lambda: EMA(0.8), lambda: SWA(0)], ids=["EMA", "SWA"])
 def test_ctrl_c_in_validation_restores_the_training_weights(average):
     weights, model = Weights(every="update"), new_model()
-    history = train(model, 3, weights, average(), interrupt_in_validation_of(epoch=1))
+    history = train(model, 3, weights, average(), interrupt_in_validation_of(epoch=1), on_interrupt="return")
     assert history.interrupted
     assert equal(model.module.state_dict(), weights.copies[-1])
 
@@ -128,7 +128,8 @@ def test_a_run_stopped_in_validation_resumes_exactly(average, tmp_path):
     def program(folder, *more):
         callback, model = average(), new_model(normed)
         validation = DataLoader(TensorDataset(*VALIDATION), 16, shuffle=True)  # draws from the global generator
-        history = train(model, 3, callback, *more, shuffle=True, validation_data=validation, resume=folder)
+        options = {"validation_data": validation, "resume": folder, "on_interrupt": "return"}
+        history = train(model, 3, callback, *more, shuffle=True, **options)
         return model, callback.average.module, history
 
     undisturbed = program(tmp_path / "undisturbed")
@@ -347,7 +348,7 @@ def test_swa_counts_each_epoch_once_in_a_resumed_run(hook, tmp_path):
         if epoch == 2:
             signal.raise_signal(signal.SIGINT)
 
-    program(SWA(0), LambdaCallback(**{hook: interrupt}), resume=tmp_path)
+    program(SWA(0), LambdaCallback(**{hook: interrupt}), resume=tmp_path, on_interrupt="return")
     resumed = SWA(0)
     close(program(resumed, resume=tmp_path), program(SWA(0)))
     assert resumed.average.n_averaged == 4

@@ -265,17 +265,17 @@ def interrupt(at):
 
 def test_ctrl_c_ends_training_and_on_train_end_runs():
     recorder, model = Recorder(), new_model()
-    history = train(model, 2, interrupt(at=1), recorder)
+    history = train(model, 2, interrupt(at=1), recorder, on_interrupt="return")
     assert history.interrupted
     assert model.state.step == 2
     assert [hook for hook, _ in recorder.events][-3:] == ["on_train_batch_end", "on_interrupt", "on_train_end"]
     assert not train(model, 1).interrupted
 
 
-def test_ctrl_c_raises_after_on_train_end_if_wanted():
+def test_ctrl_c_raises_after_on_train_end():
     recorder = Recorder()
     with pytest.raises(KeyboardInterrupt):
-        train(new_model(), 2, interrupt(at=1), recorder, on_interrupt="raise")
+        train(new_model(), 2, interrupt(at=1), recorder)
     assert recorder.events[-1][0] == "on_train_end"
 
 
@@ -436,7 +436,7 @@ def test_best_weights_are_restored_on_every_way_out(way):
         with pytest.raises(RuntimeError, match=r"failed|broke"):
             train(model, len(values), *run)
     else:
-        train(model, len(values), *run)
+        train(model, len(values), *run, on_interrupt="return")
     assert len(weights.copies) == (3 if "error" in way or way == "Ctrl-C" else 4)
     assert equal(model.module.state_dict(), weights.copies[1])
     assert not equal(weights.copies[1], weights.copies[-1])

@@ -287,7 +287,8 @@ def steps_in(folder):
 def run(folder, *more, epochs=3, **options):
     """Run a program from its first line; only the folder connects it with an earlier run."""
     model = new_model(dropping)
-    train(model, epochs, *([BackupAndRestore(folder, **options)] if folder else []), *more, shuffle=True)
+    backup = [BackupAndRestore(folder, **options)] if folder else []
+    train(model, epochs, *backup, *more, shuffle=True, on_interrupt="return")
     return model
 
 
@@ -352,7 +353,7 @@ def test_an_archived_checkpoint_does_not_replace_another(tmp_path):
 def test_a_reused_backup_saves_the_current_random_states(tmp_path):
     backup = BackupAndRestore(tmp_path, save_freq=1, delete_checkpoint=False)
     press = LambdaCallback(on_test_batch_end=lambda *_: signal.raise_signal(signal.SIGINT))
-    train(new_model(dropping), 2, backup, press)
+    train(new_model(dropping), 2, backup, press, on_interrupt="return")
     train(new_model(dropping), 2, backup, validation_data=None)
     content = rotation.read_newest(tmp_path)[1]
     assert content["state"]["step"] == 2 * UPDATES

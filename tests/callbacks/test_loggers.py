@@ -141,7 +141,7 @@ def test_an_appended_run_that_resumes_repeats_no_line(tmp_path):
 
     def program(*more):
         model = new_model()
-        train(model, 4, CSVLogger(path, append=True), *more, resume=tmp_path / "run")
+        train(model, 4, CSVLogger(path, append=True), *more, resume=tmp_path / "run", on_interrupt="return")
 
     with pytest.warns(UserWarning, match="has no columns for"):
         program(LambdaCallback(on_epoch_end=lambda epoch, logs: epoch == 2 and signal.raise_signal(signal.SIGINT)))

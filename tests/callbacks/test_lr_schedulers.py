@@ -489,7 +489,7 @@ def test_a_schedule_counts_the_epochs_of_all_fits():
 def test_a_schedule_sets_the_rate_of_a_resumed_epoch_once(tmp_path):
     def program(*more):
         halve, model = LearningRateScheduler(lambda epoch, lr: lr * 0.5), new_model()
-        return train(model, 3, halve, *more, resume=tmp_path)
+        return train(model, 3, halve, *more, resume=tmp_path, on_interrupt="return")
 
     interrupt = LambdaCallback(on_train_batch_end=lambda batch, _: batch == 1 and signal.raise_signal(signal.SIGINT))
     assert program(interrupt).interrupted

@@ -25,7 +25,7 @@ from rich.console import Console
 from easytorch import Model
 from easytorch._utils.timer import Timer as Seconds
 from easytorch.callbacks import LambdaCallback, progress
-from easytorch.callbacks.advice import WarnOnEndlessData
+from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnEndlessValidation
 from easytorch.callbacks.progress import (
     LineDisplay,
     NotebookTable,
@@ -145,10 +145,11 @@ def pipes():
 @pytest.mark.parametrize("verbose", ["auto", 1, 2])
 def test_a_pipe_gets_one_plain_line_per_epoch_and_evaluation(pipes, verbose):
     lines = pipes[verbose][0].splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert re.fullmatch(EPOCH.format(1), lines[0])
     assert re.fullmatch(EPOCH.format(2), lines[1])
-    assert re.fullmatch(r"Evaluated on the given data  [\d.]+ m?s  loss \d\.\d{4}  accuracy \d\.\d{4}", lines[2])
+    assert re.fullmatch(r"Trained 2 epochs in [\d.]+ m?s  best val_loss \d\.\d{4} in epoch 2", lines[2])
+    assert re.fullmatch(r"Evaluated on the given data  [\d.]+ m?s  loss \d\.\d{4}  accuracy \d\.\d{4}", lines[3])
 
 
 @pytest.mark.parametrize("verbose", ["auto", 1, 2])
@@ -168,7 +169,7 @@ def test_verbose_0_prints_nothing_into_a_pipe(pipes):
 def test_a_pipe_gets_plain_lines_even_with_forced_colors():  # as many CI systems do
     output, _ = in_a_pipe("auto", TERM="xterm-256color", FORCE_COLOR="1")["auto"]
     assert CONTROL.search(output) is None
-    assert len(output.splitlines()) == 3
+    assert len(output.splitlines()) == 4
 
 
 def test_lines_are_written_when_their_epoch_ends(capsys):
@@ -201,24 +202,26 @@ def test_verbose_0_prints_nothing_into_a_terminal():
 def test_verbose_2_writes_plain_lines_into_a_terminal():
     output = in_a_terminal(2, pause=0).replace("\r\n", "\n")
     assert CONTROL.search(output) is None
-    assert [line.split("  ")[0] for line in output.splitlines()] == [
+    assert [re.split(r"  | [\d.]+ m?s", line)[0] for line in output.splitlines()] == [
         "Epoch 1/2",
         "Epoch 2/2",
+        "Trained 2 epochs in",
         "Evaluated on the given data",
     ]
 
 
 def test_a_terminal_retains_one_line_per_epoch(wide):
     lines = [line for line in screen(wide, 200) if line]
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert re.fullmatch(EPOCH.format(1), lines[0])
     assert re.fullmatch(EPOCH.format(2), lines[1])
-    assert lines[2].startswith("Evaluated on the given data")
+    assert lines[2].startswith("Trained 2 epochs in")
+    assert lines[3].startswith("Evaluated on the given data")
 
 
 def test_time_shares_are_omitted_if_they_do_not_fit():
     lines = [line for line in screen(in_a_terminal(columns=110), 110) if line]
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert re.fullmatch(EPOCH.format(1).split("  \\(")[0], lines[0])
 
 
@@ -264,7 +267,7 @@ def test_a_narrow_terminal_retains_the_lines_of_the_epochs(narrow):
 def test_a_dumb_terminal_gets_plain_lines():
     output = in_a_terminal(pause=0, TERM="dumb").replace("\r\n", "\n")
     assert CONTROL.search(output) is None
-    assert len(output.splitlines()) == 3
+    assert len(output.splitlines()) == 4
 
 
 # What it costs
@@ -302,17 +305,23 @@ def clock(monkeypatch):
 def silent_bar():
     bar = ProgressBar()
     bar.console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    bar.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
-    bar.model = Model(mlp())
+    prepare(bar)
     bar.model.history.append(0, {"loss": 0.5}, Seconds())
     return bar
+
+
+def prepare(display):
+    """Give ``display`` what a fit gives it."""
+    display.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000, "count_validations": lambda first, last: 0}
+    display.model = Model(mlp())
+    display.model.state.last = 1
+    display.on_train_begin()
 
 
 def silent_table(monkeypatch):
     pages = notebook(monkeypatch)
     table = NotebookTable()
-    table.params = {"epochs": 1, "steps": 10_000, "test_steps": 10_000}
-    table.on_train_begin()
+    prepare(table)
     return table, pages
 
 
@@ -387,7 +396,7 @@ def test_a_slow_terminal_is_redrawn_less_often(clock, monkeypatch):
 
 def test_lines_read_no_logs_before_the_epoch_ends():
     lines = LineDisplay()
-    lines.params = {"epochs": 1}
+    prepare(lines)
     logs = CountedLogs(loss=0.5)
     lines.on_epoch_begin(0)
     for batch in range(100):
@@ -444,7 +453,7 @@ def test_the_bar_of_a_resumed_epoch_shows_the_current_speed(clock):
     shown = ESCAPE.sub("", bar.console.file.getvalue())
     assert " 9000/10000" in shown
     assert "9020/10000 10/s" in shown
-    assert "1:38 left" in shown
+    assert "1:38 left" in shown or "1:39 left" in shown
     assert not re.search(r"\d{3}/s", shown)
 
 
@@ -542,11 +551,23 @@ def test_endless_data_is_one_warning_even_with_verbose_0(data, monkeypatch):
     assert warned[0].filename == __file__
 
 
+def test_endless_validation_is_one_warning(monkeypatch):
+    monkeypatch.setattr(WarnOnEndlessValidation, "MAX_SECONDS", 0.0)
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    stop = LambdaCallback(on_test_batch_end=lambda batch, logs: setattr(model, "stop_evaluating", batch == 5))
+    with pytest.warns(UserWarning, match=r"validation_steps=100") as warned:
+        model.fit(blob_loader(), 2, validation_data=endless, callbacks=[stop], verbose=0)
+    assert len(warned) == 1
+
+
 def test_data_that_ends_is_no_warning(monkeypatch):
     fitted_on(lambda: itertools.islice(endless(), 3), epochs=2)
     monkeypatch.setattr(WarnOnEndlessData, "MAX_SECONDS", 0.0)
     fitted_on(endless, steps_per_epoch=3)
     fitted_on([blobs(8)])
+    monkeypatch.setattr(WarnOnEndlessValidation, "MAX_SECONDS", 0.0)
+    fitted_on([blobs(8)], validation_data=[blobs(8)])
+    fitted_on([blobs(8)], validation_data=endless, validation_steps=2)
 
 
 @pytest.mark.parametrize(

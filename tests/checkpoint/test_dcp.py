@@ -333,7 +333,8 @@ class StopOnRank1(Callback):
 
 def train_until_ctrl_c(folder):
     model = compiled_model("fsdp")
-    model.fit(X.double(), Y, epochs=3, batch_size=6, callbacks=[StopOnRank1()], resume=folder, verbose=0)
+    options = {"callbacks": [StopOnRank1()], "resume": folder, "on_interrupt": "return", "verbose": 0}
+    model.fit(X.double(), Y, epochs=3, batch_size=6, **options)
     return model.history.interrupted, model.state.step, weights_of(model)
 
 

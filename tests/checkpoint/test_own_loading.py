@@ -80,7 +80,8 @@ def run(folder, stop=None):
             signal.raise_signal(signal.SIGINT)
 
     callbacks = [Unfreeze(), LambdaCallback(on_train_batch_end=interrupt)]
-    model.fit(X, Y, epochs=5, batch_size=8, callbacks=callbacks, resume=folder, verbose=0)
+    options = {"callbacks": callbacks, "resume": folder, "on_interrupt": "return", "verbose": 0}
+    model.fit(X, Y, epochs=5, batch_size=8, **options)
     return model
 
 

@@ -382,6 +382,46 @@ def test_an_endless_iterator_needs_steps(make):
     classifier().fit(data, steps_per_epoch=2, verbose=0)
 
 
+BATCH = (X[:8], Y[:8])
+ENDLESS = {
+    "cycle": lambda: itertools.cycle([BATCH]),
+    "map": lambda: map(tuple, itertools.repeat(list(BATCH))),
+    "zip": lambda: zip(itertools.repeat(BATCH[0]), itertools.cycle([BATCH[1]])),
+    "filter": lambda: filter(None, itertools.repeat(BATCH)),
+    "generator expression": lambda: (BATCH for _ in itertools.count()),
+    "nested": lambda: (batch for _, batch in enumerate(itertools.repeat(BATCH))),
+}
+ENDING = {
+    "repeat": lambda: itertools.repeat(BATCH, 2),
+    "zip": lambda: zip(itertools.repeat(BATCH[0]), [BATCH[1]] * 2),
+    "map": lambda: map(lambda batch, _: batch, itertools.cycle([BATCH]), range(2)),
+    "islice": lambda: itertools.islice(itertools.cycle([BATCH]), 2),
+    "generator": lambda: (BATCH for _ in range(2)),
+}
+
+
+@pytest.mark.parametrize("make", ENDLESS.values(), ids=ENDLESS)
+def test_endless_iterators_are_found_without_reading(make):
+    for data in (make(), make):  # an iterator, and a function that returns one
+        with pytest.raises(ValueError, match=r"itertools\.\w+, never ends.*steps_per_epoch=1000"):
+            classifier().fit(data, verbose=0)
+        with pytest.raises(ValueError, match=r"never ends.*: steps=1000"):
+            classifier().evaluate(data, verbose=0)
+        assert classifier().fit(data, steps_per_epoch=2, verbose=0).epoch == [0]
+    with pytest.raises(ValueError, match=r"never ends.*validation_steps=1000"):
+        classifier().fit(X, Y, validation_data=make, verbose=0)
+    with pytest.raises(ValueError, match=r"never ends.*: steps=1000"):
+        classifier().predict(make, verbose=0)
+
+
+@pytest.mark.parametrize("make", ENDING.values(), ids=ENDING)
+def test_iterators_that_end_are_read_to_their_end(make):
+    model = classifier()
+    model.fit(make, epochs=2, validation_data=make, verbose=0)
+    model.fit(make(), verbose=0)
+    assert model.state.step == 6
+
+
 class Ends(Dataset):
     def __len__(self):
         return 24

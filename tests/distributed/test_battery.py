@@ -180,7 +180,7 @@ def train_until_stop(cause, stopping_rank, processes):
     model = Model(mlp().double(), device="cpu").compile("sgd", "cross_entropy")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(DataLoader(TensorDataset(x, Y[:50]), 4), 5, callbacks=[callback], verbose=0)
+        model.fit(DataLoader(TensorDataset(x, Y[:50]), 4), 5, callbacks=[callback], on_interrupt="return", verbose=0)
     return model.state.step, model.history.interrupted, model.module.state_dict()
 
 

@@ -385,6 +385,8 @@ def train_until_stop(*callbacks, **options):
         model.fit(ROWS_50, 4, batch_size=4, callbacks=list(callbacks), verbose=0, **options)
     except SystemExit as exit_error:
         code = exit_error.code
+    except KeyboardInterrupt:
+        code = 130
     return model.state.step, model.history.interrupted, code, model.module.state_dict()
 
 
@@ -394,7 +396,7 @@ def test_stop_training_on_one_rank_stops_all_ranks():
     assert furthest(weights, others) == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, None), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_one_rank_stops_all_ranks(number, code):
     rank_results = run_ranks(train_until_stop, SignalRank1(number, 5))
     assert [(step, interrupted, exit_code) for step, interrupted, exit_code, _ in rank_results] == [(6, True, code)] * 2

@@ -116,7 +116,8 @@ def test_a_run_resumes_within_an_epoch(tmp_path):
         net = nn.Linear(4, 3)
         metric = EpochMetric(sk.f1_score, average="macro")
         model = Model(net, device="cpu").compile("sgd", "cross_entropy", [metric])
-        return model.fit(X, CLASSES, epochs=2, batch_size=8, resume=tmp_path / folder, callbacks=callbacks, verbose=0)
+        options = {"resume": tmp_path / folder, "on_interrupt": "return", "verbose": 0}
+        return model.fit(X, CLASSES, epochs=2, batch_size=8, callbacks=callbacks, **options)
 
     class Stop(easytorch.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

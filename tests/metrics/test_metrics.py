@@ -230,7 +230,8 @@ def test_metric_that_wraps_others_resumes_within_an_epoch(name, tmp_path):
             on_train_batch_end=lambda *_: model.state.step == stop and signal.raise_signal(signal.SIGINT)
         )
         model = compiled(1, "mse", [WRAPPERS[name]()])
-        return model.fit(X, R, batch_size=16, resume=tmp_path / folder, callbacks=[halt], verbose=0)
+        options = {"resume": tmp_path / folder, "on_interrupt": "return", "verbose": 0}
+        return model.fit(X, R, batch_size=16, callbacks=[halt], **options)
 
     uninterrupted = run("uninterrupted")
     run("resumed", stop=4)

@@ -39,8 +39,9 @@ def network():
 
 def run(model, folder, stop=None, callbacks=(), epochs=EPOCHS):
     model.fit(
-        X, Y, batch_size=8, epochs=epochs, callbacks=[*callbacks, interrupt(model, stop)], resume=folder, verbose=0
-    )
+        X, Y, batch_size=8, epochs=epochs, callbacks=[*callbacks, interrupt(model, stop)], resume=folder, verbose=0,
+        on_interrupt="return",
+    )  # fmt: skip
     return model
 
 

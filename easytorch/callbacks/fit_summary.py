@@ -1,0 +1,53 @@
+"""Best epoch of a fit, for the line at its end."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from easytorch.callbacks.base import Callback
+from easytorch.callbacks.checkpoint import ModelCheckpoint
+from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+
+class Best(NamedTuple):
+    """The best value of a fit."""
+
+    name: str
+    value: float
+    epoch: int
+
+
+def find_best(model: Model, epochs: Iterable[int], rows: Iterable[Mapping[str, Any]]) -> Best | None:
+    """Return the best value of the monitored quantity, or else of ``val_loss`` or ``loss``; None if there is none.
+
+    Args:
+        model: The model, whose callbacks determine the quantity.
+        epochs: The index of each epoch.
+        rows: The values of each epoch.
+    """
+    table = list(zip(epochs, rows, strict=True))
+    for name, mode in _list_quantities(model.callbacks.callbacks):
+        values = [Best(name, float(row[name]), epoch) for epoch, row in table if _is_number(row.get(name))]
+        if values:
+            return (min if mode == "min" else max)(values, key=lambda best: best.value)
+    return None
+
+
+def _list_quantities(callbacks: Iterable[Callback]) -> list[tuple[str, str]]:
+    """Return names and directions: what stops training, selects files, or is monitored otherwise, and then the losses."""
+    monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+    monitors = [callback for callback in monitors if not isinstance(callback, ModelCheckpoint) or callback.compares]
+    monitors.sort(
+        key=lambda callback: (not isinstance(callback, EarlyStopping), not isinstance(callback, ModelCheckpoint))
+    )
+    return [*((callback.monitor, callback.direction) for callback in monitors), ("val_loss", "min"), ("loss", "min")]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not math.isnan(value)
