@@ -93,6 +93,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def format_rate(rate: float) -> str:
+    """Return steps per second as text: ``1,234/s``, or ``0.25/s`` for a slow one."""
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+
+
 class LineDisplay(Callback):
     """Print one plain line per epoch or evaluation, without control characters."""
 
@@ -158,6 +163,27 @@ class LiveDisplay(LineDisplay, abc.ABC):
     def __init__(self) -> None:
         super().__init__()
         self.redraw_at = 0.0
+        self.pass_step, self.pass_began_at, self.fit_began_at = 0, 0.0, 0.0
+        self.pass_total: int | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Steps per second of the current pass; None if it is unknown."""
+        return self.pass_step / (time.perf_counter() - self.pass_began_at) if self.pass_step else None
+
+    @property
+    def epoch_left(self) -> float | None:
+        """Remaining seconds of the current pass; None if they are unknown."""
+        return (self.pass_total - self.pass_step) / self.rate if self.pass_total and self.rate else None
+
+    @property
+    def fit_left(self) -> float | None:
+        """Remaining seconds of the fit; None if they are unknown."""
+        if not self.is_fitting or self.epoch_left is None:
+            return None
+        state = self.model.state
+        finished = state.epoch - state.first + self.pass_step / (self.pass_total or 1)
+        return (time.perf_counter() - self.fit_began_at) * ((state.last - state.first) / finished - 1)
 
     @abc.abstractmethod
     def start_pass(self, title: str, total: int | None) -> None:
@@ -176,9 +202,15 @@ class LiveDisplay(LineDisplay, abc.ABC):
     def end_pass(self) -> None:
         """Remove the display of the pass from the screen."""
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start the clock of the fit."""
+        super().on_train_begin(logs)
+        self.fit_began_at = time.perf_counter()
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the display of the epoch."""
         super().on_epoch_begin(epoch)
+        self._start_clock(self.params["steps"])
         self.start_pass(self.title, self.params["steps"])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -200,6 +232,7 @@ class LiveDisplay(LineDisplay, abc.ABC):
     def on_test_begin(self, logs: Any = None) -> None:
         """Start the display of a validation or an evaluation."""
         super().on_test_begin(logs)
+        self._start_clock(self.params["test_steps"])
         self.start_pass(f"{self.title} validation" if self.is_fitting else "Evaluating", self.params["test_steps"])
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -214,6 +247,7 @@ class LiveDisplay(LineDisplay, abc.ABC):
 
     def on_predict_begin(self, logs: Any = None) -> None:
         """Start the display of a prediction."""
+        self._start_clock(self.params["test_steps"])
         self.start_pass("Predicting", self.params["test_steps"])
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -225,7 +259,11 @@ class LiveDisplay(LineDisplay, abc.ABC):
         """Remove the display."""
         self.end_pass()
 
+    def _start_clock(self, total: int | None) -> None:
+        self.pass_step, self.pass_total, self.pass_began_at = 0, total, time.perf_counter()
+
     def _redraw(self, step: int, logs: Any) -> None:
+        self.pass_step = step
         started_at = time.perf_counter()
         self.draw(step, dict(logs.items()))
         ended_at = time.perf_counter()
