@@ -58,7 +58,7 @@ from easytorch.training.session import (
     update_session,
 )
 from easytorch.training.state import TrainState
-from easytorch.training.summary import print_summary
+from easytorch.training.summary import format_model, print_summary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -644,6 +644,10 @@ class Model:
             status = f"{type(self.optimizer).__name__} on {self.loss!r}"
         epochs = f"{self.state.epoch} epoch{'s' * (self.state.epoch != 1)}"
         return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {status}, {epochs})"
+
+    def _repr_html_(self) -> str:
+        """Return a small table for a notebook."""
+        return format_model(self)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

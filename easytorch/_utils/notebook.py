@@ -1,11 +1,72 @@
-"""Detection of a notebook."""
+"""Outputs of notebook cells."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 
 def in_notebook() -> bool:
-    """Return whether the program runs in a Jupyter kernel."""
-    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
-    return type(get_shell()).__name__ == "ZMQInteractiveShell"
+    """Return whether the program runs in a Jupyter kernel, also in one of another vendor, such as Colab."""
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(_get_shell()).__mro__)
+
+
+class Output:
+    """An output of the running cell, whose content can be replaced."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the notebook has the output."""
+        return self.handle is not None
+
+    def show(self, page: str, text: str = "") -> None:
+        """Show the HTML ``page``; frontends without HTML show ``text``."""
+        from IPython.display import display
+
+        bundle = {"text/html": page, "text/plain": text}
+        if self.handle is None:
+            self.handle = display(bundle, raw=True, display_id=True)
+        else:
+            self.handle.update(bundle, raw=True)
+
+
+class ShownNumbers:
+    """Numbers that outputs of the running cell show, so that a value of the cell does not repeat them."""
+
+    def __init__(self) -> None:
+        self._cell: int | None = None
+        self._entries: list[tuple[object, Callable[[], None]]] = []
+
+    def add(self, numbers: object, remove: Callable[[], None]) -> None:
+        """Record that an output of the running cell shows ``numbers``, and that ``remove`` deletes its content."""
+        self._start_cell()
+        self._entries.append((numbers, remove))
+
+    def contain(self, numbers: object) -> bool:
+        """Return whether an output of the running cell shows ``numbers``."""
+        self._start_cell()
+        return any(shown is numbers for shown, _ in self._entries)
+
+    def remove(self, numbers: object) -> None:
+        """Delete the content of the outputs of the running cell that show ``numbers``."""
+        self._start_cell()
+        for shown, remove in self._entries:
+            if shown is numbers:
+                remove()
+        self._entries = [entry for entry in self._entries if entry[0] is not numbers]
+
+    def _start_cell(self) -> None:
+        cell = getattr(_get_shell(), "execution_count", None)
+        if cell != self._cell:
+            self._cell, self._entries = cell, []
+
+
+SHOWN_NUMBERS = ShownNumbers()
+
+
+def _get_shell() -> Any:
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

@@ -8,6 +8,7 @@ from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
 from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
 from easytorch.callbacks.every import Every
+from easytorch.callbacks.live_plot import LivePlot
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from easytorch.callbacks.nan import TerminateOnNaN
@@ -25,6 +26,7 @@ __all__ = [
     "LRScheduler",
     "LambdaCallback",
     "LearningRateScheduler",
+    "LivePlot",
     "ModelCheckpoint",
     "Monitor",
     "OptunaPruning",
