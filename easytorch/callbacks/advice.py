@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from easytorch._utils import torch_private
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
+from easytorch._utils.timer import compute_fractions
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, has_hook
 from easytorch.callbacks.nan import TerminateOnNaN
@@ -329,7 +330,8 @@ class AdviseOnSlowData(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Check how long the epoch waited for data."""
-        seconds, share = self.model.history.seconds[-1]["data"], self.model.history.time_fractions[-1]["data"]
+        parts = self.model.history.seconds[-1]
+        seconds, share = parts["data"], compute_fractions(parts)["data"]
         if self.has_advised or share <= self.MIN_SHARE or seconds <= self.MIN_SECONDS or self.model.train_data is None:
             return
         if advice := self.model.train_data.data_loading_advice(self.model.device):

@@ -180,7 +180,7 @@ class NotebookDisplay(LiveDisplay):
             facts.append(f"fit: {self._format_times(elapsed, self.fit_left)}")
         text = escape_text("  ·  ".join([*facts, *([self.values] if self.values else [])]))
         bar = f'<progress{size} style="width:12em;vertical-align:middle"></progress>'
-        return f'<div style="white-space:pre-wrap"><b>{escape_text(self.heading)}</b>  {bar}  {text}</div>'
+        return f'<div style="white-space:pre-wrap">{bar}  <b>{escape_text(self.heading)}</b>  {text}</div>'
 
     def _format_times(self, elapsed: str, seconds_left: float | None) -> str:
         return (

@@ -13,6 +13,7 @@ from typing import Any
 from easytorch._utils.notebook import in_notebook
 from easytorch._utils.paths import printable
 from easytorch._utils.registry import did_you_mean
+from easytorch._utils.timer import compute_fractions
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
 
@@ -130,7 +131,7 @@ class LineDisplay(Callback):
         """Print the line of the epoch."""
         steps = f"{self.step} step" + "s" * (self.step != 1)
         line = f"{self.title}  {steps}  {self._format_elapsed()}  {format_logs(logs or {})}"
-        self.print_line(line, format_shares(self.model.history.time_fractions[-1]))
+        self.print_line(line, format_shares(compute_fractions(self.model.history.seconds[-1])))
 
     def on_train_end(self, logs: Any = None) -> None:
         """Record that the fit has ended."""
