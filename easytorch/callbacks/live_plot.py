@@ -53,6 +53,8 @@ class LivePlot(Callback):
                 f"LivePlot cannot write {str(path)!r}: the name must end in one of {', '.join(f'.{name}' for name in formats)}. "
                 "Pass path='curves.png'."
             )
+        self.handle: Any = None
+        self.redraw_at, self.is_current = 0.0, True
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the names, and create the folder of the file."""
@@ -60,8 +62,7 @@ class LivePlot(Callback):
             check_log_name(name, "LivePlot plots", self.model)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handle: Any = None
-        self.redraw_at, self.is_current = 0.0, True
+        self.handle, self.redraw_at = None, 0.0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Draw the curves, if it is due."""

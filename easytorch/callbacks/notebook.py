@@ -69,7 +69,7 @@ class NotebookDisplay(LiveDisplay):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Remove the bar, and retain the row of an unfinished epoch."""
-        if self.live_row and self.step:
+        if self.live_row and self.model.state.epoch_step:
             title = f"{self.live_row['epoch']}, {self._describe_stop()}"
             self._add_row(self.live_row | {"epoch": title, "time": self._format_elapsed()})
         self.live_row, self.heading = {}, ""
@@ -86,7 +86,7 @@ class NotebookDisplay(LiveDisplay):
     def _describe_stop(self) -> str:
         if self.is_validating:
             return "stopped in the validation"
-        return f"stopped at {_format_position(self.step, self.params['steps'])}"
+        return f"stopped at {_format_position(self.model.state.epoch_step, self.params['steps'])}"
 
     # Evaluations and predictions
 
