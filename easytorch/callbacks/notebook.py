@@ -9,7 +9,15 @@ from typing import Any
 
 from easytorch._utils.html_table import MAX_EPOCHS, escape_text, format_epochs
 from easytorch._utils.notebook import SHOWN_NUMBERS, Output
-from easytorch.callbacks.progress import LiveDisplay, format_duration, format_logs, format_number, format_rate
+from easytorch._utils.timer import compute_fractions
+from easytorch.callbacks.progress import (
+    LiveDisplay,
+    format_duration,
+    format_logs,
+    format_number,
+    format_rate,
+    format_shares,
+)
 
 
 class NotebookDisplay(LiveDisplay):
@@ -32,8 +40,10 @@ class NotebookDisplay(LiveDisplay):
         self.heading = ""
         self.total: int | None = None
         self.position = 0
-        self.values, self.notes = "", dict[str, str]()
-        self.is_validating = False
+        # The values of an evaluation, and lines below the table.
+        self.values, self.shares, self.notes = "", "", list[str]()
+        # "val_" in the validation of a fit.
+        self.prefix = ""
         self.shown_logs: Any = None
 
     # A fit
@@ -48,7 +58,7 @@ class NotebookDisplay(LiveDisplay):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the row of the epoch."""
         super().on_epoch_begin(epoch, logs)
-        self.is_validating = False
+        self.prefix = ""
         self.position = self.model.state.epoch_step
         self.live_row = {"epoch": f"{epoch + 1}/{self.params['epochs']}"}
         if not self.output.is_shown:
@@ -58,12 +68,14 @@ class NotebookDisplay(LiveDisplay):
         """Finish the row of the epoch."""
         self._add_row({"epoch": self.live_row["epoch"], "time": self._format_elapsed()} | _format_values(logs or {}))
         self.shown_logs = logs
+        self.shares = f"{self.title}: {format_shares(compute_fractions(self.model.history.seconds[-1]))}"
         super().on_epoch_end(epoch, logs)
         if time.perf_counter() >= self.redraw_at:
             self._show()
 
     def on_interrupt(self) -> None:
         """Read the values of the unfinished epoch."""
+        super().on_interrupt()
         if self.live_row:
             self.live_row |= _format_values(self.model.metrics.logs)
 
@@ -84,7 +96,7 @@ class NotebookDisplay(LiveDisplay):
         self.live_row = {}
 
     def _describe_stop(self) -> str:
-        if self.is_validating:
+        if self.prefix:
             return "stopped in the validation"
         return f"stopped at {_format_position(self.model.state.epoch_step, self.params['steps'])}"
 
@@ -93,7 +105,7 @@ class NotebookDisplay(LiveDisplay):
     def on_test_begin(self, logs: Any = None) -> None:
         """Start the display of a validation or an evaluation."""
         super().on_test_begin(logs)
-        self.is_validating = self.is_fitting
+        self.prefix = "val_" if self.is_fitting else ""
 
     def on_test_end(self, logs: Any = None) -> None:
         """Show the result of an evaluation."""
@@ -110,8 +122,9 @@ class NotebookDisplay(LiveDisplay):
 
     def on_exception(self, error: BaseException) -> None:
         """Replace the bar of an evaluation or prediction by the position of the error."""
+        super().on_exception(error)
         if not self.is_fitting and self.output.is_shown:
-            self.notes["stop"] = f"{self.heading}: stopped at {_format_position(self.position, self.total)}"
+            self.notes.append(f"{self.heading}: stopped at {_format_position(self.position, self.total)}")
             self.heading = ""
             self._show()
 
@@ -128,7 +141,7 @@ class NotebookDisplay(LiveDisplay):
         """Show the values so far."""
         self.position = step
         if self.is_fitting:
-            self.live_row |= _format_values(logs, "val_" if self.is_validating else "")
+            self.live_row |= _format_values(logs, self.prefix)
         else:
             self.values = format_logs(logs)
         self._show()
@@ -139,11 +152,9 @@ class NotebookDisplay(LiveDisplay):
             self.heading = ""
 
     def print_line(self, line: str, note: str = "") -> None:
-        """Show the ``note`` of an epoch, whose line is a row, or a line without a note, below the table."""
-        if note:
-            self.notes["epoch"] = f"{self.title}: {note}"
-        else:
-            self.notes[line] = line
+        """Show ``line`` below the table, unless it is that of an epoch, which has a row."""
+        if not self.is_fitting:
+            self.notes.append(line)
 
     # The page
 
@@ -162,12 +173,15 @@ class NotebookDisplay(LiveDisplay):
         rows = [*self.rows, *([self.live_row | {"time": self._format_elapsed()}] if self.live_row else [])]
         if rows:
             parts.append(format_epochs(rows, self.columns, self.row_count + len(rows) - len(self.rows)))
-        parts += [f"<div>{escape_text(note)}</div>" for note in self.notes.values()]
+        parts += [f"<div>{escape_text(note)}</div>" for note in self._list_notes()]
         return "".join(parts)
 
     def _format_text(self) -> str:
         row = self.live_row or (self.rows[-1] if self.rows else {})
-        return "  ".join([*map(" ".join, row.items()), *self.notes.values()])
+        return "  ".join([*map(" ".join, row.items()), *self._list_notes()])
+
+    def _list_notes(self) -> list[str]:
+        return [*([self.shares] if self.shares else []), *self.notes]
 
     def _format_bar(self) -> str:
         size = f' value="{self.position}" max="{self.total}"' if self.total else ""
