@@ -166,7 +166,8 @@ class Model:
             callbacks: Objects that are called during training; see ``easytorch.callbacks``.
             resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
             on_interrupt: Ctrl-C ends training after the current update. Then ``"return"`` the history, or ``"raise"``.
-            verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal and lines elsewhere; 2 one line per epoch.
+            verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal, a bar and a table in a notebook, and lines
+                elsewhere; 2 one line per epoch.
 
         Raises:
             RuntimeError: If the model has no optimizer.
