@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -39,30 +40,39 @@ class ShownNumbers:
 
     def __init__(self) -> None:
         self._cell: int | None = None
-        self._entries: list[tuple[object, Callable[[], None]]] = []
+        self._entries: list[tuple[Callable[[], object], Output]] = []
 
-    def add(self, numbers: object, remove: Callable[[], None]) -> None:
-        """Record that an output of the running cell shows ``numbers``, and that ``remove`` deletes its content."""
+    def add(self, numbers: object, output: Output) -> None:
+        """Record that ``output``, of the running cell, shows ``numbers``."""
         self._start_cell()
-        self._entries.append((numbers, remove))
+        self._entries.append((_refer_to(numbers), output))
 
     def contain(self, numbers: object) -> bool:
         """Return whether an output of the running cell shows ``numbers``."""
-        self._start_cell()
-        return any(shown is numbers for shown, _ in self._entries)
+        return bool(self._find(numbers))
 
     def remove(self, numbers: object) -> None:
         """Delete the content of the outputs of the running cell that show ``numbers``."""
+        for output in self._find(numbers):
+            output.show("")
+        self._entries = [entry for entry in self._entries if entry[0]() is not numbers]
+
+    def _find(self, numbers: object) -> list[Output]:
         self._start_cell()
-        for shown, remove in self._entries:
-            if shown is numbers:
-                remove()
-        self._entries = [entry for entry in self._entries if entry[0] is not numbers]
+        return [output for refer, output in self._entries if refer() is numbers]
 
     def _start_cell(self) -> None:
         cell = getattr(_get_shell(), "execution_count", None)
         if cell != self._cell:
             self._cell, self._entries = cell, []
+
+
+def _refer_to(numbers: object) -> Callable[[], object]:
+    """Return a function that returns ``numbers``, without holding an object that may hold a model."""
+    try:
+        return weakref.ref(numbers)
+    except TypeError:  # a dict
+        return lambda: numbers
 
 
 SHOWN_NUMBERS = ShownNumbers()

@@ -88,7 +88,7 @@ class NotebookDisplay(LiveDisplay):
         super().on_train_end(logs)
         if self.output.is_shown:
             self._show()
-        SHOWN_NUMBERS.add(self.shown_logs, self._clear)
+        SHOWN_NUMBERS.add(self.shown_logs, self.output)
 
     def _add_row(self, row: dict[str, str]) -> None:
         self.rows.append(row)
@@ -112,7 +112,7 @@ class NotebookDisplay(LiveDisplay):
         super().on_test_end(logs)
         if not self.is_fitting:
             self._show()
-            SHOWN_NUMBERS.add(logs, self._clear)
+            SHOWN_NUMBERS.add(logs, self.output)
 
     def on_predict_end(self, logs: Any = None) -> None:
         """Remove the bar."""
@@ -164,9 +164,6 @@ class NotebookDisplay(LiveDisplay):
         self.output.show(self._format_page(), self._format_text())
         ended_at = time.perf_counter()
         self.redraw_at = ended_at + max(self.INTERVAL, self.PAUSE_FACTOR * (ended_at - started_at))
-
-    def _clear(self) -> None:
-        self.output.show("")
 
     def _format_page(self) -> str:
         parts = [self._format_bar()] if self.heading else []

@@ -61,7 +61,7 @@ def format_model(model: Model) -> str:
 def _show_in_cell(table: Any) -> None:
     output = Output()
     output.show(table._repr_html_(), str(table))
-    SHOWN_NUMBERS.add(table, lambda: output.show(""))
+    SHOWN_NUMBERS.add(table, output)
 
 
 def _summarize_last_fit(model: Model, **options: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
+import weakref
 
 import pytest
 import torch
@@ -304,6 +306,17 @@ def test_values_outside_of_a_notebook_are_the_same_tables():
     history = fit(2, verbose=0)
     assert len(rows(history._repr_html_())) == 2
     assert Model(mlp(), device="cpu").history._repr_html_() is None
+
+
+def test_outputs_do_not_hold_a_model_that_was_deleted(notebook):
+    model = compiled_model()
+    fit(1, model=model)
+    model.evaluate(X, Y)
+    model.summary(X)
+    module = weakref.ref(model.module)
+    del model
+    gc.collect()
+    assert module() is None
 
 
 def test_tables_escape_names_and_have_no_colors(notebook):
