@@ -330,8 +330,8 @@ class AdviseOnSlowData(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Check how long the epoch waited for data."""
-        parts = self.model.history.seconds[-1]
-        seconds, share = parts["data"], compute_fractions(parts)["data"]
+        epoch_seconds = self.model.history.seconds[-1]
+        seconds, share = epoch_seconds["data"], compute_fractions(epoch_seconds)["data"]
         if self.has_advised or share <= self.MIN_SHARE or seconds <= self.MIN_SECONDS or self.model.train_data is None:
             return
         if advice := self.model.train_data.data_loading_advice(self.model.device):

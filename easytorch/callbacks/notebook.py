@@ -124,7 +124,7 @@ class NotebookDisplay(LiveDisplay):
         """Replace the bar of an evaluation or prediction by the position of the error."""
         super().on_exception(error)
         if not self.is_fitting and self.output.is_shown:
-            self.notes.append(f"{self.heading}: stopped at {_format_position(self.position, self.total)}")
+            self.notes.append(f"{self.heading}  stopped at {_format_position(self.position, self.total)}")
             self.heading = ""
             self._show()
 
