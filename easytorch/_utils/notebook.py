@@ -26,13 +26,17 @@ class Output:
 
     def show(self, page: str, text: str = "") -> None:
         """Show the HTML ``page``; frontends without HTML show ``text``."""
+        self.show_value({"text/html": page, "text/plain": text}, raw=True)
+
+    def show_value(self, value: Any, **options: Any) -> None:
+        """Show ``value`` as IPython does; ``options`` are those of ``IPython.display.display``."""
         from IPython.display import display
 
-        bundle = {"text/html": page, "text/plain": text}
+        show: Any = display
         if self.handle is None:
-            self.handle = display(bundle, raw=True, display_id=True)
+            self.handle = show(value, display_id=True, **options)
         else:
-            self.handle.update(bundle, raw=True)
+            self.handle.update(value, **options)
 
 
 class ShownNumbers:

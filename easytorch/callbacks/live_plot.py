@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from easytorch._utils.notebook import in_notebook
+from easytorch._utils.notebook import Output, in_notebook
 from easytorch._utils.paths import to_absolute_path
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import check_log_name
@@ -53,7 +53,7 @@ class LivePlot(Callback):
                 f"LivePlot cannot write {str(path)!r}: the name must end in one of {', '.join(f'.{name}' for name in formats)}. "
                 "Pass path='curves.png'."
             )
-        self.handle: Any = None
+        self.output = Output()
         self.redraw_at, self.is_current = 0.0, True
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -62,7 +62,7 @@ class LivePlot(Callback):
             check_log_name(name, "LivePlot plots", self.model)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handle, self.redraw_at = None, 0.0
+        self.output, self.redraw_at = Output(), 0.0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Draw the curves, if it is due."""
@@ -83,18 +83,10 @@ class LivePlot(Callback):
             return
         figure = history.plot(*names, path=self.path, show=False)
         if in_notebook():
-            self._display(figure)
+            self.output.show_value(figure)
         ended_at = time.perf_counter()
         self.redraw_at = ended_at + max(self.INTERVAL, self.PAUSE_FACTOR * (ended_at - started_at))
         self.is_current = True
-
-    def _display(self, figure: Any) -> None:
-        from IPython.display import display
-
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
 
 
 def _find_file_formats() -> list[str]:

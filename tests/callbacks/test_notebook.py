@@ -152,7 +152,7 @@ def stop_at(epoch, batch, error=None):
     """Return a callback that presses Ctrl-C, or raises ``error``, after a batch of an epoch."""
     position = {"epoch": -1}
 
-    def begin(index, logs):
+    def start(index, logs):
         position["epoch"] = index
 
     def stop(index, logs):
@@ -161,7 +161,7 @@ def stop_at(epoch, batch, error=None):
                 raise error
             os.kill(os.getpid(), signal.SIGINT)
 
-    return LambdaCallback(on_epoch_begin=begin, on_train_batch_end=stop)
+    return LambdaCallback(on_epoch_begin=start, on_train_batch_end=stop)
 
 
 def test_the_row_of_an_interrupted_epoch_stays(notebook, clock):
