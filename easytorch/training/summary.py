@@ -15,6 +15,7 @@ from easytorch._utils import train_mode
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.html_table import format_pairs, format_table
 from easytorch._utils.notebook import SHOWN_NUMBERS, Output, in_notebook
+from easytorch._utils.paths import printable
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.arrays import as_predict_data
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from easytorch.model import Model
 
 LINE_WIDTH = 80  # characters of a printed line
+MAX_FACT = 100  # characters of a loss in a table
 
 
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
@@ -45,17 +47,27 @@ def print_summary(model: Model, x: Any, **options: Any) -> Any:
 
 def format_model(model: Model) -> str:
     """Return the parts of ``model`` and its position in training as an HTML table."""
-    count = sum(parameter.numel() for parameter in model.module.parameters())
-    facts = {"module": f"{type(model.module).__name__}, {count:,} parameters", "device": str(model.device)}
+    facts = {"module": f"{type(model.module).__name__}, {_describe_size(model.module)}", "device": str(model.device)}
     if model.compile_args is None:
         facts["optimizer"] = "none, since compile() was not called"
     else:
-        facts |= {"loss": repr(model.loss), "metrics": ", ".join(model.metrics.names) or "none", "optimizer": "none"}
+        facts |= {
+            "loss": printable(repr(model.loss), MAX_FACT),
+            "metrics": ", ".join(model.metrics.names) or "none",
+            "optimizer": "none",
+        }
     if model.optimizer is not None:
         rates = ", ".join(f"{name} {rate:.4g}" for name, rate in learning_rates(model.optimizer).items())
         facts["optimizer"] = f"{type(model.optimizer).__name__}, {rates}"
     facts["trained"] = f"{model.state.epoch:,} epochs, {model.state.step:,} updates"
     return format_pairs(facts, type(model).__name__)
+
+
+def _describe_size(module: nn.Module) -> str:
+    parameters = list(module.parameters())
+    if any(map(nn.parameter.is_lazy, parameters)):
+        return "of a size that the first batch decides"
+    return f"{sum(parameter.numel() for parameter in parameters):,} parameters"
 
 
 def _show_in_cell(table: Any) -> None:
@@ -169,7 +181,8 @@ def _format_layers(table: Any) -> str:
     names = rows.pop(0)
     frozen = table.total_params - table.trainable_params
     title = f"{table.total_params:,} parameters: {table.trainable_params:,} trainable, {frozen:,} not"
-    return format_table([dict(zip(names, row, strict=True)) for row in rows], names, title)
+    layers = format_table([dict(zip(names, row, strict=True)) for row in rows], names, title)
+    return f'<div style="max-height:40em;overflow:auto">{layers}</div>'
 
 
 def estimate_memory(

@@ -303,6 +303,10 @@ def test_a_model_without_compile_is_a_table_too():
     assert "compile() was not called" in Model(mlp(), device="cpu")._repr_html_()
 
 
+def test_a_model_with_lazy_layers_is_a_table_too():
+    assert "first batch decides" in Model(nn.Sequential(nn.LazyLinear(3)), device="cpu")._repr_html_()
+
+
 def test_values_outside_of_a_notebook_are_the_same_tables():
     history = fit(2, verbose=0)
     assert len(rows(history._repr_html_())) == 2
