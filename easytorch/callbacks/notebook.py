@@ -170,7 +170,7 @@ class NotebookDisplay(LiveDisplay):
         rows = [*self.rows, *([self.live_row | {"time": self._format_elapsed()}] if self.live_row else [])]
         if rows:
             parts.append(format_epochs(rows, self.columns, self.row_count + len(rows) - len(self.rows)))
-        parts += [f"<div>{escape_text(note)}</div>" for note in self._list_notes()]
+        parts += [f'<div style="white-space:pre-wrap">{escape_text(note)}</div>' for note in self._list_notes()]
         return "".join(parts)
 
     def _format_text(self) -> str:

@@ -134,7 +134,7 @@ def test_a_table_shows_the_last_epochs_and_the_number_of_the_others(notebook, cl
 
 def test_a_table_has_where_the_time_of_the_last_epoch_went(notebook):
     fit(2)
-    assert re.search(r"<div>Epoch 2/2: data \d+%, model \d+%, optimizer \d+%, rest \d+%</div>", notebook.page)
+    assert re.search(r"<div[^>]*>Epoch 2/2: data \d+%, model \d+%, optimizer \d+%, rest \d+%</div>", notebook.page)
 
 
 def test_no_epoch_is_in_a_table_twice(notebook, clock):
@@ -208,7 +208,7 @@ def test_a_row_that_a_later_fit_stops_is_no_row_of_the_history(notebook):
 def test_an_evaluation_leaves_one_line(notebook, clock):
     scores = compiled_model().evaluate(X, Y, batch_size=8, callbacks=[clock.after_batches(0.4)])
     line = f"Evaluated on the given data  1.6 s  loss {scores.loss:.4f}  accuracy {scores.accuracy:.4f}"
-    assert notebook.page == f"<div>{line}</div>"
+    assert re.fullmatch(r"<div[^>]*>(.*)</div>", notebook.page)[1] == line
     assert any('<progress value="2" max="4"' in page and "<b>Evaluating</b>" in page for page in notebook.pages)
 
 
@@ -231,7 +231,7 @@ def test_a_failed_evaluation_shows_where_it_stopped(notebook, clock):
     callbacks = [clock.after_batches(0.6), LambdaCallback(on_test_batch_end=fail)]
     with pytest.raises(RuntimeError, match="broken"):
         compiled_model().evaluate(X, Y, batch_size=8, callbacks=callbacks)
-    assert notebook.page.startswith("<div>Evaluating  stopped at 3/4")
+    assert re.match(r"<div[^>]*>Evaluating  stopped at 3/4", notebook.page)
     assert "<progress" not in notebook.page
 
 

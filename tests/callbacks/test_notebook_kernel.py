@@ -163,6 +163,7 @@ def test_4000_epochs_send_little_and_store_little(results):
     assert "... 3,980 earlier epochs: history.to_frame()" in many.pages[0]
     assert many.sent < 2_000_000
     assert many.stored < 10_000
+    print(f"4,000 epochs: {many.messages} updates, {many.sent:,} bytes sent, {many.stored:,} bytes stored")
 
 
 def test_live_curves_are_one_image_below_the_table(results):
