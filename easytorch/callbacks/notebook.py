@@ -185,18 +185,18 @@ class NotebookDisplay(LiveDisplay):
         facts = [_format_position(self.position, self.total)]
         if self.rate is not None:
             facts.append(format_rate(self.rate))
-        facts.append(self._format_times(self._format_elapsed(), self.epoch_left))
+        facts.append(_format_times(self._format_elapsed(), self.epoch_left))
         if self.is_fitting:
             elapsed = format_duration(time.perf_counter() - self.fit_started_at)
-            facts.append(f"fit: {self._format_times(elapsed, self.fit_left)}")
+            facts.append(f"fit: {_format_times(elapsed, self.fit_left)}")
         text = escape_text("  ·  ".join([*facts, *([self.values] if self.values else [])]))
         bar = f'<progress{size} style="width:12em;vertical-align:middle"></progress>'
         return f'<div style="white-space:pre-wrap">{bar}  <b>{escape_text(self.heading)}</b>  {text}</div>'
 
-    def _format_times(self, elapsed: str, seconds_left: float | None) -> str:
-        return (
-            f"{elapsed} elapsed" if seconds_left is None else f"{elapsed} elapsed, {format_duration(seconds_left)} left"
-        )
+
+def _format_times(elapsed: str, seconds_left: float | None) -> str:
+    left = "" if seconds_left is None else f", {format_duration(seconds_left)} left"
+    return f"{elapsed} elapsed{left}"
 
 
 def _format_position(step: int, total: int | None) -> str:
