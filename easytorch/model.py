@@ -60,7 +60,7 @@ from easytorch.training.session import (
     update_session,
 )
 from easytorch.training.state import TrainState
-from easytorch.training.summary import print_summary
+from easytorch.training.summary import format_model, print_summary
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -191,7 +191,8 @@ class Model:
             resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
             on_interrupt: Ctrl-C ends training after the current update. Then ``"raise"`` a ``KeyboardInterrupt``, or ``"return"``
                 the history. By default return it in an interactive session (Jupyter, a prompt), and raise in a script.
-            verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal and lines elsewhere; 2 one line per epoch.
+            verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal, a bar and a table in a notebook, and lines
+                elsewhere; 2 one line per epoch.
 
         Raises:
             RuntimeError: If the model has no optimizer.
@@ -753,6 +754,10 @@ class Model:
             status = f"{title} on {self.loss!r}"
         epochs = f"{self.state.epoch} epoch{'s' * (self.state.epoch != 1)}"
         return f"{type(self).__name__}({type(self.module).__name__} on {self.device}, {status}, {epochs})"
+
+    def _repr_html_(self) -> str:
+        """Return a small table for a notebook."""
+        return format_model(self)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

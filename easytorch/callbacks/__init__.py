@@ -9,6 +9,7 @@ from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
 from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.freeze import Freeze
+from easytorch.callbacks.live_plot import LivePlot
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from easytorch.callbacks.nan import TerminateOnNaN
@@ -27,6 +28,7 @@ __all__ = [
     "LRScheduler",
     "LambdaCallback",
     "LearningRateScheduler",
+    "LivePlot",
     "ModelCheckpoint",
     "Monitor",
     "OptunaPruning",

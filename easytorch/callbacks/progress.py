@@ -1,10 +1,9 @@
-"""Progress of a run: a live bar, plain lines, or a table in a notebook."""
+"""Progress of a run: a live bar in a terminal, or plain lines."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
-import html
 import math
 import numbers
 import sys
@@ -40,7 +39,7 @@ def progress_callbacks(verbose: int | str) -> list[Callback]:
     if verbose not in VERBOSE:
         raise ValueError(
             f"Unknown verbose {verbose!r}.{did_you_mean(verbose, VERBOSE)} Pass 0 (nothing), 1 or 'auto' (a live bar in a "
-            "terminal, lines elsewhere), or 2 (one line per epoch)."
+            "terminal, lines elsewhere), or 2 (one line per epoch). For live curves in a notebook, pass callbacks=[LivePlot()]."
         )
     if verbose == 0:
         return []
@@ -48,7 +47,10 @@ def progress_callbacks(verbose: int | str) -> list[Callback]:
     if verbose == 2:
         display = LineDisplay()
     elif in_notebook():
-        display = NotebookTable()
+        # That module imports this one.
+        from easytorch.callbacks.notebook import NotebookDisplay
+
+        display = NotebookDisplay()
     else:
         display = ProgressBar() if _in_terminal() else LineDisplay()
     return [display, AdviseOnSlowData()]
@@ -563,62 +565,3 @@ class ProgressBar(LiveDisplay):
             text = f"  {epoch or f'{fit} left'}" if epoch or fit else ""
             return [text, text, text, ""]
         return [f"  epoch {epoch}, {fit} left", f"  {epoch}, {fit}", f"  {epoch}", ""]
-
-
-class NotebookTable(LiveDisplay):
-    """HTML table in a notebook with one row per epoch; the last row is live."""
-
-    INTERVAL = 0.5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[dict[str, str]] = []
-        self.handle: Any = None
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Start a new table."""
-        super().on_train_begin(logs)
-        self.rows, self.handle = [], None
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Add the row of the epoch."""
-        self.rows.append({"": self.title, "time": self._format_elapsed()} | _format_values(logs or {}))
-        self._show(self.rows)
-
-    def start_pass(self, title: str, total: int | None) -> None:
-        """Start a pass."""
-        self.heading, self.total = title, total
-        self.redraw_at = time.perf_counter() + self.INTERVAL
-
-    def draw(self, step: int, logs: dict[str, float]) -> None:
-        """Show the live row."""
-        progress = f"{step}/{self.total}" if self.total else str(step)
-        self._show([*self.rows, {"": f"{self.heading}, step {progress}"} | _format_values(logs)])
-
-    def end_pass(self) -> None:
-        """Remove the live row."""
-        if self.handle is not None:
-            self._show(self.rows)
-
-    def _show(self, rows: list[dict[str, str]]) -> None:
-        from IPython.display import HTML, display
-
-        page = HTML(format_html_table(rows))
-        if self.handle is None:
-            self.handle = display(page, display_id=True)
-        else:
-            self.handle.update(page)
-
-
-def format_html_table(rows: list[dict[str, str]]) -> str:
-    """Return ``rows`` as an HTML table with one column per name."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(row.get(name, ''))}</td>" for name in names) + "</tr>" for row in rows
-    )
-    return f'<table class="easytorch"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _format_values(logs: Mapping[str, float]) -> dict[str, str]:
-    return {name: format_number(name, value) for name, value in logs.items()}

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
+from easytorch._utils.html_table import MAX_EPOCHS, format_epochs, format_pairs
+from easytorch._utils.notebook import SHOWN_NUMBERS, in_notebook
 from easytorch._utils.paths import printable, to_path
 from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.timer import PARTS, Timer, compute_fractions
+from easytorch.callbacks.progress import format_number
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -195,43 +198,56 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             raise ImportError("History.to_frame() needs pandas: pip install pandas") from error
         return pandas.DataFrame(self.rows, index=pandas.Index(self.epoch, name="epoch"))
 
-    def plot(self, *names: str | Sequence[str], path: str | Path | None = None) -> Any:
+    def plot(self, *names: str | Sequence[str], path: str | Path | None = None, show: bool | None = None) -> Any:
         """Plot values over the epochs, training and validation in one panel.
 
+        A notebook shows the figure once: as the value of the cell, by ``plt.show()``, or at the end of the cell. In a script,
+        ``plt.show()`` opens its window.
+
         Args:
-            names: The values to plot, for example ``plot("loss", "accuracy")``; all by default.
+            names: The values to plot, for example ``plot("loss", "accuracy")``; all numbers by default.
             path: File to write the figure to; None writes no file.
+            show: Whether the notebook or ``plt.show()`` shows the figure; pyplot then holds it until it is closed. By default
+                yes, except in a script that passes ``path``.
 
         Returns:
-            The matplotlib figure. No window is opened.
+            The matplotlib figure.
 
         Raises:
+            ImportError: If matplotlib is not installed.
             KeyError: If the history has no value of that name.
+            ValueError: If no epoch has ended yet.
+
+        Examples:
+            >>> history.plot("loss", path="loss.png")
+            >>> history.plot().axes[0].set_yscale("log")
         """
         try:
-            from matplotlib.figure import Figure
+            from easytorch.training import curves
         except ImportError as error:
             raise ImportError("History.plot() needs matplotlib: pip install matplotlib") from error
+        if not self.rows:
+            raise ValueError("The history has nothing to plot, because no epoch has ended yet. Call model.fit() first.")
         panels = self._panel_names(names)
-        figure = Figure(figsize=(4.5 * max(len(panels), 1), 3.2), layout="constrained")
+        figure = curves.create_figure(len(panels), show=in_notebook() or path is None if show is None else show)
         for i, name in enumerate(panels):
+            points = {"training": self._points(name), "validation": self._points(f"val_{name}")}
             axes = figure.add_subplot(1, len(panels), i + 1)
-            for key, label in ((name, "training"), (f"val_{name}", "validation")):
-                points = [(epoch + 1, row[key]) for epoch, row in zip(self.epoch, self.rows, strict=True) if key in row]
-                if points:
-                    axes.plot(*zip(*points, strict=True), marker=".", label=label)
-            axes.set_xlabel("epoch")
-            axes.set_title(name)
-            axes.legend()
+            curves.draw_panel(axes, name, {label: values for label, values in points.items() if values})
         if path is not None:
             figure.savefig(to_path(path), dpi=150)
         return figure
+
+    def _points(self, name: str) -> list[tuple[int, float]]:
+        """Return each epoch, counted from 1, in which ``name`` was measured, and its value."""
+        return [(epoch + 1, row[name]) for epoch, row in zip(self.epoch, self.rows, strict=True) if name in row]
 
     def _panel_names(self, names: Iterable[Any]) -> list[str]:
         """Return the title of each panel for ``names``, which may contain lists."""
         values = self.history
         if not names:
-            return list(dict.fromkeys(name.removeprefix("val_") for name in values if name != "lr"))
+            numeric = [name for name in values if all(isinstance(value, numbers.Real) for value in values[name])]
+            return list(dict.fromkeys(name.removeprefix("val_") for name in numeric if name != "lr"))
         flat = [str(name) for entry in names for name in ([entry] if isinstance(entry, (str, Path)) else entry)]
         for name in flat:
             if name not in values and Path(name).suffix:
@@ -270,6 +286,17 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             f"{printable(name)}={printable(_format_value(value))}" for name, value in self.rows[-1].items()
         )
         return f"History({len(self.rows)} epoch{'s' * (len(self.rows) != 1)}; last: {last})"
+
+    def _repr_html_(self) -> str | None:
+        """Return a table of the last epochs; None, for the text alone, in the cell that shows them already."""
+        if not self.rows or SHOWN_NUMBERS.contain(self.rows[-1]):
+            return None
+        last = zip(self.epoch[-MAX_EPOCHS:], self.rows[-MAX_EPOCHS:], strict=True)
+        rows = [
+            {"epoch": str(epoch + 1)} | {name: format_number(name, value) for name, value in row.items()}
+            for epoch, row in last
+        ]
+        return format_epochs(rows, ["epoch", *self.history], len(self.rows))
 
 
 def _to_column(values: list[Any]) -> Any:
@@ -355,6 +382,13 @@ class Scores(ModelVerbs):
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value:.4g}" for name, value in self.items())
         return f"Scores({values}; on {self.data})"
+
+    def _repr_html_(self) -> str:
+        """Return a table, which replaces an output of the same cell with the same numbers."""
+        SHOWN_NUMBERS.remove(self._values)
+        return format_pairs(
+            {name: format_number(name, value) for name, value in self.items()}, f"Scores on {self.data}"
+        )
 
 
 def _no_score_message(name: Any, values: Mapping[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import textwrap
 from collections.abc import Iterable
@@ -12,15 +13,20 @@ from torch import Tensor, nn
 
 from easytorch._utils import train_mode
 from easytorch._utils.forward_signature import ForwardSignature
+from easytorch._utils.html_table import format_pairs, format_table
+from easytorch._utils.notebook import SHOWN_NUMBERS, Output, in_notebook
+from easytorch._utils.paths import printable
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.arrays import as_predict_data
 from easytorch.data.loader import as_single_batch
+from easytorch.optimizers import learning_rates
 
 if TYPE_CHECKING:
     from easytorch.model import Model
 
 LINE_WIDTH = 80  # characters of a printed line
+MAX_FACT = 100  # characters of a loss in a table
 
 
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
@@ -29,11 +35,45 @@ def print_summary(model: Model, x: Any, **options: Any) -> Any:
         table = _summarize_batch(model, as_single_batch(as_predict_data(x, model.signature)), **options)
     else:
         table = _summarize_last_fit(model, **options)
-    print(table)
+    if in_notebook():
+        _show_in_cell(table)
+    else:
+        print(table)
     if model.optimizer is not None:
         sizes = estimate_memory(model.module, model.optimizer, model.strategy.gradient_copies)
         print(textwrap.fill(format_memory(sizes), LINE_WIDTH))
     return table
+
+
+def format_model(model: Model) -> str:
+    """Return the parts of ``model`` and its position in training as an HTML table."""
+    facts = {"module": f"{type(model.module).__name__}, {_describe_size(model.module)}", "device": str(model.device)}
+    if model.compile_args is None:
+        facts["optimizer"] = "none, since compile() was not called"
+    else:
+        facts |= {
+            "loss": printable(repr(model.loss), MAX_FACT),
+            "metrics": ", ".join(model.metrics.names) or "none",
+            "optimizer": "none",
+        }
+    if model.optimizer is not None:
+        rates = ", ".join(f"{name} {rate:.4g}" for name, rate in learning_rates(model.optimizer).items())
+        facts["optimizer"] = f"{type(model.optimizer).__name__}, {rates}"
+    facts["trained"] = f"{model.state.epoch:,} epochs, {model.state.step:,} updates"
+    return format_pairs(facts, type(model).__name__)
+
+
+def _describe_size(module: nn.Module) -> str:
+    parameters = list(module.parameters())
+    if any(map(nn.parameter.is_lazy, parameters)):
+        return "of a size that the first batch decides"
+    return f"{sum(parameter.numel() for parameter in parameters):,} parameters"
+
+
+def _show_in_cell(table: Any) -> None:
+    output = Output()
+    output.show(table._repr_html_(), str(table))
+    SHOWN_NUMBERS.add(table, output)
 
 
 def _summarize_last_fit(model: Model, **options: Any) -> Any:
@@ -114,12 +154,35 @@ def _shorten_repr(table: Any) -> Any:
         def __repr__(self) -> str:
             return f"<statistics: {self.total_params:,} parameters, {self.trainable_params:,} trainable>"
 
+        def _repr_html_(self) -> str | None:
+            """Return a table of the layers; None, for the text alone, in the cell that shows it already."""
+            return None if SHOWN_NUMBERS.contain(self) else _format_layers(self)
+
         def __str__(self) -> str:
             # From Python 3.11 on, torchinfo prints the name of the unit instead of its letter.
             return re.sub(r"Units\.([A-Z])[A-Z]*", r"\1", super().__repr__())
 
     table.__class__ = Statistics
     return table
+
+
+def _format_layers(table: Any) -> str:
+    """Return the layers of ``table`` with the columns that it prints as an HTML table."""
+    form = copy.copy(table.formatting)
+    rows: list[list[str]] = []
+
+    def collect(name: str, values: dict[Any, str]) -> str:
+        rows.append([name, *(values.get(column, "") for column in form.col_names)])
+        return ""
+
+    form.format_row = collect
+    form.header_row()
+    form.layers_to_str(table.summary_list, table.total_params)
+    names = rows.pop(0)
+    frozen = table.total_params - table.trainable_params
+    title = f"{table.total_params:,} parameters: {table.trainable_params:,} trainable, {frozen:,} not"
+    layers = format_table([dict(zip(names, row, strict=True)) for row in rows], names, title)
+    return f'<div style="max-height:40em;overflow:auto">{layers}</div>'
 
 
 def estimate_memory(

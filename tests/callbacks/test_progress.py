@@ -1,4 +1,4 @@
-"""Progress: a live bar, plain lines, or a table in a notebook."""
+"""Progress: a live bar in a terminal, or plain lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import sys
 import termios
 import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,8 @@ from easytorch.callbacks import LambdaCallback, progress
 from easytorch.callbacks.advice import WarnOnEndlessData, WarnOnEndlessValidation
 from easytorch.callbacks.progress import (
     LineDisplay,
-    NotebookTable,
     ProgressBar,
     format_duration,
-    format_html_table,
     format_number,
 )
 from tests.loops import blob_loader, blobs, mlp
@@ -318,32 +315,6 @@ def prepare(display):
     display.on_train_begin()
 
 
-def silent_table(monkeypatch):
-    pages = notebook(monkeypatch)
-    table = NotebookTable()
-    prepare(table)
-    return table, pages
-
-
-def notebook(monkeypatch):
-    """Stand in for IPython, and return the list of what is displayed."""
-    pages = []
-
-    class Handle:
-        def update(self, page):
-            pages.append(page)
-
-    def display(page, display_id=None):
-        pages.append(page)
-        return Handle()
-
-    module = types.ModuleType("IPython.display")
-    module.HTML, module.display = str, display
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
-    monkeypatch.setitem(sys.modules, "IPython.display", module)
-    return pages
-
-
 def run_steps(display, clock, hook, seconds=10, step=0.001):
     logs = CountedLogs(loss=0.5)
     for batch in range(round(seconds / step)):
@@ -362,12 +333,6 @@ def test_the_bar_reads_the_logs_at_most_ten_times_a_second(clock, hook):
     reads = run_steps(bar, clock, hook)
     bar.end_pass()
     assert 50 <= reads <= 100
-
-
-def test_the_table_reads_the_logs_at_most_ten_times_a_second(clock, monkeypatch):
-    table, _ = silent_table(monkeypatch)
-    table.on_epoch_begin(0)
-    assert 5 <= run_steps(table, clock, "on_train_batch_end") <= 100
 
 
 def test_short_epochs_do_not_make_the_bar_read_more_often(clock):
@@ -465,46 +430,6 @@ def test_names_in_brackets_are_shown_unchanged(clock):
     bar.end_pass()
     bar.on_epoch_end(0, {"loss": 0.5, "[red]f1": 0.25})
     assert bar.console.file.getvalue().count("[red]f1 0.2500") >= 2  # in the bar and in the line
-
-
-# In a notebook
-
-
-def test_a_notebook_gets_one_table_with_a_row_per_epoch(clock, monkeypatch):
-    table, pages = silent_table(monkeypatch)
-    for epoch in range(2):
-        table.on_epoch_begin(epoch)
-        clock.now += 1.3
-        table.on_train_batch_end(0, {"loss": 0.5})
-        table.on_epoch_end(epoch, {"loss": 0.5, "val_loss": 0.25})
-    assert "Epoch 1/1, step 1/10000" in pages[0]
-    assert pages[-1].count("<tr>") == 3
-    assert "<td>1.3 s</td><td>0.5000</td><td>0.2500</td>" in pages[-1]
-
-
-@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_predict_batch_end"])
-def test_a_table_removes_the_live_row_of_a_finished_pass(hook, clock, monkeypatch):
-    table, pages = silent_table(monkeypatch)
-    table.on_epoch_begin(0)
-    if hook != "on_train_batch_end":
-        getattr(table, hook.replace("_batch_end", "_begin"))()
-    run_steps(table, clock, hook, seconds=1)
-    assert "step" in pages[-1]
-    getattr(table, hook.replace("_batch", ""))({"loss": 0.5})
-    assert "step" not in pages[-1]
-
-
-def test_a_table_has_a_column_for_every_name():
-    page = format_html_table([{"": "Epoch 1/2", "loss": "1"}, {"": "Epoch 2/2", "loss": "2", "val_loss": "3"}])
-    assert "<th></th><th>loss</th><th>val_loss</th>" in page
-    assert "<td>Epoch 1/2</td><td>1</td><td></td>" in page
-
-
-def test_a_table_escapes_the_names():
-    page = format_html_table([{"": "Epoch 1/1", "<script>&": "1 < 2"}])
-    assert "&lt;script&gt;&amp;" in page
-    assert "1 &lt; 2" in page
-    assert "<script>" not in page
 
 
 # How numbers look

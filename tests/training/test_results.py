@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 
 import pytest
 import torch
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -165,6 +167,55 @@ def test_plot_reports_unknown_names_and_names_of_files(tmp_path, monkeypatch):
     with pytest.raises(KeyError, match=r"pass path='curves\.png'"):
         fit_history().plot("curves.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plot_has_whole_epochs_on_its_axis():
+    for epochs in (1, 2, 3):
+        axes = fit_history(epochs).plot("loss").axes[0]
+        ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+        assert ticks == list(range(1, epochs + 1))
+
+
+def test_plot_leaves_out_text():
+    assert [axes.get_title() for axes in scripted_history("phase", ["warm", "hot"]).plot().axes] == ["loss"]
+
+
+def test_plt_show_shows_the_figure_of_a_script():
+    figure = fit_history().plot()
+    assert [pyplot.figure(number) for number in pyplot.get_fignums()] == [figure]
+    figure.axes[0].set_title("still the current figure")
+    assert pyplot.gcf() is figure
+
+
+def test_the_method_show_of_a_figure_waits_as_plt_show_does(monkeypatch):
+    calls = []
+    monkeypatch.setattr(pyplot, "show", lambda: calls.append(pyplot.get_fignums()))
+    fit_history().plot().show()
+    assert calls == [[1]]
+
+
+@pytest.mark.parametrize("options", [{"show": False}, {"path": "curves.png"}])
+def test_a_figure_for_a_file_does_not_need_pyplot(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it fails
+    monkeypatch.delattr("matplotlib.pyplot")
+    figure = fit_history().plot(**options)
+    figure.savefig("other.png")
+    with pytest.raises(RuntimeError, match=r"has no window.*history\.plot\(show=True\)\.show\(\)"):
+        figure.show()
+
+
+def test_many_figures_of_a_script_are_a_warning():
+    history = fit_history()
+    with pytest.warns(RuntimeWarning, match="More than 20 figures"):
+        _ = [history.plot("loss") for _ in range(21)]
+
+
+def test_a_history_without_epochs_cannot_be_plotted():
+    with pytest.raises(
+        ValueError, match=r"nothing to plot, because no epoch has ended yet\. Call model\.fit\(\) first"
+    ):
+        compiled_model().history.plot()
 
 
 def test_plot_shows_validation_at_the_validated_epochs():
