@@ -27,6 +27,7 @@ from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.train_mode import in_eval_mode
 from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
-    "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights",
+    "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "summary",
 )  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
@@ -653,6 +654,7 @@ class Model:
 
     if not TYPE_CHECKING:  # type checkers must still find misspelled attributes
 
+        @hide_internal_frames
         def __getattr__(self, name: str) -> Any:
             if "module" not in vars(self):
                 raise AttributeError(
@@ -661,6 +663,7 @@ class Model:
             hints, known = api_hints.ATTRIBUTE_HINTS, dir(type(self))
             raise api_hints.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)
 
+    @hide_internal_frames
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "module" and "module" in vars(self):
             raise AttributeError(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from easytorch._utils.registry import did_you_mean
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 
 Class = TypeVar("Class", bound=type)
@@ -276,13 +277,15 @@ class HelpfulInit:
 def explain_bad_arguments(*names: str) -> Callable[[Class], Class]:
     """Return a class decorator that adds suggestions to Python's errors about wrong arguments.
 
+    Explained errors that leave one of the methods have a short traceback.
+
     Args:
         names: The methods to decorate.
     """
 
     def decorate(cls: Class) -> Class:
         for name in names:
-            setattr(cls, name, _explain_errors(getattr(cls, name), cls))
+            setattr(cls, name, hide_internal_frames(_explain_errors(getattr(cls, name), cls)))
         return cls
 
     return decorate

@@ -3,6 +3,7 @@
 from typing import Any
 
 from easytorch._utils.api_hints import CALLBACK_HINTS, missing_attribute_error
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
@@ -36,5 +37,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
+@hide_internal_frames
 def __getattr__(name: str) -> Any:
     raise missing_attribute_error("easytorch.callbacks", name, CALLBACK_HINTS, __all__)

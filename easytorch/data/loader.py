@@ -21,6 +21,7 @@ from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int, positive_int
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import (
     ArrayDataset,
@@ -79,6 +80,7 @@ ARGUMENT_CONFLICTS = {
 }
 
 
+@hide_internal_frames
 def as_loader(
     x: Any, y: Any = None, sample_weight: Any = None, *, batch_size: int | None = None, shuffle: bool | None = None
 ) -> Iterable[Any]:

@@ -49,7 +49,7 @@ class FirstBatchCheck:
         loss.end_first_batch()
 
     def _check_classes(self, loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
-        error = single_class_error(y_pred) or _missing_flatten_error(y_pred, y)
+        error = _missing_flatten_error(y_pred, y) or single_class_error(y_pred)
         if error is None and self.target_range is not None:
             error = label_range_error(*self.target_range, y_pred.shape[1])
         # On a GPU a wrong label aborts the process. On a CPU torch raises, and the error is translated.
@@ -126,9 +126,17 @@ def single_class_error(y_pred: Tensor) -> Exception | None:
 def _missing_flatten_error(y_pred: Tensor, y: Tensor) -> Exception | None:
     if y.ndim != 1 or y_pred.ndim < 3 or y.is_floating_point():
         return None
+    fix = "Put nn.Flatten() before the first nn.Linear, and let it have one in_feature for each value of a sample."
+    if y_pred.ndim > 3 and y_pred.shape[-1] == y_pred.shape[-2] and y_pred.shape[1] > 1:
+        fix = f"After the last convolution put nn.AdaptiveAvgPool{y_pred.ndim - 2}d(1) and nn.Flatten()."
+    if y_pred.ndim == 3:
+        fix = (
+            "If dimension 1 is time, as in the output of an LSTM, use the last step in forward(): output[:, -1]. Otherwise put "
+            "nn.Flatten() before the first nn.Linear."
+        )
     return ValueError(
         f"The module's output has the shape {list(y_pred.shape)}, but for one label per sample the loss expects [N, classes]. "
-        "Is an nn.Flatten() missing before the last layer?"
+        f"{fix}"
     )
 
 
@@ -140,11 +148,20 @@ def label_error(y_pred: Tensor, y: Tensor, ignore_index: int) -> Exception | Non
         y: Targets: class indices ``[N, ...]``, or probabilities ``[N, classes, ...]``.
         ignore_index: The label that the loss ignores.
     """
-    error = _class_dimension_error(y_pred, y) or _label_format_error(y_pred, y)
+    error = _argmax_error(y_pred) or _class_dimension_error(y_pred, y) or _label_format_error(y_pred, y)
     if error is not None or y.is_floating_point():
         return error
     bounds = label_range(y, ignore_index)
     return label_range_error(*bounds, y_pred.shape[1]) if bounds else None
+
+
+def _argmax_error(y_pred: Tensor) -> Exception | None:
+    if y_pred.is_floating_point() or y_pred.is_complex():
+        return None
+    return ValueError(
+        f"The module returned class indices, {describe(y_pred)}, but the loss expects one output per class, [N, classes]. "
+        "Remove argmax from forward(): predict_classes() applies it."
+    )
 
 
 def _class_dimension_error(y_pred: Tensor, y: Tensor) -> Exception | None:

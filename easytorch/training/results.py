@@ -15,6 +15,7 @@ import torch
 from easytorch._utils.paths import printable, to_path
 from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.timer import PARTS, Timer, compute_fractions
+from easytorch._utils.tracebacks import hide_internal_frames
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -26,6 +27,7 @@ R = TypeVar("R")
 def _forward(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[ModelVerbs, P], R]:
     """Return a method that calls ``method`` of the model, with the same signature and docstring."""
 
+    @hide_internal_frames
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.model, method.__name__)(*args, **kwargs)
@@ -138,6 +140,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             raise AttributeError(f"A history has no attribute {name!r}. Its values are items: history[{name!r}].")
         raise AttributeError(f"A history has no attribute {name!r}.")
 
+    @hide_internal_frames
     def __getitem__(self, name: str) -> list[float]:
         values = self.history
         if name in values:
@@ -167,6 +170,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         self.epoch.append(epoch)
         self.seconds.append(timer.read())
 
+    @hide_internal_frames
     def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:
         """Return the row, with its ``epoch`` from 0, in which ``monitor`` was best; NaN is never the best.
 
@@ -187,6 +191,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             raise ValueError(f"{monitor!r} was NaN in each epoch: {values}.")
         return (min if mode == "min" else max)(rows, key=lambda row: row[monitor])
 
+    @hide_internal_frames
     def to_frame(self) -> Any:
         """Return a pandas frame with one row per epoch."""
         try:
@@ -195,6 +200,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             raise ImportError("History.to_frame() needs pandas: pip install pandas") from error
         return pandas.DataFrame(self.rows, index=pandas.Index(self.epoch, name="epoch"))
 
+    @hide_internal_frames
     def plot(self, *names: str | Sequence[str], path: str | Path | None = None) -> Any:
         """Plot values over the epochs, training and validation in one panel.
 
@@ -313,6 +319,7 @@ class Scores(ModelVerbs):
     def __len__(self) -> int:
         return len(self._values)
 
+    @hide_internal_frames
     def __getitem__(self, key: str | int) -> float:
         if isinstance(key, int):
             return list(self._values.values())[key]
@@ -320,12 +327,14 @@ class Scores(ModelVerbs):
             raise KeyError(_no_score_message(key, self._values))
         return self._values[key]
 
+    @hide_internal_frames
     def __getattr__(self, name: str) -> float:
         values = self.__dict__.get("_values", {})
         if name in values:
             return float(values[name])
         raise AttributeError(_no_score_message(name, values))
 
+    @hide_internal_frames
     def __float__(self) -> float:
         if len(self) == 1:
             return next(iter(self))
