@@ -126,7 +126,7 @@ def test_last_epoch_before_the_initial_epoch_is_reported():
 
 
 BAD_VALIDATION = {
-    "features": ((X[:, :5], Y), ("Linear", "8", "5")),
+    "features": ((X[:, :5], Y), ("Linear", r"\[8, 8\] in training", r"\[8, 5\] in validation")),
     "features in a list of batches": ([(X[:, :5], Y)], ("Linear", "8", "5")),
     "features from a function": ((lambda: iter([(X[:, :5], Y)])), ("Linear", "8", "5")),
     "a label in the first batch": ((X, Y + 1), ("labels", "3")),
