@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -28,14 +27,14 @@ from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch._utils.tracebacks import hide_internal_frames
-from easytorch._utils.train_mode import in_eval_mode
+from easytorch._utils.train_mode import in_eval_mode, in_train_mode
 from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
-from easytorch.data.arrays import as_predict_data, column_names, is_input_list, match_columns
+from easytorch.data.arrays import arrays_to_device, as_predict_data, column_names, is_input_list, match_columns
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data, make_validation_schedule
@@ -126,7 +125,7 @@ class Model:
         self,
         x: Any,
         y: Any = None,
-        *,
+        *sizes: int,
         epochs: int = 1,
         batch_size: int | None = None,
         validation_data: Any = None,
@@ -138,7 +137,7 @@ class Model:
         sample_weight: Any = None,
         shuffle: bool | None = None,
         initial_epoch: int | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         resume: str | os.PathLike[str] | None = None,
         on_interrupt: str = "return",
         verbose: int | str = "auto",
@@ -151,6 +150,7 @@ class Model:
             x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)`` in
                 one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches.
             y: The targets, unless ``x`` contains them. An integer means ``epochs``: ``fit(loader, 5)``.
+            sizes: ``batch_size`` and ``epochs`` in the order of Keras: ``fit(x, y, 32, 10)``.
             epochs: Number of epochs to train. With ``initial_epoch``, the number of the last epoch, as in Keras.
             batch_size: Samples per batch, 32 by default. Only for data that does not come in batches.
             validation_data: Data to evaluate after epochs, of any kind that ``x`` may be.
@@ -164,7 +164,7 @@ class Model:
                 of samples.
             shuffle: Whether to draw samples in random order. By default yes, unless the data has an order.
             initial_epoch: Number of the first epoch, from 0. By default where the model is.
-            callbacks: Objects that are called during training; see ``easytorch.callbacks``.
+            callbacks: One or more objects that are called during training; see ``easytorch.callbacks``.
             resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
             on_interrupt: Ctrl-C ends training after the current update. Then ``"return"`` the history, or ``"raise"``.
             verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal and lines elsewhere; 2 one line per epoch.
@@ -174,8 +174,7 @@ class Model:
             ValueError, TypeError: If an argument or the data is invalid; checked before the first update.
         """
         self.require_optimizer("fit")
-        if isinstance(y, Integral):
-            y, epochs = None, int(y)
+        y, batch_size, epochs = api_hints.read_sizes(y, sizes, batch_size, epochs)
         train_data, val_data = make_fit_data(
             x, y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
             validation_data=validation_data, validation_split=validation_split, validation_steps=validation_steps,
@@ -276,8 +275,9 @@ class Model:
         batch_size: int | None = None,
         sample_weight: Any = None,
         steps: int | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         verbose: int | str = "auto",
+        return_dict: bool = False,
     ) -> Scores:
         """Return the loss and the metrics in eval mode: ``loss, accuracy = model.evaluate(loader)``.
 
@@ -289,6 +289,7 @@ class Model:
             steps: Number of batches; None for all.
             callbacks: Objects that are called during the evaluation.
             verbose: See ``fit``.
+            return_dict: Return a plain dict of floats, as in Keras, instead of ``Scores``, which has the same items.
 
         Raises:
             RuntimeError: If ``compile`` was not called.
@@ -306,7 +307,8 @@ class Model:
         all_callbacks = collect_callbacks(callbacks, verbose)
         callback_list = CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})
         with reporting_errors(self, callback_list, "evaluate", loader, steps=steps):
-            return Scores(self.test_epoch(loader, steps), self, name)
+            scores = self.test_epoch(loader, steps)
+        return cast("Scores", scores) if return_dict else Scores(scores, self, name)
 
     def _last_fit_data(self, **arguments: Any) -> tuple[str, Any]:
         """Return a description and the batches of the last fit's data; ``arguments`` belong to other data."""
@@ -327,11 +329,19 @@ class Model:
         """Return the outputs of the module for the inputs of ``batch``."""
         return self(batch_functions.select_inputs(batch, self.unpack(batch).x, self.signature))
 
-    def __call__(self, x: Any) -> Any:
-        """Call the module with ``x``: one tensor, a tuple of arguments, or a dict of arguments."""
+    def __call__(self, x: Any, *, training: bool | None = None) -> Any:
+        """Call the module with ``x``: one tensor or array, a tuple of arguments, or a dict of arguments.
+
+        Args:
+            x: The inputs.
+            training: True runs the module in train mode, False in eval mode; None in the mode in which it is.
+        """
+        if training is not None:
+            with (in_train_mode if training else in_eval_mode)(self.module):
+                return self(x)
         if type(x) is list:
             self.input_list_length = len(x)
-        return self.signature.call(self.strategy.forward, x)
+        return self.signature.call(self.strategy.forward, arrays_to_device(x, self.strategy.to_device))
 
     def unpack(self, batch: Any) -> Batch:
         """Split a batch into inputs, targets and sample weights; missing parts are None."""
@@ -348,7 +358,7 @@ class Model:
         batch_size: int | None = None,
         steps: int | None = None,
         to: str | os.PathLike[str] | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         verbose: int | str = "auto",
     ) -> Any:
         """Return the outputs of the module as NumPy arrays, in eval mode and in the order of the samples.
@@ -383,7 +393,7 @@ class Model:
         batch_size: int | None = None,
         steps: int | None = None,
         to: str | os.PathLike[str] | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         verbose: int | str = 0,
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
@@ -673,6 +683,8 @@ class Model:
             raise TypeError(f"model.loss cannot be set to {value!r}. Choose the loss by compile(optimizer, loss).")
         if is_internal(type(self)):
             api_hints.check_assignment(name)
+        if name.startswith("stop") and name not in vars(self):
+            api_hints.check_flag(name)
         super().__setattr__(name, value)
 
 

@@ -9,6 +9,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any, TypeVar
 
 from torch import nn
@@ -129,6 +130,9 @@ ATTRIBUTE_HINTS |= {
 # Attributes that Keras users assign; a model would ignore them.
 IGNORED_ATTRIBUTES = ("lr", "learning_rate", "trainable")
 
+# Attributes that end a loop when they are True.
+STOP_FLAGS = ("stop_training", "stop_evaluating", "stop_predicting")
+
 # Methods that a subclass of Model may override.
 OVERRIDABLE_STEPS = ("train_step", "test_step", "predict_step", "update", "unpack", "batch_size")
 
@@ -192,11 +196,13 @@ PRECISION_HINTS = {
 
 # Names of the first and second parameter of a loss or metric in Keras.
 TARGET_NAMES = {
-    "actual", "expected", "ground_truth", "gt", "label", "labels", "target", "targets", "true", "truth", "y", "y_test", "y_true",
+    "actual", "expected", "ground_truth", "gt", "label", "labels", "t", "target", "targets", "true", "truth", "y", "y_test",
+    "y_true", "yt", "ytrue",
 }  # fmt: skip
 PREDICTION_NAMES = {
-    "input", "inputs", "logit", "logits", "output", "outputs", "pred", "prediction", "predictions", "predicted", "preds",
-    "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yhat",
+    "input", "inputs", "logit", "logits", "o", "out", "output", "outputs", "p", "pred", "prediction", "predictions", "predicted",
+    "preds", "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yh", "yhat", "yp",
+    "ypred",
 }  # fmt: skip
 
 
@@ -229,6 +235,11 @@ def check_steps(cls: type) -> None:
             continue
         if name in BATCH_STEPS:
             _check_takes_batch(cls, name, function)
+        elif name == "compute_loss" and "y_pred" in inspect.signature(function).parameters:
+            warn(
+                f"{cls.__name__}.compute_loss is never called. Pass the loss to compile(optimizer, f), where f(y_pred, y) "
+                "returns it; or override train_step(self, batch) for a loss that needs the inputs."
+            )
         elif name in METHOD_HINTS:
             warn(f"{cls.__name__}.{name} is never called.{_format_hint(METHOD_HINTS[name])}")
         elif suggestion := _suggest_step(cls, name):
@@ -242,6 +253,42 @@ def check_assignment(name: str) -> None:
     """Raise an ``AttributeError`` for the assignment of an attribute that a model would ignore."""
     if name in IGNORED_ATTRIBUTES:
         raise AttributeError(f"Setting model.{name} has no effect.{_format_hint(ATTRIBUTE_HINTS[name])}")
+
+
+def check_flag(name: str) -> None:
+    """Raise an ``AttributeError`` if ``name``, a new attribute of a model, is a misspelled flag that would have no effect."""
+    suggestion = "" if name in STOP_FLAGS else did_you_mean(name, STOP_FLAGS, 0.8)
+    if suggestion:
+        raise AttributeError(f"Setting model.{name} has no effect.{suggestion}")
+
+
+def read_sizes(y: Any, sizes: tuple[Any, ...], batch_size: Any, epochs: Any) -> tuple[Any, Any, Any]:
+    """Return ``y``, ``batch_size`` and ``epochs`` for the positional arguments of ``fit``.
+
+    Two integers after ``y`` have one meaning, that of Keras. One may be either, and is refused.
+
+    Args:
+        y: The second argument: the targets, or the number of epochs.
+        sizes: The arguments after ``y``.
+        batch_size, epochs: The arguments by name.
+
+    Raises:
+        TypeError: If ``sizes`` have no or several meanings.
+    """
+    if isinstance(y, Integral) and not sizes:
+        return None, batch_size, int(y)
+    if not sizes:
+        return y, batch_size, epochs
+    if len(sizes) == 2 and all(isinstance(size, Integral) for size in sizes) and batch_size is None and epochs == 1:
+        return y, *sizes
+    if len(sizes) == 1 and isinstance(sizes[0], Integral):
+        raise TypeError(
+            f"fit(x, y, {sizes[0]}) may mean epochs or batch_size. Write epochs={sizes[0]} or batch_size={sizes[0]}."
+        )
+    raise TypeError(
+        f"fit() takes at most x, y, batch_size and epochs by position, received {len(sizes)} arguments after y. Pass the others "
+        "by name: fit(x, y, epochs=10, batch_size=32, validation_data=..., verbose=2)."
+    )
 
 
 def check_argument_order(kind: str, name: str, function: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from easytorch._utils.integers import non_negative_int
+from easytorch._utils.integers import boolean, non_negative_int
 from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -182,7 +182,8 @@ class EarlyStopping(Monitor):
         super().__init__(monitor, mode, min_delta)
         self.patience = non_negative_int("patience", patience)
         self.start_from_epoch = non_negative_int("start_from_epoch", start_from_epoch)
-        self.verbose, self.baseline, self.restore_best_weights = verbose, baseline, restore_best_weights
+        self.verbose, self.baseline = verbose, baseline
+        self.restore_best_weights = boolean("restore_best_weights", restore_best_weights)
         self._reset_counts()
 
     def _reset_counts(self) -> None:

@@ -30,6 +30,7 @@ from easytorch.data.arrays import (
     as_tensors,
     check_batches,
     check_finite,
+    check_is_read,
     check_rows,
     column_names,
     has_custom_transform,
@@ -158,9 +159,13 @@ class KerasSequence(Dataset[Any]):
 
 
 def _check_type(x: Any, y: Any) -> None:
-    """Raise a ``TypeError`` for None, a class or a sparse matrix."""
+    """Raise a ``TypeError`` for None, a class, a file name, an image or a sparse matrix."""
     if x is None or isinstance(x, type):
-        raise TypeError(f"Cannot train on {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
+        raise TypeError(
+            f"Expected data, received {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}."
+        )
+    check_is_read("x", x)
+    check_is_read("y", y)
     if isinstance(y, (DataLoader, IterableDataset)):
         raise TypeError(
             f"Expected data, received a tuple of two data sets, {type(x).__name__} and {type(y).__name__}. To read both at once, "
@@ -169,9 +174,7 @@ def _check_type(x: Any, y: Any) -> None:
         )
     for name, value in (("x", x), ("y", y)):
         if hasattr(value, "toarray") and hasattr(value, "nnz"):
-            raise TypeError(
-                f"Cannot train on a sparse {type(value).__name__}: expected a dense array. Pass {name}.toarray()."
-            )
+            raise TypeError(f"Expected a dense array, received a sparse {type(value).__name__}. Pass {name}.toarray().")
 
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
@@ -207,7 +210,7 @@ def _get_weights(tree: Any) -> Any:
 def _as_batches(x: Any) -> Iterable[Any]:
     """Return data that contains batches already as an iterable, for many passes if possible."""
     if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
-        raise TypeError(f"Cannot train on {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
+        raise TypeError(f"Expected data, received {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
     if isinstance(x, Sequence):
         if any(isinstance(item, (Dataset, DataLoader)) for item in x):
             raise TypeError(

@@ -73,6 +73,14 @@ def forward_verbs(model_class: type[Model]) -> None:
         setattr(ModelVerbs, method.__name__, _forward(method))
 
 
+class Columns(dict[str, list[float]]):
+    """The values of all epochs by name, with a suggestion for a name that is missing."""
+
+    @hide_internal_frames
+    def __missing__(self, name: Any) -> list[float]:
+        raise KeyError(_no_column_message(name, self))
+
+
 class History(ModelVerbs, Mapping[str, list[float]]):
     """The numbers of each epoch, over all fits of a model.
 
@@ -133,7 +141,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     def history(self) -> dict[str, list[float]]:
         """All values as a dict of lists, in the order of their first appearance."""
         names = dict.fromkeys(name for row in self.rows for name in row)
-        return {name: [row[name] for row in self.rows if name in row] for name in names}
+        return Columns({name: [row[name] for row in self.rows if name in row] for name in names})
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in self.history:
@@ -142,16 +150,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     @hide_internal_frames
     def __getitem__(self, name: str) -> list[float]:
-        values = self.history
-        if name in values:
-            return values[name]
-        if not values:
-            raise KeyError(f"The history has no {name!r}, because no epoch has ended yet.")
-        suggestion = did_you_mean(name, values)
-        training_name = name.removeprefix("val_") if isinstance(name, str) else ""
-        if not suggestion and training_name != name and training_name in values:
-            suggestion = " There was no validation. Use fit(..., validation_split=0.2)."
-        raise KeyError(f"The history has no {name!r}.{suggestion} It has {quote_list(values)}.")
+        return self.history[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.history)
@@ -276,6 +275,18 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             f"{printable(name)}={printable(_format_value(value))}" for name, value in self.rows[-1].items()
         )
         return f"History({len(self.rows)} epoch{'s' * (len(self.rows) != 1)}; last: {last})"
+
+
+def _no_column_message(name: Any, columns: Mapping[str, Any]) -> str:
+    """Return the message for a name that is not in the history."""
+    if not columns:
+        return f"The history has no {name!r}, because no epoch has ended yet."
+    full_name = str(name).replace("acc", "accuracy")
+    suggestion = f" Did you mean {full_name!r}?" if full_name in columns else did_you_mean(name, columns)
+    training_name = str(name).removeprefix("val_")
+    if not suggestion and training_name != name and training_name in columns:
+        suggestion = " There was no validation. Use fit(..., validation_split=0.2)."
+    return f"The history has no {name!r}.{suggestion} It has {quote_list(columns)}."
 
 
 def _to_column(values: list[Any]) -> Any:

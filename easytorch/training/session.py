@@ -369,7 +369,9 @@ def _data_error(error: Exception, other_error: Exception | None, kind: str, shap
     if other_error is not None:
         message = f"{shapes} Give both the same shape. {problem or error}"
     elif problem is not None:
-        message = f"The {kind} data does not fit the module, but the {other} data does: {problem} {shapes} Give both the same shape."
+        message = (
+            f"The {kind} data does not fit the module, but the {other} data does: {problem} {shapes} Use one shape."
+        )
     else:
         message = f"The {kind} data failed the check before training, but the {other} data did not: {error}"
     explanation = _copy_error(error, message)
