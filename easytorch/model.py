@@ -630,7 +630,8 @@ class Model:
         """Print the table of layers and an estimate of memory, and return the statistics of torchinfo.
 
         Args:
-            x: Inputs, which determine the shapes in the table. By default those of the last fit; without any there are no shapes.
+            x: Inputs, or the shape of a batch of floats such as ``(32, 20)``, which determine the shapes in the table. By default
+                those of the last fit; without any there are no shapes.
             options: Passed to ``torchinfo.summary``.
         """
         return print_summary(self, x, **options)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from easytorch._utils.api_hints import OPTIMIZER_HINTS, missing_class_error
 from easytorch._utils.registry import find
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 
 # LBFGS needs a closure: override Model.update.
@@ -222,3 +224,9 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     others = {} if len(set(rates)) == 1 else {f"lr_{i}": rate for i, rate in enumerate(rates) if i}
     return {"lr": rates[0], **others}
+
+
+@hide_internal_frames
+def __getattr__(name: str) -> Any:
+    usage = "compile({name!r}, loss, lr=0.001), or an optimizer of torch.optim"
+    raise missing_class_error("easytorch.optimizers", name, OPTIMIZER_HINTS, TABLE, usage)

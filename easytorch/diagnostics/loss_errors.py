@@ -21,7 +21,9 @@ from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 
-SINGLE_SAMPLES = "If the data are single samples instead of batches, pass arrays, fit(x, y), or DataLoader(list(samples), batch_size=8)."
+SINGLE_SAMPLES = (
+    "If the data are single samples instead of batches, pass fit(x, y) with arrays, or DataLoader(samples, 32)."
+)
 CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils import train_mode
+from easytorch._utils.api_hints import SUMMARY_HINTS, check_options
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
@@ -25,6 +27,11 @@ LINE_WIDTH = 80  # characters of a printed line
 
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
     """Print the table of layers and the memory estimate of ``model``; see ``Model.summary``."""
+    import torchinfo
+
+    check_options("Model.summary", options, list(inspect.signature(torchinfo.summary).parameters)[1:-1], SUMMARY_HINTS)
+    if _is_shape(x):
+        x = torch.zeros(tuple(x))
     if x is not None:
         table = _summarize_batch(model, as_single_batch(as_predict_data(x, model.signature)), **options)
     else:
@@ -34,6 +41,11 @@ def print_summary(model: Model, x: Any, **options: Any) -> Any:
         sizes = estimate_memory(model.module, model.optimizer, model.strategy.gradient_copies)
         print(textwrap.fill(format_memory(sizes), LINE_WIDTH))
     return table
+
+
+def _is_shape(x: Any) -> bool:
+    """Return whether ``x`` is the shape of a batch, such as ``(32, 20)``."""
+    return isinstance(x, (tuple, list)) and len(x) > 0 and all(isinstance(size, int) and size > 0 for size in x)
 
 
 def _summarize_last_fit(model: Model, **options: Any) -> Any:
