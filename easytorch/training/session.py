@@ -20,6 +20,7 @@ from easytorch.callbacks.advice import (
     WarnOnLeakedGradients,
     WarnOnNonFiniteLoss,
     WarnOnSummedLoss,
+    WarnOnUnscaledInputs,
     WarnOnUntrainedParameters,
 )
 from easytorch.callbacks.base import Callback, CallbackList
@@ -164,7 +165,7 @@ def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
 
 def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
     """Return the callbacks of a fit, with those that every fit has."""
-    advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
+    advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters(), WarnOnUnscaledInputs()]
     if not params["steps"]:
         advice.append(WarnOnEndlessData())
     if model.overrides("update"):

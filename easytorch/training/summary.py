@@ -45,7 +45,7 @@ def print_summary(model: Model, x: Any, **options: Any) -> Any:
 
 def _is_shape(x: Any) -> bool:
     """Return whether ``x`` is the shape of a batch, such as ``(32, 20)``."""
-    return isinstance(x, (tuple, list)) and len(x) > 0 and all(isinstance(size, int) and size > 0 for size in x)
+    return isinstance(x, tuple) and len(x) > 0 and all(isinstance(size, int) and size > 0 for size in x)
 
 
 def _summarize_last_fit(model: Model, **options: Any) -> Any:
