@@ -172,7 +172,7 @@ class WarnOnUnscaledInputs(Callback):
             return
         where = f" in column {int(x.detach().abs().amax(0).argmax())}" if x.ndim == 2 else ""
         warn(
-            f"The inputs go up to {largest:.3g}{where}. Training will be slow, or the loss becomes nan. Scale the columns of a table "
+            f"The inputs go up to {largest:.3g}{where}. Training will be slow or end in nan. Scale the columns of a table "
             "with the mean and the standard deviation of the training data, (x - x.mean(0)) / x.std(0). Divide images by their "
             "largest value."
         )
