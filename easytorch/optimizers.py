@@ -47,7 +47,8 @@ def resolve_optimizer(
     _check_lr(lr)
     if optimizer is None:
         return None
-    if not callable(optimizer) and not isinstance(optimizer, (str, torch.optim.Optimizer)):
+    is_other_class = isinstance(optimizer, type) and not issubclass(optimizer, torch.optim.Optimizer)
+    if is_other_class or (not callable(optimizer) and not isinstance(optimizer, (str, torch.optim.Optimizer))):
         raise TypeError(
             f"Expected an optimizer, received {optimizer!r}. Pass a name such as 'adam', a torch.optim.Optimizer, or a "
             "function such as lambda parameters: torch.optim.Adam(parameters)."
@@ -76,7 +77,7 @@ def check_optimizer_is_current(
 def _check_lr(lr: Any) -> None:
     is_number = isinstance(lr, (numbers.Real, torch.Tensor)) and not isinstance(lr, bool)
     if lr is not None and not (is_number and lr >= 0):
-        raise ValueError(f"lr must be a number of at least 0, received {lr!r}.")
+        raise ValueError(f"lr must be a number of at least 0, received {lr!r}. Use a number such as lr=0.001.")
 
 
 def _check_attributes(optimizer: torch.optim.Optimizer) -> None:

@@ -44,6 +44,8 @@ def _check_int(name: str, value: Any, *, minimum: int, expected: str) -> int:
     if is_in_range and value == int(value):
         return int(value)
     fix = f" Use {name}={math.ceil(value)}." if is_in_range else ""
+    if isinstance(value, str) and value.strip().isdecimal():
+        fix = f" Use {name}={int(value)}, without quotes."
     raise ValueError(f"{name} must be {expected}, received {value!r}.{fix}")
 
 

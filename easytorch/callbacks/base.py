@@ -323,7 +323,7 @@ def as_callback_list(callbacks: Any) -> list[Any]:
     Raises:
         TypeError: If it is neither a callback nor iterable.
     """
-    if isinstance(callbacks, (Callback, type)):
+    if isinstance(callbacks, (Callback, type, str)):
         return [callbacks]
     if callbacks is None or isinstance(callbacks, Iterable):
         return list(callbacks or ())

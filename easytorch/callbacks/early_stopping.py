@@ -53,7 +53,8 @@ class Monitor(Callback):
     def __init__(self, monitor: str = "val_loss", mode: str = "auto", min_delta: float = 0.0) -> None:
         if not isinstance(monitor, str):
             raise TypeError(
-                f"monitor must be the name of a value in the logs, such as 'val_loss', received {monitor!r}."
+                f"monitor must be the name of a value in the logs, such as 'val_loss', received {monitor!r}. Pass "
+                f"other arguments by name: {type(self).__name__}('val_loss', mode='min')."
             )
         self.monitor, self.mode, self.min_delta = monitor, find("mode", mode, MODES), abs(min_delta)
         self.direction = "min"

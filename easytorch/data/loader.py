@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -19,7 +20,7 @@ from torch.utils.data import (
 
 from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int, positive_int
-from easytorch._utils.pytree import map_leaves
+from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
@@ -164,6 +165,9 @@ def _check_type(x: Any, y: Any) -> None:
         raise TypeError(
             f"Expected data, received {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}."
         )
+    if isinstance(x, (int, float, nn.Module)):
+        kind = f"the module {type(x).__name__}" if isinstance(x, nn.Module) else f"the number {x!r}"
+        raise TypeError(f"Expected data, received {kind}. Pass {ACCEPTED}.")
     check_is_read("x", x)
     check_is_read("y", y)
     if isinstance(y, (DataLoader, IterableDataset)):
@@ -412,9 +416,10 @@ def _split(loader: Any, fraction: Any, unpack: Callable[[Any], Batch]) -> tuple[
     """Return the loaders of the training data and of the validation data."""
     is_number = isinstance(fraction, (int, float, np.number)) and not isinstance(fraction, bool)
     if not is_number or not 0 < fraction < 1:
+        received = repr(fraction) if isinstance(fraction, (int, float, str)) else describe(fraction)
         is_percentage = is_number and 1 < fraction < 100
         fix = f"{fraction:g}% is {fraction / 100:g}" if is_percentage else "20% of the training data is 0.2"
-        raise ValueError(f"validation_split must be a fraction between 0 and 1, received {fraction!r}. {fix}.")
+        raise ValueError(f"validation_split must be a fraction between 0 and 1, received {received}. {fix}.")
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError("validation_split needs data with a length and an index. Pass validation_data instead.")
     return split_loader(loader, float(fraction), seed=0, stratify=True, unpack=unpack)

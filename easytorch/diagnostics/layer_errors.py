@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils.api_hints import TARGET_NAMES
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quote_list
@@ -119,6 +120,9 @@ def _arguments_error(failure: Failure, signature: ForwardSignature, x: Any) -> E
         f"({failure.error}). Use batches (x, y). Let x be one tensor, a tuple with one tensor per argument, or a dict with "
         "the arguments as keys."
     )
+    targets = [name for name in signature.required_names[1:] if name.lower() in TARGET_NAMES]
+    if targets:
+        message += f" The targets go to the loss, not to forward(): remove its argument {targets[0]!r}."
     if _is_batch_of_batches(failure):
         message += (
             " The batch looks like one of zip(loader, loader), ((x, y), (x, y)), which needs a custom step: override "
@@ -179,7 +183,8 @@ def _not_a_tensor_error(failure: Failure, layer: nn.Module, received: Any) -> Ex
 
 def _title(failure: Failure, layer: nn.Module) -> str:
     name = next(name for name, child in failure.module.named_modules() if child is layer)
-    return f"Layer {name!r}, {layer}," if name else f"The module, {layer},"
+    description = str(layer).partition("(\n")[0]  # the first line of a layer with layers inside
+    return f"Layer {name!r}, {description}," if name else f"The module, {description},"
 
 
 def _input_error(failure: Failure, layer: nn.Module, x: Tensor) -> Exception:
@@ -279,6 +284,23 @@ def _channels_advice(shape: list[int], channels: int) -> Advice:
     return Advice(f"expects {channels} channels, received {shape[1]}", fix)
 
 
+def _layer_norm_advice(layer: nn.LayerNorm, x: Tensor, error: Exception) -> Advice | None:
+    sizes = list(layer.normalized_shape)
+    received = list(x.shape[-len(sizes) :])
+    if received == sizes:
+        return None
+    argument = received[0] if len(received) == 1 else received
+    return Advice(f"expects the last dimensions {sizes}, received {received}", f"Use nn.LayerNorm({argument}).")
+
+
+def _attention_advice(layer: nn.MultiheadAttention, x: Tensor, error: Exception) -> Advice | None:
+    expected, received = layer.embed_dim, x.shape[-1]
+    if received == expected:
+        return None
+    fix = f"Put nn.Linear({received}, {expected}) before it, or use embed_dim={received} (d_model in nn.TransformerEncoderLayer)."
+    return Advice(f"expects {expected} features, received {received}", fix)
+
+
 def _norm_advice(layer: Any, x: Tensor, error: Exception) -> Advice | None:
     match = re.search(r"expected ([^(]*\dD) input", str(error))
     if match and x.ndim <= 5:
@@ -307,6 +329,8 @@ def _norm_dimension_fix(layer: Any, x: Tensor) -> str:
 SIZE_ADVICE: tuple[tuple[Any, Callable[[Any, Tensor, Exception], Advice | None]], ...] = (
     (nn.Linear, _linear_advice),
     (nn.RNNBase, _recurrent_advice),
+    (nn.LayerNorm, _layer_norm_advice),
+    (nn.MultiheadAttention, _attention_advice),
     (CONVOLUTIONS, _convolution_advice),
     (BATCH_NORMS, _norm_advice),
 )

@@ -159,6 +159,11 @@ def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
     # A custom loss may take any outputs and targets.
     if loss.is_custom:
         return None
+    if isinstance(y_pred, np.ndarray):
+        return TypeError(
+            f"The module returned {describe(y_pred)}, which has no gradient. Return a tensor: remove .detach() and .numpy() from "
+            "forward()."
+        )
     if not isinstance(y_pred, Tensor):
         return TypeError(
             f"The loss, {loss!r}, expects one tensor, but the module returned {describe(y_pred)}. Pass one loss for each output, "
@@ -166,6 +171,8 @@ def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
         )
     if not isinstance(y, Tensor):
         fix = SINGLE_SAMPLES if isinstance(y, (int, float, np.generic)) else "Pass numbers."
+        if isinstance(y, (list, tuple)) and y and isinstance(y[0], str):
+            fix = f"Return the number of the class from the dataset instead of text such as {y[0]!r}: classes.index(label)."
         return TypeError(f"The loss, {loss!r}, expects targets as one tensor, received {describe(y)}. {fix}")
     if not y.ndim and y_pred.ndim:
         return ValueError(f"The targets of a batch are one number, {describe(y)}. {SINGLE_SAMPLES}")
@@ -200,6 +207,11 @@ def _gradient_error(text: str, loss: Tensor) -> Exception | None:
     # Cross-entropy does not notice a missing batch dimension before its backward pass.
     if match := re.search(r"got input: (\[\d+\]), target: \[1\]", text):
         return _batch_of_one_error(match[1])
+    if "modified by an inplace operation" in text:
+        return RuntimeError(
+            "An in-place operation in forward() or the loss changed a tensor that the gradient needs. Replace operations such as "
+            f"x += y, x.relu_() or nn.ReLU(inplace=True) by x = x + y, x.relu() and nn.ReLU(). ({text.partition('. Hint')[0]})"
+        )
     if "second time" in text:
         return RuntimeError(
             "Part of this loss belongs to an earlier backward pass. If the module stores a tensor between batches, such as the "

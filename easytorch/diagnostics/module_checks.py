@@ -35,6 +35,8 @@ def _module_fix(value: Any) -> str:
         return f"Create an object of the class first: {value.__name__}()."
     if isinstance(getattr(value, "module", None), nn.Module):
         return "It is a Model already: call its methods, or pass its module."
+    if isinstance(value, str):
+        return f"Create the module by a function, such as torchvision.models.{value}() or timm.create_model({value!r})."
     return "Combine layers with nn.Sequential(*layers)."
 
 

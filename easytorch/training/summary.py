@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.arrays import as_predict_data
 from easytorch.data.loader import as_single_batch
+from easytorch.diagnostics.torch_errors import translate_errors
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -62,11 +64,26 @@ def _summarize_last_fit(model: Model, **options: Any) -> Any:
 
 
 def _summarize_batch(model: Model, batch: Any, **options: Any) -> Any:
-    """Return the table with the shapes of ``batch``, as a step does, so that sharded weights are gathered."""
-    with torch.no_grad():
+    """Return the table with the shapes of ``batch``, as a step does, so that sharded weights are gathered.
+
+    Raises:
+        Exception: If the module cannot process ``batch``, with the explanation that ``fit`` gives.
+    """
+    with translate_errors(model.module), _original_errors(), torch.no_grad():
         return model.strategy.run_locally(
             lambda placed: summarize_layers(model.module, model.unpack(placed).x, model.device, **options), batch
         )
+
+
+@contextlib.contextmanager
+def _original_errors() -> Iterator[None]:
+    """Raise the error of the module that torchinfo replaces by its own inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
 
 
 def summarize_layers(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:

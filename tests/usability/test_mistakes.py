@@ -203,6 +203,102 @@ def test_mistake_is_answered(row, tmp_path, monkeypatch):
     check(row)
 
 
+# 30 more
+
+
+class State(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[1])
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][-1])
+
+
+class Samples(Dataset):
+    def __init__(self, sample):
+        self.sample = sample
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        return self.sample(index)
+
+
+def fit_step(step):
+    own = type("Own", (Model,), {"train_step": lambda self, batch: step(self, *batch)})
+    return own(net(), device="cpu").compile("sgd", "cross_entropy").fit(loader(X, Y), verbose=0)
+
+
+def compile_sgd(loss="cross_entropy", **options):
+    return Model(net(), device="cpu").compile("sgd", loss, **options)
+
+
+MORE = [
+    Row("loss and optimizer swapped", lambda: Model(net()).compile("cross_entropy", "adam"),
+        r"compile\('adam', 'cross_entropy'\)"),
+    Row("kernel larger than the image", lambda: fit(nn.Conv2d(1, 3, 50), IMAGES, DIGITS), "a kernel of .* larger than"),
+    Row("Flatten(0)", lambda: fit(nn.Sequential(net(), nn.Flatten(0)), X[:, :8], Y),
+        r"Keep the first dimension.*nn\.Flatten\(0\)"),
+    Row("view(-1, 6)", lambda: fit_xy(module(lambda self, x: self.body(x).view(-1, 6))),
+        r"\[16, 6\] for a batch of 32 samples"),
+    Row("Softmax(0)", lambda: fit_xy(nn.Sequential(net(), nn.Softmax(0))), r"Remove nn\.Softmax\(0\)"),
+    Row("LogSoftmax(0)", lambda: fit_xy(nn.Sequential(net(), nn.LogSoftmax(0)), loss="nll"), r"by nn\.LogSoftmax\(1\)"),
+    Row("LSTM without batch_first", lambda: fit(TimeFirst(), SEQUENCES, Y), "for a batch of 32 samples.*batch_first=True"),
+    Row("state of a GRU", lambda: fit(State(), SEQUENCES, Y), r"h\[-1\]"),
+    Row("LayerNorm", lambda: fit_xy(nn.Sequential(nn.LayerNorm(16), net())), r"Use nn\.LayerNorm\(8\)"),
+    Row("attention", lambda: fit(nn.TransformerEncoderLayer(16, 2, batch_first=True), SEQUENCES, SEQUENCES, loss="mse"),
+        r"Put nn\.Linear\(8, 16\) before it"),
+    Row("BatchNorm2d of a table", lambda: fit_xy(nn.Sequential(nn.BatchNorm2d(8), net())), r"Use nn\.BatchNorm1d\(8\)"),
+    Row("Conv1d, channels last", lambda: fit(nn.Conv1d(8, 3, 1), SEQUENCES, Y), r"movedim\(-1, 1\)"),
+    Row("forward(x, y)", lambda: fit_xy(module(lambda self, x, y: self.body(x))), "remove its argument 'y'"),
+    Row("forward returns NumPy", lambda: fit_xy(module(lambda self, x: self.body(x).detach().numpy())),
+        r"remove .*\.numpy\(\)"),
+    Row("forward returns one number", lambda: fit_xy(module(lambda self, x: self.body(x).mean())),
+        r"Remove sum\(\) or mean\(\)"),
+    Row("in-place operation", lambda: fit_xy(module(lambda self, x: self.body(x).exp().relu_())), "Replace operations such as"),
+    Row("text labels in a dataset", lambda: fit(net(), Samples(lambda i: (X[i], "cat"))), r"such as 'cat': classes\.index"),
+    Row("None in a dataset", lambda: fit(net(), Samples(lambda i: None)), r"Return \(x, y\) from __getitem__"),
+    Row("two columns of labels", lambda: fit(net(), X, torch.stack([Y, Y], 1)), "2 columns, but the module has 3 outputs"),
+    Row("validation_split=(x, y)", lambda: fit_xy(validation_split=(X, Y)), r"received \(float32 \[48, 8\], int64 \[48\]\)"),
+    Row("batch_size='32'", lambda: fit_xy(batch_size="32"), "Use batch_size=32, without quotes"),
+    Row("lr='1e-3'", lambda: compile_sgd(lr="1e-3"), "received '1e-3'. Use a number"),
+    Row("Model('resnet18')", lambda: Model("resnet18"), r"torchvision\.models\.resnet18\(\)"),
+    Row("compile(nn.Linear)", lambda: Model(net()).compile(nn.Linear, "mse"),
+        "Expected an optimizer.*Pass a name such as 'adam'"),
+    Row("fit(net, x)", lambda: fit(net(), net(), X), "Expected data, received the module Sequential"),
+    Row("callbacks='early_stopping'", lambda: fit_xy(callbacks="early_stopping"),
+        "received 'early_stopping'.*Pass an instance"),
+    Row("EarlyStopping(3)", lambda: EarlyStopping(3), "such as 'val_loss', received 3. Pass other arguments by name"),
+    Row("summary of a wrong width", lambda: compile_sgd().summary(X[:, :5]), "^Layer '0'.*Use in_features=5"),
+    Row("fit(loader, val_loader)", lambda: fit(net(), loader(X, Y), loader(X, Y)),
+        r"pass fit\(first, validation_data=second\)"),
+    Row("train_step returns a float", lambda: fit_step(lambda self, x, y: {"loss": self.loss(self(x), y).item()}),
+        "not a tensor"),
+    Row("validation_data='val.csv'", lambda: fit_xy(validation_data="val.csv"),
+        r"In validation_data: .*read_csv\('val\.csv'\)"),
+    Row("validation without targets", lambda: fit_xy(validation_data=X), r"^The validation data failed.*Pass \(x, y\)"),
+    Row("validation x and y swapped", lambda: fit_xy(validation_data=(Y, X)), "^The validation data failed.*swapped"),
+    Row("weights of another length", lambda: fit_xy(sample_weight=torch.ones(9)), "received 9 and 48 rows"),
+    Row("shuffle='yes'", lambda: fit_xy(shuffle="yes"), "shuffle must be True or False"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", MORE, ids=lambda row: row.name)
+def test_further_mistake_is_answered(row):
+    check(row)
+
+
 # Programs near a mistake that are right
 
 
