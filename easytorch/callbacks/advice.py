@@ -165,7 +165,7 @@ class WarnOnUnscaledInputs(Callback):
         ):
             return
         x = model.unpack(model.train_data.window[0]).x
-        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+        if not isinstance(x, Tensor) or x.layout is not torch.strided or not x.is_floating_point() or not x.numel():
             return
         largest = float(x.detach().abs().max())
         if not self.MAX_VALUE < largest < math.inf or not self._reaches_layer(model.strategy.to_device(x)):
