@@ -114,7 +114,7 @@ SURVEY = [
     Row("wrong flat size", lambda: fit(nn.Sequential(nn.Flatten(), net(100, 10)), IMAGES, DIGITS), r"Use in_features=784"),
     Row("channels last", lambda: fit(nn.Conv2d(3, 3, 1), torch.rand(4, 8, 8, 3), DIGITS[:4]), r"movedim\(-1, 1\)"),
     Row("uint8 images", lambda: fit(nn.Conv2d(1, 3, 1), (IMAGES * 255).byte(), DIGITS), "Divide images by 255"),
-    Row("grey without channel", lambda: fit(nn.Conv2d(1, 3, 1), IMAGES[:, 0], DIGITS), "Add the channel dimension"),
+    Row("gray without channel", lambda: fit(nn.Conv2d(1, 3, 1), IMAGES[:, 0], DIGITS), "Add the channel dimension"),
     Row("no batch dimension", lambda: predict(nn.Sequential(nn.Flatten(), net(784)), IMAGES[0, 0]), r"x\[None\]"),
     Row("labels from 1", lambda: fit(net(), X, Y + 1), "start at 0. Use y - 1"),
     Row("too many labels", lambda: fit(net(outputs=2), X, Y), "Give the last layer 3 outputs"),
