@@ -341,6 +341,16 @@ def test_a_loss_of_nan_is_reported_within_a_long_epoch(monkeypatch):
     assert seen == [1, 1]
 
 
+def test_a_loss_is_not_read_within_an_epoch_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(WarnOnNonFiniteLoss, "FIRST_SECONDS", 0.0)
+    check_loss, model = WarnOnNonFiniteLoss(), Model(net(), device="cpu").compile("sgd", "cross_entropy")
+    check_loss.model = model
+    model.device = torch.device("meta")
+    check_loss.on_train_begin()
+    check_loss.on_train_batch_end(0, {"loss": float("nan")})
+    assert not check_loss.has_warned
+
+
 def test_terminate_on_nan_reports_alone(monkeypatch):
     monkeypatch.setattr(WarnOnNonFiniteLoss, "FIRST_SECONDS", 0.0)
     with pytest.warns(UserWarning, match="not finite in update") as caught:
