@@ -211,7 +211,7 @@ def train_by_own_update():
     try:
         fit(model=model)
     except RuntimeError as error:
-        return str(error), str(error.__cause__)
+        return str(error), str(error.__context__)
 
 
 def test_the_error_of_torch_is_the_cause():
