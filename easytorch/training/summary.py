@@ -58,7 +58,7 @@ def _summarize_last_fit(model: Model, **options: Any) -> Any:
             return _summarize_batch(model, batch, **options)
         # Only a custom step knows how to call the module with this batch.
         except Exception as error:
-            cause = str(error.__cause__ or error).partition("\n")[0]
+            cause = str(error).partition("\n")[0]
             print(f"Without shapes, since summary() cannot call the module with a batch of the last fit: {cause[:200]}")
     return summarize_layers(model.module, None, model.device, **options)
 
