@@ -283,9 +283,20 @@ def _not_numeric_error(array: np.ndarray[Any, Any]) -> TypeError:
         return _nested_rows_error(array)
     kind = "text" if array.dtype.kind in "US" or isinstance(first, str) else str(array.dtype)
     return TypeError(
-        f"Expected numbers, received an array of {kind} with shape {list(array.shape)}. Encode text as numbers: labels with "
-        "sklearn.preprocessing.LabelEncoder().fit_transform(y), columns with pandas.get_dummies(frame)."
+        f"Expected numbers, received an array of {kind} with shape {list(array.shape)}.{_first_text(array)} Encode text as "
+        "numbers: labels with sklearn.preprocessing.LabelEncoder().fit_transform(y), columns with pandas.get_dummies(frame)."
     )
+
+
+def _first_text(array: np.ndarray[Any, Any]) -> str:
+    """Return a sentence about the first text in an array of numbers and text; an empty string for an array of text alone."""
+    texts = [isinstance(value, str) for value in array.flat]
+    if all(texts) or not any(texts):
+        return ""
+    place = np.unravel_index(texts.index(True), array.shape)
+    names = ("row", "column") if array.ndim == 2 else ("position",) * array.ndim
+    where = ", ".join(f"{name} {index}" for name, index in zip(names, place, strict=True))
+    return f" The first text is {array[place]!r} in {where}."
 
 
 def _nested_rows_error(array: np.ndarray[Any, Any]) -> TypeError:

@@ -167,7 +167,7 @@ def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
     if not isinstance(y_pred, Tensor):
         return TypeError(
             f"The loss, {loss!r}, expects one tensor, but the module returned {describe(y_pred)}. Pass one loss for each output, "
-            "loss=[...] or loss={...}, or a function f(y_pred, y) that takes all outputs."
+            f"{_example_of_losses(y_pred)}, or a function f(y_pred, y) that takes all outputs."
         )
     if not isinstance(y, Tensor):
         fix = SINGLE_SAMPLES if isinstance(y, (int, float, np.generic)) else "Pass numbers."
@@ -179,6 +179,13 @@ def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
     if loss.family in CLASS_LOSSES:
         return label_error(y_pred, y, loss.ignore_index)
     return _probability_error(loss, y_pred) if loss.family is nn.BCELoss and y_pred.numel() else None
+
+
+def _example_of_losses(outputs: Any) -> str:
+    """Return an argument of ``compile`` with a loss for each of several outputs."""
+    if isinstance(outputs, Mapping):
+        return "loss={" + ", ".join(f"{key!r}: 'cross_entropy'" for key in [*outputs][:2]) + "}"
+    return "loss=['cross_entropy', ...]"
 
 
 def _probability_error(loss: SingleLoss, y_pred: Tensor) -> Exception | None:

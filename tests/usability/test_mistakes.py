@@ -290,6 +290,10 @@ MORE = [
     Row("validation without targets", lambda: fit_xy(validation_data=X), r"^The validation data failed.*Pass \(x, y\)"),
     Row("validation x and y swapped", lambda: fit_xy(validation_data=(Y, X)), "^The validation data failed.*swapped"),
     Row("weights of another length", lambda: fit_xy(sample_weight=torch.ones(9)), "received 9 and 48 rows"),
+    Row("outputs in a dict", lambda: fit_xy(module(lambda self, x: {"logits": self.body(x)})),
+        "loss={'logits': 'cross_entropy'}"),
+    Row("text in an array of objects", lambda: fit(net(2), np.array([[1, 2.0], [3, "n/a"]], dtype=object), [0, 1]),
+        "The first text is 'n/a' in row 1, column 1"),
     Row("shuffle='yes'", lambda: fit_xy(shuffle="yes"), "shuffle must be True or False"),
 ]  # fmt: skip
 
