@@ -8,8 +8,32 @@ without notice.
 from typing import Any
 
 from easytorch import callbacks, data, typing
-from easytorch._utils.api_hints import PACKAGE_HINTS, missing_attribute_error
+from easytorch._utils.api_hints import PACKAGE_HINTS, missing_name_error
 from easytorch._utils.seeding import set_seed
+from easytorch._utils.tracebacks import hide_internal_frames, show_internal_frames
+from easytorch.callbacks import (
+    EMA,
+    SWA,
+    Averaging,
+    BackupAndRestore,
+    Callback,
+    CallbackList,
+    CSVLogger,
+    EarlyStopping,
+    Every,
+    Freeze,
+    LambdaCallback,
+    LearningRateScheduler,
+    LivePlot,
+    LRScheduler,
+    ModelCheckpoint,
+    Monitor,
+    OptunaPruning,
+    ReduceLROnPlateau,
+    Schedule,
+    TensorBoard,
+    TerminateOnNaN,
+)
 from easytorch.data.batch import Batch
 from easytorch.distributed.launch import launch
 from easytorch.errors import FileError, RankError, ResumeError
@@ -25,24 +49,46 @@ from easytorch.training.results import History, Scores
 __version__ = "0.1.0"
 
 __all__ = [
+    "Averaging",
+    "BackupAndRestore",
     "Batch",
+    "CSVLogger",
+    "Callback",
+    "CallbackList",
     "DataParallel",
+    "EMA",
+    "EarlyStopping",
     "EpochMetric",
+    "Every",
+    "Freeze",
     "FileError",
     "FullySharded",
     "History",
+    "LRScheduler",
+    "LambdaCallback",
+    "LearningRateScheduler",
+    "LivePlot",
     "Mean",
     "Metric",
     "Model",
+    "ModelCheckpoint",
+    "Monitor",
+    "OptunaPruning",
     "RankError",
+    "ReduceLROnPlateau",
     "ResumeError",
+    "SWA",
+    "Schedule",
     "Scores",
     "Strategy",
+    "TensorBoard",
+    "TerminateOnNaN",
     "__version__",
     "callbacks",
     "data",
     "launch",
     "set_seed",
+    "show_internal_frames",
     "typing",
 ]
 
@@ -51,7 +97,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
+@hide_internal_frames
 def __getattr__(name: str) -> Any:
-    if name in callbacks.__all__:
-        raise AttributeError(f"easytorch has no {name!r}. Use easytorch.callbacks.{name}.")
-    raise missing_attribute_error("easytorch", name, PACKAGE_HINTS, __all__)
+    raise missing_name_error("easytorch", name, PACKAGE_HINTS, __all__)

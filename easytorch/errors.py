@@ -32,6 +32,8 @@ class ResumeError(ValueError):
 class RankError(RuntimeError):
     """The ranks of a run disagree, or another rank has failed or ended. The message names both sides and the fix."""
 
+    shows_cause = True  # the traceback of another exception of this rank
+
 
 def escape_lines(text: str) -> str:
     """Return ``text`` with all control characters escaped, except line breaks."""

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -27,14 +26,22 @@ from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
-from easytorch._utils.train_mode import in_eval_mode
+from easytorch._utils.tracebacks import hide_internal_frames
+from easytorch._utils.train_mode import in_eval_mode, in_train_mode
 from easytorch.callbacks.base import CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
-from easytorch.data.arrays import as_predict_data, column_names, is_input_list, keep_column_order, match_columns
+from easytorch.data.arrays import (
+    arrays_to_device,
+    as_predict_data,
+    column_names,
+    is_input_list,
+    keep_column_order,
+    match_columns,
+)
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
 from easytorch.data.epoch_iterator import EpochIterator
@@ -85,7 +92,7 @@ if TYPE_CHECKING:
 
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
-    "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights",
+    "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "summary",
 )  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
@@ -148,7 +155,7 @@ class Model:
         self,
         x: DataLike,
         y: TargetLike | int | None = None,
-        *,
+        *sizes: int,
         epochs: int = 1,
         batch_size: int | None = None,
         validation_data: ValidationDataLike | None = None,
@@ -174,6 +181,7 @@ class Model:
                 one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches.
             y: The targets, unless ``x`` contains them. Labels may be text; their sorted names become ``class_names``. An integer
                 means ``epochs``: ``fit(loader, 5)``.
+            sizes: ``batch_size`` and ``epochs`` in the order of Keras: ``fit(x, y, 32, 10)``.
             epochs: Number of epochs to train. With ``initial_epoch``, the number of the last epoch, as in Keras.
             batch_size: Samples per batch, 32 by default. Only for data that does not come in batches.
             validation_data: Data to evaluate after epochs, of any kind that ``x`` may be.
@@ -187,7 +195,7 @@ class Model:
                 of samples.
             shuffle: Whether to draw samples in random order. By default yes, unless the data has an order.
             initial_epoch: Number of the first epoch, from 0. By default where the model is.
-            callbacks: Objects that are called during training; see ``easytorch.callbacks``.
+            callbacks: One or more objects that are called during training; see ``easytorch.callbacks``.
             resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
             on_interrupt: Ctrl-C ends training after the current update. Then ``"raise"`` a ``KeyboardInterrupt``, or ``"return"``
                 the history. By default return it in an interactive session (Jupyter, a prompt), and raise in a script.
@@ -200,8 +208,7 @@ class Model:
             KeyboardInterrupt: After Ctrl-C; the best weights are restored, a checkpoint is written, and callbacks are closed.
         """
         self.require_optimizer("fit")
-        if isinstance(y, Integral):
-            y, epochs = None, int(y)
+        y, batch_size, epochs = api_hints.read_sizes(y, sizes, batch_size, epochs)
         labels = ClassNames(self.class_names)
         x, y = labels.learn(keep_column_order(x, self.columns), y)
         validation_data, class_weight = labels.encode_validation(validation_data), labels.number_keys(class_weight)
@@ -308,6 +315,7 @@ class Model:
         steps: int | None = None,
         callbacks: CallbackLike = (),
         verbose: int | str = "auto",
+        return_dict: bool = False,
     ) -> Scores:
         """Return the loss and the metrics in eval mode: ``loss, accuracy = model.evaluate(loader)``.
 
@@ -319,6 +327,7 @@ class Model:
             steps: Number of batches; None for all.
             callbacks: Objects that are called during the evaluation.
             verbose: See ``fit``.
+            return_dict: Return a plain dict of floats, as in Keras, instead of ``Scores``, which has the same items.
 
         Raises:
             RuntimeError: If ``compile`` was not called.
@@ -337,7 +346,8 @@ class Model:
         all_callbacks = collect_callbacks(callbacks, verbose)
         callback_list = CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})
         with reporting_errors(self, callback_list, "evaluate", loader, steps=steps):
-            return Scores(self.test_epoch(loader, steps), self, name)
+            scores = self.test_epoch(loader, steps)
+        return cast("Scores", scores) if return_dict else Scores(scores, self, name)
 
     def _last_fit_data(self, **arguments: Any) -> tuple[str, Any]:
         """Return a description and the batches of the last fit's data; ``arguments`` belong to other data."""
@@ -358,11 +368,19 @@ class Model:
         """Return the outputs of the module for the inputs of ``batch``."""
         return self(batch_functions.select_inputs(batch, self.unpack(batch).x, self.signature))
 
-    def __call__(self, x: Any) -> Any:
-        """Call the module with ``x``: one tensor, a tuple of arguments, or a dict of arguments."""
+    def __call__(self, x: Any, *, training: bool | None = None) -> Any:
+        """Call the module with ``x``: one tensor or array, a tuple of arguments, or a dict of arguments.
+
+        Args:
+            x: The inputs.
+            training: True runs the module in train mode, False in eval mode; None in the mode in which it is.
+        """
+        if training is not None:
+            with (in_train_mode if training else in_eval_mode)(self.module):
+                return self(x)
         if type(x) is list:
             self.input_list_length = len(x)
-        return self.signature.call(self.strategy.forward, x)
+        return self.signature.call(self.strategy.forward, arrays_to_device(x, self.strategy.to_device))
 
     def unpack(self, batch: Any) -> Batch:
         """Split a batch into inputs, targets and sample weights; missing parts are None.
@@ -728,7 +746,8 @@ class Model:
         """Print the table of layers and an estimate of memory, and return the statistics of torchinfo.
 
         Args:
-            x: Inputs, which determine the shapes in the table. By default those of the last fit; without any there are no shapes.
+            x: Inputs, or the shape of a batch of floats such as ``(32, 20)``, which determine the shapes in the table. By default
+                those of the last fit; without any there are no shapes.
             options: Passed to ``torchinfo.summary``.
         """
         return print_summary(self, x, **options)
@@ -767,6 +786,7 @@ class Model:
 
     if not TYPE_CHECKING:  # type checkers must still find misspelled attributes
 
+        @hide_internal_frames
         def __getattr__(self, name: str) -> Any:
             if "module" not in vars(self):
                 raise AttributeError(
@@ -775,6 +795,7 @@ class Model:
             hints, known = api_hints.ATTRIBUTE_HINTS, dir(type(self))
             raise api_hints.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)
 
+    @hide_internal_frames
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "module" and "module" in vars(self):
             raise AttributeError(
@@ -786,6 +807,8 @@ class Model:
             optimizers.add_rate_attributes(value)
         if is_internal(type(self)):
             api_hints.check_assignment(name)
+        if name.startswith("stop") and name not in vars(self):
+            api_hints.check_flag(name)
         super().__setattr__(name, value)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.api_hints import unexpected_argument_error
+from easytorch._utils.api_hints import OPTIMIZER_HINTS, missing_class_error, unexpected_argument_error
 from easytorch._utils.registry import find, get_name, quote_list
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 
 __all__ = ["TABLE"]
@@ -64,7 +65,8 @@ def resolve_optimizer(
     _check_lr(lr)
     if optimizer is None:
         return None
-    if not callable(optimizer) and not isinstance(optimizer, (str, torch.optim.Optimizer)):
+    is_other_class = isinstance(optimizer, type) and not issubclass(optimizer, torch.optim.Optimizer)
+    if is_other_class or (not callable(optimizer) and not isinstance(optimizer, (str, torch.optim.Optimizer))):
         raise TypeError(
             f"Expected an optimizer, received {optimizer!r}. Pass a name such as 'adam', a torch.optim.Optimizer, or a "
             "function such as lambda parameters: torch.optim.Adam(parameters)."
@@ -167,7 +169,7 @@ def check_optimizer_is_current(
 
 def _check_lr(lr: Any) -> None:
     if lr is not None and not (_is_number(lr) and lr >= 0):
-        raise ValueError(f"lr must be a number of at least 0, received {lr!r}.")
+        raise ValueError(f"lr must be a number of at least 0, received {lr!r}. Use a number such as lr=0.001.")
 
 
 def _is_number(value: Any) -> bool:
@@ -440,3 +442,9 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     others = {} if len(set(rates)) == 1 else {f"lr_{i}": rate for i, rate in enumerate(rates) if i}
     return {"lr": rates[0], **others}
+
+
+@hide_internal_frames
+def __getattr__(name: str) -> Any:
+    usage = "compile({name!r}, loss, lr=0.001), or an optimizer of torch.optim"
+    raise missing_class_error("easytorch.optimizers", name, OPTIMIZER_HINTS, TABLE, usage)

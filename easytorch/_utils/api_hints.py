@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import opcode
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
+from types import FrameType
 from typing import Any, TypeVar
 
 from torch import nn
 
-from easytorch._utils.registry import did_you_mean
+from easytorch._utils.internal import is_internal
+from easytorch._utils.registry import did_you_mean, spellings
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 
 Class = TypeVar("Class", bound=type)
+
+IMPORT_FROM = opcode.opmap["IMPORT_FROM"]
 
 # Arguments of the methods of Model.
 ARGUMENT_HINTS = {
@@ -58,6 +66,29 @@ ARGUMENT_HINTS = {
     "device": "Model(module, device=...)",
     "optimiser": "optimizer=",
     "use_multiprocessing": "DataLoader(dataset, num_workers=2)",
+    "by_name": "load_weights(path, strict=False)",
+    "skip_mismatch": "load_weights(path, strict=False)",
+    "training": "model(x, training=False)",
+    "gradient_accumulation": "compile(..., gradient_accumulation_steps=4)",
+    "max_grad_norm": "compile(..., clip_grad_norm=1.0)",
+    "devices": "torchrun --nproc-per-node=2 train.py",
+    "accelerator": "Model(module, device='cuda')",
+    "max_steps": "epochs= and steps_per_epoch=",
+    "limit_train_batches": "steps_per_epoch=",
+    "limit_val_batches": "validation_steps=",
+    "check_val_every_n_epoch": "validation_freq=",
+    "train_split": "validation_split=",
+    "iterator_train": "fit(x, y, batch_size=32)",
+    "lr_max": "compile(..., lr=0.001, scheduler='one_cycle')",
+    "max_lr": "compile(..., lr=0.001, scheduler='one_cycle')",
+    "logger": "callbacks=[easytorch.callbacks.TensorBoard('logs')]",
+    "patience": "callbacks=[easytorch.callbacks.EarlyStopping(patience=3)]",
+    "progress": "verbose=0",
+    "show_progress": "verbose=0",
+    "dls": "Model(module).compile(...).fit(train_loader, validation_data=val_loader)",
+    "cbs": "callbacks=",
+    "loss_func": "compile(optimizer, loss)",
+    "opt_func": "compile(optimizer, loss)",
     "overwrite": "Not needed: save() replaces an existing file",
     "save_format": "save_weights('model.safetensors') for safetensors; there is no other choice",
 }
@@ -106,10 +137,30 @@ OPTION_HINTS = {
     "ModelCheckpoint.every_n_train_steps": "save_freq=100",
     "ModelCheckpoint.path": "filepath=",
     "ModelCheckpoint.save_top_k": "keep_best=",
+    "ModelCheckpoint.period": "save_freq=Every(epochs=2)",
+    "ModelCheckpoint.filename": "filepath='runs/{epoch:02d}.pt'",
+    "ModelCheckpoint.save_last": "fit(..., resume='run/'), which saves the newest state",
+    "Model.precision": "Model(module).compile(..., precision='bf16')",
+    "Model.devices": "torchrun --nproc-per-node=2 train.py",
+    "Model.loss_func": "Model(module).compile(optimizer, loss)",
+    "Model.metrics": "Model(module).compile(optimizer, loss, metrics=['accuracy'])",
     "ReduceLROnPlateau.epsilon": "min_delta=",
     "SWA.swa_epoch_start": "start_epoch=",
     "TensorBoard.profile_batch": "torch.profiler in a custom callback",
     "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the logs",
+}
+
+# Options of summary().
+SUMMARY_HINTS = {
+    "line_length": "col_width=16, the characters of a column, and depth=2",
+    "positions": "col_width=16, the characters of a column",
+    "print_fn": "str(model.summary()), which is the table",
+    "expand_nested": "depth=4",
+    "layer_range": "depth=2",
+    "show_trainable": "col_names=('num_params', 'trainable')",
+    "input_shape": "summary((1, 20)), the shape with the batch dimension",
+    "max_depth": "depth=2",
+    "batch_size": "summary((32, 20)), the shape with the batch dimension",
 }
 
 # Attributes of Model, in Keras or of a module.
@@ -146,6 +197,45 @@ ATTRIBUTE_HINTS = {
     "to": "Model(module, device=...)",
     "cuda": "Model(module, device='cuda')",
     "cpu": "Model(module, device='cpu')",
+    "plot": "model.history.plot()",
+    "plot_loss": "model.history.plot('loss')",
+    "score": "model.evaluate(x, y).accuracy, with metrics=['accuracy'] in compile()",
+    "get_params": "a function that creates the model: a clone of scikit-learn has to create a new one",
+    "set_params": "compile(), which keeps the weights",
+    "__sklearn_tags__": "predict_classes(x) or predict(x), and a function of sklearn.metrics of the result",
+    "classes_": "the order of the outputs of the module",
+    "save_model": "model.save(path)",
+    "zero_grad": "model.module.zero_grad(), or model.optimizer.zero_grad()",
+    "half": "compile(..., precision='fp16')",
+    "float": "Not needed: the module keeps its dtype",
+    "lr_find": "short fits of new models with several values of lr: compile(..., lr=lr), fit(..., steps_per_epoch=100)",
+    "fit_one_cycle": "compile(..., lr=0.001, scheduler='one_cycle') and fit(..., epochs=5)",
+    "fine_tune": "module.requires_grad_(False) of the body, fit(), requires_grad_(True), compile() and fit() again",
+    "freeze": "model.module.requires_grad_(False), or the same method of a layer, before compile()",
+    "unfreeze": "model.module.requires_grad_(True), and compile() again",
+    "show_results": "model.predict_classes(x)",
+    "get_preds": "model.predict_proba(x)",
+    "validate": "model.evaluate(data)",
+    "test": "model.evaluate(data)",
+    "train_model": "model.fit(x, y)",
+    "partial_fit": "model.train_on_batch(x, y), or model.fit(x, y)",
+    "train_dataloader": "model.fit(train_loader)",
+    "prepare": "compile(), which moves the module to the device",
+    "backward": "fit(); in a custom update self.strategy.backward(loss)",
+    "log": "the dict that train_step returns: {'loss': loss, 'name': value}",
+    "log_dict": "the dict that train_step returns: {'loss': loss, 'name': value}",
+    "to_onnx": "torch.onnx.export(model.module, (x,), 'model.onnx')",
+    "to_torchscript": "torch.export.export(model.module, (x,))",
+    "from_pretrained": "Model(net).load(path)",
+    "load_from_checkpoint": "Model(net).load(path)",
+    "push_to_hub": "model.save(path), and the library huggingface_hub for the file",
+    "save_pretrained": "model.save(path)",
+    "input_shape": "model.summary(x)",
+    "output_shape": "model.summary(x)",
+    "inputs": "the arguments of model.module.forward()",
+    "outputs": "model.predict(x)",
+    "get_optimizer": "model.optimizer",
+    "stop": "model.stop_training = True",
     "forward": "model(x), or model.module(x)",
 }
 ATTRIBUTE_HINTS |= {
@@ -155,6 +245,9 @@ ATTRIBUTE_HINTS |= {
 
 # Attributes that Keras users assign; a model would ignore them.
 IGNORED_ATTRIBUTES = ("lr", "learning_rate", "trainable")
+
+# Attributes that end a loop when they are True.
+STOP_FLAGS = ("stop_training", "stop_evaluating", "stop_predicting")
 
 # Methods that a subclass of Model may override.
 OVERRIDABLE_STEPS = ("train_step", "test_step", "predict_step", "update", "unpack", "batch_size")
@@ -182,12 +275,54 @@ PACKAGE_HINTS = {
     "Input": "Not needed: the arguments of forward() are the inputs of a module",
     "Dense": "torch.nn.Linear(inputs, outputs)",
     "datasets": "torchvision.datasets",
-    "utils": "torch.utils, easytorch.data for data, or easytorch.set_seed(0) for seeds",
+    "utils": "easytorch.set_seed(0) for set_random_seed, model.summary() for plot_model, torch.utils.data for data",
     "seed_everything": "easytorch.set_seed(0)",
     "set_random_seed": "easytorch.set_seed(0)",
     "fix_seed": "easytorch.set_seed(0)",
     "random_seed": "easytorch.set_seed(0)",
     "manual_seed": "easytorch.set_seed(0)",
+    "to_categorical": "Not needed: 'cross_entropy' takes class indices; or torch.nn.functional.one_hot(y, n).float()",
+    "plot_model": "model.summary()",
+    "backend": "torch",
+    "ops": "torch",
+    "applications": "torchvision.models, or the libraries timm and transformers",
+    "preprocessing": "torchvision.transforms",
+    "regularizers": "torch.optim.AdamW(net.parameters(), weight_decay=0.01), or a custom loss",
+    "initializers": "torch.nn.init",
+    "activations": "torch.nn.functional",
+    "constraints": "a custom callback that changes the weights in on_train_batch_end",
+    "mixed_precision": "compile(..., precision='bf16')",
+    "clone_model": "copy.deepcopy(model)",
+    "save_model": "model.save(path)",
+    "Module": "easytorch.Model(module) of a torch.nn.Module",
+    "LightningModule": "torch.nn.Module in easytorch.Model; a custom train_step(self, batch) is a method of a subclass of Model",
+    "LightningDataModule": "fit(train_loader, validation_data=val_loader)",
+    "Fabric": "easytorch.Model, with a custom train_step(self, batch)",
+    "Accelerator": "easytorch.Model(module), which chooses the device",
+    "Learner": "easytorch.Model(module).compile(...).fit(...)",
+    "vision_learner": "easytorch.Model(torchvision.models.resnet18(weights='DEFAULT'))",
+    "DataLoaders": "fit(train_loader, validation_data=val_loader)",
+    "DataBlock": "torch.utils.data.Dataset",
+    "NeuralNet": "easytorch.Model(module).compile(...).fit(x, y)",
+    "NeuralNetClassifier": "easytorch.Model(module).compile('adam', 'cross_entropy', metrics=['accuracy']).fit(x, y)",
+    "NeuralNetRegressor": "easytorch.Model(module).compile('adam', 'mse').fit(x, y)",
+    "Engine": "easytorch.Model, with a custom train_step(self, batch)",
+    "Events": "the hooks of easytorch.Callback, such as on_epoch_end",
+    "create_supervised_trainer": "easytorch.Model(module).compile(...).fit(...)",
+    "create_supervised_evaluator": "model.evaluate(data)",
+    "TrainingArguments": "the arguments of compile() and fit()",
+    "Config": "the arguments of compile() and fit()",
+    "loggers": "easytorch.callbacks.TensorBoard or CSVLogger",
+    "WandbLogger": "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None)",
+    "DataLoader": "torch.utils.data.DataLoader",
+    "Dataset": "torch.utils.data.Dataset",
+    "Conv2D": "torch.nn.Conv2d(in_channels, out_channels, kernel_size)",
+    "Flatten": "torch.nn.Flatten()",
+    "Dropout": "torch.nn.Dropout(p)",
+    "nn": "torch.nn",
+    "optim": "torch.optim",
+    "fit": "easytorch.Model(module).compile(optimizer, loss).fit(x, y)",
+    "train": "easytorch.Model(module).compile(optimizer, loss).fit(x, y)",
     "Trainer": "easytorch.Model(module).compile(...).fit(...)",
     "EpochScoring": "easytorch.EpochMetric(f1_score, average='macro')",
     "AccumMetric": "easytorch.EpochMetric(f1_score, average='macro')",
@@ -210,8 +345,58 @@ CALLBACK_HINTS = {
     "History": "the result of fit()",
     "LearningRateMonitor": "Not needed: the history has 'lr', and 'lr_1', ... of other parameter groups",
     "EpochScoring": "easytorch.EpochMetric(f1_score, average='macro') in compile(metrics=...)",
+    "WandbLogger": "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None)",
+    "WandbCallback": "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None)",
+    "TensorBoardLogger": "TensorBoard(log_dir)",
+    "SaveModelCallback": "ModelCheckpoint(filepath, save_best_only=True)",
+    "EarlyStoppingCallback": "EarlyStopping(monitor, patience=3)",
+    "GradientClipping": "compile(..., clip_grad_norm=1.0)",
+    "GradientAccumulationScheduler": "compile(..., gradient_accumulation_steps=4)",
+    "Timer": "a custom callback that sets self.model.stop_training = True in on_train_batch_end",
+    "ModelSummary": "model.summary()",
+    "OneCycleScheduler": "compile(..., scheduler='one_cycle')",
+    "OneCycleLR": "compile(..., scheduler='one_cycle')",
+    "CosineAnnealing": "compile(..., scheduler='cosine')",
     "BaseLogger": "Not needed: the history has the means",
     "Checkpoint": "ModelCheckpoint(filepath)",
+}
+
+# Losses of Keras and torch, where the name in snake case is not the name of the loss here.
+LOSS_HINTS = {
+    "SparseCategoricalCrossentropy": "compile(optimizer, 'cross_entropy'), with logits as outputs",
+    "CategoricalCrossentropy": "compile(optimizer, 'cross_entropy'), with logits as outputs",
+    "BinaryCrossentropy": "compile(optimizer, 'bce_with_logits') with logits, or 'bce' with probabilities, as outputs",
+    "CategoricalFocalCrossentropy": "a custom loss f(y_pred, y), such as torchvision.ops.sigmoid_focal_loss",
+    "BinaryFocalCrossentropy": "a custom loss f(y_pred, y), such as torchvision.ops.sigmoid_focal_loss",
+    "CosineSimilarity": "a custom loss: lambda y_pred, y: -torch.nn.functional.cosine_similarity(y_pred, y).mean()",
+    "Hinge": "a custom loss: lambda y_pred, y: (1 - y * y_pred).clamp(min=0).mean()",
+    "Loss": "a function f(y_pred, y), or a torch.nn.Module, in compile(optimizer, f)",
+    "KLDivergence": "compile(optimizer, 'kl_divergence')",
+}
+
+# What the modules of optimizers of other libraries have.
+OPTIMIZER_HINTS = {
+    "schedules": "compile(..., scheduler='cosine'), or a torch.optim.lr_scheduler",
+    "Optimizer": "torch.optim.Optimizer",
+    "Ftrl": "compile('adagrad', loss)",
+    "Lion": "an optimizer of a library, passed as an object: compile(Lion(net.parameters()), loss)",
+    "LBFGS": "torch.optim.LBFGS in a custom update(self, window)",
+}
+
+# Metrics of Keras and torchmetrics, where the name in snake case is not the name of the metric here.
+METRIC_HINTS = {
+    "AUC": "compile(..., metrics=['auroc'])",
+    "F1Score": "compile(..., metrics=['f1'])",
+    "MeanSquaredError": "compile(..., metrics=['mse'])",
+    "MeanAbsoluteError": "compile(..., metrics=['mae'])",
+    "RootMeanSquaredError": "compile(..., metrics=['rmse'])",
+    "R2Score": "compile(..., metrics=['r2'])",
+    "Mean": "easytorch.Mean",
+    "Metric": "easytorch.Metric",
+    "MeanMetricWrapper": "a function f(y_pred, y) in compile(..., metrics=[f])",
+    "MeanIoU": "torchmetrics.JaccardIndex(task='multiclass', num_classes=n) in compile(..., metrics=[...])",
+    "CosineSimilarity": "a function: lambda y_pred, y: torch.nn.functional.cosine_similarity(y_pred, y)",
+    "ConfusionMatrix": "sklearn.metrics.confusion_matrix(y, model.predict_classes(x))",
 }
 
 # Values of precision.
@@ -222,11 +407,13 @@ PRECISION_HINTS = {
 
 # Names of the first and second parameter of a loss or metric in Keras.
 TARGET_NAMES = {
-    "actual", "expected", "ground_truth", "gt", "label", "labels", "target", "targets", "true", "truth", "y", "y_test", "y_true",
+    "actual", "expected", "ground_truth", "gt", "label", "labels", "t", "target", "targets", "true", "truth", "y", "y_test",
+    "y_true", "yt", "ytrue",
 }  # fmt: skip
 PREDICTION_NAMES = {
-    "input", "inputs", "logit", "logits", "output", "outputs", "pred", "prediction", "predictions", "predicted", "preds",
-    "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yhat",
+    "input", "inputs", "logit", "logits", "o", "out", "output", "outputs", "p", "pred", "prediction", "predictions", "predicted",
+    "preds", "probabilities", "probs", "score", "scores", "y_hat", "y_pred", "y_preds", "y_prob", "y_score", "yh", "yhat", "yp",
+    "ypred",
 }  # fmt: skip
 
 
@@ -246,6 +433,37 @@ def missing_attribute_error(owner: str, name: str, hints: Mapping[str, str], nam
     return AttributeError(f"{owner} has no {name!r}.{suggestion}")
 
 
+def missing_name_error(module: str, name: str, hints: Mapping[str, str], names: Iterable[str]) -> Exception:
+    """Return the error for a name that a module does not have; see ``missing_attribute_error``.
+
+    In ``from module import name`` it is an ``ImportError``: Python replaces an ``AttributeError`` by a message without a hint.
+    """
+    error = missing_attribute_error(module, name, hints, names)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_internal(frame):
+        frame = frame.f_back
+    is_import = frame is not None and frame.f_code.co_code[frame.f_lasti] == IMPORT_FROM
+    return ImportError(str(error), name=module) if is_import else error
+
+
+def missing_class_error(
+    module: str, name: str, hints: Mapping[str, str], table: Iterable[str], usage: str
+) -> Exception:
+    """Return the error for a class of another library that a module does not have.
+
+    Args:
+        module: The module, for the message: ``"easytorch.losses"``.
+        name: The class.
+        hints: What to use for classes without a name in ``table``.
+        table: The names that ``compile`` knows.
+        usage: How to use such a name, with the field ``{name!r}``.
+    """
+    known = next((spelling for spelling in spellings(name.removesuffix("Loss")) if spelling in table), None)
+    if known is not None:
+        hints = {name: usage.format(name=known), **hints}
+    return missing_name_error(module, name, hints, table)
+
+
 def check_steps(cls: type) -> None:
     """Check the methods of a subclass of ``Model`` that look like steps.
 
@@ -259,6 +477,11 @@ def check_steps(cls: type) -> None:
             continue
         if name in BATCH_STEPS:
             _check_takes_batch(cls, name, function)
+        elif name == "compute_loss" and "y_pred" in inspect.signature(function).parameters:
+            warn(
+                f"{cls.__name__}.compute_loss is never called. Pass the loss to compile(optimizer, f), where f(y_pred, y) "
+                "returns it; or override train_step(self, batch) for a loss that needs the inputs."
+            )
         elif name in METHOD_HINTS:
             warn(f"{cls.__name__}.{name} is never called.{_format_hint(METHOD_HINTS[name])}")
         elif suggestion := _suggest_step(cls, name):
@@ -272,6 +495,58 @@ def check_assignment(name: str) -> None:
     """Raise an ``AttributeError`` for the assignment of an attribute that a model would ignore."""
     if name in IGNORED_ATTRIBUTES:
         raise AttributeError(f"Setting model.{name} has no effect.{_format_hint(ATTRIBUTE_HINTS[name])}")
+
+
+def check_options(title: str, options: Iterable[str], names: Sequence[str], hints: Mapping[str, str]) -> None:
+    """Raise a ``TypeError`` with a hint if one of ``options`` is not in ``names``.
+
+    Args:
+        title: The function, for the message: ``"Model.summary"``.
+        options: The names of the arguments.
+        names: The known names.
+        hints: What to use for names of other libraries.
+    """
+    for option in options:
+        if option not in names:
+            fix = _format_hint(hints[option]) if option in hints else did_you_mean(option, names)
+            fix = fix or f" Pass one of {', '.join(names)}."
+            raise TypeError(f"{title}() got an unexpected keyword argument {option!r}.{fix}")
+
+
+def check_flag(name: str) -> None:
+    """Raise an ``AttributeError`` if ``name``, a new attribute of a model, is a misspelled flag that would have no effect."""
+    suggestion = "" if name in STOP_FLAGS else did_you_mean(name, STOP_FLAGS, 0.8)
+    if suggestion:
+        raise AttributeError(f"Setting model.{name} has no effect.{suggestion}")
+
+
+def read_sizes(y: Any, sizes: tuple[Any, ...], batch_size: Any, epochs: Any) -> tuple[Any, Any, Any]:
+    """Return ``y``, ``batch_size`` and ``epochs`` for the positional arguments of ``fit``.
+
+    Two integers after ``y`` have one meaning, that of Keras. One may be either, and is refused.
+
+    Args:
+        y: The second argument: the targets, or the number of epochs.
+        sizes: The arguments after ``y``.
+        batch_size, epochs: The arguments by name.
+
+    Raises:
+        TypeError: If ``sizes`` have no or several meanings.
+    """
+    if isinstance(y, Integral) and not sizes:
+        return None, batch_size, int(y)
+    if not sizes:
+        return y, batch_size, epochs
+    if len(sizes) == 2 and all(isinstance(size, Integral) for size in sizes) and batch_size is None and epochs == 1:
+        return y, *sizes
+    if len(sizes) == 1 and isinstance(sizes[0], Integral):
+        raise TypeError(
+            f"fit(x, y, {sizes[0]}) may mean epochs or batch_size. Write epochs={sizes[0]} or batch_size={sizes[0]}."
+        )
+    raise TypeError(
+        f"fit() takes at most x, y, batch_size and epochs by position, received {len(sizes)} arguments after y. Pass the others "
+        "by name: fit(x, y, epochs=10, batch_size=32, validation_data=..., verbose=2)."
+    )
 
 
 def check_argument_order(kind: str, name: str, function: Any) -> None:
@@ -307,13 +582,15 @@ class HelpfulInit:
 def explain_bad_arguments(*names: str) -> Callable[[Class], Class]:
     """Return a class decorator that adds suggestions to Python's errors about wrong arguments.
 
+    Explained errors that leave one of the methods have a short traceback.
+
     Args:
         names: The methods to decorate.
     """
 
     def decorate(cls: Class) -> Class:
         for name in names:
-            setattr(cls, name, _explain_errors(getattr(cls, name), cls))
+            setattr(cls, name, hide_internal_frames(_explain_errors(getattr(cls, name), cls)))
         return cls
 
     return decorate
@@ -345,7 +622,7 @@ def _suggest_call(
         return f" Call it on an instance: {cls.__name__}(module).{name}(...)."
     # Without self.
     parameters = list(inspect.signature(method).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     unknown = next((key for key in kwargs if key not in names), None)
     if unknown is not None:
         return _suggest_argument(title, unknown, names)

@@ -1,4 +1,4 @@
-"""Checks of numeric arguments."""
+"""Checks of numbers and flags among the arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,20 @@ def _check_int(name: str, value: Any, *, minimum: int, expected: str) -> int:
     if is_in_range and value == int(value):
         return int(value)
     fix = f" Use {name}={math.ceil(value)}." if is_in_range else ""
+    if isinstance(value, str) and value.strip().isdecimal():
+        fix = f" Use {name}={int(value)}, without quotes."
     raise ValueError(f"{name} must be {expected}, received {value!r}.{fix}")
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return ``value`` as a ``bool``.
+
+    Raises:
+        TypeError: If it is neither a bool nor the number 0 or 1. The text ``"no"`` would count as True.
+    """
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, received {value!r}.")
 
 
 def optional_positive_number(name: str, value: Any) -> float | None:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from easytorch._utils.api_hints import CALLBACK_HINTS, missing_attribute_error
+from easytorch._utils.api_hints import CALLBACK_HINTS, missing_name_error
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
 from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
@@ -44,5 +45,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
+@hide_internal_frames
 def __getattr__(name: str) -> Any:
-    raise missing_attribute_error("easytorch.callbacks", name, CALLBACK_HINTS, __all__)
+    raise missing_name_error("easytorch.callbacks", name, CALLBACK_HINTS, __all__)

@@ -16,6 +16,7 @@ from easytorch._utils import torch_private
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.timer import compute_fractions
+from easytorch._utils.train_mode import in_eval_mode, preserve_module
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, has_hook
 from easytorch.callbacks.nan import TerminateOnNaN
@@ -26,12 +27,32 @@ MAX_SEARCH_SECONDS = 10.0
 
 
 class WarnOnNonFiniteLoss(Callback):
-    """Warn once in a fit when the loss of an epoch is NaN or infinite."""
+    """Warn once in a fit when the loss of an epoch is NaN or infinite; in a long epoch on a CPU, before it ends."""
 
     all_ranks = False
 
+    # Time until the loss is read within an epoch; it doubles each time. On an accelerator this would wait for the device.
+    FIRST_SECONDS = 5.0
+
     def __init__(self) -> None:
         self.has_warned = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Start the clock."""
+        self._seconds = self.FIRST_SECONDS if self.model.device.type == "cpu" else math.inf
+        self._next_check = time.perf_counter() + self._seconds
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Check the loss of a long epoch from time to time."""
+        if self.has_warned or time.perf_counter() < self._next_check:
+            return
+        self._seconds *= 2
+        self._next_check = time.perf_counter() + self._seconds
+        logs, epoch = logs or {}, self.model.state.epoch
+        if "loss" not in logs or math.isfinite(logs["loss"]) or self.model.metrics.has_counted_nothing():
+            return
+        message = self._describe_training_loss(f"after update {batch + 1} of epoch {epoch + 1}", "loss", logs["loss"])
+        self._warn_once(message)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Check the training loss and the validation loss."""
@@ -42,12 +63,15 @@ class WarnOnNonFiniteLoss(Callback):
         name = next((name for name in self._list_losses(logs) if not math.isfinite(logs[name])), None)
         message = None
         if name is not None:
-            message = self._describe_training_loss(epoch, name, logs[name])
+            message = self._describe_training_loss(f"of epoch {epoch + 1}", name, logs[name])
         elif not math.isfinite(val_loss):
             message = (
                 f"The validation loss of epoch {epoch + 1} is {val_loss}, but the training loss is finite. Check the validation "
                 "data for values that are not finite. A callback that monitors val_loss sees no improvement."
             )
+        self._warn_once(message)
+
+    def _warn_once(self, message: str | None) -> None:
         if message is not None:
             self.has_warned = True
             warn(message)
@@ -64,17 +88,18 @@ class WarnOnNonFiniteLoss(Callback):
             if isinstance(value, (int, float)) and name not in measured and not name.startswith(("val_", "lr"))
         ]
 
-    def _describe_training_loss(self, epoch: int, name: str, loss: float) -> str | None:
+    def _describe_training_loss(self, when: str, name: str, loss: float) -> str | None:
         """Return the message, or None if ``TerminateOnNaN`` reports the loss."""
         if any(isinstance(callback, TerminateOnNaN) for callback in self.model.callbacks.callbacks):
             return None
         data = None if self.model.train_data is None else find_bad_data(self.model.train_data.loader, self.model.unpack)
-        fix = "Use a lower learning rate, or pass clip_grad_norm=1.0 to compile()."
+        rate = self.model.require_optimizer("fit").param_groups[0]["lr"]
+        fix = f"Use a lower learning rate than lr={float(rate):g}, or pass clip_grad_norm=1.0 to compile()."
         if data is not None:
             fix = f"{data}: remove or fill these values."
         subject = "The loss" if name == "loss" else f"{name!r}"
         return (
-            f"{subject} of epoch {epoch + 1} is {loss}. {fix} The callback TerminateOnNaN() stops training at the first such "
+            f"{subject} {when} is {loss}. {fix} The callback TerminateOnNaN() stops training at the first such "
             "loss and reports its origin."
         )
 
@@ -120,6 +145,63 @@ def _as_array(leaf: Any) -> Any:
         leaf = leaf.detach().cpu()
         return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
     return np.asarray(leaf)
+
+
+class WarnOnUnscaledInputs(Callback):
+    """Warn once, in the first update of a model, about inputs that are much larger than 1 and reach a layer with weights."""
+
+    all_ranks = False
+
+    # Networks expect values of about 1; a table with larger values has not been scaled.
+    MAX_VALUE = 1000.0
+    LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Check the inputs of the first update."""
+        model = self.model
+        if (
+            model.state.step != 1
+            or model.train_data is None
+            or any(map(model.overrides, ("train_step", "update", "unpack")))
+        ):
+            return
+        x = model.unpack(model.train_data.window[0]).x
+        if not isinstance(x, Tensor) or x.layout is not torch.strided or not x.is_floating_point() or not x.numel():
+            return
+        largest = float(x.detach().abs().max())
+        if not self.MAX_VALUE < largest < math.inf or not self._reaches_layer(model.strategy.to_device(x)):
+            return
+        where = f" in column {int(x.detach().abs().amax(0).argmax())}" if x.ndim == 2 else ""
+        warn(
+            f"The inputs go up to {largest:.3g}{where}. Training will be slow or end in nan. Scale the columns of a table "
+            "with the mean and the standard deviation of the training data, (x - x.mean(0)) / x.std(0). Divide images by their "
+            "largest value."
+        )
+
+    def _reaches_layer(self, x: Tensor) -> bool:
+        """Return whether the first layer with weights gets such values, and not normalized ones."""
+        scales: list[float] = []
+
+        def record(layer: nn.Module, inputs: Any) -> None:
+            scales.extend(
+                float(value.abs().max()) for value in inputs[:1] if isinstance(value, Tensor) and value.numel()
+            )
+
+        module = self.model.module
+        if any(hasattr(parameter, "to_local") for parameter in module.parameters()):
+            return False  # the ranks of a sharded module would wait for each other
+        handles = [
+            layer.register_forward_pre_hook(record) for layer in module.modules() if isinstance(layer, self.LAYERS)
+        ]
+        try:
+            with torch.no_grad(), preserve_module(module), in_eval_mode(module), preserve_rng_state():
+                module(x)
+        except Exception:  # only a custom step knows how to call the module
+            return False
+        finally:
+            for handle in handles:
+                handle.remove()
+        return bool(scales) and scales[0] > self.MAX_VALUE
 
 
 class WarnOnUntrainedParameters(Callback):

@@ -323,8 +323,10 @@ def as_callback_list(callbacks: Any) -> list[Any]:
     """Return the callbacks that the user passed as a list.
 
     Raises:
-        TypeError: If it is a single callback or anything else that is not iterable.
+        TypeError: If it is neither a callback nor iterable.
     """
+    if isinstance(callbacks, (Callback, type, str)):
+        return [callbacks]
     if callbacks is None or isinstance(callbacks, Iterable):
         return list(callbacks or ())
     raise TypeError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.integers import optional_positive_int, positive_int
+from easytorch._utils.integers import boolean, optional_positive_int, positive_int
 from easytorch._utils.paths import to_absolute_path, to_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -516,7 +516,8 @@ class ModelCheckpoint(Monitor):
         self.filename, self.verbose = FilenameTemplate(os.path.expanduser(os.fsdecode(filepath))), verbose
         # Relative names keep their folder after os.chdir.
         self._base = "" if os.path.isabs(self.filename.text) else os.getcwd()
-        self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
+        self.save_best_only = boolean("save_best_only", save_best_only)
+        self.save_weights_only = boolean("save_weights_only", save_weights_only)
         self.save_freq = as_every("save_freq", save_freq)
         self.initial_value_threshold = initial_value_threshold
         self.keep, self.keep_best = optional_positive_int("keep", keep), optional_positive_int("keep_best", keep_best)
@@ -526,8 +527,7 @@ class ModelCheckpoint(Monitor):
         self._write_error: OSError | None = None
         self._saved_at = 0.0
         self.compares = save_best_only or keep_best is not None
-        if not save_weights_only:
-            files.check_suffix(self.filename.text)
+        files.check_suffix(self.filename.text, weights_only=self.save_weights_only)
         if self.compares and self.save_freq.unit != "epochs":
             raise ValueError(
                 "The monitored value is known only after an epoch, so save_best_only and keep_best need save_freq in epochs, "

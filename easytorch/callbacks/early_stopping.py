@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from easytorch._utils.integers import non_negative_int
+from easytorch._utils.integers import boolean, non_negative_int
 from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -53,7 +53,8 @@ class Monitor(Callback):
     def __init__(self, monitor: str = "val_loss", mode: str = "auto", min_delta: float = 0.0) -> None:
         if not isinstance(monitor, str):
             raise TypeError(
-                f"monitor must be the name of a value in the logs, such as 'val_loss', received {monitor!r}."
+                f"monitor must be the name of a value in the logs, such as 'val_loss', received {monitor!r}. Pass "
+                f"other arguments by name: {type(self).__name__}('val_loss', mode='min')."
             )
         self.monitor, self.mode, self.min_delta = monitor, find("mode", mode, MODES), abs(min_delta)
         self.direction = "min"
@@ -182,7 +183,8 @@ class EarlyStopping(Monitor):
         super().__init__(monitor, mode, min_delta)
         self.patience = non_negative_int("patience", patience)
         self.start_from_epoch = non_negative_int("start_from_epoch", start_from_epoch)
-        self.verbose, self.baseline, self.restore_best_weights = verbose, baseline, restore_best_weights
+        self.verbose, self.baseline = verbose, baseline
+        self.restore_best_weights = boolean("restore_best_weights", restore_best_weights)
         self._reset_counts()
 
     def _reset_counts(self) -> None:

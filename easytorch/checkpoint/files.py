@@ -19,6 +19,7 @@ from easytorch._utils.atomic_file import write_atomically
 from easytorch._utils.paths import check_name, printable, to_path
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import did_you_mean
+from easytorch._utils.warnings import warn
 from easytorch.checkpoint import safetensors, validation
 from easytorch.checkpoint.serialization import Conversion
 from easytorch.errors import FileError, ResumeError
@@ -60,10 +61,28 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     return write_atomically(to_path(path), fill, _estimate_size(plain))
 
 
-def check_suffix(path: str | os.PathLike[str]) -> None:
-    """Raise a ``ValueError`` if ``path`` ends in ``.safetensors``, which cannot hold a complete model."""
+# Endings of the files of other libraries, and how to write such a file.
+FOREIGN_SUFFIXES = {
+    **dict.fromkeys((".keras", ".h5", ".hdf5"), ""),
+    **dict.fromkeys(
+        (".onnx", ".pb", ".tflite"), " To export the module, use torch.onnx.export(model.module, (x,), path)."
+    ),
+}
+
+
+def check_suffix(path: str | os.PathLike[str], *, weights_only: bool = False) -> None:
+    """Warn if ``path`` ends like a file of another library.
+
+    Raises:
+        ValueError: If it ends in ``.safetensors``, which cannot hold a complete model, unless ``weights_only``.
+    """
     name = to_path(path)
-    if name.suffix == ".safetensors":
+    if name.suffix in FOREIGN_SUFFIXES:
+        warn(
+            f"{os.fsdecode(path)!r} will be a file in the format of torch, which other libraries cannot read under this name. "
+            f"Use the name {str(name.with_suffix('.pt'))!r}.{FOREIGN_SUFFIXES[name.suffix]}"
+        )
+    if name.suffix == ".safetensors" and not weights_only:
         pt_path = str(name.with_suffix(".pt"))
         raise ValueError(
             f"Cannot write a complete model to {os.fsdecode(path)!r}: a .safetensors file holds only weights. Use the name "

@@ -32,7 +32,8 @@ call                ``x``                                                 meanin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,7 +156,44 @@ def as_tensor(leaf: Any) -> Any:
     return tensor
 
 
+# How to read a file, by the end of its name.
+READERS = {
+    (".csv", ".tsv", ".txt"): "frame = pandas.read_csv({path!r}), then fit(frame[columns], frame['target'])",
+    (".parquet",): "frame = pandas.read_parquet({path!r}), then fit(frame[columns], frame['target'])",
+    (".xlsx", ".xls"): "frame = pandas.read_excel({path!r}), then fit(frame[columns], frame['target'])",
+    (".json", ".jsonl"): "frame = pandas.read_json({path!r}), then fit(frame[columns], frame['target'])",
+    (".npy", ".npz"): "x = numpy.load({path!r})",
+    (".pt", ".pth"): "x = torch.load({path!r}) for tensors; for a model Model(net).load({path!r})",
+    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"): (
+        "image = PIL.Image.open({path!r}), then x = torchvision.transforms.functional.to_tensor(image)[None], a batch of one"
+    ),
+}
+READ_FOLDER = "dataset = torchvision.datasets.ImageFolder({path!r}, transform) for images, one folder per class"
+CONVERT_IMAGE = (
+    "x = torchvision.transforms.functional.to_tensor(image)[None], a batch of one, in the size of the training images"
+)
+
+
+def check_is_read(name: str, value: Any) -> None:
+    """Raise a ``TypeError`` if ``value`` is the name of a file, or an image that is not an array yet."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    if is_image(first):
+        raise TypeError(f"Expected numbers in {name}, received a PIL image. Convert it: {CONVERT_IMAGE}.")
+    if isinstance(value, (str, Path)):
+        suffix = Path(value).suffix.lower()
+        reader = next((reader for suffixes, reader in READERS.items() if suffix in suffixes), READ_FOLDER)
+        raise TypeError(
+            f"Expected data in {name}, received the name {str(value)!r}. Read it: {reader.format(path=str(value))}."
+        )
+
+
+def is_image(value: Any) -> bool:
+    """Return whether ``value`` is an image of PIL."""
+    return any(cls.__module__.partition(".")[0] == "PIL" for cls in type(value).__mro__)
+
+
 def _convert(leaf: Any) -> Tensor:
+    check_is_read("the data", leaf)
     if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy"):
         return from_numpy(_frame_values(leaf))
     if hasattr(leaf, "to_numpy"):
@@ -400,6 +438,13 @@ def _are_inputs_and_targets(batches: Sequence[Any]) -> bool:
 
 
 # predict
+
+
+def arrays_to_device(x: Any, to_device: Callable[[Any], Any]) -> Any:
+    """Return inputs ``x`` with NumPy arrays and frames as tensors on the device; inputs without any are unchanged."""
+    if isinstance(x, Tensor) or not any(is_array(leaf) and not isinstance(leaf, Tensor) for leaf in leaves(x)):
+        return x
+    return to_device(map_leaves(lambda leaf: as_tensor(leaf) if is_array(leaf) else leaf, x))
 
 
 def as_predict_data(x: Any, signature: ForwardSignature, list_length: int = 0) -> Any:

@@ -103,6 +103,7 @@ def batch_size(batch: Any) -> int:
         rows = batch[1].shape[0]
         if len(batch) == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (rows,)):
             return rows
+    _check_is_batch(batch)
     if type(batch) is Tensor and batch.ndim:
         return batch.shape[0]
     for count in (_read_size_attribute, _count_other_parts, _count_targets, _count_rows):
@@ -113,6 +114,19 @@ def batch_size(batch: Any) -> int:
         f"Cannot find the number of samples in this batch: expected tensors or arrays, received {describe(batch)}. Pass "
         "(x, y) as tensors, or override Model.batch_size."
     )
+
+
+def _check_is_batch(batch: Any) -> None:
+    """Raise a ``ValueError`` for the pair of a vector and a number, which is a sample."""
+    if type(batch) not in (tuple, list) or len(batch) != 2:
+        return
+    x, y = batch
+    are_arrays = isinstance(x, (Tensor, np.ndarray)) and isinstance(y, (Tensor, np.ndarray, np.generic))
+    if are_arrays and x.ndim == 1 and not y.ndim:
+        raise ValueError(
+            f"Expected batches, received single samples: the first is {describe(batch)}. Pass "
+            "DataLoader(list(samples), batch_size=32, shuffle=True), or arrays with one row for each sample: fit(x, y)."
+        )
 
 
 def _read_size_attribute(batch: Any) -> int | None:
@@ -281,6 +295,17 @@ def _not_numeric_error(array: np.ndarray[Any, Any]) -> TypeError:
         f"Expected numbers, received {found}. Encode columns of text with pandas.get_dummies(frame). Labels may be text: pass "
         "them as y to fit()."
     )
+
+
+def _first_text(array: np.ndarray[Any, Any]) -> str:
+    """Return a sentence about the first text in an array of numbers and text; an empty string for an array of text alone."""
+    texts = [isinstance(value, str) for value in array.flat]
+    if all(texts) or not any(texts):
+        return ""
+    place = np.unravel_index(texts.index(True), array.shape)
+    names = ("row", "column") if array.ndim == 2 else ("position",) * array.ndim
+    where = ", ".join(f"{name} {index}" for name, index in zip(names, place, strict=True))
+    return f" The first text is {array[place]!r} in {where}."
 
 
 def _nested_rows_error(array: np.ndarray[Any, Any]) -> TypeError:

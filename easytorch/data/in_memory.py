@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from easytorch._utils.paths import to_path
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.rng import get_host_rng_state
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 from easytorch.checkpoint import files
 from easytorch.data.arrays import WrapperDataset, load_samples
@@ -30,6 +31,7 @@ CHUNK = 256
 PROBES = 8
 
 
+@hide_internal_frames
 def in_memory(
     dataset: DatasetLike,
     *,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -20,8 +21,9 @@ from torch.utils.data import (
 
 from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int, positive_int
-from easytorch._utils.pytree import map_leaves
+from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import (
     ArrayDataset,
@@ -30,6 +32,7 @@ from easytorch.data.arrays import (
     as_tensors,
     check_batches,
     check_finite,
+    check_is_read,
     check_rows,
     column_names,
     has_custom_transform,
@@ -84,6 +87,7 @@ ARGUMENT_CONFLICTS = {
 }
 
 
+@hide_internal_frames
 def as_loader(
     x: DataLike,
     y: TargetLike | None = None,
@@ -166,9 +170,16 @@ class KerasSequence(Dataset[Any]):
 
 
 def _check_type(x: Any, y: Any) -> None:
-    """Raise a ``TypeError`` for None, a class or a sparse matrix."""
+    """Raise a ``TypeError`` for None, a class, a file name, an image or a sparse matrix."""
     if x is None or isinstance(x, type):
-        raise TypeError(f"Cannot train on {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}.")
+        raise TypeError(
+            f"Expected data, received {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}."
+        )
+    if isinstance(x, (int, float, nn.Module)):
+        kind = f"the module {type(x).__name__}" if isinstance(x, nn.Module) else f"the number {x!r}"
+        raise TypeError(f"Expected data, received {kind}. Pass {ACCEPTED}.")
+    check_is_read("x", x)
+    check_is_read("y", y)
     if isinstance(y, (DataLoader, IterableDataset)):
         raise TypeError(
             f"Expected data, received a tuple of two data sets, {type(x).__name__} and {type(y).__name__}. To read both at once, "
@@ -177,9 +188,7 @@ def _check_type(x: Any, y: Any) -> None:
         )
     for name, value in (("x", x), ("y", y)):
         if hasattr(value, "toarray") and hasattr(value, "nnz"):
-            raise TypeError(
-                f"Cannot train on a sparse {type(value).__name__}: expected a dense array. Pass {name}.toarray()."
-            )
+            raise TypeError(f"Expected a dense array, received a sparse {type(value).__name__}. Pass {name}.toarray().")
 
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
@@ -215,7 +224,7 @@ def _get_weights(tree: Any) -> Any:
 def _as_batches(x: Any) -> Iterable[Any]:
     """Return data that contains batches already as an iterable, for many passes if possible."""
     if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
-        raise TypeError(f"Cannot train on {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
+        raise TypeError(f"Expected data, received {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
     if isinstance(x, Sequence):
         if any(isinstance(item, (Dataset, DataLoader)) for item in x):
             raise TypeError(
@@ -429,9 +438,10 @@ def _split(loader: Any, fraction: Any, unpack: Callable[[Any], Batch]) -> tuple[
     """Return the loaders of the training data and of the validation data."""
     is_number = isinstance(fraction, (int, float, np.number)) and not isinstance(fraction, bool)
     if not is_number or not 0 < fraction < 1:
+        received = repr(fraction) if isinstance(fraction, (int, float, str)) else describe(fraction)
         is_percentage = is_number and 1 < fraction < 100
         fix = f"{fraction:g}% is {fraction / 100:g}" if is_percentage else "20% of the training data is 0.2"
-        raise ValueError(f"validation_split must be a fraction between 0 and 1, received {fraction!r}. {fix}.")
+        raise ValueError(f"validation_split must be a fraction between 0 and 1, received {received}. {fix}.")
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError("validation_split needs data with a length and an index. Pass validation_data instead.")
     return split_loader(loader, float(fraction), seed=0, stratify=True, unpack=unpack)

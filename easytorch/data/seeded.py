@@ -21,12 +21,14 @@ from easytorch._utils.rng import (
     set_generator_state,
     set_host_rng_state,
 )
+from easytorch._utils.tracebacks import hide_internal_frames
+from easytorch.data.arrays import WrapperDataset
 
 if TYPE_CHECKING:
     from easytorch.typing import DatasetLike
-from easytorch.data.arrays import WrapperDataset
 
 
+@hide_internal_frames
 def seeded(dataset: DatasetLike, seed: int = 0) -> Dataset[Any]:
     """Return ``dataset`` with random augmentation that depends only on ``seed``, epoch and index.
 

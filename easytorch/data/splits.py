@@ -25,6 +25,7 @@ from torch.utils.data import (
 from easytorch._utils import torch_private
 from easytorch._utils.internal import is_internal
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.data.arrays import (
     ArrayDataset,
     WrapperDataset,
@@ -54,6 +55,7 @@ LOADER_SETTINGS = (
 WORKER_SETTINGS = ("prefetch_factor", "persistent_workers")
 
 
+@hide_internal_frames
 def split(
     data: DataLike, y: TargetLike | float | None = None, fraction: float = 0.2, *, seed: int = 0, stratify: bool = True
 ) -> tuple[Any, Any]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from easytorch._utils.api_hints import TARGET_NAMES
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quote_list
+from easytorch._utils.rng import preserve_rng_state
+from easytorch._utils.train_mode import in_eval_mode, preserve_module
 from easytorch.data.batch import LABEL_KEYS
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.strategies.base import Strategy
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# An attribute of errors about the size of an input: the message without the fix, which changes the layer.
+PROBLEM = "problem"
 
 
 class Advice(NamedTuple):
@@ -46,6 +54,56 @@ def forward_error(failure: Failure) -> Exception | None:
     return _arguments_error(failure, *failure.module_call)
 
 
+def missing_forward_error(failure: Failure) -> Exception | None:
+    """Return how to define ``forward``, if a module has none."""
+    calls = calls_of(failure.frames[-1:], nn.Module.forward)  # which raises this error
+    if not calls or not isinstance(failure.error, NotImplementedError):
+        return None
+    module = calls[0][0]
+    name, methods = type(module).__name__, [name for name in vars(type(module)) if not name.startswith("_")]
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return TypeError(f"An nn.{name} cannot be called. Use nn.Sequential(*layers), or call its layers in forward().")
+    if "call" in methods:
+        return TypeError(
+            f"{name} has no forward(). The method call(self, x) of Keras is forward(self, x) in torch: rename it."
+        )
+    similar = difflib.get_close_matches("forward", methods, n=1, cutoff=0.75)
+    fix = (
+        f"Rename {similar[0]}() to forward()."
+        if similar
+        else ("Define forward(self, x) in the class, indented as __init__ is, and return the output.")
+    )
+    return TypeError(f"{name} has no forward(). {fix}")
+
+
+def swapped_error(failure: Failure) -> Exception | None:
+    """Return that inputs and targets are swapped, if the module fails on the inputs and accepts the targets."""
+    batch = next((batch for _, _, batch in calls_of(failure.frames, Strategy.run)), None)
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3) or failure.module_call is None:
+        return None
+    x, y = batch[:2]
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.ndim > y.ndim or x.shape == y.shape:
+        return None
+    if not _accepts(failure.module, y):
+        return None
+    return ValueError(
+        f"The module cannot process the inputs, {describe(x)}, but it can process the targets, {describe(y)}. Are x and y "
+        "swapped? Pass the inputs first: fit(x, y), or batches (x, y)."
+    )
+
+
+def _accepts(module: nn.Module, x: Tensor) -> bool:
+    """Return whether ``module``, which has failed already, can process ``x``; it is unchanged afterwards."""
+    if any(hasattr(parameter, "to_local") for parameter in module.parameters()):
+        return False  # the ranks of a sharded module would wait for each other
+    try:
+        with torch.no_grad(), preserve_module(module), in_eval_mode(module), preserve_rng_state():
+            module(x)
+    except Exception:  # of any kind: the answer is no
+        return False
+    return True
+
+
 def _is_explained(layer: nn.Module) -> bool:
     # A Sequential fails by itself only if it calls a custom layer with wrong arguments. Python's message is clear then.
     return _is_torch(layer) and not isinstance(layer, nn.Sequential)
@@ -62,6 +120,9 @@ def _arguments_error(failure: Failure, signature: ForwardSignature, x: Any) -> E
         f"({failure.error}). Use batches (x, y). Let x be one tensor, a tuple with one tensor per argument, or a dict with "
         "the arguments as keys."
     )
+    targets = [name for name in signature.required_names[1:] if name.lower() in TARGET_NAMES]
+    if targets:
+        message += f" The targets go to the loss, not to forward(): remove its argument {targets[0]!r}."
     if _is_batch_of_batches(failure):
         message += (
             " The batch looks like one of zip(loader, loader), ((x, y), (x, y)), which needs a custom step: override "
@@ -122,7 +183,8 @@ def _not_a_tensor_error(failure: Failure, layer: nn.Module, received: Any) -> Ex
 
 def _title(failure: Failure, layer: nn.Module) -> str:
     name = next(name for name, child in failure.module.named_modules() if child is layer)
-    return f"Layer {name!r}, {layer}," if name else f"The module, {layer},"
+    description = str(layer).partition("(\n")[0]  # the first line of a layer with layers inside
+    return f"Layer {name!r}, {description}," if name else f"The module, {description},"
 
 
 def _input_error(failure: Failure, layer: nn.Module, x: Tensor) -> Exception:
@@ -144,7 +206,11 @@ def _input_error(failure: Failure, layer: nn.Module, x: Tensor) -> Exception:
     advice = _size_advice(layer, x, failure.error)
     if advice is None:
         return ValueError(f"{title} cannot process its input, {received}: {failure.error}")
-    return ValueError(f"{title} {advice.problem} (the input is {received}). {advice.fix}")
+    problem = f"{title} {advice.problem} (the input is {received})."
+    explanation = ValueError(f"{problem} {advice.fix}")
+    # The fix is wrong if only the validation data has this size.
+    setattr(explanation, PROBLEM, problem)
+    return explanation
 
 
 def _embedding_error(failure: Failure, layer: nn.Embedding, x: Tensor) -> Exception:
@@ -175,8 +241,18 @@ def _linear_advice(layer: nn.Linear, x: Tensor, error: Exception) -> Advice | No
         fix = "x[:, None]" if features == 1 else "in_features=1 and x[:, None]"
         problem = f"expects two dimensions, [N, {features}], received one, {list(x.shape)}"
         return Advice(problem, f"If each sample is one number, use {fix}.")
-    flatten = ", or add nn.Flatten() before it" if x.ndim > 2 and x[0].numel() == features else ""
-    return Advice(f"expects {features} features, received {x.shape[-1]}", f"Use in_features={x.shape[-1]}{flatten}.")
+    return Advice(f"expects {features} features, received {x.shape[-1]}", _flatten_fix(x, features))
+
+
+def _flatten_fix(x: Tensor, features: int) -> str:
+    """Return the fix for an input whose last dimension is not ``features``: an ``nn.Flatten()`` if that, or images, need one."""
+    size = math.prod(x.shape[1:])
+    product = f"{' x '.join(map(str, x.shape[1:]))} = {size}"
+    if x.ndim > 2 and size == features:
+        return f"Put nn.Flatten() before it: {product}."
+    if x.ndim > 3:
+        return f"Put nn.Flatten() before it, and use in_features={size}: {product}."
+    return f"Use in_features={x.shape[-1]}."
 
 
 def _recurrent_advice(layer: nn.RNNBase, x: Tensor, error: Exception) -> Advice | None:
@@ -208,6 +284,23 @@ def _channels_advice(shape: list[int], channels: int) -> Advice:
     return Advice(f"expects {channels} channels, received {shape[1]}", fix)
 
 
+def _layer_norm_advice(layer: nn.LayerNorm, x: Tensor, error: Exception) -> Advice | None:
+    sizes = list(layer.normalized_shape)
+    received = list(x.shape[-len(sizes) :])
+    if received == sizes:
+        return None
+    argument = received[0] if len(received) == 1 else received
+    return Advice(f"expects the last dimensions {sizes}, received {received}", f"Use nn.LayerNorm({argument}).")
+
+
+def _attention_advice(layer: nn.MultiheadAttention, x: Tensor, error: Exception) -> Advice | None:
+    expected, received = layer.embed_dim, x.shape[-1]
+    if received == expected:
+        return None
+    fix = f"Put nn.Linear({received}, {expected}) before it, or use embed_dim={received} (d_model in nn.TransformerEncoderLayer)."
+    return Advice(f"expects {expected} features, received {received}", fix)
+
+
 def _norm_advice(layer: Any, x: Tensor, error: Exception) -> Advice | None:
     match = re.search(r"expected ([^(]*\dD) input", str(error))
     if match and x.ndim <= 5:
@@ -236,6 +329,8 @@ def _norm_dimension_fix(layer: Any, x: Tensor) -> str:
 SIZE_ADVICE: tuple[tuple[Any, Callable[[Any, Tensor, Exception], Advice | None]], ...] = (
     (nn.Linear, _linear_advice),
     (nn.RNNBase, _recurrent_advice),
+    (nn.LayerNorm, _layer_norm_advice),
+    (nn.MultiheadAttention, _attention_advice),
     (CONVOLUTIONS, _convolution_advice),
     (BATCH_NORMS, _norm_advice),
 )

@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
+from easytorch._utils.registry import get_name
+from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.class_names import is_text
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.losses.checks import label_error
 from easytorch.losses.criterion import SingleLoss
-from easytorch.metrics.base import Metric
+from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 
+SINGLE_SAMPLES = (
+    "If the data are single samples instead of batches, pass fit(x, y) with arrays, or DataLoader(samples, 32)."
+)
 CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 
 
@@ -29,9 +34,13 @@ def loss_error(failure: Failure) -> Exception | None:
         # A message of this package is clear, except where a sample lost its batch dimension.
         if is_internal(failure.frames[-1]):
             return _squeeze_error(y_pred, y)
-        return _targets_error(loss, y_pred, y) or ValueError(
-            f"The loss, {loss!r}, failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
-            f"{failure.error}"
+        return (
+            _targets_error(loss, y_pred, y)
+            or _swapped_error("loss", loss.function if loss.is_custom else None, y_pred, y)
+            or ValueError(
+                f"The loss, {loss!r}, failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
+                f"{failure.error}"
+            )
         )
     return None
 
@@ -43,6 +52,8 @@ def metric_error(failure: Failure) -> Exception | None:
         explanation = _missing_error(f"metric {metric.name!r}", y_pred, y) or _several_outputs_error(metric, y_pred)
         if isinstance(loss, SingleLoss) and explanation is None:
             explanation = _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
+        function = metric.function if isinstance(metric, MeanMetric) else None
+        explanation = explanation or _swapped_error("metric", function, y_pred, y)
         return explanation or ValueError(
             f"The metric {metric.name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
             f"{type(error).__name__}: {str(error).rstrip('.')}. Remove it from compile(metrics=...), or use a metric for these "
@@ -90,6 +101,24 @@ def _targets_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
     return _missing_error(f"loss, {loss!r},", y_pred, y) or _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
 
 
+def _swapped_error(kind: str, function: Any, y_pred: Any, y: Any) -> Exception | None:
+    """Return that a custom function, which has failed, expects the targets first, if it can be called so."""
+    if is_internal(function) or not callable(function) or not isinstance(y_pred, Tensor) or not isinstance(y, Tensor):
+        return None
+    try:
+        with torch.no_grad(), preserve_rng_state():
+            value = function(y, y_pred)
+    except Exception:  # of any kind: the answer is no
+        return None
+    if not isinstance(value, (Tensor, float, int)):
+        return None
+    name = get_name(function) if get_name(function).isidentifier() else "f"
+    return ValueError(
+        f"The {kind}, {get_name(function)}, fails as f(y_pred, y), and works with the targets first, as in Keras. easytorch "
+        f"passes the predictions first, as torch does. Swap the arguments, or pass lambda y_pred, y: {name}(y, y_pred)."
+    )
+
+
 def _several_outputs_error(metric: Metric, y_pred: Any) -> Exception | None:
     """Return how to measure one of several outputs, for a metric that takes one tensor."""
     if metric.takes_all_outputs or isinstance(y_pred, Tensor):
@@ -131,24 +160,36 @@ def _value_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
     # A custom loss may take any outputs and targets.
     if loss.is_custom:
         return None
+    if isinstance(y_pred, np.ndarray):
+        return TypeError(
+            f"The module returned {describe(y_pred)}, which has no gradient. Return a tensor: remove .detach() and .numpy() from "
+            "forward()."
+        )
     if not isinstance(y_pred, Tensor):
         return TypeError(
             f"The loss, {loss!r}, expects one tensor, but the module returned {describe(y_pred)}. Pass one loss for each output, "
-            "loss=[...] or loss={...}, or a function f(y_pred, y) that takes all outputs."
+            f"{_example_of_losses(y_pred)}, or a function f(y_pred, y) that takes all outputs."
         )
     if not isinstance(y, Tensor):
-        fix = "Pass numbers."
-        if isinstance(y, (int, float, np.generic)):
-            fix = "If the data are single samples instead of batches, pass arrays: fit(x, y)."
-        elif is_text(y):
+        if is_text(y):
             return ValueError(
                 f"The targets of a batch are text, {y[0]!r} and others, which are not all in model.class_names. Before fit(), "
                 "set model.class_names = [...], with the name of each class, or let the data yield class numbers."
             )
+        fix = SINGLE_SAMPLES if isinstance(y, (int, float, np.generic)) else "Pass numbers."
         return TypeError(f"The loss, {loss!r}, expects targets as one tensor, received {describe(y)}. {fix}")
+    if not y.ndim and y_pred.ndim:
+        return ValueError(f"The targets of a batch are one number, {describe(y)}. {SINGLE_SAMPLES}")
     if loss.family in CLASS_LOSSES:
         return label_error(y_pred, y, loss.ignore_index)
     return _probability_error(loss, y_pred) if loss.family is nn.BCELoss and y_pred.numel() else None
+
+
+def _example_of_losses(outputs: Any) -> str:
+    """Return an argument of ``compile`` with a loss for each of several outputs."""
+    if isinstance(outputs, Mapping):
+        return "loss={" + ", ".join(f"{key!r}: 'cross_entropy'" for key in [*outputs][:2]) + "}"
+    return "loss=['cross_entropy', ...]"
 
 
 def _probability_error(loss: SingleLoss, y_pred: Tensor) -> Exception | None:
@@ -177,6 +218,11 @@ def _gradient_error(text: str, loss: Tensor) -> Exception | None:
     # Cross-entropy does not notice a missing batch dimension before its backward pass.
     if match := re.search(r"got input: (\[\d+\]), target: \[1\]", text):
         return _batch_of_one_error(match[1])
+    if "modified by an inplace operation" in text:
+        return RuntimeError(
+            "An in-place operation in forward() or the loss changed a tensor that the gradient needs. Replace operations such as "
+            f"x += y, x.relu_() or nn.ReLU(inplace=True) by x = x + y, x.relu() and nn.ReLU(). ({text.partition('. Hint')[0]})"
+        )
     if "second time" in text:
         return RuntimeError(
             "Part of this loss belongs to an earlier backward pass. If the module stores a tensor between batches, such as the "

@@ -18,6 +18,11 @@ def check_module(module: Any) -> None:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"Model expects a torch.nn.Module, received {module!r}. {_module_fix(module)}")
+    if "_modules" not in vars(module):
+        name = type(module).__name__
+        raise TypeError(
+            f"{name}.__init__ does not call super().__init__(). Add this call as its first line, before layers are assigned."
+        )
     registered = set(module.modules())
     for parent in module.modules():
         for name, value in vars(parent).items():
@@ -30,6 +35,8 @@ def _module_fix(value: Any) -> str:
         return f"Create an object of the class first: {value.__name__}()."
     if isinstance(getattr(value, "module", None), nn.Module):
         return "It is a Model already: call its methods, or pass its module."
+    if isinstance(value, str):
+        return f"Create the module by a function, such as torchvision.models.{value}() or timm.create_model({value!r})."
     return "Combine layers with nn.Sequential(*layers)."
 
 

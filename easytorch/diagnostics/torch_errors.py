@@ -15,7 +15,13 @@ from torch import nn
 
 from easytorch.diagnostics.data_errors import add_batch_dimension_advice, collate_error
 from easytorch.diagnostics.frames import Failure
-from easytorch.diagnostics.layer_errors import dict_error, forward_error, layer_error
+from easytorch.diagnostics.layer_errors import (
+    dict_error,
+    forward_error,
+    layer_error,
+    missing_forward_error,
+    swapped_error,
+)
 from easytorch.diagnostics.loss_errors import (
     backward_error,
     evaluation_error,
@@ -31,7 +37,9 @@ from easytorch.errors import RankError
 RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     collate_error,
     evaluation_error,
+    missing_forward_error,
     dict_error,
+    swapped_error,
     layer_error,
     forward_error,
     loss_error,

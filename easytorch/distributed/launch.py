@@ -29,6 +29,7 @@ from torch import distributed
 
 from easytorch._utils.integers import positive_int
 from easytorch._utils.notebook import in_notebook
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.distributed import agreement
 
 START_METHODS = ("auto", "fork", "spawn")
@@ -44,6 +45,7 @@ class Rank(NamedTuple):
     connection: Any
 
 
+@hide_internal_frames
 def launch(
     function: Callable[..., Any], *args: Any, processes: int = 2, timeout: float | None = None, start: str = "auto"
 ) -> list[Any]:

@@ -55,8 +55,8 @@ class FirstBatchCheck:
 
     def _check_classes(self, loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
         error = (
-            single_class_error(y_pred)
-            or _missing_flatten_error(y_pred, y)
+            _missing_flatten_error(y_pred, y)
+            or single_class_error(y_pred)
             or class_count_error(loss.class_names, y_pred.shape[1])
         )
         if error is None and self.target_range is not None:
@@ -147,9 +147,19 @@ def single_class_error(y_pred: Tensor) -> Exception | None:
 def _missing_flatten_error(y_pred: Tensor, y: Tensor) -> Exception | None:
     if y.ndim != 1 or y_pred.ndim < 3 or y.is_floating_point():
         return None
+    if len(y_pred) != len(y):
+        return rows_error(y_pred, y)
+    fix = "Put nn.Flatten() before the first nn.Linear, and let it have one in_feature for each value of a sample."
+    if y_pred.ndim > 3 and y_pred.shape[-1] == y_pred.shape[-2] and y_pred.shape[1] > 1:
+        fix = f"After the last convolution put nn.AdaptiveAvgPool{y_pred.ndim - 2}d(1) and nn.Flatten()."
+    if y_pred.ndim == 3:
+        fix = (
+            "If dimension 1 is time, as in the output of an LSTM, use the last step in forward(): output[:, -1]. Otherwise put "
+            "nn.Flatten() before the first nn.Linear."
+        )
     return ValueError(
         f"The module's output has the shape {list(y_pred.shape)}, but for one label per sample the loss expects [N, classes]. "
-        "Is an nn.Flatten() missing before the last layer?"
+        f"{fix}"
     )
 
 
@@ -172,11 +182,55 @@ def label_error(y_pred: Tensor, y: Tensor, ignore_index: int) -> Exception | Non
         y: Targets: class indices ``[N, ...]``, or probabilities ``[N, classes, ...]``.
         ignore_index: The label that the loss ignores.
     """
-    error = _class_dimension_error(y_pred, y) or _label_format_error(y_pred, y)
+    error = (
+        _argmax_error(y_pred)
+        or rows_error(y_pred, y)
+        or _class_dimension_error(y_pred, y)
+        or _columns_error(y_pred, y)
+        or _label_format_error(y_pred, y)
+    )
     if error is not None or y.is_floating_point():
         return error
     bounds = label_range(y, ignore_index)
     return label_range_error(*bounds, y_pred.shape[1]) if bounds else None
+
+
+def _argmax_error(y_pred: Tensor) -> Exception | None:
+    if y_pred.is_floating_point() or y_pred.is_complex():
+        return None
+    return ValueError(
+        f"The module returned class indices, {describe(y_pred)}, but the loss expects one output per class, [N, classes]. "
+        "Remove argmax from forward(): predict_classes() applies it."
+    )
+
+
+def rows_error(y_pred: Tensor, y: Tensor) -> Exception | None:
+    """Return the error of outputs with another number of rows than the batch has samples."""
+    if not y.ndim or (y_pred.ndim and len(y_pred) == len(y)):
+        return None
+    if not y_pred.ndim:
+        return ValueError(
+            f"The module returned one number for a batch of {len(y)} samples. Remove sum() or mean() from forward(). If the "
+            "module returns its own loss, compile it without a loss: compile('adam')."
+        )
+    if y_pred.ndim == 3 and y_pred.shape[1] == len(y):
+        fix = "If it is the state of an LSTM or GRU, [layers, N, features], use the last layer in forward(): h[-1]."
+    else:
+        fix = (
+            "Keep the first dimension in forward(): use x.flatten(1) instead of x.view(-1, ...), nn.Flatten() instead of "
+            "nn.Flatten(0), and batch_first=True in nn.LSTM, nn.GRU and nn.Transformer."
+        )
+    return ValueError(f"The module returned {describe(y_pred)} for a batch of {len(y)} samples. {fix}")
+
+
+def _columns_error(y_pred: Tensor, y: Tensor) -> Exception | None:
+    if not y_pred.ndim == y.ndim == 2 or y.shape[1] in (1, y_pred.shape[1]):
+        return None
+    return ValueError(
+        f"The targets have {y.shape[1]} columns, but the module has {y_pred.shape[1]} outputs per sample. For one column per "
+        f"class, give the last layer {y.shape[1]} outputs. For several labels per sample, return a list of outputs and pass one "
+        "loss for each: compile(optimizer, ['cross_entropy', 'cross_entropy'])."
+    )
 
 
 def _class_dimension_error(y_pred: Tensor, y: Tensor) -> Exception | None:
@@ -301,6 +355,10 @@ SOFTMAX_WARNING = (
     "The module's outputs are already probabilities, and cross-entropy applies a softmax itself. Training will be slow and "
     "the model inaccurate. Remove the softmax from the module. predict_proba() applies it."
 )
+BATCH_SOFTMAX_WARNING = (
+    "The module's outputs are normalized over the samples of a batch instead of over the classes, so the model will be wrong. "
+    "Remove nn.Softmax(0) and use loss='cross_entropy', or replace nn.LogSoftmax(0) by nn.LogSoftmax(1)."
+)
 RELU_WARNING = (
     "The module ends in a ReLU, but cross-entropy expects logits, which may be negative. An output that is always 0 has no "
     "gradient and does not learn. Remove the last ReLU from the module."
@@ -323,6 +381,8 @@ def last_layer_warning(family: type[Any], y_pred: Tensor) -> str | None:
         return ONE_COLUMN_WARNING
     if operation.startswith("Sigmoid") and family is nn.BCEWithLogitsLoss:
         return SIGMOID_WARNING.format(activation="sigmoid")
+    if family is nn.NLLLoss and _are_normalized_over_batch(values.exp()):
+        return BATCH_SOFTMAX_WARNING
     if family is nn.NLLLoss and values.numel() and (high := float(values.max())) > 1e-4:
         return (
             f"The module's outputs go up to {high:.3g}, but 'nll' expects log-probabilities, which are at most 0. The model "
@@ -336,7 +396,13 @@ def _cross_entropy_warning(operation: str, values: Tensor) -> str | None:
         return RELU_WARNING
     if operation.startswith("Sigmoid"):
         return SIGMOID_WARNING.format(activation="softmax")
-    return SOFTMAX_WARNING if values.ndim == 2 and _are_probabilities(values) else None
+    if values.ndim == 2 and _are_probabilities(values):
+        return SOFTMAX_WARNING
+    return BATCH_SOFTMAX_WARNING if _are_normalized_over_batch(values) else None
+
+
+def _are_normalized_over_batch(values: Tensor) -> bool:
+    return values.ndim == 2 and values.shape[1] > 1 and _are_probabilities(values.T) and not _are_probabilities(values)
 
 
 def _are_probabilities(values: Tensor) -> bool:

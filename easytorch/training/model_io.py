@@ -46,6 +46,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
 
 def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write the weights of ``model`` to a file; see ``Model.save_weights``."""
+    files.check_suffix(path, weights_only=True)
     write = files.write_safetensors if to_path(path).suffix == ".safetensors" else files.write
     with _saving(model, "save_weights", path):
         weights = model.strategy.checkpoints.gather(state_dicts.unwrapped_state_dict(model.module))

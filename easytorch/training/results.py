@@ -17,6 +17,7 @@ from easytorch._utils.notebook import SHOWN_NUMBERS, in_notebook
 from easytorch._utils.paths import printable, to_path
 from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.timer import PARTS, Timer, compute_fractions
+from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.callbacks.progress import format_number
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ R = TypeVar("R")
 def _forward(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[ModelVerbs, P], R]:
     """Return a method that calls ``method`` of the model, with the same signature and docstring."""
 
+    @hide_internal_frames
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.model, method.__name__)(*args, **kwargs)
@@ -72,6 +74,14 @@ def forward_verbs(model_class: type[Model]) -> None:
     ]
     for method in methods:
         setattr(ModelVerbs, method.__name__, _forward(method))
+
+
+class Columns(dict[str, list[float]]):
+    """The values of all epochs by name, with a suggestion for a name that is missing."""
+
+    @hide_internal_frames
+    def __missing__(self, name: Any) -> list[float]:
+        raise KeyError(_no_column_message(name, self))
 
 
 class History(ModelVerbs, Mapping[str, list[float]]):
@@ -134,24 +144,16 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     def history(self) -> dict[str, list[float]]:
         """All values as a dict of lists, in the order of their first appearance."""
         names = dict.fromkeys(name for row in self.rows for name in row)
-        return {name: [row[name] for row in self.rows if name in row] for name in names}
+        return Columns({name: [row[name] for row in self.rows if name in row] for name in names})
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in self.history:
             raise AttributeError(f"A history has no attribute {name!r}. Its values are items: history[{name!r}].")
         raise AttributeError(f"A history has no attribute {name!r}.")
 
+    @hide_internal_frames
     def __getitem__(self, name: str) -> list[float]:
-        values = self.history
-        if name in values:
-            return values[name]
-        if not values:
-            raise KeyError(f"The history has no {name!r}, because no epoch has ended yet.")
-        suggestion = did_you_mean(name, values)
-        training_name = name.removeprefix("val_") if isinstance(name, str) else ""
-        if not suggestion and training_name != name and training_name in values:
-            suggestion = " There was no validation. Use fit(..., validation_split=0.2)."
-        raise KeyError(f"The history has no {name!r}.{suggestion} It has {quote_list(values)}.")
+        return self.history[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.history)
@@ -170,6 +172,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         self.epoch.append(epoch)
         self.seconds.append(timer.read())
 
+    @hide_internal_frames
     def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:
         """Return the row, with its ``epoch`` from 0, in which ``monitor`` was best; NaN is never the best.
 
@@ -190,6 +193,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             raise ValueError(f"{monitor!r} was NaN in each epoch: {values}.")
         return (min if mode == "min" else max)(rows, key=lambda row: row[monitor])
 
+    @hide_internal_frames
     def to_frame(self) -> Any:
         """Return a pandas frame with one row per epoch."""
         try:
@@ -198,6 +202,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             raise ImportError("History.to_frame() needs pandas: pip install pandas") from error
         return pandas.DataFrame(self.rows, index=pandas.Index(self.epoch, name="epoch"))
 
+    @hide_internal_frames
     def plot(self, *names: str | Sequence[str], path: str | Path | None = None, show: bool | None = None) -> Any:
         """Plot values over the epochs, training and validation in one panel.
 
@@ -299,6 +304,18 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         return format_epochs(rows, ["epoch", *self.history], len(self.rows))
 
 
+def _no_column_message(name: Any, columns: Mapping[str, Any]) -> str:
+    """Return the message for a name that is not in the history."""
+    if not columns:
+        return f"The history has no {name!r}, because no epoch has ended yet."
+    full_name = str(name).replace("acc", "accuracy")
+    suggestion = f" Did you mean {full_name!r}?" if full_name in columns else did_you_mean(name, columns)
+    training_name = str(name).removeprefix("val_")
+    if not suggestion and training_name != name and training_name in columns:
+        suggestion = " There was no validation. Use fit(..., validation_split=0.2)."
+    return f"The history has no {name!r}.{suggestion} It has {quote_list(columns)}."
+
+
 def _to_column(values: list[Any]) -> Any:
     """Return ``values`` as a tensor, or as a list if some are not numbers; what a file cannot contain becomes text."""
     if all(
@@ -340,6 +357,7 @@ class Scores(ModelVerbs):
     def __len__(self) -> int:
         return len(self._values)
 
+    @hide_internal_frames
     def __getitem__(self, key: str | int) -> float:
         if isinstance(key, int):
             return list(self._values.values())[key]
@@ -347,12 +365,14 @@ class Scores(ModelVerbs):
             raise KeyError(_no_score_message(key, self._values))
         return self._values[key]
 
+    @hide_internal_frames
     def __getattr__(self, name: str) -> float:
         values = self.__dict__.get("_values", {})
         if name in values:
             return float(values[name])
         raise AttributeError(_no_score_message(name, values))
 
+    @hide_internal_frames
     def __float__(self) -> float:
         if len(self) == 1:
             return next(iter(self))

@@ -11,6 +11,7 @@ import torch
 
 from easytorch._utils import train_mode
 from easytorch._utils.internal import is_internal
+from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, preserve_generators, preserve_rng_state, set_rng_state
 from easytorch.callbacks.advice import (
@@ -20,6 +21,7 @@ from easytorch.callbacks.advice import (
     WarnOnLeakedGradients,
     WarnOnNonFiniteLoss,
     WarnOnSummedLoss,
+    WarnOnUnscaledInputs,
     WarnOnUntrainedParameters,
 )
 from easytorch.callbacks.base import Callback, CallbackList
@@ -28,6 +30,7 @@ from easytorch.data.batch import Window
 from easytorch.data.loader import first_batch, require_end
 from easytorch.data.sharding import describe_size
 from easytorch.data.splits import all_targets
+from easytorch.diagnostics.layer_errors import PROBLEM
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
@@ -115,8 +118,8 @@ def _training(
         _start_attributes(model, active)
         active.on_train_begin({})
         active.on_restore()
-        _check_validation_data(model, val_data)
-        with _prepared_loss(model, train_data.loader):
+        _check_validation_data(model, val_data, train_data.loader)
+        with _prepared_loss(model, train_data.loader), _compared_with_validation(model, val_data, train_data.loader):
             yield
         _synchronize_ranks(model)
     except Interruption:
@@ -182,7 +185,7 @@ def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
 
 def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
     """Return the callbacks of a fit, with those that every fit has."""
-    advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters()]
+    advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters(), WarnOnUnscaledInputs()]
     if any(isinstance(callback, BackupAndRestore) for callback in callbacks):
         advice.append(FinishRestore())
     if not params["steps"]:
@@ -312,18 +315,50 @@ def _synchronize_ranks(model: Model) -> None:
         group.broadcast_tensors(model.strategy.buffers())
 
 
-def _check_validation_data(model: Model, loader: Any) -> None:
+def _check_validation_data(model: Model, val_data: Any, train_loader: Any) -> None:
     """Run one validation step, so that wrong validation data is reported before training and not after an epoch.
 
-    It leaves no trace in the module.
+    If it fails, the training data is tried too: the message names the data at fault, or neither if the module or the loss is.
     """
-    if loader is None:
+    if val_data is None:
         return
+    batch = first_batch(val_data)
+    model.loss.prepare(known_targets(model, val_data), model.class_names)
+    error = None if batch is None else _try_batch(model, val_data, batch)
+    if error is None:
+        return
+    train_batch = _first_batch_alone(model, train_loader)
+    if train_batch is None:
+        raise _copy_error(error, f"The validation data failed the check before training: {error}") from error
+    model.loss.prepare(known_targets(model, train_loader), model.class_names)
+    train_error = _try_batch(model, train_loader, train_batch)
+    raise _data_error(error, train_error, "validation", _compare_inputs(model, train_batch, batch))
+
+
+@contextlib.contextmanager
+def _compared_with_validation(model: Model, val_data: Any, train_loader: Any) -> Iterator[None]:
+    """Train inside; if the first update fails, compare the training data with the validation data, which did not fail."""
+    first_step = model.state.step
+    try:
+        yield
+    except Exception:
+        train_batch = _first_batch_alone(model, train_loader) if model.state.step == first_step else None
+        batch = None if train_batch is None else first_batch(val_data)
+        shapes = "" if batch is None else _compare_inputs(model, train_batch, batch)
+        error = _try_batch(model, train_loader, train_batch) if shapes else None
+        if error is not None:
+            raise _data_error(error, None, "training", shapes) from error
+        raise
+
+
+def _first_batch_alone(model: Model, loader: Any) -> Any:
+    """Return the first batch of ``loader``; None if there are several ranks, which would have to agree on another step."""
+    return first_batch(loader) if model.strategy.group.world_size == 1 else None
+
+
+def _try_batch(model: Model, loader: Any, batch: Any) -> Exception | None:
+    """Run one validation step on ``batch``, which leaves no trace in the model, and return the error if it fails."""
     restore_attributes = model.attribute_state.snapshot(model.callbacks.callbacks)
-    batch = first_batch(loader)
-    model.loss.prepare(known_targets(model, loader), model.class_names)
-    if batch is None:
-        return
     try:
         # The module is preserved outside of the evaluation, in which FSDP gathers its weights.
         with (
@@ -337,6 +372,44 @@ def _check_validation_data(model: Model, loader: Any) -> None:
             stack.callback(restore_attributes)
             model.strategy.run(model.test_step, batch)
     except (ValueError, TypeError, IndexError) as error:
-        # The constructor of a subclass may take other arguments.
-        kind = next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))
-        raise kind(f"The validation data failed the check before training: {error}") from error
+        return error
+    return None
+
+
+def _compare_inputs(model: Model, train_batch: Any, val_batch: Any) -> str:
+    """Return a sentence about the inputs if a sample of training and one of validation differ in shape; else an empty string."""
+    inputs = model.unpack(train_batch).x, model.unpack(val_batch).x
+    if not all(isinstance(x, torch.Tensor) for x in inputs) or inputs[0].shape[1:] == inputs[1].shape[1:]:
+        return ""
+    return f"The inputs of a batch are {describe(inputs[0])} in training and {describe(inputs[1])} in validation."
+
+
+def _data_error(error: Exception, other_error: Exception | None, kind: str, shapes: str) -> Exception:
+    """Return the error for a batch that failed.
+
+    Args:
+        error: Why it failed.
+        other_error: Why a batch of the other data failed, None if it did not.
+        kind: ``"training"`` or ``"validation"``: the data with the batch.
+        shapes: How the inputs of both differ; empty if they do not.
+    """
+    if other_error is not None and not shapes:  # the module or the loss is at fault
+        return other_error
+    other = {"training": "validation", "validation": "training"}[kind]
+    problem = getattr(error, PROBLEM, None) if shapes else None
+    if other_error is not None:
+        message = f"{shapes} Give both the same shape. {problem or error}"
+    elif problem is not None:
+        message = (
+            f"The {kind} data does not fit the module, but the {other} data does: {problem} {shapes} Use one shape."
+        )
+    else:
+        message = f"The {kind} data failed the check before training, but the {other} data did not: {error}"
+    explanation = _copy_error(error, message)
+    explanation.__cause__ = error
+    return explanation
+
+
+def _copy_error(error: Exception, message: str) -> Exception:
+    """Return an error of the same standard type with another message; the constructor of a subclass may take other arguments."""
+    return next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))(message)

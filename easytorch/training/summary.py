@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from easytorch._utils import train_mode
+from easytorch._utils.api_hints import SUMMARY_HINTS, check_options
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.html_table import format_pairs, format_table
 from easytorch._utils.notebook import SHOWN_NUMBERS, Output, in_notebook
@@ -20,6 +23,7 @@ from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.arrays import as_predict_data
 from easytorch.data.loader import as_single_batch
+from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import learning_rates
 
 if TYPE_CHECKING:
@@ -31,6 +35,11 @@ MAX_FACT = 100  # characters of a loss in a table
 
 def print_summary(model: Model, x: Any, **options: Any) -> Any:
     """Print the table of layers and the memory estimate of ``model``; see ``Model.summary``."""
+    import torchinfo
+
+    check_options("Model.summary", options, list(inspect.signature(torchinfo.summary).parameters)[1:-1], SUMMARY_HINTS)
+    if _is_shape(x):
+        x = torch.zeros(tuple(x))
     if x is not None:
         table = _summarize_batch(model, as_single_batch(as_predict_data(x, model.signature)), **options)
     else:
@@ -76,6 +85,11 @@ def _show_in_cell(table: Any) -> None:
     SHOWN_NUMBERS.add(table, output)
 
 
+def _is_shape(x: Any) -> bool:
+    """Return whether ``x`` is the shape of a batch, such as ``(32, 20)``."""
+    return isinstance(x, tuple) and len(x) > 0 and all(isinstance(size, int) and size > 0 for size in x)
+
+
 def _summarize_last_fit(model: Model, **options: Any) -> Any:
     """Return the table with the shapes of a batch of the last fit; without shapes if there is none, or it cannot be used."""
     batch = model.last_fit.get("example")
@@ -84,17 +98,32 @@ def _summarize_last_fit(model: Model, **options: Any) -> Any:
             return _summarize_batch(model, batch, **options)
         # Only a custom step knows how to call the module with this batch.
         except Exception as error:
-            cause = str(error.__cause__ or error).partition("\n")[0]
+            cause = str(error).partition("\n")[0]
             print(f"Without shapes, since summary() cannot call the module with a batch of the last fit: {cause[:200]}")
     return summarize_layers(model.module, None, model.device, **options)
 
 
 def _summarize_batch(model: Model, batch: Any, **options: Any) -> Any:
-    """Return the table with the shapes of ``batch``, as a step does, so that sharded weights are gathered."""
-    with torch.no_grad():
+    """Return the table with the shapes of ``batch``, as a step does, so that sharded weights are gathered.
+
+    Raises:
+        Exception: If the module cannot process ``batch``, with the explanation that ``fit`` gives.
+    """
+    with translate_errors(model.module), _original_errors(), torch.no_grad():
         return model.strategy.run_locally(
             lambda placed: summarize_layers(model.module, model.unpack(placed).x, model.device, **options), batch
         )
+
+
+@contextlib.contextmanager
+def _original_errors() -> Iterator[None]:
+    """Raise the error of the module that torchinfo replaces by its own inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
 
 
 def summarize_layers(module: nn.Module, x: Any, device: torch.device, **options: Any) -> Any:

@@ -25,11 +25,12 @@ def compiled_model():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: compiled_model().fit(X, Y, 32, 5), r"fit\(x, y, epochs=\.\.\., \.\.\.\)"),
+        (lambda: compiled_model().fit(X, Y, 32, 5, 2), r"fit\(x, y, epochs=10, batch_size=32, "),
+        (lambda: compiled_model().fit(X, Y, 32), r"epochs or batch_size\. Write epochs=32 or batch_size=32"),
+        (lambda: compiled_model().evaluate(X, Y, 32), r"evaluate\(x, y, batch_size=\.\.\., \.\.\.\)"),
         (lambda: compiled_model().fit(X, Y, epoch=5), "Did you mean 'epochs'"),
         (lambda: compiled_model().fit(X, Y, val_data=(X, Y)), "Use validation_data="),
         (lambda: compiled_model().fit(X, Y, validation_batch_size=8), r"DataLoader\(dataset, 64\)"),
-        (lambda: compiled_model().evaluate(X, Y, return_dict=True), r"dict\(\.\.\.\) of the result"),
         (lambda: compiled_model().train_on_batch(X, Y, return_dict=True), r"dict\(\.\.\.\) of the result"),
         (lambda: compiled_model().fit(X, Y, lr=0.1), r"Use compile\(\.\.\., lr=0\.001\)"),
         (lambda: compiled_model().fit(X, Y, metrics=["accuracy"]), r"Use compile\(\.\.\., metrics="),
@@ -56,7 +57,7 @@ def test_errors_inside_a_method_stay_unchanged():
 
 
 def test_methods_keep_signatures_and_docstrings():
-    assert list(inspect.signature(Model.fit).parameters)[:4] == ["self", "x", "y", "epochs"]
+    assert list(inspect.signature(Model.fit).parameters)[:5] == ["self", "x", "y", "sizes", "epochs"]
     assert "Train, and return the history" in Model.fit.__doc__
 
 
@@ -83,7 +84,7 @@ def test_suggested_arguments_exist():
             lambda: easytorch.load_model("m.pt"),
             r"easytorch has no 'load_model'\. Use Model\(net\)\.load\(path\)",
         ),
-        (lambda: easytorch.EarlyStopping(), r"Use easytorch\.callbacks\.EarlyStopping"),
+        (lambda: easytorch.EarlyStoping(), r"Did you mean 'EarlyStopping'"),
         (lambda: easytorch.Modell, "Did you mean 'Model'"),
     ],
 )

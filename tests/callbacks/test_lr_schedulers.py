@@ -318,6 +318,7 @@ def test_a_scheduler_with_milestones_continues_in_a_resumed_run(where, tmp_path)
     assert resumed == rates(6)
 
 
+@pytest.mark.filterwarnings("ignore:The inputs go up to")
 @pytest.mark.parametrize("optimizer", ["adam", torch.optim.Adam], ids=["fused", "by steps"])
 def test_updates_that_fp16_skips_do_not_step_a_scheduler(optimizer, monkeypatch):
     monkeypatch.setattr(

@@ -211,10 +211,10 @@ def train_by_own_update():
     try:
         fit(model=model)
     except RuntimeError as error:
-        return str(error), str(error.__cause__)
+        return str(error), str(error.__context__)
 
 
-def test_the_error_of_torch_is_the_cause():
-    for message, cause in run_ranks(train_by_own_update):
+def test_the_error_of_torch_is_the_context():
+    for message, context in run_ranks(train_by_own_update):
         assert "find_unused_parameters=True" in message
-        assert "Expected to have finished reduction in the prior iteration" in cause
+        assert "Expected to have finished reduction in the prior iteration" in context

@@ -62,10 +62,22 @@ def test_step_that_calls_backward_raises():
 
 
 def test_error_in_validation_data_names_the_validation_data():
-    refused(lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "The validation data failed", "8 features")
+    refused(
+        lambda: fit(compiled(), X, Y, validation_data=(X[:, :5], Y)), "^The validation data does not fit", "8 features"
+    )
+    refused(
+        lambda: fit(compiled(), X[:, :5], Y, validation_data=(X, Y)), "^The training data does not fit", "8 features"
+    )
 
 
-def test_custom_error_in_validation_keeps_its_message():
+def test_an_error_of_both_data_blames_neither():
+    message = refused(lambda: fit(compiled(), X[:, :5], Y, validation_split=0.2), "expects 8 features, received 5")
+    assert "validation" not in message
+    labels = refused(lambda: fit(compiled(), X, Y, validation_data=(X, Y + 3)), "the training data did not: The labels")
+    assert "Flatten" not in labels
+
+
+def test_custom_error_in_validation_stays_as_it_is():
     class PickyError(ValueError):
         def __init__(self, what, why):
             super().__init__(f"{what}: {why}")
@@ -77,10 +89,7 @@ def test_custom_error_in_validation_keeps_its_message():
             return super().forward(x)
 
     model = compiled(Failing(8, 3))
-    refused(
-        lambda: fit(model, X, Y, validation_split=0.2),
-        "before training: this input: I do not like it",
-    )
+    refused(lambda: fit(model, X, Y, validation_split=0.2), "^this input: I do not like it$", kind=PickyError)
 
 
 @pytest.mark.parametrize("given", [{"y": Y}, {"sample_weight": torch.ones(50)}, {"batch_size": 8}], ids=str)

@@ -191,7 +191,7 @@ def test_failing_custom_loss_is_reported_after_the_warning():
     message = r"The loss, .*, failed on .* and the targets, float32 \[32\]"
     with pytest.warns(UserWarning, match="may broadcast"), pytest.raises(ValueError, match=message) as caught:
         fit(nn.Linear(4, 1), lambda y_pred, y: torch.cat([y_pred, y]).mean(), X, R)
-    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert isinstance(caught.value.__context__, RuntimeError)
 
 
 @pytest.mark.parametrize("metrics", [[], ["accuracy"]], ids=["loss", "metric"])

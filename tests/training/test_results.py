@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import pickle
 import sys
@@ -54,9 +56,12 @@ def test_history_values_are_plain_floats():
     assert {type(value) for values in fit_history().values() for value in values} == {float}
 
 
-def test_history_history_is_a_plain_dict_as_in_keras():
+def test_history_history_is_a_dict_as_in_keras():
     history = fit_history()
-    assert type(history.history) is dict
+    assert isinstance(history.history, dict)
+    assert json.loads(json.dumps(history.history)) == history.history
+    assert copy.deepcopy(history.history) == pickle.loads(pickle.dumps(history.history)) == history.history
+    assert history.history.get("missing") is None
     assert history.history == dict(history)
     assert history.history["loss"] == history["loss"]
 

@@ -146,5 +146,5 @@ def test_a_batch_that_summary_cannot_use_gives_a_table_without_shapes(kind, batc
 
 def test_inputs_that_were_passed_to_summary_must_work():
     model = Model(nn.Linear(8, 1), device="cpu")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"expects 8 features, received 3.*Use in_features=3"):
         model.summary(torch.ones(2, 3))
