@@ -231,7 +231,8 @@ def test_generators_of_the_model_and_callbacks_are_resumed(part, tmp_path):
         model = options["kind"](options["net"](), device="cpu").compile("sgd", options["loss"](), lr=0.1)
         keeper = BackupAndRestore(folder, save_freq, delete_checkpoint=False)
         callbacks = [options["callback"](), keeper, *([crash] if crash else [])]
-        model.fit(LOADERS["shuffled"](), 3, validation_data=(X[:20], Y[:20]), callbacks=callbacks, verbose=0)
+        options = {"callbacks": callbacks, "on_interrupt": "return", "verbose": 0}
+        model.fit(LOADERS["shuffled"](), 3, validation_data=(X[:20], Y[:20]), **options)
         return model
 
     undisturbed = run(tmp_path / "undisturbed")

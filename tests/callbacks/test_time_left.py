@@ -55,7 +55,7 @@ class Fit:
         self.plan = plan
         self.display.on_train_begin()
 
-    def begin(self, epoch, step=0):
+    def start(self, epoch, step=0):
         self.display.model.state.epoch_step = step
         self.display.on_epoch_begin(epoch)
 
@@ -76,7 +76,7 @@ class Fit:
         self.time.now += seconds
 
     def run_epoch(self, epoch, seconds=0.01, *, first=None, validation=None, after=0.0):
-        self.begin(epoch)
+        self.start(epoch)
         if first is not None:
             self.train(1, first)
         self.train(self.steps - self.display.step, seconds)
@@ -88,13 +88,13 @@ class Fit:
 
 def test_nothing_is_known_before_the_first_step(monkeypatch):
     fit = Fit(monkeypatch, steps=100)
-    fit.begin(0)
+    fit.start(0)
     assert (fit.display.rate, fit.display.epoch_left, fit.display.fit_left) == (None, None, None)
 
 
 def test_the_first_step_counts_only_until_there_are_others(monkeypatch):
     fit = Fit(monkeypatch, steps=1000)
-    fit.begin(0)
+    fit.start(0)
     fit.train(1, 3.0)
     assert fit.display.rate == pytest.approx(1 / 3)
     fit.train(20, 0.01)
@@ -104,7 +104,7 @@ def test_the_first_step_counts_only_until_there_are_others(monkeypatch):
 
 def test_the_rate_is_that_of_the_last_seconds(monkeypatch):
     fit = Fit(monkeypatch, steps=100_000)
-    fit.begin(0)
+    fit.start(0)
     fit.train(1000, 0.1)
     fit.train(round(WINDOW / 0.01) + 50, 0.01)
     assert fit.display.rate == pytest.approx(100, rel=0.01)
@@ -112,7 +112,7 @@ def test_the_rate_is_that_of_the_last_seconds(monkeypatch):
 
 def test_steps_longer_than_the_window_have_a_rate(monkeypatch):
     fit = Fit(monkeypatch, steps=100)
-    fit.begin(0)
+    fit.start(0)
     fit.train(5, 4 * WINDOW)
     assert fit.display.rate == pytest.approx(1 / (4 * WINDOW))
     assert fit.display.epoch_left == pytest.approx(95 * 4 * WINDOW)
@@ -120,7 +120,7 @@ def test_steps_longer_than_the_window_have_a_rate(monkeypatch):
 
 def test_the_fit_needs_all_later_epochs_and_validations(monkeypatch):
     fit = Fit(monkeypatch, steps=100, test_steps=10)
-    fit.begin(0)
+    fit.start(0)
     fit.train(50, 1.0)
     assert fit.display.epoch_left == pytest.approx(50)
     assert fit.display.fit_left is None  # no validation has been measured
@@ -128,14 +128,14 @@ def test_the_fit_needs_all_later_epochs_and_validations(monkeypatch):
     fit.validate(2.0)
     fit.display.on_test_end({})
     fit.end(0)
-    fit.begin(1)
+    fit.start(1)
     fit.train(50, 1.0)
     assert fit.display.fit_left == pytest.approx(50 + 8 * 100 + 9 * 20)
 
 
 def test_a_fit_without_validation_is_estimated_in_the_first_epoch(monkeypatch):
     fit = Fit(monkeypatch, steps=100)
-    fit.begin(0)
+    fit.start(0)
     fit.train(50, 1.0)
     assert fit.display.fit_left == pytest.approx(950)
 
@@ -143,7 +143,7 @@ def test_a_fit_without_validation_is_estimated_in_the_first_epoch(monkeypatch):
 def test_only_planned_validations_count(monkeypatch):
     fit = Fit(monkeypatch, steps=100, test_steps=10, validation_freq=[1, 6], epochs=10)
     fit.run_epoch(0, 1.0, validation=3.0)
-    fit.begin(1)
+    fit.start(1)
     fit.train(100, 1.0)
     assert fit.display.fit_left == pytest.approx(8 * 100 + 30)
 
@@ -151,7 +151,7 @@ def test_only_planned_validations_count(monkeypatch):
 def test_a_validation_has_its_own_rate(monkeypatch):
     fit = Fit(monkeypatch, steps=100, test_steps=10, epochs=3)
     fit.run_epoch(0, 1.0, validation=3.0)
-    fit.begin(1)
+    fit.start(1)
     fit.train(100, 1.0)
     fit.validate(3.0, steps=4)
     assert fit.display.rate == pytest.approx(1 / 3)
@@ -162,7 +162,7 @@ def test_a_validation_has_its_own_rate(monkeypatch):
 def test_a_compilation_in_the_first_step_is_not_repeated(monkeypatch):
     fit = Fit(monkeypatch, steps=100)
     fit.run_epoch(0, 0.1, first=60.0)
-    fit.begin(1)
+    fit.start(1)
     fit.train(1, 0.1)
     assert fit.display.fit_left == pytest.approx(9 * 10, rel=0.02)
 
@@ -171,7 +171,7 @@ def test_the_start_and_end_of_each_epoch_count(monkeypatch):
     fit = Fit(monkeypatch, steps=100)
     for epoch in range(2):
         fit.run_epoch(epoch, 0.1, first=3.0, after=5.0)  # workers start, a checkpoint is written
-    fit.begin(2)
+    fit.start(2)
     fit.train(1, 3.0)
     assert fit.display.fit_left == pytest.approx(9.9 + 5 + 7 * (3 + 9.9 + 5))
 
@@ -180,7 +180,7 @@ def test_epochs_of_one_step_are_estimated(monkeypatch):
     fit = Fit(monkeypatch, steps=1, epochs=1000)
     for epoch in range(10):
         fit.run_epoch(epoch, 2.0)
-    fit.begin(10)
+    fit.start(10)
     fit.train(1, 2.0)
     assert fit.display.fit_left == pytest.approx(989 * 2)
 
@@ -189,19 +189,19 @@ def test_many_short_epochs_are_averaged(monkeypatch):
     fit = Fit(monkeypatch, steps=5, epochs=1000)
     for epoch in range(100):
         fit.run_epoch(epoch, 0.01 if epoch % 2 else 0.03)
-    fit.begin(100)
+    fit.start(100)
     fit.train(1, 0.02)
     assert fit.display.fit_left == pytest.approx(900 * 5 * 0.02, rel=0.1)
 
 
 def test_epochs_of_unknown_length_are_as_long_as_the_last(monkeypatch):
     fit = Fit(monkeypatch, steps=None)
-    fit.begin(0)
+    fit.start(0)
     fit.train(50, 1.0)
     assert (fit.display.epoch_left, fit.display.fit_left) == (None, None)
     assert fit.display.rate == pytest.approx(1)
     fit.end(0)
-    fit.begin(1)
+    fit.start(1)
     fit.train(10, 1.0)
     assert fit.display.epoch_left == pytest.approx(40)
     assert fit.display.fit_left == pytest.approx(40 + 8 * 50)
@@ -211,7 +211,7 @@ def test_epochs_of_unknown_length_are_as_long_as_the_last(monkeypatch):
 
 def test_a_resumed_epoch_is_estimated_from_its_new_steps(monkeypatch):
     fit = Fit(monkeypatch, steps=1000, epochs=5, initial_epoch=3)
-    fit.begin(3, step=900)
+    fit.start(3, step=900)
     fit.train(10, 1.0)
     assert fit.display.rate == pytest.approx(1)
     assert fit.display.epoch_left == pytest.approx(90)
@@ -220,7 +220,7 @@ def test_a_resumed_epoch_is_estimated_from_its_new_steps(monkeypatch):
 
 def test_a_run_resumed_in_a_validation_knows_its_steps(monkeypatch):
     fit = Fit(monkeypatch, steps=100, epochs=2, test_steps=10)
-    fit.begin(0, step=100)
+    fit.start(0, step=100)
     fit.validate(1.0)
     assert fit.display.step == 100
     assert fit.display.fit_left is None  # neither an update nor a whole validation has been measured

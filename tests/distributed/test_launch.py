@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 import torch.distributed
 
 from easytorch import launch
+from easytorch.distributed.launch import Rank, _collect_results
 from tests.many import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -180,3 +182,13 @@ def test_a_failed_launch_keeps_no_store_alive():
         run_ranks(fail)
     objects = [value for frame, _ in traceback.walk_tb(failure.tb) for value in frame.f_locals.values()]
     assert not [value for value in objects if isinstance(value, torch.distributed.Store)]
+
+
+def test_ctrl_c_in_a_rank_is_raised_after_the_others_have_ended():
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
+    ranks = [Rank(None, receiver) for receiver, _ in pipes]
+    pipes[0][1].send((False, KeyboardInterrupt("stopped after update 7")))
+    pipes[1][1].send((False, KeyboardInterrupt("stopped after update 7")))
+    with pytest.raises(KeyboardInterrupt, match="update 7"):
+        _collect_results(ranks, timeout=10)
+    assert not pipes[1][0].poll()  # it was read
