@@ -562,7 +562,7 @@ class Model:
         new_loss.to(new_strategy.device)
         self.strategy.release_weights()  # so that an optimizer gets the parameters that are trained
         new_optimizer = optimizers.resolve_optimizer(
-            optimizer, self.module, lr, new_loss.modules.own_parameters(), optimizer_options
+            optimizer, self.module, lr, new_loss.modules.own_parameters(), optimizer_options, COMPILE_ARGUMENTS
         )
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
         new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules

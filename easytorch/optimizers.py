@@ -46,6 +46,7 @@ def resolve_optimizer(
     lr: float | None = None,
     loss_parameters: Sequence[nn.Parameter] = (),
     options: Mapping[str, Any] | None = None,
+    arguments: Collection[str] = (),
 ) -> torch.optim.Optimizer | None:
     """Return the optimizer for the argument of ``compile``.
 
@@ -56,6 +57,7 @@ def resolve_optimizer(
         lr: The learning rate; None (default) uses the default of the optimizer.
         loss_parameters: Parameters of the loss, to train as well.
         options: Further arguments of the optimizer, which ``check_options`` has checked.
+        arguments: The names of the arguments of ``compile``, for messages.
 
     Raises:
         ValueError: If the name is unknown, ``lr`` has no effect, torch refuses an option, or the module has no parameters to
@@ -77,7 +79,13 @@ def resolve_optimizer(
         return _create_by_name(optimizer, parameters, module, lr, options)
     if isinstance(optimizer, torch.optim.Optimizer):
         return _check_instance(optimizer, parameters, lr)
-    return _call_factory(optimizer, parameters, lr, options)
+    try:
+        return _call_factory(optimizer, parameters, lr, options)
+    except TypeError as error:  # of a function that takes any options and passes them on
+        name = next((name for name in options if f"unexpected keyword argument {name!r}" in str(error)), None)
+        if name is None:
+            raise
+        raise unexpected_argument_error("Model.compile", name, options, [*arguments, *_all_options()]) from error
 
 
 def check_options(optimizer: Any, options: Mapping[str, Any], arguments: Collection[str]) -> None:

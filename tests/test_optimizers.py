@@ -181,6 +181,7 @@ def compile_with(*args, **options):
         (("sgd",), {"criterion": "mse"}, r"Use loss='mse'\."),
         ((), {"loss": "mse", "metric": ["mae"]}, "Did you mean 'metrics'"),
         ((torch.optim.AdamW,), {"momentum": 0.9}, r"torch\.optim\.AdamW takes the options betas, eps"),
+        ((lambda p, **k: torch.optim.SGD(p, 0.1, **k),), {"metric": ["mae"]}, "Did you mean 'metrics'"),
         ((lambda p: torch.optim.SGD(p, 0.1),), {"momentum": 0.9}, "The optimizer function <lambda> takes no options"),
         (
             ("sgd",),
