@@ -327,7 +327,8 @@ class Walk:
     def _visit_class(self, path: str, cls: type, owner: Any) -> None:
         """Visit the numbers of a class that no instance hides, such as a counter of all instances."""
         for name, value in vars(cls).items():
-            if type(value) in (int, float) and not name.startswith("__") and name not in getattr(owner, "__dict__", {}):
+            is_number = type(value) in (int, float) and _is_encodable(value)
+            if is_number and not name.startswith("__") and name not in getattr(owner, "__dict__", {}):
                 self.slots.append(Slot(f"{path}.{name}", cls, name, value, "data", True))
 
     def _visit_sources(self, sources: Mapping[str, Any]) -> None:
@@ -338,19 +339,19 @@ class Walk:
             if isinstance(source, types.FunctionType) and is_user_class(source):  # type: ignore[arg-type]
                 for name, cell in zip(source.__code__.co_freevars, source.__closure__ or (), strict=True):
                     self._visit_cell(f"{path}.{name}", cell)
-            elif type(source) in (list, dict, set, deque) and _is_flat(source):
+            elif type(source) in (list, dict, set, deque) and _is_flat(source) and _is_encodable(source):
                 self.slots.append(Slot(path, None, None, source, "data", True))
             elif not isinstance(source, (type, Sampler)) and is_user_class(type(source)):
                 self._roots[f"{path}."] = source
                 for name, value in _attributes(source).items():
-                    if name not in LIBRARY_ATTRIBUTES and _is_flat(value):
+                    if name not in LIBRARY_ATTRIBUTES and _is_flat(value) and _is_encodable(value):
                         kind = "tensor" if isinstance(value, Tensor) else "data"
                         self.slots.append(Slot(f"{path}.{name}", source, name, value, kind, True))
 
     def _visit_cell(self, path: str, cell: types.CellType) -> None:
         """Visit a number or text that a function declares as nonlocal."""
         with contextlib.suppress(ValueError):  # it has no value yet
-            if type(cell.cell_contents) in SCALARS:
+            if type(cell.cell_contents) in SCALARS and _is_encodable(cell.cell_contents):
                 self.slots.append(Slot(path, cell, "cell_contents", cell.cell_contents, "data", True))
 
     def _visit(self, path: str, owner: Any, name: Any, value: Any, depth: int, is_compared: bool) -> None:
