@@ -109,7 +109,7 @@ def test_slow_data_gives_advice_once(capsys, monkeypatch):
     monkeypatch.setattr("easytorch.callbacks.advice.AdviseOnSlowData.MIN_SECONDS", 0.2)
     fit_history(mlp(), DataLoader(Slow(), 4), epochs=2, verbose=2)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4  # with the line at the end of the fit
     assert lines[1].startswith("Waiting for data took 9")
     assert "easytorch.data.in_memory(dataset)" in lines[1]
     assert "num_workers=2" in lines[1]

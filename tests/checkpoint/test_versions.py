@@ -40,7 +40,7 @@ def new_model(module=None):
 
 
 def fit(model, **options):
-    model.fit(X, Y, batch_size=8, validation_data=(X, Y), verbose=0, **options)
+    model.fit(X, Y, batch_size=8, validation_data=(X, Y), on_interrupt="return", verbose=0, **options)
     return model
 
 

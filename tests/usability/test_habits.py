@@ -297,7 +297,11 @@ def test_two_integers_mean_what_they_mean_in_keras():
     assert sizes == [0, 1, 2, 0, 1, 2]
 
 
-@pytest.mark.parametrize("sizes", [(16, 2.5), (16, 2, 1), ("a",), (DataLoader(TensorDataset(X, Y)),)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [(16, 2.5), (16, 2, 1), ("a",), (DataLoader(TensorDataset(X, Y)),)],
+    ids=["float", "three", "text", "loader"],
+)
 def test_other_positional_arguments_are_refused(sizes):
     with pytest.raises(TypeError, match=r"by position.*Pass the others by name"):
         fit(X, Y, *sizes)

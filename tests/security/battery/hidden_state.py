@@ -937,7 +937,7 @@ def counting_lambda() -> list[Callback]:
         calls.append(batch)
         callback.model.optimizer.param_groups[0]["lr"] = 0.1 / len(calls)
 
-    callback.on_train_batch_begin = set_rate  # type: ignore[method-assign]
+    callback.on_train_batch_begin = set_rate
     return [callback]
 
 
