@@ -297,17 +297,6 @@ def _not_numeric_error(array: np.ndarray[Any, Any]) -> TypeError:
     )
 
 
-def _first_text(array: np.ndarray[Any, Any]) -> str:
-    """Return a sentence about the first text in an array of numbers and text; an empty string for an array of text alone."""
-    texts = [isinstance(value, str) for value in array.flat]
-    if all(texts) or not any(texts):
-        return ""
-    place = np.unravel_index(texts.index(True), array.shape)
-    names = ("row", "column") if array.ndim == 2 else ("position",) * array.ndim
-    where = ", ".join(f"{name} {index}" for name, index in zip(names, place, strict=True))
-    return f" The first text is {array[place]!r} in {where}."
-
-
 def _nested_rows_error(array: np.ndarray[Any, Any]) -> TypeError:
     lengths = sorted({len(row) for row in array.flat if hasattr(row, "__len__")})
     if len(lengths) == 1:

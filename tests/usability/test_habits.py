@@ -86,6 +86,16 @@ def set_attribute(name, value, target=model):
     return lambda: setattr(target(), name, value)
 
 
+def set_rate(name):
+    def run():
+        compiled = model()
+        setattr(compiled.optimizer, name, 0.1)
+        fit(X, Y, compiled=compiled)
+        return compiled.optimizer.param_groups[0]["lr"]
+
+    return run
+
+
 def set_trainable():
     compiled = model()
     compiled.module[0].trainable = False
@@ -144,7 +154,14 @@ KERAS = [
         "Did you mean 'val_accuracy'",
     ),
     Row("ModelCheckpoint(period=2)", lambda: ModelCheckpoint("m.pt", period=2), r"Use save_freq=Every\(epochs=2\)"),
-    Row("compile(learning_rate=1e-3)", lambda: model(learning_rate=1e-3), r"Use compile\(\.\.\., lr=0\.001\)"),
+    Row("compile(learning_rate=1e-3)", lambda: model(learning_rate=1e-3), r"Use lr=0\.001"),
+    Row("compile('sgd', momentum=, nesterov=)", lambda: model(lr=0.1, momentum=0.9, nesterov=True).optimizer.defaults["momentum"],
+        value=0.9),
+    Row("compile(weight_decay=)", lambda: model(weight_decay=0.01).optimizer.defaults["weight_decay"], value=0.01),
+    Row("compile(decay=)", lambda: model(decay=1e-6), "scheduler="),
+    Row("compile('adam', betas=)", lambda: Model(mlp()).compile("adam", LOGITS, betas=(0.8, 0.9)).optimizer.defaults["betas"],
+        value=(0.8, 0.9)),
+    Row("compile('adam', beta_1=)", lambda: Model(mlp()).compile("adam", LOGITS, beta_1=0.8), r"betas=\(0\.8, 0\.999\)"),
     Row("compile(torch.optim.Adam, lr=)", lambda: Model(mlp()).compile(torch.optim.Adam, LOGITS, lr=0.01)),
     Row("optimizers.Adam(learning_rate=)", lambda: easytorch.optimizers.Adam(learning_rate=1), r"Use compile\('adam', loss, lr="),
     Row("from easytorch.optimizers import Adam", imported("from easytorch.optimizers import Adam"), r"Use compile\('adam'"),
@@ -191,7 +208,15 @@ KERAS = [
     Row("model.stop_training = True", stop_in_callback, value=1),
     Row("layer.trainable = False", set_trainable, r"requires_grad_\(False\)"),
     Row("model.trainable = False", set_attribute("trainable", False), r"requires_grad_\(False\)"),
-    Row("model.lr = 0.1", set_attribute("lr", 0.1), r"param_groups\[0\]\['lr'\]"),
+    Row("model.lr = 0.1", set_attribute("lr", 0.1), r"model\.optimizer\.lr"),
+    Row("model.optimizer.lr = 0.1", set_rate("lr"), value=0.1),
+    Row("model.optimizer.learning_rate = 0.1", set_rate("learning_rate"), value=0.1),
+    Row("y of [N] for Dense(1)", lambda: len(fit(X, NUMBERS[:, 0], compiled=model("mse", 1))["loss"]), value=1),
+    Row("integers for binary_crossentropy", lambda: len(fit(X, Y % 2, compiled=model("bce_with_logits", 1))["loss"]), value=1),
+    Row("one-hot integers", lambda: len(fit(X, F.one_hot(Y, 3))["loss"]), value=1),
+    Row("class numbers [N, 1]", lambda: len(fit(X, Y[:, None])["loss"]), value=1),
+    Row("string labels", lambda: fit(X, [f"class {label}" for label in Y]).model.class_names,
+        value=["class 0", "class 1", "class 2"]),
     Row("on_epoch_end(logs={}), on_batch_end", lambda: fit_xy(callbacks=[KerasCallback()])),
     Row("a callback without the base class", lambda: fit_xy(callbacks=[Batches()]), "subclass of easytorch.callbacks.Callback"),
     Row("metrics_names", lambda: model().metrics_names, r"list\(model\.evaluate"),
@@ -203,7 +228,7 @@ KERAS = [
     Row("predict(x) > .5", lambda: (model("bce_with_logits", 1).predict(X, verbose=0) > 0.5).shape, value=(48, 1)),
     Row("Model([layers])", lambda: Model([nn.Linear(8, 3)]), r"nn\.Sequential\(\*layers\)"),
     Row("mixed_float16", lambda: model(precision="mixed_float16"), "Use 'fp16'"),
-    Row("utils.set_random_seed", lambda: easytorch.utils.set_random_seed(0), r"torch\.manual_seed"),
+    Row("utils.set_random_seed", lambda: easytorch.utils.set_random_seed(0), r"easytorch\.set_seed\(0\)"),
     Row("utils.plot_model", lambda: easytorch.utils.plot_model(), r"model\.summary"),
     Row("train_step without return", step_without_return, "train_step returned"),
     Row("compute_loss overridden", subclass(compute_loss=lambda self, x, y, y_pred, sample_weight=None: 0),
