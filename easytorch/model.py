@@ -56,16 +56,10 @@ from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.attributes import AttributeState
 from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
+from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.results import History, Scores, forward_verbs
-from easytorch.training.session import (
-    evaluation_session,
-    fit_session,
-    known_targets,
-    reporting_errors,
-    separate_metrics,
-    update_session,
-)
+from easytorch.training.session import fit_session, reporting_errors, update_session
 from easytorch.training.state import TrainState
 from easytorch.training.summary import format_model, print_summary
 
@@ -210,7 +204,7 @@ class Model:
         self.require_optimizer("fit")
         y, batch_size, epochs = api_hints.read_sizes(y, sizes, batch_size, epochs)
         labels = ClassNames(self.class_names)
-        x, y = labels.learn(keep_column_order(x, self.columns), y)
+        x, y = labels.learn(keep_column_order(x, self.columns), y)  # text becomes numbers
         validation_data, class_weight = labels.encode_validation(validation_data), labels.number_keys(class_weight)
         self.loss.check_text_labels(labels.found)
         train_data, val_data = make_fit_data(

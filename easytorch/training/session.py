@@ -7,13 +7,10 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from easytorch._utils import train_mode
 from easytorch._utils.internal import is_internal
-from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find
-from easytorch._utils.rng import get_rng_state, preserve_generators, preserve_rng_state, set_rng_state
+from easytorch._utils.rng import get_rng_state, set_rng_state
 from easytorch.callbacks.advice import (
     WarnOnCustomUpdate,
     WarnOnEndlessData,
@@ -27,14 +24,14 @@ from easytorch.callbacks.advice import (
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.checkpoint import BackupAndRestore, FinishRestore
 from easytorch.data.batch import Window
-from easytorch.data.loader import first_batch, require_end
+from easytorch.data.loader import require_end
 from easytorch.data.sharding import describe_size
-from easytorch.data.splits import all_targets
-from easytorch.diagnostics.layer_errors import PROBLEM
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
 from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
+from easytorch.training.data_check import check_validation_data, compared_with_validation
+from easytorch.training.evaluation import if_same_on_all_ranks, known_targets
 from easytorch.training.overrides import measured_once
 from easytorch.training.signals import ON_INTERRUPT, Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
@@ -43,9 +40,6 @@ if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
     from easytorch.data.loader import ValidationSchedule
     from easytorch.model import Model
-
-# Methods between the samples of the data and the loss. A custom one may give the loss other targets.
-TARGET_METHODS = ("unpack", "train_step", "test_step", "update", "train_epoch", "test_epoch")
 
 # Two threads must not both find that no fit is running.
 _START_OF_FIT = threading.Lock()
@@ -118,8 +112,8 @@ def _training(
         _start_attributes(model, active)
         active.on_train_begin({})
         active.on_restore()
-        _check_validation_data(model, val_data, train_data.loader)
-        with _prepared_loss(model, train_data.loader), _compared_with_validation(model, val_data, train_data.loader):
+        check_validation_data(model, val_data, train_data.loader)
+        with _prepared_loss(model, train_data.loader), compared_with_validation(model, val_data, train_data.loader):
             yield
         _synchronize_ranks(model)
     except Interruption:
@@ -179,7 +173,7 @@ def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
     """Let the loss check the first batch of ``loader`` inside, and use what is known of its targets."""
     targets = known_targets(model, loader)
     model.loss.prepare(targets, model.class_names)
-    with model.loss.knowing(_if_same_on_all_ranks(model, targets)):
+    with model.loss.knowing(if_same_on_all_ranks(model, targets)):
         yield
 
 
@@ -233,35 +227,6 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
 
 
 @contextlib.contextmanager
-def separate_metrics(model: Model) -> Iterator[None]:
-    """Measure inside with metrics separate from those of the training epoch."""
-    training_metrics, model.metrics = model.metrics, model.metrics.new_copy()
-    try:
-        yield
-    finally:
-        model.metrics = training_metrics
-
-
-@contextlib.contextmanager
-def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
-    """Evaluate ``loader`` inside: in eval mode, without gradients, with metrics separate from those of the training epoch."""
-    model.strategy.timer.mark("rest")
-    try:
-        with (
-            separate_metrics(model),
-            model.strategy.evaluating(),
-            translate_errors(model.module, without_gradients=True),
-            train_mode.in_eval_mode(model.module),
-            train_mode.in_eval_mode(model.loss.modules),
-            torch.no_grad(),
-            model.loss.knowing(_if_same_on_all_ranks(model, known_targets(model, loader))),
-        ):
-            yield
-    finally:
-        model.strategy.timer.mark("validation")
-
-
-@contextlib.contextmanager
 def reporting_errors(
     model: Model, callbacks: CallbackList, name: str, loader: Any, *, steps: int | None = None, x: Any = None
 ) -> Iterator[None]:
@@ -296,120 +261,9 @@ def active_callbacks(model: Model, callbacks: CallbackList) -> Iterator[None]:
         model.callbacks = previous
 
 
-def known_targets(model: Model, loader: Any) -> Any:
-    """Return all targets that the loss will get from ``loader``; None if a custom step or ``unpack`` may change them."""
-    is_custom = any(map(model.overrides, TARGET_METHODS))
-    return None if is_custom else all_targets(loader)
-
-
-def _if_same_on_all_ranks(model: Model, targets: Any) -> Any:
-    """Return ``targets``, None if each rank has its own."""
-    return targets if model.strategy.group.splits_data else None
-
-
 def _synchronize_ranks(model: Model) -> None:
     """Give all ranks the random states and the buffers of rank 0, since each has used its own while training."""
     group = model.strategy.group
     if group.world_size > 1:
         set_rng_state(group.broadcast(get_rng_state()))
         group.broadcast_tensors(model.strategy.buffers())
-
-
-def _check_validation_data(model: Model, val_data: Any, train_loader: Any) -> None:
-    """Run one validation step, so that wrong validation data is reported before training and not after an epoch.
-
-    If it fails, the training data is tried too: the message names the data at fault, or neither if the module or the loss is.
-    """
-    if val_data is None:
-        return
-    batch = first_batch(val_data)
-    model.loss.prepare(known_targets(model, val_data), model.class_names)
-    error = None if batch is None else _try_batch(model, val_data, batch)
-    if error is None:
-        return
-    train_batch = _first_batch_alone(model, train_loader)
-    if train_batch is None:
-        raise _copy_error(error, f"The validation data failed the check before training: {error}") from error
-    model.loss.prepare(known_targets(model, train_loader), model.class_names)
-    train_error = _try_batch(model, train_loader, train_batch)
-    raise _data_error(error, train_error, "validation", _compare_inputs(model, train_batch, batch))
-
-
-@contextlib.contextmanager
-def _compared_with_validation(model: Model, val_data: Any, train_loader: Any) -> Iterator[None]:
-    """Train inside; if the first update fails, compare the training data with the validation data, which did not fail."""
-    first_step = model.state.step
-    try:
-        yield
-    except Exception:
-        train_batch = _first_batch_alone(model, train_loader) if model.state.step == first_step else None
-        batch = None if train_batch is None else first_batch(val_data)
-        shapes = "" if batch is None else _compare_inputs(model, train_batch, batch)
-        error = _try_batch(model, train_loader, train_batch) if shapes else None
-        if error is not None:
-            raise _data_error(error, None, "training", shapes) from error
-        raise
-
-
-def _first_batch_alone(model: Model, loader: Any) -> Any:
-    """Return the first batch of ``loader``; None if there are several ranks, which would have to agree on another step."""
-    return first_batch(loader) if model.strategy.group.world_size == 1 else None
-
-
-def _try_batch(model: Model, loader: Any, batch: Any) -> Exception | None:
-    """Run one validation step on ``batch``, which leaves no trace in the model, and return the error if it fails."""
-    restore_attributes = model.attribute_state.snapshot(model.callbacks.callbacks)
-    try:
-        # The module is preserved outside of the evaluation, in which FSDP gathers its weights.
-        with (
-            train_mode.preserve_module(model.module),
-            train_mode.preserve_module(model.loss.modules),
-            contextlib.ExitStack() as stack,
-            evaluation_session(model, loader),
-            preserve_rng_state(),
-            preserve_generators(model),
-        ):
-            stack.callback(restore_attributes)
-            model.strategy.run(model.test_step, batch)
-    except (ValueError, TypeError, IndexError) as error:
-        return error
-    return None
-
-
-def _compare_inputs(model: Model, train_batch: Any, val_batch: Any) -> str:
-    """Return a sentence about the inputs if a sample of training and one of validation differ in shape; else an empty string."""
-    inputs = model.unpack(train_batch).x, model.unpack(val_batch).x
-    if not all(isinstance(x, torch.Tensor) for x in inputs) or inputs[0].shape[1:] == inputs[1].shape[1:]:
-        return ""
-    return f"The inputs of a batch are {describe(inputs[0])} in training and {describe(inputs[1])} in validation."
-
-
-def _data_error(error: Exception, other_error: Exception | None, kind: str, shapes: str) -> Exception:
-    """Return the error for a batch that failed.
-
-    Args:
-        error: Why it failed.
-        other_error: Why a batch of the other data failed, None if it did not.
-        kind: ``"training"`` or ``"validation"``: the data with the batch.
-        shapes: How the inputs of both differ; empty if they do not.
-    """
-    if other_error is not None and not shapes:  # the module or the loss is at fault
-        return other_error
-    other = {"training": "validation", "validation": "training"}[kind]
-    problem = getattr(error, PROBLEM, None) if shapes else None
-    if other_error is not None:
-        message = f"{shapes} Give both the same shape. {problem or error}"
-    elif problem is not None:
-        message = (
-            f"The {kind} data does not fit the module, but the {other} data does: {problem} {shapes} Use one shape."
-        )
-    else:
-        message = f"The {kind} data failed the check before training, but the {other} data did not: {error}"
-    explanation = _copy_error(error, message)
-    explanation.__cause__ = error
-    return explanation
-
-
-def _copy_error(error: Exception, message: str) -> Exception:
-    """Return an error of the same standard type with another message; the constructor of a subclass may take other arguments."""
-    return next(kind for kind in (ValueError, TypeError, IndexError) if isinstance(error, kind))(message)
