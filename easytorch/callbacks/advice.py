@@ -159,6 +159,7 @@ class WarnOnUnscaledInputs(Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Check the inputs of the first update."""
         model = self.model
+        model.callbacks.disconnect(self, "on_train_batch_end")
         if (
             model.state.step != 1
             or model.train_data is None
@@ -209,15 +210,11 @@ class WarnOnUntrainedParameters(Callback):
 
     all_ranks = False
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Check the first update, unless a custom ``update`` may use other optimizers."""
-        self.is_due = not self.model.overrides("update")
-
     def on_before_optimizer_step(self) -> None:
-        """Check which parameters have a gradient and an optimizer."""
-        if not self.is_due:
+        """Check which parameters have a gradient and an optimizer, unless a custom ``update`` may use other optimizers."""
+        self.model.callbacks.disconnect(self, "on_before_optimizer_step")
+        if self.model.overrides("update"):
             return
-        self.is_due = False
         optimizers = [self.model.require_optimizer("fit"), *_attributes(self.model, torch.optim.Optimizer).values()]
         owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         trained: dict[str, Tensor] = {

@@ -259,10 +259,21 @@ class CallbackList(Callback):
             callback._is_disabled = False  # the next fit tries it again
         is_main = model.strategy.group.is_main
         self.active = [callback for callback in self.callbacks if callback.all_ranks or is_main]
+        self._connected = {hook: [callback for callback in self.active if has_hook(callback, hook)] for hook in HOOKS}
         for hook in HOOKS:
-            methods = [_bind_hook(callback, hook) for callback in self.active if has_hook(callback, hook)]
-            if methods:
-                setattr(self, hook, methods[0] if len(methods) == 1 else _call_in_order(methods))
+            self._connect(hook)
+
+    def _connect(self, hook: str) -> None:
+        """Make ``hook`` of this list call that of its callbacks, at the cost of an empty function if there are none."""
+        methods = [_bind_hook(callback, hook) for callback in self._connected[hook]]
+        vars(self).pop(hook, None)
+        if methods:
+            setattr(self, hook, methods[0] if len(methods) == 1 else _call_in_order(methods))
+
+    def disconnect(self, callback: Callback, hook: str) -> None:
+        """Do not call ``hook`` of ``callback`` any more, which has nothing left to do in this run."""
+        self._connected[hook] = [other for other in self._connected[hook] if other is not callback]
+        self._connect(hook)
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:

@@ -378,11 +378,15 @@ class SingleLoss(Criterion):
 
     def _convert(self, y_pred: Any, y: Any) -> tuple[Any, Any]:
         """Return the outputs and targets as the loss takes them."""
+        if isinstance(y_pred, Tensor) and isinstance(y, Tensor):  # by far the most frequent case
+            return y_pred, self.targets(y_pred, y)
         y = self.convert_targets(y_pred, y)
         return (self.compared_prediction(y_pred, None) if self.takes_one_output else y_pred), y
 
     def convert_targets(self, y_pred: Any, y: Any) -> Any:
         """Return the targets ``y`` as the loss takes them, if only their shape or dtype has to change; see ``targets``."""
+        if isinstance(y_pred, Tensor) and isinstance(y, Tensor):
+            return self.targets(y_pred, y)
         prediction = self.compared_prediction(y_pred, None)
         if isinstance(y, Mapping) and isinstance(y_pred, Mapping) and len(y) == 1 and self.takes_one_output:
             y = next((y[key] for key in y if y_pred.get(key) is prediction), y)

@@ -545,3 +545,18 @@ def test_a_patience_that_is_no_number_of_epochs_is_refused(patience):
     for callback in (EarlyStopping, ReduceLROnPlateau):
         with pytest.raises(ValueError, match="patience must be a non-negative integer, received"):
             callback(patience=patience)
+
+
+def test_disconnected_hook_is_not_called_again_in_this_fit():
+    calls = []
+
+    class Once(Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            calls.append(("once", batch))
+            self.model.callbacks.disconnect(self, "on_train_batch_end")
+
+    other = LambdaCallback(on_train_batch_end=lambda batch, logs: calls.append(("other", batch)))
+    model, once = Model(mlp(), device="cpu").compile("sgd", "cross_entropy"), Once()
+    for _ in range(2):
+        model.fit(*blobs(6), batch_size=3, shuffle=False, callbacks=[once, other], verbose=0)
+    assert calls == 2 * [("once", 0), ("other", 0), ("other", 1)]
