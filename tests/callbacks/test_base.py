@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from easytorch import Model
 from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau
+from tests.loops import blobs, mlp
 from tests.scripted import (
     NAN,
     UPDATES,
