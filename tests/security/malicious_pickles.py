@@ -46,8 +46,8 @@ def insert(payload: bytes) -> Callable[[bytes], bytes]:
     """Return a function that adds ``payload``, which leaves one object, as one more value to the dict of a pickle."""
 
     def change(good: bytes) -> bytes:
-        assert good.endswith(b"u.")
-        return good[:-2] + text("inserted") + payload + b"u."
+        assert good.endswith((b"u.", b"b."))  # the dict is the last object, perhaps with attributes
+        return good[:-1] + text("inserted") + payload + b"s."
 
     return change
 
