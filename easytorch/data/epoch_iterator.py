@@ -593,7 +593,9 @@ class EpochIterator:
 
     def sample_sources(self) -> dict[str, Any]:
         """Return the objects that make the samples, by their path."""
-        own_loader = {"loader": self._reader} if is_user_class(type(self._reader)) else {}
+        # Another loader of the user is read again from the start of the pass, with its state at that moment.
+        is_subclass = isinstance(self._reader, DataLoader) and is_user_class(type(self._reader))
+        own_loader = {"loader": self._reader} if is_subclass else {}
         return own_loader | self.sources.of_samples()
 
     def restore_random_state(self, state: Mapping[str, Any]) -> None:

@@ -137,7 +137,7 @@ FILES = ("save", "load", "save_weights", "load_weights")
 CALLS = (*TRAINING, *EVALUATION, *COMPILATION, *FILES, "fail")
 
 
-def make_sequences(count=40):
+def make_sequences(count=24):
     """Return every evaluation before and after training and a second compile, and ``count`` drawn sequences."""
     planned = [
         *itertools.product(EVALUATION, ["fit"]),
