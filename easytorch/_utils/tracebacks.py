@@ -61,9 +61,9 @@ def hide_internal_frames(function: Function) -> Function:
 def is_explained(error: BaseException) -> bool:
     """Return whether the message of ``error`` explains it: a ``raise`` statement of this package has created it.
 
-    An error that comes from elsewhere, or has a bug of this package as its cause, is not explained.
+    An error that comes from elsewhere, or has a bug of this package as its cause, is not explained. Ctrl-C needs no explanation.
     """
-    if hasattr(error, EXPLAINED):
+    if hasattr(error, EXPLAINED) or isinstance(error, KeyboardInterrupt):
         return True
     entries = list(_entries(error))
     if not entries or not is_internal(entries[-1].tb_frame):
