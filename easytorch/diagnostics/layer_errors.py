@@ -114,9 +114,12 @@ def _is_torch(layer: nn.Module) -> bool:
 
 
 def _arguments_error(failure: Failure, signature: ForwardSignature, x: Any) -> Exception:
-    expected = quote_list(signature.names) if signature.names else "no arguments"
+    name = type(failure.module).__name__
+    if not signature.names and not signature.any_keyword:
+        return TypeError(f"{name}.forward takes no input. Define it as def forward(self, x).")
+    expected = quote_list(signature.names) if signature.names else "keyword arguments"
     message = (
-        f"{type(failure.module).__name__}.forward expects {expected}, but the inputs of the batch are {describe(x)} "
+        f"{name}.forward expects {expected}, but the inputs of the batch are {describe(x)} "
         f"({failure.error}). Use batches (x, y). Let x be one tensor, a tuple with one tensor per argument, or a dict with "
         "the arguments as keys."
     )

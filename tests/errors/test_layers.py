@@ -224,3 +224,15 @@ def test_a_squeeze_of_validation_data_is_reported():
 
 def test_a_squeeze_is_reported_by_predict():
     refused(lambda: compiled(Ending(torch.squeeze)).predict(X[:33], verbose=0), r"batch of 1 ", r"squeeze\(1\)")
+
+
+def test_forward_without_an_input_is_explained():
+    class WithoutInput(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self):
+            return self.layer(torch.ones(8))
+
+    refused(lambda: fit(compiled(WithoutInput()), X, Y), r"^WithoutInput.forward takes no input", "forward\\(self, x\\)")

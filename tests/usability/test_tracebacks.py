@@ -12,6 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,8 +49,8 @@ class BrokenDataset(Dataset):
         return {}["missing"]
 
 
-def compiled(net=None):
-    return Model(mlp() if net is None else net, device="cpu").compile("sgd", "cross_entropy")
+def compiled(net=None, loss="cross_entropy"):
+    return Model(mlp() if net is None else net, device="cpu").compile("sgd", loss)
 
 
 def compiled_step():
@@ -89,6 +90,11 @@ EXPLAINED = {
     "assignment": lambda: setattr(compiled(), "lr", 0.1),
     "name of the package": lambda: easytorch.load_model,
     "import": lambda: exec("from easytorch import load_model"),
+    "one sample": lambda: compiled().predict_proba(X[0], verbose=0),
+    "samples": lambda: compiled().fit(zip(X, Y, strict=True), verbose=0),
+    "no file of a model": lambda: compiled().load(__file__),
+    "NumPy": lambda: compiled(loss=lambda y_pred, y: np.mean(y_pred)).fit(X, Y, verbose=0),
+    "train_step(x, y)": lambda: type("Wrong", (Model,), {"train_step": lambda self, x, y: {}}),
     "step without a tensor": lambda: compiled_step().fit(X, Y, verbose=0),
     "chain": lambda: compiled().fit(X, Y, verbose=0).evaluate("train.csv"),
     "history": lambda: compiled().fit(X, Y, verbose=0)["val_loss"],
