@@ -482,7 +482,7 @@ class Model:
             for i, batch in enumerate(batches):
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = self.strategy.run(self.predict_step, batch)
-                outputs = outputs if transform is None else transform(outputs)
+                outputs = predictions.transform_outputs(transform, outputs, batch)
                 collector.add(map_leaves(to_numpy, predictions.check_one_row_per_sample(outputs, batch)))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
                 if self.stop_predicting:
@@ -772,6 +772,7 @@ class Model:
         """Return a small table for a notebook."""
         return format_model(self)
 
+    @hide_internal_frames
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not is_internal(cls):

@@ -563,6 +563,8 @@ def check_argument_order(kind: str, name: str, function: Any) -> None:
     first, second = _first_two_parameters(function.forward if isinstance(function, nn.Module) else function)
     if first.lower() not in TARGET_NAMES or second.lower() not in PREDICTION_NAMES:
         return
+    if first.lower() != "y" and len(first) == len(second) == 1:  # (t, o) and (t, p) may mean anything
+        return
     caller = name if inspect.isfunction(function) and name.isidentifier() else "f"
     raise ValueError(
         f"The {kind} {name!r} takes ({first}, {second}), but easytorch calls {caller}(y_pred, y), predictions first, as torch "

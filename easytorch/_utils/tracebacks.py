@@ -1,4 +1,4 @@
-"""Tracebacks of explained errors, without frames of this package and of torch.
+"""Tracebacks of explained errors, without frames of this package, of torch, NumPy and the standard library.
 
 Python prints the frames of ``error.__traceback__``, and then those of ``error.__cause__``. An error that explains itself needs
 neither: the traceback is cut once, where it leaves a public function. Every other error stays as it is.
@@ -11,15 +11,16 @@ import opcode
 import os
 import sys
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from easytorch._utils.internal import PACKAGE, is_internal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# contextlib runs between a `with` statement and a context manager.
-HIDDEN_PACKAGES = (PACKAGE, "torch", "contextlib")
+HIDDEN_PACKAGES = (PACKAGE, "torch", "numpy")
+# A program may have a module with the name of one of the standard library, so the path decides too.
+STANDARD_LIBRARY = (os.path.dirname(os.__file__) + os.sep, "<frozen ")
 RAISE_STATEMENT = opcode.opmap["RAISE_VARARGS"]
 # An error whose traceback was cut no longer ends in a frame of this package.
 EXPLAINED = "_easytorch_explained"
@@ -61,9 +62,9 @@ def hide_internal_frames(function: Function) -> Function:
 def is_explained(error: BaseException) -> bool:
     """Return whether the message of ``error`` explains it: a ``raise`` statement of this package has created it.
 
-    An error that comes from elsewhere, or has a bug of this package as its cause, is not explained.
+    An error that comes from elsewhere, or has a bug of this package as its cause, is not explained. Ctrl-C needs no explanation.
     """
-    if hasattr(error, EXPLAINED):
+    if hasattr(error, EXPLAINED) or isinstance(error, KeyboardInterrupt):
         return True
     entries = list(_entries(error))
     if not entries or not is_internal(entries[-1].tb_frame):
@@ -106,11 +107,15 @@ def _cut_traceback(error: BaseException) -> None:
 
 def _visible_entries(error: BaseException) -> Iterator[TracebackType]:
     """Yield the entries of the user's program, outermost first; those of a hidden cause are further down the stack."""
-    for entry in _entries(error):
-        if str(entry.tb_frame.f_globals.get("__name__")).partition(".")[0] not in HIDDEN_PACKAGES:
-            yield entry
+    yield from (entry for entry in _entries(error) if not _is_hidden(entry.tb_frame))
     if error.__cause__ is not None and not _shows_cause(error):
         yield from _visible_entries(error.__cause__)
+
+
+def _is_hidden(frame: FrameType) -> bool:
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    is_standard = package in sys.stdlib_module_names and frame.f_code.co_filename.startswith(STANDARD_LIBRARY)
+    return is_standard or package in HIDDEN_PACKAGES
 
 
 def _entries(error: BaseException) -> Iterator[TracebackType]:

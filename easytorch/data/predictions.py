@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import EMPTY_DATA, batch_size
 from easytorch.distributed.process_group import SingleProcess
+
+
+def transform_outputs(transform: Callable[[Any], Any] | None, outputs: Any, batch: Any) -> Any:
+    """Return ``transform(outputs)``; outputs without one row for each sample of ``batch`` are reported before it fails on them."""
+    if transform is None:
+        return outputs
+    if isinstance(outputs, Tensor):
+        check_one_row_per_sample(outputs, batch)
+    return transform(outputs)
 
 
 def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:

@@ -76,6 +76,19 @@ def missing_forward_error(failure: Failure) -> Exception | None:
     return TypeError(f"{name} has no forward(). {fix}")
 
 
+def text_error(failure: Failure) -> Exception | None:
+    """Return that the inputs of the batch are text, if the module fails on them because they are no tensor."""
+    _, x = failure.module_call or (None, None)
+    is_list_of_text = isinstance(x, (tuple, list)) and len(x) > 0 and all(isinstance(value, str) for value in x)
+    is_about_type = isinstance(failure.error, (TypeError, AttributeError))
+    if not is_list_of_text or not is_about_type or not re.search(r"\b(tuple|list|str)\b", str(failure.error)):
+        return None
+    return TypeError(
+        f"The inputs of a batch are text, {x[0]!r} and others, and the module expects a tensor ({failure.error}). Return numbers "
+        "from __getitem__ of the dataset: load the file of an image, convert the words of a text to their indices."
+    )
+
+
 def swapped_error(failure: Failure) -> Exception | None:
     """Return that inputs and targets are swapped, if the module fails on the inputs and accepts the targets."""
     batch = next((batch for _, _, batch in calls_of(failure.frames, Strategy.run)), None)
@@ -114,9 +127,12 @@ def _is_torch(layer: nn.Module) -> bool:
 
 
 def _arguments_error(failure: Failure, signature: ForwardSignature, x: Any) -> Exception:
-    expected = quote_list(signature.names) if signature.names else "no arguments"
+    name = type(failure.module).__name__
+    if not signature.names and not signature.any_keyword:
+        return TypeError(f"{name}.forward takes no input. Define it as def forward(self, x).")
+    expected = quote_list(signature.names) if signature.names else "keyword arguments"
     message = (
-        f"{type(failure.module).__name__}.forward expects {expected}, but the inputs of the batch are {describe(x)} "
+        f"{name}.forward expects {expected}, but the inputs of the batch are {describe(x)} "
         f"({failure.error}). Use batches (x, y). Let x be one tensor, a tuple with one tensor per argument, or a dict with "
         "the arguments as keys."
     )

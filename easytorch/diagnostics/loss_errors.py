@@ -36,6 +36,7 @@ def loss_error(failure: Failure) -> Exception | None:
             return _squeeze_error(y_pred, y)
         return (
             _targets_error(loss, y_pred, y)
+            or _numpy_error(f"loss, {loss!r},", failure, "A loss needs gradients.")
             or _swapped_error("loss", loss.function if loss.is_custom else None, y_pred, y)
             or ValueError(
                 f"The loss, {loss!r}, failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
@@ -53,6 +54,8 @@ def metric_error(failure: Failure) -> Exception | None:
         if isinstance(loss, SingleLoss) and explanation is None:
             explanation = _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
         function = metric.function if isinstance(metric, MeanMetric) else None
+        advice = f"For a function of NumPy or scikit-learn, pass easytorch.EpochMetric({get_name(function)})."
+        explanation = explanation or _numpy_error(f"metric {metric.name!r}", failure, advice if function else "")
         explanation = explanation or _swapped_error("metric", function, y_pred, y)
         return explanation or ValueError(
             f"The metric {metric.name!r} failed on the module's output, {describe(y_pred)}, and the targets, {describe(y)}: "
@@ -64,8 +67,10 @@ def metric_error(failure: Failure) -> Exception | None:
 
 def backward_error(failure: Failure) -> Exception | None:
     """Return why the gradients of a loss cannot be computed."""
+    if is_internal(failure.frames[-1]):
+        return None
     for _, loss, *_ in calls_of(failure.frames, Strategy.backward):
-        return _loss_error(loss) or _gradient_error(str(failure.error), loss)
+        return _shape_error(loss) or _gradient_error(str(failure.error), loss)
     return None
 
 
@@ -117,6 +122,15 @@ def _swapped_error(kind: str, function: Any, y_pred: Any, y: Any) -> Exception |
         f"The {kind}, {get_name(function)}, fails as f(y_pred, y), and works with the targets first, as in Keras. easytorch "
         f"passes the predictions first, as torch does. Swap the arguments, or pass lambda y_pred, y: {name}(y, y_pred)."
     )
+
+
+def _numpy_error(subject: str, failure: Failure, advice: str) -> Exception | None:
+    """Return that a function of NumPy was called with tensors, if this is what failed."""
+    module = str(failure.frames[-1].f_globals.get("__name__")).partition(".")[0]
+    if module != "numpy" and "call numpy() on Tensor" not in str(failure.error):
+        return None
+    text = f"The {subject} calls a function of NumPy on tensors. Use that of torch, such as torch.mean for np.mean. {advice}"
+    return TypeError(text.rstrip())
 
 
 def _several_outputs_error(metric: Metric, y_pred: Any) -> Exception | None:
@@ -202,11 +216,7 @@ def _probability_error(loss: SingleLoss, y_pred: Tensor) -> Exception | None:
     )
 
 
-def _loss_error(loss: Any) -> Exception | None:
-    if not isinstance(loss, Tensor):
-        return TypeError(
-            f"The loss is {describe(loss)}, not a tensor. Return a scalar tensor from the loss or train_step."
-        )
+def _shape_error(loss: Tensor) -> Exception | None:
     if loss.ndim:
         return ValueError(
             f"The loss is {describe(loss)}, not one number. Return a mean from the loss or train_step: loss.mean()."

@@ -21,6 +21,7 @@ from easytorch.diagnostics.layer_errors import (
     layer_error,
     missing_forward_error,
     swapped_error,
+    text_error,
 )
 from easytorch.diagnostics.loss_errors import (
     backward_error,
@@ -39,6 +40,7 @@ RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     evaluation_error,
     missing_forward_error,
     dict_error,
+    text_error,
     swapped_error,
     layer_error,
     forward_error,

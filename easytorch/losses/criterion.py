@@ -409,9 +409,9 @@ class SingleLoss(Criterion):
             self.returns_count = True
             return value
         if not isinstance(value, Tensor):
+            fix = "Add the missing return statement to it" if value is None else "Remove .item() or float() from it"
             raise TypeError(
-                f"The loss, {self!r}, must return a scalar tensor, but it returned {describe(value)}, not a tensor. Remove "
-                ".item() or float() from it."
+                f"The loss, {self!r}, must return a scalar tensor, but it returned {describe(value)}, not a tensor. {fix}."
             )
         if is_first and self.is_custom and not value.ndim:
             warn_if_labels_are_ignored(repr(self), y)

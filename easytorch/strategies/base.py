@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from easytorch._utils import torch_private
 from easytorch._utils.api_hints import PRECISION_HINTS, HelpfulInit
+from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
 from easytorch.data.batch import Window, divide, make_to_device, one_if_zero
@@ -199,8 +200,14 @@ class Strategy(HelpfulInit):
 
         The weight of a pair ``(sum, count)`` is unknown: the gradients are those of the sum until ``unscale`` divides them.
         """
+        is_pair = isinstance(loss, tuple) and len(loss) == 2
+        if not isinstance(loss[0] if is_pair else loss, Tensor):
+            raise TypeError(
+                f"The loss of a training step is {describe(loss)}, not a tensor. Return a scalar tensor: remove .item() or "
+                "float(), or add the missing return statement of the loss."
+            )
         self.losses.append(loss)
-        if isinstance(loss, tuple):
+        if is_pair:
             is_padding = type(weight) is float and weight == 0.0
             loss, count = loss
             self._count = (0 if self._count is None else self._count) + (0 if is_padding else count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from tests.errors.common import BINARY, IMAGES, TwoInputs, X, Y, compiled, fit, refused
 from tests.loops import Recurrent, mlp
@@ -224,3 +225,67 @@ def test_a_squeeze_of_validation_data_is_reported():
 
 def test_a_squeeze_is_reported_by_predict():
     refused(lambda: compiled(Ending(torch.squeeze)).predict(X[:33], verbose=0), r"batch of 1 ", r"squeeze\(1\)")
+
+
+def test_forward_without_an_input_is_explained():
+    class WithoutInput(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self):
+            return self.layer(torch.ones(8))
+
+    refused(lambda: fit(compiled(WithoutInput()), X, Y), r"^WithoutInput.forward takes no input", "forward\\(self, x\\)")
+
+
+class FileNames(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return f"{index}.png", index % 3
+
+
+class Custom(nn.Module):
+    def __init__(self, layer, function):
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, x):
+        return self.function(self.layer, x)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Linear(8, 3),
+        nn.Sequential(nn.Flatten(), nn.Linear(8, 3)),
+        Custom(nn.Linear(8, 3), lambda layer, x: layer(x)),
+        Custom(nn.Embedding(8, 3), lambda layer, x: layer(x)),
+        Custom(nn.Linear(8, 3), lambda layer, x: layer(x.flatten(1))),
+        Custom(nn.Linear(8, 3), lambda layer, x: layer(x / 255)),
+    ],
+    ids=["layer", "sequential", "module", "embedding", "method", "operator"],
+)
+def test_text_as_inputs_is_explained(net):
+    refused(
+        lambda: compiled(net).fit(FileNames(), shuffle=False, verbose=0),
+        "inputs of a batch are text, '0.png'",
+        "__getitem__",
+        kind=TypeError,
+    )
+
+
+def test_a_module_that_takes_text_may_fail_for_another_reason():
+    def fail(layer, x):
+        raise TypeError("unknown word")
+
+    refused(lambda: compiled(Custom(nn.Linear(8, 3), fail)).fit(FileNames(), verbose=0), "^unknown word$", kind=TypeError)
+
+
+def test_a_module_may_take_text():
+    def encode(layer, names):
+        return layer(torch.tensor([[float(ord(name[0]))] * 8 for name in names]) / 255)
+
+    compiled(Custom(nn.Linear(8, 3), encode)).fit(FileNames(), verbose=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -149,15 +151,27 @@ def test_dict_of_targets_for_one_loss_raises():
     ("loss", "parts"),
     [
         (lambda y_pred, y: functional.cross_entropy(y_pred, y).item(), ("float", "not a tensor", "scalar")),
-        (lambda y_pred, y: None, ("nothing", "not a tensor", "scalar")),
+        (lambda y_pred, y: None, ("nothing", "not a tensor", "scalar", "missing return")),
+        (lambda y_pred, y: np.square(y_pred).mean(), ("calls a function of NumPy", "torch.mean for np.mean")),
+        (lambda y_pred, y: np.mean(y_pred.softmax(1)), ("calls a function of NumPy", "torch.mean for np.mean")),
         (lambda y_pred, y: y_pred.mean(0), (r"float32 \[3\]", "not one number", r"mean\(\)")),
         (lambda y_pred, y: functional.cross_entropy(y_pred, y).detach(), ("no gradient", "detach")),
         (lambda y_pred, y: (y_pred.argmax(1) != y).float().mean(), ("no gradient", "argmax")),
     ],
-    ids=["a number", "nothing", "a vector", "detached", "argmax"],
+    ids=["a number", "nothing", "NumPy", "NumPy with an axis", "a vector", "detached", "argmax"],
 )
 def test_loss_that_cannot_be_optimized_raises(loss, parts):
     refused(lambda: fit(compiled(loss=loss), X, Y), *parts)
+
+
+@pytest.mark.parametrize("loss", [1.0, None, (1.0, 2), (torch.ones(()), 1, 2), {}], ids=repr)
+def test_loss_of_a_step_that_is_no_tensor_raises(loss):
+    class Wrong(Model):
+        def train_step(self, batch):
+            return {"loss": loss}
+
+    model = Wrong(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    refused(lambda: fit(model, X, Y), "loss of a training step", "not a tensor", "item", kind=TypeError)
 
 
 def test_step_without_loss_error_shows_what_to_return():

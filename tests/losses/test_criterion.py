@@ -47,11 +47,13 @@ def fit(net, loss, x, y, **options):
     [
         pinball,
         lambda target, output: (target - output).abs().mean(),
+        lambda t, y_pred: (t - y_pred).abs().mean(),
+        lambda y, p: (y - p).abs().mean(),
         lambda labels, logits: (labels - logits).abs().mean(),
         functools.partial(lambda y, y_hat, scale: scale * (y - y_hat).abs().mean(), scale=2),
         Pinball(),
     ],
-    ids=["y_true", "target", "labels", "partial", "module"],
+    ids=["y_true", "target", "t, y_pred", "y, p", "labels", "partial", "module"],
 )
 def test_loss_with_targets_first_raises(loss):
     with pytest.raises(
@@ -72,6 +74,8 @@ def test_swapped_loss_error_contains_working_code():
         lambda y_pred, y_true: (y_pred - y_true).abs().mean(),
         lambda input, target: (input - target).abs().mean(),
         lambda y, t: (y - t).abs().mean(),
+        lambda t, o: (t - o).abs().mean(),
+        lambda t, p: (t - p).abs().mean(),
         lambda output, label: (output - label).abs().mean(),
         lambda a, y_pred: (a - y_pred).abs().mean(),
         lambda *both: (both[0] - both[1]).abs().mean(),

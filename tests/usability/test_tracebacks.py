@@ -12,6 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,8 +49,16 @@ class BrokenDataset(Dataset):
         return {}["missing"]
 
 
-def compiled(net=None):
-    return Model(mlp() if net is None else net, device="cpu").compile("sgd", "cross_entropy")
+def compiled(net=None, loss="cross_entropy"):
+    return Model(mlp() if net is None else net, device="cpu").compile("sgd", loss)
+
+
+def compiled_step():
+    class Wrong(Model):
+        def train_step(self, batch):
+            return {"loss": 1.0}
+
+    return Wrong(mlp(), device="cpu").compile("sgd", "cross_entropy")
 
 
 def error_of(run):
@@ -81,6 +90,12 @@ EXPLAINED = {
     "assignment": lambda: setattr(compiled(), "lr", 0.1),
     "name of the package": lambda: easytorch.load_model,
     "import": lambda: exec("from easytorch import load_model"),
+    "one sample": lambda: compiled().predict_proba(X[0], verbose=0),
+    "samples": lambda: compiled().fit(zip(X, Y, strict=True), verbose=0),
+    "no file of a model": lambda: compiled().load(__file__),
+    "NumPy": lambda: compiled(loss=lambda y_pred, y: np.mean(y_pred)).fit(X, Y, verbose=0),
+    "train_step(x, y)": lambda: type("Wrong", (Model,), {"train_step": lambda self, x, y: {}}),
+    "step without a tensor": lambda: compiled_step().fit(X, Y, verbose=0),
     "chain": lambda: compiled().fit(X, Y, verbose=0).evaluate("train.csv"),
     "history": lambda: compiled().fit(X, Y, verbose=0)["val_loss"],
     "scores": lambda: compiled().evaluate(X, Y, verbose=0)["acc"],
@@ -132,6 +147,17 @@ def test_an_error_in_a_dataset_is_complete():
     error = error_of(lambda: compiled().fit(DataLoader(BrokenDataset()), verbose=0))
     assert isinstance(error, KeyError)
     assert {"easytorch", "tests"} <= modules_of(error)
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_ctrl_c_shows_only_lines_of_the_user(method):
+    class Slow(BrokenDataset):
+        def __getitem__(self, index):
+            raise KeyboardInterrupt
+
+    error = error_of(lambda: getattr(compiled(), method)(Slow(), verbose=0))
+    assert isinstance(error, KeyboardInterrupt)
+    assert modules_of(error) == {"tests"}
 
 
 def test_a_bug_of_the_package_is_complete(monkeypatch):
