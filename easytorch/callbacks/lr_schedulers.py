@@ -83,7 +83,7 @@ class LRScheduler(Callback):
         self._factory: Any = None if _is_scheduler(scheduler) else scheduler
         self._has_updated = False
         self._bound_optimizer: Optimizer | None = None
-        self._rates: list[float] | None = []  # after the last step; None after the warning that they were changed
+        self._rates: list[Any] | None = []  # after the last step; None after the warning that they were changed
 
     @property
     def sets_rate(self) -> bool:
@@ -145,7 +145,7 @@ class LRScheduler(Callback):
             self.step_every = {updates: "update", epochs: "epoch"}.get(_length(self.scheduler) or 0)
             if self.step_every is None:
                 raise _step_every_error(self.scheduler, epochs, updates)
-        self._rates = []
+        self._rates = list(getattr(self.scheduler, "_last_lr", []))
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
             check_log_name(self.monitor, "The scheduler monitors", self.model)
 
@@ -161,8 +161,8 @@ class LRScheduler(Callback):
         if self._rates is not None and self._rates not in ([], [group["lr"] for group in groups]) and self.sets_rate:
             self._rates = None  # warn once
             warn(
-                f"The learning rate was changed during training, but {self!r} sets it in each step and undoes the change. Leave "
-                "out one of the two."
+                f"The learning rate was changed, but {self!r} computes it in each step and undoes the change. Leave out one of "
+                "the two."
             )
         self.scheduler.step()
         if self._rates is not None:
@@ -202,6 +202,7 @@ class LRScheduler(Callback):
             self.scheduler.load_state_dict(dict(state["scheduler"]))
             torch_private.mark_as_stepped(self.scheduler.optimizer)
             _restore_milestones(self.scheduler)
+            self._rates = list(getattr(self.scheduler, "_last_lr", []))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.scheduler).__name__})"
@@ -213,6 +214,7 @@ class Schedule(LRScheduler):
     Args:
         name: ``"warmup_cosine"`` rises linearly to the optimizer's learning rate and falls along half a cosine to 0;
             ``"cosine"`` only falls; ``"one_cycle"`` is ``torch.optim.lr_scheduler.OneCycleLR`` with that rate as its maximum.
+            ``model.optimizer.lr = ...`` between two fits sets this rate.
         warmup: Share of all updates, from 0 to below 1, in which ``"warmup_cosine"`` rises.
 
     Raises:
@@ -234,6 +236,8 @@ class Schedule(LRScheduler):
         self.warmup = 0.0 if self.name == "cosine" else warmup
         # The learning rate of each parameter group, which is the maximum of the schedule.
         self.rates: list[float] = []
+        # Those that the schedule has left in the optimizer: others were set by the user.
+        self._left_rates: list[float] = []
         self._total = 0
         self._has_warned = False
 
@@ -245,19 +249,24 @@ class Schedule(LRScheduler):
     def bind(self, optimizer: Optimizer | None) -> None:
         """Record the learning rates of the optimizer."""
         optimizer = require_optimizer(optimizer)
-        self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.rates = self._left_rates = _group_rates(optimizer)
+        self.scheduler = None
         self.watch(optimizer)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Create the schedule for this fit."""
         super().on_train_begin(logs)
-        self._has_warned = False
+        self._has_warned, self._rates = False, []
         optimizer = self.model.require_optimizer("fit")
         if not self.params["steps"]:
             raise ValueError(
                 f"scheduler={self.name!r} needs the number of updates, but the data has no length. Pass steps_per_epoch to fit()."
             )
         self._total = total = self.params["steps"] * (self.model.state.last - self.model.state.first)
+        if _is_scheduler(self.scheduler):
+            self._left_rates = _last_rates(self.scheduler.state_dict())
+        if _group_rates(optimizer) != self._left_rates:
+            self.rates = _group_rates(optimizer)
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = group["initial_lr"] = rate
         if self.name == "one_cycle":
@@ -285,13 +294,16 @@ class Schedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the scheduler and the number of updates in the schedule."""
         state = super().state_dict()
-        return {**state, "total": self._total} if state else state
+        return {**state, "total": self._total, "rates": self.rates} if state else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state; the schedule ends with the current fit, which may be longer than the saved one."""
         attributes = getattr(self.scheduler, "__dict__", {})
         length = {name: attributes[name] for name in LENGTH_ATTRIBUTES if name in attributes}
         super().load_state_dict(state)
+        if state:
+            self.rates = list(state.get("rates", self.rates))
+            self._left_rates = _last_rates(state["scheduler"])
         if length:
             vars(self.scheduler).update(length)
         steps = self.scheduler.last_epoch if _is_scheduler(self.scheduler) else 0
@@ -299,6 +311,16 @@ class Schedule(LRScheduler):
             # Compute the current rate again: the saved one is that of the shorter schedule.
             self.scheduler.last_epoch -= 1
             self.scheduler.step()
+            self._rates = list(self.scheduler.get_last_lr())
+
+
+def _group_rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def _last_rates(state: Mapping[str, Any]) -> list[float]:
+    """Return the rates after the last step of a scheduler with this ``state``."""
+    return [float(rate) for rate in state["_last_lr"]]
 
 
 def compute_warmup_cosine(warmup_steps: int, total: int, step: int) -> float:

@@ -188,9 +188,12 @@ class ClassWeight:
                 "class_weight needs one tensor of class numbers as targets, which data with several targets does not have. Pass "
                 "sample_weight instead, with one tensor of weights per output."
             )
-        self.is_checked = isinstance(targets, Tensor)
-        if self.is_checked:
+        # If the targets are unknown before training, the first batch shows their layout.
+        self.is_known = isinstance(targets, Tensor)
+        self.has_columns: bool | None = None
+        if isinstance(targets, Tensor):
             _check_classes(targets)
+            self.has_columns = _has_class_columns(targets)
         self.table = (
             _count_balanced(weights, loader, ignore_index, unpack if is_custom else None)
             if isinstance(weights, str)
@@ -207,14 +210,29 @@ class ClassWeight:
                 f"class_weight needs one tensor of class numbers as target, received {describe(y)}. Pass sample_weight, one "
                 "weight for each sample, instead."
             )
-        # If the targets are unknown before training, only the first batch is checked.
-        if not self.is_checked:
-            _check_classes(y)
-            self.is_checked = True
-        classes = _get_classes(y)
+        if not self.is_known:
+            self._check_layout(y)
+        classes = _get_classes(y, bool(self.has_columns))
         table = self.table.to(y.device)
         weight = table[classes.clamp(0, len(table) - 1)]
         return add_weight(batch, torch.where((classes >= 0) & (classes < len(table)), weight, 1.0))
+
+    def _check_layout(self, y: Tensor) -> None:
+        """Raise a ``ValueError`` if ``y``, the targets of a batch, are not classes in the layout of the first batch.
+
+        On an accelerator, which a check would wait for, only the first batch is checked.
+        """
+        if self.has_columns is None:
+            _check_classes(y)
+            self.has_columns = _has_class_columns(y)
+        elif self.has_columns and y.is_cpu:
+            _check_classes(y)
+            if not _has_class_columns(y):
+                raise ValueError(
+                    "class_weight cannot tell class numbers from one-hot rows: all rows of the first batch of targets consist "
+                    f"of zeros and a single 1, but not those of a later one, {describe(y)}. Pass sample_weight, or the weights "
+                    "of the classes in the loss: nn.CrossEntropyLoss(weight=...)."
+                )
 
 
 def _as_table(weights: Any, targets: Any) -> Tensor:
@@ -276,7 +294,7 @@ def _warn_if_class_is_missing(weights: Mapping[int, float], targets: Any) -> Non
     """Warn if a class has a weight but no target, provided that all targets are known."""
     if not isinstance(targets, Tensor) or not targets.numel() or targets.ndim > 1:
         return
-    classes = _get_classes(targets)
+    classes = _get_classes(targets, has_columns=False)
     missing = sorted(set(weights) - set(classes.tolist()))
     if missing:
         warn(
@@ -293,10 +311,16 @@ def _has_class_columns(y: Tensor) -> bool:
     return y.is_floating_point() or (y.ndim == 2 and bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)).all()))
 
 
-def _get_classes(y: Tensor) -> Tensor:
-    if _has_class_columns(y):
+def _get_classes(y: Tensor, has_columns: bool) -> Tensor:
+    """Return ``y`` as class numbers; ``has_columns`` is what ``_has_class_columns`` returned for all targets."""
+    if has_columns:
         return y.long().argmax(1) if y.dtype == torch.bool else y.argmax(1)
     return (y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y).long()
+
+
+def _flat_classes(targets: Tensor) -> Tensor:
+    """Return the class numbers of all ``targets`` in one dimension."""
+    return _get_classes(targets, _has_class_columns(targets)).flatten()
 
 
 def _count_balanced(
@@ -342,20 +366,21 @@ def _load_classes_of_batches(loader: DataLoader[Any], unpack: Callable[[Any], Ba
         )
     for y in targets:
         _check_classes(y)
-    return torch.cat([_get_classes(y).flatten() for y in targets])
+    has_columns = all(map(_has_class_columns, targets))
+    return torch.cat([_get_classes(y, has_columns).flatten() for y in targets])
 
 
 def _load_classes(dataset: Any) -> Tensor:
     """Return the class of each sample, from an attribute of ``dataset`` if a few samples agree with it."""
     known = targets_of(dataset, trusted_only=True)
     if known is not None:
-        return _get_classes(known).flatten()
+        return _flat_classes(known)
     size = len(dataset)
     targets, probes = targets_of(dataset), list(range(0, size, -(-size // PROBES)))
-    if targets is None or not torch.equal(_get_classes(targets[probes]).flatten(), _load_classes_at(dataset, probes)):
+    if targets is None or not torch.equal(_flat_classes(targets[probes]), _load_classes_at(dataset, probes)):
         return _load_classes_at(dataset, range(size))
     _check_classes(targets)
-    return _get_classes(targets).flatten()
+    return _flat_classes(targets)
 
 
 def _load_classes_at(dataset: Any, indices: Iterable[int]) -> Tensor:
@@ -369,4 +394,4 @@ def _load_classes_at(dataset: Any, indices: Iterable[int]) -> Tensor:
     rows = [torch.as_tensor(target).reshape(1, -1) for target in targets]
     classes = torch.cat(rows).squeeze(1)
     _check_classes(classes)
-    return _get_classes(classes).flatten()
+    return _flat_classes(classes)

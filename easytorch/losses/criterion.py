@@ -244,10 +244,12 @@ class SingleLoss(Criterion):
         self.is_elementwise = self.is_keras or self.family in ELEMENTWISE_LOSSES
         is_signed = self.family in SIGNED_TARGET_LOSSES
         self.takes_integers = self.is_keras or is_signed
+        self._has_class_weight = self._option("weight", None) is not None
         self.targets = TargetConverter()
         if self._is_defined_by_library():
-            self.targets = make_converter(self.family, self.is_elementwise, is_signed, self.ignore_index)
-        self._has_class_weight = self._option("weight", None) is not None
+            self.targets = make_converter(
+                self.family, self.is_elementwise, is_signed, self.ignore_index, self._has_class_weight
+            )
         self._call = self._adapted(self.function)
         self._counts: Counts = {}
         self.prepare(None)
@@ -311,7 +313,7 @@ class SingleLoss(Criterion):
             return None
         if self.kind == "multiclass":
             may_be_probabilities = targets.is_floating_point() and targets.numel() != len(targets)
-            labels = None if may_be_probabilities else self.targets.class_numbers(targets)
+            (labels,) = [None] if may_be_probabilities else self.targets.class_numbers([targets])
             return None if labels is None else label_range(labels, self.ignore_index)
         return (float(targets.min()), float(targets.max())) if self.kind == "binary" else None
 
@@ -499,12 +501,10 @@ class SingleLoss(Criterion):
         """
         if self.is_sum:
             return None
-        return window.sizes if not self.counts_labels else _counts_or_sizes(map(self._window_count, targets), window)
-
-    def _window_count(self, y: Any) -> Any:
-        """Return ``label_count`` of targets that have not been converted yet."""
-        y = from_numpy(y) if isinstance(y, np.ndarray) else y
-        return self.label_count(self.targets.class_numbers(y)) if isinstance(y, Tensor) else None
+        if not self.counts_labels:
+            return window.sizes
+        tensors = [from_numpy(y) if isinstance(y, np.ndarray) else y for y in targets]
+        return _counts_or_sizes(map(self.label_count, self.targets.class_numbers(tensors)), window)
 
     @contextlib.contextmanager
     def knowing(self, targets: Any) -> Iterator[None]:

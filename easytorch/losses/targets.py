@@ -17,7 +17,7 @@ Everything else stays as it is, and the checks of the loss report it. A custom l
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,9 +87,13 @@ class TargetConverter:
         """Return the targets ``y`` of the outputs ``y_pred`` as the loss takes them."""
         return y
 
-    def class_numbers(self, y: Tensor) -> Tensor | None:
-        """Return ``y``, targets of the user, as class numbers, also before there are outputs; None if they are others."""
-        return None if y.is_floating_point() else y
+    def class_numbers(self, targets: Sequence[Any]) -> list[Tensor | None]:
+        """Return the ``targets`` of the batches of an update as class numbers, also before there are outputs.
+
+        Returns:
+            None for a batch of other targets. The numbers serve to count labels and to find their range.
+        """
+        return [None if not isinstance(y, Tensor) or y.is_floating_point() else y for y in targets]
 
 
 class ValueTargets(TargetConverter):
@@ -120,10 +124,11 @@ class ClassTargets(TargetConverter):
 
     Args:
         takes_probabilities: Whether the loss takes probabilities ``[N, classes, ...]`` too.
+        counts_depend_on_class: Whether samples count differently by their class: by a class weight, or since one is ignored.
     """
 
-    def __init__(self, takes_probabilities: bool) -> None:
-        self.takes_probabilities = takes_probabilities
+    def __init__(self, takes_probabilities: bool, counts_depend_on_class: bool = False) -> None:
+        self.takes_probabilities, self.counts_depend_on_class = takes_probabilities, counts_depend_on_class
         self.prepare()
 
     def prepare(self) -> None:
@@ -131,6 +136,8 @@ class ClassTargets(TargetConverter):
         self.known = KnownValues()
         # Whether targets with this number of dimensions, floats or not, have one column per class.
         self._has_columns: dict[tuple[int, bool], bool] = {}
+        # The kinds of targets that were counted as columns before the first outputs.
+        self._counted_as_columns: set[tuple[int, bool]] = set()
 
     def inspect(self, targets: Any) -> KnownValues:
         """Return what the conversion must know of all ``targets`` of a pass, None if they are unknown."""
@@ -144,28 +151,67 @@ class ClassTargets(TargetConverter):
         """
         if y.dtype is torch.int64 and y.ndim == y_pred.ndim - 1:  # by far the most frequent case
             if y.ndim > 1:
-                self._has_columns[y.ndim, False] = False
+                self._set_labels(y)
             return y
         if y_pred.ndim < 2 or y_pred.shape[1] == 1 or y.is_complex():
             return y
         if y.shape == y_pred.shape:
-            self._has_columns[y.ndim, y.is_floating_point()] = True
+            self._has_columns[_kind(y)] = True
             return self._from_columns(y_pred, y)
         shape = torch.Size((len(y_pred), *y_pred.shape[2:]))
         if y.ndim < len(shape) or not _differ_by_ones(y.shape, shape):
             return y
-        self._has_columns[y.ndim, y.is_floating_point()] = False
+        self._set_labels(y)
         return self._as_numbers(y.reshape(shape))
 
-    def class_numbers(self, y: Tensor) -> Tensor | None:
-        """Return ``y``, targets of the user, as class numbers, also before there are outputs; None if they are others."""
-        if y.is_complex():
-            return None
-        if y.ndim > 1 and y.numel() != len(y):
-            # Before the first outputs, only the values show what the dimensions are.
-            has_columns = self._has_columns.get((y.ndim, y.is_floating_point()))
-            if are_distributions(y) if has_columns is None else has_columns:
-                return None if self.takes_probabilities or not self.known.pass_check(are_one_hot, y) else _largest(y)
+    def _set_labels(self, y: Tensor) -> None:
+        """Record that targets of the kind of ``y`` are class numbers.
+
+        Raises:
+            ValueError: If they were counted as one-hot rows.
+        """
+        self._has_columns[_kind(y)] = False
+        if _kind(y) in self._counted_as_columns:
+            raise ValueError(
+                f"The targets are {describe(y)}, class numbers for the outputs of the module, but all rows of the first update "
+                "consist of zeros and a single 1, like one-hot rows, and were counted as such. Pass larger or shuffled batches."
+            )
+
+    def class_numbers(self, targets: Sequence[Any]) -> list[Tensor | None]:
+        """Return the ``targets`` of the batches of an update as class numbers, also before there are outputs.
+
+        Returns:
+            None for a batch of other targets. The numbers serve to count labels and to find their range.
+        """
+        tensors = [y for y in targets if isinstance(y, Tensor) and not y.is_complex()]
+        have_columns = {
+            kind: self._may_have_columns([y for y in tensors if _kind(y) == kind]) for kind in set(map(_kind, tensors))
+        }
+        return [
+            self._as_class_numbers(y, have_columns[_kind(y)]) if isinstance(y, Tensor) and not y.is_complex() else None
+            for y in targets
+        ]
+
+    def _may_have_columns(self, targets: Sequence[Tensor]) -> bool:
+        """Return whether ``targets`` of one kind have one column per class.
+
+        Before the first outputs only the values show it. A few labels ``[N, ...]`` may consist of zeros and a single 1 by chance,
+        so the values of all batches must agree.
+        """
+        is_known = self._has_columns.get(_kind(targets[0]))
+        if is_known is not None:
+            return is_known
+        if not self.counts_depend_on_class and not targets[0].is_floating_point():
+            # One-hot rows have equal counts, also if each of their values counts as a label.
+            return False
+        has_columns = len({y.shape[1:] for y in targets}) == 1 and all(map(_may_be_columns, targets))
+        if has_columns and self.counts_depend_on_class:
+            self._counted_as_columns.add(_kind(targets[0]))
+        return has_columns
+
+    def _as_class_numbers(self, y: Tensor, has_columns: bool) -> Tensor | None:
+        if has_columns:
+            return None if self.takes_probabilities or not self.known.pass_check(are_one_hot, y) else _largest(y)
         if y.dtype is torch.int64:
             return y
         return None if y.is_floating_point() and not self.known.pass_check(are_whole, y) else y.long()
@@ -199,7 +245,9 @@ class ClassTargets(TargetConverter):
         return labels if is_checked else torch.where(labels == y, labels, NO_CLASS)
 
 
-def make_converter(family: type[Any], is_value_by_value: bool, is_signed: bool, ignore_index: int) -> TargetConverter:
+def make_converter(
+    family: type[Any], is_value_by_value: bool, is_signed: bool, ignore_index: int, has_class_weight: bool
+) -> TargetConverter:
     """Return the conversion for a loss of torch.
 
     Args:
@@ -207,11 +255,15 @@ def make_converter(family: type[Any], is_value_by_value: bool, is_signed: bool, 
         is_value_by_value: Whether the loss compares each output with one target.
         is_signed: Whether the targets are -1 and 1.
         ignore_index: The label that the loss ignores. Torch cannot ignore one of the classes in probabilities.
+        has_class_weight: Whether the loss has a weight for each class.
     """
     if is_value_by_value:
         return SignedTargets() if is_signed else ValueTargets()
     takes_probabilities = family in PROBABILITY_LOSSES and ignore_index < 0
-    return ClassTargets(takes_probabilities) if family in CLASS_LOSSES else TargetConverter()
+    if family not in CLASS_LOSSES:
+        return TargetConverter()
+    depends_on_class = not takes_probabilities and (has_class_weight or ignore_index >= 0)
+    return ClassTargets(takes_probabilities, depends_on_class)
 
 
 def are_whole(y: Tensor) -> bool:
@@ -240,6 +292,16 @@ def _differ_by_ones(first: torch.Size, second: torch.Size) -> bool:
     if not first or not second or first[0] != second[0]:
         return first == second
     return [size for size in first[1:] if size != 1] == [size for size in second[1:] if size != 1]
+
+
+def _may_be_columns(y: Tensor) -> bool:
+    """Return whether ``y`` may have one column per class, by its values."""
+    return y.ndim > 1 and y.shape[1] > 1 and are_distributions(y)
+
+
+def _kind(y: Tensor) -> tuple[int, bool]:
+    """Return the number of dimensions of ``y``, and whether it has floats."""
+    return y.ndim, y.is_floating_point()
 
 
 def _float_dtype(y_pred: Tensor) -> torch.dtype:

@@ -170,7 +170,7 @@ def test_a_rate_that_the_user_changes_under_a_schedule_is_reported():
         model.optimizer.param_groups[0]["lr"] = 7.0
 
     model = new_model(scheduler="cosine")
-    with pytest.warns(UserWarning, match="learning rate was changed during training, but scheduler='cosine' sets it"):
+    with pytest.warns(UserWarning, match="learning rate was changed, but scheduler='cosine' computes it"):
         train(model, 2, LambdaCallback(on_train_batch_end=change))
 
 
@@ -615,3 +615,43 @@ def test_plateau_reduces_only_groups_above_min_lr(rates, expected):
     model = new_model(optimizer=groups)
     train(model, 5, Scripted(val_loss=[1] * 5), ReduceLROnPlateau(patience=1, min_lr=1e-5))
     assert [group["lr"] for group in model.optimizer.param_groups] == pytest.approx(expected)
+
+
+def linear_model(lr, scheduler):
+    torch.manual_seed(0)
+    return Model(nn.Linear(4, 2), device="cpu").compile("sgd", "mse", lr=lr, momentum=0.9, scheduler=scheduler)
+
+
+def fitted_rates(model):
+    return model.fit(torch.ones(8, 4), torch.ones(8, 2), epochs=2, batch_size=4, verbose=0)["lr"][-2:]
+
+
+@pytest.mark.parametrize("name", ["cosine", "warmup_cosine", "one_cycle"])
+def test_a_rate_that_is_set_before_a_fit_is_that_of_the_schedule(name):
+    model = linear_model(0.1, name)
+    model.optimizer.lr = 0.02
+    expected = fitted_rates(linear_model(0.02, name))
+    assert fitted_rates(model) == expected
+    assert fitted_rates(model) == expected
+
+
+def test_the_rate_of_a_schedule_is_saved(tmp_path):
+    model = linear_model(0.1, "cosine")
+    model.optimizer.lr = 0.02
+    fitted_rates(model)
+    model.save(tmp_path / "fitted.pt")
+    model.optimizer.lr = 0.5
+    model.save(tmp_path / "set.pt")
+    for name, rate in (("fitted.pt", 0.02), ("set.pt", 0.5)):
+        loaded = Model(nn.Linear(4, 2), device="cpu").load(tmp_path / name)
+        assert fitted_rates(loaded) == fitted_rates(linear_model(rate, "cosine"))
+
+
+def test_a_rate_that_is_set_before_a_fit_is_reported_if_a_scheduler_undoes_it():
+    def make(optimizer):
+        return lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+
+    model = linear_model(0.1, LRScheduler(make, "epoch"))
+    model.optimizer.lr = 0.02
+    with pytest.warns(UserWarning, match="learning rate was changed, but LRScheduler"):
+        fitted_rates(model)

@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from easytorch import Model
 from easytorch.callbacks import Callback
 from easytorch.data import split, targets_of
+from easytorch.data.batch import Batch
+from easytorch.data.sample_weights import ClassWeight
 from easytorch.data.seeded import seeded
 from tests.data.common_inputs import ARRAYS, BATCHES, Rows, X, Y, compiled
 from tests.loops import furthest, mlp, same_weights, twins
@@ -290,3 +292,40 @@ def test_only_weighted_metrics_use_weights():
     hits = (model.module(X).argmax(1) == Y).double()
     assert scores["accuracy"] == pytest.approx(float(hits.mean()))
     assert scores["weighted_accuracy"] == pytest.approx(float((hits * WEIGHTS).sum() / WEIGHTS.sum()))
+
+
+class Unknown(Dataset):
+    """Samples whose targets are unknown before training."""
+
+    def __init__(self, y):
+        self.y = y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return torch.zeros(1), self.y[index]
+
+
+LOOK_ONE_HOT = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 0, 1]])
+
+
+def weights_of(y, batch_size):
+    loader = DataLoader(Unknown(y), batch_size)
+    weigh = ClassWeight([1.0, 5.0], loader)
+    return torch.cat([weigh(batch)[2] for batch in loader])
+
+
+def test_class_weight_of_the_last_sample_has_the_layout_of_the_others():
+    assert weights_of(LOOK_ONE_HOT, 2).tolist() == [[1, 5, 1], [5, 5, 1], [1, 1, 5]]
+
+
+def test_class_weight_refuses_labels_after_a_batch_that_looks_one_hot():
+    with pytest.raises(ValueError, match="cannot tell class numbers from one-hot rows"):
+        weights_of(LOOK_ONE_HOT, 1)
+
+
+def test_balanced_class_weight_of_batches_counts_one_layout():
+    loader = DataLoader(Unknown(LOOK_ONE_HOT), 1)
+    weigh = ClassWeight("balanced", loader, unpack=lambda batch: Batch(batch[0], batch[1]))
+    torch.testing.assert_close(weigh.table, torch.tensor([9 / 10, 9 / 8]))

@@ -470,3 +470,41 @@ def test_targets_by_the_name_of_the_only_output_are_taken():
 def test_several_outputs_of_one_loss_are_refused():
     with pytest.raises(TypeError, match=r"expects one tensor.*one loss for each output"):
         compiled(Named(lambda out: {"first": out, "second": out}), "cross_entropy").fit(X, LABELS, verbose=0)
+
+
+TAGS = torch.tensor([[0, 1], [0, -100], [1, 0], [1, 1], [0, 1]])
+
+
+class Tokens(nn.Module):
+    """Outputs ``[N, 2, 2]``: two classes for two tokens."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x).unflatten(1, (2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("class_weight", [None, {0: 1.0, 1: 5.0}])
+def test_labels_of_one_sample_that_look_one_hot_are_labels(dtype, class_weight):
+    x, weights = X[:5], torch.ones(2) if class_weight is None else torch.tensor([1.0, 5.0])
+    net, reference = Tokens(), Tokens()
+    compiled(net, "cross_entropy", gradient_accumulation_steps=5).fit(
+        x, TAGS.to(dtype), batch_size=1, shuffle=False, class_weight=class_weight, verbose=0
+    )
+    values = F.cross_entropy(reference(x), TAGS, reduction="none") * weights[TAGS.clamp(min=0)]
+    (values.sum() / 9).backward()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter -= 0.1 * parameter.grad
+    torch.testing.assert_close(net.layer.weight, reference.layer.weight)
+
+
+def test_labels_that_are_counted_as_one_hot_rows_are_reported():
+    x, y = X[:4], torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]])
+    model = compiled(Tokens(), nn.CrossEntropyLoss(ignore_index=0), gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="like one-hot rows, and were counted as such"):
+        model.fit(x, y, batch_size=2, shuffle=False, verbose=0)
