@@ -1,4 +1,4 @@
-"""The versions of modules, by which torch converts old state dicts, are kept in every file."""
+"""The versions of modules, by which torch converts old state dicts, are saved in every file."""
 
 from __future__ import annotations
 

@@ -67,10 +67,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     total = 0
     for name in args.attacks:
-        begin = time.monotonic()
+        started_at = time.monotonic()
         for title, size, held, broken in run([name], args.runs, args.seed):
             total += len(broken)
-            print(f"{title:28} {size:36} held {held:5}  did not {len(broken):4}  {time.monotonic() - begin:6.0f} s")
+            print(
+                f"{title:28} {size:36} held {held:5}  did not {len(broken):4}  {time.monotonic() - started_at:6.0f} s"
+            )
             print("".join(f"    {line[:400]}\n" for line in broken), end="", flush=True)
     raise SystemExit(1 if total else 0)
 

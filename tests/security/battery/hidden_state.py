@@ -953,7 +953,7 @@ class ChangedGradients(Callback):
 
 
 class AtEpochBegin(Callback):
-    """Changes everything when an epoch begins, by random numbers too."""
+    """Changes everything when an epoch starts, by random numbers too."""
 
     def __init__(self, kind: str) -> None:
         self.kind, self.count = kind, 0

@@ -34,9 +34,9 @@ def attack(runs: int, seed: int) -> tuple[int, int, list[str]]:
     for number in range(runs):
         start_once = functools.partial(program, workers=2 * (number % 2))
         with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-            begin = time.monotonic()
+            started_at = time.monotonic()
             expected = result_of(fork(start_once, Path(first)))
-            length = time.monotonic() - begin
+            length = time.monotonic() - started_at
             for attempt in range(MAX_STARTS + 1):
                 process = fork(start_once, Path(second))
                 if attempt < MAX_STARTS:

@@ -1,4 +1,4 @@
-"""Several writers of one path that are killed again and again, beside a reader."""
+"""Several writers of one path that are killed again and again, and one reader."""
 
 from __future__ import annotations
 
