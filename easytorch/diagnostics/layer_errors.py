@@ -78,10 +78,11 @@ def missing_forward_error(failure: Failure) -> Exception | None:
 
 def text_error(failure: Failure) -> Exception | None:
     """Return that the inputs of the batch are text, if the module fails on them because they are no tensor."""
-    _, x = failure.module_call or (None, None)
-    is_list_of_text = isinstance(x, (tuple, list)) and len(x) > 0 and all(isinstance(value, str) for value in x)
+    x = None if failure.module_call is None else failure.module_call[1]
+    if not isinstance(x, (tuple, list)) or not x or not all(isinstance(value, str) for value in x):
+        return None
     is_about_type = isinstance(failure.error, (TypeError, AttributeError))
-    if not is_list_of_text or not is_about_type or not re.search(r"\b(tuple|list|str)\b", str(failure.error)):
+    if not is_about_type or not re.search(r"\b(tuple|list|str)\b", str(failure.error)):
         return None
     return TypeError(
         f"The inputs of a batch are text, {x[0]!r} and others, and the module expects a tensor ({failure.error}). Return numbers "

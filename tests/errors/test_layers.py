@@ -236,7 +236,9 @@ def test_forward_without_an_input_is_explained():
         def forward(self):
             return self.layer(torch.ones(8))
 
-    refused(lambda: fit(compiled(WithoutInput()), X, Y), r"^WithoutInput.forward takes no input", "forward\\(self, x\\)")
+    refused(
+        lambda: fit(compiled(WithoutInput()), X, Y), r"^WithoutInput.forward takes no input", "forward\\(self, x\\)"
+    )
 
 
 class FileNames(Dataset):
@@ -281,7 +283,9 @@ def test_a_module_that_takes_text_may_fail_for_another_reason():
     def fail(layer, x):
         raise TypeError("unknown word")
 
-    refused(lambda: compiled(Custom(nn.Linear(8, 3), fail)).fit(FileNames(), verbose=0), "^unknown word$", kind=TypeError)
+    refused(
+        lambda: compiled(Custom(nn.Linear(8, 3), fail)).fit(FileNames(), verbose=0), "^unknown word$", kind=TypeError
+    )
 
 
 def test_a_module_may_take_text():
