@@ -194,6 +194,26 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
+def has_node_of_shape(node: Any, shape: torch.Size, end: Any) -> bool:
+    """Return whether an operation of an autograd graph returned a tensor of ``shape``; False if unknown.
+
+    Args:
+        node: The ``grad_fn`` of a loss.
+        shape: The shape.
+        end: The ``grad_fn`` of the output of the module, which is not searched.
+    """
+    queue, seen = [node], {None, end}
+    while queue and len(seen) < 1000:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if any(tuple(output.shape) == shape for output in getattr(node, "_input_metadata", ())):
+            return True
+        queue += [parent for parent, _ in node.next_functions]
+    return False
+
+
 # Autograd nodes that pass a sum on.
 SUM_KEEPERS = ("Add", "Sub", "Neg", "AttachFlags", "View", "Squeeze", "Alias", "ToCopy")
 

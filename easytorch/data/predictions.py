@@ -33,7 +33,7 @@ from easytorch.distributed.process_group import SingleProcess
 
 
 def transform_outputs(transform: Callable[[Any], Any] | None, outputs: Any, batch: Any) -> Any:
-    """Return ``transform(outputs)``; outputs without one row per sample of ``batch`` are reported before it fails on them."""
+    """Return ``transform(outputs)``; report outputs without one row for each sample of ``batch``, on which it would fail."""
     if transform is None:
         return outputs
     if isinstance(outputs, Tensor):

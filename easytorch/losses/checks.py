@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils import torch_private
 from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
 from easytorch.data.class_names import count_names
@@ -47,7 +48,6 @@ class FirstBatchCheck:
             messages = (
                 last_layer_warning(loss.family, y_pred),
                 soft_target_warning(loss.family, y_pred, y),
-                broadcast_warning(repr(loss), y_pred, y) if loss.is_custom else None,
             )
             for message in filter(None, messages):
                 warn(message)
@@ -437,26 +437,34 @@ def soft_target_warning(family: type[Any], y_pred: Tensor, y: Tensor) -> str | N
     )
 
 
-def broadcast_warning(loss: str, y_pred: Tensor, y: Tensor) -> str | None:
-    """Return the warning about ``[N, 1]`` and ``[N]`` in a custom loss, which may broadcast them to ``[N, N]``.
+def broadcast_warning(loss: str, value: Any, y_pred: Any, y: Any) -> str | None:
+    """Return the warning about a custom loss that has broadcast ``[N, 1]`` and ``[N]`` to ``[N, N]``.
 
-    The shapes alone do not show whether the loss reshapes them, so this is a possibility.
+    The shapes do not show whether the loss reshapes its arguments; the graph of its value does.
     """
+    shape = _pair_shape(y_pred, y)
+    if shape is None or not torch_private.has_node_of_shape(getattr(value, "grad_fn", None), shape, y_pred.grad_fn):
+        return None
+    reshape = _reshape_fix(y_pred, y)
+    fix = f", for example {reshape} for the targets" if reshape else ""
+    return (
+        f"The module's output is {list(y_pred.shape)} and the targets are {list(y.shape)}. The custom loss, {loss}, "
+        f"broadcasts them to {list(shape)}, one value per pair of samples, and trains a wrong model. Give both the same "
+        f"shape{fix}. If the pairs are intended, the same shape silences this warning."
+    )
+
+
+def _pair_shape(y_pred: Any, y: Any) -> torch.Size | None:
+    """Return the shape with one value per pair of samples to which torch broadcasts outputs and targets; None if it does not."""
+    if not isinstance(y_pred, Tensor) or not isinstance(y, Tensor):
+        return None
     if abs(y_pred.ndim - y.ndim) != 1 or y_pred.numel() != y.numel():
         return None
     try:
         shape: torch.Size = torch.broadcast_shapes(y_pred.shape, y.shape)  # type: ignore[no-untyped-call]  # torch: untyped
     except RuntimeError:
         return None
-    if shape.numel() <= y.numel():
-        return None
-    reshape = _reshape_fix(y_pred, y)
-    fix = f", for example {reshape} for the targets" if reshape else ""
-    return (
-        f"The module's output is {list(y_pred.shape)} and the targets are {list(y.shape)}. The custom loss, {loss}, may "
-        f"broadcast them to {list(shape)}, one value per pair of samples, and train a wrong model. Give both the same "
-        f"shape{fix}. If the loss reshapes them itself, the same shape silences this warning."
-    )
+    return shape if shape.numel() > y.numel() else None
 
 
 def warn_if_labels_are_ignored(loss: str, y: Any) -> None:

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from easytorch._utils.api_hints import check_argument_order
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
+from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, Window, divide, from_numpy
 from easytorch.data.class_names import count_names, name_classes, names_of
 from easytorch.data.sample_weights import IGNORE_INDEX, align_weights, check_is_weight
 from easytorch.losses.checks import (
     FirstBatchCheck,
+    broadcast_warning,
     check_shapes,
     check_shapes_and_targets,
     label_range,
@@ -405,19 +407,28 @@ class SingleLoss(Criterion):
         self.check(self, y_pred, y)
         if sample_weight is not None:
             check_is_weight(sample_weight)
-            return self._weighted(y_pred, y, sample_weight)
+            value = self._weighted(y_pred, y, sample_weight)
+            self._check_broadcast(is_first, value, y_pred, y)
+            return value
         value = self._call(y_pred, y)
         if isinstance(value, tuple) and len(value) == 2 and self.is_custom:
             self.returns_count = True
+            self._check_broadcast(is_first, value[0], y_pred, y)
             return value
         if not isinstance(value, Tensor):
             fix = "Add the missing return statement to it" if value is None else "Remove .item() or float() from it"
             raise TypeError(
                 f"The loss, {self!r}, must return a scalar tensor, but it returned {describe(value)}, not a tensor. {fix}."
             )
+        self._check_broadcast(is_first, value, y_pred, y)
         if is_first and self.is_custom and not value.ndim:
             warn_if_labels_are_ignored(repr(self), y)
         return self._mean(value, y_pred, y) if value.ndim else self._count_labels(value, y_pred, y)
+
+    def _check_broadcast(self, is_first: bool, value: Any, y_pred: Any, y: Any) -> None:
+        message = broadcast_warning(repr(self), value, y_pred, y) if is_first and self.is_custom else None
+        if message is not None:
+            warn(message)
 
     def _count_labels(self, value: Tensor, y_pred: Any, y: Any) -> Tensor:
         """Return ``value``, a scalar, and record its count; 0 instead of NaN if no label counts."""

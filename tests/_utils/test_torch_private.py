@@ -27,6 +27,14 @@ PACKAGE = Path(easytorch.__file__).parent
 # The names in torch
 
 
+def test_torch_has_the_shapes_of_autograd_nodes():
+    column = torch.ones(3, 1, requires_grad=True)
+    pairs, rows = column + torch.ones(3), column[:, 0] + torch.ones(3)
+    assert torch_private.has_node_of_shape(pairs.mean().grad_fn, torch.Size([3, 3]), None)
+    assert not torch_private.has_node_of_shape(rows.mean().grad_fn, torch.Size([3, 3]), None)
+    assert not torch_private.has_node_of_shape(pairs.mean().grad_fn, torch.Size([3, 3]), pairs.grad_fn)
+
+
 def new_optimizer():
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 

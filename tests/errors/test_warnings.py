@@ -20,10 +20,10 @@ def test_softmax_before_cross_entropy_warns():
         fit(compiled(net), X, Y)
 
 
-def test_custom_loss_that_may_broadcast_warns():
+def test_custom_loss_that_broadcasts_warns():
     net = nn.Linear(8, 1)
     with pytest.warns(
-        UserWarning, match=r"output is \[32, 1\] and the targets are \[32\].*may broadcast them to \[32, 32\]"
+        UserWarning, match=r"output is \[32, 1\] and the targets are \[32\].*broadcasts them to \[32, 32\]"
     ):
         fit(compiled(net, loss=lambda y_pred, y: ((y_pred - y) ** 2).mean()), X, X[:, 0])
 

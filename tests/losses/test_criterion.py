@@ -171,7 +171,7 @@ def test_custom_loss_without_broadcasting_does_not_warn(net, y):
 
 def test_same_shapes_silence_the_broadcast_warning():
     def squared_error(y_pred, y):
-        return ((y_pred[:, 0] - y.reshape(len(y))) ** 2).mean()
+        return ((y_pred - y) ** 2).mean()
 
     with pytest.warns(UserWarning, match=r"y\.unsqueeze\(1\) for the targets.*the same shape silences this warning"):
         fit(nn.Linear(4, 1), squared_error, X, R)
@@ -184,16 +184,39 @@ class SquaredError(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "loss", [SquaredError(), lambda y_pred, y: (y - y_pred).abs().mean()], ids=["module", "function"]
+    "loss",
+    [
+        SquaredError(),
+        lambda y_pred, y: (y - y_pred).abs().mean(),
+        lambda y_pred, y: ((y - y_pred).abs().sum(), len(y) ** 2),
+    ],
+    ids=["module", "function", "sum and count"],
 )
-def test_custom_loss_that_broadcasts_to_pairs_warns(loss):
-    with pytest.warns(UserWarning, match=r"may broadcast them to \[32, 32\].*Give both the same shape"):
-        fit(nn.Linear(4, 1), loss, X, R)
+@pytest.mark.parametrize("split", [None, 0.25])
+def test_custom_loss_that_broadcasts_to_pairs_warns(loss, split):
+    with pytest.warns(UserWarning, match=r"broadcasts them to \[32, 32\].*Give both the same shape"):
+        compiled(nn.Linear(4, 1), loss).fit(X, R, validation_split=split, verbose=0)
 
 
-def test_failing_custom_loss_is_reported_after_the_warning():
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y_pred, y: ((y_pred[:, 0] - y) ** 2).mean(),
+        lambda y_pred, y: nn.functional.mse_loss(y_pred.squeeze(1), y),
+        lambda y_pred, y: nn.functional.l1_loss(y_pred, y.unsqueeze(1)),
+        lambda y_pred, y: (y_pred.flatten() - y).square(),
+    ],
+    ids=["index", "squeeze", "unsqueeze", "one value per sample"],
+)
+@pytest.mark.parametrize("weight", [None, torch.ones(len(X))], ids=["plain", "weighted"])
+def test_custom_loss_that_reshapes_its_arguments_does_not_warn(loss, weight):
+    values = loss if weight is None else lambda y_pred, y: loss(y_pred, y) * torch.ones(len(y))
+    compiled(nn.Linear(4, 1), values).fit(X, R, sample_weight=weight, verbose=0)
+
+
+def test_failing_custom_loss_that_does_not_broadcast_is_reported():
     message = r"The loss, .*, failed on .* and the targets, float32 \[32\]"
-    with pytest.warns(UserWarning, match="may broadcast"), pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         fit(nn.Linear(4, 1), lambda y_pred, y: torch.cat([y_pred, y]).mean(), X, R)
     assert isinstance(caught.value.__context__, RuntimeError)
 

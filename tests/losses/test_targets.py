@@ -321,8 +321,7 @@ def test_a_custom_loss_gets_the_targets_of_the_user():
             seen.append((y.dtype, y.shape))
             return super().forward(y_pred, y)
 
-    with pytest.warns(UserWarning, match="may broadcast"):
-        compiled(net(1), own).test_on_batch(X, NUMBERS[:, 0].long())
+    compiled(net(1), own).test_on_batch(X, NUMBERS[:, 0].long())
     compiled(net(3), Own()).test_on_batch(X, one_hot(LABELS).float())
     assert seen == [(torch.int64, (N,)), (torch.float32, (N, 3))]
 
