@@ -361,7 +361,7 @@ class BackupAndRestore(Callback):
 
 
 class FinishRestore(Callback):
-    """Restores a run that continues in the middle of an epoch once more, when all callbacks have begun the epoch."""
+    """Restores a run that continues in the middle of an epoch once more, when all callbacks have started the epoch."""
 
     priority = 100
 
