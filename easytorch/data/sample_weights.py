@@ -229,8 +229,8 @@ class ClassWeight:
             _check_classes(y)
             if not _has_class_columns(y):
                 raise ValueError(
-                    "class_weight cannot distinguish class numbers and one-hot rows: all rows of the first batch of targets consist "
-                    f"of zeros and a single 1, but not those of a later one, {describe(y)}. Pass sample_weight, or the weights "
+                    "class_weight cannot distinguish class numbers from one-hot rows: all rows of the first batch of targets "
+                    f"consist of zeros and a single 1, but not those of a later one, {describe(y)}. Pass sample_weight, or the weights "
                     "of the classes in the loss: nn.CrossEntropyLoss(weight=...)."
                 )
 

@@ -315,7 +315,7 @@ class SingleLoss(Criterion):
             return None
         if self.kind == "multiclass":
             may_be_probabilities = targets.is_floating_point() and targets.numel() != len(targets)
-            (labels,) = [None] if may_be_probabilities else self.targets.class_numbers([targets])
+            labels = None if may_be_probabilities else self.targets.as_labels(targets)
             return None if labels is None else label_range(labels, self.ignore_index)
         return (float(targets.min()), float(targets.max())) if self.kind == "binary" else None
 

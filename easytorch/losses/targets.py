@@ -17,7 +17,7 @@ Everything else stays as it is, and the checks of the loss report it. A custom l
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,13 +87,17 @@ class TargetConverter:
         """Return the targets ``y`` of the outputs ``y_pred`` as the loss takes them."""
         return y
 
+    def as_labels(self, y: Tensor) -> Tensor | None:
+        """Return ``y``, targets of the user, as labels if each of its values is one; None if they are others."""
+        return None if y.is_floating_point() else y
+
     def class_numbers(self, targets: Sequence[Any]) -> list[Tensor | None]:
-        """Return the ``targets`` of the batches of an update as class numbers, also before there are outputs.
+        """Return the ``targets`` of the batches of an update as class numbers, to count them before there are outputs.
 
         Returns:
-            None for a batch of other targets. The numbers serve to count labels and to find their range.
+            None for a batch of other targets.
         """
-        return [None if not isinstance(y, Tensor) or y.is_floating_point() else y for y in targets]
+        return [self.as_labels(y) if isinstance(y, Tensor) else None for y in targets]
 
 
 class ValueTargets(TargetConverter):
@@ -177,20 +181,25 @@ class ClassTargets(TargetConverter):
                 "consist of zeros and a single 1, like one-hot rows, and were counted as such. Pass larger or shuffled batches."
             )
 
+    def as_labels(self, y: Tensor) -> Tensor | None:
+        """Return ``y``, targets of the user, as labels if each of its values is one; None if they are others."""
+        if y.dtype is torch.int64:
+            return y
+        if y.is_complex() or (y.is_floating_point() and not self.known.pass_check(are_whole, y)):
+            return None
+        return y.long()
+
     def class_numbers(self, targets: Sequence[Any]) -> list[Tensor | None]:
-        """Return the ``targets`` of the batches of an update as class numbers, also before there are outputs.
+        """Return the ``targets`` of the batches of an update as class numbers, to count them before there are outputs.
 
         Returns:
-            None for a batch of other targets. The numbers serve to count labels and to find their range.
+            None for a batch of other targets.
         """
         tensors = [y for y in targets if isinstance(y, Tensor) and not y.is_complex()]
         have_columns = {
             kind: self._may_have_columns([y for y in tensors if _kind(y) == kind]) for kind in set(map(_kind, tensors))
         }
-        return [
-            self._as_class_numbers(y, have_columns[_kind(y)]) if isinstance(y, Tensor) and not y.is_complex() else None
-            for y in targets
-        ]
+        return [self._count_as(y, have_columns) if isinstance(y, Tensor) else None for y in targets]
 
     def _may_have_columns(self, targets: Sequence[Tensor]) -> bool:
         """Return whether ``targets`` of one kind have one column per class.
@@ -205,16 +214,18 @@ class ClassTargets(TargetConverter):
             # One-hot rows have equal counts, also if each of their values counts as a label.
             return False
         has_columns = len({y.shape[1:] for y in targets}) == 1 and all(map(_may_be_columns, targets))
-        if has_columns and self.counts_depend_on_class:
-            self._counted_as_columns.add(_kind(targets[0]))
-        return has_columns
+        if not has_columns or not self.counts_depend_on_class:
+            return has_columns
+        if self.known.have(are_one_hot) and not self.known.pass_check(are_one_hot, targets[0]):
+            return False
+        self._counted_as_columns.add(_kind(targets[0]))
+        return True
 
-    def _as_class_numbers(self, y: Tensor, has_columns: bool) -> Tensor | None:
-        if has_columns:
-            return None if self.takes_probabilities or not self.known.pass_check(are_one_hot, y) else _largest(y)
-        if y.dtype is torch.int64:
-            return y
-        return None if y.is_floating_point() and not self.known.pass_check(are_whole, y) else y.long()
+    def _count_as(self, y: Tensor, have_columns: Mapping[tuple[int, bool], bool]) -> Tensor | None:
+        """Return ``y`` as class numbers; None if they are probabilities or no classes."""
+        if not have_columns.get(_kind(y)):
+            return self.as_labels(y)
+        return None if self.takes_probabilities or not self.known.pass_check(are_one_hot, y) else _largest(y)
 
     def _from_columns(self, y_pred: Tensor, y: Tensor) -> Tensor:
         """Return targets with one column per class as probabilities, or as class numbers if the loss takes only these."""

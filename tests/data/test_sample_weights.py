@@ -321,7 +321,7 @@ def test_class_weight_of_the_last_sample_has_the_layout_of_the_others():
 
 
 def test_class_weight_refuses_labels_after_a_batch_that_looks_one_hot():
-    with pytest.raises(ValueError, match="cannot distinguish class numbers and one-hot rows"):
+    with pytest.raises(ValueError, match="cannot distinguish class numbers from one-hot rows"):
         weights_of(LOOK_ONE_HOT, 1)
 
 

@@ -507,3 +507,17 @@ def test_labels_that_are_counted_as_one_hot_rows_are_reported():
     model = compiled(Tokens(), nn.CrossEntropyLoss(ignore_index=0), gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match="like one-hot rows, and were counted as such"):
         model.fit(x, y, batch_size=2, shuffle=False, verbose=0)
+
+
+def test_all_known_targets_show_that_labels_are_not_one_hot_rows():
+    y = torch.tensor([[0, 1], [1, 0], [1, 1], [0, 1]])
+    net, reference = Tokens(), Tokens()
+    compiled(net, nn.CrossEntropyLoss(ignore_index=0), gradient_accumulation_steps=2).fit(
+        X[:4], y, batch_size=1, shuffle=False, verbose=0
+    )
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for rows in (slice(0, 2), slice(2, 4)):
+        optimizer.zero_grad()
+        F.cross_entropy(reference(X[rows]), y[rows], ignore_index=0).backward()
+        optimizer.step()
+    torch.testing.assert_close(net.layer.weight, reference.layer.weight)
