@@ -230,8 +230,8 @@ class ClassWeight:
             if not _has_class_columns(y):
                 raise ValueError(
                     "class_weight cannot distinguish class numbers from one-hot rows: all rows of the first batch of targets "
-                    f"consist of zeros and a single 1, but not those of a later one, {describe(y)}. Pass sample_weight, or the weights "
-                    "of the classes in the loss: nn.CrossEntropyLoss(weight=...)."
+                    f"consist of zeros and a single 1, but not those of a later one, {describe(y)}. Pass sample_weight, or the "
+                    "weights of the classes in the loss: nn.CrossEntropyLoss(weight=...)."
                 )
 
 
