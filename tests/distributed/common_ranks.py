@@ -12,8 +12,9 @@ from torch import nn
 from easytorch import Model
 
 X, Y = torch.randn(96, 8, generator=torch.Generator().manual_seed(0)), torch.arange(96) % 3
-# The time of an error: a rank that fails waits three seconds for the others, and the machine may be busy.
-SECONDS = 20
+# The time of an error: a rank that fails waits three seconds for the others, and the machine may be busy. Without the
+# comparison of calls it would be ten minutes.
+SECONDS = 60
 
 
 def rank():
