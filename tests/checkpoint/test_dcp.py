@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import easytorch
 from easytorch import FileError, FullySharded, Model
 from easytorch.callbacks import BackupAndRestore, Callback, EarlyStopping, ModelCheckpoint
 from easytorch.checkpoint import files, rotation
 from tests.distributed.test_resume import CrashAfter, SimulatedCrash
 from tests.many import furthest, run_ranks
 from tests.strategies.test_fsdp import Blocks, X, Y, compiled_model, weights_of
+
+PACKAGE = Path(easytorch.__file__).parent
 
 
 def train(folder, steps, size=6, strategy="fsdp", callbacks=(), **options):
@@ -220,7 +223,8 @@ def train_on_full_disk(folder, failing):
             error, result = None, train(folder, None, 9)
         except OSError as failure:
             error, result = str(failure), None
-    return [str(warning.message) for warning in caught if "easytorch" not in warning.filename], error, result
+    of_program = [warning for warning in caught if not warning.filename.startswith(str(PACKAGE))]
+    return [str(warning.message) for warning in of_program], error, result
 
 
 @pytest.mark.distributed
