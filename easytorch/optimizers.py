@@ -94,7 +94,7 @@ def check_options(optimizer: Any, options: Mapping[str, Any], arguments: Collect
     Args:
         optimizer: The argument of ``compile``.
         options: The keyword arguments of ``compile`` that are not its own.
-        arguments: The names of its own arguments.
+        arguments: The names of the arguments of the method.
 
     Raises:
         TypeError: If an option is unknown, or its value has the wrong type.

@@ -336,7 +336,7 @@ class Walk:
         for path, source in sources.items():
             if id(source) in self._seen:
                 continue
-            if isinstance(source, types.FunctionType) and is_user_class(source):  # type: ignore[arg-type]
+            if isinstance(source, types.FunctionType) and is_user_class(source):  # type: ignore[arg-type]  # it reads the module only
                 for name, cell in zip(source.__code__.co_freevars, source.__closure__ or (), strict=True):
                     self._visit_cell(f"{path}.{name}", cell)
             elif type(source) in (list, dict, set, deque) and _is_flat(source) and _is_encodable(source):
@@ -495,7 +495,7 @@ def _is_flat(value: Any) -> bool:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Return the address of the memory of ``tensor``; None if it has none of its own."""
+    """Return the address of the memory of ``tensor``; None if it has no memory."""
     if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "to_local"):
         return None
     return tensor.untyped_storage().data_ptr() or None
