@@ -353,14 +353,15 @@ class SingleLoss(Criterion):
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
-        y_pred, y = self._convert(y_pred, y)
-        # On an accelerator, only labels that are known to count need no check for a mean over nothing.
-        is_simple = isinstance(y, Tensor) and (y.is_cpu or not self.may_ignore)
-        if self._unchecked_call is not None and sample_weight is None and is_simple:
-            size = y.numel()
-            if size and not self.ignored_count(y):
-                counts_labels = self.may_ignore and not y.is_floating_point()
-                self._counts = {"loss": size} if counts_labels else {}
+        are_tensors = isinstance(y_pred, Tensor) and isinstance(y, Tensor)  # by far the most frequent case
+        y_pred, y = (y_pred, self.targets(y_pred, y)) if are_tensors else self._convert(y_pred, y)
+        if self._unchecked_call is not None and sample_weight is None and isinstance(y, Tensor) and y.numel():
+            if not self.may_ignore:
+                self._counts = {}
+                return {"loss": self._unchecked_call(y_pred, y)}
+            # On an accelerator, a check for a mean over nothing would wait for the count.
+            if y.is_cpu and not self.ignored_count(y):
+                self._counts = {} if y.is_floating_point() else {"loss": y.numel()}
                 return {"loss": self._unchecked_call(y_pred, y)}
         return {"loss": self._reduced(y_pred, y, sample_weight)}
 
@@ -382,8 +383,6 @@ class SingleLoss(Criterion):
 
     def _convert(self, y_pred: Any, y: Any) -> tuple[Any, Any]:
         """Return the outputs and targets as the loss takes them."""
-        if isinstance(y_pred, Tensor) and isinstance(y, Tensor):  # by far the most frequent case
-            return y_pred, self.targets(y_pred, y)
         y = self.convert_targets(y_pred, y)
         return (self.compared_prediction(y_pred, None) if self.takes_one_output else y_pred), y
 

@@ -200,24 +200,31 @@ class Strategy(HelpfulInit):
 
         The weight of a pair ``(sum, count)`` is unknown: the gradients are those of the sum until ``unscale`` divides them.
         """
-        is_pair = isinstance(loss, tuple) and len(loss) == 2
-        if not isinstance(loss[0] if is_pair else loss, Tensor):
-            raise TypeError(
-                f"The loss of a training step is {describe(loss)}, not a tensor. Return a scalar tensor: remove .item() or "
-                "float(), or add the missing return statement of the loss."
-            )
         self.losses.append(loss)
-        if is_pair:
-            is_padding = type(weight) is float and weight == 0.0
-            loss, count = loss
-            self._count = (0 if self._count is None else self._count) + (0 if is_padding else count)
-            weight = 0.0 if is_padding else 1.0
+        if not isinstance(loss, Tensor):
+            loss, weight = self._add_count(loss, weight)
         if type(weight) is not float or weight != 1.0:
             loss = loss * (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight)
         if self.scales_loss:
             loss = self.scaler.scale(loss)
         loss.backward()
         self.timer.mark("model")
+
+    def _add_count(self, loss: Any, weight: Any) -> tuple[Tensor, float]:
+        """Return the sum of a pair ``(sum, count)`` and its weight, and add its count to that of the update.
+
+        Raises:
+            TypeError: If ``loss`` is no such pair.
+        """
+        total, count = loss if isinstance(loss, tuple) and len(loss) == 2 else (None, 0)
+        if not isinstance(total, Tensor):
+            raise TypeError(
+                f"The loss of a training step is {describe(loss)}, not a tensor. Return a scalar tensor: remove .item() or "
+                "float(), or add the missing return statement of the loss."
+            )
+        is_padding = type(weight) is float and weight == 0.0
+        self._count = (0 if self._count is None else self._count) + (0 if is_padding else count)
+        return total, 0.0 if is_padding else 1.0
 
     def watch_losses(self, watch: bool) -> None:
         """Start or stop to collect the losses of each update in ``losses``; each callback that starts it stops it once."""
