@@ -170,7 +170,7 @@ class KerasSequence(Dataset[Any]):
 
 
 def _check_type(x: Any, y: Any) -> None:
-    """Raise a ``TypeError`` for None, a class, a file name, an image or a sparse matrix."""
+    """Raise a ``TypeError`` for None, a class, a file name, an image, a range or a sparse matrix."""
     if x is None or isinstance(x, type):
         raise TypeError(
             f"Expected data, received {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}."
@@ -187,6 +187,8 @@ def _check_type(x: Any, y: Any) -> None:
             "pass fit(first, validation_data=second)."
         )
     for name, value in (("x", x), ("y", y)):
+        if isinstance(value, range):
+            raise TypeError(f"Expected data, received {value!r} as {name}. Pass numpy.array({name}).")
         if hasattr(value, "toarray") and hasattr(value, "nnz"):
             raise TypeError(f"Expected a dense array, received a sparse {type(value).__name__}. Pass {name}.toarray().")
 

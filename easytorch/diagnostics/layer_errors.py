@@ -216,6 +216,11 @@ def _input_error(failure: Failure, layer: nn.Module, x: Tensor) -> Exception:
         )
     if parameter is not None and x.dtype != parameter.dtype and not x.is_floating_point():
         expected = str(parameter.dtype).removeprefix("torch.")
+        if x.is_complex():
+            return TypeError(
+                f"{title} expects {expected}, received {received}. For a complex layer, create it with dtype={x.dtype}. To give "
+                "real and imaginary parts as separate values to a real layer, pass torch.view_as_real(x)."
+            )
         return TypeError(
             f"{title} expects {expected}, received {received}. Pass x.float(), or x.astype('float32') for a NumPy array. "
             "Divide images by 255, as torchvision's ToTensor does."

@@ -43,6 +43,18 @@ def test_conversions_of_inputs_are_named_for_tensors_and_arrays():
     refused(lambda: fit(compiled(convolution), images, Y[:10]), r"x\.movedim\(-1, 1\), or np\.moveaxis\(x, -1, 1\)")
 
 
+def test_complex_inputs_are_not_cut_to_their_real_part():
+    message = refused(
+        lambda: fit(compiled(), X.to(torch.complex64), Y), r"dtype=torch\.complex64", r"torch\.view_as_real\(x\)", kind=TypeError
+    )
+    assert "x.float()" not in message
+
+
+@pytest.mark.parametrize("call", [lambda: fit(compiled(), range(10), Y[:10]), lambda: fit(compiled(), X[:3], range(3))])
+def test_a_range_is_no_data(call):
+    refused(call, r"range\(0, \d+\)", r"numpy\.array\([xy]\)", kind=TypeError)
+
+
 # The batch dimension of an input of predict
 
 
