@@ -370,7 +370,7 @@ class Model:
             training: True runs the module in train mode, False in eval mode; None in the mode in which it is.
         """
         if isinstance(x, torch.Tensor) and training is None:  # by far the most frequent case
-            return self.strategy.forward(x)
+            return self.signature.call(self.strategy.forward, x)
         if training is not None:
             with (in_train_mode if training else in_eval_mode)(self.module):
                 return self(x)
