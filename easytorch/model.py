@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from easytorch import optimizers
+from easytorch import optimizers, reports
 from easytorch._utils import api_hints
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
@@ -66,6 +66,7 @@ from easytorch.training.summary import format_model, print_summary
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from easytorch.reports.base import Report
     from easytorch.typing import (
         CallbackLike,
         ClassWeightLike,
@@ -86,7 +87,7 @@ if TYPE_CHECKING:
 
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
-    "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "summary",
+    "report", "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "summary",
 )  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
@@ -397,6 +398,7 @@ class Model:
         self,
         x: DataLike,
         *,
+        targets: bool = False,
         batch_size: int | None = None,
         steps: int | None = None,
         to: PathLike | None = None,
@@ -407,6 +409,7 @@ class Model:
 
         Args:
             x: Inputs of any kind that ``fit`` takes. Targets are ignored.
+            targets: Whether to return the pair of outputs and targets. ``x`` is read as in ``fit`` then: ``(x, y)``, or a loader.
             batch_size: Samples per batch, 32 by default.
             steps: Number of batches; None for all.
             to: A ``.npy`` file for outputs that do not fit in memory; the result is read from it. With several outputs, each gets
@@ -417,7 +420,9 @@ class Model:
         Returns:
             An array, or the structure of the module's outputs with arrays.
         """
-        return self._predict(x, batch_size=batch_size, steps=steps, to=to, callbacks=callbacks, verbose=verbose)
+        return self._predict(
+            x, targets=targets, batch_size=batch_size, steps=steps, to=to, callbacks=callbacks, verbose=verbose
+        )
 
     def predict_proba(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return probabilities: the outputs after the softmax, exp or sigmoid that belongs to the loss."""
@@ -458,11 +463,57 @@ class Model:
         classes = self._predict(x, find_classes, batch_size=batch_size, verbose=verbose)
         return self.loss.name_classes(classes, read_names(self.class_names)) if names else classes
 
+    def report(
+        self,
+        x: DataLike,
+        y: TargetLike | None = None,
+        *,
+        by: Any = None,
+        output: str | None = None,
+        threshold: float | None = None,
+        batch_size: int | None = None,
+        bootstrap: int = 1000,
+        seed: int = 0,
+        verbose: int | str = "auto",
+    ) -> Report:
+        """Return everything that is worth knowing about the predictions for ``x``, each number with a 95% interval.
+
+        For classes: scores of each class, confusions, thresholds, calibration, and the worst samples. For numbers: errors by
+        quantile and by target. The report prints as a table, and has ``to_frame()``, ``to_dict()``, ``plot()`` and ``compare()``.
+
+        Args:
+            x: Data of any kind that ``fit`` takes.
+            y: The targets, unless ``x`` contains them.
+            by: Columns by which the score is divided into slices: a dict of arrays with one value per sample or of functions of
+                ``x``, names of columns of the frame ``x``, or a frame.
+            output: The output to report on, if there are several losses.
+            threshold: For binary labels, the probability above which a label is 1; None for 0.5.
+            batch_size: Samples per batch, 32 by default.
+            bootstrap: Repeats of the bootstrap for intervals of what is no share; 0 for none.
+            seed: Seed of the bootstrap.
+            verbose: See ``predict``.
+
+        Raises:
+            ImportError: If scikit-learn is not installed.
+            ValueError: If there is no report for the loss, or the data has no targets.
+
+        Examples:
+            >>> report = model.report(x_test, y_test)
+            >>> print(report)
+            >>> report.compare(old_model.report(x_test, y_test))
+        """
+        self._require_arguments("report", FOR_PREDICTION)
+        return reports.report_on(
+            self, x, y, by=by, output=output, threshold=threshold, batch_size=batch_size, bootstrap=bootstrap, seed=seed,
+            verbose=verbose,
+        )  # fmt: skip
+
     def _predict(
         self,
         x: Any,
         transform: Callable[[Any], Any] | None = None,
         *,
+        targets: bool = False,
         batch_size: int | None = None,
         steps: int | None = None,
         to: PathLike | None = None,
@@ -470,9 +521,9 @@ class Model:
         verbose: int | str = 0,
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
-        x = without_text_targets(x)
-        inputs = as_predict_data(match_columns(x, self.columns), self.signature, self.input_list_length)
-        loader = predictions.warn_if_shuffled(as_loader(inputs, batch_size=batch_size))
+        x = match_columns(x if targets else without_text_targets(x), self.columns)
+        data = x if targets else as_predict_data(x, self.signature, self.input_list_length)
+        loader = predictions.warn_if_shuffled(as_loader(data, batch_size=batch_size))
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
         callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, {"verbose": verbose})
         session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
@@ -485,7 +536,9 @@ class Model:
                 self.callbacks.on_predict_batch_begin(i, {})
                 outputs = self.strategy.run(self.predict_step, batch)
                 outputs = predictions.transform_outputs(transform, outputs, batch)
-                collector.add(map_leaves(to_numpy, predictions.check_one_row_per_sample(outputs, batch)))
+                rows = predictions.check_one_row_per_sample(outputs, batch)
+                rows = predictions.pair_with_targets(rows, self.unpack(batch).y) if targets else rows
+                collector.add(map_leaves(to_numpy, rows))
                 self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
                 if self.stop_predicting:
                     break

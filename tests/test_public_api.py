@@ -14,11 +14,12 @@ import easytorch
 from easytorch import Model
 
 MODULES = ["easytorch", "easytorch.callbacks", "easytorch.data"]
-OTHERS = ["easytorch.losses", "easytorch.metrics", "easytorch.optimizers", "easytorch.typing"]
+OTHERS = ["easytorch.losses", "easytorch.metrics", "easytorch.optimizers", "easytorch.reports", "easytorch.typing"]
 # Parameters that may be anything, by name, and why.
 MAY_BE_ANYTHING = {
     "logs": "subclasses of Callback override hooks with annotations of their own",
     "batch": "the batch of a loader, in any structure",
+    "by": "of Model.report: columns in a dict or a frame, or functions",
     "x": "of Model.__call__: whatever the module takes",
     "y_pred": "the outputs of a module, in any structure",
     "y": "of a metric: the targets, in any structure",
@@ -80,7 +81,17 @@ def test_public_signatures_have_no_any_without_a_reason():
 
 
 def test_results_have_the_signatures_of_the_model():
-    for name in ("fit", "evaluate", "predict", "predict_proba", "predict_classes", "save", "save_weights", "summary"):
+    for name in (
+        "fit",
+        "evaluate",
+        "predict",
+        "predict_proba",
+        "predict_classes",
+        "report",
+        "save",
+        "save_weights",
+        "summary",
+    ):
         for result in (easytorch.History, easytorch.Scores):
             assert inspect.signature(getattr(result, name)) == inspect.signature(getattr(Model, name))
 

@@ -214,6 +214,11 @@ ATTRIBUTE_HINTS = {
     "freeze": "model.module.requires_grad_(False), or the same method of a layer, before compile()",
     "unfreeze": "model.module.requires_grad_(True), and compile() again",
     "show_results": "model.predict_classes(x)",
+    "classification_report": "model.report(x, y)",
+    "confusion_matrix": "model.report(x, y).confusion",
+    "top_losses": "model.report(x, y).to_frame('worst')",
+    "plot_top_losses": "model.report(x, y).plot()",
+    "most_confused": "model.report(x, y).to_frame('confusions')",
     "get_preds": "model.predict_proba(x)",
     "validate": "model.evaluate(data)",
     "test": "model.evaluate(data)",
@@ -396,7 +401,7 @@ METRIC_HINTS = {
     "MeanMetricWrapper": "a function f(y_pred, y) in compile(..., metrics=[f])",
     "MeanIoU": "torchmetrics.JaccardIndex(task='multiclass', num_classes=n) in compile(..., metrics=[...])",
     "CosineSimilarity": "a function: lambda y_pred, y: torch.nn.functional.cosine_similarity(y_pred, y)",
-    "ConfusionMatrix": "sklearn.metrics.confusion_matrix(y, model.predict_classes(x))",
+    "ConfusionMatrix": "model.report(x, y).confusion",
 }
 
 # Values of precision.

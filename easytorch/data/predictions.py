@@ -72,6 +72,24 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
     )
 
 
+def pair_with_targets(outputs: Any, y: Any) -> tuple[Any, Any]:
+    """Return outputs and targets of a batch.
+
+    Raises:
+        ValueError: If the batch has no targets, or the outputs are a list with one entry for each sample.
+    """
+    if y is None:
+        raise ValueError(
+            "targets=True needs data with targets, but the batch has none. Pass predict((x, y), targets=True)."
+        )
+    if isinstance(outputs, SampleList):
+        raise ValueError(
+            "targets=True needs outputs with one row for each sample, but the module returned a list with one entry for each "
+            "sample. Collect the targets in predict_step."
+        )
+    return outputs, y
+
+
 class SampleList(list[Any]):
     """Outputs with one entry for each sample, such as the boxes of a detector or decoded texts."""
 

@@ -453,7 +453,7 @@ class SingleLoss(Criterion):
         return values.mean() if len(values) in _row_counts(y_pred, y) else values
 
     def _weighted(self, y_pred: Any, y: Any, sample_weight: Tensor) -> Tensor:
-        values = self._unreduced(y_pred, y)
+        values = self.unreduced(y_pred, y)
         weights = align_weights(sample_weight, values)
         if weights is None:
             raise ValueError(
@@ -470,7 +470,12 @@ class SingleLoss(Criterion):
         self._counts = {"loss": count}
         return divide(total, count)
 
-    def _unreduced(self, y_pred: Any, y: Any) -> Tensor:
+    def unreduced(self, y_pred: Any, y: Any) -> Tensor:
+        """Return the loss of each value or sample.
+
+        Raises:
+            ValueError: If the loss returns one number for the batch.
+        """
         values: Tensor
         if isinstance(self.function, nn.Module) and hasattr(self.function, "reduction"):
             unreduced: Any = copy.copy(self.function)
@@ -485,8 +490,8 @@ class SingleLoss(Criterion):
             values = values / torch.as_tensor(y[1], device=values.device).clamp(min=1)
         if values.ndim == 0:
             raise ValueError(
-                f"Sample weights need one loss per sample, but {get_name(self.function)!r} returns one number for the batch. "
-                "Return one value per sample from it, or leave the weights out."
+                f"Sample weights and reports need one loss per sample, but {get_name(self.function)!r} returns one number for "
+                "the batch. Return one value per sample from it, or leave the weights out."
             )
         return values
 

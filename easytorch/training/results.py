@@ -51,6 +51,7 @@ class ModelVerbs:
         predict = _forward(_Model.predict)
         predict_proba = _forward(_Model.predict_proba)
         predict_classes = _forward(_Model.predict_classes)
+        report = _forward(_Model.report)
         save = _forward(_Model.save)
         save_weights = _forward(_Model.save_weights)
         summary = _forward(_Model.summary)  # type: ignore[arg-type]  # its options are passed on
@@ -68,6 +69,7 @@ def forward_verbs(model_class: type[Model]) -> None:
         model_class.predict,
         model_class.predict_proba,
         model_class.predict_classes,
+        model_class.report,
         model_class.save,
         model_class.save_weights,
         model_class.summary,

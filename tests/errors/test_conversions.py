@@ -45,7 +45,10 @@ def test_conversions_of_inputs_are_named_for_tensors_and_arrays():
 
 def test_complex_inputs_are_not_cut_to_their_real_part():
     message = refused(
-        lambda: fit(compiled(), X.to(torch.complex64), Y), r"dtype=torch\.complex64", r"torch\.view_as_real\(x\)", kind=TypeError
+        lambda: fit(compiled(), X.to(torch.complex64), Y),
+        r"dtype=torch\.complex64",
+        r"torch\.view_as_real\(x\)",
+        kind=TypeError,
     )
     assert "x.float()" not in message
 

@@ -1,0 +1,173 @@
+"""The report that belongs to a loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easytorch._utils.integers import positive_int
+from easytorch._utils.pytree import describe
+from easytorch.data.batch import from_numpy
+from easytorch.data.class_names import names_of
+from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss, resolve_loss
+
+if TYPE_CHECKING:
+    from easytorch.reports.base import Report
+
+ROWS = 4096  # samples whose losses are computed at a time
+
+
+def make_report(
+    outputs: Any,
+    y: Any,
+    loss: Any = "cross_entropy",
+    *,
+    class_names: Any = None,
+    output: str | None = None,
+    threshold: float | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Report:
+    """Return the report on ``outputs``, which ``predict`` returned, for the targets ``y``.
+
+    Args:
+        outputs: Outputs of the module, not probabilities: ``[N, classes]`` or ``[N, ...]``; also an array of a file.
+        y: The targets, as the loss takes them.
+        loss: The loss, as in ``compile``. It decides the kind of the report.
+        class_names: The name of each class, label or output.
+        output: The output to report on, if there are several losses.
+        threshold: For binary labels, the probability above which a label is 1; None for 0.5.
+        bootstrap: Repeats of the bootstrap, which gives intervals of what is no share; 0 for none.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+        ValueError: If there is no report for this loss or these shapes.
+
+    Examples:
+        >>> outputs = model.predict(x, to="outputs.npy")
+        >>> print(make_report(outputs, y, "cross_entropy", class_names=["cat", "dog"]))
+    """
+    try:
+        from easytorch.reports.intervals import Bootstrap
+    except ImportError as error:
+        raise ImportError("A report needs scikit-learn: pip install scikit-learn") from error
+    criterion = loss if isinstance(loss, Criterion) else resolve_loss(loss)
+    if isinstance(criterion, MultiOutputLoss):
+        criterion, outputs, y, class_names = _select(criterion, outputs, y, class_names, output)
+    if not isinstance(criterion, SingleLoss) or (criterion.kind is None and not criterion.is_elementwise):
+        raise ValueError(
+            f"There is no report for the loss {criterion!r}. Reports are for classes, labels and numbers: 'cross_entropy', "
+            "'bce_with_logits', 'mse'."
+        )
+    criterion = copy.deepcopy(criterion)
+    criterion.to(torch.device("cpu"))
+    repeats = positive_int("bootstrap", bootstrap) if bootstrap else 0
+    prediction, targets = _as_tensors(criterion, outputs, y)
+    if criterion.kind == "multiclass":
+        _check_labels(criterion, prediction, targets)
+    losses = sample_losses(criterion, prediction, targets)
+    options: dict[str, Any] = {"losses": losses, "bootstrap": Bootstrap(repeats, seed)}
+    return _build(criterion, prediction, targets, names_of(class_names, None), threshold, options)
+
+
+def _build(
+    loss: SingleLoss,
+    y_pred: Tensor,
+    y: Tensor,
+    names: list[str] | None,
+    threshold: float | None,
+    options: dict[str, Any],
+) -> Report:
+    from easytorch.reports.classification import ClassificationReport, MultilabelReport
+    from easytorch.reports.regression import RegressionReport
+
+    if loss.kind is None and threshold is not None:
+        raise ValueError(f"threshold has no effect on the loss, {loss!r}. Leave it out.")
+    if loss.kind is None:
+        return RegressionReport(y.double().numpy(), y_pred.double().numpy(), names=names, **options)
+    probabilities = loss.probabilities(y_pred.double()).numpy()
+    if loss.kind == "multiclass":
+        if threshold is not None:
+            loss.classes(y_pred[:1], threshold)  # raises the error of predict_classes
+        labels = y.argmax(1) if y.is_floating_point() else y
+        counted = (labels != loss.ignore_index).numpy()
+        options |= {"losses": options["losses"][counted], "indices": np.flatnonzero(counted)}
+        report = ClassificationReport(labels.numpy()[counted], probabilities[counted], names=names, **options)
+        report.count = len(labels)
+        return report
+    cut = 0.5 if threshold is None else threshold
+    if probabilities.size == len(probabilities):
+        both = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
+        labels = y.reshape(-1)
+        if not bool(((labels == 0) | (labels == 1)).all()):
+            raise ValueError("A report on two classes needs targets of 0 and 1, received others.")
+        return ClassificationReport(labels.long().numpy(), both, names=names, threshold=cut, **options)
+    return MultilabelReport(y.numpy(), probabilities, names=names, threshold=cut, **options)
+
+
+def _as_tensors(loss: SingleLoss, outputs: Any, y: Any) -> tuple[Tensor, Tensor]:
+    prediction = loss.compared_prediction(_to_tensor(outputs), None)
+    targets = _to_tensor(y)
+    if not isinstance(prediction, Tensor) or not isinstance(targets, Tensor):
+        raise ValueError(
+            f"A report compares one array of outputs with one of targets, received {describe(prediction)} and "
+            f"{describe(targets)}. With several losses, pass output='name'."
+        )
+    if not len(targets):
+        raise ValueError("A report needs at least one sample, received none.")
+    if len(prediction) != len(targets):
+        raise ValueError(f"Expected one target for each of {len(prediction)} outputs, received {len(targets)}.")
+    return prediction, loss.convert_targets(prediction, targets)
+
+
+def _check_labels(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
+    """Raise a ``ValueError`` unless ``y`` has one label of a class for each sample."""
+    labels = y.argmax(1) if y.is_floating_point() else y
+    if y_pred.ndim != 2 or labels.ndim != 1:
+        raise ValueError(
+            f"A report needs one label per sample, received outputs {list(y_pred.shape)} and targets {list(y.shape)}. Select the "
+            "parts of the outputs to report on, and pass them to easytorch.reports.make_report."
+        )
+    counted, classes = labels[labels != loss.ignore_index], y_pred.shape[1]
+    if len(counted) and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
+        raise ValueError(
+            f"The labels are {int(counted.min())} to {int(counted.max())}, but there are {classes} classes: expected 0 to "
+            f"{classes - 1}."
+        )
+
+
+def _to_tensor(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    return from_numpy(np.asarray(value)) if isinstance(value, np.ndarray) or hasattr(value, "__array__") else value
+
+
+def sample_losses(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> np.ndarray[Any, Any] | None:
+    """Return the loss of each sample, the mean over its values; None for a custom loss that has one number per batch."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(y), ROWS):
+            values = loss.unreduced(y_pred[start : start + ROWS], y[start : start + ROWS])
+            parts.append(values.reshape(len(values), -1).mean(1))
+    return torch.cat(parts).double().numpy() if parts else np.zeros(0)
+
+
+def _select(
+    loss: MultiOutputLoss, outputs: Any, y: Any, class_names: Any, output: str | None
+) -> tuple[Any, Any, Any, Any]:
+    if output not in loss.losses:
+        names: Sequence[str] = list(loss.losses)
+        raise ValueError(f"There are several losses. Pass output=, one of {names}, received {output!r}.")
+    name = str(output)
+    return (
+        loss.losses[name],
+        loss.by_output(outputs, "outputs")[name],
+        loss.by_output(y, "targets")[name],
+        names_of(class_names, name),
+    )

@@ -1,0 +1,391 @@
+"""Reports on the predictions of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+
+from easytorch.reports.base import WORST, Array, Report, Row
+from easytorch.reports.estimate import Estimate
+from easytorch.reports.intervals import Bootstrap, proportion
+
+# Bins of the calibration error, as in C. Guo et al., On calibration of modern neural networks, 2017.
+BINS = 15
+# Classes whose curves fit in one panel.
+MAX_CURVES = 10
+
+
+class ClassificationReport(Report):
+    """A report on predictions of one class per sample.
+
+    Attributes:
+        probabilities: ``[N, classes]``.
+        names: The name of each class.
+        confusion: Number of samples by true class (row) and predicted class (column).
+        threshold: For two classes from one output, the probability above which class 1 is predicted; otherwise None.
+    """
+
+    title, score_name, higher_is_better = "Classification", "accuracy", True
+
+    def __init__(
+        self,
+        y: Array,
+        probabilities: Array,
+        *,
+        names: Sequence[str] | None = None,
+        losses: Array | None = None,
+        threshold: float | None = None,
+        bootstrap: Bootstrap,
+        indices: Array | None = None,
+    ) -> None:
+        classes = probabilities.shape[1]
+        predicted = probabilities.argmax(1) if threshold is None else (probabilities[:, 1] > threshold).astype(int)
+        super().__init__(y, predicted, losses, bootstrap, indices)
+        self.probabilities, self.threshold = probabilities, threshold
+        self.names = [str(i) for i in range(classes)] if names is None else list(names)
+        self.confusion = metrics.confusion_matrix(y, predicted, labels=range(classes))
+        self._measure()
+
+    def scores(self) -> Array:
+        """Return whether each prediction is right."""
+        return np.asarray(self.y == self.predicted)
+
+    def _measure(self) -> None:
+        right = int(np.trace(self.confusion))
+        of_counts = self.bootstrap.of_counts(_confusion_scores, self.confusion)
+        curves = self.bootstrap.of_samples(self._curve_scores, len(self))
+        classes = len(self.names)
+        self.summary = {
+            "accuracy": proportion(right, len(self)),
+            "balanced_accuracy": of_counts[-2],
+            "f1 (macro)": of_counts[-1],
+            "roc_auc (macro)": curves[-2],
+            "average_precision (macro)": curves[-1],
+            **self._probability_scores(),
+        }
+        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        self.tables["classes"] = [
+            {
+                "class": name,
+                "precision": proportion(self.confusion[i, i], predicted[i]),
+                "recall": proportion(self.confusion[i, i], true[i]),
+                "f1": of_counts[i],
+                "roc_auc": curves[i],
+                "average_precision": curves[classes + i],
+                "support": int(true[i]),
+            }
+            for i, name in enumerate(self.names)
+        ]
+        if classes == 2:
+            self.tables["thresholds"] = self._thresholds()
+        self.tables["confusions"] = self._confusions()
+        self.add_worst()
+        self.tables["confident_errors"] = self._confident_errors()
+
+    def _curve_scores(self, weights: Array) -> Array:
+        """Return AUC and average precision of each class against the rest, then both means, ``[repeats, 2 * classes + 2]``."""
+        columns = [_areas(self.probabilities[:, i], self.y == i, weights) for i in range(len(self.names))]
+        areas = np.stack([auc for auc, _ in columns] + [precision for _, precision in columns], axis=1)
+        classes = len(self.names)
+        with np.errstate(invalid="ignore"):
+            means = [_nan_mean(areas[:, :classes]), _nan_mean(areas[:, classes:])]
+        return np.column_stack([areas, *means])
+
+    def _probability_scores(self) -> dict[str, Estimate]:
+        """Return the scores of the probabilities: mean log loss, Brier score, and calibration error."""
+        truth = np.eye(len(self.names))[self.y]
+        chosen = self.probabilities[np.arange(len(self)), self.y]
+        log_losses = -np.log(np.clip(chosen, np.finfo(float).tiny, 1))
+        brier = ((self.probabilities - truth) ** 2).sum(1)
+        confidence = self.probabilities[np.arange(len(self)), self.predicted]
+        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+        members = np.eye(BINS)[bins]
+        gaps = members * (self.scores() - confidence)[:, None]
+
+        def measure(weights: Array) -> Array:
+            total = weights.sum(1)
+            calibration = np.abs(weights @ gaps).sum(1) / total
+            return np.column_stack([weights @ log_losses / total, weights @ brier / total, calibration])
+
+        return dict(
+            zip(
+                ("log_loss", "brier_score", "calibration_error"),
+                self.bootstrap.of_samples(measure, len(self)),
+                strict=True,
+            )
+        )
+
+    def _thresholds(self) -> list[Row]:
+        """Return the threshold with the highest F1 of class 1, and that with the highest sum of sensitivity and specificity."""
+        scores, is_positive = self.probabilities[:, 1], self.y == 1
+        if not 0 < is_positive.sum() < len(self):
+            return []
+        precision, recall, cuts = metrics.precision_recall_curve(is_positive, scores)
+        with np.errstate(invalid="ignore"):
+            f1 = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
+        false_rate, true_rate, roc_cuts = metrics.roc_curve(is_positive, scores, drop_intermediate=False)
+        best = int(np.argmax(true_rate - false_rate))
+        return [
+            {"criterion": "f1", "threshold": float(cuts[f1.argmax()]), "value": float(f1.max())},
+            {
+                "criterion": "sensitivity + specificity - 1",
+                "threshold": float(roc_cuts[best]),
+                "value": float(true_rate[best] - false_rate[best]),
+            },
+        ]
+
+    def _confusions(self) -> list[Row]:
+        """Return the most frequent errors."""
+        errors = self.confusion - np.diag(np.diag(self.confusion))
+        order = np.argsort(-errors, axis=None, kind="stable")[:WORST]
+        pairs = [np.unravel_index(int(index), errors.shape) for index in order]
+        return [
+            {
+                "true": self.names[i],
+                "predicted": self.names[j],
+                "count": int(errors[i, j]),
+                "share": proportion(errors[i, j], self.confusion[i].sum()),
+            }
+            for i, j in pairs
+            if errors[i, j]
+        ]
+
+    def worst_rows(self, indices: Array) -> list[Row]:
+        """Return index, classes, probability and loss of samples."""
+        return [
+            {
+                "index": int(self.indices[i]),
+                "true": self.names[self.y[i]],
+                "predicted": self.names[self.predicted[i]],
+                "probability": float(self.probabilities[i, self.predicted[i]]),
+                **({"loss": float(self.losses[i])} if self.losses is not None else {}),
+            }
+            for i in indices
+        ]
+
+    def _confident_errors(self) -> list[Row]:
+        """Return the wrong predictions with the highest probability."""
+        confidence = self.probabilities[np.arange(len(self)), self.predicted]
+        wrong = np.flatnonzero(~self.scores())
+        return self.worst_rows(wrong[np.argsort(-confidence[wrong], kind="stable")[:WORST]])
+
+    def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
+        """Return confusion matrix, ROC and precision-recall curves, and calibration."""
+        return [
+            ("confusion matrix (rows: true)", self._draw_confusion),
+            ("ROC", self._draw_roc),
+            ("precision and recall", self._draw_precision),
+            ("calibration", self._draw_calibration),
+        ]
+
+    def _draw_confusion(self, axes: Any) -> None:
+        rows = self.confusion.sum(1, keepdims=True)
+        axes.imshow(self.confusion / np.maximum(rows, 1), cmap="Blues", vmin=0, vmax=1)
+        if len(self.names) <= 20:
+            axes.set_xticks(range(len(self.names)), self.names, rotation=90)
+            axes.set_yticks(range(len(self.names)), self.names)
+        if len(self.names) <= 12:
+            for (i, j), count in np.ndenumerate(self.confusion):
+                if count:
+                    axes.text(
+                        j,
+                        i,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        fontsize=6,
+                        color="white" if 2 * count > rows[i, 0] else "black",
+                    )
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+
+    def _curve_classes(self) -> list[int]:
+        """Return the classes whose curves are drawn: those with samples, the least separable first."""
+        classes = [1] if len(self.names) == 2 else range(len(self.names))
+        present = [i for i in classes if 0 < (self.y == i).sum() < len(self)]
+        return sorted(present, key=lambda i: self.tables["classes"][i]["roc_auc"].value)[:MAX_CURVES]
+
+    def _draw_roc(self, axes: Any) -> None:
+        for i in self._curve_classes():
+            false_rate, true_rate, _ = metrics.roc_curve(self.y == i, self.probabilities[:, i])
+            axes.plot(false_rate, true_rate, label=self.names[i])
+        axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+        axes.legend(fontsize=6)
+
+    def _draw_precision(self, axes: Any) -> None:
+        for i in self._curve_classes():
+            precision, recall, _ = metrics.precision_recall_curve(self.y == i, self.probabilities[:, i])
+            axes.plot(recall, precision, label=self.names[i])
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        axes.set_ylim(0, 1.02)
+
+    def _draw_calibration(self, axes: Any) -> None:
+        confidence = self.probabilities[np.arange(len(self)), self.predicted]
+        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+        points = [
+            (confidence[bins == i].mean(), proportion(self.scores()[bins == i].sum(), (bins == i).sum()))
+            for i in np.unique(bins)
+        ]
+        low = [estimate.value - estimate.low for _, estimate in points]
+        high = [estimate.high - estimate.value for _, estimate in points]
+        axes.errorbar(
+            [x for x, _ in points], [estimate.value for _, estimate in points], [low, high], marker="o", linestyle=""
+        )
+        axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
+        axes.set_xlabel("predicted probability")
+        axes.set_ylabel("share of right predictions")
+
+
+class MultilabelReport(Report):
+    """A report on predictions of any number of labels per sample.
+
+    Attributes:
+        probabilities: ``[N, labels]``.
+        names: The name of each label.
+        threshold: The probability above which a label is predicted.
+    """
+
+    title, score_name, higher_is_better = "Multilabel classification", "exact_match", True
+
+    def __init__(
+        self,
+        y: Array,
+        probabilities: Array,
+        *,
+        names: Sequence[str] | None = None,
+        losses: Array | None = None,
+        threshold: float = 0.5,
+        bootstrap: Bootstrap,
+    ) -> None:
+        if y.shape != probabilities.shape or not np.isin(y, (0, 1)).all():
+            raise ValueError(
+                f"Expected labels 0 and 1 in the shape of the probabilities, {probabilities.shape}, received {y.shape}."
+            )
+        super().__init__(y.astype(int), (probabilities > threshold).astype(int), losses, bootstrap)
+        self.probabilities, self.threshold = probabilities, threshold
+        self.names = [str(i) for i in range(y.shape[1])] if names is None else list(names)
+        self._measure()
+
+    def scores(self) -> Array:
+        """Return whether all labels of each sample are right."""
+        exact: Array = (self.y == self.predicted).all(1)
+        return exact
+
+    def _measure(self) -> None:
+        hits = np.concatenate([self.y * self.predicted, self.predicted, self.y], axis=1).astype(float)
+        right = (self.y == self.predicted).mean(1)
+
+        def measure(weights: Array) -> Array:
+            true, predicted, actual = np.split(weights @ hits, 3, axis=1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                f1 = 2 * true / (predicted + actual)
+            return np.column_stack([f1, _nan_mean(f1), weights @ right / weights.sum(1)])
+
+        columns = self.bootstrap.of_samples(measure, len(self))
+        areas = self.bootstrap.of_samples(self._curve_scores, len(self))
+        labels = len(self.names)
+        self.summary = {
+            "exact_match": proportion(self.scores().sum(), len(self)),
+            "accuracy of labels": columns[-1],
+            "f1 (macro)": columns[-2],
+            "roc_auc (macro)": areas[-2],
+            "average_precision (macro)": areas[-1],
+        }
+        true, predicted, actual = np.split(hits.sum(0), 3)
+        self.tables["labels"] = [
+            {
+                "label": name,
+                "precision": proportion(true[i], predicted[i]),
+                "recall": proportion(true[i], actual[i]),
+                "f1": columns[i],
+                "roc_auc": areas[i],
+                "average_precision": areas[labels + i],
+                "support": int(actual[i]),
+            }
+            for i, name in enumerate(self.names)
+        ]
+        self.add_worst()
+
+    def _curve_scores(self, weights: Array) -> Array:
+        labels = len(self.names)
+        columns = [_areas(self.probabilities[:, i], self.y[:, i] == 1, weights) for i in range(labels)]
+        areas = np.stack([auc for auc, _ in columns] + [precision for _, precision in columns], axis=1)
+        return np.column_stack([areas, _nan_mean(areas[:, :labels]), _nan_mean(areas[:, labels:])])
+
+    def worst_rows(self, indices: Array) -> list[Row]:
+        """Return index, labels and loss of samples."""
+
+        def listed(row: Array) -> str:
+            return ", ".join(name for name, is_set in zip(self.names, row, strict=True) if is_set) or "-"
+
+        assert self.losses is not None
+        return [
+            {
+                "index": int(i),
+                "true": listed(self.y[i]),
+                "predicted": listed(self.predicted[i]),
+                "loss": float(self.losses[i]),
+            }
+            for i in indices
+        ]
+
+    def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
+        """Return the scores of each label."""
+        return [("f1 of each label", self._draw_labels)]
+
+    def _draw_labels(self, axes: Any) -> None:
+        rows = self.tables["labels"]
+        values = [row["f1"] for row in rows]
+        errors = np.nan_to_num(
+            [[estimate.value - estimate.low, estimate.high - estimate.value] for estimate in values]
+        ).T
+        axes.errorbar(
+            [estimate.value for estimate in values],
+            range(len(rows)),
+            xerr=np.maximum(errors, 0),
+            marker="o",
+            linestyle="",
+        )
+        axes.set_yticks(range(len(rows)), self.names)
+        axes.set_xlim(0, 1)
+
+
+def _confusion_scores(confusion: Array) -> Array:
+    """Return the F1 of each class, the balanced accuracy and the macro F1 of confusion matrices ``[..., classes, classes]``."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, predicted = confusion.sum(-1), confusion.sum(-2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1, recall = 2 * right / (true + predicted), right / true
+    return np.concatenate([f1, _nan_mean(recall)[..., None], _nan_mean(f1)[..., None]], axis=-1)
+
+
+def _nan_mean(values: Array) -> Array:
+    """Return the mean of the last dimension over all values that are defined; NaN if none is."""
+    count = (~np.isnan(values)).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.nansum(values, -1) / count)
+
+
+def _areas(scores: Array, is_positive: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the area below the ROC curve, and the average precision, for weights ``[repeats, N]``; NaN without both classes.
+
+    They equal ``sklearn.metrics.roc_auc_score`` and ``average_precision_score`` with ``sample_weight``, for all repeats at once.
+    """
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    positive = np.add.reduceat(weights[:, order] * is_positive[order], starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~is_positive[order], starts, axis=1)
+    positives, negatives = positive.cumsum(1), negative.cumsum(1)
+    total, others = positives[:, -1], negatives[:, -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # A negative sample ranks below all positive ones that come before it, and below half of those with the same score.
+        auc = (negative * (positives - positive / 2)).sum(1) / (total * others)
+        precision = np.nan_to_num(positives / (positives + negatives))
+        average = (positive * precision).sum(1) / total
+    return auc, np.where(others > 0, average, np.nan)

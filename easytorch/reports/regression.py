@@ -1,0 +1,139 @@
+"""Reports on the predictions of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from easytorch.reports.base import Array, Report, Row
+from easytorch.reports.estimate import Estimate
+from easytorch.reports.intervals import Bootstrap, quantile
+
+SHARES = (0.5, 0.9, 0.95, 0.99)
+GROUPS = 5
+
+
+class RegressionReport(Report):
+    """A report on predictions of one or more numbers per sample.
+
+    Attributes:
+        errors: Prediction minus target, ``[N, outputs]``.
+        names: The name of each output.
+    """
+
+    title, score_name, higher_is_better = "Regression", "mae", False
+
+    def __init__(
+        self,
+        y: Array,
+        predicted: Array,
+        *,
+        names: Sequence[str] | None = None,
+        losses: Array | None = None,
+        bootstrap: Bootstrap,
+    ) -> None:
+        y, predicted = (np.asarray(values, dtype=float).reshape(len(values), -1) for values in (y, predicted))
+        if y.shape != predicted.shape:
+            raise ValueError(
+                f"Expected targets in the shape of the predictions, {predicted.shape}, received {y.shape}."
+            )
+        super().__init__(y, predicted, losses, bootstrap)
+        self.errors = predicted - y
+        if self.losses is None:
+            self.losses = (self.errors**2).mean(1)
+        self.names = [str(i) for i in range(y.shape[1])] if names is None else list(names)
+        if len(self.names) != y.shape[1]:
+            raise ValueError(f"names expects {y.shape[1]} names, one for each output, received {self.names}.")
+        self._measure()
+
+    def scores(self) -> Array:
+        """Return the mean absolute error of each sample."""
+        return np.asarray(np.abs(self.errors).mean(1))
+
+    def _measure(self) -> None:
+        outputs = [self._measure_output(self.y[:, i], self.errors[:, i]) for i in range(len(self.names))]
+        if len(outputs) == 1:
+            self.summary = outputs[0]
+        else:
+            self.summary = self._measure_output(self.y.mean(1), None)
+            self.tables["outputs"] = [{"output": name, **row} for name, row in zip(self.names, outputs, strict=True)]
+        absolute = self.scores()
+        self.tables["absolute error"] = [{"quantile": share, "error": quantile(absolute, share)} for share in SHARES]
+        self.tables["error by target"] = self._by_target()
+        self.add_worst()
+
+    def _measure_output(self, y: Array, errors: Array | None) -> dict[str, Estimate]:
+        """Return the scores of one output; of the mean over all outputs if ``errors`` is None."""
+        absolute = self.scores() if errors is None else np.abs(errors)
+        squared = (self.errors**2).mean(1) if errors is None else errors**2
+        signed = self.errors.mean(1) if errors is None else errors
+        targets = self.y if errors is None else y[:, None]
+        residuals = self.errors**2 if errors is None else (errors**2)[:, None]
+
+        def measure(weights: Array) -> Array:
+            total = weights.sum(1, keepdims=True)
+            variance = weights @ targets**2 / total - (weights @ targets / total) ** 2
+            with np.errstate(invalid="ignore", divide="ignore"):
+                r2 = (1 - weights @ residuals / total / variance).mean(1)
+            mean = weights / total
+            return np.column_stack([mean @ absolute, np.sqrt(mean @ squared), r2, mean @ signed])
+
+        # Sums of squares lose no digits if the targets are near 0.
+        targets = targets - targets.mean(0)
+        return dict(zip(("mae", "rmse", "r2", "bias"), self.bootstrap.of_samples(measure, len(y)), strict=True))
+
+    def _by_target(self) -> list[Row]:
+        """Return the error of the samples in each fifth of the targets."""
+        if len(self.names) > 1:
+            return []
+        y, errors = self.y[:, 0], self.errors[:, 0]
+        edges = np.unique(np.quantile(y, np.linspace(0, 1, GROUPS + 1)))
+        groups = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, max(len(edges) - 2, 0))
+        rows: list[Row] = []
+        for group in np.unique(groups):
+            members = groups == group
+            mae, bias = self._mean_errors(errors[members])
+            ends = {"from": float(y[members].min()), "to": float(y[members].max())}
+            rows.append({**ends, "samples": int(members.sum()), "mae": mae, "bias": bias})
+        return rows
+
+    def _mean_errors(self, errors: Array) -> list[Estimate]:
+        """Return the mean of the absolute errors and of the errors."""
+        values = np.column_stack([np.abs(errors), errors])
+        return self.bootstrap.of_samples(lambda weights: weights @ values / weights.sum(1, keepdims=True), len(errors))
+
+    def worst_rows(self, indices: Array) -> list[Row]:
+        """Return index, targets, predictions and loss of samples."""
+        assert self.losses is not None
+
+        def shown(values: Array) -> Any:
+            return float(values[0]) if len(values) == 1 else [float(value) for value in values]
+
+        return [
+            {
+                "index": int(i),
+                "true": shown(self.y[i]),
+                "predicted": shown(self.predicted[i]),
+                "loss": float(self.losses[i]),
+            }
+            for i in indices
+        ]
+
+    def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
+        """Return predictions against targets, and the residuals."""
+        return [("predictions", self._draw_predictions), ("residuals", self._draw_residuals)]
+
+    def _draw_predictions(self, axes: Any) -> None:
+        for i, name in enumerate(self.names[:10]):
+            axes.scatter(self.y[:, i], self.predicted[:, i], s=4, alpha=0.5, label=name)
+        ends = [min(self.y.min(), self.predicted.min()), max(self.y.max(), self.predicted.max())]
+        axes.plot(ends, ends, color="gray", linestyle=":")
+        axes.set_xlabel("target")
+        axes.set_ylabel("prediction")
+
+    def _draw_residuals(self, axes: Any) -> None:
+        axes.hist(self.errors, bins=40)
+        axes.axvline(0, color="gray", linestyle=":")
+        axes.set_xlabel("prediction - target")

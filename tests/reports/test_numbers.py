@@ -1,0 +1,165 @@
+"""Promise: the numbers of a report are those of scikit-learn and torchmetrics, and their intervals cover 95%."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from sklearn.datasets import load_diabetes, load_digits
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from easytorch.reports import make_report
+from easytorch.reports.classification import _areas
+from easytorch.reports.comparison import _compare_shares
+from easytorch.reports.intervals import Bootstrap, proportion, quantile
+
+
+def logits(classes: int, count: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return outputs with ties, and labels that they predict better than chance."""
+    generator = np.random.default_rng(seed)
+    y = generator.integers(classes, size=count)
+    outputs = generator.normal(size=(count, classes)) + 1.5 * np.eye(classes)[y]
+    return outputs.round(1).astype("float32"), y
+
+
+def values(estimates) -> list[float]:
+    return [estimate.value for estimate in estimates]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_class_scores_are_those_of_scikit_learn(classes):
+    outputs, y = logits(classes)
+    report = make_report(outputs, y, "cross_entropy", bootstrap=0)
+    p = torch.tensor(outputs).double().softmax(1).numpy()
+    predicted = outputs.argmax(1)
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(y, predicted)
+    rows = report.tables["classes"]
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        np.testing.assert_allclose(values(row[name] for row in rows), expected)
+    assert [row["support"] for row in rows] == support.tolist()
+    truth = np.eye(classes)[y]
+    expected = {
+        "accuracy": metrics.accuracy_score(y, predicted),
+        "balanced_accuracy": metrics.balanced_accuracy_score(y, predicted),
+        "f1 (macro)": metrics.f1_score(y, predicted, average="macro"),
+        "roc_auc (macro)": metrics.roc_auc_score(truth, p, average="macro"),
+        "average_precision (macro)": metrics.average_precision_score(truth, p, average="macro"),
+        "log_loss": metrics.log_loss(y, p),
+        "brier_score": ((p - truth) ** 2).sum(1).mean(),
+        "calibration_error": float(multiclass_calibration_error(torch.tensor(p), torch.tensor(y), classes, n_bins=15)),
+    }
+    assert {name: estimate.value for name, estimate in report.summary.items()} == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(report.confusion, metrics.confusion_matrix(y, predicted))
+    losses = torch.nn.functional.cross_entropy(torch.tensor(outputs), torch.tensor(y), reduction="none").numpy()
+    assert [row["index"] for row in report.tables["worst"]] == np.argsort(-losses, kind="stable")[:10].tolist()
+
+
+@pytest.mark.parametrize("has_ties", [True, False])
+def test_weighted_areas_are_those_of_scikit_learn(has_ties):
+    outputs, y = logits(2)
+    scores = outputs[:, 1] if has_ties else outputs[:, 1] + np.arange(300) * 1e-5
+    weights = next(Bootstrap(20, seed=1).weights(300))
+    auc, average = _areas(scores, y == 1, weights)
+    for i in range(20):
+        assert auc[i] == pytest.approx(metrics.roc_auc_score(y, scores, sample_weight=weights[i]))
+        assert average[i] == pytest.approx(metrics.average_precision_score(y, scores, sample_weight=weights[i]))
+
+
+def test_binary_outputs_have_thresholds_of_scikit_learn():
+    outputs, y = logits(2)
+    scores = outputs[:, 1] - outputs[:, 0]
+    report = make_report(scores[:, None], y[:, None].astype("float32"), "bce_with_logits", bootstrap=0)
+    best = report.tables["thresholds"][0]
+    p = report.probabilities[:, 1]
+    assert metrics.f1_score(y, p >= best["threshold"]) == pytest.approx(best["value"])
+    assert all(metrics.f1_score(y, p >= cut) <= best["value"] + 1e-12 for cut in np.unique(p))
+    lower = make_report(scores[:, None], y[:, None].astype("float32"), "bce_with_logits", threshold=0.2, bootstrap=0)
+    assert lower.summary["accuracy"].value == metrics.accuracy_score(y, p > 0.2)
+
+
+def test_multilabel_scores_are_those_of_scikit_learn():
+    outputs, _ = logits(4, seed=2)
+    y = (outputs + np.random.default_rng(3).normal(size=outputs.shape) > 0.5).astype("float32")
+    report = make_report(outputs, y, "bce_with_logits", bootstrap=0)
+    predicted = outputs > 0
+    assert report.summary["exact_match"].value == metrics.accuracy_score(y, predicted)
+    assert report.summary["f1 (macro)"].value == pytest.approx(metrics.f1_score(y, predicted, average="macro"))
+    assert report.summary["roc_auc (macro)"].value == pytest.approx(metrics.roc_auc_score(y, outputs))
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(y, predicted)
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        np.testing.assert_allclose(values(row[name] for row in report.tables["labels"]), expected)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_regression_scores_are_those_of_scikit_learn(outputs):
+    y = np.random.default_rng(0).normal(1000, 5, size=(200, outputs))
+    predicted = y + np.random.default_rng(1).normal(1, 2, size=y.shape)
+    report = make_report(predicted, y, "mse", bootstrap=0)
+    assert report.summary["mae"].value == pytest.approx(metrics.mean_absolute_error(y, predicted))
+    assert report.summary["rmse"].value == pytest.approx(metrics.mean_squared_error(y, predicted) ** 0.5)
+    assert report.summary["r2"].value == pytest.approx(metrics.r2_score(y, predicted))
+    assert report.summary["bias"].value == pytest.approx((predicted - y).mean())
+
+
+def test_ignored_labels_are_left_out_with_their_indices():
+    outputs, y = logits(3)
+    y[::3] = -100
+    report = make_report(outputs, y, "cross_entropy", bootstrap=0)
+    counted = y != -100
+    assert len(report) == counted.sum()
+    assert report.summary["accuracy"].value == metrics.accuracy_score(y[counted], outputs[counted].argmax(1))
+    assert all(y[row["index"]] != -100 for row in report.tables["worst"])
+    report.add_slices({"first half": np.arange(300) < 150})
+    assert sum(row["samples"] for row in report.tables["slices"]) == counted.sum()
+
+
+def coverage(draw, truth: float, repeats: int = 1000) -> float:
+    """Return the share of intervals that contain ``truth``."""
+    estimates = [draw(seed) for seed in range(repeats)]
+    return float(np.mean([estimate.low <= truth <= estimate.high for estimate in estimates]))
+
+
+# The standard deviation of a coverage over 1,000 repeats is 0.7%. Quantiles of 200 samples cover a little more than 95%.
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["share", "f1", "mean", "quantile", "difference"])
+def test_intervals_cover_95_percent(kind):
+    def draw(seed: int):
+        generator = np.random.default_rng(seed)
+        if kind == "share":
+            return proportion(generator.binomial(200, 0.9), 200)
+        if kind == "quantile":
+            return quantile(generator.exponential(size=200), 0.9)
+        if kind == "mean":
+            sample = generator.normal(size=200)
+            statistic = Bootstrap(400, seed).of_samples(lambda weights: (weights @ sample / 200)[:, None], 200)
+            return statistic[0]
+        if kind == "difference":
+            right = generator.random((2, 200)) < [[0.9], [0.8]]
+            return _compare_shares(*right)[0]
+        counts = generator.multinomial(300, np.array([[0.4, 0.1], [0.15, 0.35]]).ravel()).reshape(2, 2)
+        f1 = Bootstrap(400, seed).of_counts(
+            lambda drawn: (2 * drawn[..., 1, 1] / (drawn[..., 1, :].sum(-1) + drawn[..., :, 1].sum(-1)))[..., None],
+            counts,
+        )
+        return f1[0]
+
+    truth = {"share": 0.9, "quantile": np.log(10), "mean": 0.0, "difference": 0.1, "f1": 0.7 / 0.95}[kind]
+    assert 0.93 <= coverage(draw, truth) <= 0.975
+
+
+def test_digits_and_diabetes_agree_with_the_report_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    digits = load_digits()
+    classifier = LogisticRegression(max_iter=50, tol=1e-2).fit(digits.data[:900] / 16, digits.target[:900])
+    outputs = classifier.decision_function(digits.data[900:] / 16)
+    report = make_report(outputs, digits.target[900:], "cross_entropy", bootstrap=20)
+    expected = metrics.classification_report(digits.target[900:], outputs.argmax(1), output_dict=True)
+    for row in report.tables["classes"]:
+        assert row["f1"].value == pytest.approx(expected[row["class"]]["f1-score"])
+        assert row["f1"].low <= row["f1"].value <= row["f1"].high
+    data = load_diabetes()
+    predicted = Ridge().fit(data.data[:300], data.target[:300]).predict(data.data[300:])
+    report = make_report(predicted, data.target[300:], "mse", bootstrap=20)
+    assert report.summary["r2"].value == pytest.approx(metrics.r2_score(data.target[300:], predicted))
