@@ -75,7 +75,7 @@ class FullySharded(DataParallel, name="fsdp"):
             device, precision, jit_compile, sync_batchnorm=sync_batchnorm, split_data=split_data, timeout=timeout
         )
         # A rank without a batch must run a forward pass too, in which weights are gathered.
-        self.unit, self.needs_batch_every_step = unit, True
+        self.unit, self.needs_batch_every_step, self._shares_buffers = unit, True, True
         self.checkpoints = ShardedCheckpoints(self, timeout) if sharded_checkpoints else GatheredCheckpoints(self)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -134,14 +134,22 @@ class FullySharded(DataParallel, name="fsdp"):
         self.release_weights()
         Strategy.start(self, optimizer)
         self._reset_flags()
+        self._shares_buffers = True
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; weights are gathered where they are needed."""
         if torch.is_grad_enabled():
             self._gather(False)
+            self._share_buffers()
             return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
         with self.evaluating():
             return Strategy.run(self, lambda placed: self.control(step, False, placed), batch)
+
+    def _share_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0, as DDP does before the first batch of each update."""
+        if self._shares_buffers and (buffers := [buffer.detach() for buffer in self.buffers()]):
+            torch_private.broadcast_coalesced(buffers)
+        self._shares_buffers = self._sync
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module. Outside of a step, its weights are gathered for the call, so all ranks must make it."""
