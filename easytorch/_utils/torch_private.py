@@ -240,3 +240,38 @@ def is_sum_over(node: Any, size: int) -> bool:
         if is_scaled or name.startswith(SUM_KEEPERS):
             queue += parents
     return False
+
+
+class UnshardedGradient:
+    """The gradient of an FSDP parameter that waits for the last batch of a window, with the interface of a parameter.
+
+    Args:
+        parameter: FSDP's record of the parameter.
+    """
+
+    def __init__(self, parameter: Any) -> None:
+        self._parameter = parameter
+
+    @property
+    def grad(self) -> Any:
+        """The gradient in both of the forms that FSDP keeps; None without any."""
+        parameter = self._parameter
+        gradients = (
+            getattr(getattr(parameter, "_unsharded_param", None), "grad", None),
+            getattr(parameter, "unsharded_accumulated_grad", None),
+        )
+        return None if all(gradient is None for gradient in gradients) else gradients
+
+    @grad.setter
+    def grad(self, gradients: Any) -> None:
+        gradient, accumulated = gradients or (None, None)
+        if hasattr(self._parameter, "_unsharded_param"):
+            self._parameter._unsharded_param.grad = gradient
+        self._parameter.unsharded_accumulated_grad = accumulated
+
+
+def unsharded_gradients(module: torch.nn.Module) -> list[UnshardedGradient]:
+    """Return the gradients that the blocks of ``module`` have not reduced yet; none if torch hides them."""
+    states = [block._get_fsdp_state() for block in module.modules() if hasattr(block, "_get_fsdp_state")]
+    groups = [group for state in states for group in getattr(state, "_fsdp_param_groups", ())]
+    return [UnshardedGradient(parameter) for group in groups for parameter in getattr(group, "fsdp_params", ())]

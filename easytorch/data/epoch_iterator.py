@@ -152,7 +152,7 @@ class EpochIterator:
         self._padding_batch: Any = None
         self._sampler: ResumableSampler | TensorBatches | None = None
         self._reader, self._shards = self._make_reader(
-            sharding.shard_loader(refresh_workers(shield_workers(loader)), self.group, training=True)
+            sharding.shard_loader(refresh_workers(shield_workers(loader)), self.group, True, batch_size)
         )
         self._check_has_rounds()
         self._stream = self._repeat() if self.steps else None

@@ -23,6 +23,7 @@ from torch.utils.data import (
 )
 
 from easytorch._utils import torch_private
+from easytorch._utils.internal import is_internal
 from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size, count_batches
 from easytorch.distributed.agreement import as_reported
@@ -33,7 +34,9 @@ NO_BATCH: Any = object()  # placeholder for a rank without a batch in a round
 Bounds = list[tuple[int, int]]  # start and end of each batch in the order of samples
 
 
-def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
+def shard_loader(
+    loader: Any, group: SingleProcess, training: bool, count_samples: Callable[[Any], int] = batch_size
+) -> Any:
     """Return this rank's share of ``loader``.
 
     In training all ranks get the same number of batches, some of them ``NO_BATCH``; the last round is divided evenly. In
@@ -43,6 +46,7 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
         loader: A ``DataLoader`` or any iterable of batches.
         group: The ranks that share the data.
         training: Whether the batches are used for updates.
+        count_samples: Returns the number of samples of a batch, as ``Model.batch_size`` does.
 
     Returns:
         A ``DataLoader`` for a ``DataLoader`` with a batch sampler, otherwise an iterable.
@@ -51,19 +55,20 @@ def shard_loader(loader: Any, group: SingleProcess, training: bool) -> Any:
         return loader
     is_torch_split = _uses_distributed_sampler(loader)
     if not group.splits_data or (is_presharded(loader) and not is_torch_split):
-        return PerRankStream(loader, group) if training else loader
+        return PerRankStream(loader, group, count_samples) if training else loader
     if (
         not isinstance(loader, DataLoader)
         or isinstance(loader.dataset, IterableDataset)
         or loader.batch_sampler is None
     ):
-        return RoundRobinStream(loader, group, training)
+        return RoundRobinStream(loader, group, training, count_samples)
     batches, sampler = loader.batch_sampler, loader.sampler
     if is_torch_split and not training:
         sampler = SequentialSampler(cast(Sized, loader.dataset))
         batches = BatchSampler(sampler, loader.batch_size or 1, drop_last=False)
     kind = PreshardedBatchSampler if is_torch_split and training else ShardedBatchSampler
     shards = kind(batches, group, training, loader.collate_fn)
+    shards.counts_exact &= is_internal(count_samples)  # a custom number of samples need not be that of indices
     return torch_private.copy_loader(loader, batch_sampler=shards, sampler=sampler)
 
 
@@ -238,9 +243,13 @@ class _Stream(Iterable[Any]):
 
     counts_exact = True
 
-    def __init__(self, loader: Any, group: SingleProcess) -> None:
+    def __init__(self, loader: Any, group: SingleProcess, count_samples: Callable[[Any], int] = batch_size) -> None:
         self.loader, self.group, self.offset = loader, group, 0
         self.rounds: list[tuple[int, int]] = []
+        self._count_samples = count_samples
+
+    def _count(self, batch: Any) -> int:
+        return 0 if batch is NO_BATCH else self._count_samples(batch)
 
     def __getattr__(self, name: str) -> Any:  # state_dict, load_state_dict, worker_init_fn
         if name in ("loader", "__setstate__"):
@@ -251,8 +260,10 @@ class _Stream(Iterable[Any]):
 class RoundRobinStream(_Stream):
     """Every ``world_size``-th batch of a stream that all ranks read, since a stream cannot be skipped."""
 
-    def __init__(self, loader: Any, group: SingleProcess, training: bool) -> None:
-        super().__init__(loader, group)
+    def __init__(
+        self, loader: Any, group: SingleProcess, training: bool, count_samples: Callable[[Any], int] = batch_size
+    ) -> None:
+        super().__init__(loader, group, count_samples)
         self.training = training
 
     def __len__(self) -> int:
@@ -268,16 +279,15 @@ class RoundRobinStream(_Stream):
         stream = itertools.islice(stream, self.offset, None)
         while True:
             batches = list(itertools.islice(stream, world_size))
-            total = sum(map(_count_rows, batches))
-            if self.training:
-                self._check_round(total)
-            if not batches:
-                return
             batch = batches[rank] if rank < len(batches) else NO_BATCH
             if self.training:
-                self.rounds.append((_count_rows(batch), total))
-                yield batch
-            elif batch is not NO_BATCH:
+                total = sum(map(self._count, batches))
+                self._check_round(total)
+                if batches:
+                    self.rounds.append((self._count(batch), total))
+            if not batches:
+                return
+            if self.training or batch is not NO_BATCH:
                 yield batch
 
     def _check_round(self, total: int) -> None:
@@ -310,13 +320,9 @@ class PerRankStream(_Stream):
     def _pad(self, batches: Iterator[Any]) -> Iterator[Any]:
         self.rounds = []
         for batch in itertools.chain(batches, itertools.repeat(NO_BATCH)):
-            count = _count_rows(batch)
-            total = int(self.group.all_reduce_sum(count))
-            if not total:
+            count = self._count(batch)
+            numbers = self.group.gather_numbers(count, batch is not NO_BATCH)
+            if not any(has_batch for _, has_batch in numbers):
                 return
-            self.rounds.append((count, total))
+            self.rounds.append((count, int(sum(counts for counts, _ in numbers))))
             yield batch
-
-
-def _count_rows(batch: Any) -> int:
-    return 0 if batch is NO_BATCH else batch_size(batch)

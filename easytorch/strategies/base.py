@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from easytorch.metrics.collection import MetricCollection
     from easytorch.typing import DataLike, StrategyLike
 
+_NO_GRADIENTS: contextlib.nullcontext[Iterable[Any]] = contextlib.nullcontext(())
 _NO_OP = contextlib.nullcontext()
 
 # The attribute of a sharded module that holds its control channel.
@@ -190,6 +191,13 @@ class Strategy(HelpfulInit):
             return step(batch)
         with self.autocast:
             return step(batch)
+
+    def isolated_step(self) -> contextlib.AbstractContextManager[Iterable[Any]]:
+        """Return a context for a custom step, in which gradients are not synchronized.
+
+        It yields objects whose ``grad`` has further gradients of the window, apart from those of the parameters.
+        """
+        return _NO_GRADIENTS
 
     def run_locally(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)`` without communication with other ranks."""

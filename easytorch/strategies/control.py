@@ -51,7 +51,6 @@ class ControlChannel(nn.Module, SingleProcessControl):
         device: The device of the module.
         group: The ranks that train together.
         loss_modules: The losses with parameters or buffers of their own; None without any.
-        needs_all_reduce: Whether the flags must be reduced separately, because each rank gets only a shard of the gradients.
     """
 
     EVERY = 16
@@ -66,12 +65,11 @@ class ControlChannel(nn.Module, SingleProcessControl):
         group: SingleProcess,
         *,
         loss_modules: nn.Module | None = None,
-        needs_all_reduce: bool = False,
     ) -> None:
         super().__init__()
         self.add_module("module", module)
         self.add_module("loss", loss_modules)
-        self.group, self.needs_all_reduce = group, needs_all_reduce
+        self.group = group
         is_double = {parameter.dtype for parameter in module.parameters()} == {torch.float64}
         dtype = torch.float64 if is_double else torch.float32
         self.register_parameter("flags", nn.Parameter(torch.zeros(4, device=device, dtype=dtype)))
@@ -122,12 +120,14 @@ class ControlChannel(nn.Module, SingleProcessControl):
         self._updates += 1
         flags = self.flags
         if self._updates % self._every == 0 and flags.grad is not None:
-            if self.needs_all_reduce:
-                total = self.group.all_reduce_sum_on_device(flags.grad, flags.device)
-                flags.grad = total.to(flags.dtype) / self.group.world_size
+            flags.grad = self._reduce(flags.grad)
             *requests, seconds, self._loss_flag = flags.grad.tolist()
             self._confirmed = [request > 0 for request in requests]
             self._seconds = max(self._seconds, seconds * self.group.world_size)  # gradients are averaged
+
+    def _reduce(self, flags: Tensor) -> Tensor:
+        """Return the mean of ``flags`` over all ranks, which DDP has computed with the gradients."""
+        return flags
 
     def finish_update(self) -> None:
         """Clear the flags that were read in this update."""

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils import torch_private
 from easytorch._utils.pytree import map_leaves
+from easytorch._utils.registry import quote_list
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.distributed.sync_batchnorm import has_local_batchnorm
+from easytorch.errors import RankError
 from easytorch.strategies.base import SHARDED, Strategy
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel
 from easytorch.strategies.device import PRECISIONS
+
+# Number of calls of blocks that an error names.
+MAX_CALLS = 100
 
 
 class FullySharded(DataParallel, name="fsdp"):
@@ -68,7 +75,7 @@ class FullySharded(DataParallel, name="fsdp"):
             device, precision, jit_compile, sync_batchnorm=sync_batchnorm, split_data=split_data, timeout=timeout
         )
         # A rank without a batch must run a forward pass too, in which weights are gathered.
-        self.unit, self.needs_batch_every_step = unit, True
+        self.unit, self.needs_batch_every_step, self._shares_buffers = unit, True, True
         self.checkpoints = ShardedCheckpoints(self, timeout) if sharded_checkpoints else GatheredCheckpoints(self)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -114,9 +121,10 @@ class FullySharded(DataParallel, name="fsdp"):
         policy = MixedPrecisionPolicy()
         if dtype is not None:  # inputs are cast by autocast
             policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
-        for block in _without_shared(list(_find_blocks(module, self.unit)), module):
-            fully_shard(block, mp_policy=policy)
         control = ShardedControl(module, self.device, self.group, self.precision)
+        for block in _without_shared(list(_find_blocks(module, self.unit)), module):
+            control.watch(block)
+            fully_shard(block, mp_policy=policy)
         fully_shard(control, mp_policy=policy, ignored_params={control.flags})
         vars(module)[SHARDED] = control
         return control
@@ -126,14 +134,22 @@ class FullySharded(DataParallel, name="fsdp"):
         self.release_weights()
         Strategy.start(self, optimizer)
         self._reset_flags()
+        self._shares_buffers = True
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; weights are gathered where they are needed."""
         if torch.is_grad_enabled():
             self._gather(False)
+            self._share_buffers()
             return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
         with self.evaluating():
             return Strategy.run(self, lambda placed: self.control(step, False, placed), batch)
+
+    def _share_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0, as DDP does before the first batch of each update."""
+        if self._shares_buffers and (buffers := [buffer.detach() for buffer in self.buffers()]):
+            torch_private.broadcast_coalesced(buffers)
+        self._shares_buffers = self._sync
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module. Outside of a step, its weights are gathered for the call, so all ranks must make it."""
@@ -156,10 +172,22 @@ class FullySharded(DataParallel, name="fsdp"):
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the reduce-scatter of gradients until ``sync``."""
         self._sync = sync
-        control: Any = self.control
-        control.set_requires_gradient_sync(sync)
-        control.set_is_last_backward(sync)
+        self._set_reduce_gradients(sync)
         return contextlib.nullcontext()
+
+    def _set_reduce_gradients(self, reduce: bool) -> None:
+        control: Any = self.control
+        control.set_requires_gradient_sync(reduce)
+        control.set_is_last_backward(reduce)
+
+    @contextlib.contextmanager
+    def isolated_step(self) -> Iterator[Iterable[Any]]:
+        """Keep a custom step that computes gradients from reducing those of the earlier batches of its window."""
+        self._set_reduce_gradients(False)
+        try:
+            yield torch_private.unsharded_gradients(self.control)
+        finally:
+            self._set_reduce_gradients(self._sync)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -210,8 +238,10 @@ class ShardedControl(ControlChannel):
     """
 
     def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, precision: str) -> None:
-        super().__init__(module, device, group, needs_all_reduce=True)
+        super().__init__(module, device, group)
         self.precision, self.is_gathered, self.is_running, self.has_run = precision, False, False, False
+        self._blocks: list[nn.Module] = []
+        self._calls, self._checksum = deque[int](maxlen=MAX_CALLS), 0
 
     def forward(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
         """Return ``step(batch)``, with the flags attached to its loss."""
@@ -220,6 +250,55 @@ class ShardedControl(ControlChannel):
             return super().forward(step, sync, batch)
         finally:
             self.is_running = outer
+
+    def watch(self, block: nn.Module) -> None:
+        """Record the calls of ``block``, whose weights all ranks gather together."""
+        block.register_forward_pre_hook(functools.partial(self._record, len(self._blocks)))
+        self._blocks.append(block)
+
+    def _record(self, number: int, block: nn.Module, args: Any) -> None:
+        if not self.is_gathered:
+            self._add_to_checksum(number)
+            self._calls.append(number)
+
+    def _add_to_checksum(self, number: int) -> None:
+        self._checksum = (31 * self._checksum + number + 1) % (1 << 31)  # depends on the order
+
+    def receive(self) -> None:
+        """Read the flags of all ranks, if they are due, and check that all ranks have used the same weights.
+
+        FSDP exchanges weights and gradients by their position. It would mix up those of different layers of the same size.
+        """
+        unused = [i for i, parameter in enumerate(self.module.parameters()) if parameter.grad is None]
+        self._add_to_checksum(hash(tuple(unused)))
+        super().receive()
+
+    def _reduce(self, flags: Tensor) -> Tensor:
+        """Return the mean of ``flags`` over all ranks.
+
+        Raises:
+            RankError: If the ranks have called different blocks, or computed gradients of different parameters.
+        """
+        checksum = flags.new_full((1,), self._checksum, dtype=torch.float64)
+        mean = self.group.all_reduce_sum_on_device(torch.cat([flags.double(), checksum]), flags.device)
+        mean /= self.group.world_size
+        self._check_same_use(float(mean[-1]))
+        return mean[:-1].to(flags.dtype)
+
+    def _check_same_use(self, mean_checksum: float) -> None:
+        calls, self._calls = self._calls, deque(maxlen=MAX_CALLS)
+        if mean_checksum == self._checksum:
+            return
+        names = {block: name for name, block in self.module.named_modules()}
+        called = quote_list(dict.fromkeys(names[self._blocks[number]] for number in calls), most=20)
+        unused = quote_list((name for name, p in self.module.named_parameters() if p.grad is None), most=10)
+        raise RankError(
+            "The ranks used different parts of the module in an update. With strategy='fsdp' they gather weights and reduce "
+            "gradients together, so all ranks must call the same blocks in the same order, and compute gradients of the same "
+            f"parameters. Rank {self.group.rank} called the blocks {called or '(none)'}, and has no gradient of "
+            f"{unused or '(none)'}. Choose the parts alike on all ranks, by random numbers with one seed; or use "
+            "strategy=easytorch.DataParallel(find_unused_parameters=True)."
+        )
 
 
 class GatheredCheckpoints(Checkpoints):

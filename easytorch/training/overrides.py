@@ -52,19 +52,21 @@ def _without_leaks(train_step: Callable[..., Any]) -> Callable[..., Any]:
     def step_without_leaks(self: Model, batch: Any) -> Any:
         if self.optimizer is None or not torch.is_grad_enabled() or not is_internal(type(self).update):
             return train_step(self, batch)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = None
-        try:
-            with _refused_step(self.optimizer):
-                outputs = train_step(self, batch)
-            has_leaked = any(parameter.grad is not None for parameter in parameters)
-        finally:
+        with self.strategy.isolated_step() as others:
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            parameters.extend(others)
+            gradients = [parameter.grad for parameter in parameters]
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                if parameter.grad is not gradient:
-                    parameter.grad = gradient
+                if gradient is not None:
+                    parameter.grad = None
+            try:
+                with _refused_step(self.optimizer):
+                    outputs = train_step(self, batch)
+                has_leaked = any(parameter.grad is not None for parameter in parameters)
+            finally:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    if parameter.grad is not gradient:
+                        parameter.grad = gradient
         self.callbacks.has_leaked |= has_leaked
         return outputs
 

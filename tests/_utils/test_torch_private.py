@@ -134,6 +134,23 @@ def test_broadcast_works_without_the_private_name(with_private_name):
     assert run_ranks(broadcast_tensors, with_private_name) == [[[0.0, 0.0], [0, 0, 0]]] * 2
 
 
+def accumulate_by_fsdp():
+    """Return how many gradients wait after a batch that is not the last of its window, and after they are deleted."""
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", strategy="fsdp")
+    x, y = blobs(4)
+    model.strategy.accumulating(sync=False)
+    model.strategy.backward(model.strategy.run(model.train_step, (x, y))["loss"])
+    gradients = torch_private.unsharded_gradients(model.strategy.control)
+    counts = [sum(gradient.grad is not None for gradient in gradients)]
+    for gradient in gradients:
+        gradient.grad = None
+    return [*counts, sum(gradient.grad is not None for gradient in gradients)]
+
+
+def test_torch_has_the_gradients_that_fsdp_accumulates():
+    assert run_ranks(accumulate_by_fsdp) == [[len(list(mlp().parameters())), 0]] * 2
+
+
 # Custom behavior of optimizers
 
 

@@ -142,6 +142,29 @@ def an_optimizer_with_options(name):
     return [loaded.evaluate(*HELD_OUT, verbose=0).loss], model
 
 
+class Centered(nn.Module):
+    """Subtracts a moving mean of the inputs, which each rank would compute from its own batches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        self.register_buffer("center", torch.zeros(8, dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.center.lerp_(x.detach().mean(0), 0.5)
+        return self.net(x - self.center)
+
+
+def a_buffer_that_the_forward_pass_changes(name):
+    model = Model(Centered(), device="cpu").compile("adam", "cross_entropy", strategy=make_strategy(name))
+    fit(model, epochs=2)
+    model.compile("sgd", "cross_entropy", strategy=make_strategy(name), gradient_accumulation_steps=2)
+    fit(model, epochs=2)
+    return model.history["loss"], model
+
+
 def a_refused_average(name):
     model = make_model(name)
     for average in (EMA(0.9), SWA(0)) if name == "fsdp" else ():
@@ -162,6 +185,7 @@ PROGRAMS = (
     a_second_model_of_the_module,
     a_file_loaded_into_a_new_model,
     an_optimizer_with_options,
+    a_buffer_that_the_forward_pass_changes,
     a_refused_average,
 )
 
