@@ -302,6 +302,7 @@ PACKAGE_HINTS = {
     "Learner": "easytorch.Model(module).compile(...).fit(...)",
     "vision_learner": "easytorch.Model(torchvision.models.resnet18(weights='DEFAULT'))",
     "DataLoaders": "fit(train_loader, validation_data=val_loader)",
+    "CombinedLoader": "easytorch.data.combine({'labeled': loader, 'unlabeled': other_loader})",
     "DataBlock": "torch.utils.data.Dataset",
     "NeuralNet": "easytorch.Model(module).compile(...).fit(x, y)",
     "NeuralNetClassifier": "easytorch.Model(module).compile('adam', 'cross_entropy', metrics=['accuracy']).fit(x, y)",
