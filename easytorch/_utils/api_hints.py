@@ -232,6 +232,8 @@ ATTRIBUTE_HINTS = {
     "save_pretrained": "model.save(path)",
     "input_shape": "model.summary(x)",
     "output_shape": "model.summary(x)",
+    "xb": "model.current_batch, in the batch hooks of a callback",
+    "yb": "model.current_batch, in the batch hooks of a callback",
     "inputs": "the arguments of model.module.forward()",
     "outputs": "model.predict(x)",
     "get_optimizer": "model.optimizer",

@@ -184,8 +184,8 @@ def _check_type(x: Any, y: Any) -> None:
     if isinstance(y, (DataLoader, IterableDataset)):
         raise TypeError(
             f"Expected data, received a tuple of two data sets, {type(x).__name__} and {type(y).__name__}. To read both at once, "
-            "pass easytorch.data.combine([first, second]) of two DataLoaders and override train_step(batch), whose batch is ((x, y), "
-            "(x, y)). For validation, pass fit(first, validation_data=second)."
+            "pass easytorch.data.combine([first, second]) of two DataLoaders and override train_step(batch), whose batch is "
+            "((x, y), (x, y)). For validation, pass fit(first, validation_data=second)."
         )
     for name, value in (("x", x), ("y", y)):
         if hasattr(value, "toarray") and hasattr(value, "nnz"):
