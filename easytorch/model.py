@@ -243,8 +243,8 @@ class Model:
         """Pass once over the training data, and return the means over all samples of all ranks."""
         for window in train_data:  # of a resumed epoch, the remaining windows
             index = self.state.epoch_step
-            self.callbacks.on_train_batch_begin(index, {})
             self.metrics.window = window  # which knows the batches that are padding and count nothing
+            self.callbacks.on_train_batch_begin(index, {})
             self.update(window)
             self.state.advance()
             self.callbacks.on_train_batch_end(index, self.metrics.logs)
@@ -285,6 +285,7 @@ class Model:
         self.callbacks.on_test_begin({})
         with evaluation_session(self, loader):
             for i, batch in enumerate(batches):
+                self.metrics.batch = batch  # for callbacks, see current_batch
                 self.callbacks.on_test_batch_begin(i, {})
                 self.metrics.record(self.strategy.run(self.test_step, batch), self.batch_size(batch))
                 self.callbacks.on_test_batch_end(i, self.metrics.logs)
@@ -539,7 +540,7 @@ class Model:
                 rows = predictions.check_one_row_per_sample(outputs, batch)
                 rows = predictions.pair_with_targets(rows, self.unpack(batch).y) if targets else rows
                 collector.add(map_leaves(to_numpy, rows))
-                self.callbacks.on_predict_batch_end(i, {"outputs": outputs})
+                self.callbacks.on_predict_batch_end(i, {"batch": batch, "outputs": outputs})
                 if self.stop_predicting:
                     break
             self.callbacks.on_predict_end({})
@@ -790,6 +791,41 @@ class Model:
         It is exact in a resumed run. For data without a length it changes between two epochs only.
         """
         return self.state.progress(self.callbacks.params.get("steps"))
+
+    @property
+    def current_window(self) -> list[Any]:
+        """The batches of the current update or evaluation step, on the device, for callbacks; see ``current_batch``."""
+        return [self.strategy.to_device(batch) for batch in self.metrics.current_batches()]
+
+    @property
+    def current_batch(self) -> Any:
+        """The batch of the current step of ``fit`` or ``evaluate``, on the device, for the batch hooks of callbacks.
+
+        With gradient accumulation it is the last batch of the window, and ``current_window`` has all of them. Batches are not
+        kept after the step. In ``on_predict_batch_end``, ``logs["batch"]`` is the batch.
+
+        Raises:
+            RuntimeError: If no step is running.
+
+        Examples:
+            >>> class ShowImages(easytorch.callbacks.Callback):
+            ...     def on_test_batch_end(self, batch, logs=None):
+            ...         if batch == 0:
+            ...             x, y, _ = self.model.unpack(self.model.current_batch)
+            ...             show(x, self.model(x))
+        """
+        batches = self.metrics.current_batches()
+        if not batches:
+            raise RuntimeError(
+                "There is no current batch. Read model.current_batch in on_train_batch_begin, on_before_optimizer_step, "
+                "on_train_batch_end, on_test_batch_begin or on_test_batch_end of a callback."
+            )
+        return self.strategy.to_device(batches[-1])
+
+    @property
+    def current_outputs(self) -> Any:
+        """What the last ``train_step`` or ``test_step`` returned, detached and on the device, for callbacks; None before it."""
+        return self.metrics.current_outputs()
 
     def summary(self, x: DataLike | None = None, **options: Any) -> Any:
         """Print the table of layers and an estimate of memory, and return the statistics of torchinfo.

@@ -118,7 +118,7 @@ def find_bad_data(loader: Any, unpack: Callable[[Any], Any]) -> str | None:
         kind, data = ("batch" if loader.batch_size is None else "sample"), loader.dataset
     items = (
         data
-        if isinstance(data, IterableDataset) or not hasattr(data, "__len__")
+        if isinstance(data, IterableDataset) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__")
         else map(data.__getitem__, range(len(data)))
     )
     try:

@@ -31,6 +31,9 @@ class Callback(HelpfulInit):
     In ``on_epoch_end`` it is a plain dict, and the history records whatever a hook adds to it.
     In batch hooks it is a mapping that computes a value when it is read, and reading waits for the device.
 
+    In batch hooks of training and evaluation, ``self.model.current_batch`` is the batch and ``self.model.current_outputs`` what
+    the step returned.
+
     To stop training, set ``self.model.stop_training = True``: training ends after the current update.
 
     In distributed training every rank runs its own callbacks; those with ``all_ranks = False`` run on rank 0 only.
@@ -170,7 +173,7 @@ class Callback(HelpfulInit):
 
         Args:
             batch: Index of the batch, from 0.
-            logs: ``logs["outputs"]`` contains the outputs of the module.
+            logs: ``logs["outputs"]`` contains the outputs of the module, and ``logs["batch"]`` the batch of the data.
         """
 
     def on_restore(self) -> None:

@@ -221,7 +221,10 @@ class TerminateOnNaN(Callback):
             hook: The hook that ran with the batch.
             indices: Dataset indices of its samples, if they are known.
         """
-        x, y, _ = self.model.unpack(self.model.strategy.to_device(batch))
+        try:
+            x, y, _ = self.model.unpack(self.model.strategy.to_device(batch))
+        except ValueError:  # only a custom step knows the form of its batches
+            x, y = batch, None
         rows = {"inputs": find_non_finite_rows(x), "targets": find_non_finite_rows(y)}
         parameters = [name for name, value in self.model.module.named_parameters() if has_non_finite(value)]
         lines = [f"Term of the loss: {', '.join(terms)}"]

@@ -1,12 +1,13 @@
 """Conversion of user data to batches."""
 
 from easytorch.data.arrays import ArrayDataset
+from easytorch.data.combine import combine
 from easytorch.data.in_memory import in_memory
 from easytorch.data.loader import as_loader
 from easytorch.data.seeded import seeded
 from easytorch.data.splits import all_targets, split, targets_of
 
-__all__ = ["ArrayDataset", "all_targets", "as_loader", "in_memory", "seeded", "split", "targets_of"]
+__all__ = ["ArrayDataset", "all_targets", "as_loader", "combine", "in_memory", "seeded", "split", "targets_of"]
 
 
 def __dir__() -> list[str]:

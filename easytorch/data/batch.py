@@ -37,6 +37,24 @@ class Batch(NamedTuple):
     sample_weight: Any = None
 
 
+class _Combined:
+    """Base of the batches of several loaders, whose size is that of the batch of the first loader."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples of the first loader."""
+        parts: Any = self.values() if isinstance(self, dict) else self
+        return batch_size(next(iter(parts)))
+
+
+class CombinedDict(_Combined, dict[str, Any]):
+    """One batch of each loader by name; see ``combine``."""
+
+
+class CombinedTuple(_Combined, tuple[Any, ...]):
+    """One batch of each loader; see ``combine``."""
+
+
 def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
     """Split ``batch`` into inputs, targets and sample weights.
 
@@ -49,6 +67,11 @@ def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
     Raises:
         ValueError: If a tuple has more than three parts.
     """
+    if isinstance(batch, _Combined):
+        raise ValueError(
+            f"A batch of combined loaders has no inputs and targets of its own: {describe(batch)}. Override train_step(self, "
+            "batch) in a subclass of Model, and return the loss that it computes from the batch of each loader."
+        )
     if isinstance(batch, (tuple, list)):
         if 1 <= len(batch) <= 3:
             return Batch(*batch)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int
+from easytorch._utils.internal import is_internal
 from easytorch._utils.object_graph import is_user_class
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.rng import (
@@ -41,6 +42,7 @@ from easytorch.data.batch import (
     is_single_pass,
     unpack,
 )
+from easytorch.data.combined import CombinedBatches, CombinedLoader
 from easytorch.data.fast_loaders import (
     MapBatches,
     TensorBatches,
@@ -170,6 +172,16 @@ class EpochIterator:
         """Return the number of windows per epoch; 0 if unknown."""
         return self.steps or -(-(count_batches(self._reader) or 0) // self.window_size)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the pass certainly has no more batches."""
+        return self._position.has_ended
+
+    @property
+    def counts_exact(self) -> bool:
+        """Whether the number of indices of a batch is its number of rows."""
+        return self._shards is None or self._shards.counts_exact
+
     # Epochs and windows
 
     def epochs(self, state: TrainState) -> Iterator[int]:
@@ -217,6 +229,8 @@ class EpochIterator:
     def close(self) -> None:
         """Shut down the loader's workers now: a traceback that holds the iterator would keep them alive."""
         torch_private.shut_down_workers(self._iterator)
+        if isinstance(self._reader, CombinedBatches):
+            self._reader.close()
         self._iterator = self._reader = self._stream = None
         self.window = Window()
 
@@ -481,6 +495,15 @@ class EpochIterator:
 
     def _make_reader(self, loader: Any) -> tuple[Any, Any]:
         """Return what batches are read from, and what knows the rounds of several ranks (None with one rank)."""
+        if isinstance(loader, CombinedLoader):
+            loader = CombinedBatches(
+                loader,
+                {name: EpochIterator(part, group=self.group) for name, part in loader.parts.items()},
+                group=self.group,
+                window_size=self.window_size,
+                is_weighted=not is_internal(self._batch_size),
+                epoch=lambda: self.first_epoch,
+            )
         if not isinstance(loader, DataLoader):
             return loader, None if self.group.world_size == 1 else loader
         reader, shards = as_tensor_batches(loader), None if self.group.world_size == 1 else loader.batch_sampler
@@ -552,7 +575,7 @@ class EpochIterator:
         has_ended = between_passes or self._position.has_ended
         if not hasattr(self._reader, "state_dict") or (has_ended and isinstance(self.loader, DataLoader)):
             return None
-        return self._reader.state_dict()
+        return self._reader.state_dict(*[between_passes] * isinstance(self._reader, CombinedBatches))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``: the next window is the one after the last that was used.
@@ -633,6 +656,12 @@ class EpochIterator:
     def _reshard(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return ``state`` of a run with another world size for this one: the batches that all ranks used are skipped."""
         before = state["world_size"]
+        if isinstance(self._reader, CombinedBatches) and state["batches_used"]:
+            raise ResumeError(
+                f"Cannot resume: the run had {before} processes, and now there are {self.group.world_size}. In the middle of a "
+                f"pass over combined loaders the number must be the same. Start {before} processes, or start a new run in "
+                "another folder."
+            )
         if isinstance(self._reader, sharding.PerRankStream) and state["batches_used"]:
             raise ResumeError(
                 f"Cannot resume: the run had {before} processes with separate data each, and now there are "

@@ -54,6 +54,7 @@ from easytorch.data.batch import (
     unpack,
 )
 from easytorch.data.batch import batch_size as count_samples
+from easytorch.data.combined import CombinedLoader
 from easytorch.data.endless import check_has_end
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
@@ -183,8 +184,8 @@ def _check_type(x: Any, y: Any) -> None:
     if isinstance(y, (DataLoader, IterableDataset)):
         raise TypeError(
             f"Expected data, received a tuple of two data sets, {type(x).__name__} and {type(y).__name__}. To read both at once, "
-            "pass lambda: zip(first, second) and override train_step(batch), whose batch is ((x, y), (x, y)). For validation, "
-            "pass fit(first, validation_data=second)."
+            "pass easytorch.data.combine([first, second]) of two DataLoaders and override train_step(batch), whose batch is "
+            "((x, y), (x, y)). For validation, pass fit(first, validation_data=second)."
         )
     for name, value in (("x", x), ("y", y)):
         if isinstance(value, range):
@@ -354,6 +355,10 @@ def make_fit_data(
     if shuffle is None and is_indexed(x, y):
         shuffle = True
     columns = column_names(x)
+    if class_weight is not None and isinstance(x, CombinedLoader):
+        raise ValueError(
+            "class_weight has no effect on combined loaders, whose batches only train_step can read. Weight the loss there."
+        )
     loader = as_loader(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
     _check_values_and_end(loader, columns, steps_per_epoch)
     optional_positive_int("validation_steps", validation_steps)
@@ -380,6 +385,8 @@ def make_fit_data(
 
 
 def _has_random_workers(loader: Any) -> bool:
+    if isinstance(loader, CombinedLoader):
+        return any(map(_has_random_workers, loader.parts.values()))
     return isinstance(loader, DataLoader) and loader.num_workers > 0 and not is_deterministic(loader.dataset)
 
 

@@ -23,6 +23,7 @@ from easytorch._utils.rng import (
     set_rng_state,
 )
 from easytorch._utils.warnings import warn
+from easytorch.data.combined import CombinedLoader
 
 # The largest list or array of a sampler that is saved.
 MAX_VALUES = 10_000_000
@@ -147,7 +148,22 @@ class RandomSources:
 
     def _scan(self) -> Scan:
         """Find the objects of the loader."""
-        loader = self.loader
+        if isinstance(self.loader, CombinedLoader):
+            return self._scan_parts(self.loader)
+        return self._scan_loader(self.loader)
+
+    def _scan_parts(self, loader: CombinedLoader) -> Scan:
+        """Find the objects of all parts; each part restores the counters of its samplers by itself."""
+        merged = Scan({}, {}, {})
+        for name, part in loader.parts.items():
+            scan = self._scan_loader(part)
+            for objects, found in ((merged.order, scan.order), (merged.samples, scan.samples)):
+                objects.update(
+                    {f"loader[{name!r}]{path.removeprefix('loader')}": value for path, value in found.items()}
+                )
+        return merged
+
+    def _scan_loader(self, loader: Any) -> Scan:
         if type(loader) in (list, tuple):  # of batches, which draw nothing
             return Scan({}, {}, {})
         if not isinstance(loader, DataLoader):

@@ -17,6 +17,7 @@ from easytorch._utils import torch_private
 from easytorch._utils.object_graph import get_attributes, walk
 from easytorch._utils.pytree import leaves
 from easytorch._utils.warnings import warn
+from easytorch.data.combined import CombinedLoader
 from easytorch.data.random_sources import has_set_epoch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,6 +25,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def shield_workers(loader: Any) -> Any:
     """Return a copy of a ``DataLoader`` whose workers survive the signals that stop training; other loaders as they are."""
+    if isinstance(loader, CombinedLoader):
+        return loader.map(shield_workers)
     if not isinstance(loader, DataLoader):
         return loader
     twin = torch_private.copy_loader(loader)

@@ -71,6 +71,8 @@ class MetricCollection:
         names: Name of each metric in the logs.
         logs: The current values, by name, as floats.
         window: The batches of the current update. The model sets it; batches that are padding are not measured.
+        batch: The current batch of an evaluation, which has no window.
+        outputs: What the last step returned, until the next step.
     """
 
     def __init__(self, entries: Sequence[MetricEntry], criterion: Criterion) -> None:
@@ -80,6 +82,8 @@ class MetricCollection:
         )
         self.logs = LazyLogs(self._values, self._value)
         self.window = Window()
+        self.batch: Any = None
+        self.outputs: Any = None
         self._is_paused = False
         self._entries = list(entries)
         self._terms: dict[str, Mean] = {}
@@ -90,7 +94,19 @@ class MetricCollection:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle, which holds no data."""
-        return vars(self) | {"window": Window()}
+        return vars(self) | {"window": Window(), "batch": None, "outputs": None}
+
+    def release(self) -> None:
+        """Forget the current batches and outputs."""
+        self.window, self.batch, self.outputs = Window(), None, None
+
+    def current_batches(self) -> list[Any]:
+        """Return the batches of the current step; empty if no step runs."""
+        return list(self.window) if self.batch is None else [self.batch]
+
+    def current_outputs(self) -> Any:
+        """Return what the last step returned, without gradients; None if there was no step."""
+        return map_leaves(_detach, self.outputs)
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
         """Measure one batch with every metric, without waiting for the device."""
@@ -122,6 +138,7 @@ class MetricCollection:
             size: Number of samples of the batch, by which means are weighted unless the loss has divided by another count.
         """
         counts = self.criterion.take_counts()
+        self.outputs = terms
         if self.window.is_padding:
             return
         for name, value in terms.items():
@@ -165,7 +182,7 @@ class MetricCollection:
         if not self._terms:
             # A new fit starts, so its warnings appear again.
             self._warnings.clear()
-        self._terms, self._is_updated = {}, False
+        self._terms, self._is_updated, self.outputs = {}, False, None
         for entry in self._entries:
             entry.metric.reset()
 

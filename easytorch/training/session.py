@@ -23,7 +23,6 @@ from easytorch.callbacks.advice import (
 )
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.checkpoint import BackupAndRestore, FinishRestore
-from easytorch.data.batch import Window
 from easytorch.data.loader import require_end
 from easytorch.data.sharding import describe_size
 from easytorch.diagnostics.torch_errors import translate_errors
@@ -132,7 +131,8 @@ def _training(
             loader = train_data.loader
             model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
         model.attribute_state.end_fit(active.callbacks)
-        model.train_data, model.metrics.window = None, Window()
+        model.train_data = None
+        model.metrics.release()
         train_data.close()
         active.finish(error, model.history.rows[-1] if model.history.rows else {})
 
