@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.api_hints import HelpfulInit
@@ -188,6 +189,18 @@ class Callback(HelpfulInit):
 
     def close_on_failure(self) -> None:
         """Release all resources after a hook of an optional callback failed."""
+
+    def redirect(self, folder: Path) -> None:
+        """Write files to ``folder`` from now on; ``fit(..., dry_run=True)`` calls this after ``on_train_begin``.
+
+        Override it in a callback that writes files. The attributes that it changes are restored after the dry run.
+
+        Args:
+            folder: A temporary folder for this callback, which does not exist yet.
+
+        Raises:
+            OSError: If the callback could not write its files in a run.
+        """
 
     def print_message(self, text: str) -> None:
         """Print ``text`` on rank 0."""

@@ -70,6 +70,7 @@ class Strategy(HelpfulInit):
 
     kinds: ClassVar[dict[str, type[Strategy]]] = {}
     """Strategies that ``compile(strategy=...)`` knows by name."""
+    in_snapshots = False  # of a dry run: its connections to other ranks cannot be set back
     needs_batch_every_step = False
     gradient_copies = 1
     channels_last = False
