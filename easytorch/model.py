@@ -244,11 +244,12 @@ class Model:
 
     def train_epoch(self, train_data: Iterable[Window]) -> dict[str, float]:
         """Pass once over the training data, and return the means over all samples of all ranks."""
+        update = self.callbacks.wrap_update(self.update)  # self.update, unless a callback repeats it
         for window in train_data:  # of a resumed epoch, the remaining windows
             index = self.state.epoch_step
             self.callbacks.on_train_batch_begin(index, {})
             self.metrics.window = window  # which knows the batches that are padding and count nothing
-            self.update(window)
+            update(window)
             self.state.advance()
             self.callbacks.on_train_batch_end(index, self.metrics.logs)
             if self.stop_training:

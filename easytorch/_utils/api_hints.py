@@ -78,6 +78,9 @@ ARGUMENT_HINTS = {
     "limit_val_batches": "validation_steps=",
     "check_val_every_n_epoch": "validation_freq=",
     "fast_dev_run": "dry_run=True",
+    "auto_scale_batch_size": "callbacks=[easytorch.callbacks.SplitOnOutOfMemory()]",
+    "auto_find_batch_size": "callbacks=[easytorch.callbacks.SplitOnOutOfMemory()]",
+    "device_train_microbatch_size": "callbacks=[easytorch.callbacks.SplitOnOutOfMemory()]",
     "overfit_batches": "a list with one batch: fit([batch], epochs=100)",
     "num_sanity_val_steps": "Not needed: fit() tries one validation batch before training",
     "train_split": "validation_split=",
@@ -336,6 +339,7 @@ PACKAGE_HINTS = {
 # Classes of easytorch.callbacks.
 CALLBACK_HINTS = {
     "SwapEMAWeights": "EMA()",
+    "BatchSizeFinder": "SplitOnOutOfMemory()",
     "ExponentialMovingAverage": "EMA()",
     "EMAWeightAveraging": "EMA()",
     "WeightAveraging": "EMA() or SWA()",

@@ -264,6 +264,18 @@ class Strategy(HelpfulInit):
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
 
+    def discard_update(self, optimizer: torch.optim.Optimizer, loss_count: int) -> None:
+        """Discard gradients, counts and losses of an update that failed before ``unscale``.
+
+        Args:
+            optimizer: The optimizer.
+            loss_count: The number of losses in ``losses`` before the update.
+        """
+        self.zero_grad(optimizer)
+        self._count = None
+        while len(self.losses) > loss_count:
+            self.losses.pop()
+
     def release_weights(self) -> None:
         """Release all but this rank's shard of the weights, also after an error; a no-op unless weights are sharded."""
 
