@@ -165,6 +165,7 @@ class Model:
         callbacks: CallbackLike = (),
         resume: PathLike | None = None,
         on_interrupt: str = "auto",
+        dry_run: bool = False,
         verbose: int | str = "auto",
     ) -> History:
         """Train, and return the history of this and all earlier fits.
@@ -194,6 +195,8 @@ class Model:
             resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
             on_interrupt: Ctrl-C ends training after the current update. Then ``"raise"`` a ``KeyboardInterrupt``, or ``"return"``
                 the history. By default return it in an interactive session (Jupyter, a prompt), and raise in a script.
+            dry_run: Check the program: one update, one validation batch, all callbacks, and a checkpoint in a temporary folder.
+                Then restore everything, as if ``fit`` had not been called.
             verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal, a bar and a table in a notebook, and lines
                 elsewhere; 2 one line per epoch.
 
@@ -214,12 +217,13 @@ class Model:
             steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
             group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size, ignore_index=self.loss.ignore_index,
         )  # fmt: skip
-        self.columns, validates_after = column_names(x), ValidationSchedule(val_data, validation_freq)
+        validates_after = ValidationSchedule(val_data, validation_freq)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
             on_interrupt=on_interrupt, schedule=validates_after, validation_steps=validation_steps, class_names=labels.names,
+            columns=column_names(x), is_dry=dry_run,
         ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
@@ -241,11 +245,12 @@ class Model:
 
     def train_epoch(self, train_data: Iterable[Window]) -> dict[str, float]:
         """Pass once over the training data, and return the means over all samples of all ranks."""
+        update = self.callbacks.wrap_update(self.update)  # self.update, unless a callback repeats it
         for window in train_data:  # of a resumed epoch, the remaining windows
             index = self.state.epoch_step
             self.metrics.window = window  # which knows the batches that are padding and count nothing
             self.callbacks.on_train_batch_begin(index, {})
-            self.update(window)
+            update(window)
             self.state.advance()
             self.callbacks.on_train_batch_end(index, self.metrics.logs)
             if self.stop_training:

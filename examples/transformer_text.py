@@ -57,12 +57,10 @@ class Writer(nn.Module):
 
 model = easytorch.Model(Writer(64 if args.quick else 128))
 model.compile("adamw", "cross_entropy", metrics=["accuracy"], lr=4e-3, scheduler="warmup_cosine", clip_grad_norm=1.0)
-model.fit(
-    windows(codes[:train_size]),
-    epochs=4 if args.quick else 8,
-    batch_size=16,
-    validation_data=windows(codes[train_size:]),
-)
+data = windows(codes[:train_size])
+settings = {"epochs": 4 if args.quick else 8, "batch_size": 16, "validation_data": windows(codes[train_size:])}
+model.fit(data, **settings, dry_run=True)  # one batch of everything, and no trace of it
+model.fit(data, **settings)
 bits = model.history["val_loss"][-1] / math.log(2)
 
 # Each count starts at one, so no pair has the probability zero

@@ -471,3 +471,36 @@ def test_ctrl_c_in_on_train_end_wins_over_an_earlier_error():
     callbacks = [LambdaCallback(on_train_batch_end=fail), LambdaCallback(on_train_end=interrupt)]
     with pytest.raises(KeyboardInterrupt):
         new_model().fit(X, Y, callbacks=callbacks, verbose=0)
+
+
+def test_an_interrupt_in_any_line_leaves_the_metrics_of_the_epoch():
+    from easytorch.training.evaluation import separate_metrics
+
+    code, model = separate_metrics.__wrapped__.__code__, new_model()
+    metrics = model.metrics
+
+    def interrupt_in(line):
+        """Raise ``KeyboardInterrupt`` before ``line`` is run the first time, and return whether it was reached."""
+        reached = []
+
+        def trace(frame, event, _):
+            if frame.f_code is code and event == "line" and frame.f_lineno == line and not reached:
+                reached.append(line)
+                raise KeyboardInterrupt
+            return trace if frame.f_code is code else None
+
+        previous = sys.gettrace()
+        sys.settrace(lambda frame, event, _: trace(frame, event, None) if frame.f_code is code else None)
+        try:
+            model.train_on_batch(X[:8], Y[:8])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(previous)
+        return bool(reached)
+
+    lines = {line for _, _, line in code.co_lines() if line is not None}
+    for line in sorted(lines):
+        interrupt_in(line)
+        assert model.metrics is metrics, line
+    assert sum(map(interrupt_in, lines)) >= 5

@@ -77,6 +77,12 @@ ARGUMENT_HINTS = {
     "limit_train_batches": "steps_per_epoch=",
     "limit_val_batches": "validation_steps=",
     "check_val_every_n_epoch": "validation_freq=",
+    "fast_dev_run": "dry_run=True",
+    "auto_scale_batch_size": "callbacks=[easytorch.callbacks.SplitOnOutOfMemory()]",
+    "auto_find_batch_size": "callbacks=[easytorch.callbacks.SplitOnOutOfMemory()]",
+    "device_train_microbatch_size": "callbacks=[easytorch.callbacks.SplitOnOutOfMemory()]",
+    "overfit_batches": "a list with one batch: fit([batch], epochs=100)",
+    "num_sanity_val_steps": "Not needed: fit() tries one validation batch before training",
     "train_split": "validation_split=",
     "iterator_train": "fit(x, y, batch_size=32)",
     "lr_max": "compile(..., lr=0.001, scheduler='one_cycle')",
@@ -341,6 +347,7 @@ PACKAGE_HINTS = {
 # Classes of easytorch.callbacks.
 CALLBACK_HINTS = {
     "SwapEMAWeights": "EMA()",
+    "BatchSizeFinder": "SplitOnOutOfMemory()",
     "ExponentialMovingAverage": "EMA()",
     "EMAWeightAveraging": "EMA()",
     "WeightAveraging": "EMA() or SWA()",

@@ -66,7 +66,7 @@ def walk(roots: Mapping[str, Any], exclude: Iterable[Any] = ()) -> dict[str, Any
         found[path] = value
         queue.extend(
             (path + step, child)
-            for step, child in _children(value)
+            for step, child in children(value)
             if not isinstance(child, LEAVES) and id(child) not in seen
         )
     return found
@@ -99,7 +99,7 @@ _STDLIB = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")
 _SITE_PACKAGES = _package_folders()
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def children(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the objects that ``value`` refers to, with the end of their path."""
     if isinstance(value, types.FunctionType):
         yield from _function_children(value)

@@ -48,6 +48,20 @@ def to_absolute_path(path: Any, argument: str = "path") -> Path:
     return Path(os.path.abspath(to_path(path, argument)))
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return ``path``, or the nearest folder above it that exists."""
+    return next((each for each in (path, *path.parents) if each.is_dir()), Path.cwd())
+
+
+def check_writable(path: Path) -> None:
+    """Raise a ``PermissionError`` if no file can be created in ``path``, or in the nearest folder above it that exists."""
+    folder = nearest_folder(path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            errno.EACCES, f"Cannot write to {str(path)!r}: {str(folder)!r} is not writable. Use another folder."
+        )
+
+
 def check_name(path: Path) -> None:
     """Raise an ``OSError`` if no file can have the name of ``path``: it is too long, or its links form a loop."""
     try:

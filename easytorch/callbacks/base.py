@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.api_hints import HelpfulInit
@@ -17,6 +18,7 @@ from easytorch._utils.warnings import warn
 from easytorch.errors import escape_lines
 
 if TYPE_CHECKING:
+    from easytorch.data.batch import Window
     from easytorch.model import Model
 
 KERAS_ALIASES = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
@@ -192,6 +194,26 @@ class Callback(HelpfulInit):
     def close_on_failure(self) -> None:
         """Release all resources after a hook of an optional callback failed."""
 
+    def wrap_update(self, update: Callable[[Window], None]) -> Callable[[Window], None]:
+        """Return the function that the loop calls for each update of an epoch: ``update``, or one that calls it.
+
+        Args:
+            update: ``model.update``, or the function that another callback returned.
+        """
+        return update
+
+    def redirect(self, folder: Path) -> None:
+        """Write files to ``folder`` from now on; ``fit(..., dry_run=True)`` calls this after ``on_train_begin``.
+
+        Override it in a callback that writes files. The attributes that it changes are restored after the dry run.
+
+        Args:
+            folder: A temporary folder for this callback, which does not exist yet.
+
+        Raises:
+            OSError: If the callback could not write its files in a run.
+        """
+
     def print_message(self, text: str) -> None:
         """Print ``text`` on rank 0."""
         if self.model.strategy.group.is_main:
@@ -277,6 +299,12 @@ class CallbackList(Callback):
         """Do not call ``hook`` of ``callback`` any more, which has nothing left to do in this run."""
         self._connected[hook] = [other for other in self._connected[hook] if other is not callback]
         self._connect(hook)
+
+    def wrap_update(self, update: Callable[[Window], None]) -> Callable[[Window], None]:
+        """Return ``update`` with what callbacks add to it."""
+        for callback in self.active:
+            update = callback.wrap_update(update)
+        return update
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
-import string
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.integers import boolean, optional_positive_int, positive_int
-from easytorch._utils.paths import to_absolute_path, to_path
+from easytorch._utils.paths import check_writable, to_absolute_path, to_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.early_stopping import Monitor, check_log_name
+from easytorch.callbacks.early_stopping import Monitor
 from easytorch.callbacks.every import Every, as_every, check_minutes
+from easytorch.callbacks.filename import FilenameTemplate
 from easytorch.callbacks.last_update import LastUpdate
 from easytorch.checkpoint import files, rotation
 from easytorch.checkpoint.folder_lock import FolderLock
@@ -25,10 +24,6 @@ from easytorch.errors import ResumeError
 
 if TYPE_CHECKING:
     from easytorch.model import Model
-
-
-# The names of two callbacks are compared for so many epochs.
-MAX_COMPARED = 1000
 
 
 class BackupAndRestore(Callback):
@@ -77,6 +72,8 @@ class BackupAndRestore(Callback):
         # Absolute, so that os.chdir does not split the run into two folders.
         self.source = self.folder = to_absolute_path(backup_dir, "backup_dir")
         self._lock: FolderLock | None = None
+        # The folder to which a dry run writes.
+        self._redirected: Path | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -126,6 +123,11 @@ class BackupAndRestore(Callback):
                 )
         _check_states(self.model)
 
+    def redirect(self, folder: Path) -> None:
+        """Resume from the run, but change nothing there: save to ``folder``, after each epoch."""
+        check_writable(self._folder_of_run())
+        self._redirected, self.save_freq, self.minutes = folder, Every(epochs=1), None
+
     def _folder_of_run(self) -> Path:
         return self.source.parent if os.path.isfile(self.source) else self.source
 
@@ -148,6 +150,8 @@ class BackupAndRestore(Callback):
             content = content or files.read_model(path, self.model.device, verified=True)
             self._repeat_restore = self.model.load_training_state(content, path)
             self._report_resumption(path)
+        if self._redirected is not None:
+            self.folder, self._claimed = self._redirected, None
 
     def _on_main_rank(
         self, function: Callable[[], tuple[Path | None, dict[str, Any]]]
@@ -194,6 +198,9 @@ class BackupAndRestore(Callback):
             raise FileNotFoundError(
                 f"There is no file {str(self._shown)!r} to resume from. Pass a folder to start a new run."
             )
+        if self._redirected is not None:
+            has_any = bool(rotation.list_checkpoints(self.folder))
+            return rotation.read_newest(self.folder, self.model.device) if has_any else (None, {})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -372,97 +379,6 @@ class FinishRestore(Callback):
                 callback.finish_restore()
 
 
-class FilenameTemplate:
-    """File name with fields that are filled with values of the logs.
-
-    Args:
-        text: The name, such as ``"{epoch:02d}-{val_loss:.3f}.pt"``.
-
-    Raises:
-        ValueError: If a field has no name.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        parts = _parse(text)
-        self.fields = [field for _, field in parts if field is not None]
-        if "" in self.fields:
-            raise ValueError(f"filepath={text!r} has a field without a name. Write {{epoch}} or {{val_loss:.3f}}.")
-        root, suffix = os.path.splitext(text)
-        if "{" in suffix or "}" in suffix:
-            root, suffix = text, ""
-        self._pattern = re.compile(f"{_to_pattern(root)}(-[0-9]+)?{_to_pattern(suffix)}")
-
-    def check(self, save_freq: Every, model: Model, path: str) -> None:
-        """Check the name before the first update.
-
-        Args:
-            save_freq: When files are written; not every value is known at each time.
-            model: The model that is trained.
-            path: The absolute path of the name.
-
-        Raises:
-            ValueError: If the name is a folder, if a field has no value when a file is written, or if its format is invalid.
-        """
-        if self.text.endswith(("/", os.sep)) or os.path.isdir(path):
-            file = os.path.join(self.text, "model-{epoch}.pt")
-            raise ValueError(f"filepath={self.text!r} is a folder. Pass the name of a file, such as {file!r}.")
-        for field in self.fields:
-            is_unknown = field == "batch" if save_freq.unit == "epochs" else field.startswith("val_")
-            if is_unknown:
-                raise ValueError(
-                    f"filepath={self.text!r} contains {field!r}, which has no value when a file is written, because save_freq "
-                    f"counts {save_freq.unit}. Remove the field."
-                )
-            if field not in ("epoch", "batch"):
-                check_log_name(field, f"filepath={self.text!r} contains", model)
-        try:
-            # A value that a custom step logs may have any type, so its format cannot be checked.
-            self.fill(dict.fromkeys(model.log_names(), 1.0) | {"epoch": 1, "batch": 1})
-        except ValueError as error:
-            raise ValueError(
-                f"filepath={self.text!r} cannot be formatted: {error}. Use a format for numbers: {{val_loss:.3f}}."
-            ) from error
-
-    def fill(self, values: Mapping[str, Any]) -> str | None:
-        """Return the name with ``values`` in its fields, or None if a value is missing."""
-        return self.text.format(**values) if all(field in values for field in self.fields) else None
-
-    def collides(self, other: FilenameTemplate, epochs: int) -> bool:
-        """Return whether the names of ``other`` may be equal to these names, in the same folder.
-
-        Args:
-            other: The template.
-            epochs: The number of epochs for which the names are compared.
-        """
-        if _shape_of(self.text) == _shape_of(other.text):
-            return True
-        # All values of the logs are different numbers, so that only names that do not depend on them are equal.
-        fields = dict.fromkeys([*self.fields, *other.fields])
-        logs = {field: 0.123456789 + i for i, field in enumerate(fields)}
-        values = [logs | {"epoch": epoch, "batch": epoch} for epoch in range(1, min(epochs, MAX_COMPARED) + 1)]
-        with contextlib.suppress(ValueError):  # a value that a custom step logs may have another type
-            return not {self.fill(each) for each in values}.isdisjoint({other.fill(each) for each in values})
-        return False
-
-    def matches(self, path: str) -> bool:
-        """Return whether ``path`` may be this name with values in its fields."""
-        return self._pattern.fullmatch(path) is not None
-
-
-def _parse(text: str) -> list[tuple[str, str | None]]:
-    return [(literal, field) for literal, field, _, _ in string.Formatter().parse(text)]
-
-
-def _shape_of(text: str) -> list[str | None]:
-    """Return the fixed parts of a template, with None for each field."""
-    return [part for literal, field in _parse(text) for part in ([literal] if field is None else [literal, None])]
-
-
-def _to_pattern(text: str) -> str:
-    return "".join(re.escape(literal) + ("" if field is None else r"[^/\\\0]*") for literal, field in _parse(text))
-
-
 class ModelCheckpoint(Monitor):
     """Save the model to a file after epochs, updates or minutes.
 
@@ -563,6 +479,19 @@ class ModelCheckpoint(Monitor):
             files.check_safetensors(self.model.module.state_dict(), self.filename.text)
         else:
             to_serializable(dict(self.model.module.state_dict()), "module")
+
+    def redirect(self, folder: Path) -> None:
+        """Write to ``folder`` at the next opportunity, whatever the value."""
+        check_writable(Path(self._path(self.filename.text)).parent)
+        parts = [
+            part
+            for part in Path(self.filename.text).parts
+            if part not in ("..", os.sep, Path(self.filename.text).anchor)
+        ]
+        self.filename, self._base = FilenameTemplate(os.path.join(*parts)), str(folder)
+        self.save_freq = Every(epochs=1) if self.save_freq.unit == "epochs" else Every(updates=1)
+        self.written, self._best_name, self.verbose = [], None, 0
+        self.reset()
 
     def _check_other(self, other: Callback) -> None:
         """Raise a ``ValueError`` if this callback and ``other`` may write one file."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from easytorch._utils.notebook import Output, in_notebook
-from easytorch._utils.paths import to_absolute_path
+from easytorch._utils.paths import check_writable, to_absolute_path
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import check_log_name
 
@@ -57,12 +58,21 @@ class LivePlot(Callback):
         self.redraw_at, self.is_current = 0.0, True
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Check the names, and create the folder of the file."""
+        """Check the names."""
         for name in self.names:
             check_log_name(name, "LivePlot plots", self.model)
+        self.output, self.redraw_at = Output(), 0.0
+
+    def redirect(self, folder: Path) -> None:
+        """Write the figure to ``folder``."""
+        if self.path is not None:
+            check_writable(self.path.parent)
+            self.path = folder / self.path.name
+
+    def on_restore(self) -> None:
+        """Create the folder of the file."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.output, self.redraw_at = Output(), 0.0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Draw the curves, if it is due."""

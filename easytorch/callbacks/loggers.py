@@ -9,13 +9,14 @@ import numbers
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from easytorch._utils import atomic_file
 from easytorch._utils.integers import non_negative_int
-from easytorch._utils.paths import to_absolute_path
+from easytorch._utils.paths import check_writable, to_absolute_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.every import Every, as_every
@@ -57,6 +58,11 @@ class CSVLogger(Callback):
         self._is_written, self._has_warned = False, False
         if self.append:
             self._keep(self._read_text())
+
+    def redirect(self, folder: Path) -> None:
+        """Write to ``folder``."""
+        check_writable(self.path.parent)
+        self.path = folder / self.path.name
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the line of the epoch."""
@@ -175,6 +181,13 @@ class TensorBoard(Callback):
         self._purge_step: int | None = None
         # A missing package is an error now, not during training.
         _import_summary_writer()
+
+    def redirect(self, folder: Path) -> None:
+        """Write to ``folder``, after each update too if values of updates are written."""
+        check_writable(self.folder)
+        self.folder = folder
+        self.update_freq = self.update_freq if self.update_freq.epochs is not None else Every(updates=1)
+        self.histogram_freq = None if self.histogram_freq is None else Every(epochs=1)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the clock."""

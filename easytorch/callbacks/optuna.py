@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from easytorch._utils.pytree import describe
@@ -82,6 +83,10 @@ class OptunaPruning(Monitor):
                 f"but the study {verb}. Use optuna.create_study(direction={fix!r}), or monitor another value."
             )
 
+    def redirect(self, folder: Path) -> None:
+        """Report nothing to the study."""
+        self.trial, self._study = _SilentTrial(), None
+
     def reset(self) -> None:
         """Reset the best value and the reports."""
         super().reset()
@@ -126,6 +131,17 @@ class OptunaPruning(Monitor):
                 self.trial.report(value, epoch)
         self.pruned = state["pruned"]
         self.model.stop_training |= self.pruned
+
+
+class _SilentTrial:
+    """A trial that records nothing and is never pruned."""
+
+    def report(self, value: float, step: int) -> None:
+        """Ignore a value."""
+
+    def should_prune(self) -> bool:
+        """Return False."""
+        return False
 
 
 def _import_trial_pruned() -> type[Exception]:

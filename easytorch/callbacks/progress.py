@@ -14,6 +14,7 @@ from typing import Any
 from easytorch._utils.notebook import in_notebook
 from easytorch._utils.paths import printable
 from easytorch._utils.registry import did_you_mean
+from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.timer import compute_fractions
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
@@ -57,7 +58,8 @@ def progress_callbacks(verbose: int | str) -> list[Callback]:
 
 
 def _in_terminal() -> bool:
-    from rich.console import Console
+    with preserve_rng_state():  # the import draws a number from Python's generator
+        from rich.console import Console
 
     console = Console()
     return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter

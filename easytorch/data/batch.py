@@ -433,6 +433,10 @@ class Window(list[Any]):
         super().__init__(batches)
         self._batch_size, self._unpack = batch_size, unpack
 
+    def of_parts(self, batches: Iterable[Any]) -> Window:
+        """Return a window of other batches with the same samples."""
+        return Window(batches, batch_size=self._batch_size, unpack=self._unpack)
+
     @functools.cached_property
     def sizes(self) -> list[int]:
         """Number of samples of each batch, by which its loss is weighted."""

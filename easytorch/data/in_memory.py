@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from easytorch._utils.paths import to_path
 from easytorch._utils.pytree import describe, leaves, map_leaves
-from easytorch._utils.rng import get_host_rng_state
+from easytorch._utils.rng import get_host_rng_state, preserve_rng_state
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 from easytorch.checkpoint import files
@@ -264,7 +264,8 @@ def _are_equal(first: Any, second: Any) -> bool:
 @contextlib.contextmanager
 def _progress_bar(total: int, verbose: int | str) -> Iterator[Callable[[int], None]]:
     """Show a progress bar in a terminal and yield the function that advances it."""
-    from rich.progress import Progress
+    with preserve_rng_state():  # the import draws a number from Python's generator
+        from rich.progress import Progress
 
     with Progress(transient=True, disable=not verbose or not sys.stdout.isatty()) as progress:
         task = progress.add_task("Loading into memory", total=total)

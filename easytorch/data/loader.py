@@ -478,6 +478,11 @@ class ValidationSchedule:
         if val_data is None:
             self.plan = ValidationPlan(period, frozenset())
 
+    def validate_always(self) -> None:
+        """Validate after each epoch from now on, if there is data."""
+        if self.val_data is not None:
+            self.plan = ValidationPlan(1, None)
+
     def __call__(self, epoch: int) -> bool:
         """Return whether validation follows ``epoch``; warn if a generator has no more validation data."""
         return self.plan.count(epoch, epoch + 1) > 0 and _has_more(self.val_data, epoch)

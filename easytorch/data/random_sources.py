@@ -102,6 +102,12 @@ class RandomSources:
         objects = scan.order | scan.samples
         return select_generators(objects | self._find_others(objects))
 
+    def objects(self) -> dict[str, Any]:
+        """Return the objects of the training data and of the validation data, by their path."""
+        scan = self._scan()
+        known = {"loader": self.loader, "validation": self.validation_loader} | scan.order | scan.samples
+        return known | walk({"validation": self.validation_loader}, list(known.values())[2:])
+
     def of_samples(self) -> dict[str, Any]:
         """Return the objects that make the samples of training and validation, apart from those of streams.
 

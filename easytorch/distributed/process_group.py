@@ -60,6 +60,7 @@ class SingleProcess:
     rank = 0
     world_size = 1
     splits_data = True
+    in_snapshots = False  # of a dry run: what other ranks have received cannot be set back
 
     @property
     def is_main(self) -> bool:

@@ -71,6 +71,7 @@ class Strategy(HelpfulInit):
 
     kinds: ClassVar[dict[str, type[Strategy]]] = {}
     """Strategies that ``compile(strategy=...)`` knows by name."""
+    in_snapshots = False  # of a dry run: its connections to other ranks cannot be set back
     needs_batch_every_step = False
     gradient_copies = 1
     channels_last = False
@@ -270,6 +271,18 @@ class Strategy(HelpfulInit):
         else:
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
+
+    def discard_update(self, optimizer: torch.optim.Optimizer, loss_count: int) -> None:
+        """Discard gradients, counts and losses of an update that failed before ``unscale``.
+
+        Args:
+            optimizer: The optimizer.
+            loss_count: The number of losses in ``losses`` before the update.
+        """
+        self.zero_grad(optimizer)
+        self._count = None
+        while len(self.losses) > loss_count:
+            self.losses.pop()
 
     def release_weights(self) -> None:
         """Release all but this rank's shard of the weights, also after an error; a no-op unless weights are sharded."""

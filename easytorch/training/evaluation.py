@@ -22,9 +22,14 @@ TARGET_METHODS = ("unpack", "train_step", "test_step", "update", "train_epoch", 
 @contextlib.contextmanager
 def separate_metrics(model: Model) -> Iterator[None]:
     """Measure inside with metrics separate from those of the training epoch."""
-    training_metrics, model.metrics = model.metrics, model.metrics.new_copy()
+    training_metrics = model.metrics
+    # Ctrl-C may come between any two lines: before the inner "finally" has run, the outer one still will.
     try:
-        yield
+        try:
+            model.metrics = training_metrics.new_copy()
+            yield
+        finally:
+            model.metrics = training_metrics
     finally:
         model.metrics = training_metrics
 

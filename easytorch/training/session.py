@@ -30,6 +30,7 @@ from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
 from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.data_check import check_validation_data, compared_with_validation
+from easytorch.training.dry_run import dry_run
 from easytorch.training.evaluation import if_same_on_all_ranks, known_targets
 from easytorch.training.overrides import measured_once
 from easytorch.training.signals import ON_INTERRUPT, Interruption, SignalHandler, StopConsensus
@@ -56,6 +57,8 @@ def fit_session(
     on_interrupt: str,
     schedule: ValidationSchedule,
     class_names: Any = None,
+    columns: list[Any] | None = None,
+    is_dry: bool = False,
     **arguments: Any,
 ) -> Iterator[None]:
     """Run the epochs of a fit inside, with everything that happens before and after them.
@@ -63,10 +66,12 @@ def fit_session(
     On entry, in this order: the ranks compare what they are going to do (``arguments`` too), signal handlers are installed,
     ``on_train_begin`` is called, a stopped run is restored, and one validation batch is tried. On exit, for whatever reason:
     ``on_train_end`` is called, handlers and modes are restored, and workers are shut down.
-    If the first update fails, the model is restored as it was before.
+    If the first update fails, the model is restored as it was before. After a dry run, everything is.
     """
     on_interrupt = find("on_interrupt", on_interrupt, ON_INTERRUPT)
-    with _only_fit(model, train_data), _named_classes(model, class_names):
+    run = dry_run(model, train_data, callbacks, schedule, verbose) if is_dry else contextlib.nullcontext(callbacks)
+    verbose = 0 if is_dry else verbose
+    with _only_fit(model, train_data), run as callbacks, _named_data(model, class_names, columns):
         model.strategy.release_weights()
         optimizer = model.require_optimizer("fit")
         check_optimizer_is_current(optimizer, model.module, model.loss.modules.own_parameters())
@@ -156,15 +161,15 @@ def _only_fit(model: Model, train_data: EpochIterator) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named_classes(model: Model, class_names: Any) -> Iterator[None]:
-    """Give the classes of ``model`` their names; restore the previous names if the first update fails."""
-    previous, first_step = model.class_names, model.state.step
-    model.class_names = class_names
+def _named_data(model: Model, class_names: Any, columns: list[Any] | None) -> Iterator[None]:
+    """Give ``model`` the names of classes and columns; restore the previous names if the first update fails."""
+    previous, first_step = (model.class_names, model.columns), model.state.step
+    model.class_names, model.columns = class_names, columns
     try:
         yield
     except BaseException:
         if model.state.step == first_step:
-            model.class_names = previous
+            model.class_names, model.columns = previous
         raise
 
 
