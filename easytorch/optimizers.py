@@ -19,8 +19,6 @@ from easytorch._utils.warnings import warn
 
 __all__ = ["TABLE"]
 
-# LBFGS needs a closure: override Model.update.
-NEEDS_CLOSURE = ("LBFGS",)
 # Options that choose an implementation. Whoever passes one of them gets torch's defaults for the others.
 IMPLEMENTATION_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
 # Names of the learning rate as an attribute of an optimizer, in Keras and elsewhere.
@@ -32,7 +30,6 @@ TABLE: dict[str, type[torch.optim.Optimizer]] = {
     if isinstance(optimizer, type)
     and issubclass(optimizer, torch.optim.Optimizer)
     and optimizer is not torch.optim.Optimizer
-    and name not in NEEDS_CLOSURE
 }
 
 

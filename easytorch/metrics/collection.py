@@ -122,7 +122,7 @@ class MetricCollection:
             size: Number of samples of the batch, by which means are weighted unless the loss has divided by another count.
         """
         counts = self.criterion.take_counts()
-        if self.window.is_padding:
+        if self.window.is_padding or self._is_paused:
             return
         for name, value in terms.items():
             scalar: Scalar

@@ -63,6 +63,8 @@ class Strategy(HelpfulInit):
         loss_modules: The losses with parameters or buffers of their own.
         losses: What ``backward`` got in the current update, while a callback watches it; otherwise empty.
         channels_last: Whether images and convolution weights are stored with the channels last.
+        shards_weights: Whether each rank has a shard of the weights.
+        evaluations: Runs the step of an optimizer that needs a closure; None for all others.
 
     Raises:
         ValueError: If the precision is unknown, or the device does not support it.
@@ -73,6 +75,7 @@ class Strategy(HelpfulInit):
     needs_batch_every_step = False
     gradient_copies = 1
     channels_last = False
+    shards_weights = False
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()
@@ -104,6 +107,8 @@ class Strategy(HelpfulInit):
         self._count: Any = None  # of the losses of an update that return it
         self.losses: collections.deque[Any] = collections.deque(maxlen=0)
         self._watchers, self.clip_count = 0, 0
+        self.evaluations: Any = None
+        self._loss_sum: Tensor | None = None  # of the current evaluation, while an optimizer asks for it
 
     # Construction
 
@@ -205,6 +210,8 @@ class Strategy(HelpfulInit):
             loss, weight = self._add_count(loss, weight)
         if type(weight) is not float or weight != 1.0:
             loss = loss * (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight)
+        if self._loss_sum is not None:
+            self._loss_sum = self._loss_sum + loss.detach()
         if self.scales_loss:
             loss = self.scaler.scale(loss)
         loss.backward()
@@ -244,6 +251,8 @@ class Strategy(HelpfulInit):
             if parameter.grad is not None:
                 gradient: Any = parameter.grad
                 (gradient.to_local() if hasattr(gradient, "to_local") else gradient).div_(divisor)
+        if self._loss_sum is not None:
+            self._loss_sum = self._loss_sum / divisor
         self._count = None
 
     def clip(self, optimizer: torch.optim.Optimizer, norm: float | None, value: float | None) -> None:
@@ -254,14 +263,37 @@ class Strategy(HelpfulInit):
         if norm is not None:
             nn.utils.clip_grad_norm_(_parameters_of(optimizer), norm)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update the parameters; under fp16 skip the update if a gradient overflowed."""
+    def step(self, optimizer: torch.optim.Optimizer, gradients: Callable[[], None] | None = None) -> None:
+        """Update the parameters; under fp16 skip the update if a gradient overflowed.
+
+        Args:
+            optimizer: The optimizer.
+            gradients: Computes the gradients, several times if the optimizer needs a closure; None if they exist already.
+        """
+        if gradients is not None:
+            if self.evaluations is not None:
+                self.evaluations.step(optimizer, gradients)
+                self.timer.mark("optimizer")
+                return
+            gradients()
         if self.scales_loss:
             self.scaler.step(optimizer)
             self.scaler.update()
         else:
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
+
+    def total_loss(self, gradients: Callable[[], None]) -> Tensor:
+        """Compute the gradients of an update by ``gradients``, and return its loss over all batches and ranks."""
+        self._loss_sum = torch.zeros((), device=self.device)
+        try:
+            gradients()
+            return self._loss_sum
+        finally:
+            self._loss_sum = None
+
+    def repeat_backward(self) -> None:
+        """Prepare for the gradients of another evaluation of the same update."""
 
     def release_weights(self) -> None:
         """Release all but this rank's shard of the weights, also after an error; a no-op unless weights are sharded."""
@@ -300,6 +332,7 @@ class Strategy(HelpfulInit):
         """Return the state of a copy, which holds no loss and measures by itself."""
         state = vars(self) | {"losses": collections.deque(maxlen=0), "_watchers": 0}
         state.pop("run", None)
+        state["evaluations"] = None
         return state
 
     def state_dict(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from easytorch.data.sharding import describe_size
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
+from easytorch.training.closures import repeated_evaluations
 from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.data_check import check_validation_data, compared_with_validation
 from easytorch.training.evaluation import if_same_on_all_ranks, known_targets
@@ -212,6 +213,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
         translate_errors(model.module),
         train_mode.in_train_mode(model.module),
         measured_once(model),
+        repeated_evaluations(model),
     ):
         stack.callback(model.strategy.release_weights)
         try:
