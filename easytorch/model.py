@@ -257,12 +257,12 @@ class Model:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         assert self.optimizer is not None
         # The comments describe each call on one device in fp32.
-        gradients = functools.partial(self._compute_gradients, window)
-        self.strategy.step(self.optimizer, gradients)  # gradients(); optimizer.step(), or optimizer.step(closure)
+        self.strategy.run_closure(functools.partial(self._compute_gradients, window))  # self._compute_gradients(window)
+        self.strategy.step(self.optimizer)  # optimizer.step()
         self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
 
     def _compute_gradients(self, window: Window) -> None:
-        """Add the gradients of all batches in ``window``; an optimizer with a closure asks for them several times."""
+        """Add the gradients of all batches in ``window``; an optimizer such as LBFGS asks for them several times."""
         assert self.optimizer is not None
         weights = self.strategy.batch_weights(self.loss, window)  # sizes / sum(sizes)
         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):

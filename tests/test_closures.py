@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
 from easytorch.callbacks import LambdaCallback, TerminateOnNaN
+from easytorch.optimizers import SAM
 from tests.common_resume import CrashAfter, SimulatedCrash
 from tests.loops import blobs, furthest, mlp, same_weights, twins
 
@@ -58,6 +60,13 @@ class OuterSAM(torch.optim.Optimizer):
 
 def lbfgs(parameters):
     return torch.optim.LBFGS(parameters, **OPTIONS)
+
+
+def sam(parameters):
+    return SAM(parameters, base="sgd", rho=0.1, lr=0.1, momentum=0.9)
+
+
+MAKERS = {"lbfgs": lbfgs, "sam": sam, "object of another library": OuterSAM}
 
 
 def hand_loop(net, optimizer, batches, loss_function, *, gradients_first=False, clip=None):
@@ -131,6 +140,111 @@ def test_an_optimizer_may_declare_that_it_needs_a_closure():
     assert same_weights(net, plain)
 
 
+def plain_sam(net, batches, *, rho, adaptive, **options):
+    """SAM and ASAM in the words of the papers, with SGD."""
+    optimizer = torch.optim.SGD(net.parameters(), **options)
+    for x, y in batches:
+        F.cross_entropy(net(x), y).backward()
+        with torch.no_grad():
+            weights = [p.clone() for p in net.parameters()]
+            factors = [p.abs() if adaptive else torch.ones_like(p) for p in net.parameters()]
+            scaled = [f * p.grad for f, p in zip(factors, net.parameters(), strict=True)]
+            norm = torch.stack([s.norm(2) for s in scaled]).norm(2)
+            for p, factor, s in zip(net.parameters(), factors, scaled, strict=True):
+                p.add_(factor * s * (rho / (norm + 1e-12)))
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        with torch.no_grad():
+            for p, weight in zip(net.parameters(), weights, strict=True):
+                p.copy_(weight)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+SAM_OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+
+
+@pytest.mark.parametrize(("rho", "adaptive"), [(0.05, False), (1.0, True)])
+def test_sam_by_name_equals_the_paper_bit_for_bit(rho, adaptive):
+    net, plain = twins(mlp())
+    model = Model(net, device="cpu").compile("sam", "cross_entropy", rho=rho, adaptive=adaptive, **SAM_OPTIONS)
+    model.fit(X, Y, epochs=3, batch_size=25, shuffle=False, verbose=0)
+    plain_sam(plain, split(X, Y, 25) * 3, rho=rho, adaptive=adaptive, **SAM_OPTIONS)
+    assert same_weights(net, plain)
+
+
+def test_sam_with_a_radius_of_0_is_its_base_optimizer():
+    net, plain = twins(mlp())
+    for each, name, options in ((net, "sam", {"base": "adamw", "rho": 0.0}), (plain, "adamw", {"fused": False})):
+        model = Model(each, device="cpu").compile(name, "cross_entropy", lr=0.01, **options)
+        model.fit(X, Y, epochs=3, batch_size=25, shuffle=False, verbose=0)
+    assert same_weights(net, plain)
+
+
+def test_sam_restores_the_weights_after_an_error():
+    net, plain = twins(mlp())
+    optimizer = SAM(net.parameters(), lr=0.1)
+    calls = []
+
+    def closure():
+        calls.append(1)
+        F.cross_entropy(net(X), Y).backward()
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return torch.tensor(0.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert same_weights(net, plain)
+
+
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copied_sam_shares_the_state_with_its_base(make_copy):
+    model = Model(mlp(), device="cpu").compile("sam", "cross_entropy", **SAM_OPTIONS)
+    model.train_on_batch(X, Y)
+    twin = make_copy(model)
+    assert twin.optimizer.base.state is twin.optimizer.state
+    assert twin.optimizer.base.param_groups is twin.optimizer.param_groups
+    assert twin.optimizer.state[twin.module[0].weight]["momentum_buffer"] is not None
+    for each in (model, twin):
+        each.train_on_batch(X, Y)
+    assert same_weights(model.module, twin.module)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"rho": -1}, ValueError, "rho must be a number of at least 0, received -1"),
+        ({"base": "lbfgs"}, ValueError, "base must be an optimizer that needs no closure.*received 'lbfgs'"),
+        ({"base": "sdg"}, ValueError, "Did you mean 'sgd'"),
+        ({"betas": (0.9, 0.99)}, ValueError, r"'betas', which torch\.optim\.SGD does not have.*momentum"),
+        ({"momentum": -1}, ValueError, r"SAM cannot be created with .*momentum=-1: Invalid momentum"),
+    ],
+)
+def test_a_wrong_option_of_sam_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Model(mlp(), device="cpu").compile("sam", "cross_entropy", lr=0.1, **options)
+
+
+class OptionalSAM(torch.optim.SGD):
+    """Needs a closure that its signature does not require."""
+
+    def step(self, closure=None):
+        assert closure is not None, "requires closure"
+        return super().step(closure)
+
+
+def test_an_optional_closure_that_is_needed_gets_the_fix():
+    model = Model(mlp(), device="cpu").compile(OptionalSAM, "cross_entropy")
+    with pytest.raises(RuntimeError, match=r"OptionalSAM.step\(\) needs a closure.*optimizer\.needs_closure = True"):
+        model.train_on_batch(X, Y)
+    model.optimizer.needs_closure = True
+    net, plain = twins(model.module)
+    model.train_on_batch(X, Y)
+    hand_loop(plain, torch.optim.SGD(plain.parameters()), [(X, Y)], F.cross_entropy)
+    assert same_weights(net, plain)
+
+
 def test_train_on_batch_runs_a_closure():
     net, plain = twins(mlp(8, 1))
     scores = Model(net, device="cpu").compile("lbfgs", "mse", **OPTIONS).train_on_batch(X, NUMBERS)
@@ -139,13 +253,14 @@ def test_train_on_batch_runs_a_closure():
     assert same_weights(net, plain)
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "sam"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_window_equals_one_large_batch_with_a_closure(name):
     def train(size, steps):
         torch.manual_seed(0)
         net = mlp().double()
-        optimizer = lbfgs(net.parameters()) if name == "lbfgs" else OuterSAM(net.parameters())
-        model = Model(net, device="cpu").compile(optimizer, "cross_entropy", gradient_accumulation_steps=steps)
+        model = Model(net, device="cpu").compile(
+            MAKERS[name](net.parameters()), "cross_entropy", gradient_accumulation_steps=steps
+        )
         targets = torch.where(torch.arange(50) % 7 == 0, -100, Y)  # batches with unequal counts of labels
         history = model.fit(X.double(), targets, epochs=2, batch_size=size, shuffle=False, verbose=0)
         return net, history["loss"]
@@ -216,11 +331,10 @@ def test_metrics_measure_the_weights_before_the_update():
     assert not same_weights(net, plain)
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "sam"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_loss_that_is_not_finite_changes_no_weight(name):
     net, plain = twins(mlp())
-    optimizer = lbfgs(net.parameters()) if name == "lbfgs" else OuterSAM(net.parameters())
-    model = Model(net, device="cpu").compile(optimizer, "cross_entropy")
+    model = Model(net, device="cpu").compile(MAKERS[name](net.parameters()), "cross_entropy")
     with pytest.warns(UserWarning, match="The loss is not finite in update 1"):
         model.fit([(X * float("nan"), Y)], callbacks=[TerminateOnNaN()], verbose=0)
     assert same_weights(net, plain)
@@ -229,9 +343,12 @@ def test_a_loss_that_is_not_finite_changes_no_weight(name):
 def program(name, folder, *callbacks, steps=1):
     torch.manual_seed(0)
     net = noisy()
-    optimizer = lbfgs(net.parameters()) if name == "lbfgs" else OuterSAM(net.parameters())
     model = Model(net, device="cpu").compile(
-        optimizer, "cross_entropy", ["accuracy"], gradient_accumulation_steps=steps, scheduler="cosine"
+        MAKERS[name](net.parameters()),
+        "cross_entropy",
+        ["accuracy"],
+        gradient_accumulation_steps=steps,
+        scheduler="cosine",
     )
     loader = DataLoader(TensorDataset(X, Y), 8, shuffle=True)
     try:
@@ -241,7 +358,7 @@ def program(name, folder, *callbacks, steps=1):
     return model
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "sam"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_run_with_a_closure_resumes_after_each_update(name, tmp_path, monkeypatch):
     monkeypatch.setattr("easytorch.callbacks.checkpoint.BackupAndRestore.at", every_update)
     whole = program(name, tmp_path / "whole", steps=2)

@@ -184,6 +184,12 @@ class Strategy(HelpfulInit):
             for column in columns
         ]
 
+    def run_closure(self, closure: Callable[[], None]) -> None:
+        """Compute the gradients of an update by ``closure``, which ``step`` calls again if the optimizer needs that."""
+        if self.evaluations is not None:
+            closure = self.evaluations.start(closure)
+        closure()
+
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``; a no-op on one device."""
         return _NO_OP
@@ -263,31 +269,22 @@ class Strategy(HelpfulInit):
         if norm is not None:
             nn.utils.clip_grad_norm_(_parameters_of(optimizer), norm)
 
-    def step(self, optimizer: torch.optim.Optimizer, gradients: Callable[[], None] | None = None) -> None:
-        """Update the parameters; under fp16 skip the update if a gradient overflowed.
-
-        Args:
-            optimizer: The optimizer.
-            gradients: Computes the gradients, several times if the optimizer needs a closure; None if they exist already.
-        """
-        if gradients is not None:
-            if self.evaluations is not None:
-                self.evaluations.step(optimizer, gradients)
-                self.timer.mark("optimizer")
-                return
-            gradients()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the parameters; under fp16 skip the update if a gradient overflowed."""
         if self.scales_loss:
             self.scaler.step(optimizer)
             self.scaler.update()
+        elif self.evaluations is not None:
+            self.evaluations.step(optimizer)
         else:
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
 
-    def total_loss(self, gradients: Callable[[], None]) -> Tensor:
-        """Compute the gradients of an update by ``gradients``, and return its loss over all batches and ranks."""
+    def total_loss(self, closure: Callable[[], None]) -> Tensor:
+        """Compute the gradients of an update by ``closure``, and return its loss over all batches and ranks."""
         self._loss_sum = torch.zeros((), device=self.device)
         try:
-            gradients()
+            closure()
             return self._loss_sum
         finally:
             self._loss_sum = None

@@ -222,15 +222,15 @@ class DataParallel(Strategy, name="ddp"):
         total = self.group.all_reduce_sum_on_device(count, self.device)
         super()._divide_gradients(total / self.group.world_size)  # DDP averages gradients
 
-    def step(self, optimizer: torch.optim.Optimizer, gradients: Callable[[], None] | None = None) -> None:
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; under fp16 skip the update if a gradient overflowed."""
-        super().step(optimizer, gradients)
+        super().step(optimizer)
         self.control.finish_update()
         self._sync, self._has_synced = True, False
 
-    def total_loss(self, gradients: Callable[[], None]) -> Tensor:
-        """Compute the gradients of an update by ``gradients``, and return its loss over all batches and ranks."""
-        total = self.group.all_reduce_sum_on_device(super().total_loss(gradients), self.device)
+    def total_loss(self, closure: Callable[[], None]) -> Tensor:
+        """Compute the gradients of an update by ``closure``, and return its loss over all batches and ranks."""
+        total = self.group.all_reduce_sum_on_device(super().total_loss(closure), self.device)
         return total / self.group.world_size  # a batch's share is multiplied by the number of ranks
 
     def repeat_backward(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,38 +17,23 @@ from easytorch._utils.rng import (
     set_torch_rng_state,
 )
 from easytorch._utils.train_mode import snapshot_buffers
+from easytorch.optimizers import SAM, needs_closure, starts_with_closure
 
 if TYPE_CHECKING:
     from easytorch.model import Model
     from easytorch.strategies.base import Strategy
 
 
-def needs_closure(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Return whether ``optimizer.step`` needs a closure, a function that computes the gradients and returns the loss.
-
-    It does if ``step`` has a required argument ``closure``, as that of LBFGS; if it has the methods ``first_step`` and
-    ``second_step`` of SAM; or if its attribute ``needs_closure`` is true.
-    """
-    if optimizer is None:
-        return False
-    if hasattr(optimizer, "needs_closure"):
-        return bool(optimizer.needs_closure)
-    if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
-        return True
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is closure.empty
-
-
 def check_closure(optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
     """Raise a ``ValueError`` if ``optimizer`` needs a closure and ``strategy`` cannot run it correctly."""
-    if not needs_closure(optimizer):
+    if optimizer is None or not needs_closure(optimizer):
         return
     title = f"{type(optimizer).__name__} evaluates the loss several times in each update"
     if strategy.scales_loss:
         raise ValueError(
             f"{title}, and the loss scale of precision='fp16' is set once for each update. Pass precision='bf16' or 'fp32'."
         )
-    if strategy.shards_weights:
+    if strategy.shards_weights and not isinstance(optimizer, SAM):
         raise ValueError(
             f"{title}, and strategy='fsdp' gives it only this rank's shard of the weights and gradients. Pass strategy='ddp'."
         )
@@ -83,21 +67,22 @@ class Evaluations:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def step(self, optimizer: torch.optim.Optimizer, compute_gradients: Callable[[], None]) -> None:
-        """Update the parameters; no-op if a callback deletes the gradients of the first evaluation.
-
-        Args:
-            optimizer: The optimizer.
-            compute_gradients: Adds the gradients of the window.
-        """
-        self._compute_gradients = compute_gradients
+    def start(self, closure: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that computes the gradients of an update by ``closure`` for the first time."""
+        self._closure = closure
         self._random = get_host_rng_state(), get_torch_rng_state(self.model.device)
         self._restore_buffers = snapshot_buffers(self.model.module, self.model.loss.modules)
-        first_loss = self.model.strategy.total_loss(compute_gradients)
+        return self._evaluate_first
+
+    def _evaluate_first(self) -> None:
+        self._first_loss = self.model.strategy.total_loss(self._closure)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the parameters; change nothing if a callback has deleted the gradients of the first evaluation."""
         if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
             return
-        # LBFGS starts with a call of its closure. SAM expects gradients, and calls it at other weights.
-        self._known_loss = first_loss if isinstance(optimizer, torch.optim.LBFGS) else None
+        # LBFGS starts with a call of its closure. Other optimizers may use the gradients, and call it at other weights.
+        self._known_loss = self._first_loss if starts_with_closure(optimizer) else None
         step: Any = torch_private.find_step(optimizer)
         step(self.evaluate)
 
@@ -120,7 +105,7 @@ class Evaluations:
         watched, strategy.losses = strategy.losses, type(strategy.losses)(maxlen=0)
         try:
             with torch.enable_grad(), model.metrics.paused():
-                return strategy.total_loss(self._compute_gradients)
+                return strategy.total_loss(self._closure)
         finally:
             strategy.losses = watched
             restore_buffers()

@@ -13,24 +13,24 @@ from easytorch.callbacks import LambdaCallback
 from tests.distributed.test_ddp import rows
 from tests.loops import mlp
 from tests.many import furthest, run_ranks
-from tests.test_closures import OuterSAM, lbfgs, noisy
+from tests.test_closures import MAKERS, noisy
 
 pytestmark = pytest.mark.distributed
 
 
-def program(name, count, size, steps=1, loss="cross_entropy", stop_at=None, make=mlp):
+def program(name, count, size, steps=1, loss="cross_entropy", stop_at=None, make=mlp, strategy="auto"):
     torch.manual_seed(0)
     net = make().double()
     x, y = rows(count)
-    optimizer = lbfgs(net.parameters()) if name == "lbfgs" else OuterSAM(net.parameters())
-    model = Model(net, device="cpu").compile(optimizer, loss, gradient_accumulation_steps=steps, clip_grad_norm=1.0)
+    options = {"gradient_accumulation_steps": steps, "clip_grad_norm": 1.0, "strategy": strategy}
+    model = Model(net, device="cpu").compile(MAKERS[name](net.parameters()), loss, **options)
 
     def stop(batch, logs):
         model.stop_training = model.strategy.group.is_main and model.state.step == stop_at
 
     callback = LambdaCallback(on_train_batch_end=stop)
     model.fit(x.double(), y, epochs=3, batch_size=size, shuffle=False, callbacks=[callback], verbose=0)
-    return {key: value.clone() for key, value in net.state_dict().items()}, model.state.step, model.history["loss"]
+    return model.state_dict()["module"], model.state.step, model.history["loss"]
 
 
 def count_loss(y_pred, y):
@@ -45,6 +45,7 @@ def count_loss(y_pred, y):
         ("lbfgs", 50, 2, "cross_entropy"),
         ("lbfgs", 50, 2, count_loss),
         ("sam", 50, 2, "cross_entropy"),
+        ("object of another library", 50, 1, "cross_entropy"),
     ],
 )
 def test_two_ranks_with_a_closure_equal_one_process(name, count, steps, loss):
@@ -74,3 +75,13 @@ def refused():
 
 def test_fsdp_with_a_closure_is_refused():
     run_ranks(refused)
+
+
+def test_sam_with_sharded_weights_equals_one_process():
+    weights, updates, losses = program("sam", 50, 32)
+    for rank_weights, rank_updates, rank_losses in run_ranks(
+        functools.partial(program, "sam", 50, 8, 2, strategy="fsdp")
+    ):
+        assert furthest(weights, rank_weights) < 1e-6
+        assert rank_updates == updates
+        assert rank_losses == pytest.approx(losses, rel=1e-6)
