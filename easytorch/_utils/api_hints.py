@@ -240,6 +240,8 @@ ATTRIBUTE_HINTS = {
     "inputs": "the arguments of model.module.forward()",
     "outputs": "model.predict(x)",
     "get_optimizer": "model.optimizer",
+    "optimizer_step": "update(window); LBFGS and SAM need no closure in fit(): compile('lbfgs', loss)",
+    "train_step_single": "train_step(batch); LBFGS needs no closure in fit(): compile('lbfgs', loss)",
     "stop": "model.stop_training = True",
     "forward": "model(x), or model.module(x)",
 }
@@ -385,7 +387,8 @@ OPTIMIZER_HINTS = {
     "Optimizer": "torch.optim.Optimizer",
     "Ftrl": "compile('adagrad', loss)",
     "Lion": "an optimizer of a library, passed as an object: compile(Lion(net.parameters()), loss)",
-    "LBFGS": "torch.optim.LBFGS in a custom update(self, window)",
+    "LBFGS": "compile('lbfgs', loss)",
+    "ASAM": "compile('sam', loss, adaptive=True)",
 }
 
 # Metrics of Keras and torchmetrics, where the name in snake case is not the name of the metric here.

@@ -230,7 +230,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def total_loss(self, closure: Callable[[], None]) -> Tensor:
         """Compute the gradients of an update by ``closure``, and return its loss over all batches and ranks."""
-        total = self.group.all_reduce_sum_on_device(super().total_loss(closure), self.device)
+        total: Tensor = self.group.all_reduce_sum_on_device(super().total_loss(closure), self.device)
         return total / self.group.world_size  # a batch's share is multiplied by the number of ranks
 
     def repeat_backward(self) -> None:
