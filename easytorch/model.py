@@ -279,7 +279,7 @@ class Model:
         x, y, sample_weight = self.unpack(batch)
         y_pred = self(x)
         self.metrics.update(y_pred, y, sample_weight)
-        return self.loss.terms(y_pred, y, sample_weight)  # {"loss": ...}; with several outputs, the loss of each
+        return self.loss.terms(y_pred, y, sample_weight, batch)  # {"loss": ...}; with several outputs, the loss of each
 
     # Evaluation
 
@@ -390,7 +390,7 @@ class Model:
 
         Labels that are text become class numbers, if they are in ``class_names``.
         """
-        parts = batch_functions.unpack(batch, self.signature)
+        parts = batch_functions.unpack(batch, self.signature, self.loss.entries)
         if self.class_names is None or not isinstance(parts.y, (list, tuple)):
             return parts
         y = number_batch(parts.y, read_names(self.class_names))
@@ -625,6 +625,7 @@ class Model:
         new_strategy.prepare(self.module, new_optimizer)
         # Nothing has changed up to here, so an error leaves the model as it was.
         self.loss, self.metrics, self.strategy = new_loss, new_metrics, new_strategy
+        self.loss.bind(self)
         self.device = new_strategy.device
         self.optimizer, self.schedules = new_optimizer, new_schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
