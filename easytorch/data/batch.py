@@ -57,8 +57,8 @@ def unpack(
             return Batch(*batch)
         raise ValueError(
             f"Expected a batch of one to three parts, x, (x, y) or (x, y, sample_weight); received {len(batch)} parts: "
-            f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict. Pass what a custom loss needs as "
-            'a dict: {"x": x, "y": y, "teacher": t} for def loss(y_pred, y, teacher).'
+            f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict. Put what a custom loss needs "
+            'into a dict: {"x": x, "y": y, "teacher": t} for def loss(y_pred, y, teacher).'
         )
     if isinstance(batch, Mapping):
         signature = signature or ForwardSignature((), any_keyword=True)

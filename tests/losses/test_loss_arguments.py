@@ -218,7 +218,7 @@ NAMED = [{"input": batch["x"], "y": batch["y"], "teacher_logits": batch["teacher
     [
         (NAMED, r"parameter 'teacher_logit', .* no entry of the batch.* Did you mean 'teacher_logits'"),
         (PAIRS, r"none of 'x', 'model', 'module', 'sample_weight', 'batch'.*dicts: \{\"x\": x, \"y\": y"),
-        ([(*pair, pair[1], pair[1]) for pair in PAIRS], r"received 4 parts.*a dict: \{\"x\": x"),
+        ([(*pair, pair[1], pair[1]) for pair in PAIRS], r"received 4 parts.*into a dict: \{\"x\": x"),
     ],
 )
 def test_an_unknown_name_is_an_error_before_the_first_update(batches, message):
