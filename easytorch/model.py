@@ -55,6 +55,7 @@ from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.attributes import AttributeState
+from easytorch.training.closures import check_closure
 from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
 from easytorch.training.overrides import adapt_overrides
@@ -261,6 +262,13 @@ class Model:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         assert self.optimizer is not None
         # The comments describe each call on one device in fp32.
+        self.strategy.run_closure(functools.partial(self._compute_gradients, window))  # self._compute_gradients(window)
+        self.strategy.step(self.optimizer)  # optimizer.step()
+        self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
+
+    def _compute_gradients(self, window: Window) -> None:
+        """Add the gradients of all batches in ``window``; an optimizer such as LBFGS asks for them several times."""
+        assert self.optimizer is not None
         weights = self.strategy.batch_weights(self.loss, window)  # sizes / sum(sizes)
         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):  # no-op
@@ -270,15 +278,13 @@ class Model:
         self.strategy.unscale(self.optimizer)  # no-op
         self.callbacks.on_before_optimizer_step()
         self.strategy.clip(self.optimizer, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(...)
-        self.strategy.step(self.optimizer)  # optimizer.step()
-        self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
 
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
         x, y, sample_weight = self.unpack(batch)
         y_pred = self(x)
         self.metrics.update(y_pred, y, sample_weight)
-        return self.loss.terms(y_pred, y, sample_weight)  # {"loss": ...}; with several outputs, the loss of each
+        return self.loss.terms(y_pred, y, sample_weight, batch)  # {"loss": ...}; with several outputs, the loss of each
 
     # Evaluation
 
@@ -390,7 +396,7 @@ class Model:
 
         Labels that are text become class numbers, if they are in ``class_names``.
         """
-        parts = batch_functions.unpack(batch, self.signature)
+        parts = batch_functions.unpack(batch, self.signature, self.loss.entries)
         if self.class_names is None or not isinstance(parts.y, (list, tuple)):
             return parts
         y = number_batch(parts.y, read_names(self.class_names))
@@ -619,11 +625,13 @@ class Model:
         new_optimizer = optimizers.resolve_optimizer(
             optimizer, self.module, lr, new_loss.modules.own_parameters(), optimizer_options, COMPILE_ARGUMENTS
         )
+        check_closure(new_optimizer, new_strategy)
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
         new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules
         new_strategy.prepare(self.module, new_optimizer)
         # Nothing has changed up to here, so an error leaves the model as it was.
         self.loss, self.metrics, self.strategy = new_loss, new_metrics, new_strategy
+        self.loss.bind(self)
         self.device = new_strategy.device
         self.optimizer, self.schedules = new_optimizer, new_schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +18,101 @@ from easytorch._utils.registry import find, get_name, quote_list
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 
-__all__ = ["TABLE"]
+__all__ = ["SAM", "TABLE"]
 
-# LBFGS needs a closure: override Model.update.
-NEEDS_CLOSURE = ("LBFGS",)
 # Options that choose an implementation. Whoever passes one of them gets torch's defaults for the others.
 IMPLEMENTATION_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
 # Names of the learning rate as an attribute of an optimizer, in Keras and elsewhere.
 RATE_NAMES = ("lr", "learning_rate")
+
+
+class SAM(torch.optim.Optimizer):
+    """Sharpness-aware minimization: update the weights by the gradients at the largest loss nearby.
+
+    Each update evaluates the loss twice: at the weights, and at the weights plus ``rho * gradient / norm(gradient)``.
+
+    Args:
+        params: The parameters.
+        base: The optimizer that applies the gradients: a name or a class of ``torch.optim``.
+        rho: The distance of the second evaluation, at least 0.
+        adaptive: Scale the step to the second evaluation by the size of each weight, as ASAM does
+            (https://arxiv.org/abs/2102.11600). ``rho`` is about ten times as large then.
+        options: Options of ``base``, such as ``lr`` and ``momentum``.
+
+    Raises:
+        ValueError: If ``rho`` is negative, or ``base`` is unknown or needs a closure itself.
+        TypeError: If ``base`` has no such option.
+
+    Source: Foret et al., 2021, https://arxiv.org/abs/2010.01412.
+
+    Examples:
+        >>> model.compile("sam", "cross_entropy", base="sgd", rho=0.05, lr=0.1, momentum=0.9)
+    """
+
+    needs_closure = True
+
+    def __init__(
+        self, params: Any, base: str | type[Any] = "sgd", rho: float = 0.05, adaptive: bool = False, **options: Any
+    ) -> None:
+        if not _is_number(rho) or rho < 0:
+            raise ValueError(f"rho must be a number of at least 0, received {rho!r}. Pass rho=0.05.")
+        cls = _find_class(base) if isinstance(base, str) else base
+        if not isinstance(cls, type) or needs_closure(cls):
+            raise ValueError(
+                f"base must be an optimizer that needs no closure, by name or class, received {base!r}. Pass base='sgd'."
+            )
+        unknown = next((name for name in options if name not in inspect.signature(cls).parameters), None)
+        if unknown is not None:
+            raise TypeError(
+                f"SAM received the option {unknown!r}, which {_title(cls)} does not have. Its options are "
+                f"{', '.join([*option_defaults(cls)])}."
+            )
+        self.base: torch.optim.Optimizer = cls(params, **options)
+        super().__init__(self.base.param_groups, {**self.base.defaults, "rho": rho, "adaptive": adaptive})
+        self._share_state()
+
+    def _share_state(self) -> None:
+        """Let the base optimizer have the groups and the state of this one, which are its own."""
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "base": self.base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # also called by load_state_dict
+        self._share_state()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]  # without a closure there is no update
+        """Update the parameters once, and return the loss before the update.
+
+        Args:
+            closure: Computes the gradients and returns the loss; called twice.
+        """
+        closure = torch.enable_grad()(closure)
+        loss = closure()
+        with self._at_largest_loss():
+            closure()
+        self.base.step()
+        return loss
+
+    @contextlib.contextmanager
+    def _at_largest_loss(self) -> Iterator[None]:
+        """Move the parameters by ``rho`` along their gradients inside."""
+        pairs = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        scaled = [p.abs() * p.grad if group["adaptive"] else p.grad for p, group in pairs]
+        norms = [gradient.norm(2).to(scaled[0].device) for gradient in scaled]
+        norm = torch.stack(norms or [torch.zeros(())]).norm(2)
+        weights = [p.clone() for p, _ in pairs]
+        for (p, group), gradient in zip(pairs, scaled, strict=True):
+            direction = p.abs() * gradient if group["adaptive"] else gradient
+            p.add_(direction * (group["rho"] / (norm + 1e-12)).to(p.device))
+        try:
+            yield
+        finally:
+            for (p, _), weight in zip(pairs, weights, strict=True):
+                p.copy_(weight)
+
 
 TABLE: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): optimizer
@@ -32,8 +120,8 @@ TABLE: dict[str, type[torch.optim.Optimizer]] = {
     if isinstance(optimizer, type)
     and issubclass(optimizer, torch.optim.Optimizer)
     and optimizer is not torch.optim.Optimizer
-    and name not in NEEDS_CLOSURE
 }
+TABLE["sam"] = SAM
 
 
 def __dir__() -> list[str]:
@@ -147,6 +235,26 @@ def stock_class(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer]
     return cls if vars(torch.optim).get(cls.__name__) is cls else None
 
 
+def needs_closure(optimizer: Any) -> bool:
+    """Return whether ``step`` of an optimizer or its class needs a closure, which computes the gradients and returns the loss.
+
+    It does if ``step`` has a required argument ``closure``, as that of LBFGS; if there are the methods ``first_step`` and
+    ``second_step`` of SAM; or if the attribute ``needs_closure`` is true.
+    """
+    if hasattr(optimizer, "needs_closure"):
+        return bool(optimizer.needs_closure)
+    if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
+        return True
+    step = getattr(optimizer if isinstance(optimizer, type) else type(optimizer), "step", None)
+    closure = None if step is None else inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
+
+
+def starts_with_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether ``optimizer.step(closure)`` certainly evaluates the loss at the current weights first."""
+    return isinstance(optimizer, (torch.optim.LBFGS, SAM))
+
+
 def add_rate_attributes(optimizer: torch.optim.Optimizer) -> None:
     """Let ``optimizer.lr`` and ``optimizer.learning_rate`` read and set the learning rate of all groups, as in Keras.
 
@@ -257,7 +365,7 @@ def _create(
     factory: Callable[..., Any], parameters: list[nn.Parameter], options: Mapping[str, Any], shown: Mapping[str, Any]
 ) -> Any:
     """Return ``factory(parameters, **options)``; if torch refuses an option, name those that are ``shown``."""
-    if not shown or not _is_torch_optimizer(factory):
+    if not shown or not (_is_torch_optimizer(factory) or factory is SAM):
         return factory(parameters, **options)
     try:
         return factory(parameters, **options)

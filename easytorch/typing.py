@@ -134,9 +134,11 @@ class OptimizerOptions(TypedDict, total=False):
     For options of other optimizers, a type checker needs a ``functools.partial`` of the optimizer class.
     """
 
+    adaptive: bool
     adjust_lr_fn: str | None
     alpha: float
     amsgrad: bool
+    base: str | type[Optimizer]
     beta2_decay: float
     betas: tuple[float, float]
     capturable: bool

@@ -18,8 +18,8 @@ from easytorch.typing import OptimizerOptions
 from tests.loops import blobs, mlp, same_weights, twins
 
 X, Y = blobs(64)
-# SparseAdam needs sparse gradients, Muon matrices.
-SPECIAL = {"sparseadam", "muon"}
+# SparseAdam needs sparse gradients, Muon matrices, and the others a closure.
+SPECIAL = {"sparseadam", "muon", "lbfgs", "sam"}
 # Options that older versions of torch do not have.
 NEW_OPTIONS = {"adjust_lr_fn", "decoupled_weight_decay", "ns_coefficients", "ns_steps"}
 
@@ -241,8 +241,8 @@ def test_a_refused_option_leaves_the_model_as_it_was():
 
 
 def test_types_list_every_option_of_torch():
-    options = {name for cls in [*TABLE.values(), torch.optim.LBFGS] for name in inspect.signature(cls).parameters}
-    assert options - {"params", "lr"} <= set(OptimizerOptions.__annotations__)
+    options = {name for cls in TABLE.values() for name in inspect.signature(cls).parameters}
+    assert options - {"params", "lr", "options"} <= set(OptimizerOptions.__annotations__)
     assert set(OptimizerOptions.__annotations__) - options <= NEW_OPTIONS
 
 

@@ -197,6 +197,7 @@ ATTRIBUTE_HINTS = {
     "train": "fit(), which sets train mode; in a custom loop model.module.train()",
     "eval": "evaluate() or predict(), which set eval mode; in a custom loop model.module.eval()",
     "compute_loss": "model.loss(y_pred, y)",
+    "add_loss": "compile(optimizer, f) with f(y_pred, y, x, model), which returns the sum of the losses",
     "compiled_loss": "model.loss(y_pred, y)",
     "compiled_metrics": "model.metrics",
     "train_function": "train_step(batch)",
@@ -248,6 +249,8 @@ ATTRIBUTE_HINTS = {
     "inputs": "the arguments of model.module.forward()",
     "outputs": "model.predict(x)",
     "get_optimizer": "model.optimizer",
+    "optimizer_step": "update(window); LBFGS and SAM need no closure in fit(): compile('lbfgs', loss)",
+    "train_step_single": "train_step(batch); LBFGS needs no closure in fit(): compile('lbfgs', loss)",
     "stop": "model.stop_training = True",
     "forward": "model(x), or model.module(x)",
 }
@@ -395,7 +398,8 @@ OPTIMIZER_HINTS = {
     "Optimizer": "torch.optim.Optimizer",
     "Ftrl": "compile('adagrad', loss)",
     "Lion": "an optimizer of a library, passed as an object: compile(Lion(net.parameters()), loss)",
-    "LBFGS": "torch.optim.LBFGS in a custom update(self, window)",
+    "LBFGS": "compile('lbfgs', loss)",
+    "ASAM": "compile('sam', loss, adaptive=True)",
 }
 
 # Metrics of Keras and torchmetrics, where the name in snake case is not the name of the metric here.
@@ -492,10 +496,10 @@ def check_steps(cls: type) -> None:
             continue
         if name in BATCH_STEPS:
             _check_takes_batch(cls, name, function)
-        elif name == "compute_loss" and "y_pred" in inspect.signature(function).parameters:
+        elif name == "compute_loss" and {"y_pred", "inputs"} & inspect.signature(function).parameters.keys():
             warn(
                 f"{cls.__name__}.compute_loss is never called. Pass the loss to compile(optimizer, f), where f(y_pred, y) "
-                "returns it; or override train_step(self, batch) for a loss that needs the inputs."
+                "returns it, or f(y_pred, y, x, model) if it needs the inputs or the model; or override train_step(self, batch)."
             )
         elif name in METHOD_HINTS:
             warn(f"{cls.__name__}.{name} is never called.{_format_hint(METHOD_HINTS[name])}")

@@ -76,6 +76,12 @@ def mark_as_stepped(optimizer: torch.optim.Optimizer) -> None:
     vars(optimizer)["_opt_called"] = True
 
 
+def complete_copy(optimizer: torch.optim.Optimizer) -> None:
+    """Give a copied or unpickled ``LBFGS`` the attributes that its ``__getstate__`` leaves out; others are complete."""
+    if isinstance(optimizer, torch.optim.LBFGS) and "_params" not in vars(optimizer):
+        vars(optimizer).update(_params=optimizer.param_groups[0]["params"], _numel_cache=None)
+
+
 def zero_grad(optimizer: torch.optim.Optimizer) -> None:
     """Delete the gradients as ``optimizer.zero_grad()`` does, in a tenth of the time: without a profiler record."""
     if "zero_grad" in vars(optimizer) or type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -55,7 +55,9 @@ class CombinedTuple(_Combined, tuple[Any, ...]):
     """One batch of each loader; see ``combine``."""
 
 
-def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
+def unpack(
+    batch: Any, signature: ForwardSignature | None = None, loss_entries: Collection[str] = frozenset()
+) -> Batch:
     """Split ``batch`` into inputs, targets and sample weights.
 
     Args:
@@ -63,6 +65,7 @@ def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
             names of arguments of the module are the inputs. Its entry ``labels`` (``label``, ``targets``, ``target``,
             ``y``) is the target.
         signature: The arguments of the module that takes the inputs; only dicts need it.
+        loss_entries: Entries of a dict that are arguments of the loss, and no inputs unless the module has them as arguments.
 
     Raises:
         ValueError: If a tuple has more than three parts.
@@ -77,10 +80,13 @@ def unpack(batch: Any, signature: ForwardSignature | None = None) -> Batch:
             return Batch(*batch)
         raise ValueError(
             f"Expected a batch of one to three parts, x, (x, y) or (x, y, sample_weight); received {len(batch)} parts: "
-            f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict."
+            f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict. Put what a custom loss needs "
+            'into a dict: {"x": x, "y": y, "teacher": t} for def loss(y_pred, y, teacher).'
         )
     if isinstance(batch, Mapping):
-        return _unpack_dict(batch, signature or ForwardSignature((), any_keyword=True))
+        signature = signature or ForwardSignature((), any_keyword=True)
+        names = set(loss_entries).difference(signature.names, LABEL_KEYS)
+        return _unpack_dict({key: batch[key] for key in batch if key not in names} if names else batch, signature)
     return Batch(batch)
 
 

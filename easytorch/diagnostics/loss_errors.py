@@ -91,6 +91,19 @@ def optimizer_error(failure: Failure) -> Exception | None:
     return None
 
 
+def closure_error(failure: Failure) -> Exception | None:
+    """Return how an optimizer gets the closure that its step asks for."""
+    if "closure" not in str(failure.error).lower():
+        return None
+    for strategy, optimizer, *_ in calls_of(failure.frames, Strategy.step):
+        if strategy.evaluations is None:
+            return RuntimeError(
+                f"{type(optimizer).__name__}.step() needs a closure, but its signature does not require one. Declare it before "
+                "compile(): optimizer.needs_closure = True. A custom update(window) calls self.optimizer.step(closure) itself."
+            )
+    return None
+
+
 def evaluation_error(failure: Failure) -> Exception | None:
     """Return how to evaluate a step that computes gradients itself."""
     if not failure.without_gradients or "does not require grad" not in str(failure.error):

@@ -25,6 +25,7 @@ from easytorch.diagnostics.layer_errors import (
 )
 from easytorch.diagnostics.loss_errors import (
     backward_error,
+    closure_error,
     evaluation_error,
     loss_error,
     metric_error,
@@ -47,6 +48,7 @@ RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     loss_error,
     metric_error,
     backward_error,
+    closure_error,
     optimizer_error,
 )
 

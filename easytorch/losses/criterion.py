@@ -36,6 +36,7 @@ from easytorch.losses.checks import (
     warn_if_labels_are_ignored,
 )
 from easytorch.losses.keras import KERAS
+from easytorch.losses.loss_arguments import LossArguments
 from easytorch.losses.modules import LossModules, move_arguments
 from easytorch.losses.names import (
     ACTIVATIONS,
@@ -95,6 +96,7 @@ class Criterion:
         family: The ``torch.nn`` class of the loss, else ``type(None)``.
         ignore_index: The label that the loss ignores, None if it has no such label.
         may_ignore: Whether the data of the current pass may have such labels.
+        entries: The entries of batches that a custom loss takes by the names of its parameters.
         modules: The losses with parameters or buffers of their own, which are trained, saved, and in eval mode with the module.
     """
 
@@ -103,17 +105,22 @@ class Criterion:
     ignore_index: int | None = None
     may_ignore = True
     modules = LossModules()
+    # Entries of batches that are arguments of a custom loss, and no inputs.
+    entries: frozenset[str] = frozenset()
     # The labels of the last batch, and how many of them are ignored.
     _counted_labels: Tensor | None = None
     _ignored: Any = 0
 
-    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
+    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> Tensor:
         """Return the scalar to optimize."""
-        return self.terms(y_pred, y, sample_weight)["loss"]
+        return self.terms(y_pred, y, sample_weight, batch)["loss"]
 
-    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
-        """Return ``{"loss": scalar}``, and more scalars to log."""
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar}``, and more scalars to log; ``batch`` is for a custom loss that takes more arguments."""
         return {"loss": self(y_pred, y, sample_weight)}
+
+    def bind(self, model: Any) -> None:
+        """Let custom losses that take ``model``, ``module`` or ``x`` use ``model``."""
 
     def term_names(self) -> list[str]:
         """Return the names of the terms other than ``"loss"``."""
@@ -252,9 +259,18 @@ class SingleLoss(Criterion):
             self.targets = make_converter(
                 self.family, self.is_elementwise, is_signed, self.ignore_index, self._has_class_weight
             )
+        has_arguments = not self._is_defined_by_library() and self.family not in CALL_ADAPTERS
+        self.arguments = LossArguments.of(repr(self), self.function) if has_arguments else None
+        self.entries = frozenset() if self.arguments is None else self.arguments.entries
+        self._given: dict[str, Any] = {}  # the values of these arguments in the current call
         self._call = self._adapted(self.function)
         self._counts: Counts = {}
         self.prepare(None)
+
+    def bind(self, model: Any) -> None:
+        """Let the loss use ``model``, if it is custom and takes it."""
+        if self.arguments is not None:
+            self.arguments.model = model
 
     def functions(self) -> list[Any]:
         """Return the loss that the user passed."""
@@ -274,6 +290,7 @@ class SingleLoss(Criterion):
     def _adapted(self, function: Any) -> Any:
         """Return ``function`` as a callable of ``(y_pred, y)``."""
         adapter = CALL_ADAPTERS.get(self.family)
+        function = functools.partial(function, **self._given) if self._given else function
         return function if adapter is None else functools.partial(adapter, function)
 
     @property
@@ -351,8 +368,10 @@ class SingleLoss(Criterion):
             # Torch reports whatever is wrong with later batches, and the value is always a scalar.
             self._unchecked_call = self.function
 
-    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Any]:
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> dict[str, Any]:
         """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
+        if self.arguments is not None:
+            return {"loss": self._with_arguments(y_pred, y, sample_weight, batch)}
         are_tensors = isinstance(y_pred, Tensor) and isinstance(y, Tensor)  # by far the most frequent case
         y_pred, y = (y_pred, self.targets(y_pred, y)) if are_tensors else self._convert(y_pred, y)
         if self._unchecked_call is not None and sample_weight is None and isinstance(y, Tensor) and y.numel():
@@ -365,21 +384,37 @@ class SingleLoss(Criterion):
                 return {"loss": self._unchecked_call(y_pred, y)}
         return {"loss": self._reduced(y_pred, y, sample_weight)}
 
-    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None) -> Tensor:
+    def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar.
 
         Args:
             y_pred: Outputs of the module.
             y: Targets.
             sample_weight: None, or one weight per sample, or one per value of the unreduced loss.
+            batch: The batch, for a custom loss that takes more arguments.
         """
-        y_pred, y = self._convert(y_pred, y)
-        value: Any = self._reduced(y_pred, y, sample_weight)
+        value: Any
+        if self.arguments is None:
+            y_pred, y = self._convert(y_pred, y)
+            value = self._reduced(y_pred, y, sample_weight)
+        else:
+            value = self._with_arguments(y_pred, y, sample_weight, batch)
         if isinstance(value, tuple):
             total, count = value
             self._counts, value = {"loss": count}, divide(total, count)
         loss: Tensor = value
         return loss
+
+    def _with_arguments(self, y_pred: Any, y: Any, sample_weight: Any, batch: Any) -> Any:
+        """Return the loss of a function with more arguments: a scalar, or a pair ``(sum, count)``."""
+        assert self.arguments is not None
+        self._given = self.arguments.values(batch, sample_weight)
+        self._call = self._adapted(self.function)
+        try:
+            return self._reduced(*self._convert(y_pred, y), None if self.arguments.takes_weight else sample_weight)
+        finally:  # so that the batch is not held
+            self._given = {}
+            self._call = self._adapted(self.function)
 
     def _convert(self, y_pred: Any, y: Any) -> tuple[Any, Any]:
         """Return the outputs and targets as the loss takes them."""
@@ -482,7 +517,7 @@ class SingleLoss(Criterion):
             unreduced.reduction = "none"
             values = self._adapted(unreduced)(y_pred, y)
         elif _takes_reduction(self.function):
-            values = self.function(y_pred, y, reduction="none")
+            values = self._call(y_pred, y, reduction="none")
         else:
             values = self._call(y_pred, y)
         if self.family is nn.CTCLoss and self.reduction == "mean":
@@ -596,6 +631,12 @@ class MultiOutputLoss(Criterion):
         # The factor of each output in the current batch of a window, and whether there is such a window.
         self._factors: dict[str, Any] = {}
         self._is_shared = False
+        self.entries = frozenset().union(*(loss.entries for loss in self.losses.values()))
+
+    def bind(self, model: Any) -> None:
+        """Let custom losses that take ``model``, ``module`` or ``x`` use ``model``."""
+        for loss in self.losses.values():
+            loss.bind(model)
 
     def _weights_by_name(self, weights: Any) -> dict[str, float]:
         if isinstance(weights, Mapping):
@@ -612,7 +653,7 @@ class MultiOutputLoss(Criterion):
             )
         return {name: float(weight) for name, weight in zip(self.outputs, weights or (), strict=False)}
 
-    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None) -> dict[str, Tensor]:
+    def terms(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": weighted sum, "<output>_loss": ...}``."""
         outputs, targets = self.by_output(y_pred, "outputs"), self.by_output(y, "targets")
         if sample_weight is not None:
@@ -620,7 +661,7 @@ class MultiOutputLoss(Criterion):
         weights = self.by_output(sample_weight, "sample weights")
         terms: dict[str, Any] = {}
         for name, loss in self.losses.items():
-            terms[f"{name}_loss"] = loss(outputs[name], targets[name], weights[name])
+            terms[f"{name}_loss"] = loss(outputs[name], targets[name], weights[name], batch)
             if self._is_shared and loss.returns_count:
                 raise ValueError(
                     f"The loss of {name!r}, {loss!r}, returns (sum, count). With several outputs, gradient accumulation and "
@@ -831,7 +872,7 @@ class ModuleLoss(Criterion):
         self.shifts_labels = shifts_labels
         self._counts: Counts = {}
 
-    def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
+    def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None, batch: Any = None) -> Tensor:
         """Return the loss in the module's output."""
         loss = y_pred.get("loss") if isinstance(y_pred, Mapping) else getattr(y_pred, "loss", y_pred)
         if not isinstance(loss, Tensor) or loss.ndim:

@@ -139,7 +139,7 @@ class MetricCollection:
         """
         counts = self.criterion.take_counts()
         self.outputs = terms
-        if self.window.is_padding:
+        if self.window.is_padding or self._is_paused:
             return
         for name, value in terms.items():
             scalar: Scalar

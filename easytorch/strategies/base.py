@@ -64,6 +64,8 @@ class Strategy(HelpfulInit):
         loss_modules: The losses with parameters or buffers of their own.
         losses: What ``backward`` got in the current update, while a callback watches it; otherwise empty.
         channels_last: Whether images and convolution weights are stored with the channels last.
+        shards_weights: Whether each rank has a shard of the weights.
+        evaluations: Runs the step of an optimizer that needs a closure; None for all others.
 
     Raises:
         ValueError: If the precision is unknown, or the device does not support it.
@@ -75,6 +77,7 @@ class Strategy(HelpfulInit):
     needs_batch_every_step = False
     gradient_copies = 1
     channels_last = False
+    shards_weights = False
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()
@@ -106,6 +109,8 @@ class Strategy(HelpfulInit):
         self._count: Any = None  # of the losses of an update that return it
         self.losses: collections.deque[Any] = collections.deque(maxlen=0)
         self._watchers, self.clip_count = 0, 0
+        self.evaluations: Any = None
+        self._loss_sum: Tensor | None = None  # of the current evaluation, while an optimizer asks for it
 
     # Construction
 
@@ -181,6 +186,12 @@ class Strategy(HelpfulInit):
             for column in columns
         ]
 
+    def run_closure(self, closure: Callable[[], None]) -> None:
+        """Compute the gradients of an update by ``closure``, which ``step`` calls again if the optimizer needs that."""
+        if self.evaluations is not None:
+            closure = self.evaluations.start(closure)
+        closure()
+
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``; a no-op on one device."""
         return _NO_OP
@@ -214,6 +225,8 @@ class Strategy(HelpfulInit):
             loss, weight = self._add_count(loss, weight)
         if type(weight) is not float or weight != 1.0:
             loss = loss * (weight.to(loss.dtype) if isinstance(weight, Tensor) else weight)
+        if self._loss_sum is not None:
+            self._loss_sum = self._loss_sum + loss.detach()
         if self.scales_loss:
             loss = self.scaler.scale(loss)
         loss.backward()
@@ -253,6 +266,8 @@ class Strategy(HelpfulInit):
             if parameter.grad is not None:
                 gradient: Any = parameter.grad
                 (gradient.to_local() if hasattr(gradient, "to_local") else gradient).div_(divisor)
+        if self._loss_sum is not None:
+            self._loss_sum = self._loss_sum / divisor
         self._count = None
 
     def clip(self, optimizer: torch.optim.Optimizer, norm: float | None, value: float | None) -> None:
@@ -268,6 +283,8 @@ class Strategy(HelpfulInit):
         if self.scales_loss:
             self.scaler.step(optimizer)
             self.scaler.update()
+        elif self.evaluations is not None:
+            self.evaluations.step(optimizer)
         else:
             torch_private.find_step(optimizer)()
         self.timer.mark("optimizer")
@@ -283,6 +300,18 @@ class Strategy(HelpfulInit):
         self._count = None
         while len(self.losses) > loss_count:
             self.losses.pop()
+
+    def total_loss(self, closure: Callable[[], None]) -> Tensor:
+        """Compute the gradients of an update by ``closure``, and return its loss over all batches and ranks."""
+        self._loss_sum = torch.zeros((), device=self.device)
+        try:
+            closure()
+            return self._loss_sum
+        finally:
+            self._loss_sum = None
+
+    def repeat_backward(self) -> None:
+        """Prepare for the gradients of another evaluation of the same update."""
 
     def release_weights(self) -> None:
         """Release all but this rank's shard of the weights, also after an error; a no-op unless weights are sharded."""
@@ -321,6 +350,7 @@ class Strategy(HelpfulInit):
         """Return the state of a copy, which holds no loss and measures by itself."""
         state = vars(self) | {"losses": collections.deque(maxlen=0), "_watchers": 0}
         state.pop("run", None)
+        state["evaluations"] = None
         return state
 
     def state_dict(self) -> dict[str, Any]:

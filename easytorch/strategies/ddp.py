@@ -228,6 +228,16 @@ class DataParallel(Strategy, name="ddp"):
         self.control.finish_update()
         self._sync, self._has_synced = True, False
 
+    def total_loss(self, closure: Callable[[], None]) -> Tensor:
+        """Compute the gradients of an update by ``closure``, and return its loss over all batches and ranks."""
+        total: Tensor = self.group.all_reduce_sum_on_device(super().total_loss(closure), self.device)
+        return total / self.group.world_size  # a batch's share is multiplied by the number of ranks
+
+    def repeat_backward(self) -> None:
+        """Prepare for the gradients of another evaluation of the same update."""
+        self.control.finish_update()
+        self._sync, self._has_synced = True, False
+
     def _settle_layout(self) -> None:
         """Let DDP choose the memory layout of gradients now.
 

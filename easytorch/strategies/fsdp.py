@@ -57,6 +57,7 @@ class FullySharded(DataParallel, name="fsdp"):
     """
 
     gradient_copies = 1
+    shards_weights = True
 
     def __init__(
         self,

@@ -288,7 +288,7 @@ class Walk:
 
     def _visit_optimizer(self, prefix: str, optimizer: torch.optim.Optimizer) -> None:
         """Visit the attributes of an optimizer that wraps another one, which its state dict may leave out."""
-        if not type(optimizer).__module__.startswith("torch."):
+        if not (type(optimizer).__module__.startswith("torch.") or is_internal(type(optimizer))):
             self._roots[prefix] = optimizer
             self._visit_attributes(prefix, optimizer, OPTIMIZER_ATTRIBUTES)
 

@@ -28,6 +28,7 @@ from easytorch.data.sharding import describe_size
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizers import check_optimizer_is_current
 from easytorch.training.attributes import warn_of_unreadable
+from easytorch.training.closures import repeated_evaluations
 from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.data_check import check_validation_data, compared_with_validation
 from easytorch.training.dry_run import dry_run
@@ -217,6 +218,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
         translate_errors(model.module),
         train_mode.in_train_mode(model.module),
         measured_once(model),
+        repeated_evaluations(model),
     ):
         stack.callback(model.strategy.release_weights)
         try:

@@ -1,0 +1,94 @@
+"""Arguments of a custom loss beyond predictions and targets, by the names of its parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from easytorch._utils.pytree import describe
+from easytorch._utils.registry import did_you_mean, quote_list
+
+# What each name stands for. Any other name is an entry of a batch that is a dict.
+NAMES = ("x", "model", "module", "sample_weight", "batch")
+
+
+class LossArguments:
+    """The parameters of a custom loss after ``(y_pred, y)``, and their values for a batch.
+
+    A parameter without a default is required. One whose default is None gets its value if there is one. Any other default is a
+    setting of the loss, and stays.
+
+    Args:
+        title: The name of the loss, for messages.
+        required: Names of the parameters without a default.
+        optional: Names of the parameters whose default is None.
+
+    Attributes:
+        model: The model, which ``compile`` sets.
+        entries: The names that are entries of a batch.
+        takes_weight: Whether the loss applies sample weights itself.
+    """
+
+    def __init__(self, title: str, required: list[str], optional: list[str]) -> None:
+        self.title, self.required, self.names = title, required, [*required, *optional]
+        self.entries = frozenset(self.names) - frozenset(NAMES)
+        self.takes_weight = "sample_weight" in self.names
+        self.model: Any = None
+
+    @staticmethod
+    def of(title: str, function: Any) -> LossArguments | None:
+        """Return the arguments of a loss that is a function or a module; None if it takes predictions and targets only."""
+        try:
+            signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+        except (TypeError, ValueError):
+            # Built-in functions have no signature.
+            return None
+        parameters = list(signature.parameters.values())
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        others = [p for p in positional[2:] if p.kind == p.POSITIONAL_OR_KEYWORD]
+        others += [p for p in parameters if p.kind == p.KEYWORD_ONLY]
+        required = [p.name for p in others if p.default is p.empty]
+        optional = [p.name for p in others if p.default is None]
+        return LossArguments(title, required, optional) if required or optional else None
+
+    def values(self, batch: Any, sample_weight: Any) -> dict[str, Any]:
+        """Return the value of each parameter that has one.
+
+        Args:
+            batch: The batch on the device; None if a custom step passes none.
+            sample_weight: Its sample weights, or None.
+
+        Raises:
+            TypeError: If a required parameter has no value.
+        """
+        known: dict[str, Any] = dict(batch) if self.entries and isinstance(batch, Mapping) else {}
+        if self.model is not None:
+            known |= {"model": self.model, "module": self.model.module}
+            if batch is not None and "x" in self.names:
+                known["x"] = self.model.unpack(batch).x
+        if batch is not None:
+            known["batch"] = batch
+        if sample_weight is not None or "sample_weight" in self.required:
+            known["sample_weight"] = sample_weight
+        for name in self.required:
+            if name not in known:
+                raise self._missing_error(name, batch)
+        return {name: known[name] for name in self.names if name in known}
+
+    def _missing_error(self, name: str, batch: Any) -> TypeError:
+        subject = f"The loss, {self.title}, has the parameter {name!r}"
+        if batch is None:
+            return TypeError(
+                f"{subject}, and this call of the loss passes no batch. Pass it in a custom step: self.loss(y_pred, y, "
+                "batch=batch)."
+            )
+        entries = [*batch] if isinstance(batch, Mapping) else []
+        names = [*NAMES, *entries]
+        fix = f'batches that are dicts: {{"x": x, "y": y, {name!r}: ...}}'
+        return TypeError(
+            f"{subject}, which is none of {quote_list(NAMES)}, and no entry of the batch, {describe(batch)}."
+            f"{did_you_mean(name, names)} Pass {fix}, or set it: functools.partial(loss, {name}=...)."
+        )
