@@ -194,7 +194,7 @@ class OptimizerGroup(torch.optim.Optimizer):
             return False
         return all(state_dicts.can_load(state[name], member) for name, member in self.members.items())
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]  # any mapping
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state dict of each member.
 
         Raises:
@@ -407,8 +407,8 @@ def find_steps(model_class: Any, names: Collection[str]) -> tuple[str, ...]:
         )
     if not is_internal(model_class.train_step):
         raise ValueError(
-            f"{title} has train_step and {quote_list(found)}, so it is unknown which of them to run. Remove train_step to run one "
-            "step for each optimizer, or give the other methods names that do not end in '_step'."
+            f"{title} has train_step and {quote_list(found)}, so it is unknown which of them to run. Remove train_step to run "
+            "one step for each optimizer, or give the other methods names that do not end in '_step'."
         )
     return tuple(names)
 

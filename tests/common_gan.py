@@ -34,9 +34,9 @@ def generator_loss(pair, fakes):
     return functional.softplus(-pair.critic(fakes)).mean()
 
 
-def penalty(pair, x, fakes):
+def penalty(pair, x, fakes, share=None):
     """Return the gradient penalty of WGAN-GP, which needs a double backward pass."""
-    mixed = torch.lerp(x, fakes.detach(), torch.rand(len(x), 1)).requires_grad_()
+    mixed = torch.lerp(x, fakes.detach(), torch.rand(len(x), 1) if share is None else share).requires_grad_()
     (gradient,) = torch.autograd.grad(pair.critic(mixed).sum(), mixed, create_graph=True)
     return (gradient.norm(dim=1) - 1).square().mean()
 

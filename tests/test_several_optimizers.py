@@ -13,7 +13,15 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
-from easytorch.callbacks import EMA, BackupAndRestore, EarlyStopping, Freeze, ReduceLROnPlateau, TerminateOnNaN
+from easytorch.callbacks import (
+    EMA,
+    BackupAndRestore,
+    Callback,
+    EarlyStopping,
+    Freeze,
+    ReduceLROnPlateau,
+    TerminateOnNaN,
+)
 from easytorch.optimizer_group import OptimizerGroup
 from tests.common_gan import (
     LATENT,
@@ -44,7 +52,11 @@ class Parts(nn.Module):
         return self.head(torch.tanh(self.neck(torch.tanh(self.backbone(x)))))
 
 
-PARTS = {"backbone": ("sgd", {"lr": 0.01, "momentum": 0.9}), "head": "adam", "*": lambda p, lr: torch.optim.RMSprop(p, lr)}
+PARTS = {
+    "backbone": ("sgd", {"lr": 0.01, "momentum": 0.9}),
+    "head": "adam",
+    "*": lambda p, lr: torch.optim.RMSprop(p, lr),
+}
 
 
 def plain(net, rate=1e-3):
@@ -328,8 +340,9 @@ def test_simultaneous_losses_equal_a_plain_loop(clip):
         for (x,) in loader():
             fakes = by_hand(torch.randn(len(x), LATENT))
             losses = generator_loss(by_hand, fakes), critic_loss(by_hand, x, fakes)
-            gradients = torch.autograd.grad(losses[1], parts[0], retain_graph=True), torch.autograd.grad(
-                losses[0], parts[1]
+            gradients = (
+                torch.autograd.grad(losses[1], parts[0], retain_graph=True),
+                torch.autograd.grad(losses[0], parts[1]),
             )
             for part, values in zip(parts, gradients, strict=True):
                 for parameter, value in zip(part, values, strict=True):
@@ -474,7 +487,7 @@ def test_other_optimizers_get_no_gradient_from_a_step():
             seen.append([p.grad for p in self.module.parameters()])
             return super().generator_step(batch)
 
-    class Record(TerminateOnNaN):
+    class Record(Callback):
         def on_before_optimizer_step(self):
             seen.append([name for name, p in self.model.module.named_parameters() if p.grad is not None])
 

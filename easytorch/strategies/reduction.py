@@ -72,7 +72,8 @@ class Reduction:
     def _all_reduce(self, bucket: list[Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).div_(self.group.world_size)
         self.group.all_reduce_tensor(flat)
-        for tensor, mean in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+        means = torch.split(flat, [tensor.numel() for tensor in bucket])
+        for tensor, mean in zip(bucket, means, strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
 
