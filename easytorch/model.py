@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from easytorch import optimizers, reports
+from easytorch import optimizer_group, optimizers, reports
 from easytorch._utils import api_hints
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
@@ -30,7 +30,7 @@ from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.train_mode import in_eval_mode, in_train_mode
 from easytorch.callbacks.base import CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
-from easytorch.callbacks.lr_schedulers import LRScheduler
+from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
@@ -49,7 +49,7 @@ from easytorch.data.loader import ValidationSchedule, as_loader, as_single_batch
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import to_floats
-from easytorch.metrics.collection import MetricCollection, loss_of
+from easytorch.metrics.collection import MetricCollection
 from easytorch.metrics.names import resolve_metrics
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import pick_device
@@ -59,6 +59,7 @@ from easytorch.training.closures import check_closure
 from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
 from easytorch.training.overrides import adapt_overrides
+from easytorch.training.phases import Phase, evaluate_steps
 from easytorch.training.results import History, Scores, forward_verbs
 from easytorch.training.session import fit_session, reporting_errors, update_session
 from easytorch.training.state import TrainState
@@ -131,6 +132,7 @@ class Model:
         self.loss: Criterion = ModuleLoss()
         self.metrics = MetricCollection([], self.loss)
         self.schedules: list[LRScheduler] = []
+        self.phases: Iterable[Phase] = ()  # the optimizer steps of an update, while fit or train_on_batch runs
         self.clip_grad_norm: float | None = None
         self.clip_grad_value: float | None = None
         self.gradient_accumulation_steps = 1
@@ -238,7 +240,7 @@ class Model:
     def _end_epoch(self, epoch: int, logs: dict[str, float], val_logs: dict[str, float]) -> None:
         """Record the logs of training and validation, and call the callbacks, which may save a checkpoint."""
         logs |= {f"val_{name}": value for name, value in val_logs.items()}
-        logs |= optimizers.learning_rates(self.require_optimizer("fit"))
+        logs |= optimizer_group.learning_rates(self.require_optimizer("fit"))
         self.state.end_epoch()  # before the callbacks, so that a checkpoint is taken between two epochs
         self.metrics.reset()  # not at the start of an epoch, since a resumed one continues its sums
         self.recorded_history.append(epoch, logs, self.strategy.timer)
@@ -260,24 +262,25 @@ class Model:
 
     def update(self, window: Window) -> None:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
-        assert self.optimizer is not None
         # The comments describe each call on one device in fp32.
-        self.strategy.run_closure(functools.partial(self._compute_gradients, window))  # self._compute_gradients(window)
-        self.strategy.step(self.optimizer)  # optimizer.step()
-        self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
+        for phase in self.phases:  # one, unless each of several optimizers has a step
+            self.strategy.run_closure(
+                functools.partial(self._compute_gradients, window, phase)
+            )  # self._compute_gradients(...)
+            self.strategy.step(phase.optimizer)  # optimizer.step()
+            self.strategy.zero_grad(phase.optimizer)  # optimizer.zero_grad()
 
-    def _compute_gradients(self, window: Window) -> None:
+    def _compute_gradients(self, window: Window, phase: Phase) -> None:
         """Add the gradients of all batches in ``window``; an optimizer such as LBFGS asks for them several times."""
-        assert self.optimizer is not None
         weights = self.strategy.batch_weights(self.loss, window)  # sizes / sum(sizes)
         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
             with self.strategy.accumulating(sync=i == len(window) - 1):  # no-op
-                outputs = self.strategy.run(self.train_step, batch)  # train_step(batch.to(device))
-                self.strategy.backward(loss_of(outputs), weight)  # (loss * weight).backward()
-            self.metrics.record(outputs, window.sizes[i])
-        self.strategy.unscale(self.optimizer)  # no-op
+                outputs = self.strategy.run(phase.step, batch)  # train_step(batch.to(device))
+                self.strategy.backward(phase.find_loss(outputs), weight)  # (loss * weight).backward()
+            self.metrics.record(outputs, window.sizes[i], phase.prefix)
+        self.strategy.unscale(phase.optimizer)  # no-op
         self.callbacks.on_before_optimizer_step()
-        self.strategy.clip(self.optimizer, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(...)
+        self.strategy.clip(phase.optimizer, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(...)
 
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
@@ -310,7 +313,7 @@ class Model:
 
     def test_step(self, batch: Any) -> dict[str, Any]:
         """Return the loss of ``batch`` and other values to log; by default what ``train_step`` returns."""
-        return self.train_step(batch)
+        return evaluate_steps(self, batch)
 
     def evaluate(
         self,
@@ -568,7 +571,8 @@ class Model:
         lr: float | None = None,
         loss_weights: Sequence[float] | Mapping[str, float] | None = None,
         weighted_metrics: MetricLike | None = (),
-        scheduler: SchedulerLike | None = None,
+        scheduler: SchedulerLike | Mapping[str, SchedulerLike] | None = None,
+        update_every: Mapping[str, int] | None = None,
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
         gradient_accumulation_steps: int = 1,
@@ -582,18 +586,22 @@ class Model:
 
         Args:
             optimizer: A name (``"adam"``); a class or function that creates an optimizer from parameters; or a
-                ``torch.optim`` object. None for a model that is only evaluated.
+                ``torch.optim`` object. A dict gives each part of the module an optimizer. Its keys are names or patterns of
+                submodules and parameters, or ``"*"`` for all others. Its values are optimizers, or pairs of an optimizer and its
+                options: ``{"backbone": ("adamw", {"lr": 1e-5}), "head": "adam"}``. None for a model that is only evaluated.
             loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``; a list or dict of these, one
                 per output; None if the module or ``train_step`` computes it.
             metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output if there are
                 several losses.
-            lr: The learning rate; None for the default of the optimizer.
+            lr: The learning rate; None for the default of the optimizer. With several optimizers, of those that have none.
             loss_weights: The weight of each output's loss.
             weighted_metrics: Metrics that use sample and class weights.
             scheduler: ``"warmup_cosine"``, ``"cosine"`` or ``"one_cycle"``; a ``torch.optim.lr_scheduler`` or a function that
                 creates one from the optimizer, stepped per update or per epoch as its class requires; or a
-                ``callbacks.LRScheduler``, which sets this explicitly.
-            clip_grad_norm: Gradient clipping: the maximum of the common norm of all gradients.
+                ``callbacks.LRScheduler``, which sets this explicitly. With several optimizers, one for all, or a dict by name.
+            update_every: For optimizers by name, the number of windows for one update: ``{"generator": 5}``. By default 1.
+            clip_grad_norm: Gradient clipping: the maximum of the common norm of all gradients. If each of several optimizers has
+                a loss, the norm of its own gradients.
             clip_grad_value: Gradient clipping: the maximum absolute value of each gradient.
             gradient_accumulation_steps: Batches per update, which together count as one large batch.
             precision: ``"fp32"``, or mixed precision: ``"bf16"`` or ``"fp16"``.
@@ -612,8 +620,9 @@ class Model:
         Examples:
             >>> model.compile("sgd", "cross_entropy", lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
             >>> model.compile(torch.optim.AdamW, nn.CrossEntropyLoss(label_smoothing=0.1), betas=(0.9, 0.95))
+            >>> model.compile({"backbone": ("adamw", {"lr": 1e-5}), "head": "adam"}, "cross_entropy")
         """
-        optimizers.check_options(optimizer, optimizer_options, COMPILE_ARGUMENTS)
+        optimizer_group.check_options(optimizer, optimizer_options, COMPILE_ARGUMENTS)
         window_size = positive_int("gradient_accumulation_steps", gradient_accumulation_steps)
         optional_positive_number("clip_grad_norm", clip_grad_norm)
         optional_positive_number("clip_grad_value", clip_grad_value)
@@ -622,11 +631,12 @@ class Model:
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
         new_loss.to(new_strategy.device)
         self.strategy.release_weights()  # so that an optimizer gets the parameters that are trained
-        new_optimizer = optimizers.resolve_optimizer(
-            optimizer, self.module, lr, new_loss.modules.own_parameters(), optimizer_options, COMPILE_ARGUMENTS
-        )
+        new_optimizer = optimizer_group.resolve_optimizer(
+            optimizer, self.module, lr, new_loss.modules, optimizer_options, COMPILE_ARGUMENTS, update_every=update_every,
+            model_class=type(self),
+        )  # fmt: skip
         check_closure(new_optimizer, new_strategy)
-        new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
+        new_schedules = LRScheduler.all_of(scheduler, new_optimizer) if scheduler is not None else []
         new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules
         new_strategy.prepare(self.module, new_optimizer)
         # Nothing has changed up to here, so an error leaves the model as it was.
@@ -636,7 +646,7 @@ class Model:
         self.optimizer, self.schedules = new_optimizer, new_schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self.gradient_accumulation_steps, self.unrestored_arguments = window_size, None
-        has_name = isinstance(optimizer, str)  # otherwise the optimizer itself has its options
+        has_name = optimizer_group.is_plain(optimizer)  # otherwise the optimizer itself has its options
         self.compile_args = {
             "optimizer": optimizer if has_name else new_optimizer, "lr": lr if has_name else None,
             "optimizer_options": dict(optimizer_options) if has_name else {}, "loss": loss, "loss_weights": loss_weights,
@@ -644,7 +654,9 @@ class Model:
             "clip_grad_value": clip_grad_value, "gradient_accumulation_steps": gradient_accumulation_steps,
         }  # fmt: skip
         if scheduler is not None:
-            self.compile_args["scheduler"] = scheduler if isinstance(scheduler, str) else new_schedules[0].scheduler
+            self.compile_args["scheduler"] = as_saved(scheduler, new_schedules)
+        if update_every is not None:
+            self.compile_args["update_every"] = dict(update_every)
         self.attribute_state.start()
         return self
 
@@ -788,7 +800,7 @@ class Model:
         vars(self).update(state)
         if self.optimizer is not None:  # a copied optimizer has no hooks
             for schedule in self.schedules:
-                schedule.watch(self.optimizer)
+                schedule.watch(schedule.optimizer_in(self.optimizer))
 
     # Inspection
 
@@ -852,8 +864,9 @@ class Model:
 
     def log_names(self) -> list[str]:
         """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""
-        names = ["loss", *self.loss.term_names(), *self.metrics.names]
-        return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), "lr"]
+        names = [*optimizer_group.loss_names(self.optimizer), *self.loss.term_names(), *self.metrics.names]
+        rates = optimizer_group.learning_rates(self.require_optimizer("fit"))
+        return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), *rates]
 
     def logs_are_open(self) -> bool:
         """Return whether a custom step or callback may add names to the logs."""
@@ -861,8 +874,9 @@ class Model:
         return any(map(self.overrides, steps)) or self.callbacks.has_user_callbacks()
 
     def overrides(self, method: str) -> bool:
-        """Return whether a subclass overrides ``method``."""
-        return not is_internal(getattr(type(self), method))
+        """Return whether a subclass overrides ``method``, or has a step for each optimizer instead of ``train_step``."""
+        has_steps = method == "train_step" and bool(optimizer_group.step_names(self.optimizer))
+        return has_steps or not is_internal(getattr(type(self), method))
 
     def __repr__(self) -> str:
         status = "not compiled"

@@ -152,17 +152,29 @@ def resolve_optimizer(
             train.
         TypeError: If ``optimizer`` has another type.
     """
-    _check_lr(lr)
+    check_rate(lr)
     if optimizer is None:
         return None
+    parameters = check_parameters(module, loss_parameters)
+    return create_optimizer(optimizer, parameters, module, lr, {} if options is None else options, arguments)
+
+
+def create_optimizer(
+    optimizer: Any,
+    parameters: list[nn.Parameter],
+    module: nn.Module,
+    lr: float | None,
+    options: Mapping[str, Any],
+    arguments: Collection[str],
+) -> torch.optim.Optimizer:
+    """Return the optimizer of ``parameters``, which belong to ``module``; see ``resolve_optimizer``."""
+    check_rate(lr)
     is_other_class = isinstance(optimizer, type) and not issubclass(optimizer, torch.optim.Optimizer)
     if is_other_class or (not callable(optimizer) and not isinstance(optimizer, (str, torch.optim.Optimizer))):
         raise TypeError(
             f"Expected an optimizer, received {optimizer!r}. Pass a name such as 'adam', a torch.optim.Optimizer, or a "
             "function such as lambda parameters: torch.optim.Adam(parameters)."
         )
-    parameters = _check_parameters(module, loss_parameters)
-    options = {} if options is None else options
     if isinstance(optimizer, str):
         return _create_by_name(optimizer, parameters, module, lr, options)
     if isinstance(optimizer, torch.optim.Optimizer):
@@ -283,7 +295,7 @@ def check_optimizer_is_current(
     _warn_of_trainable(module)
 
 
-def _check_lr(lr: Any) -> None:
+def check_rate(lr: Any) -> None:
     if lr is not None and not (_is_number(lr) and lr >= 0):
         raise ValueError(f"lr must be a number of at least 0, received {lr!r}. Use a number such as lr=0.001.")
 
@@ -316,7 +328,7 @@ def _warn_of_trainable(module: nn.Module) -> None:
             )
 
 
-def _check_parameters(module: nn.Module, loss_parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+def check_parameters(module: nn.Module, loss_parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """Return the parameters of ``module`` and of the loss; raise a ``ValueError`` if none of them can be trained."""
     parameters = [*module.parameters(), *loss_parameters]
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
@@ -535,18 +547,27 @@ def _get_rate(optimizer: torch.optim.Optimizer) -> Any:
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, lr: Any) -> None:
-    if lr is None:
-        raise ValueError(
-            "The learning rate must be a number of at least 0, received None. Set model.optimizer.lr = 0.001."
-        )
-    _check_lr(lr)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if len(set(rates)) > 1:
+    if lr is not None and len(set(rates)) > 1:
         raise ValueError(
             f"The parameter groups have the learning rates {rates}, and optimizer.lr = {lr!r} would set all of them. Set each: "
             f"optimizer.param_groups[0]['lr'] = {lr!r}."
         )
-    for group in optimizer.param_groups:
+    set_rates(optimizer.param_groups, lr)
+
+
+def set_rates(groups: Sequence[dict[str, Any]], lr: Any) -> None:
+    """Set the learning rate of all parameter ``groups``.
+
+    Raises:
+        ValueError: If ``lr`` is no number of at least 0.
+    """
+    if lr is None:
+        raise ValueError(
+            "The learning rate must be a number of at least 0, received None. Set model.optimizer.lr = 0.001."
+        )
+    check_rate(lr)
+    for group in groups:
         if isinstance(group["lr"], Tensor):  # a captured graph reads this tensor
             group["lr"].fill_(lr)
         else:

@@ -21,6 +21,7 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, has_hook
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.losses.modules import referenced_modules
+from easytorch.optimizer_group import OptimizerGroup, parameters_of
 
 # Time for the search for values that are not finite, after the loss of an epoch was not.
 MAX_SEARCH_SECONDS = 10.0
@@ -206,17 +207,29 @@ class WarnOnUnscaledInputs(Callback):
 
 
 class WarnOnUntrainedParameters(Callback):
-    """Warn once, in the first update, about parameters that are not trained and not frozen either."""
+    """Warn once, in the first update, about parameters that are not trained and not frozen either.
+
+    With several optimizers, it is the update in which each of them has stepped.
+    """
 
     all_ranks = False
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Wait for the first update."""
+        self._used = set[int]()
+        self._first_step: int | None = None
+
     def on_before_optimizer_step(self) -> None:
         """Check which parameters have a gradient and an optimizer, unless a custom ``update`` may use other optimizers."""
+        optimizer = self.model.require_optimizer("fit")
+        self._used |= {id(p) for p in parameters_of(optimizer) if p.grad is not None}
+        if isinstance(optimizer, OptimizerGroup) and not self._have_all_stepped(optimizer):
+            return
         self.model.callbacks.disconnect(self, "on_before_optimizer_step")
         if self.model.overrides("update"):
             return
-        optimizers = [self.model.require_optimizer("fit"), *_attributes(self.model, torch.optim.Optimizer).values()]
-        owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        optimizers = [optimizer, *_attributes(self.model, torch.optim.Optimizer).values()]
+        owned = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
         trained: dict[str, Tensor] = {
             name: value for name, value in self.model.module.named_parameters() if value.requires_grad
         }
@@ -227,7 +240,11 @@ class WarnOnUntrainedParameters(Callback):
         }
         trained |= self._find_in_other_modules(owned | {id(value) for value in trained.values()})
         missing = [name for name, value in trained.items() if id(value) not in owned]
-        unused = [name for name, value in trained.items() if id(value) in owned and value.grad is None]
+        unused = [
+            name
+            for name, value in trained.items()
+            if id(value) in owned and id(value) not in self._used and value.grad is None
+        ]
         parts = [
             f"no optimizer has {_join_names(missing)}" * bool(missing),
             f"{_join_names(unused)} got no gradient, as the loss does not depend on {'it' if len(unused) == 1 else 'them'}"
@@ -238,6 +255,13 @@ class WarnOnUntrainedParameters(Callback):
                 f"Some parameters are not trained: {'; '.join(filter(None, parts))}. If this is intended, freeze them with "
                 "requires_grad_(False). Parameters of a loss are trained if the loss is a module, or a part of the module."
             )
+
+    def _have_all_stepped(self, group: OptimizerGroup) -> bool:
+        """Return whether each optimizer has had gradients, or should have had them."""
+        step = self.model.state.step
+        self._first_step = step if self._first_step is None else self._first_step
+        have_gradients = all(any(id(p) in self._used for p in parameters_of(member)) for member in group.values())
+        return have_gradients or step >= self._first_step + max(group.update_every.values())
 
     def _find_in_other_modules(self, known: set[int]) -> dict[str, Tensor]:
         """Return the parameters outside of the module and the loss, and not in ``known``, that got a gradient, by name.

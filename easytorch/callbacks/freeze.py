@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 from torch import nn
 
 from easytorch._utils.integers import optional_positive_int
+from easytorch._utils.patterns import matches
 from easytorch._utils.registry import did_you_mean
 from easytorch.callbacks.base import Callback
+from easytorch.optimizer_group import first_group
 
 
 class Freeze(Callback):
@@ -19,7 +20,8 @@ class Freeze(Callback):
     mode, since they would update the statistics in train mode. At the end of ``fit`` everything is as it was before: without the
     callback, the next ``fit`` trains all layers.
 
-    Parameters that the optimizer lacks, because they were frozen when it was created, are added to its first group.
+    Parameters that the optimizer lacks, because they were frozen when it was created, are added to its first group. If each
+    part of the module has an optimizer, the one that ``compile`` named for the parameter gets it.
 
     Args:
         *patterns: Names of layers or parameters, as in ``module.named_modules()`` and ``module.named_parameters()``. ``*``,
@@ -92,13 +94,13 @@ class Freeze(Callback):
         return {name: layer for name, layer in named if _has_statistics(layer) and self._matches(name)}
 
     def _matches(self, name: str) -> bool:
-        return any(_matches(name, pattern) for pattern in self.patterns)
+        return any(matches(name, pattern) for pattern in self.patterns)
 
     def _check_patterns(self) -> None:
         """Raise a ``ValueError`` if a pattern matches nothing, or the same parameter as another callback."""
         names = [name for name, _ in self.model.module.named_parameters(remove_duplicate=False)]
         for pattern in self.patterns:
-            if not any(_matches(name, pattern) for name in names):
+            if not any(matches(name, pattern) for name in names):
                 layers = [name for name, _ in self.model.module.named_modules() if name]
                 raise ValueError(
                     f"Freeze({pattern!r}) matches no parameter of the module.{did_you_mean(pattern, [*layers, *names])} Layers "
@@ -115,16 +117,12 @@ class Freeze(Callback):
         """Add the parameters to train that the optimizer lacks to its first group."""
         if self.until is None:
             return
-        groups = self.model.require_optimizer("fit").param_groups
-        known = {id(parameter) for group in groups for parameter in group["params"]}
-        missing = {id(parameter): parameter for parameter in self._parameters().values() if id(parameter) not in known}
+        optimizer = self.model.require_optimizer("fit")
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = {id(value): (name, value) for name, value in self._parameters().items() if id(value) not in known}
         # Schedules know the number of groups, so that a new group would have none.
-        groups[0]["params"].extend(missing.values())
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Return whether ``pattern`` names the parameter or layer ``name``, or a layer around it."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
+        for name, parameter in missing.values():
+            first_group(optimizer, name)["params"].append(parameter)
 
 
 def _has_statistics(layer: nn.Module) -> bool:

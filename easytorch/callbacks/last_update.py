@@ -15,6 +15,7 @@ from easytorch._utils.rng import (
     set_host_rng_state,
 )
 from easytorch.callbacks.base import HOOKS, Callback, has_hook
+from easytorch.optimizer_group import OptimizerGroup
 from easytorch.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def _keeps_state(callback: Callback) -> bool:
 
 
 def _can_return(model: Model) -> bool:
-    """Return whether weights change only at the end of an update: not if the user steps optimizers."""
+    """Return whether weights change only at the end of an update: not if the user steps optimizers, or each has a step."""
+    if isinstance(model.optimizer, OptimizerGroup) and model.optimizer.steps:
+        return False
     is_alone = model.strategy.group.world_size == 1
     return is_alone and not model.overrides("update") and not model.attribute_state.has_optimizers()
 

@@ -15,11 +15,12 @@ from torch.optim import Optimizer, lr_scheduler
 
 from easytorch._utils import torch_private
 from easytorch._utils.integers import non_negative_int
-from easytorch._utils.registry import find
+from easytorch._utils.registry import did_you_mean, find, quote_list
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor, check_log_name, lacks_validation
 from easytorch.errors import FileError
+from easytorch.optimizer_group import OptimizerGroup, members_of
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -84,6 +85,7 @@ class LRScheduler(Callback):
         self._has_updated = False
         self._bound_optimizer: Optimizer | None = None
         self._rates: list[Any] | None = []  # after the last step; None after the warning that they were changed
+        self.member = ""  # the name of the optimizer, if there are several and it belongs to one of them
 
     @property
     def sets_rate(self) -> bool:
@@ -107,6 +109,36 @@ class LRScheduler(Callback):
         callback.bind(optimizer)
         return callback
 
+    @classmethod
+    def all_of(
+        cls, scheduler: SchedulerLike | Mapping[str, SchedulerLike], optimizer: Optimizer | None
+    ) -> list[LRScheduler]:
+        """Return the callbacks for ``compile(scheduler=...)``: one, or one for each entry of a dict, in the optimizers' order.
+
+        Raises:
+            ValueError: If a name is that of no optimizer.
+        """
+        if not isinstance(scheduler, Mapping):
+            return [cls.of(scheduler, optimizer)]
+        members = members_of(require_optimizer(optimizer))
+        for name in scheduler:
+            if name not in members or not name:
+                known = (
+                    f"The names are {quote_list(list(members))}." if "" not in members else "There is one optimizer."
+                )
+                raise ValueError(
+                    f"scheduler has {name!r}, which is no optimizer.{did_you_mean(str(name), members)} {known}"
+                )
+        callbacks = []
+        for name in (name for name in members if name in scheduler):
+            callbacks.append(cls.of(scheduler[name], members[name]))
+            callbacks[-1].member = name
+        return callbacks
+
+    def optimizer_in(self, optimizer: Optimizer) -> Optimizer:
+        """Return what this schedule sets the rate of: ``optimizer``, or one of its members."""
+        return members_of(optimizer)[self.member] if self.member else optimizer
+
     def bind(self, optimizer: Optimizer | None) -> None:
         """Create the scheduler, if a function was passed, and decide when it steps."""
         optimizer = require_optimizer(optimizer)
@@ -126,28 +158,37 @@ class LRScheduler(Callback):
 
     def watch(self, optimizer: Optimizer) -> None:
         """Record the updates of ``optimizer``: with loss scaling some are skipped, and must not be counted."""
-        optimizer.register_step_post_hook(self._record_update)
+        for member in members_of(optimizer).values():
+            member.register_step_post_hook(self._record_update)
         self._bound_optimizer = optimizer
 
     def _record_update(self, optimizer: Optimizer, *_: Any) -> None:
         # A fused optimizer also steps in a skipped update, and leaves the weights unchanged.
         is_scaled = self.step_every == "update" and "model" in vars(self) and self.model.strategy.scales_loss
-        self._has_updated = not (is_scaled and bool(getattr(optimizer, "found_inf", False)))
+        self._has_updated |= not (is_scaled and bool(getattr(optimizer, "found_inf", False)))
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Bind the optimizer, if ``compile`` did not."""
-        if self._bound_optimizer is not self.model.optimizer:
-            self.bind(self.model.optimizer)
+        optimizer = None if self.model.optimizer is None else self.optimizer_in(self.model.optimizer)
+        if self._bound_optimizer is not optimizer:
+            self.bind(optimizer)
         check_is_only_controller(self)
         if self.step_every is None:
             state = self.model.state
-            epochs, updates = state.last - state.first, (self.params["steps"] or 0) * (state.last - state.first)
+            epochs, updates = state.last - state.first, self._count_updates()
             self.step_every = {updates: "update", epochs: "epoch"}.get(_length(self.scheduler) or 0)
             if self.step_every is None:
                 raise _step_every_error(self.scheduler, epochs, updates)
         self._rates = list(getattr(self.scheduler, "_last_lr", []))
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
             check_log_name(self.monitor, "The scheduler monitors", self.model)
+
+    def _count_updates(self) -> int:
+        """Return the number of updates of the optimizer in this fit."""
+        state, optimizer = self.model.state, self.model.require_optimizer("fit")
+        every = optimizer.update_every[self.member] if self.member and isinstance(optimizer, OptimizerGroup) else 1
+        windows = (self.params["steps"] or 0) * (state.last - state.first)
+        return (state.step + windows) // every - state.step // every
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Step after an update."""
@@ -157,7 +198,7 @@ class LRScheduler(Callback):
 
     def step(self) -> None:
         """Step the scheduler; warn once if something else has changed a rate that it computes from the start."""
-        groups = self.model.require_optimizer("fit").param_groups
+        groups = self.optimizer_in(self.model.require_optimizer("fit")).param_groups
         if self._rates is not None and self._rates not in ([], [group["lr"] for group in groups]) and self.sets_rate:
             self._rates = None  # warn once
             warn(
@@ -257,12 +298,12 @@ class Schedule(LRScheduler):
         """Create the schedule for this fit."""
         super().on_train_begin(logs)
         self._has_warned, self._rates = False, []
-        optimizer = self.model.require_optimizer("fit")
+        optimizer = self.optimizer_in(self.model.require_optimizer("fit"))
         if not self.params["steps"]:
             raise ValueError(
                 f"scheduler={self.name!r} needs the number of updates, but the data has no length. Pass steps_per_epoch to fit()."
             )
-        self._total = total = self.params["steps"] * (self.model.state.last - self.model.state.first)
+        self._total = total = self._count_updates()
         if _is_scheduler(self.scheduler):
             self._left_rates = _last_rates(self.scheduler.state_dict())
         if _group_rates(optimizer) != self._left_rates:
@@ -482,6 +523,14 @@ class ReduceLROnPlateau(Monitor):
         self.wait, self.cooldown_left = state["wait"], state["cooling"]
 
 
+def as_saved(scheduler: Any, callbacks: list[LRScheduler]) -> Any:
+    """Return the argument ``scheduler`` of ``compile`` as a file can hold it: a name, or names by optimizer; else an object."""
+    names = scheduler.values() if isinstance(scheduler, Mapping) else [scheduler]
+    if not all(isinstance(name, str) for name in names):
+        return callbacks[0].scheduler
+    return dict(scheduler) if isinstance(scheduler, Mapping) else scheduler
+
+
 def require_optimizer(optimizer: Optimizer | None) -> Optimizer:
     """Return ``optimizer``; raise a ``ValueError`` if it is None."""
     if optimizer is None:
@@ -541,7 +590,9 @@ def check_is_only_controller(callback: Any) -> None:
     """Raise a ``ValueError`` if one of two callbacks that control the learning rate undoes what the other does."""
     controllers = [other for other in callback.model.callbacks.callbacks if hasattr(other, "sets_rate")]
     for other in controllers:
-        if other is not callback and (other.sets_rate or callback.sets_rate):
+        members = getattr(other, "member", ""), getattr(callback, "member", "")
+        are_apart = all(members) and members[0] != members[1]
+        if other is not callback and not are_apart and (other.sets_rate or callback.sets_rate):
             absolute, changed = (other, callback) if other.sets_rate else (callback, other)
             raise ValueError(
                 f"{_describe(absolute)} and {_describe(changed)} both control the learning rate. {_describe(absolute)} sets it "

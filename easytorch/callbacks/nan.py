@@ -18,6 +18,7 @@ from easytorch._utils.train_mode import preserve_buffers
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.checkpoint import files, state_dicts
+from easytorch.optimizer_group import OptimizerGroup, members_of
 
 
 class UpdateRecord(NamedTuple):
@@ -123,8 +124,9 @@ class TerminateOnNaN(Callback):
         """Remove the attributes that were set on the optimizer."""
         self.model.strategy.watch_losses(False)
         for name in ("found_inf", "grad_scale"):
-            if self._checks_on_device and hasattr(self.model.optimizer, name):
-                delattr(self.model.optimizer, name)
+            for member in members_of(self.model.require_optimizer("fit")).values():
+                if self._checks_on_device and hasattr(member, name):
+                    delattr(member, name)
 
     def _record_update(self) -> UpdateRecord:
         return UpdateRecord(self._rng_states, self._train_data.window, self._train_data.sample_indices())
@@ -134,8 +136,9 @@ class TerminateOnNaN(Callback):
         is_bad = self.model.strategy.control.loss_not_finite(
             ~torch.stack([*_values(self.model.strategy.losses)]).isfinite().all()
         )
-        optimizer: Any = self.model.optimizer
-        optimizer.found_inf, optimizer.grad_scale = is_bad.float(), None
+        optimizer: Any
+        for optimizer in members_of(self.model.require_optimizer("fit")).values():
+            optimizer.found_inf, optimizer.grad_scale = is_bad.float(), None
         self._pending.append((is_bad, self._record_update()))
         if len(self._pending) == self.CHECK_INTERVAL:
             self._run_pending_checks()
@@ -200,9 +203,11 @@ class TerminateOnNaN(Callback):
             ):
                 set_torch_rng_state(update.rng_states, model.device)
                 for i, batch in enumerate(update.window):
-                    with hook:
-                        outputs = model.strategy.run_locally(model.train_step, batch)
-                    terms = [name for name, value in outputs.items() if has_non_finite(value)]
+                    terms: list[str] = []
+                    for step in _training_steps(model):
+                        with hook:
+                            outputs = model.strategy.run_locally(step, batch)
+                        terms += [name for name, value in outputs.items() if has_non_finite(value)]
                     if terms:
                         return self._describe(batch, terms, hook, update.indices[i] if update.indices else None)
         finally:
@@ -271,6 +276,12 @@ class FirstNonFiniteHook:
                 self.rows = find_non_finite_rows(output)
 
         return check_output
+
+
+def _training_steps(model: Any) -> list[Any]:
+    """Return ``train_step``, or the step of each optimizer."""
+    names = model.optimizer.steps if isinstance(model.optimizer, OptimizerGroup) else ()
+    return [getattr(model, f"{name}_step") for name in names] or [model.train_step]
 
 
 def _values(losses: Iterable[Any]) -> Iterator[Tensor]:

@@ -43,7 +43,7 @@ def check_optimizer(
     if not content.get("optimizer") or optimizer is None:
         return
     has_same_kind = content.get("optimizer_kind", type(optimizer).__name__) == type(optimizer).__name__
-    if has_same_kind and (has_own_state_format(optimizer) or fits_optimizer(content["optimizer"], optimizer)):
+    if has_same_kind and can_load(content["optimizer"], optimizer):
         return
     content["optimizer"] = None
     message = f"The optimizer state in {str(path)!r} is not that of {type(optimizer).__name__} with these parameters"
@@ -234,6 +234,14 @@ def _shape(value: Any) -> str:
 def has_own_state_format(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether ``optimizer`` defines what its state dict contains, as those that wrap another optimizer do."""
     return type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
+
+
+def can_load(state: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether ``optimizer`` can load ``state``; the format of some custom optimizers is unknown."""
+    fits_state = getattr(optimizer, "fits_state", None)
+    if fits_state is not None:
+        return bool(fits_state(state))
+    return has_own_state_format(optimizer) or fits_optimizer(state, optimizer)
 
 
 def fits_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:

@@ -55,9 +55,7 @@ class CombinedTuple(_Combined, tuple[Any, ...]):
     """One batch of each loader; see ``combine``."""
 
 
-def unpack(
-    batch: Any, signature: ForwardSignature | None = None, loss_entries: Collection[str] = frozenset()
-) -> Batch:
+def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: Collection[str] = frozenset()) -> Batch:
     """Split ``batch`` into inputs, targets and sample weights.
 
     Args:

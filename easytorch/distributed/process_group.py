@@ -110,6 +110,9 @@ class SingleProcess:
         """Return the sum of ``value`` over all ranks as a tensor on ``device``, without synchronization of the host."""
         return value
 
+    def all_reduce_tensor(self, tensor: Tensor) -> None:
+        """Replace ``tensor`` by its sum over all ranks, in place and without synchronization of the host."""
+
     def all_reduce_max(self, value: float) -> float:
         """Return the maximum of ``value`` over all ranks."""
         return value
@@ -213,6 +216,10 @@ class ProcessGroup(SingleProcess):
         total = torch.as_tensor(value, dtype=torch.float64).to(device).clone()
         dist.all_reduce(total)
         return total
+
+    def all_reduce_tensor(self, tensor: Tensor) -> None:
+        """Replace ``tensor`` by its sum over all ranks, in place and without synchronization of the host."""
+        dist.all_reduce(tensor)
 
     def all_reduce_max(self, value: float) -> float:
         """Return the maximum of ``value`` over all ranks."""

@@ -130,12 +130,13 @@ class MetricCollection:
         """Measure one batch with one metric; diagnostics reads these arguments from the frame if it fails."""
         metric.update(y_pred, y, sample_weight)
 
-    def record(self, terms: Mapping[str, Any], size: int) -> None:
+    def record(self, terms: Mapping[str, Any], size: int, prefix: str = "") -> None:
         """Add what a step returned.
 
         Args:
             terms: Values by name, each the mean of the batch, or a pair ``(sum, count)``.
             size: Number of samples of the batch, by which means are weighted unless the loss has divided by another count.
+            prefix: What the names get in the logs.
         """
         counts = self.criterion.take_counts()
         self.outputs = terms
@@ -150,13 +151,14 @@ class MetricCollection:
                 scalar, count = _divide_pair(name, value)
             else:
                 scalar, count = _to_scalar(name, value), counts.get(name, size)
-            if name not in self._terms:
-                _check_term(name, self.names)
-                self._terms[name] = Sum() if count is None else Mean()
+            key = f"{prefix}{name}" if prefix else name
+            if key not in self._terms:
+                _check_term(key, self.names)
+                self._terms[key] = Sum() if count is None else Mean()
             # What a loss of several outputs adds to the sum of its terms, which are averaged separately.
-            if name == "loss" and len(terms) > 1:
+            if key == "loss" and len(terms) > 1:
                 scalar = self._remainder(scalar, terms)
-            self._terms[name].add(scalar, size if count is None else count)
+            self._terms[key].add(scalar, size if count is None else count)
 
     def _remainder(self, loss: Scalar, terms: Mapping[str, Any]) -> Scalar:
         total = self.criterion.sum_of_terms(terms)

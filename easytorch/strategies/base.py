@@ -19,6 +19,7 @@ from easytorch._utils.timer import Timer
 from easytorch.data.batch import Window, divide, make_to_device, one_if_zero
 from easytorch.data.eval_iterator import EvalIterator
 from easytorch.distributed.process_group import SingleProcess, is_launched
+from easytorch.optimizer_group import OptimizerGroup, OwnedLosses, members_of, parameters_of
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import SingleProcessControl
 from easytorch.strategies.device import PRECISIONS, check_precision, compiler_works, pick_device
@@ -107,9 +108,12 @@ class Strategy(HelpfulInit):
         self.loss_modules: nn.Module = nn.ModuleList()
         self._unowned: list[nn.Parameter] = []  # parameters that the optimizer does not have
         self._count: Any = None  # of the losses of an update that return it
+        # Of the losses of each optimizer, and its parameters.
+        self._counts: dict[str, tuple[Any, list[nn.Parameter]]] = {}
+        self._clips_each = False  # whether each optimizer has a loss, so that the norm is that of its own gradients
         self.losses: collections.deque[Any] = collections.deque(maxlen=0)
         self._watchers, self.clip_count = 0, 0
-        self.evaluations: Any = None
+        self.evaluations: Any = None  # runs the step of an optimizer that needs a closure
         self._loss_sum: Tensor | None = None  # of the current evaluation, while an optimizer asks for it
 
     # Construction
@@ -168,8 +172,9 @@ class Strategy(HelpfulInit):
 
     def start(self, optimizer: torch.optim.Optimizer) -> None:
         """Prepare for updates of ``optimizer``, which start now."""
-        owned = {id(parameter) for parameter in _parameters_of(optimizer)}
+        owned = {id(parameter) for parameter in parameters_of(optimizer)}
         self._unowned = [parameter for parameter in self.parameters() if id(parameter) not in owned]
+        self._counts, self._clips_each = {}, False
         self.zero_grad(optimizer)
 
     def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
@@ -215,11 +220,19 @@ class Strategy(HelpfulInit):
         """Return ``step(batch)`` without communication with other ranks."""
         return self.run(step, batch)
 
-    def backward(self, loss: Any, weight: Any = 1.0) -> None:
+    def backward(self, loss: Any, weight: Any = 1.0, **options: Any) -> None:
         """Add the gradients of ``loss * weight``, multiplied by the loss scale under fp16.
 
         The weight of a pair ``(sum, count)`` is unknown: the gradients are those of the sum until ``unscale`` divides them.
+
+        Args:
+            loss: The loss; or ``OwnedLosses``, of which each has gradients for the parameters of its own optimizer only.
+            weight: The factor of the loss, or of all losses.
+            options: Passed to ``Tensor.backward``.
         """
+        if type(loss) is OwnedLosses:
+            self._backward_each(loss, weight)
+            return
         self.losses.append(loss)
         if not isinstance(loss, Tensor):
             loss, weight = self._add_count(loss, weight)
@@ -229,8 +242,22 @@ class Strategy(HelpfulInit):
             self._loss_sum = self._loss_sum + loss.detach()
         if self.scales_loss:
             loss = self.scaler.scale(loss)
-        loss.backward()
+        loss.backward(**options)
         self.timer.mark("model")
+
+    def _backward_each(self, losses: OwnedLosses, weight: Any) -> None:
+        """Add the gradients of each loss to the parameters of its own optimizer; before any of them steps."""
+        for i, (name, loss, parameters) in enumerate(losses):
+            self._clips_each |= bool(name)
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            if not trained:
+                continue
+            total, self._count = self._count, self._counts.get(name, (None, None))[0]
+            # The losses may share a part of the graph.
+            self.backward(loss, weight, inputs=trained, retain_graph=i < len(losses) - 1)
+            if self._count is not None:
+                self._counts[name] = self._count, trained
+            self._count = total
 
     def _add_count(self, loss: Any, weight: Any) -> tuple[Tensor, float]:
         """Return the sum of a pair ``(sum, count)`` and its weight, and add its count to that of the update.
@@ -256,33 +283,45 @@ class Strategy(HelpfulInit):
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the loss scale, and by the count of a loss that returns it; otherwise a no-op."""
         if self.scales_loss:
-            self.scaler.unscale_(optimizer)
+            for member in _with_gradients(optimizer):
+                self.scaler.unscale_(member)
         if self._count is not None:
-            self._divide_gradients(self._count)
+            self._divide_gradients(self._count, self.parameters())
+            if self._loss_sum is not None:
+                self._loss_sum = self._loss_sum / one_if_zero(self._count)
+            self._count = None
+        if self._counts:
+            for count, parameters in self._counts.values():
+                self._divide_gradients(count, parameters)
+            self._counts = {}
 
-    def _divide_gradients(self, count: Any) -> None:
+    def _divide_gradients(self, count: Any, parameters: list[nn.Parameter]) -> None:
         divisor = one_if_zero(count)
-        for parameter in self.parameters():
+        for parameter in parameters:
             if parameter.grad is not None:
                 gradient: Any = parameter.grad
                 (gradient.to_local() if hasattr(gradient, "to_local") else gradient).div_(divisor)
-        if self._loss_sum is not None:
-            self._loss_sum = self._loss_sum / divisor
-        self._count = None
 
     def clip(self, optimizer: torch.optim.Optimizer, norm: float | None, value: float | None) -> None:
-        """Clip each gradient of ``optimizer`` to ``value`` and their common norm to ``norm``; None does not clip."""
+        """Clip each gradient of ``optimizer`` to ``value`` and their common norm to ``norm``; None does not clip.
+
+        If each of several optimizers has a loss, the norm is that of the gradients of each.
+        """
         self.clip_count += 1
         if value is not None:
-            _clip_values(_parameters_of(optimizer), value)
+            _clip_values(parameters_of(optimizer), value)
         if norm is not None:
-            nn.utils.clip_grad_norm_(_parameters_of(optimizer), norm)
+            for part in members_of(optimizer).values() if self._clips_each else (optimizer,):
+                nn.utils.clip_grad_norm_(parameters_of(part), norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; under fp16 skip the update if a gradient overflowed."""
         if self.scales_loss:
-            self.scaler.step(optimizer)
-            self.scaler.update()
+            members = _with_gradients(optimizer)
+            for member in members:
+                self.scaler.step(member)
+            if members:
+                self.scaler.update()
         elif self.evaluations is not None:
             self.evaluations.step(optimizer)
         else:
@@ -382,8 +421,11 @@ def check_is_not_sharded(module: nn.Module) -> None:
         )
 
 
-def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _with_gradients(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """Return ``optimizer``; of a group the members that update in this window and have a gradient to check."""
+    if not isinstance(optimizer, OptimizerGroup):
+        return [optimizer]
+    return [member for member in optimizer.due() if any(p.grad is not None for p in parameters_of(member))]
 
 
 def _clip_values(parameters: list[nn.Parameter], value: float) -> None:

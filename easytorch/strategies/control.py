@@ -115,6 +115,11 @@ class ControlChannel(nn.Module, SingleProcessControl):
             self._last_values, self._outgoing = values, self._no_flags.new_tensor(values)
         return self._outgoing
 
+    def pack(self, not_finite: Any) -> Tensor:
+        """Return the flags of this rank, and 0 or NaN for ``not_finite``, for a reduction without DDP."""
+        value = torch.as_tensor(not_finite, dtype=self.flags.dtype, device=self.flags.device)
+        return torch.cat([self._pack(), value.reshape(1)])
+
     def receive(self) -> None:
         """Read the flags of all ranks, if they are due in this update."""
         self._updates += 1

@@ -18,8 +18,10 @@ from easytorch.data.eval_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
 from easytorch.distributed.process_group import ProcessGroup
 from easytorch.distributed.sync_batchnorm import convert_batchnorm
+from easytorch.optimizer_group import OptimizerGroup, OwnedLosses, parameters_of
 from easytorch.strategies.base import Strategy, check_is_not_sharded
 from easytorch.strategies.control import ControlChannel
+from easytorch.strategies.reduction import Reduction
 
 if TYPE_CHECKING:
     from easytorch.losses.criterion import Criterion
@@ -30,6 +32,10 @@ _NO_OP = contextlib.nullcontext()
 
 # In the error that torch raises in the update after one which did not use all parameters.
 UNFINISHED = "Expected to have finished reduction in the prior iteration"
+UNEQUAL_PAIRS = (
+    "train_step returned a pair, (sum, count), as 'loss', but not in the first update. With several processes, return a pair in "
+    "every step or in none."
+)
 
 
 class DataParallel(Strategy, name="ddp"):
@@ -78,6 +84,9 @@ class DataParallel(Strategy, name="ddp"):
         self._trained: list[nn.Parameter] = []
         self._waits_for_all = False  # whether DDP expects a gradient of each parameter in each update
         self._divides_by_count: bool | None = None
+        # With a loss for each of several optimizers.
+        self._group: OptimizerGroup | None = None
+        self._reduction: Reduction | None = None
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, broadcast the weights of rank 0, and prepare its calls."""
@@ -96,6 +105,9 @@ class DataParallel(Strategy, name="ddp"):
         super().start(optimizer)
         self._wrap()
         self._reset_flags()
+        # DDP expects gradients of all parameters in each backward pass.
+        self._group = optimizer if isinstance(optimizer, OptimizerGroup) and optimizer.may_have_losses else None
+        self._reduction = None if self._group is None else self._new_reduction()
 
     def _wrap(self) -> None:
         """Wrap the module, unless the same parameters are trained as before."""
@@ -110,6 +122,9 @@ class DataParallel(Strategy, name="ddp"):
             if not self._replica.static_graph:  # otherwise the first update would differ from the others
                 self._settle_layout()
 
+    def _new_reduction(self) -> Reduction:
+        return Reduction(self.group, self.control, finds_unused=self.options["find_unused_parameters"])
+
     def _reset_flags(self) -> None:
         self.control.start()
         self._counts_are_known: bool | None = None  # whether each loss is divided by known sample counts
@@ -119,6 +134,8 @@ class DataParallel(Strategy, name="ddp"):
     def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the windows of all ranks count as one batch."""
         self._follow_trainable()
+        if self._reduction is not None:
+            self.group.broadcast_tensors(self.buffers())  # as DDP does before a forward pass
         return self._weights(criterion, window)
 
     def _follow_trainable(self) -> None:
@@ -126,6 +143,7 @@ class DataParallel(Strategy, name="ddp"):
         if self._list_trainable() != self._trainable:
             self._wrap()
             self.control.start()
+            self._reduction = None if self._reduction is None else self._new_reduction()
 
     def _share(self, window: Window, columns: list[Sequence[Any] | None]) -> list[list[Any]]:
         """Return the counts of this rank's batches, each column divided by its total over all ranks.
@@ -164,11 +182,11 @@ class DataParallel(Strategy, name="ddp"):
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``."""
         self._sync = sync
-        return _NO_OP if sync else self._replica.no_sync()
+        return _NO_OP if sync or self._reduction is not None else self._replica.no_sync()
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; its backward pass synchronizes the gradients of all ranks."""
-        if torch.is_grad_enabled() and self._replica is not None:
+        if torch.is_grad_enabled() and self._replica is not None and self._reduction is None:
             step = functools.partial(self._call_replica, step, self._sync)
         return super().run(step, batch)
 
@@ -184,43 +202,75 @@ class DataParallel(Strategy, name="ddp"):
         """Return ``step(batch)`` without communication with other ranks."""
         return super().run(step, batch)
 
-    def backward(self, loss: Any, weight: Any = 1.0) -> None:
+    def backward(self, loss: Any, weight: Any = 1.0, **options: Any) -> None:
         """Add the gradients of ``loss * weight``, averaged over the ranks unless synchronization is delayed."""
         counts_nothing = type(weight) is float and weight == 0.0
+        if type(loss) is OwnedLosses and self._group is None:
+            raise ValueError(
+                "train_step returned a loss for each of several optimizers, which strategy='fsdp' cannot train. Use "
+                "strategy='ddp', or return one 'loss'."
+            )
+        if self._reduction is not None:
+            if not counts_nothing or self.needs_batch_every_step:
+                if type(loss) is not OwnedLosses:
+                    self._reduction.watch(loss)
+                super().backward(loss, weight, **options)
+            return
         if counts_nothing and not self.needs_batch_every_step and not self._replica.find_unused_parameters:
             # The loss of a batch without targets is 0 / 0, whose NaN would spoil the gradients of all ranks.
             zero, weight = _zero_loss(self.module, *self.loss_modules.parameters(), self.control.flags), 1.0
             loss = (zero, 0) if isinstance(loss, tuple) else zero
-        super().backward(loss, weight)
+        super().backward(loss, weight, **options)
         self._has_synced |= self._sync
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Take part in the all-reduce even without a batch, read the control flags, and divide by the loss scale."""
+        if self._group is not None:
+            self._reduce_own(optimizer, self._group)
+            super().unscale(optimizer)
+            return
         if not self._has_synced:
             self._sync_without_batch()
-        self._check_all_were_used()
+        if self._waits_for_all:
+            self._check_were_used(self._trained)
         self.control.receive()
         if self._divides_by_count is None:
             self._divides_by_count = self.group.any_rank(self._count is not None)
         if self._divides_by_count:
             self._count = 0 if self._count is None else self._count
         elif self._count is not None:
-            raise ValueError(
-                "train_step returned a pair, (sum, count), as 'loss', but not in the first update. With several processes, "
-                "return a pair in every step or in none."
-            )
+            raise ValueError(UNEQUAL_PAIRS)
         super().unscale(optimizer)
 
-    def _check_all_were_used(self) -> None:
+    def _reduce_own(self, optimizer: torch.optim.Optimizer, group: OptimizerGroup) -> None:
+        """Average the gradients of ``optimizer`` over the ranks, and agree on what its losses are divided by."""
+        assert self._reduction is not None
+        names, reduction = group.names_of(optimizer), self._reduction
+        trained = {name: [p for p in parameters_of(group[name]) if p.requires_grad] for name in names}
+        parameters, had_batch = [p for part in trained.values() for p in part], reduction.has_gradients
+        if had_batch and not reduction.finds_unused:
+            self._check_were_used(parameters)
+        reduction.reduce(parameters)
+        self.control.receive()
+        current = [self._clips_each, self._count is not None, *(name in self._counts for name in names)]
+        self._clips_each, is_pair, *are_pairs = agreed = reduction.agree(names, current)
+        if had_batch and agreed[1:] != current[1:]:
+            raise ValueError(UNEQUAL_PAIRS)
+        if is_pair:
+            self._count = 0 if self._count is None else self._count
+        for name in (name for name, has_count in zip(names, are_pairs, strict=True) if has_count):
+            self._counts.setdefault(name, (0, trained[name]))
+
+    def _check_were_used(self, parameters: list[nn.Parameter]) -> None:
         """Raise an error if a parameter had no gradient: DDP would wait for it, and average no gradient of its bucket."""
-        if self._waits_for_all and any(parameter.grad is None for parameter in self._trained):
+        if any(parameter.grad is None for parameter in parameters):
             names = {id(parameter): name for name, parameter in self.module.named_parameters()}
-            unused = [names.get(id(p), "a parameter of the loss") for p in self._trained if p.grad is None]
+            unused = [names.get(id(p), "a parameter of the loss") for p in parameters if p.grad is None]
             raise _unused_error(quote_list(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else ""))
 
-    def _divide_gradients(self, count: Any) -> None:
+    def _divide_gradients(self, count: Any, parameters: list[nn.Parameter]) -> None:
         total = self.group.all_reduce_sum_on_device(count, self.device)
-        super()._divide_gradients(total / self.group.world_size)  # DDP averages gradients
+        super()._divide_gradients(total / self.group.world_size, parameters)  # DDP averages gradients
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; under fp16 skip the update if a gradient overflowed."""

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from easytorch._utils.registry import quote_list
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.distributed.sync_batchnorm import has_local_batchnorm
 from easytorch.errors import RankError
+from easytorch.optimizer_group import OptimizerGroup, members_of
 from easytorch.strategies.base import SHARDED, Strategy
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
@@ -82,6 +83,7 @@ class FullySharded(DataParallel, name="fsdp"):
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, shard it, and let ``optimizer`` update this rank's shard."""
         _check_loss_is_fixed(self.loss_modules, module)
+        _check_has_one_loss(optimizer)
         names = {parameter: name for name, parameter in module.named_parameters()}
         control = _find_control(module)
         if control is None:
@@ -96,7 +98,8 @@ class FullySharded(DataParallel, name="fsdp"):
         self.release_weights()
         self._reset_flags()
         if optimizer is not None:
-            _replace_parameters(optimizer, names, dict(module.named_parameters()))
+            for member in members_of(optimizer).values():
+                _replace_parameters(member, names, dict(module.named_parameters()))
         for block in filter(_is_sharded_module, module.modules()):
             vars(block).pop("forward", None)
             if self.jit_compile:  # each block separately: the hooks that gather its weights cannot be compiled
@@ -325,6 +328,10 @@ class GatheredCheckpoints(Checkpoints):
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Load a complete state dict into ``optimizer``; each rank takes its shard."""
+        if isinstance(optimizer, OptimizerGroup):
+            for name, member in optimizer.items():
+                self.load_optimizer(member, state[name])
+            return
         shards = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         parameters = dict(zip(numbers, shards, strict=True))
@@ -398,6 +405,18 @@ def _check_loss_is_fixed(loss_modules: nn.Module, module: nn.Module) -> None:
         raise ValueError(
             f"strategy='fsdp' does not train the parameters of a loss, and this loss has {', '.join(map(repr, names[:5]))}. Make "
             "the loss a part of the module, net.criterion = loss before Model(net), or use strategy='ddp'."
+        )
+
+
+def _check_has_one_loss(optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise a ``ValueError`` if each of several optimizers has a loss, whose gradients would reach a part of the shards."""
+    if isinstance(optimizer, OptimizerGroup) and (optimizer.steps or optimizer.skips_windows):
+        reason = (
+            f"the steps {', '.join(f'{name}_step' for name in optimizer.steps)}" if optimizer.steps else "update_every"
+        )
+        raise ValueError(
+            f"strategy='fsdp' trains several optimizers by one loss in each update, and this model has {reason}. Use "
+            "strategy='ddp'."
         )
 
 

@@ -37,6 +37,7 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.checkpoint import serialization, state_dicts
 from easytorch.checkpoint.encoding import EncodingError, decode, encode
+from easytorch.optimizer_group import members_of
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -260,15 +261,16 @@ class Walk:
         self.views: dict[str, Slot] = {}
         self.unreadable: dict[str, str] = {}
         modules = list(model.module.modules())
+        members = {} if model.optimizer is None else members_of(model.optimizer)
         # What is stored already, and what was visited.
         owned: list[Any] = [model, *modules, model.optimizer, model.loss, model.metrics, *model.schedules, *callbacks]
-        owned += [*model.module.parameters(), *model.module.buffers()]
+        owned += [*members.values(), *model.module.parameters(), *model.module.buffers()]
         self._seen: dict[int, Any] = {id(value): value for value in owned}
         self._memory = {_memory(tensor) for tensor in [*model.module.parameters(), *model.module.buffers()]} - {None}
         self._roots: dict[str, Any] = {"": model}
         self._visit_attributes("", model, internal_names)
-        if model.optimizer is not None:
-            self._visit_optimizer("optimizer.", model.optimizer)
+        for name, member in members.items():
+            self._visit_optimizer(f"optimizer[{name!r}]." if name else "optimizer.", member)
         if not any(hasattr(parameter, "to_local") for parameter in model.module.parameters()):
             self._visit_modules(model.module)
         self._visit_callbacks(callbacks)

@@ -17,6 +17,7 @@ from easytorch._utils.rng import (
     set_torch_rng_state,
 )
 from easytorch._utils.train_mode import snapshot_buffers
+from easytorch.optimizer_group import OptimizerGroup, members_of
 from easytorch.optimizers import SAM, needs_closure, starts_with_closure
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 def check_closure(optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
     """Raise a ``ValueError`` if ``optimizer`` needs a closure and ``strategy`` cannot run it correctly."""
+    if isinstance(optimizer, OptimizerGroup):
+        name = next((name for name, member in members_of(optimizer).items() if needs_closure(member)), None)
+        if name is not None:
+            raise ValueError(
+                f"The optimizer {name!r}, {type(optimizer[name]).__name__}, evaluates the loss several times in each update, "
+                "which works for a single optimizer only. Pass another optimizer for it, or this one for all parameters."
+            )
     if optimizer is None or not needs_closure(optimizer):
         return
     title = f"{type(optimizer).__name__} evaluates the loss several times in each update"

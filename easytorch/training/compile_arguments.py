@@ -22,6 +22,7 @@ from easytorch._utils.internal import is_internal
 from easytorch._utils.paths import printable
 from easytorch._utils.registry import get_name, quote_list
 from easytorch.losses.names import ACTIVATIONS, FUNCTION_FAMILIES, TORCH_LOSSES
+from easytorch.optimizer_group import OptimizerGroup
 from easytorch.strategies.device import saved_precision
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ POSITIONAL = ("optimizer", "loss", "metrics")
 # Arguments that have no meaning without others.
 DEPENDENTS = {
     "loss": ("optimizer", "metrics", "weighted_metrics"),
-    "optimizer": ("lr", "optimizer_options", "scheduler"),
+    "optimizer": ("lr", "optimizer_options", "scheduler", "update_every"),
 }
 
 
@@ -79,7 +80,8 @@ def encode(model: Model) -> dict[str, Any]:
     objects: dict[str, str] = {}
     for name, value in model.compile_args.items():
         try:
-            arguments[name] = _encode_optimizer(model) if isinstance(value, torch.optim.Optimizer) else _encode(value)
+            is_object = isinstance(value, torch.optim.Optimizer)
+            arguments[name] = _encode_optimizers(model, value) if is_object else _encode(value)
         except UnsavableError as error:
             objects[name] = str(error)
     if "loss" in objects:
@@ -135,13 +137,17 @@ def _encode_family(loss: Any) -> dict[str, Any]:
     return {} if family is None else {"loss": {OBJECT: f"nn.{family.__name__}", "options": {}}}
 
 
-def _encode_optimizer(model: Model) -> dict[str, Any]:
+def _encode_optimizers(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    if isinstance(optimizer, OptimizerGroup):
+        return {name: _encode_optimizer(model, member) for name, member in optimizer.items()}
+    return _encode_optimizer(model, optimizer)
+
+
+def _encode_optimizer(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return an optimizer of ``torch.optim`` by name, options, and the names of the parameters in each group.
 
     The values of the options of each group are part of the optimizer's state.
     """
-    optimizer = model.optimizer
-    assert optimizer is not None
     cls = optimizers.stock_class(optimizer)
     names = {id(parameter): name for name, parameter in model.module.named_parameters()}
     groups = [[names.get(id(parameter)) for parameter in group["params"]] for group in optimizer.param_groups]
@@ -209,8 +215,18 @@ def _decode_argument(name: str, entry: Any, model: Model) -> Any:
         ValueError, TypeError: If it names no class of torch, or has invalid options.
     """
     if name == "optimizer" and isinstance(entry, dict):
-        return _decode_optimizer(entry, model)
+        return _decode_optimizers(entry, model)
     return _decode(entry)
+
+
+def _decode_optimizers(entry: Mapping[str, Any], model: Model) -> Any:
+    """Return one optimizer, or a dict of several: of objects, names, and pairs of a name and options."""
+    if OBJECT in entry:
+        return _decode_optimizer(entry, model)
+    return {
+        name: _decode_optimizer(value, model) if isinstance(value, dict) else _decode(value)
+        for name, value in entry.items()
+    }
 
 
 def _decode(entry: Any) -> Any:
@@ -276,8 +292,13 @@ def _check_entries(saved: Any, objects: Any) -> None:
         raise ValueError("the descriptions of the arguments of compile must be texts")
     if not isinstance(saved.get("optimizer_options", {}), dict):
         raise ValueError("the options of the optimizer must be a dict")
-    # The optimizer has the names of all parameters, each once.
-    _check_count({name: value for name, value in saved.items() if name != "optimizer"})
+    # An optimizer object has the names of all parameters, each once.
+    optimizer = saved.get("optimizer")
+    values = optimizer.values() if isinstance(optimizer, dict) and OBJECT not in optimizer else []
+    has_names = isinstance(optimizer, dict) and (
+        OBJECT in optimizer or any(isinstance(value, dict) for value in values)
+    )
+    _check_count({name: value for name, value in saved.items() if name != "optimizer" or not has_names})
 
 
 def _check_count(tree: Any, count: int = 0) -> int:

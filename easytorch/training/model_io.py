@@ -17,6 +17,7 @@ from easytorch.checkpoint import files, rotation, serialization, state_dicts
 from easytorch.data.class_names import read_names
 from easytorch.errors import ResumeError
 from easytorch.losses.modules import describe_state
+from easytorch.optimizer_group import OptimizerGroup, members_of
 from easytorch.training import compile_arguments
 from easytorch.training.consensus import check_replicas
 from easytorch.training.results import History
@@ -145,7 +146,7 @@ def state_dict(model: Model) -> dict[str, Any]:
 
 def pickle_state(model: Model) -> dict[str, Any]:
     """Return the attributes that a pickle or a copy of ``model`` holds: no data, and nothing of a running fit."""
-    return vars(model) | {"callbacks": CallbackList([], model, {}), "train_data": None, "last_fit": {}}
+    return vars(model) | {"callbacks": CallbackList([], model, {}), "train_data": None, "last_fit": {}, "phases": ()}
 
 
 def training_state(model: Model) -> dict[str, Any]:
@@ -243,11 +244,16 @@ def _restore_flags(model: Model, flags: Mapping[str, Any] | None) -> None:
         submodule.training = _plain_name(name) not in eval_mode
 
 
-def _group_names(model: Model) -> list[list[str]]:
-    """Return the names of the parameters in each group of the optimizer."""
+def _group_names(model: Model) -> Any:
+    """Return the names of the parameters in each group of the optimizer; of several optimizers a dict."""
+    optimizer = model.require_optimizer("fit")
+    names = {key: _parameter_names(model, member) for key, member in members_of(optimizer).items()}
+    return names if isinstance(optimizer, OptimizerGroup) else names[""]
+
+
+def _parameter_names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     names = {id(parameter): _plain_name(name) for name, parameter in model.module.named_parameters()}
-    groups = model.require_optimizer("fit").param_groups
-    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in groups]
+    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
 
 
 def _restore_groups(model: Model, content: Mapping[str, Any]) -> None:
@@ -255,8 +261,19 @@ def _restore_groups(model: Model, content: Mapping[str, Any]) -> None:
 
     The callback may add them again, if the run was stopped before its hook was complete: then nothing happens.
     """
-    optimizer, names = model.require_optimizer("fit"), content.get("groups", [])
-    current, saved = _group_names(model), (content["optimizer"] or {}).get("param_groups", [])
+    optimizer, names, state = model.require_optimizer("fit"), content.get("groups", []), content["optimizer"] or {}
+    if not isinstance(optimizer, OptimizerGroup):
+        _restore_added(model, optimizer, names, state)
+    elif isinstance(names, dict) and set(names) == set(state) == set(optimizer):
+        for key, member in optimizer.items():
+            _restore_added(model, member, names[key], state[key])
+
+
+def _restore_added(
+    model: Model, optimizer: torch.optim.Optimizer, names: list[list[str]], state: Mapping[str, Any]
+) -> None:
+    """Add the groups that ``optimizer`` lacks, which ``names`` and ``state`` have."""
+    current, saved = _parameter_names(model, optimizer), state.get("param_groups", [])
     if len(names) <= len(current) or names[: len(current)] != current or len(saved) != len(names):
         return
     parameters = {_plain_name(name): parameter for name, parameter in model.module.named_parameters()}
@@ -490,7 +507,15 @@ def _environment(model: Model) -> dict[str, Any]:
 
 def _settings(model: Model) -> dict[str, Any]:
     """Return the numbers that the optimizer was created with, such as ``lr``; callbacks and schedules do not change them."""
-    defaults = {} if model.optimizer is None else model.optimizer.defaults
+    members = {} if model.optimizer is None else members_of(model.optimizer)
+    return {
+        f"{key}.{name}" if key else name: value
+        for key, member in members.items()
+        for name, value in _numbers(member.defaults).items()
+    }
+
+
+def _numbers(defaults: Mapping[str, Any]) -> dict[str, Any]:
     names = set(defaults) - set(IMPLEMENTATION_SETTINGS)
     numbers = {name: list(value) if isinstance(value := defaults[name], tuple) else value for name in sorted(names)}
     return {

@@ -12,6 +12,7 @@ import torch
 
 from easytorch._utils.internal import is_internal
 from easytorch.data.batch import Batch, Window
+from easytorch.optimizer_group import OptimizerGroup
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -24,7 +25,7 @@ STEP_IN_STEP = (
 
 def adapt_overrides(cls: type) -> None:
     """Wrap the methods that ``cls``, a subclass of ``Model``, defines: ``unpack`` and ``train_step``."""
-    for name, wrap in (("unpack", _as_batch), ("train_step", _without_leaks)):
+    for name, wrap in (("unpack", _as_batch), ("train_step", without_leaks)):
         method = vars(cls).get(name)
         if inspect.isfunction(method):
             setattr(cls, name, wrap(method))
@@ -41,7 +42,7 @@ def _as_batch(unpack: Callable[..., Any]) -> Callable[..., Batch]:
     return unpack_as_batch
 
 
-def _without_leaks(train_step: Callable[..., Any]) -> Callable[..., Any]:
+def without_leaks(train_step: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``train_step`` as a method that leaves gradients and weights of the optimizer as they are.
 
     The gradients of earlier batches of a window stay, those of the step are deleted; ``WarnOnLeakedGradients`` reports them. A
@@ -74,21 +75,26 @@ def _without_leaks(train_step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _refused_step:  # noqa: N801  # a context manager, faster than a generator
-    """Raise a ``RuntimeError`` if ``optimizer.step`` is called inside."""
+    """Raise a ``RuntimeError`` if ``optimizer.step``, or that of a member of a group, is called inside."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.attributes = vars(optimizer)
+        self.attributes = [vars(optimizer)]
+        if isinstance(optimizer, OptimizerGroup):
+            self.attributes += map(vars, optimizer.members.values())
+        self.steps: list[Any] = []
 
     def __enter__(self) -> None:
-        # A scheduler of torch replaces the method too.
-        self.step = self.attributes.get("step")
-        self.attributes["step"] = _refuse_step
+        for attributes in self.attributes:
+            # A scheduler of torch replaces the method too.
+            self.steps.append(attributes.get("step"))
+            attributes["step"] = _refuse_step
 
     def __exit__(self, *_: object) -> None:
-        if self.step is None:
-            del self.attributes["step"]
-        else:
-            self.attributes["step"] = self.step
+        for attributes, step in zip(self.attributes, self.steps, strict=True):
+            if step is None:
+                del attributes["step"]
+            else:
+                attributes["step"] = step
 
 
 def _refuse_step(*_: Any, **__: Any) -> None:

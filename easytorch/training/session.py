@@ -34,6 +34,7 @@ from easytorch.training.data_check import check_validation_data, compared_with_v
 from easytorch.training.dry_run import dry_run
 from easytorch.training.evaluation import if_same_on_all_ranks, known_targets
 from easytorch.training.overrides import measured_once
+from easytorch.training.phases import plan_phases
 from easytorch.training.signals import ON_INTERRUPT, Interruption, SignalHandler, StopConsensus
 from easytorch.training.state import TrainState
 
@@ -211,6 +212,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     first_step = model.state.step
     restore_buffers = train_mode.snapshot_buffers(model.module, model.loss.modules)
     model.stop_training = False
+    previous_phases, model.phases = model.phases, plan_phases(model, optimizer)
     model.strategy.start(optimizer)
     with (
         contextlib.ExitStack() as stack,
@@ -221,6 +223,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
         repeated_evaluations(model),
     ):
         stack.callback(model.strategy.release_weights)
+        stack.callback(setattr, model, "phases", previous_phases)
         try:
             yield
         except BaseException:
