@@ -31,6 +31,7 @@ from easytorch.callbacks import (
     OptunaPruning,
     ReduceLROnPlateau,
     Schedule,
+    StopAfter,
     TensorBoard,
     TerminateOnNaN,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "SWA",
     "Schedule",
     "Scores",
+    "StopAfter",
     "Strategy",
     "TensorBoard",
     "TerminateOnNaN",

@@ -15,6 +15,7 @@ from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.optuna import OptunaPruning
+from easytorch.callbacks.stop_after import StopAfter
 
 __all__ = [
     "Averaging",
@@ -36,6 +37,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "SWA",
     "Schedule",
+    "StopAfter",
     "TensorBoard",
     "TerminateOnNaN",
 ]

@@ -71,6 +71,7 @@ class MetricCollection:
         names: Name of each metric in the logs.
         logs: The current values, by name, as floats.
         window: The batches of the current update. The model sets it; batches that are padding are not measured.
+        data_sets: The names of the validation data of the last fit, if there are several.
     """
 
     def __init__(self, entries: Sequence[MetricEntry], criterion: Criterion) -> None:
@@ -80,6 +81,7 @@ class MetricCollection:
         )
         self.logs = LazyLogs(self._values, self._value)
         self.window = Window()
+        self.data_sets: tuple[str, ...] = ()
         self._is_paused = False
         self._entries = list(entries)
         self._terms: dict[str, Mean] = {}
@@ -173,7 +175,7 @@ class MetricCollection:
         """Return a copy without measurements, for another pass at the same time."""
         entries = [entry._replace(metric=entry.metric.new_copy()) for entry in self._entries]
         metrics = MetricCollection(entries, self.criterion)
-        metrics._warnings = self._warnings
+        metrics._warnings, metrics.data_sets = self._warnings, self.data_sets
         return metrics
 
     def flush(self) -> None:
@@ -201,7 +203,7 @@ class MetricCollection:
         Raises:
             ValueError: If it is unknown.
         """
-        metric_name = name.removeprefix("val_")
+        metric_name = self.training_name(name)
         modes = dict(zip(self.names, (entry.metric.mode for entry in self._entries), strict=True))
         is_loss = metric_name == "loss" or metric_name.endswith("_loss")
         # "f1_2" is an entry of "f1".
@@ -212,6 +214,11 @@ class MetricCollection:
                 f"It is unknown whether higher or lower values of {name!r} are better.{hint} Pass mode='min' or mode='max'."
             )
         return mode
+
+    def training_name(self, name: str) -> str:
+        """Return ``name`` without the prefix of a validation: ``accuracy`` for ``val_clean_accuracy``."""
+        prefixes = (f"val_{data_set}_" for data_set in sorted(self.data_sets, key=len, reverse=True))
+        return name.removeprefix(next(filter(name.startswith, prefixes), "val_"))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint within a pass."""
