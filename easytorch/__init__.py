@@ -32,6 +32,7 @@ from easytorch.callbacks import (
     ReduceLROnPlateau,
     Schedule,
     SplitOnOutOfMemory,
+    StopAfter,
     TensorBoard,
     TerminateOnNaN,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "Schedule",
     "Scores",
     "SplitOnOutOfMemory",
+    "StopAfter",
     "Strategy",
     "TensorBoard",
     "TerminateOnNaN",

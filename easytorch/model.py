@@ -30,6 +30,7 @@ from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.train_mode import in_eval_mode, in_train_mode
 from easytorch.callbacks.base import CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
+from easytorch.callbacks.every import Every
 from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
@@ -44,8 +45,9 @@ from easytorch.data.arrays import (
 )
 from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
 from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
+from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_name
 from easytorch.data.epoch_iterator import EpochIterator
-from easytorch.data.loader import ValidationSchedule, as_loader, as_single_batch, make_fit_data
+from easytorch.data.loader import as_loader, as_single_batch, make_fit_data
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
 from easytorch.metrics.aggregation import to_floats
@@ -64,6 +66,7 @@ from easytorch.training.results import History, Scores, forward_verbs
 from easytorch.training.session import fit_session, reporting_errors, update_session
 from easytorch.training.state import TrainState
 from easytorch.training.summary import format_model, print_summary
+from easytorch.training.validation import Validation
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -158,7 +161,7 @@ class Model:
         batch_size: int | None = None,
         validation_data: ValidationDataLike | None = None,
         validation_split: float = 0.0,
-        validation_freq: int | Collection[int] = 1,
+        validation_freq: int | Collection[int] | Every = 1,
         validation_steps: int | None = None,
         steps_per_epoch: int | None = None,
         class_weight: ClassWeightLike | None = None,
@@ -183,11 +186,13 @@ class Model:
             sizes: ``batch_size`` and ``epochs`` in the order of Keras: ``fit(x, y, 32, 10)``.
             epochs: Number of epochs to train. With ``initial_epoch``, the number of the last epoch, as in Keras.
             batch_size: Samples per batch, 32 by default. Only for data that does not come in batches.
-            validation_data: Data to evaluate after epochs, of any kind that ``x`` may be.
+            validation_data: Data to evaluate after epochs, of any kind that ``x`` may be; or a dict of several data sets,
+                ``{"clean": ..., "noisy": ...}``, each a loader, a dataset or a tuple ``(x, y)``.
             validation_split: Fraction of the training data to use for validation instead: always the same samples, stratified by
                 class.
-            validation_freq: Validate every so many epochs, or after exactly these epochs, counted from 1.
-            validation_steps: Number of validation batches; None for all.
+            validation_freq: Validate every so many epochs, or after exactly these epochs, counted from 1; or an ``Every``, such
+                as ``Every(updates=500)`` for validations in the middle of long epochs.
+            validation_steps: Number of validation batches of each data set; None for all.
             steps_per_epoch: Updates per epoch; None for one pass over the data.
             class_weight: ``{class: weight}`` by number or name, a sequence with one weight per class, or ``"balanced"``.
             sample_weight: One weight per sample. The loss of a sample is multiplied by its weights and averaged over the number
@@ -212,6 +217,7 @@ class Model:
         y, batch_size, epochs = api_hints.read_sizes(y, sizes, batch_size, epochs)
         labels = ClassNames(self.class_names)
         x, y = labels.learn(keep_column_order(x, self.columns), y)  # text becomes numbers
+        validation_data = as_data_sets(validation_data, "validation_data", self.signature.names, x)
         validation_data, class_weight = labels.encode_validation(validation_data), labels.number_keys(class_weight)
         self.loss.check_text_labels(labels.found)
         train_data, val_data = make_fit_data(
@@ -220,26 +226,24 @@ class Model:
             steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
             group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size, ignore_index=self.loss.ignore_index,
         )  # fmt: skip
-        validates_after = ValidationSchedule(val_data, validation_freq)
+        validation = Validation.of(val_data, validation_freq, validation_steps)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
-            on_interrupt=on_interrupt, schedule=validates_after, validation_steps=validation_steps, class_names=labels.names,
+            on_interrupt=on_interrupt, validation=validation, validation_steps=validation_steps, class_names=labels.names,
             columns=column_names(x), is_dry=dry_run,
         ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
                 logs = self.train_epoch(train_data)
-                val_logs = self.test_epoch(val_data, validation_steps) if validates_after(epoch) else {}
-                self._end_epoch(epoch, logs, val_logs)
+                self._end_epoch(epoch, logs | validation.after(epoch))
                 if self.stop_training:
                     break
         return self.history.snapshot()
 
-    def _end_epoch(self, epoch: int, logs: dict[str, float], val_logs: dict[str, float]) -> None:
+    def _end_epoch(self, epoch: int, logs: dict[str, float]) -> None:
         """Record the logs of training and validation, and call the callbacks, which may save a checkpoint."""
-        logs |= {f"val_{name}": value for name, value in val_logs.items()}
         logs |= optimizer_group.learning_rates(self.require_optimizer("fit"))
         self.state.end_epoch()  # before the callbacks, so that a checkpoint is taken between two epochs
         self.metrics.reset()  # not at the start of an epoch, since a resumed one continues its sums
@@ -330,11 +334,12 @@ class Model:
         """Return the loss and the metrics in eval mode: ``loss, accuracy = model.evaluate(loader)``.
 
         Args:
-            x: Data of any kind that ``fit`` takes. None for the validation data of the last fit, or its training data.
+            x: Data of any kind that ``fit`` takes, or a dict of several data sets, whose scores are ``clean_loss``, ... None for
+                the validation data of the last fit, or its training data.
             y: The targets, unless ``x`` contains them.
             batch_size: Samples per batch, 32 by default.
             sample_weight: One weight per sample.
-            steps: Number of batches; None for all.
+            steps: Number of batches of each data set; None for all.
             callbacks: Objects that are called during the evaluation.
             verbose: See ``fit``.
             return_dict: Return a plain dict of floats, as in Keras, instead of ``Scores``, which has the same items.
@@ -347,17 +352,27 @@ class Model:
         if x is None:
             name, loader = self._last_fit_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
-            x, y = ClassNames(self.class_names).encode(x, y)
-            name, loader = (
-                "the given data",
-                as_loader(match_columns(x, self.columns), y, sample_weight, batch_size=batch_size),
-            )
-        self.loss.prepare(known_targets(self, loader), self.class_names)
-        all_callbacks = collect_callbacks(callbacks, verbose)
-        callback_list = CallbackList(all_callbacks, self, {"verbose": verbose, "data": name})
-        with reporting_errors(self, callback_list, "evaluate", loader, steps=steps):
-            scores = self.test_epoch(loader, steps)
+            data = as_data_sets(x, "x", self.signature.names)
+            load = functools.partial(self._load_data, y=y, sample_weight=sample_weight, batch_size=batch_size)
+            name, loader = "the given data", data.convert(load, "x") if isinstance(data, DataSets) else load(data)
+        evaluate = functools.partial(self._evaluate, name=name, steps=steps, callbacks=callbacks, verbose=verbose)
+        scores = merge_by_name({data_set: evaluate(batches, data_set) for data_set, batches in by_name(loader).items()})
         return cast("Scores", scores) if return_dict else Scores(scores, self, name)
+
+    def _load_data(self, x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> Iterable[Any]:
+        """Return the batches of one data set of ``evaluate``."""
+        x, y = ClassNames(self.class_names).encode(x, y)
+        return as_loader(match_columns(x, self.columns), y, sample_weight, batch_size=batch_size)
+
+    def _evaluate(
+        self, loader: Any, data_set: str, *, name: str, steps: int | None, callbacks: CallbackLike, verbose: int | str
+    ) -> dict[str, float]:
+        """Return the scores of one data set, called ``data_set`` if there are several in the data called ``name``."""
+        self.loss.prepare(known_targets(self, loader), self.class_names)
+        params = {"verbose": verbose, "data": f"{data_set!r} of {name}" if data_set else name, "data_set": data_set}
+        callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, params)
+        with reporting_errors(self, callback_list, "evaluate", loader, steps=steps):
+            return self.test_epoch(loader, steps)
 
     def _last_fit_data(self, **arguments: Any) -> tuple[str, Any]:
         """Return a description and the batches of the last fit's data; ``arguments`` belong to other data."""
@@ -865,8 +880,9 @@ class Model:
     def log_names(self) -> list[str]:
         """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""
         names = [*optimizer_group.loss_names(self.optimizer), *self.loss.term_names(), *self.metrics.names]
+        prefixes = self.callbacks.params["validation_prefixes"]
         rates = optimizer_group.learning_rates(self.require_optimizer("fit"))
-        return [*names, *(f"val_{name}" for name in names if self.callbacks.params["validated"]), *rates]
+        return [*names, *(f"{prefix}{name}" for prefix in prefixes for name in names), *rates]
 
     def logs_are_open(self) -> bool:
         """Return whether a custom step or callback may add names to the logs."""

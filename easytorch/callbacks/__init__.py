@@ -16,6 +16,7 @@ from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.optuna import OptunaPruning
 from easytorch.callbacks.out_of_memory import SplitOnOutOfMemory
+from easytorch.callbacks.stop_after import StopAfter
 
 __all__ = [
     "Averaging",
@@ -38,6 +39,7 @@ __all__ = [
     "SWA",
     "Schedule",
     "SplitOnOutOfMemory",
+    "StopAfter",
     "TensorBoard",
     "TerminateOnNaN",
 ]

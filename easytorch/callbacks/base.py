@@ -132,6 +132,21 @@ class Callback(HelpfulInit):
             logs: The values of the evaluation, without the prefix ``val_``.
         """
 
+    def on_validation_begin(self, logs: Any = None) -> None:
+        """Run before a validation within ``fit``, which evaluates one data set or several.
+
+        Args:
+            logs: An empty dict.
+        """
+
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Run after a validation within ``fit``: at the end of an epoch, or with ``validation_freq=Every(updates=...)`` after
+        an update.
+
+        Args:
+            logs: The values of all data sets, with the prefix ``val_``; ``history.validations`` records what a hook adds.
+        """
+
     def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Run before a batch of an evaluation.
 

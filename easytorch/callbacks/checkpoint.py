@@ -265,17 +265,18 @@ class BackupAndRestore(Callback):
             self.save()
         self._last_update.record(self.model)
 
-    def on_test_begin(self, logs: Any = None) -> None:
+    def on_validation_begin(self, logs: Any = None) -> None:
         """Record the state before a validation, which is repeated from its start if it is interrupted."""
         if self.model.train_data is not None:
             self.model.train_data.begin_validation()
             self._restore_attributes = self.model.attribute_state.snapshot(self.model.callbacks.callbacks)
 
-    def on_test_end(self, logs: Any = None) -> None:
+    def on_validation_end(self, logs: Any = None) -> None:
         """Forget the state from before the validation."""
         if self.model.train_data is not None:
             self.model.train_data.end_validation()
             self._restore_attributes = None
+            self._last_update.record(self.model)
 
     def on_interrupt(self) -> None:
         """Save a checkpoint of the interrupted run."""
@@ -446,8 +447,9 @@ class ModelCheckpoint(Monitor):
         files.check_suffix(self.filename.text, weights_only=self.save_weights_only)
         if self.compares and self.save_freq.unit != "epochs":
             raise ValueError(
-                "The monitored value is known only after an epoch, so save_best_only and keep_best need save_freq in epochs, "
-                f"received {save_freq!r}. Pass save_freq=Every(epochs=1)."
+                "The monitored value is known only after an epoch or a validation, so save_best_only and keep_best need "
+                f"save_freq in epochs, received {save_freq!r}. Pass save_freq=Every(epochs=1). To compare after updates, also pass "
+                "fit(validation_freq=Every(updates=500))."
             )
 
     @property
@@ -472,7 +474,11 @@ class ModelCheckpoint(Monitor):
             super().on_train_begin(logs)
             self.best = self.best if threshold is None else threshold
         self._saved_at, self._write_error = self.model.strategy.control.now(), None
-        self.filename.check(self.save_freq, self.model, self._path(self.filename.text))
+        follows_validations = (
+            self.compares and self.monitor.startswith("val_") and self.params.get("validates_between_updates")
+        )
+        unit = "validations" if follows_validations else self.save_freq.unit
+        self.filename.check(unit, self.model, self._path(self.filename.text))
         for other in self.model.callbacks.callbacks:
             self._check_other(other)
         if self.filename.text.endswith(".safetensors"):
@@ -530,13 +536,23 @@ class ModelCheckpoint(Monitor):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save the model if it is due, and if it is the best where that is wanted."""
-        if not self.save_freq.is_due_after_epoch(epoch + 1):
+        if not self.save_freq.is_due_after_epoch(epoch + 1) or (self.compares and self.follows_validations()):
             return
         values = dict(logs or {}) | {"epoch": epoch + 1}
-        if not self.compares:
+        if self.compares:
+            self._compare(logs or {}, values)
+        else:
             self._save(values)
-            return
-        value = self.read_value(logs or {})
+
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Save the model if it is the best, where that is wanted and validations follow updates."""
+        if self.compares and self.follows_validations():
+            state = self.model.state
+            self._compare(logs or {}, {**(logs or {}), "epoch": state.epoch + 1, "batch": state.epoch_step})
+
+    def _compare(self, logs: Mapping[str, float], values: dict[str, Any]) -> None:
+        """Save the model, only if it is the best where that is wanted; ``values`` are those of the name."""
+        value = self.read_value(logs)
         if value is None:
             return
         is_best = self.is_better(value)

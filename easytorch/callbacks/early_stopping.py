@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,13 @@ class Monitor(Callback):
             f"{did_you_mean(self.monitor, logs)} The logs contain {quote_list(logs)}."
         )
 
+    def follows_validations(self) -> bool:
+        """Return whether ``on_validation_end`` gets the value, after updates, so that ``on_epoch_end`` has nothing to do."""
+        return (
+            self.params.get("validates_between_updates")
+            and self.monitor in self.model.recorded_history.last_validated_names()
+        )
+
     def is_better(self, value: float) -> bool:
         """Return whether ``value`` improves on the best value by more than ``min_delta``; NaN never does."""
         if self.direction == "min":
@@ -134,7 +142,7 @@ def check_log_name(name: str, source: str, model: Model) -> None:
     names = model.log_names()
     if (
         name in names
-        or model.metrics.may_have_entry(name.removeprefix("val_"))
+        or model.metrics.may_have_entry(model.metrics.training_name(name))
         or (model.logs_are_open() and not did_you_mean(name, names, cutoff=0.85))
     ):
         return
@@ -148,17 +156,22 @@ def check_log_name(name: str, source: str, model: Model) -> None:
 
 
 class EarlyStopping(Monitor):
-    """Stop training when a value no longer improves.
+    """Stop training when a value no longer improves, or reaches a target.
+
+    The value is compared after each epoch. With ``validation_freq=Every(updates=...)``, a value of the validation is compared
+    after each validation, and ``patience`` counts validations.
 
     Args:
         monitor: Name of the value: ``"loss"``, a metric, or one of these with the prefix ``val_``.
         min_delta: Smallest change that counts as an improvement.
-        patience: Number of epochs without an improvement after which training stops.
+        patience: Number of epochs without an improvement after which training stops. With a ``target``, 0 sets no limit.
         verbose: 1 prints a line when training stops.
         mode: ``"min"``, ``"max"``, or ``"auto"`` to ask the metric.
         baseline: Only a value better than this resets the patience.
         restore_best_weights: Restore the weights of the best epoch at the end of training, also after Ctrl-C or an error.
         start_from_epoch: Index of the first epoch, from 0, whose value counts.
+        min_epochs: Number of epochs, over all fits, before which training does not stop. Values count from the first epoch.
+        target: Training stops when the value reaches this number.
 
     Attributes:
         stopped_epoch: Index of the epoch, from 0, in which training was stopped; None if it was not.
@@ -167,6 +180,7 @@ class EarlyStopping(Monitor):
     Examples:
         >>> stopping = EarlyStopping("val_loss", patience=3, restore_best_weights=True)
         >>> model.fit(x, y, epochs=100, validation_split=0.2, callbacks=[stopping])
+        >>> EarlyStopping("val_accuracy", target=0.99)
     """
 
     def __init__(
@@ -179,16 +193,20 @@ class EarlyStopping(Monitor):
         baseline: float | None = None,
         restore_best_weights: bool = False,
         start_from_epoch: int = 0,
+        *,
+        min_epochs: int = 0,
+        target: float | None = None,
     ) -> None:
         super().__init__(monitor, mode, min_delta)
         self.patience = non_negative_int("patience", patience)
         self.start_from_epoch = non_negative_int("start_from_epoch", start_from_epoch)
+        self.min_epochs, self.target = non_negative_int("min_epochs", min_epochs), _check_target(target)
         self.verbose, self.baseline = verbose, baseline
         self.restore_best_weights = boolean("restore_best_weights", restore_best_weights)
         self._reset_counts()
 
     def _reset_counts(self) -> None:
-        self.wait = 0
+        self.wait, self._is_reached = 0, False
         self.stopped_epoch: int | None = None
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Any] | None = None
@@ -201,15 +219,46 @@ class EarlyStopping(Monitor):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the epochs without an improvement."""
-        value = self.read_value(logs or {})
+        if not self.follows_validations():
+            self._compare(epoch, epoch + 1, logs or {}, may_stop=epoch > 0)
+
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Count the validations without an improvement, if they follow updates."""
+        if self.follows_validations():
+            epoch = self.model.state.epoch
+            self._compare(epoch, epoch, logs or {}, may_stop=True)
+
+    def _compare(self, epoch: int, finished: int, logs: Mapping[str, float], may_stop: bool) -> None:
+        """Compare the value in ``logs``, and stop training if it is time.
+
+        Args:
+            epoch: Index of the epoch.
+            finished: Number of finished epochs.
+            logs: The values.
+            may_stop: Whether training may stop because the value has not improved.
+        """
+        value = self.read_value(logs)
         if value is None or epoch < self.start_from_epoch:
             return
         self.wait += 1
         if self.is_better(value):
             self._record_best(epoch, value)
-        if self.wait >= self.patience and self.wait and epoch > 0:
+        self._is_reached |= self.target is not None and self._reaches(value, self.target)
+        has_limit = self.patience > 0 or self.target is None
+        is_over = has_limit and self.wait >= self.patience and self.wait > 0 and may_stop
+        if (self._is_reached or is_over) and finished >= self.min_epochs:
             self.stopped_epoch = epoch
             self.model.stop_training = True
+            self.model.history.stop_reason = self._describe_stop()
+
+    def _reaches(self, value: float, target: float) -> bool:
+        return value <= target if self.direction == "min" else value >= target
+
+    def _describe_stop(self) -> str:
+        if self._is_reached:
+            return f"{self.monitor} reached {self.target:g}"
+        unit = "validation" if self.follows_validations() else "epoch"
+        return f"{self.monitor} did not improve for {self.wait} {unit}{'s' * (self.wait != 1)}"
 
     def _record_best(self, epoch: int, value: float) -> None:
         self.best, self.best_epoch = value, epoch
@@ -223,9 +272,7 @@ class EarlyStopping(Monitor):
     def on_train_end(self, logs: Any = None) -> None:
         """Restore the best weights."""
         if self.stopped_epoch is not None and self.verbose:
-            self.print_message(
-                f"Epoch {self.stopped_epoch + 1}: early stopping, {self.monitor} did not improve for {self.wait} epochs"
-            )
+            self.print_message(f"Epoch {self.stopped_epoch + 1}: early stopping, {self._describe_stop()}")
         if self.best_weights is not None:
             self.model.strategy.checkpoints.load_weights(self.best_weights)
             self.model.loss.modules.restore_state(self.best_loss_state)
@@ -241,6 +288,7 @@ class EarlyStopping(Monitor):
             "best_weights": self.best_weights,
             "best_loss_state": self.best_loss_state,
             "stopped_epoch": self.stopped_epoch,
+            "reached": self._is_reached,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -248,13 +296,22 @@ class EarlyStopping(Monitor):
         super().load_state_dict(state)
         if self.monitors_the_same(state):
             self.wait, self.best_epoch, self.best_weights = state["wait"], state["best_epoch"], state["best_weights"]
+            self._is_reached = state.get("reached", False)
             self.best_loss_state = dict(state["best_loss_state"])
         # The saved module may have been compiled, and this one not, or the other way round.
         if self.best_weights is not None:
             self.best_weights = rename(self.best_weights, self.model.module.state_dict())
         self.stopped_epoch = state["stopped_epoch"]
         # Another callback may have stopped the run already.
-        self.model.stop_training |= self.stopped_epoch is not None
+        if self.stopped_epoch is not None:
+            self.model.stop_training, self.model.history.stop_reason = True, self._describe_stop()
+
+
+def _check_target(target: Any) -> float | None:
+    is_number = isinstance(target, numbers.Real) and not isinstance(target, bool) and math.isfinite(target)
+    if target is not None and not is_number:
+        raise ValueError(f"target must be a number that the monitored value is to reach, received {target!r}.")
+    return None if target is None else float(target)
 
 
 def _copy_tensors(weights: Mapping[str, Any]) -> dict[str, Any]:

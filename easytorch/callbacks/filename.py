@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from easytorch.callbacks.early_stopping import check_log_name
-from easytorch.callbacks.every import Every
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -40,11 +39,11 @@ class FilenameTemplate:
             root, suffix = text, ""
         self._pattern = re.compile(f"{_to_pattern(root)}(-[0-9]+)?{_to_pattern(suffix)}")
 
-    def check(self, save_freq: Every, model: Model, path: str) -> None:
+    def check(self, unit: str, model: Model, path: str) -> None:
         """Check the name before the first update.
 
         Args:
-            save_freq: When files are written; not every value is known at each time.
+            unit: What files are written after: epochs, updates, minutes or validations; not every value is known at each time.
             model: The model that is trained.
             path: The absolute path of the name.
 
@@ -55,11 +54,11 @@ class FilenameTemplate:
             file = os.path.join(self.text, "model-{epoch}.pt")
             raise ValueError(f"filepath={self.text!r} is a folder. Pass the name of a file, such as {file!r}.")
         for field in self.fields:
-            is_unknown = field == "batch" if save_freq.unit == "epochs" else field.startswith("val_")
-            if is_unknown:
+            if not _is_known(field, unit):
+                reason = "validations follow updates" if unit == "validations" else f"save_freq counts {unit}"
                 raise ValueError(
-                    f"filepath={self.text!r} contains {field!r}, which has no value when a file is written, because save_freq "
-                    f"counts {save_freq.unit}. Remove the field."
+                    f"filepath={self.text!r} contains {field!r}, which has no value when a file is written, because {reason}. "
+                    "Remove the field."
                 )
             if field not in ("epoch", "batch"):
                 check_log_name(field, f"filepath={self.text!r} contains", model)
@@ -95,6 +94,13 @@ class FilenameTemplate:
     def matches(self, path: str) -> bool:
         """Return whether ``path`` may be this name with values in its fields."""
         return self._pattern.fullmatch(path) is not None
+
+
+def _is_known(field: str, unit: str) -> bool:
+    """Return whether a field of a name has a value after epochs, updates, minutes or validations."""
+    if unit == "validations":
+        return field in ("epoch", "batch") or field.startswith("val_")
+    return field != "batch" if unit == "epochs" else not field.startswith("val_")
 
 
 def _parse(text: str) -> list[tuple[str, str | None]]:

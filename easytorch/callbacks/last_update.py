@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from easytorch.model import Model
 
 # Hooks that a failed update has not reached.
-HOOKS_AFTER_AN_UPDATE = {"on_train_begin", "on_train_batch_end", "on_epoch_end", "on_train_end", "on_exception"}
+HOOKS_AFTER_AN_UPDATE = {
+    "on_train_begin", "on_train_batch_end", "on_validation_end", "on_epoch_end", "on_train_end", "on_exception",
+}  # fmt: skip
 # Buffers with more values are not copied in each update.
 MAX_VALUES = 2**22
 
@@ -36,7 +38,7 @@ class LastUpdate:
     """
 
     def __init__(self) -> None:
-        self._place: tuple[int, int] | None = None  # epoch and update
+        self._place: tuple[int, ...] | None = None  # epoch and update, and the update of the last validation
         self._generators: dict[str, Any] | None = None
 
     def record(self, model: Model) -> None:
@@ -49,7 +51,7 @@ class LastUpdate:
             return
         if self._generators is None:
             self._generators = train_data.sources.find_generators()
-        self._place = model.state.epoch, model.state.step
+        self._place = _get_place(model)
         self._position = train_data.get_position()
         self._random = get_host_rng_state(), _get_device_state(model.device)
         self._generator_states = get_generator_states(self._generators)
@@ -60,7 +62,7 @@ class LastUpdate:
 
     def restore(self, model: Model, error: BaseException) -> bool:
         """Return to the recorded state after ``error``; return False if that is not possible."""
-        is_last = self._place == (model.state.epoch, model.state.step)
+        is_last = self._place == _get_place(model)
         if not is_last or model.train_data is None or not isinstance(error, Exception) or _stopped_in_step(error):
             return False
         if self._may_have_changed(model):
@@ -89,6 +91,10 @@ class LastUpdate:
             or any(map(_keeps_state, model.callbacks.callbacks))
             or model.attribute_state.has_changed(model.callbacks.callbacks)
         )
+
+
+def _get_place(model: Model) -> tuple[int, ...]:
+    return model.state.epoch, model.state.step, model.recorded_history.last_validated_update()
 
 
 def _get_versions(model: Model) -> list[int | None]:

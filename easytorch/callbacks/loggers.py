@@ -144,7 +144,8 @@ class TensorBoard(Callback):
     """Write the logs for TensorBoard with torch's writer.
 
     Install it with ``pip install tensorboard``, and start it with ``tensorboard --logdir logs``.
-    As in Keras, the folders ``train`` and ``validation`` contain the same names: ``epoch_loss``, ...
+    As in Keras, the folders ``train`` and ``validation`` contain the same names: ``epoch_loss``, ... Several data sets in
+    ``validation_data`` get the folders ``validation_clean``, ... A validation after updates is written as ``batch_loss``, ...
 
     Args:
         log_dir: The folder.
@@ -208,9 +209,9 @@ class TensorBoard(Callback):
         """Write the values of the epoch."""
         self.epochs = epoch + 1
         for name, value in (logs or {}).items():
-            if isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1):
-                folder = "validation" if name.startswith("val_") else "train"
-                self._open_writer(folder).add_scalar(f"epoch_{name.removeprefix('val_')}", value, epoch)
+            if _is_number(value):
+                folder, name = self._find_folder(name)
+                self._open_writer(folder).add_scalar(f"epoch_{name}", value, epoch)
         if self.write_steps_per_second:
             speed = self.steps / (time.perf_counter() - self.started_at)
             self._open_writer("train").add_scalar("epoch_steps_per_second", speed, epoch)
@@ -219,6 +220,23 @@ class TensorBoard(Callback):
                 self._open_writer("train").add_histogram(name, parameter.detach(), epoch)
         for writer in self._writers.values():
             writer.flush()
+
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Write the values of a validation that follows an update."""
+        if not self.params.get("validates_between_updates"):
+            return
+        for name, value in (logs or {}).items():
+            if _is_number(value):
+                folder, name = self._find_folder(name)
+                self._open_writer(folder).add_scalar(f"batch_{name}", value, self.model.state.step)
+
+    def _find_folder(self, name: str) -> tuple[str, str]:
+        """Return the folder of a value and its name there."""
+        if not name.startswith("val_"):
+            return "train", name
+        training_name = self.model.metrics.training_name(name)
+        data_set = name.removeprefix("val_").removesuffix(training_name).strip("_")
+        return f"validation_{data_set}" if data_set else "validation", training_name
 
     def on_train_end(self, logs: Any = None) -> None:
         """Close the files."""
@@ -233,7 +251,9 @@ class TensorBoard(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remove the epochs after the checkpoint."""
         self.epochs = state["epochs"]
-        self._purge_step = self.epochs if self.update_freq.epochs is not None else None
+        # Values of updates have other steps than those of epochs.
+        has_updates = self.update_freq.epochs is None or self.params.get("validates_between_updates")
+        self._purge_step = None if has_updates else self.epochs
 
     def _open_writer(self, folder: str) -> Any:
         if folder not in self._writers:
@@ -247,6 +267,10 @@ def _check_histogram_freq(histogram_freq: Any) -> Every | None:
         return as_every("histogram_freq", histogram_freq, ("epochs",))
     epochs = non_negative_int("histogram_freq", histogram_freq)
     return Every(epochs=epochs) if epochs else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _format_value(value: Any) -> str:

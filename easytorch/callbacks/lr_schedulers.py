@@ -489,7 +489,16 @@ class ReduceLROnPlateau(Monitor):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the epochs without an improvement, and reduce the learning rate."""
-        value = self.read_value(logs or {})
+        if not self.follows_validations():
+            self._compare(epoch, logs or {})
+
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Count the validations without an improvement, if they follow updates, and reduce the learning rate."""
+        if self.follows_validations():
+            self._compare(self.model.state.epoch, logs or {})
+
+    def _compare(self, epoch: int, logs: Mapping[str, float]) -> None:
+        value = self.read_value(logs)
         if value is None:
             return
         if self.cooldown_left > 0:

@@ -109,11 +109,15 @@ class NotebookDisplay(LiveDisplay):
     def on_test_begin(self, logs: Any = None) -> None:
         """Start the display of a validation or an evaluation."""
         super().on_test_begin(logs)
-        self.prefix = "val_" if self.is_fitting else ""
+        name = self.params.get("data_set", "")
+        prefix = f"{name}_" if name else ""
+        self.prefix = f"val_{prefix}" if self.is_fitting else prefix
 
     def on_test_end(self, logs: Any = None) -> None:
         """Show the result of an evaluation."""
         super().on_test_end(logs)
+        if self.is_validating_between_updates:
+            self.prefix, self.position = "", self.step
         if not self.is_fitting:
             self._show()
             SHOWN_NUMBERS.add(logs, self.output)

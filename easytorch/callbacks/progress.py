@@ -246,6 +246,8 @@ class LineDisplay(Callback):
         name = "test_steps" if is_validating else "steps"
         step, total = self.test_step if is_validating else self.step, self.params.get(name)
         place = " validation" * (is_validating and self.is_fitting)
+        if is_validating and (name := self.params.get("data_set")):
+            place += f" {name}"
         parts: dict[str, Forms] = {
             "title": [self.title],
             "stop": [f"  stopped at{place} {step}" + (f"/{total}" if total else "")],
@@ -402,12 +404,25 @@ class LiveDisplay(LineDisplay, abc.ABC):
         """Start the display of a validation or an evaluation."""
         super().on_test_begin(logs)
         now, total = time.perf_counter(), self.params["test_steps"]
-        if self.is_fitting:
-            self.fit_clock.end_training(self.step, now)
+        if not self.is_fitting:
+            self.clock.start(0, total, now)
+        elif self.is_validating_between_updates:
+            self.fit_clock.record_update(self.step, now)
             self.fit_clock.start_validation(total, now)
         else:
-            self.clock.start(0, total, now)
-        self._start_pass(f"{self.title} validation" if self.is_fitting else "Evaluating", total)
+            self.fit_clock.end_training(self.step, now)
+            self.fit_clock.start_validation(total, now)
+        self._start_pass(self._describe_evaluation(), total)
+
+    @property
+    def is_validating_between_updates(self) -> bool:
+        """Whether the updates of the epoch continue after this validation."""
+        return self.is_fitting and self.params.get("validates_between_updates", False)
+
+    def _describe_evaluation(self) -> str:
+        name = self.params.get("data_set", "")
+        title = f"{self.title} validation" if self.is_fitting else "Evaluating"
+        return f"{title} {name}" if name else title
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Redraw if it is due."""
@@ -419,10 +434,14 @@ class LiveDisplay(LineDisplay, abc.ABC):
 
     def on_test_end(self, logs: Any = None) -> None:
         """Remove the display; an evaluation outside of a fit leaves a line."""
+        now = time.perf_counter()
         if self.is_fitting:
-            self.fit_clock.end_validation(time.perf_counter())
+            self.fit_clock.end_validation(now)
         self.end_pass()
         super().on_test_end(logs)
+        if self.is_validating_between_updates:
+            self.fit_clock.continue_training(now)
+            self._start_pass(self.title, self.params["steps"])
 
     def on_predict_begin(self, logs: Any = None) -> None:
         """Start the display of a prediction."""

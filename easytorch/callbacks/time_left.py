@@ -142,8 +142,13 @@ class FitClock:
 
     def end_validation(self, now: float) -> None:
         """End the validation."""
-        self.is_validating, self.validation_seconds = False, now - self.validation_started_at
-        self.validation.add(self.validation_seconds)
+        seconds = now - self.validation_started_at
+        self.is_validating, self.validation_seconds = False, self.validation_seconds + seconds
+        self.validation.add(seconds)
+
+    def continue_training(self, now: float) -> None:
+        """Continue the updates of the epoch after a validation, which does not count as one of them."""
+        self.training.updated_at, self.validation_seconds = now, 0.0
 
     @property
     def current(self) -> PassClock:

@@ -13,6 +13,7 @@ import numpy as np
 
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch.data.batch import LABEL_KEYS
+from easytorch.data.data_sets import DataSets
 
 # Names in a message.
 MAX_NAMES = 8
@@ -51,6 +52,8 @@ class ClassNames:
 
     def encode_validation(self, data: Any) -> Any:
         """Return ``validation_data`` with class numbers instead of text."""
+        if isinstance(data, DataSets):
+            return data.convert(self.encode_validation, "validation_data")
         try:
             return self.encode(data)[0]
         except ValueError as error:

@@ -43,6 +43,7 @@ from easytorch.data.batch import (
     unpack,
 )
 from easytorch.data.combined import CombinedBatches, CombinedLoader
+from easytorch.data.data_sets import by_name
 from easytorch.data.fast_loaders import (
     MapBatches,
     TensorBatches,
@@ -97,7 +98,7 @@ class EpochIterator:
         weigh: Applied to each batch; adds class weights.
         unreproducible: Whether workers may draw random numbers that cannot be restored.
         group: The ranks that share the data.
-        validation_loader: The validation batches, whose generators are saved and restored too.
+        validation_loader: The validation batches, or ``DataSets`` of these, whose generators are saved and restored too.
         batch_size: Returns the number of samples of a batch.
         unpack: Splits a batch into inputs, targets and weights.
 
@@ -550,9 +551,13 @@ class EpochIterator:
         }
 
     def _get_random_state(self) -> dict[str, Any]:
-        validation = self.validation_loader
-        used = validation.taken if isinstance(validation, GeneratorWithLookahead) else 0
-        return {**self.sources.get_state(), "validation_used": used}
+        used = [generator.taken for generator in self._validation_generators()]
+        return {**self.sources.get_state(), "validation_used": used[0] if len(used) == 1 else used or 0}
+
+    def _validation_generators(self) -> list[GeneratorWithLookahead]:
+        """Return the validation data that can be read only once."""
+        loaders = by_name(self.validation_loader).values()
+        return [loader for loader in loaders if isinstance(loader, GeneratorWithLookahead)]
 
     def _get_last_order(self) -> dict[str, Any] | None:
         """Return what is needed to draw the order of the last pass again; None if its state is surely restored."""
@@ -590,8 +595,11 @@ class EpochIterator:
             state = self._reshard(state)
         is_in_pass = bool(state["batches_used"] or state["offset"])
         self._loader_state, self._last_order = state["loader"], state["last_order"]
-        if isinstance(self.validation_loader, GeneratorWithLookahead):
-            self.validation_loader.skip(state["validation_used"])
+        used = state["validation_used"]
+        for generator, count in zip(
+            self._validation_generators(), used if isinstance(used, list) else [used], strict=False
+        ):
+            generator.skip(count)
         if is_in_pass:
             self._resume = state
         # In a pass, the counters of samplers start from their values at its start.

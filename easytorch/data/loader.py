@@ -55,6 +55,7 @@ from easytorch.data.batch import (
 )
 from easytorch.data.batch import batch_size as count_samples
 from easytorch.data.combined import CombinedLoader
+from easytorch.data.data_sets import DataSets
 from easytorch.data.endless import check_has_end
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory
@@ -232,7 +233,8 @@ def _as_batches(x: Any) -> Iterable[Any]:
         if any(isinstance(item, (Dataset, DataLoader)) for item in x):
             raise TypeError(
                 f"A list of {len(x)} data sets is not a data set. To join them, pass "
-                "torch.utils.data.ConcatDataset(datasets). For validation, pass one: fit(train_data, validation_data=val_data)."
+                "torch.utils.data.ConcatDataset(datasets). To validate on each, name them: fit(train_data, "
+                "validation_data={'clean': first, 'noisy': second})."
             )
         check_batches(x)
     return ReplayedGenerator(x) if callable(x) and not isinstance(x, Iterable) else x
@@ -346,7 +348,7 @@ def make_fit_data(
         ignore_index: The label that the loss ignores.
 
     Returns:
-        An ``EpochIterator``, and an iterable of batches or None.
+        An ``EpochIterator``, and an iterable of batches, ``DataSets`` of these, or None.
 
     Raises:
         TypeError: If the kind of data is not supported.
@@ -367,7 +369,11 @@ def make_fit_data(
     validation = None
     if validation_data is not None:
         once = epochs == 1 or validation_steps is not None
-        validation = _validation_loader(match_columns(validation_data, columns), batch_size, once, validation_steps)
+        convert = functools.partial(
+            _validation_loader, columns=columns, batch_size=batch_size, once=once, steps=validation_steps
+        )
+        is_several = isinstance(validation_data, DataSets)
+        validation = validation_data.convert(convert, "validation_data") if is_several else convert(validation_data)
     elif validation_split:
         loader, validation = _split(loader, validation_split, unpack)
     train_data = EpochIterator(
@@ -381,6 +387,8 @@ def make_fit_data(
         batch_size=count_samples,
         unpack=unpack,
     )
+    if isinstance(validation, DataSets):
+        return train_data, validation.convert(shield_workers, "validation_data")
     return train_data, shield_workers(validation)
 
 
@@ -414,8 +422,11 @@ def require_end(loader: Any, name: str, steps: int | None) -> None:
         loader.check = functools.partial(check_has_end, name=name, steps=steps)
 
 
-def _validation_loader(data: Any, batch_size: int | None, once: bool, steps: int | None) -> Iterable[Any]:
+def _validation_loader(
+    data: Any, *, columns: list[Any] | None, batch_size: int | None, once: bool, steps: int | None
+) -> Iterable[Any]:
     """Return the batches of ``validation_data``, which are read ``once`` or more often, ``steps`` batches each time."""
+    data = match_columns(data, columns)
     if isinstance(data, (int, float, np.number)):
         raise ValueError(
             f"validation_data must be data, received the number {data!r}. Did you mean validation_split={data!r}?"
@@ -471,21 +482,16 @@ class ValidationSchedule:
     """
 
     def __init__(self, val_data: Any, frequency: Any) -> None:
-        self.val_data, self.frequency = val_data, frequency
+        self.frequency = frequency
         is_collection = isinstance(frequency, (list, tuple, set, frozenset, range))
         period = 1 if is_collection else positive_int("validation_freq", frequency)
         self.plan = ValidationPlan(period, frozenset(frequency) if is_collection else None)
         if val_data is None:
             self.plan = ValidationPlan(period, frozenset())
 
-    def validate_always(self) -> None:
-        """Validate after each epoch from now on, if there is data."""
-        if self.val_data is not None:
-            self.plan = ValidationPlan(1, None)
-
     def __call__(self, epoch: int) -> bool:
-        """Return whether validation follows ``epoch``; warn if a generator has no more validation data."""
-        return self.plan.count(epoch, epoch + 1) > 0 and _has_more(self.val_data, epoch)
+        """Return whether validation follows ``epoch``."""
+        return self.plan.count(epoch, epoch + 1) > 0
 
 
 @dataclasses.dataclass
@@ -502,7 +508,7 @@ class ValidationPlan:
         return sum(epoch in range(first + 1, last + 1) for epoch in self.epochs)
 
 
-def _has_more(val_data: Any, epoch: int) -> bool:
+def has_more(val_data: Any, epoch: int) -> bool:
     """Return whether there is validation data; warn if it was a generator that has no more."""
     if not isinstance(val_data, GeneratorWithLookahead) or val_data.has_more():
         return True

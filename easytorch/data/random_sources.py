@@ -141,7 +141,7 @@ class RandomSources:
 
     def _report_missing(self, paths: list[str]) -> None:
         if self.validation_loader is None:  # this program does not validate
-            paths = [path for path in paths if not path.startswith("validation.")]
+            paths = [path for path in paths if not path.startswith(("validation.", "validation["))]
         if paths and not self._has_warned:
             self._has_warned = True
             warn(

@@ -73,6 +73,7 @@ class MetricCollection:
         window: The batches of the current update. The model sets it; batches that are padding are not measured.
         batch: The current batch of an evaluation, which has no window.
         outputs: What the last step returned, until the next step.
+        data_sets: The names of the validation data of the last fit, if there are several.
     """
 
     def __init__(self, entries: Sequence[MetricEntry], criterion: Criterion) -> None:
@@ -84,6 +85,7 @@ class MetricCollection:
         self.window = Window()
         self.batch: Any = None
         self.outputs: Any = None
+        self.data_sets: tuple[str, ...] = ()
         self._is_paused = False
         self._entries = list(entries)
         self._terms: dict[str, Mean] = {}
@@ -192,7 +194,7 @@ class MetricCollection:
         """Return a copy without measurements, for another pass at the same time."""
         entries = [entry._replace(metric=entry.metric.new_copy()) for entry in self._entries]
         metrics = MetricCollection(entries, self.criterion)
-        metrics._warnings = self._warnings
+        metrics._warnings, metrics.data_sets = self._warnings, self.data_sets
         return metrics
 
     def flush(self) -> None:
@@ -220,7 +222,7 @@ class MetricCollection:
         Raises:
             ValueError: If it is unknown.
         """
-        metric_name = name.removeprefix("val_")
+        metric_name = self.training_name(name)
         modes = dict(zip(self.names, (entry.metric.mode for entry in self._entries), strict=True))
         is_loss = metric_name == "loss" or metric_name.endswith("_loss")
         # "f1_2" is an entry of "f1".
@@ -231,6 +233,11 @@ class MetricCollection:
                 f"It is unknown whether higher or lower values of {name!r} are better.{hint} Pass mode='min' or mode='max'."
             )
         return mode
+
+    def training_name(self, name: str) -> str:
+        """Return ``name`` without the prefix of a validation: ``accuracy`` for ``val_clean_accuracy``."""
+        prefixes = (f"val_{data_set}_" for data_set in sorted(self.data_sets, key=len, reverse=True))
+        return name.removeprefix(next(filter(name.startswith, prefixes), "val_"))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint within a pass."""

@@ -15,12 +15,14 @@ from easytorch._utils.pytree import map_leaves
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import BackupAndRestore
+from easytorch.data.data_sets import by_name
 from easytorch.data.sharding import describe_size
 from easytorch.distributed.agreement import as_reported
 from easytorch.errors import RankError
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
+    from easytorch.distributed.process_group import SingleProcess
     from easytorch.model import Model
     from easytorch.training.state import TrainState
 
@@ -45,13 +47,20 @@ def fit_arguments(
         "epochs": state.last - state.first,
         "initial_epoch": state.first,
         "steps_per_epoch": train_data.steps,
-        "validation": val_data is not None,
-        **(describe_size(val_data, group, "validation_") if val_data is not None else {}),
+        "validation": list(by_name(val_data)),
+        **_validation_sizes(val_data, group),
         "resume": any(isinstance(callback, BackupAndRestore) for callback in callbacks),
         "callbacks": [type(callback).__name__ for callback in callbacks if callback.all_ranks],
         **_compile_arguments(model),
         **_describe_optimizer(model),
     }
+
+
+def _validation_sizes(val_data: Any, group: SingleProcess) -> dict[str, Any]:
+    sizes: dict[str, Any] = {}
+    for name, loader in by_name(val_data).items():
+        sizes |= describe_size(loader, group, f"validation_{name}_" if name else "validation_")
+    return sizes
 
 
 def _compile_arguments(model: Model) -> dict[str, Any]:
@@ -120,6 +129,13 @@ class SharedLogs(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Replace the values in ``logs`` by those of rank 0; values that cannot be sent stay as they are."""
+        self._share(logs)
+
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Replace the values in ``logs`` by those of rank 0; values that cannot be sent stay as they are."""
+        self._share(logs)
+
+    def _share(self, logs: dict[str, Any]) -> None:
         group = self.model.strategy.group
         shared, local = group.broadcast(_split_logs(logs) if group.is_main else None)
         local_values = {name: logs[name] for name in local if name in logs}

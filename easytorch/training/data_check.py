@@ -11,6 +11,7 @@ import torch
 from easytorch._utils import train_mode
 from easytorch._utils.pytree import describe
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
+from easytorch.data.data_sets import by_name
 from easytorch.data.loader import first_batch
 from easytorch.diagnostics.layer_errors import PROBLEM
 from easytorch.training.evaluation import evaluation_session, known_targets
@@ -24,8 +25,16 @@ def check_validation_data(model: Model, val_data: Any, train_loader: Any) -> Non
 
     If it fails, the training data is tried too: the message names the data at fault, or neither if the module or the loss is.
     """
-    if val_data is None:
-        return
+    for name, loader in by_name(val_data).items():
+        try:
+            _check_data_set(model, loader, train_loader)
+        except (ValueError, TypeError, IndexError) as error:
+            if not name:
+                raise
+            raise _copy_error(error, f"In validation_data[{name!r}]: {error}") from error
+
+
+def _check_data_set(model: Model, val_data: Any, train_loader: Any) -> None:
     batch = first_batch(val_data)
     model.loss.prepare(known_targets(model, val_data), model.class_names)
     error = None if batch is None else _try_batch(model, val_data, batch)
@@ -47,7 +56,8 @@ def compared_with_validation(model: Model, val_data: Any, train_loader: Any) -> 
         yield
     except Exception:
         train_batch = _first_batch_alone(model, train_loader) if model.state.step == first_step else None
-        batch = None if train_batch is None else first_batch(val_data)
+        first_data_set = next(iter(by_name(val_data).values()), None)
+        batch = None if train_batch is None else first_batch(first_data_set)
         shapes = "" if batch is None else _compare_inputs(model, train_batch, batch)
         error = _try_batch(model, train_loader, train_batch) if shapes else None
         if error is not None:

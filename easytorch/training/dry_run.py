@@ -20,12 +20,13 @@ from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import LineDisplay
 from easytorch.data.batch import GeneratorWithLookahead, is_single_pass
+from easytorch.data.data_sets import by_name
 from easytorch.errors import escape_lines
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
-    from easytorch.data.loader import ValidationSchedule
     from easytorch.model import Model
+    from easytorch.training.validation import Validation
 
 # Larger tensors and arrays of the data are not copied: reading does not change them.
 MAX_DATA_VALUES = 2**20
@@ -33,7 +34,7 @@ MAX_DATA_VALUES = 2**20
 
 @contextlib.contextmanager
 def dry_run(
-    model: Model, train_data: EpochIterator, callbacks: list[Callback], schedule: ValidationSchedule, verbose: Any
+    model: Model, train_data: EpochIterator, callbacks: list[Callback], validation: Validation, verbose: Any
 ) -> Iterator[list[Callback]]:
     """Restore everything that the fit inside changes; the fit has one update, one validation batch and one checkpoint.
 
@@ -41,7 +42,7 @@ def dry_run(
         model: The model.
         train_data: The training data, which refers to the validation data.
         callbacks: The callbacks of the fit.
-        schedule: When validation follows an epoch; from now on after each.
+        validation: The validation of the fit; from now on after each epoch.
         verbose: 0 prints nothing when all is well.
 
     Yields:
@@ -51,7 +52,7 @@ def dry_run(
         ValueError: If the data can be read only once.
     """
     _check_can_read_again(train_data)
-    schedule.validate_always()
+    validation.validate_always()
     hidden = (LineDisplay, AdviseOnSlowData)
     callbacks = [callback for callback in callbacks if not isinstance(callback, hidden)]
     last = LastHooks()
@@ -68,7 +69,8 @@ def dry_run(
 
 def _check_can_read_again(train_data: EpochIterator) -> None:
     """Raise a ``ValueError`` if a batch that is read cannot be read again."""
-    is_generator = isinstance(train_data.validation_loader, GeneratorWithLookahead)
+    loaders = by_name(train_data.validation_loader).values()
+    is_generator = any(isinstance(loader, GeneratorWithLookahead) for loader in loaders)
     for name, is_read_once in (("x", is_single_pass(train_data.loader)), ("validation_data", is_generator)):
         if is_read_once:
             raise ValueError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -22,6 +23,7 @@ from easytorch.callbacks.progress import format_number
 
 if TYPE_CHECKING:
     from easytorch.model import Model
+    from easytorch.training.state import TrainState
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +111,8 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         self.rows: list[dict[str, float]] = []
         self.epoch: list[int] = []
         self.seconds: list[dict[str, float]] = []
-        self._fit: dict[str, Any] = {"params": {}, "interrupted": False}
+        self._validations = Validations()
+        self._fit: dict[str, Any] = {"params": {}, "interrupted": False, "stop_reason": ""}
 
     @property
     def params(self) -> dict[str, Any]:
@@ -122,18 +125,30 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C or SIGTERM stopped the last fit."""
+        """Whether Ctrl-C, SIGTERM or ``StopAfter`` stopped the last fit."""
         return bool(self._fit["interrupted"])
 
     @interrupted.setter
     def interrupted(self, interrupted: bool) -> None:
         self._fit["interrupted"] = interrupted
 
+    @property
+    def stop_reason(self) -> str:
+        """Why the last fit ended early, such as ``"val_loss did not improve for 3 epochs"``; empty if it did not.
+
+        A callback that sets ``model.stop_training`` may set ``model.history.stop_reason`` too.
+        """
+        return str(self._fit["stop_reason"])
+
+    @stop_reason.setter
+    def stop_reason(self, reason: str) -> None:
+        self._fit["stop_reason"] = reason
+
     def snapshot(self) -> History:
         """Return a copy that later fits do not change."""
         copied = copy.copy(self)
         copied.rows, copied.epoch, copied.seconds = list(self.rows), list(self.epoch), list(self.seconds)
-        copied._fit = dict(self._fit)
+        copied._fit, copied._validations = dict(self._fit), self._validations.copy()
         return copied.with_model(self.model)
 
     def with_model(self, model: Model) -> History:
@@ -173,6 +188,37 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         self.rows.append(logs)
         self.epoch.append(epoch)
         self.seconds.append(timer.read())
+
+    @property
+    def validations(self) -> list[dict[str, float]]:
+        """The logs of each validation, with its ``epoch``, from 0, and its ``update``, the number of updates before it.
+
+        An epoch with ``validation_freq=Every(updates=500)`` may have several; its row has the values of the last one.
+
+        Examples:
+            >>> pandas.DataFrame(history.validations).plot("update", "val_loss")
+        """
+        places = self._validations.places
+        return [
+            {"epoch": epoch, "update": update, **row}
+            for (epoch, update), row in zip(places, self._validations.rows, strict=True)
+        ]
+
+    def append_validation(self, state: TrainState, logs: dict[str, float]) -> None:
+        """Add the ``logs`` of a validation at the position ``state``."""
+        self._validations.append((state.epoch, state.step), logs)
+
+    def last_validation(self, epoch: int) -> dict[str, float]:
+        """Return the logs of the last validation, if it was in ``epoch``; otherwise an empty dict."""
+        return dict(self._validations.rows[-1]) if self._validations.last_place[0] == epoch else {}
+
+    def last_validated_names(self) -> Collection[str]:
+        """Return the names in the logs of the last validation."""
+        return self._validations.rows[-1].keys() if self._validations.rows else ()
+
+    def last_validated_update(self) -> int:
+        """Return the number of updates before the last validation; -1 without any."""
+        return self._validations.last_place[1]
 
     @hide_internal_frames
     def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:
@@ -238,7 +284,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         panels = self._panel_names(names)
         figure = curves.create_figure(len(panels), show=in_notebook() or path is None if show is None else show)
         for i, name in enumerate(panels):
-            points = {"training": self._points(name), "validation": self._points(f"val_{name}")}
+            points = {label: self._points(column) for label, column in self._curves(name).items()}
             axes = figure.add_subplot(1, len(panels), i + 1)
             curves.draw_panel(axes, name, {label: values for label, values in points.items() if values})
         if path is not None:
@@ -254,37 +300,52 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         values = self.history
         if not names:
             numeric = [name for name in values if all(isinstance(value, numbers.Real) for value in values[name])]
-            return list(dict.fromkeys(name.removeprefix("val_") for name in numeric if name != "lr"))
+            return list(dict.fromkeys(self._panel(name)[0] for name in numeric if name != "lr"))
         flat = [str(name) for entry in names for name in ([entry] if isinstance(entry, (str, Path)) else entry)]
         for name in flat:
             if name not in values and Path(name).suffix:
                 raise KeyError(f"The history has no {name!r}. If it is a file to write, pass path={name!r}.")
             self[name]  # raises a KeyError with a suggestion
-        return list(dict.fromkeys(name.removeprefix("val_") for name in flat))
+        return list(dict.fromkeys(self._panel(name)[0] for name in flat))
+
+    def _panel(self, name: str) -> tuple[str, str]:
+        """Return the title of the panel of a value, and the label of its curve.
+
+        ``val_clean_loss`` is the loss of the data set ``clean``, unless training has a ``clean_loss``.
+        """
+        values = self.history
+        if not name.startswith("val_"):
+            return name, "training"
+        name = name.removeprefix("val_")
+        suffixes = [name.split("_", count)[-1] for count in range(1, name.count("_") + 1)]
+        title = next((suffix for suffix in suffixes if name not in values and suffix in values), name)
+        return title, f"validation {name.removesuffix(title).strip('_')}".strip()
+
+    def _curves(self, title: str) -> dict[str, str]:
+        """Return the name of the value of each curve in a panel, by label."""
+        panels = {name: self._panel(name) for name in self.history}
+        return {label: name for name, (panel, label) in panels.items() if panel == title}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all rows: one tensor per name, or a list if a callback has added something else than numbers."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        columns = {name: _to_column([row.get(name, math.nan) for row in self.rows]) for name in names}
-        measured = {name: torch.tensor([name in row for row in self.rows]) for name in names}
         seconds = {
             part: torch.tensor([seconds[part] for seconds in self.seconds], dtype=torch.float64) for part in PARTS
         }
         epoch = torch.tensor(self.epoch, dtype=torch.int64)
-        return {"epoch": epoch, "columns": columns, "measured": measured, "seconds": seconds}
+        validations = {"validations": self._validations.state_dict()} if self._validations.rows else {}
+        return {"epoch": epoch, **_to_columns(self.rows), "seconds": seconds, **validations}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore all rows."""
         epochs = [int(epoch) for epoch in state["epoch"].tolist()]
-        rows: list[dict[str, float]] = [{} for _ in epochs]
-        for name, values in state["columns"].items():
-            values = values.tolist() if isinstance(values, torch.Tensor) else values
-            for row, value, measured in zip(rows, values, state["measured"][name].tolist(), strict=True):
-                if measured:
-                    row[str(name)] = value
+        rows = _to_rows(state, len(epochs))
+        validations = Validations()
+        if "validations" in state:
+            validations.load_state_dict(state["validations"])
         seconds = {part: state["seconds"][part].tolist() for part in PARTS}
         self.rows[:], self.epoch[:] = rows, epochs
         self.seconds[:] = [{part: seconds[part][i] for part in PARTS} for i in range(len(epochs))]
+        self._validations.places[:], self._validations.rows[:] = validations.places, validations.rows
 
     def __repr__(self) -> str:
         if not self.rows:
@@ -304,6 +365,64 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             for epoch, row in last
         ]
         return format_epochs(rows, ["epoch", *self.history], len(self.rows))
+
+
+@dataclasses.dataclass
+class Validations:
+    """The logs of each validation.
+
+    Attributes:
+        places: Epoch, from 0, and number of updates of each validation.
+        rows: The logs.
+    """
+
+    places: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    @property
+    def last_place(self) -> tuple[int, int]:
+        """The place of the last validation; -1 and -1 without any."""
+        return self.places[-1] if self.places else (-1, -1)
+
+    def append(self, place: tuple[int, int], logs: dict[str, float]) -> None:
+        """Add ``logs``; they replace those of a validation at the same place, whose hooks failed."""
+        if self.last_place == place:
+            self.places.pop()
+            self.rows.pop()
+        self.places.append(place)
+        self.rows.append(logs)
+
+    def copy(self) -> Validations:
+        """Return a copy that later validations do not change."""
+        return Validations(list(self.places), list(self.rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all rows: one tensor per name."""
+        return {"places": torch.tensor(self.places, dtype=torch.int64), **_to_columns(self.rows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore all rows."""
+        self.places = [(int(epoch), int(update)) for epoch, update in state["places"].tolist()]
+        self.rows = _to_rows(state, len(self.places))
+
+
+def _to_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return ``rows`` as columns, and which rows have a value in them."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: _to_column([row.get(name, math.nan) for row in rows]) for name in names}
+    measured = {name: torch.tensor([name in row for row in rows]) for name in names}
+    return {"columns": columns, "measured": measured}
+
+
+def _to_rows(state: Mapping[str, Any], count: int) -> list[dict[str, float]]:
+    """Return the ``count`` rows whose columns ``_to_columns`` has returned."""
+    rows: list[dict[str, float]] = [{} for _ in range(count)]
+    for name, values in state["columns"].items():
+        values = values.tolist() if isinstance(values, torch.Tensor) else values
+        for row, value, measured in zip(rows, values, state["measured"][name].tolist(), strict=True):
+            if measured:
+                row[str(name)] = value
+    return rows
 
 
 def _no_column_message(name: Any, columns: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from easytorch.callbacks.advice import (
 )
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.callbacks.checkpoint import BackupAndRestore, FinishRestore
+from easytorch.callbacks.stop_after import LimitReached
 from easytorch.data.loader import require_end
 from easytorch.data.sharding import describe_size
 from easytorch.diagnostics.torch_errors import translate_errors
@@ -40,8 +41,8 @@ from easytorch.training.state import TrainState
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
-    from easytorch.data.loader import ValidationSchedule
     from easytorch.model import Model
+    from easytorch.training.validation import Validation
 
 # Two threads must not both find that no fit is running.
 _START_OF_FIT = threading.Lock()
@@ -57,7 +58,7 @@ def fit_session(
     state: TrainState,
     verbose: Any,
     on_interrupt: str,
-    schedule: ValidationSchedule,
+    validation: Validation,
     class_names: Any = None,
     columns: list[Any] | None = None,
     is_dry: bool = False,
@@ -71,7 +72,7 @@ def fit_session(
     If the first update fails, the model is restored as it was before. After a dry run, everything is.
     """
     on_interrupt = find("on_interrupt", on_interrupt, ON_INTERRUPT)
-    run = dry_run(model, train_data, callbacks, schedule, verbose) if is_dry else contextlib.nullcontext(callbacks)
+    run = dry_run(model, train_data, callbacks, validation, verbose) if is_dry else contextlib.nullcontext(callbacks)
     verbose = 0 if is_dry else verbose
     with _only_fit(model, train_data), run as callbacks, _named_data(model, class_names, columns):
         model.strategy.release_weights()
@@ -79,15 +80,15 @@ def fit_session(
         check_optimizer_is_current(optimizer, model.module, model.loss.modules.own_parameters())
         signals = SignalHandler()
         params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
-        model.history.params, model.history.interrupted = params, False
-        params = params | {"validated": val_data is not None, "count_validations": schedule.plan.count}
-        active = _list_callbacks(model, [*callbacks, signals], params)
+        model.history.params, model.history.interrupted, model.history.stop_reason = params, False, ""
+        model.metrics.data_sets = tuple(filter(None, validation.data_sets))
+        active = _list_callbacks(model, [*callbacks, signals, validation], params | validation.describe())
         train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
         own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
         train_data.sources.others = {"model": model, "callbacks": own_callbacks}
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-        arguments |= {"validation_freq": str(schedule.frequency), "class_names": str(class_names)}
+        arguments |= {"validation_freq": str(validation.frequency), "class_names": str(class_names)}
         arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
         with (
             model.strategy.group.call("fit", **arguments),
@@ -122,9 +123,10 @@ def _training(
         with _prepared_loss(model, train_data.loader), compared_with_validation(model, val_data, train_data.loader):
             yield
         _synchronize_ranks(model)
-    except Interruption:
+    except (Interruption, LimitReached) as stop:
         model.history.interrupted = True
-        signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0))
+        signals.signal = int(model.strategy.group.all_reduce_max(signals.signal or 0)) or None
+        model.history.stop_reason = signals.describe() or str(stop)
         active.on_interrupt()
     except BaseException as caught:
         # Before on_train_end, which may wait for ranks that do not know of the error.

@@ -38,6 +38,10 @@ class StopConsensus(Callback):
         if stop != self.model.stop_training:
             self.model.stop_training = stop
 
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Stop if a rank requested it."""
+        self.model.stop_training = self.model.strategy.group.any_rank(self.model.stop_training)
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Stop if a rank requested it."""
         self.model.stop_training = self.model.strategy.group.any_rank(self.model.stop_training)
@@ -109,6 +113,10 @@ class SignalHandler(Callback):
         else:
             self._report += "Nothing was saved; fit(..., resume='run/') saves a run and resumes it."
 
+    def describe(self) -> str:
+        """Return the name of the signal that was received; empty if there was none."""
+        return {None: "", signal.SIGTERM: "SIGTERM"}.get(self.signal, "Ctrl-C")
+
     def exit_or_return(self, on_interrupt: str) -> None:
         """End the program after a signal, or return.
 
@@ -120,7 +128,10 @@ class SignalHandler(Callback):
             SystemExit: After SIGTERM, with status 143.
             KeyboardInterrupt: After Ctrl-C.
         """
+        reason = self.model.history.stop_reason
         if self.signal is None:
+            if self.model.history.interrupted and self.params["verbose"] != 0:
+                self._print(f"{reason[:1].upper()}{reason[1:]} {self._report}")
             return
         if self.signal == signal.SIGTERM:
             self._print(f"Stopped by SIGTERM {self._report} The exit status is {128 + signal.SIGTERM}.")
