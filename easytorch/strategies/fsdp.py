@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -375,7 +375,13 @@ def _check_torch_version() -> None:
 
 
 def _check_can_be_sharded(module: nn.Module, channels_last: bool) -> None:
-    """Raise a ``ValueError`` for parameters that ``fully_shard`` refuses, before anything has changed."""
+    """Raise a ``ValueError`` for parameters that FSDP refuses, before anything has changed."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:
+            raise ValueError(
+                f"strategy='fsdp' cannot reduce the sparse gradients of the layer {name!r}. Create it with sparse=False, or use "
+                "strategy='ddp'."
+            )
     for name, parameter in module.named_parameters():
         if not parameter.ndim:
             raise ValueError(
