@@ -237,10 +237,16 @@ class ShardedControl(ControlChannel):
         has_run: Whether a step has run, before which FSDP has no state to reset.
     """
 
+    module: nn.Module
+
     def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, precision: str) -> None:
         super().__init__(module, device, group)
         self.precision, self.is_gathered, self.is_running, self.has_run = precision, False, False, False
         self._blocks: list[nn.Module] = []
+
+    def start(self) -> None:
+        """Start the clock, clear all flags, and forget the calls of an earlier fit."""
+        super().start()
         self._calls, self._checksum = deque[int](maxlen=MAX_CALLS), 0
 
     def forward(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
@@ -280,7 +286,7 @@ class ShardedControl(ControlChannel):
             RankError: If the ranks have called different blocks, or computed gradients of different parameters.
         """
         checksum = flags.new_full((1,), self._checksum, dtype=torch.float64)
-        mean = self.group.all_reduce_sum_on_device(torch.cat([flags.double(), checksum]), flags.device)
+        mean: Tensor = self.group.all_reduce_sum_on_device(torch.cat([flags.double(), checksum]), flags.device)
         mean /= self.group.world_size
         self._check_same_use(float(mean[-1]))
         return mean[:-1].to(flags.dtype)

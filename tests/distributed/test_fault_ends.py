@@ -80,7 +80,8 @@ def sleep_in(strategy):
         if rank() == 1:
             time.sleep(6)
 
-    model = new_model({"ddp": DataParallel, "fsdp": FullySharded}[strategy]("cpu", timeout=2))
+    strategy = FullySharded("cpu", timeout=2) if strategy == "fsdp" else DataParallel("cpu", timeout=2)
+    model = new_model(strategy)
     model.fit(X, Y, batch_size=SIZE, callbacks=[LambdaCallback(on_before_optimizer_step=sleep)], verbose=0)
 
 
