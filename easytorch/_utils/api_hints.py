@@ -379,6 +379,20 @@ CALLBACK_HINTS = {
     "Checkpoint": "ModelCheckpoint(filepath)",
 }
 
+# Techniques of fastai, composer and Keras that need no class here; docs/guides/recipes.md has a program for each.
+RECIPE_HINTS = {
+    "MixUp": "a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
+    "CutMix": "a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
+    "RandomErasing": "torchvision.transforms.v2.RandomErasing() in the dataset",
+    "LabelSmoothing": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing=0.1))",
+    "LabelSmoothingCrossEntropy": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing=0.1))",
+    "GradientNoise": "a callback with on_before_optimizer_step; see the guide 'Recipes'",
+    "MCDropoutCallback": "a custom predict_step(self, batch); see the guide 'Recipes'",
+    "NTXentLoss": "a custom train_step(self, batch) with two views; see the guide 'Recipes'",
+}
+CALLBACK_HINTS |= RECIPE_HINTS
+PACKAGE_HINTS |= RECIPE_HINTS
+
 # Losses of Keras and torch, where the name in snake case is not the name of the loss here.
 LOSS_HINTS = {
     "SparseCategoricalCrossentropy": "compile(optimizer, 'cross_entropy'), with logits as outputs",
@@ -390,7 +404,7 @@ LOSS_HINTS = {
     "Hinge": "a custom loss: lambda y_pred, y: (1 - y * y_pred).clamp(min=0).mean()",
     "Loss": "a function f(y_pred, y), or a torch.nn.Module, in compile(optimizer, f)",
     "KLDivergence": "compile(optimizer, 'kl_divergence')",
-}
+} | {name: hint for name, hint in RECIPE_HINTS.items() if name.startswith(("Label", "NTXent"))}
 
 # What the modules of optimizers of other libraries have.
 OPTIMIZER_HINTS = {

@@ -278,6 +278,7 @@ class UnshardedGradient:
 
 def unsharded_gradients(module: torch.nn.Module) -> list[UnshardedGradient]:
     """Return the gradients that the blocks of ``module`` have not reduced yet; none if torch hides them."""
-    states = [block._get_fsdp_state() for block in module.modules() if hasattr(block, "_get_fsdp_state")]
+    blocks: list[Any] = [block for block in module.modules() if hasattr(block, "_get_fsdp_state")]
+    states = [block._get_fsdp_state() for block in blocks]
     groups = [group for state in states for group in getattr(state, "_fsdp_param_groups", ())]
     return [UnshardedGradient(parameter) for group in groups for parameter in getattr(group, "fsdp_params", ())]

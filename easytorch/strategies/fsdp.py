@@ -241,10 +241,16 @@ class ShardedControl(ControlChannel):
         has_run: Whether a step has run, before which FSDP has no state to reset.
     """
 
+    module: nn.Module
+
     def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, precision: str) -> None:
         super().__init__(module, device, group)
         self.precision, self.is_gathered, self.is_running, self.has_run = precision, False, False, False
         self._blocks: list[nn.Module] = []
+
+    def start(self) -> None:
+        """Start the clock, clear all flags, and forget the calls of an earlier fit."""
+        super().start()
         self._calls, self._checksum = deque[int](maxlen=MAX_CALLS), 0
 
     def forward(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
@@ -284,7 +290,7 @@ class ShardedControl(ControlChannel):
             RankError: If the ranks have called different blocks, or computed gradients of different parameters.
         """
         checksum = flags.new_full((1,), self._checksum, dtype=torch.float64)
-        mean = self.group.all_reduce_sum_on_device(torch.cat([flags.double(), checksum]), flags.device)
+        mean: Tensor = self.group.all_reduce_sum_on_device(torch.cat([flags.double(), checksum]), flags.device)
         mean /= self.group.world_size
         self._check_same_use(float(mean[-1]))
         return mean[:-1].to(flags.dtype)
@@ -383,7 +389,13 @@ def _check_torch_version() -> None:
 
 
 def _check_can_be_sharded(module: nn.Module, channels_last: bool) -> None:
-    """Raise a ``ValueError`` for parameters that ``fully_shard`` refuses, before anything has changed."""
+    """Raise a ``ValueError`` for parameters that FSDP refuses, before anything has changed."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:
+            raise ValueError(
+                f"strategy='fsdp' cannot reduce the sparse gradients of the layer {name!r}. Create it with sparse=False, or use "
+                "strategy='ddp'."
+            )
     for name, parameter in module.named_parameters():
         if not parameter.ndim:
             raise ValueError(

@@ -84,6 +84,11 @@ def test_suggested_arguments_exist():
             lambda: easytorch.load_model("m.pt"),
             r"easytorch has no 'load_model'\. Use Model\(net\)\.load\(path\)",
         ),
+        (
+            lambda: easytorch.callbacks.CutMix(),
+            "Use a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
+        ),
+        (lambda: easytorch.losses.LabelSmoothingCrossEntropy(), r"CrossEntropyLoss\(label_smoothing=0\.1\)"),
         (lambda: easytorch.EarlyStoping(), r"Did you mean 'EarlyStopping'"),
         (lambda: easytorch.Modell, "Did you mean 'Model'"),
     ],

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from easytorch import DataParallel, FullySharded, Model
+from easytorch import DataParallel, FullySharded, Model, RankError
 from easytorch.callbacks import EarlyStopping, LambdaCallback, LRScheduler
 from tests.distributed.common_ranks import attempt_all, both_fail
 from tests.many import furthest, run_ranks
@@ -208,6 +208,15 @@ def early_stopping_on_f1(strategy, updates):
     return results_of(model, "val_f1", "f1", "accuracy", "val_loss")
 
 
+def one_output(strategy, updates):
+    """Train layers of one row, of which a rank has no shard."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    model = new_model(strategy, net, loss="mse", gradient_accumulation_steps=updates)
+    model.fit(X, X[:, :1], epochs=2, batch_size=SIZE, shuffle=False, verbose=0)
+    return results_of(model)
+
+
 def lazy_layers_after_a_first_call(strategy, updates):
     torch.manual_seed(1)
     net = nn.Sequential(nn.LazyLinear(16), nn.Tanh(), nn.LazyLinear(3))
@@ -281,6 +290,20 @@ def test_fsdp_refuses_layers_that_one_rank_skips(unit):
             "called the blocks 'layers.0', 'layers.1', and has no gradient of 'layers.2.weight'"
             in results[0]["other blocks"][0][1]
         )
+
+
+def train_after_an_error():
+    model = new_model("fsdp", Skipping(([0, 1], [1, 0])))
+    with pytest.raises(RankError, match="used different parts"):
+        model.fit(X, Y, batch_size=SIZE, verbose=0)
+    model.module.numbers = [0, 1, 2]
+    model.fit(X, Y, batch_size=SIZE, verbose=0)
+    return weights_of(model)
+
+
+def test_fsdp_continues_after_the_error_of_all_ranks():
+    first, second = run_ranks(train_after_an_error)
+    assert furthest(first, second) == 0
 
 
 def train_parts_alike(numbers):

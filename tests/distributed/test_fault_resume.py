@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from easytorch import FullySharded, Model
 from easytorch.callbacks import BackupAndRestore, Callback, EarlyStopping, LRScheduler
 from tests.common_resume import CrashAfter, SimulatedCrash
-from tests.distributed.test_fault_programs import SIZE, Noam, X, Y, mlp, new_model, results_of, weights_of
+from tests.distributed.test_fault_programs import SIZE, Noam, X, Y, mlp, new_model, results_of
 from tests.many import furthest, run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -68,8 +66,22 @@ class CompiledPart(nn.Module):
         return self.head(self.body(x))
 
 
+class Tied(nn.Module):
+    """Two large blocks with one weight, as the embedding and the head of a language model."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.blocks = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.blocks[2].weight, self.head = self.blocks[0].weight, nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.blocks(x))
+
+
 def head_only(net):
-    return torch.optim.SGD([p for p in net[2].parameters()], lr=0.1, momentum=0.9)
+    return torch.optim.SGD(list(net[2].parameters()), lr=0.1, momentum=0.9)
 
 
 def unfreeze(strategy, resumed):
@@ -129,3 +141,38 @@ def test_changes_of_callbacks_come_back_after_a_stop(strategy, tmp_path):
     for differences in run_ranks(stop_everywhere, strategy, tmp_path, timeout=280):
         assert len(differences) == len(PROGRAMS) * len(STOPS)
         assert {name: value for name, value in differences.items() if value} == {}
+
+
+def train_tied(strategy, folder, stop=None):
+    model = new_model(strategy, Tied())
+    crash = [CrashAfter(stop)] if stop else []
+    backup = BackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*differ in the last bits.*")
+        try:
+            model.fit(X, Y, epochs=3, batch_size=SIZE, shuffle=False, callbacks=[backup, *crash], verbose=0)
+        except SimulatedCrash:
+            return None
+    assert model.module.blocks[0].weight is model.module.blocks[2].weight
+    model.save(folder / "model.pt")
+    return results_of(model)
+
+
+def train_tied_in_parts(folder):
+    """Return the results of undisturbed FSDP, of FSDP after a stop, and of DDP that continues what FSDP began."""
+    expected = train_tied("fsdp", folder / "whole")
+    for name in ("fsdp", "ddp"):
+        train_tied("fsdp", folder / name, 6)
+    return expected, train_tied("fsdp", folder / "fsdp"), train_tied("ddp", folder / "ddp")
+
+
+def test_tied_weights_continue_under_every_strategy(tmp_path):
+    one = new_model("one", Tied(), gradient_accumulation_steps=2)
+    one.fit(X, Y, epochs=3, batch_size=SIZE, shuffle=False, verbose=0)
+    for expected, resumed, by_ddp in run_ranks(train_tied_in_parts, tmp_path):
+        assert furthest(resumed, expected) == 0
+        assert furthest(by_ddp, expected) < 1e-12
+        assert furthest(results_of(one), expected) < 1e-12
+    loaded = new_model("one", Tied()).load(tmp_path / "fsdp" / "model.pt")
+    assert furthest(results_of(loaded), expected) == 0
+    assert loaded.module.blocks[0].weight is loaded.module.blocks[2].weight

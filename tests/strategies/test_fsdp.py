@@ -213,6 +213,7 @@ def compile_with_fsdp(make, channels_last):
     [
         (ScaledBlocks, False, "'scale', a scalar"),
         (lambda: nn.Conv2d(3, 4, 3), True, "'weight', which is not contiguous"),
+        (lambda: nn.Sequential(nn.EmbeddingBag(20, 8, sparse=True)), False, "the sparse gradients of the layer '0'"),
     ],
 )
 def test_a_parameter_that_cannot_be_sharded_is_refused_first(make, channels_last, reason):
