@@ -191,6 +191,11 @@ class TensorBoard(Callback):
             for name, value in logs.items():
                 self._open_writer("train").add_scalar(f"batch_{name}", value, step)
 
+    def on_log(self, values: Mapping[str, float], step: int) -> None:
+        """Write what another callback has measured in an update."""
+        for name, value in values.items():
+            self._open_writer("train").add_scalar(name, value, step)
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the values of the epoch."""
         self.epochs = epoch + 1
