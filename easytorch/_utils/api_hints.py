@@ -82,7 +82,7 @@ ARGUMENT_HINTS = {
     "lr_max": "compile(..., lr=0.001, scheduler='one_cycle')",
     "max_lr": "compile(..., lr=0.001, scheduler='one_cycle')",
     "track_grad_norm": "callbacks=[easytorch.callbacks.GradientStatistics(every=100)]",
-    "log_every_n_steps": "callbacks=[easytorch.callbacks.TensorBoard('logs', update_freq=50)]",
+    "log_every_n_steps": "callbacks=[easytorch.callbacks.CSVLogger('updates.csv', every=50)]",
     "logger": "callbacks=[easytorch.callbacks.TensorBoard('logs')]",
     "patience": "callbacks=[easytorch.callbacks.EarlyStopping(patience=3)]",
     "progress": "verbose=0",

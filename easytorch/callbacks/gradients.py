@@ -52,7 +52,7 @@ class GradientStatistics(Callback):
     priority = -1
 
     def __init__(self, every: int | Every = 100, *, layers: bool = True) -> None:
-        self.every, self.layers = as_every("every", every, ("updates",)), layers
+        self.every, self.layers = as_every("every", as_every("every", every), ("updates",)), layers
         self._sums: dict[str, list[float]] = {}  # sum and number of the measurements of this epoch
         self._handles: list[Any] = []
         self._is_due = False

@@ -235,7 +235,7 @@ def test_a_resumed_run_has_the_same_values(tmp_path):
     assert run() == expected
 
 
-@pytest.mark.parametrize("every", [Every(minutes=1), Every(epochs=1), 0])
+@pytest.mark.parametrize("every", [Every(minutes=1), Every(epochs=1), "epoch", 0])
 def test_only_numbers_of_updates_are_accepted(every):
     with pytest.raises(ValueError, match="every"):
         GradientStatistics(every)
