@@ -154,7 +154,7 @@ class Model:
 
     def fit(
         self,
-        x: DataLike,
+        x: DataLike | None = None,
         y: TargetLike | int | None = None,
         *sizes: int,
         epochs: int = 1,
@@ -180,7 +180,8 @@ class Model:
 
         Args:
             x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)`` in
-                one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches.
+                one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches. None calls
+                ``train_step(None)``, which makes its data itself, ``steps_per_epoch`` times in an epoch.
             y: The targets, unless ``x`` contains them. Labels may be text; their sorted names become ``class_names``. An integer
                 means ``epochs``: ``fit(loader, 5)``.
             sizes: ``batch_size`` and ``epochs`` in the order of Keras: ``fit(x, y, 32, 10)``.
@@ -192,7 +193,8 @@ class Model:
                 class.
             validation_freq: Validate every so many epochs, or after exactly these epochs, counted from 1; or an ``Every``, such
                 as ``Every(updates=500)`` for validations in the middle of long epochs.
-            validation_steps: Number of validation batches of each data set; None for all.
+            validation_steps: Number of validation batches of each data set; None for all. Without any data, ``test_step(None)`` is
+                called.
             steps_per_epoch: Updates per epoch; None for one pass over the data.
             class_weight: ``{class: weight}`` by number or name, a sequence with one weight per class, or ``"balanced"``.
             sample_weight: One weight per sample. The loss of a sample is multiplied by its weights and averaged over the number

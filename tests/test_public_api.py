@@ -35,7 +35,7 @@ MAY_RETURN_ANYTHING = (
     "Model.predict", "Model.predict_classes", "Model.predict_proba", "Model.predict_on_batch", "Model.predict_step",
     "Model.__call__", "Model.summary", "Strategy.run", "Strategy.run_locally", "Strategy.to_device", "DataParallel.run",
     "DataParallel.run_locally", "FullySharded.run", "FullySharded.run_locally", "Metric.compute", "EpochMetric.compute",
-    "History.plot", "History.to_frame", "all_targets",
+    "History.plot", "History.to_frame", "all_targets", "Model.current_batch", "Model.current_outputs",
 )  # fmt: skip
 
 

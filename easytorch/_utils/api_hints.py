@@ -87,6 +87,8 @@ ARGUMENT_HINTS = {
     "iterator_train": "fit(x, y, batch_size=32)",
     "lr_max": "compile(..., lr=0.001, scheduler='one_cycle')",
     "max_lr": "compile(..., lr=0.001, scheduler='one_cycle')",
+    "track_grad_norm": "callbacks=[easytorch.callbacks.GradientStatistics(every=100)]",
+    "log_every_n_steps": "callbacks=[easytorch.callbacks.CSVLogger('updates.csv', every=50)]",
     "logger": "callbacks=[easytorch.callbacks.TensorBoard('logs')]",
     "patience": "callbacks=[easytorch.callbacks.EarlyStopping(patience=3)]",
     "progress": "verbose=0",
@@ -375,6 +377,8 @@ CALLBACK_HINTS = {
     "OneCycleScheduler": "compile(..., scheduler='one_cycle')",
     "OneCycleLR": "compile(..., scheduler='one_cycle')",
     "CosineAnnealing": "compile(..., scheduler='cosine')",
+    "ActivationStats": "GradientStatistics(every=100)",
+    "DeviceStatsMonitor": "GradientStatistics(every=100) for gradients; torch.profiler for the device",
     "BaseLogger": "Not needed: the history has the means",
     "Checkpoint": "ModelCheckpoint(filepath)",
 }

@@ -10,6 +10,7 @@ from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
 from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.freeze import Freeze
+from easytorch.callbacks.gradients import GradientStatistics
 from easytorch.callbacks.live_plot import LivePlot
 from easytorch.callbacks.loggers import CSVLogger, TensorBoard
 from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
@@ -28,6 +29,7 @@ __all__ = [
     "EarlyStopping",
     "Every",
     "Freeze",
+    "GradientStatistics",
     "LRScheduler",
     "LambdaCallback",
     "LearningRateScheduler",

@@ -193,6 +193,14 @@ class Callback(HelpfulInit):
             logs: ``logs["outputs"]`` contains the outputs of the module, and ``logs["batch"]`` the batch of the data.
         """
 
+    def on_log(self, values: Mapping[str, float], step: int) -> None:
+        """Run when a callback has measured something in an update, such as ``GradientStatistics``; for loggers.
+
+        Args:
+            values: The values by name, as floats.
+            step: The number of the update, from 1 and over all fits.
+        """
+
     def on_restore(self) -> None:
         """Run after ``on_train_begin`` of all callbacks, to restore a state."""
 

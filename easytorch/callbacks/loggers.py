@@ -33,18 +33,32 @@ class CSVLogger(Callback):
         separator: Separator of the values.
         append: Append to an existing file instead of replacing it. Its lines are never changed, so the columns are those of its
             header, and other values are left out with a warning.
+        every: Write lines of updates instead of epochs: one after every n-th update, an integer or an ``Every`` of updates or
+            minutes. A line has ``epoch``, ``step`` (the number of the update, from 1 and over all fits), the means over the epoch
+            so far, and what ``GradientStatistics`` has measured in this update. Writing a line waits for the device.
 
     Raises:
-        ValueError: In ``fit``, if ``append`` and the header of the file has no column ``epoch``.
+        ValueError: If ``every`` is no such frequency. In ``fit``, if ``append`` and the header of the file has no column
+            ``epoch``.
 
     Examples:
-        >>> model.fit(x, y, epochs=3, callbacks=[CSVLogger("log.csv")])
+        >>> model.fit(x, y, epochs=3, callbacks=[CSVLogger("log.csv"), CSVLogger("updates.csv", every=10)])
     """
 
     optional = True
     all_ranks = False
 
-    def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        separator: str = ",",
+        append: bool = False,
+        *,
+        every: int | Every | None = None,
+    ) -> None:
+        self.every = None if every is None else as_every("every", as_every("every", every), ("updates", "minutes"))
+        self._measured: tuple[int, Mapping[str, float]] = 0, {}  # the update, and what was measured in it
+        self._written_at = time.perf_counter()
         self.path, self.separator, self.append = to_absolute_path(filename, "filename"), separator, append
         self.rows: list[dict[str, str]] = []
         self._existing = ""  # text that this fit did not write and does not change
@@ -64,9 +78,28 @@ class CSVLogger(Callback):
         check_writable(self.path.parent)
         self.path = folder / self.path.name
 
+    def on_log(self, values: Mapping[str, float], step: int) -> None:
+        """Remember what was measured in an update, for its line."""
+        self._measured = step, values
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Write the line of the update, if it is due."""
+        if self.every is None:
+            return
+        now, state = time.perf_counter(), self.model.state
+        if self.every.is_due_after_update(state.step, now - self._written_at):
+            self._written_at = now
+            measured = self._measured[1] if self._measured[0] == state.step else {}
+            self._write({"epoch": state.epoch, "step": str(state.step), **dict((logs or {}).items()), **measured})
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the line of the epoch."""
-        row = {"epoch": str(epoch)} | {name: _format_value(value) for name, value in (logs or {}).items()}
+        if self.every is None:
+            self._write({"epoch": epoch, **(logs or {})})
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        """Write one line."""
+        row = {name: _format_value(value) for name, value in values.items()} | {"epoch": str(values["epoch"])}
         unknown = [name for name in row if self._columns and name not in self._columns]
         if unknown and not self._has_warned:
             self._has_warned = True
@@ -204,6 +237,11 @@ class TensorBoard(Callback):
             self._written_at = now
             for name, value in logs.items():
                 self._open_writer("train").add_scalar(f"batch_{name}", value, step)
+
+    def on_log(self, values: Mapping[str, float], step: int) -> None:
+        """Write what another callback has measured in an update."""
+        for name, value in values.items():
+            self._open_writer("train").add_scalar(name, value, step)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the values of the epoch."""

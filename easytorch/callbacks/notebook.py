@@ -11,6 +11,7 @@ from typing import Any
 from easytorch._utils.html_table import MAX_EPOCHS, escape_text, format_epochs
 from easytorch._utils.notebook import SHOWN_NUMBERS, Output
 from easytorch._utils.timer import compute_fractions
+from easytorch.callbacks.gradients import NAMES_BY_LAYER
 from easytorch.callbacks.progress import (
     LiveDisplay,
     format_duration,
@@ -210,4 +211,8 @@ def _format_position(step: int, total: int | None) -> str:
 
 
 def _format_values(logs: Mapping[str, float], prefix: str = "") -> dict[str, str]:
-    return {f"{prefix}{name}": format_number(name, value) for name, value in logs.items()}
+    return {
+        f"{prefix}{name}": format_number(name, value)
+        for name, value in logs.items()
+        if not name.startswith(NAMES_BY_LAYER)
+    }

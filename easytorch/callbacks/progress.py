@@ -20,6 +20,7 @@ from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import saved_places
 from easytorch.callbacks.fit_summary import find_best
+from easytorch.callbacks.gradients import NAMES_BY_LAYER
 from easytorch.callbacks.line_layout import Forms, fit_to_width
 from easytorch.callbacks.time_left import FitClock, PassClock
 
@@ -290,6 +291,7 @@ def _value_parts(logs: Mapping[str, Any]) -> dict[str, Forms]:
     return {
         f"value {name}": [f"  {printable(name)} {printable(format_number(name, value))}", ""]
         for name, value in logs.items()
+        if not name.startswith(NAMES_BY_LAYER)
     }
 
 

@@ -68,6 +68,11 @@ def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: 
     Raises:
         ValueError: If a tuple has more than three parts.
     """
+    if batch is None:
+        raise ValueError(
+            "There is no data, since fit() got only steps_per_epoch. Override train_step(self, batch) in a subclass of Model: "
+            "its batch is None, and it makes its data itself. Otherwise pass the data: fit(x, y)."
+        )
     if isinstance(batch, _Combined):
         raise ValueError(
             f"A batch of combined loaders has no inputs and targets of its own: {describe(batch)}. Override train_step(self, "
@@ -119,7 +124,8 @@ def select_inputs(batch: Any, x: Any, signature: ForwardSignature) -> Any:
 def batch_size(batch: Any) -> int:
     """Return the number of samples in ``batch``: the first dimension of its targets, or else of its inputs.
 
-    A batch object of another library may have an attribute ``batch_size`` or ``num_graphs``.
+    A batch object of another library may have an attribute ``batch_size`` or ``num_graphs``. Without data the batch is None,
+    and counts as one sample.
 
     Raises:
         ValueError: If first dimensions differ, or there is neither tensor nor array. Of a batch of three or more parts, the
@@ -130,6 +136,8 @@ def batch_size(batch: Any) -> int:
         rows = batch[1].shape[0]
         if len(batch) == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (rows,)):
             return rows
+    if batch is None:  # the step makes its data itself
+        return 1
     _check_is_batch(batch)
     if type(batch) is Tensor and batch.ndim:
         return batch.shape[0]

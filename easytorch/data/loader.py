@@ -69,6 +69,7 @@ from easytorch.data.sample_weights import (
 )
 from easytorch.data.seeded import SeededDataset
 from easytorch.data.splits import draws_all_samples, split_loader
+from easytorch.data.without_data import WithoutData
 from easytorch.data.workers import shield_workers
 from easytorch.distributed.process_group import SingleProcess
 
@@ -337,7 +338,7 @@ def make_fit_data(
     """Return the iterator over the training data and the batches of the validation data.
 
     Args:
-        x, y, batch_size, shuffle, sample_weight, class_weight: The training data; see ``Model.fit``.
+        x, y, batch_size, shuffle, sample_weight, class_weight: The training data; see ``Model.fit``. None if the model makes it.
         validation_data, validation_split, validation_steps: The validation data; see ``Model.fit``.
         window_size: Batches in one update.
         steps_per_epoch: Updates in one epoch; None for a pass over the data.
@@ -354,6 +355,14 @@ def make_fit_data(
         TypeError: If the kind of data is not supported.
         ValueError: If the data or an argument is not valid.
     """
+    if x is None:
+        refuse_data_arguments(
+            y=y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
+            validation_split=validation_split or None,
+        )  # fmt: skip
+        x = _without_data(steps_per_epoch, window_size)
+        if validation_data is None and optional_positive_int("validation_steps", validation_steps):
+            validation_data = WithoutData(positive_int("validation_steps", validation_steps))
     if shuffle is None and is_indexed(x, y):
         shuffle = True
     columns = column_names(x)
@@ -390,6 +399,23 @@ def make_fit_data(
     if isinstance(validation, DataSets):
         return train_data, validation.convert(shield_workers, "validation_data")
     return train_data, shield_workers(validation)
+
+
+def _without_data(steps: int | None, window_size: int) -> WithoutData:
+    """Return the batches of a model that makes its data itself."""
+    if steps is None:
+        raise ValueError(
+            "fit() received no data. Pass fit(x, y) or fit(loader). If train_step makes its data itself, pass the number of "
+            "updates in an epoch: fit(steps_per_epoch=100, epochs=5)."
+        )
+    return WithoutData(positive_int("steps_per_epoch", steps) * window_size)
+
+
+def refuse_data_arguments(**arguments: Any) -> None:
+    """Raise a ``ValueError`` if an argument that needs data is not None."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"fit() received {name} without data. Pass fit(x, y, {name}=...), or leave {name} out.")
 
 
 def _has_random_workers(loader: Any) -> bool:

@@ -27,6 +27,7 @@ from easytorch._utils.internal import is_internal
 from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size, count_batches
 from easytorch.data.combined import CombinedLoader
+from easytorch.data.without_data import WithoutData, shard_steps
 from easytorch.distributed.agreement import as_reported
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import RankError
@@ -55,6 +56,8 @@ def shard_loader(
     # The training data of a combined loader is divided by its parts.
     if group.world_size == 1 or (training and isinstance(loader, CombinedLoader)):
         return loader
+    if isinstance(loader, WithoutData):
+        return shard_steps(loader, group, training)
     is_torch_split = _uses_distributed_sampler(loader)
     if not group.splits_data or (is_presharded(loader) and not is_torch_split):
         return PerRankStream(loader, group, count_samples) if training else loader
