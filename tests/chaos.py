@@ -14,13 +14,14 @@ import random
 import signal
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from easytorch import FileError, Model
-from easytorch.callbacks import EMA, BackupAndRestore
+from easytorch.callbacks import EMA, BackupAndRestore, Callback, ModelCheckpoint
 from easytorch.checkpoint import files, rotation
 from tests.loops import blob_loader
 
@@ -39,18 +40,30 @@ class Report:
     seconds: float
 
 
-def program(folder: Path | None) -> dict[str, torch.Tensor]:
-    """Train with a backup in ``folder``, and return the weights."""
+def program(folder: Path | None, in_background: bool = False) -> dict[str, torch.Tensor]:
+    """Train with a backup in ``folder``, and return the weights.
+
+    In the background, the best model and the newest two are written too, by the same thread.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 3))
     model = Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "cross_entropy")
-    backup = [] if folder is None else [BackupAndRestore(folder, save_freq=3, delete_checkpoint=False)]
-    model.fit(blob_loader(shuffle=True), EPOCHS, callbacks=[EMA(0.9), *backup], verbose=0)
+    backup: list[Callback] = []
+    if folder is not None:
+        options = {"save_in_background": in_background}
+        backup.append(BackupAndRestore(folder, save_freq=3, delete_checkpoint=False, **options))
+    if folder is not None and in_background:
+        newest = ModelCheckpoint(str(folder / "model-{epoch}.pt"), keep=2, **options)
+        best = ModelCheckpoint(str(folder / "best.pt"), "loss", save_best_only=True, **options)
+        backup += [newest, best]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(blob_loader(shuffle=True), EPOCHS, callbacks=[EMA(0.9), *backup], verbose=0)
     return net.state_dict()
 
 
-def fork_program(folder: Path) -> int:
+def fork_program(folder: Path, in_background: bool = False) -> int:
     """Run the program in a forked process, and return the process id."""
     process = os.fork()
     if process:
@@ -58,7 +71,7 @@ def fork_program(folder: Path) -> int:
     # Hide hundreds of lines "Stopping after this update".
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        files.write(folder / "final.pt", program(folder))
+        files.write(folder / "final.pt", program(folder, in_background))
         os._exit(0)
     except SystemExit as exit_error:
         os._exit(int(exit_error.code or 0))
@@ -69,12 +82,19 @@ def fork_program(folder: Path) -> int:
         os._exit(1)
 
 
-def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (signal.SIGKILL,)) -> Report:
+def run(
+    kills: int,
+    folder: Path,
+    seed: int = 0,
+    signals: tuple[int, ...] = (signal.SIGKILL,),
+    *,
+    in_background: bool = False,
+) -> Report:
     """Kill a process ``kills`` times, in as many runs as needed, and compare each result with an uninterrupted run."""
     run_start, rng = time.monotonic(), random.Random(seed)
     expected = program(None)
     program_start = time.monotonic()
-    program(Path(tempfile.mkdtemp(dir=folder)))
+    program(Path(tempfile.mkdtemp(dir=folder)), in_background)
     length = time.monotonic() - program_start
     report = Report(0, 0, 0, 0, True, 0.0)
     while report.kills < kills:
@@ -82,7 +102,7 @@ def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (sig
         run_folder = folder / f"run-{report.runs}"
         run_folder.mkdir()
         while True:
-            process = fork_program(run_folder)
+            process = fork_program(run_folder, in_background)
             deadline = time.monotonic() + rng.uniform(0, 0.8 * length)
             while time.monotonic() < deadline and os.waitpid(process, os.WNOHANG)[0] == 0:
                 time.sleep(0.0005)
@@ -96,12 +116,20 @@ def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (sig
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (0, 130, 143):
                 raise RuntimeError(f"a run failed with status {os.WEXITSTATUS(status)}")
             report.kills += 1
-            for path in rotation.list_checkpoints(run_folder):
+            for path in [
+                *rotation.list_checkpoints(run_folder),
+                *run_folder.glob("model-*.pt"),
+                *run_folder.glob("best.pt"),
+            ]:
                 try:
                     files.read_model(path)
                 except FileError:
                     report.damaged += 1
         report.stray += len(list(run_folder.glob(".step-*")))
+        if in_background:
+            names = sorted(path.name for path in run_folder.glob("model-*.pt"))
+            report.stray += names != [f"model-{epoch}.pt" for epoch in (EPOCHS - 1, EPOCHS)]
+            report.damaged += not (run_folder / "best.pt").exists()
         weights = files.read(run_folder / "final.pt")
         report.equal &= all(torch.equal(weights[name], value) for name, value in expected.items())
     report.seconds = time.monotonic() - run_start
@@ -113,9 +141,12 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--signal", choices=["SIGKILL", "SIGTERM", "SIGINT"], default="SIGKILL")
+    options.add_argument("--background", action="store_true", help="save in the background")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = run(args.kills, Path(folder), args.seed, (getattr(signal, args.signal),))
+        report = run(
+            args.kills, Path(folder), args.seed, (getattr(signal, args.signal),), in_background=args.background
+        )
     print(report)
     raise SystemExit(0 if report.equal and not report.damaged else 1)
 

@@ -406,11 +406,12 @@ def test_sigterm_to_a_launch_ends_all_processes():
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
+@pytest.mark.parametrize("in_background", [False, True])
+def test_twenty_kills_at_random_moments_lose_nothing(tmp_path, in_background):
     from tests.chaos import run
 
-    report = run(kills=20, folder=tmp_path, seed=0)
-    assert report.damaged == 0
+    report = run(kills=20, folder=tmp_path, seed=0, in_background=in_background)
+    assert report.damaged == report.stray == 0
     assert report.equal
 
 

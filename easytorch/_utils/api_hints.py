@@ -145,6 +145,9 @@ OPTION_HINTS = {
     "ModelCheckpoint.every_n_train_steps": "save_freq=100",
     "ModelCheckpoint.path": "filepath=",
     "ModelCheckpoint.save_top_k": "keep_best=",
+    "ModelCheckpoint.asynchronous": "save_in_background=True",
+    "ModelCheckpoint.async_save": "save_in_background=True",
+    "BackupAndRestore.asynchronous": "save_in_background=True",
     "ModelCheckpoint.period": "save_freq=Every(epochs=2)",
     "ModelCheckpoint.filename": "filepath='runs/{epoch:02d}.pt'",
     "ModelCheckpoint.save_last": "fit(..., resume='run/'), which saves the newest state",
@@ -353,6 +356,7 @@ PACKAGE_HINTS = {
 CALLBACK_HINTS = {
     "SwapEMAWeights": "EMA()",
     "BatchSizeFinder": "SplitOnOutOfMemory()",
+    "AsyncCheckpointIO": "ModelCheckpoint(..., save_in_background=True)",
     "ExponentialMovingAverage": "EMA()",
     "EMAWeightAveraging": "EMA()",
     "WeightAveraging": "EMA() or SWA()",

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 from easytorch._utils.integers import boolean, optional_positive_int, positive_int
 from easytorch._utils.paths import check_writable, to_absolute_path, to_path
 from easytorch._utils.warnings import warn
+from easytorch.callbacks.background import (
+    PendingFile,
+    Written,
+    check_one_process,
+    check_saves_as_usual,
+    start_to_write,
+    write_now,
+)
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor
 from easytorch.callbacks.every import Every, as_every, check_minutes
 from easytorch.callbacks.filename import FilenameTemplate
 from easytorch.callbacks.last_update import LastUpdate
 from easytorch.checkpoint import files, rotation
+from easytorch.checkpoint.background import Job
 from easytorch.checkpoint.folder_lock import FolderLock
 from easytorch.checkpoint.serialization import to_serializable
 from easytorch.errors import ResumeError
@@ -42,9 +51,11 @@ class BackupAndRestore(Callback):
             ``save_freq=Every(minutes=...)``.
         keep: Number of checkpoints to retain, the newest ones.
         delete_checkpoint: Delete the checkpoints when training is complete, and the folder if it is empty then.
+        save_in_background: Write checkpoints in a thread while training continues; see ``ModelCheckpoint``.
 
     Raises:
-        ValueError: If a number is invalid, or ``backup_dir`` is empty or None.
+        ValueError: If a number is invalid, or ``backup_dir`` is empty or None; in ``fit``, with ``save_in_background`` and
+            ``strategy="ddp"``.
         ResumeError: In ``fit``, if another run uses the folder.
 
     Examples:
@@ -62,12 +73,14 @@ class BackupAndRestore(Callback):
         minutes: float | None = 10.0,
         keep: int = 2,
         delete_checkpoint: bool = True,
+        save_in_background: bool = False,
     ) -> None:
         self.save_freq = as_every("save_freq", save_freq)
         if minutes is not None:
             check_minutes(minutes)
         self.minutes = minutes if self.save_freq.minutes is None else self.save_freq.minutes
         self.keep, self.delete_checkpoint = positive_int("keep", keep), delete_checkpoint
+        self.save_in_background = boolean("save_in_background", save_in_background)
         self._shown = to_path(backup_dir, "backup_dir")
         # Absolute, so that os.chdir does not split the run into two folders.
         self.source = self.folder = to_absolute_path(backup_dir, "backup_dir")
@@ -115,6 +128,8 @@ class BackupAndRestore(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check that no other callback writes to the folder, and that a file can hold the state of all callbacks."""
+        if self.save_in_background and not self.model.strategy.checkpoints.is_collective:
+            check_one_process(self)
         for other in self.model.callbacks.callbacks:
             if isinstance(other, BackupAndRestore) and other is not self and other._is_in(self._folder_of_run()):
                 raise ValueError(
@@ -327,7 +342,7 @@ class BackupAndRestore(Callback):
     def save(self, final: bool = False) -> None:
         """Save a checkpoint, unless the loss was not finite.
 
-        The strategy may write it in the background.
+        It may be written in the background.
 
         Args:
             final: Wait for the write and raise its error. By default an error is a warning.
@@ -340,7 +355,8 @@ class BackupAndRestore(Callback):
         content = self.model.training_state()
         self._wait_for_write()
         try:
-            self.model.strategy.checkpoints.write(rotation.step_path(self.folder, self.model.state.step), content)
+            path, in_background = rotation.step_path(self.folder, self.model.state.step), self.save_in_background
+            self.model.strategy.checkpoints.write(path, content, in_background=in_background)
             if final:
                 self.model.strategy.checkpoints.wait()
         except OSError as error:
@@ -396,6 +412,9 @@ class ModelCheckpoint(Monitor):
         initial_value_threshold: With ``save_best_only``, the value that the first file must improve on.
         keep: Number of most recent files to retain; older files of this callback are deleted. None retains all.
         keep_best: Number of best files to retain in addition. A file is deleted only after the next one is complete.
+        save_in_background: Write files in a thread while training continues. Training waits only for a copy to host memory, and
+            for the previous file of this callback. An error of a write is reported at the next one, or at the end of ``fit``,
+            which waits for all files. It works in one process.
 
     Attributes:
         best_path: The file with the best value.
@@ -427,6 +446,7 @@ class ModelCheckpoint(Monitor):
         *,
         keep: int | None = None,
         keep_best: int | None = None,
+        save_in_background: bool = False,
     ) -> None:
         super().__init__(monitor, mode)
         to_path(filepath, "filepath")  # checks it
@@ -438,9 +458,11 @@ class ModelCheckpoint(Monitor):
         self.save_freq = as_every("save_freq", save_freq)
         self.initial_value_threshold = initial_value_threshold
         self.keep, self.keep_best = optional_positive_int("keep", keep), optional_positive_int("keep_best", keep_best)
+        self.save_in_background = boolean("save_in_background", save_in_background)
         self._best_name: str | None = None
-        # Name and value of each file that exists.
+        # Name and value of each file that exists, or will when the pending one is complete.
         self.written: list[list[Any]] = []
+        self._pending: PendingFile | None = None
         self._write_error: OSError | None = None
         self._saved_at = 0.0
         self.compares = save_best_only or keep_best is not None
@@ -455,11 +477,13 @@ class ModelCheckpoint(Monitor):
     @property
     def best_path(self) -> str | None:
         """The file with the best value, as an absolute path; None before it is written."""
+        self._complete()
         return None if self._best_name is None else self._path(self._best_name)
 
     @property
     def saved(self) -> Path | None:
         """The best file, or the newest one, as it was named; None before one is written."""
+        self._complete()
         name = self._best_name or (self.written[-1][0] if self.written else None)
         return None if name is None else Path(name)
 
@@ -474,6 +498,9 @@ class ModelCheckpoint(Monitor):
             super().on_train_begin(logs)
             self.best = self.best if threshold is None else threshold
         self._saved_at, self._write_error = self.model.strategy.control.now(), None
+        if self.save_in_background:
+            check_one_process(self)
+            check_saves_as_usual(self.model)
         follows_validations = (
             self.compares and self.monitor.startswith("val_") and self.params.get("validates_between_updates")
         )
@@ -527,6 +554,8 @@ class ModelCheckpoint(Monitor):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save the model if it is due."""
+        if self._pending is not None and self._pending.job.has_ended:
+            self._complete()
         if self.save_freq.epochs is not None:
             return
         state = self.model.state
@@ -563,29 +592,53 @@ class ModelCheckpoint(Monitor):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Raise the error of the last write."""
+        self._complete()
         if self._write_error is not None:
             raise self._write_error
 
     def _save(self, values: Mapping[str, Any], value: float | None = None, is_best: bool = False) -> None:
         """Save the model, unless the name has a field that this epoch did not measure."""
+        self._complete()
         self._saved_at = self.model.strategy.control.now()
         filled = self.filename.fill(values)
         if filled is None:
             return
         name = self._make_distinct(filled, is_best)
+        suffix = "" if value is None else f" ({self.monitor} {value:.4f})"
+        message = f"Epoch {values['epoch']}: saved {name}{suffix}"
         try:
-            self._write(self._path(name))
+            job = self._write(self._path(name))
         except OSError as error:
-            self._write_error = error
-            warn(f"{error} Training continues and will try to write the next file.")
+            self._record_write_error(error)
             return
-        self._write_error = None
+        self._pending = PendingFile(job, name, message, self._best_name, self.written)
         self._best_name = name if is_best else self._best_name
         self.written = [entry for entry in self.written if entry[0] != name] + [[name, value]]
+        if isinstance(job, Written):
+            self._complete()
+
+    def _complete(self) -> None:
+        """Wait for the pending file, report it, and delete old ones; undo its entry if it could not be written."""
+        pending = self._pending
+        if pending is None:
+            return
+        try:
+            pending.job.wait()
+        except Exception as error:
+            self._pending = None
+            self._best_name, self.written = pending.best_name, pending.written
+            if not isinstance(error, OSError):
+                raise
+            self._record_write_error(error)
+            return
+        self._pending = self._write_error = None
         if self.verbose:
-            suffix = "" if value is None else f" ({self.monitor} {value:.4f})"
-            self.print_message(f"Epoch {values['epoch']}: saved {name}{suffix}")
+            self.print_message(pending.message)
         self._delete_old()
+
+    def _record_write_error(self, error: OSError) -> None:
+        self._write_error = error
+        warn(f"{error} Training continues and will try to write the next file.")
 
     def _make_distinct(self, name: str, is_best: bool) -> str:
         """Return ``name``, or with a number appended if it is the name of a file that must stay.
@@ -606,11 +659,12 @@ class ModelCheckpoint(Monitor):
     def _is_among_best(self, name: str) -> bool:
         return name == self._best_name or name in {entry[0] for entry in self._ranked()[: self.keep_best or 0]}
 
-    def _write(self, path: str) -> None:
+    def _write(self, path: str) -> Job | Written:
+        """Write a file, or start to write it."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save = self.model.save_weights if self.save_weights_only else self.model.save
+        write = start_to_write if self.save_in_background else write_now
         with self.model.callbacks.evaluated_weights() if self.compares else contextlib.nullcontext():
-            save(path)
+            return write(self.model, path, self.save_weights_only)
 
     def _delete_old(self) -> None:
         """Delete the files that are neither among the most recent nor among the best."""
@@ -645,6 +699,8 @@ class ModelCheckpoint(Monitor):
         super().load_state_dict(state)
         # A checkpoint file must not be able to name other files for deletion.
         self.written = [[name, value] for name, value in state["written"] if self.filename.matches(name)]
+        if self.save_in_background:  # the run may have been killed before a file was complete
+            self.written = [entry for entry in self.written if os.path.exists(self._path(entry[0]))]
         names = [name for name, _ in self.written]
         self._best_name = state["best_path"] if state["best_path"] in names else None
 

@@ -61,6 +61,16 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     return write_atomically(to_path(path), fill, _estimate_size(plain))
 
 
+def to_plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``content`` with only types that a file can hold.
+
+    Raises:
+        TypeError: If that is impossible, with the place of the value.
+    """
+    plain: dict[str, Any] = Conversion().convert(content if isinstance(content, dict) else dict(content), "")
+    return plain
+
+
 # Endings of the files of other libraries, and how to write such a file.
 FOREIGN_SUFFIXES = {
     **dict.fromkeys((".keras", ".h5", ".hdf5"), ""),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from easytorch.checkpoint import files
+from easytorch.checkpoint.background import BackgroundWriter, Job
 
 if TYPE_CHECKING:
     from easytorch.strategies.base import Strategy
@@ -24,6 +25,8 @@ class Checkpoints:
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
+        self.background = BackgroundWriter()
+        self._job: Job | None = None
 
     @property
     def is_collective(self) -> bool:
@@ -38,12 +41,27 @@ class Checkpoints:
         """Return ``tree`` in the form in which ``write`` takes it."""
         return self.gather(tree)
 
-    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which writes nothing."""
+        return vars(self) | {"_job": None}
+
+    def write(self, path: Path, content: Mapping[str, Any], *, in_background: bool = False) -> None:
         """Start to write a checkpoint, which is complete after ``wait``; all ranks must call this.
+
+        Args:
+            path: The file.
+            content: Tensors and plain values.
+            in_background: Copy the content and return, in one process. A sharded checkpoint is always written in this way.
 
         Raises:
             OSError: On all ranks, if the file cannot be written.
         """
+        if in_background:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._job = self.background.start(files.write, path, content)
+            return
+        # The content may name files that are still written.
+        self.background.finish()
         error: OSError | None = None
         if self.strategy.group.is_main:
             try:
@@ -61,6 +79,15 @@ class Checkpoints:
         Raises:
             OSError: On all ranks, if it cannot be written.
         """
+        job = self._job
+        if job is None:
+            return
+        try:
+            job.wait()
+        finally:
+            # An interrupted wait leaves it running.
+            if job.has_ended:
+                self._job = None
 
     def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return an uninitialized tensor to read into; only this rank's shard of it if weights are sharded."""

@@ -365,7 +365,7 @@ class ShardedCheckpoints(GatheredCheckpoints):
         """Return ``tree`` as it is, with this rank's shards."""
         return tree
 
-    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+    def write(self, path: Path, content: Mapping[str, Any], *, in_background: bool = True) -> None:
         """Start to write this rank's shard of a checkpoint, after the previous one is complete."""
         if self._writer is None:
             from easytorch.checkpoint.dcp import CheckpointWriter
