@@ -37,9 +37,7 @@ class Batch(NamedTuple):
     sample_weight: Any = None
 
 
-def unpack(
-    batch: Any, signature: ForwardSignature | None = None, loss_entries: Collection[str] = frozenset()
-) -> Batch:
+def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: Collection[str] = frozenset()) -> Batch:
     """Split ``batch`` into inputs, targets and sample weights.
 
     Args:
