@@ -47,7 +47,9 @@ from easytorch.data.class_names import ClassNames, number_batch, read_names, wit
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import ValidationSchedule, as_loader, as_single_batch, make_fit_data
 from easytorch.diagnostics.module_checks import check_module
-from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
+from easytorch.losses.criterion import Criterion
+from easytorch.losses.module_loss import ModuleLoss
+from easytorch.losses.resolve import resolve_loss
 from easytorch.metrics.aggregation import to_floats
 from easytorch.metrics.collection import MetricCollection, loss_of
 from easytorch.metrics.names import resolve_metrics
