@@ -49,7 +49,9 @@ from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_n
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data
 from easytorch.diagnostics.module_checks import check_module
-from easytorch.losses.criterion import Criterion, ModuleLoss, resolve_loss
+from easytorch.losses.criterion import Criterion
+from easytorch.losses.module_loss import ModuleLoss
+from easytorch.losses.resolve import resolve_loss
 from easytorch.metrics.aggregation import to_floats
 from easytorch.metrics.collection import MetricCollection
 from easytorch.metrics.names import resolve_metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -358,11 +359,17 @@ def program(name, folder, *callbacks, steps=1):
     return model
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_run_with_a_closure_resumes_after_each_update(name, tmp_path, monkeypatch):
+RESUMED = [
+    pytest.param("lbfgs", [3]),
+    *(pytest.param(name, range(1, 9), marks=pytest.mark.slow, id=f"{name}, each update") for name in MAKERS),
+]
+
+
+@pytest.mark.parametrize(("name", "steps"), RESUMED)
+def test_a_run_with_a_closure_resumes_after_any_update(name, steps, tmp_path, monkeypatch):
     monkeypatch.setattr("easytorch.callbacks.checkpoint.BackupAndRestore.at", every_update)
     whole = program(name, tmp_path / "whole", steps=2)
-    for step in range(1, 9):
+    for step in steps:
         folder = tmp_path / str(step)
         assert program(name, folder, CrashAfter(step), steps=2) is None
         resumed = program(name, folder, steps=2)
@@ -377,18 +384,30 @@ def every_update(folder):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_a_saved_model_with_lbfgs_trains_on_as_before(compiled, tmp_path):
+@pytest.mark.parametrize(("name", "options"), [("lbfgs", OPTIONS), ("sam", {"base": "adam", "rho": 0.1, "lr": 0.01})])
+def test_a_saved_model_trains_on_as_before(name, options, compiled, tmp_path):
     net = mlp(8, 1)
-    model = Model(net, device="cpu").compile("lbfgs", "mse", **OPTIONS)
+    model = Model(net, device="cpu").compile(name, "mse", **options)
     model.fit(X, NUMBERS, epochs=2, batch_size=50, shuffle=False, verbose=0)
     other = Model(mlp(8, 1), device="cpu")
     if compiled:
-        other.compile("lbfgs", "mse", **OPTIONS)
+        other.compile(name, "mse", **options)
     other.load(model.save(tmp_path / "model.pt"))
     for each in (model, other, twin := copy.deepcopy(model)):
         each.fit(X, NUMBERS, epochs=2, batch_size=50, shuffle=False, verbose=0)
     assert same_weights(net, other.module)
     assert same_weights(net, twin.module)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch itself warns while it compiles
+def test_a_compiled_module_is_close_to_the_eager_one():
+    nets = twins(mlp(8, 1).double())
+    for net, jit_compile in zip(nets, (True, False), strict=True):
+        model = Model(net, device="cpu").compile("lbfgs", "mse", jit_compile=jit_compile, **OPTIONS)
+        model.fit(X.double(), NUMBERS.double(), epochs=2, batch_size=25, shuffle=False, verbose=0)
+    assert furthest(*nets) < 1e-6
 
 
 def test_lbfgs_runs_in_half_precision():

@@ -30,7 +30,17 @@ EMPTY_DATA = (
 
 
 class Batch(NamedTuple):
-    """Inputs, targets and sample weights of a batch; a missing part is None."""
+    """Inputs, targets and sample weights of a batch; a missing part is None.
+
+    Args:
+        x: The inputs: a tensor, or a tuple or dict of arguments of the module.
+        y: The targets, in any structure.
+        sample_weight: One weight per sample; for several outputs in the structure of the targets.
+
+    Examples:
+        >>> x, y, sample_weight = model.unpack(batch)
+        >>> model.unpack(batch).y
+    """
 
     x: Any
     y: Any = None
@@ -127,9 +137,16 @@ def batch_size(batch: Any) -> int:
     A batch object of another library may have an attribute ``batch_size`` or ``num_graphs``. Without data the batch is None,
     and counts as one sample.
 
+    Args:
+        batch: A tensor or array, a tuple of inputs and targets, a dict, or a batch object.
+
     Raises:
         ValueError: If first dimensions differ, or there is neither tensor nor array. Of a batch of three or more parts, the
             inputs may have another first dimension; all other parts must agree.
+
+    Examples:
+        >>> easytorch.data.batch_size((images, labels))
+        32
     """
     # By far the most frequent cases, once for each batch.
     if type(batch) in (tuple, list) and len(batch) in (2, 3) and isinstance(batch[1], Tensor) and batch[1].ndim:

@@ -1,6 +1,6 @@
 """Losses as the training loop calls them, with what each mean is divided by.
 
-``SingleLoss`` is one loss, ``MultiOutputLoss`` one per output, ``ModuleLoss`` the loss that the module returns.
+``SingleLoss`` is one loss, ``MultiOutputLoss`` one per output. ``module_loss.ModuleLoss`` is the loss that the module returns.
 
 What a mean is divided by is its count: the number of samples, of counted labels, or the sum of their class weights. Training,
 gradient accumulation, several ranks and every reported loss weight a batch by this count.
@@ -54,38 +54,6 @@ from easytorch.losses.targets import TargetConverter, make_converter
 Counts = Mapping[str, Any]
 # For several lists of counts, one count per batch: each count divided by the total of its list over all ranks. None for a sum.
 Share = Callable[[list[Sequence[Any] | None]], list[list[Any]]]
-
-
-def resolve_loss(loss: Any, weights: Any = None, module: nn.Module | None = None) -> Criterion:
-    """Return the criterion for the ``loss`` argument of ``compile``.
-
-    Args:
-        loss: A name, a ``torch.nn`` loss, a function ``f(y_pred, y)``, or None if the module returns its own loss. For
-            several outputs, a list or dict of these, one per output.
-        weights: For several outputs, the weight of each: a list or dict like ``loss``. A missing weight is 1.
-        module: The module, whose own loss is used if ``loss`` is None.
-
-    Raises:
-        ValueError: If a name is unknown, or the weights do not match the losses.
-        TypeError: If ``loss`` has another type.
-    """
-    criterion = _make_criterion(loss, weights, module)
-    criterion.modules = LossModules(criterion.functions(), module)
-    return criterion
-
-
-def _make_criterion(loss: Any, weights: Any, module: nn.Module | None) -> Criterion:
-    if isinstance(loss, (list, tuple, Mapping)):
-        return MultiOutputLoss(loss, weights)
-    if weights is not None:
-        raise ValueError(
-            f"loss_weights expects several losses, received loss_weights={weights!r} for one loss, {loss!r}. Pass a list or "
-            "dict of losses, or leave loss_weights out."
-        )
-    if loss is None:
-        # Causal language models of transformers compare the output at each token with the label of the next one.
-        return ModuleLoss(shifts_labels=getattr(module, "loss_type", None) == "ForCausalLM")
-    return SingleLoss(loss)
 
 
 class Criterion:
@@ -537,7 +505,7 @@ class SingleLoss(Criterion):
 
     def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the batches of a window count as one batch."""
-        return share([self.window_counts(window, [batch.y for batch in _unpacked(window)])])[0]
+        return share([self.window_counts(window, [batch.y for batch in unpacked(window)])])[0]
 
     def window_counts(self, window: Window, targets: Sequence[Any]) -> Sequence[Any] | None:
         """Return what the loss of each batch is divided by, None for a sum.
@@ -554,7 +522,7 @@ class SingleLoss(Criterion):
         if not self.counts_labels:
             return window.sizes
         tensors = [from_numpy(y) if isinstance(y, np.ndarray) else y for y in targets]
-        return _counts_or_sizes(map(self.label_count, self.targets.class_numbers(tensors)), window)
+        return counts_or_sizes(map(self.label_count, self.targets.class_numbers(tensors)), window)
 
     @contextlib.contextmanager
     def knowing(self, targets: Any) -> Iterator[None]:
@@ -753,7 +721,7 @@ class MultiOutputLoss(Criterion):
 
     def batch_weights(self, window: Window, share: Share) -> Iterator[Any]:
         """Yield the share of each batch in the samples; meanwhile ``terms`` gives the gradient of each term its own share."""
-        targets = [self._by_name(batch.y) for batch in _unpacked(window)]
+        targets = [self._by_name(batch.y) for batch in unpacked(window)]
         columns = [loss.window_counts(window, [y.get(name) for y in targets]) for name, loss in self.losses.items()]
         by_samples, *by_term = share([window.sizes, *columns])
         self._is_shared = True
@@ -857,78 +825,9 @@ class MultiOutputLoss(Criterion):
         return repr(self.losses)
 
 
-class ModuleLoss(Criterion):
-    """The loss that the module returns, alone or as ``loss`` in its output.
-
-    It is a mean over the labels that are not -100, or over samples if the targets are not integers.
-
-    Args:
-        shifts_labels: Whether the module compares each output with the label of the next token, so the first does not count.
-    """
-
-    ignore_index = IGNORE_INDEX
-
-    def __init__(self, shifts_labels: bool = False) -> None:
-        self.shifts_labels = shifts_labels
-        self._counts: Counts = {}
-
-    def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None, batch: Any = None) -> Tensor:
-        """Return the loss in the module's output."""
-        loss = y_pred.get("loss") if isinstance(y_pred, Mapping) else getattr(y_pred, "loss", y_pred)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            raise ValueError(
-                f"compile() has no loss, and the module's output, {describe(y_pred)}, contains no loss. Call compile(..., "
-                "loss='cross_entropy'), or return a scalar or a dict with 'loss' from the module."
-            )
-        if sample_weight is not None:
-            check_is_weight(sample_weight)
-            raise ValueError(
-                "Sample weights cannot be applied to the loss that the module returns. Leave the weights out, or pass a loss "
-                "to compile()."
-            )
-        count = self.label_count(y)
-        if count is None:
-            return loss
-        self._counts = {"loss": count}
-        return torch.where(torch.as_tensor(count, device=loss.device) > 0, loss, 0.0) if _may_be_zero(count) else loss
-
-    def take_counts(self) -> Counts:
-        """Return what the last loss was divided by, and forget it."""
-        counts, self._counts, self._counted_labels = self._counts, {}, None
-        return counts
-
-    def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
-        """Return the factor of each batch's loss, so that the batches of a window count as one batch."""
-        counts = (self.label_count(batch.y) for batch in _unpacked(window))
-        return share([_counts_or_sizes(counts, window)])[0]
-
-    def label_count(self, y: Any) -> Any:
-        """Return the number of labels that are not ignored, also as a tensor; None if ``y`` are not integer labels."""
-        y = from_numpy(y) if isinstance(y, np.ndarray) else y
-        if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or not y.ndim:
-            return None
-        y = y[..., 1:] if self.shifts_labels else y
-        return y.numel() - self.ignored_count(y)
-
-    def select(self, y_pred: Any, y: Any, output: str | None) -> tuple[Any, Any]:
-        """Return the ``logits`` in the module's output, else all of it, and the targets."""
-        logits = _get_logits(y_pred)
-        return y_pred if logits is None else logits, y
-
-    def probabilities(self, y_pred: Any) -> Any:
-        """Raise an error, because the meaning of the outputs is unknown."""
-        raise ValueError(
-            "easytorch cannot convert outputs to probabilities, because compile() has no loss. Call compile() with a loss, such "
-            "as 'cross_entropy', or call predict() and apply an activation."
-        )
-
-    def __repr__(self) -> str:
-        return "the module's own loss"
-
-
 def _find_only_output(y_pred: Any, are_logits: bool) -> Any:
     """Return the only entry of outputs, or the logits that the models of transformers name so; else ``y_pred``."""
-    if are_logits and isinstance(logits := _get_logits(y_pred), Tensor):
+    if are_logits and isinstance(logits := get_logits(y_pred), Tensor):
         return logits
     if isinstance(y_pred, (Mapping, list, tuple)) and len(y_pred) == 1:
         (output,) = y_pred.values() if isinstance(y_pred, Mapping) else y_pred
@@ -936,11 +835,12 @@ def _find_only_output(y_pred: Any, are_logits: bool) -> Any:
     return y_pred
 
 
-def _get_logits(y_pred: Any) -> Any:
+def get_logits(y_pred: Any) -> Any:
+    """Return the entry or attribute ``logits`` of outputs; None without one."""
     return y_pred.get("logits") if isinstance(y_pred, Mapping) else getattr(y_pred, "logits", None)
 
 
-def _unpacked(window: Window) -> list[Batch]:
+def unpacked(window: Window) -> list[Batch]:
     """Return the parts of each batch, none if only a custom ``train_step`` can unpack them."""
     try:
         return list(window.unpacked())
@@ -948,13 +848,9 @@ def _unpacked(window: Window) -> list[Batch]:
         return [Batch(None)] * len(window)
 
 
-def _counts_or_sizes(counts: Iterable[Any], window: Window) -> list[Any]:
+def counts_or_sizes(counts: Iterable[Any], window: Window) -> list[Any]:
     """Return the counts of the batches, and the number of samples where they are None."""
     return [size if count is None else count for count, size in zip(counts, window.sizes, strict=True)]
-
-
-def _may_be_zero(count: Any) -> bool:
-    return isinstance(count, Tensor) or not count
 
 
 def _check_threshold(threshold: Any) -> float:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from easytorch._utils.pytree import describe
-from easytorch.losses.criterion import Criterion, ModuleLoss
+from easytorch.losses.criterion import Criterion
+from easytorch.losses.module_loss import ModuleLoss
 
 
 class ClassMetric:

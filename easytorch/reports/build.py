@@ -14,7 +14,8 @@ from easytorch._utils.integers import positive_int
 from easytorch._utils.pytree import describe
 from easytorch.data.batch import from_numpy
 from easytorch.data.class_names import names_of
-from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss, resolve_loss
+from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
+from easytorch.losses.resolve import resolve_loss
 
 if TYPE_CHECKING:
     from easytorch.reports.base import Report

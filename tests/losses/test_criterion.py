@@ -13,7 +13,7 @@ from torch import nn
 
 from easytorch import Model
 from easytorch._utils.registry import did_you_mean
-from easytorch.losses.criterion import resolve_loss
+from easytorch.losses.resolve import resolve_loss
 
 torch.manual_seed(0)
 X = torch.randn(64, 4)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import EpochMetric, Model
 from easytorch.callbacks import LambdaCallback
-from easytorch.losses.criterion import resolve_loss
+from easytorch.losses.resolve import resolve_loss
 from tests.cases import slow_after_first
 from tests.many import run_ranks
 

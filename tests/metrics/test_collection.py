@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from easytorch.data.batch import ShardedWindow
-from easytorch.losses.criterion import resolve_loss
+from easytorch.losses.resolve import resolve_loss
 from easytorch.metrics.aggregation import LazyLogs
 from easytorch.metrics.collection import loss_of
 from easytorch.metrics.names import resolve_metrics

@@ -1,0 +1,44 @@
+"""The criterion for the loss argument of ``compile``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
+from easytorch.losses.module_loss import ModuleLoss
+from easytorch.losses.modules import LossModules
+
+
+def resolve_loss(loss: Any, weights: Any = None, module: nn.Module | None = None) -> Criterion:
+    """Return the criterion for the ``loss`` argument of ``compile``.
+
+    Args:
+        loss: A name, a ``torch.nn`` loss, a function ``f(y_pred, y)``, or None if the module returns its own loss. For
+            several outputs, a list or dict of these, one per output.
+        weights: For several outputs, the weight of each: a list or dict like ``loss``. A missing weight is 1.
+        module: The module, whose own loss is used if ``loss`` is None.
+
+    Raises:
+        ValueError: If a name is unknown, or the weights do not match the losses.
+        TypeError: If ``loss`` has another type.
+    """
+    criterion = _make_criterion(loss, weights, module)
+    criterion.modules = LossModules(criterion.functions(), module)
+    return criterion
+
+
+def _make_criterion(loss: Any, weights: Any, module: nn.Module | None) -> Criterion:
+    if isinstance(loss, (list, tuple, Mapping)):
+        return MultiOutputLoss(loss, weights)
+    if weights is not None:
+        raise ValueError(
+            f"loss_weights expects several losses, received loss_weights={weights!r} for one loss, {loss!r}. Pass a list or "
+            "dict of losses, or leave loss_weights out."
+        )
+    if loss is None:
+        # Causal language models of transformers compare the output at each token with the label of the next one.
+        return ModuleLoss(shifts_labels=getattr(module, "loss_type", None) == "ForCausalLM")
+    return SingleLoss(loss)
