@@ -14,6 +14,7 @@ import random
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,9 +23,11 @@ from torch import nn
 from easytorch import FileError, Model
 from easytorch.callbacks import EMA, BackupAndRestore
 from easytorch.checkpoint import files, rotation
+from tests.common_gan import OPTIMIZERS, Pair, PenaltyGAN, loader
 from tests.loops import blob_loader
 
 EPOCHS = 12
+Program = Callable[[Path | None], dict[str, torch.Tensor]]
 
 
 @dataclasses.dataclass
@@ -50,8 +53,23 @@ def program(folder: Path | None) -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
-def fork_program(folder: Path) -> int:
-    """Run the program in a forked process, and return the process id."""
+def gan_program(folder: Path | None) -> dict[str, torch.Tensor]:
+    """Train a GAN, with a step for each of two optimizers, with a backup in ``folder``, and return the weights."""
+    torch.set_num_threads(1)
+    pair = Pair()
+    options = {"update_every": {"generator": 3}, "scheduler": {"generator": "cosine"}}
+    model = PenaltyGAN(pair, device="cpu").compile(OPTIMIZERS, **options)
+    backup = [] if folder is None else [BackupAndRestore(folder, save_freq=2, delete_checkpoint=False)]
+    torch.manual_seed(0)
+    model.fit(loader(shuffle=True), EPOCHS, callbacks=[EMA(0.9), *backup], verbose=0)
+    return pair.state_dict()
+
+
+PROGRAMS = {"classifier": program, "gan": gan_program}
+
+
+def fork_program(folder: Path, program: Program) -> int:
+    """Run ``program`` in a forked process, and return the process id."""
     process = os.fork()
     if process:
         return process
@@ -69,7 +87,13 @@ def fork_program(folder: Path) -> int:
         os._exit(1)
 
 
-def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (signal.SIGKILL,)) -> Report:
+def run(
+    kills: int,
+    folder: Path,
+    seed: int = 0,
+    signals: tuple[int, ...] = (signal.SIGKILL,),
+    program: Program = program,
+) -> Report:
     """Kill a process ``kills`` times, in as many runs as needed, and compare each result with an uninterrupted run."""
     run_start, rng = time.monotonic(), random.Random(seed)
     expected = program(None)
@@ -82,7 +106,7 @@ def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (sig
         run_folder = folder / f"run-{report.runs}"
         run_folder.mkdir()
         while True:
-            process = fork_program(run_folder)
+            process = fork_program(run_folder, program)
             deadline = time.monotonic() + rng.uniform(0, 0.8 * length)
             while time.monotonic() < deadline and os.waitpid(process, os.WNOHANG)[0] == 0:
                 time.sleep(0.0005)
@@ -113,9 +137,10 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--signal", choices=["SIGKILL", "SIGTERM", "SIGINT"], default="SIGKILL")
+    options.add_argument("--program", choices=PROGRAMS, default="classifier")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = run(args.kills, Path(folder), args.seed, (getattr(signal, args.signal),))
+        report = run(args.kills, Path(folder), args.seed, (getattr(signal, args.signal),), PROGRAMS[args.program])
     print(report)
     raise SystemExit(0 if report.equal and not report.damaged else 1)
 

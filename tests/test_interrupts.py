@@ -406,10 +406,11 @@ def test_sigterm_to_a_launch_ends_all_processes():
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
-    from tests.chaos import run
+@pytest.mark.parametrize(("program", "kills"), [("classifier", 20), ("gan", 5)])
+def test_kills_at_random_moments_lose_nothing(program, kills, tmp_path):
+    from tests.chaos import PROGRAMS, run
 
-    report = run(kills=20, folder=tmp_path, seed=0)
+    report = run(kills=kills, folder=tmp_path, seed=0, program=PROGRAMS[program])
     assert report.damaged == 0
     assert report.equal
 
