@@ -296,6 +296,11 @@ def check_optimizer_is_current(
 
 
 def check_rate(lr: Any) -> None:
+    if isinstance(lr, slice):
+        raise ValueError(
+            f"lr must be a number, received {lr!r}. For a learning rate of each part of the module, pass a dict: "
+            f"compile({{'backbone': ('adam', {{'lr': {lr.start!r}}}), 'head': ('adam', {{'lr': {lr.stop!r}}})}}, ...)."
+        )
     if lr is not None and not (_is_number(lr) and lr >= 0):
         raise ValueError(f"lr must be a number of at least 0, received {lr!r}. Use a number such as lr=0.001.")
 

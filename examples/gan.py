@@ -2,10 +2,11 @@
 
     python examples/gan.py [--quick] [--seed N] [--plot gan.png]
 
-A custom ``update`` makes one step of the critic and one step of the generator for each batch. Data, device, logs, and
-callbacks work as usual. The digit is an input of the generator; the critic uses the one of its ten scores that belongs
-to the digit. The losses of a GAN do not measure image quality. So a classifier reads a hundred generated images of each
-digit after every epoch. The result is the share that it recognizes as the requested digit.
+``critic_step`` and ``generator_step`` each return the loss of their optimizer: ``fit`` makes one step of the critic and one
+of the generator for each batch. Data, device, logs, and callbacks work as usual. The digit is an input of the generator; the
+critic uses the one of its ten scores that belongs to the digit. The losses of a GAN do not measure image quality. So a
+classifier reads a hundred generated images of each digit after every epoch. The result is the share that it recognizes as
+the requested digit.
 """
 
 import argparse
@@ -47,28 +48,14 @@ class Pair(nn.Module):
 
 
 class GAN(easytorch.Model):
-    def compile(self, lr: float = 1e-3):
-        super().compile(lambda _: torch.optim.Adam(self.module.generator.parameters(), lr, betas=(0.5, 0.999)))
-        self.critic_optimizer = torch.optim.Adam(self.module.critic.parameters(), lr, betas=(0.5, 0.999))
-        return self
-
-    def update(self, window):
-        (batch,) = window
-        for step, optimizer in (self.critic_loss, self.critic_optimizer), (self.generator_loss, self.optimizer):
-            loss = self.strategy.run(step, batch)
-            self.strategy.backward(loss)
-            self.strategy.step(optimizer)
-            self.module.zero_grad()
-            self.metrics.record({step.__name__: loss}, self.batch_size(batch))
-
-    def critic_loss(self, batch):
+    def critic_step(self, batch):
         real, digit, _ = self.unpack(batch)
         fake = self.generate(digit).detach()
-        return F.softplus(-self.score(real, digit)).mean() + F.softplus(self.score(fake, digit)).mean()
+        return {"loss": F.softplus(-self.score(real, digit)).mean() + F.softplus(self.score(fake, digit)).mean()}
 
-    def generator_loss(self, batch):
+    def generator_step(self, batch):
         digit = self.unpack(batch).y
-        return F.softplus(-self.score(self.generate(digit), digit)).mean()
+        return {"loss": F.softplus(-self.score(self.generate(digit), digit)).mean()}
 
     def generate(self, digit: torch.Tensor) -> torch.Tensor:
         return self((torch.randn(len(digit), 64, device=self.device), digit))
@@ -89,7 +76,9 @@ train = easytorch.data.in_memory(Subset(mnist, range(3000)) if args.quick else m
 classifier = easytorch.Model(nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)))
 classifier.compile("adam", "cross_entropy").fit(train, epochs=3, batch_size=64, verbose=0)
 noise, digits, rows = torch.randn(1000, 64), torch.arange(10).repeat(100), []
-gan, gallery = GAN(Pair()).compile(), easytorch.callbacks.LambdaCallback(on_epoch_end=evaluate_images)
+adam = ("adam", {"lr": 1e-3, "betas": (0.5, 0.999)})
+gan = GAN(Pair()).compile({"critic": adam, "generator": adam})
+gallery = easytorch.callbacks.LambdaCallback(on_epoch_end=evaluate_images)
 gan.fit(train, 2 if args.quick else 8, steps_per_epoch=80 if args.quick else 300, batch_size=64, callbacks=[gallery])
 print(f"Result: digits read as asked = {gan.history['read_as_asked'][-1]:.4f}")
 print(f"Result: parameters = {sum(p.numel() for p in gan.module.parameters())}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import random
 import signal
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,9 +25,11 @@ from torch import nn
 from easytorch import FileError, Model
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, ModelCheckpoint
 from easytorch.checkpoint import files, rotation
+from tests.common_gan import OPTIMIZERS, Pair, PenaltyGAN, loader
 from tests.loops import blob_loader
 
 EPOCHS = 12
+Program = Callable[[Path | None], dict[str, torch.Tensor]]
 
 
 @dataclasses.dataclass
@@ -63,15 +67,30 @@ def program(folder: Path | None, in_background: bool = False) -> dict[str, torch
     return net.state_dict()
 
 
-def fork_program(folder: Path, in_background: bool = False) -> int:
-    """Run the program in a forked process, and return the process id."""
+def gan_program(folder: Path | None) -> dict[str, torch.Tensor]:
+    """Train a GAN, with a step for each of two optimizers, with a backup in ``folder``, and return the weights."""
+    torch.set_num_threads(1)
+    pair = Pair()
+    options = {"update_every": {"generator": 3}, "scheduler": {"generator": "cosine"}}
+    model = PenaltyGAN(pair, device="cpu").compile(OPTIMIZERS, **options)
+    backup = [] if folder is None else [BackupAndRestore(folder, save_freq=2, delete_checkpoint=False)]
+    torch.manual_seed(0)
+    model.fit(loader(shuffle=True), EPOCHS, callbacks=[EMA(0.9), *backup], verbose=0)
+    return pair.state_dict()
+
+
+PROGRAMS = {"classifier": program, "background": functools.partial(program, in_background=True), "gan": gan_program}
+
+
+def fork_program(folder: Path, program: Program) -> int:
+    """Run ``program`` in a forked process, and return the process id."""
     process = os.fork()
     if process:
         return process
     # Hide hundreds of lines "Stopping after this update".
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        files.write(folder / "final.pt", program(folder, in_background))
+        files.write(folder / "final.pt", program(folder))
         os._exit(0)
     except SystemExit as exit_error:
         os._exit(int(exit_error.code or 0))
@@ -87,14 +106,13 @@ def run(
     folder: Path,
     seed: int = 0,
     signals: tuple[int, ...] = (signal.SIGKILL,),
-    *,
-    in_background: bool = False,
+    program: Program = program,
 ) -> Report:
     """Kill a process ``kills`` times, in as many runs as needed, and compare each result with an uninterrupted run."""
     run_start, rng = time.monotonic(), random.Random(seed)
     expected = program(None)
     program_start = time.monotonic()
-    program(Path(tempfile.mkdtemp(dir=folder)), in_background)
+    program(Path(tempfile.mkdtemp(dir=folder)))
     length = time.monotonic() - program_start
     report = Report(0, 0, 0, 0, True, 0.0)
     while report.kills < kills:
@@ -102,7 +120,7 @@ def run(
         run_folder = folder / f"run-{report.runs}"
         run_folder.mkdir()
         while True:
-            process = fork_program(run_folder, in_background)
+            process = fork_program(run_folder, program)
             deadline = time.monotonic() + rng.uniform(0, 0.8 * length)
             while time.monotonic() < deadline and os.waitpid(process, os.WNOHANG)[0] == 0:
                 time.sleep(0.0005)
@@ -141,12 +159,10 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--signal", choices=["SIGKILL", "SIGTERM", "SIGINT"], default="SIGKILL")
-    options.add_argument("--background", action="store_true", help="save in the background")
+    options.add_argument("--program", choices=PROGRAMS, default="classifier")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = run(
-            args.kills, Path(folder), args.seed, (getattr(signal, args.signal),), in_background=args.background
-        )
+        report = run(args.kills, Path(folder), args.seed, (getattr(signal, args.signal),), PROGRAMS[args.program])
     print(report)
     raise SystemExit(0 if report.equal and not report.damaged else 1)
 

@@ -406,11 +406,11 @@ def test_sigterm_to_a_launch_ends_all_processes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_background", [False, True])
-def test_twenty_kills_at_random_moments_lose_nothing(tmp_path, in_background):
-    from tests.chaos import run
+@pytest.mark.parametrize(("program", "kills"), [("classifier", 20), ("background", 20), ("gan", 5)])
+def test_kills_at_random_moments_lose_nothing(program, kills, tmp_path):
+    from tests.chaos import PROGRAMS, run
 
-    report = run(kills=20, folder=tmp_path, seed=0, in_background=in_background)
+    report = run(kills=kills, folder=tmp_path, seed=0, program=PROGRAMS[program])
     assert report.damaged == report.stray == 0
     assert report.equal
 

@@ -122,10 +122,18 @@ COMPILE_HINTS = {
     "use_ema": "fit(..., callbacks=[easytorch.callbacks.EMA()])",
     "ema_momentum": "fit(..., callbacks=[easytorch.callbacks.EMA(decay={ema_momentum!r})])",
     "loss_scale_factor": "precision='fp16', which scales the loss",
-    "params": "an optimizer object for parameter groups: compile(torch.optim.SGD([...], lr=0.1), ...)",
+    "params": "a dict for parameter groups: compile({{'backbone': ('adamw', {{'lr': 1e-5}}), 'head': 'adam'}}, ...)",
+    "d_optimizer": "a dict: compile({{'discriminator': {d_optimizer!r}, 'generator': {g_optimizer!r}}}), and the methods "
+    "discriminator_step(self, batch) and generator_step(self, batch)",
+    "g_optimizer": "a dict: compile({{'discriminator': {d_optimizer!r}, 'generator': {g_optimizer!r}}}), and the methods "
+    "discriminator_step(self, batch) and generator_step(self, batch)",
+    "optimizer__param_groups": "a dict: compile({{'backbone*': ('sgd', {{'lr': 0.01}}), '*': 'sgd'}}, ...)",
+    "param_groups": "a dict: compile({{'backbone': ('adamw', {{'lr': 1e-5}}), 'head': 'adam'}}, ...)",
+    "splitter": "a dict: compile({{'backbone': ('adamw', {{'lr': 1e-5}}), 'head': 'adam'}}, ...)",
     "optimizer_options": "each option as an argument: compile('sgd', ..., momentum=0.9)",
 }
-COMPILE_HINT_DEFAULTS = {"beta_1": 0.9, "beta_2": 0.999, "beta1": 0.9, "beta2": 0.999}
+COMPILE_HINT_DEFAULTS: dict[str, Any] = {"beta_1": 0.9, "beta_2": 0.999, "beta1": 0.9, "beta2": 0.999}
+COMPILE_HINT_DEFAULTS |= {"d_optimizer": "adam", "g_optimizer": "adam"}
 
 # Arguments of classes.
 OPTION_HINTS = {
@@ -256,6 +264,13 @@ ATTRIBUTE_HINTS = {
     "get_optimizer": "model.optimizer",
     "optimizer_step": "update(window); LBFGS and SAM need no closure in fit(): compile('lbfgs', loss)",
     "train_step_single": "train_step(batch); LBFGS needs no closure in fit(): compile('lbfgs', loss)",
+    "optimizers": "model.optimizer['name'] after compile({'name': 'adam', ...})",
+    "automatic_optimization": "one step for each optimizer: compile({'critic': 'adam', ...}) and critic_step(self, batch)",
+    "manual_backward": "the 'loss' that critic_step(self, batch) returns, after compile({'critic': 'adam', ...})",
+    "toggle_optimizer": "Not needed: the loss of critic_step(self, batch) reaches no parameter of another optimizer",
+    "untoggle_optimizer": "Not needed: the loss of critic_step(self, batch) reaches no parameter of another optimizer",
+    "d_optimizer": "model.optimizer['discriminator'] after compile({'discriminator': 'adam', 'generator': 'adam'})",
+    "g_optimizer": "model.optimizer['generator'] after compile({'discriminator': 'adam', 'generator': 'adam'})",
     "stop": "model.stop_training = True",
     "forward": "model(x), or model.module(x)",
 }
@@ -281,7 +296,7 @@ METHOD_HINTS = {
     "training_step": "train_step(self, batch)",
     "validation_step": "test_step(self, batch)",
     "validation_epoch_end": "on_test_end of a callback",
-    "configure_optimizers": "compile(optimizer, ..., scheduler=...)",
+    "configure_optimizers": "compile(optimizer, ..., scheduler=...), or a dict of several: compile({'critic': 'adam', ...})",
     "on_save_checkpoint": "an attribute: what is set in __init__ is saved and restored",
     "on_load_checkpoint": "an attribute: what is set in __init__ is saved and restored",
 }
@@ -320,6 +335,8 @@ PACKAGE_HINTS = {
     "LightningDataModule": "fit(train_loader, validation_data=val_loader)",
     "Fabric": "easytorch.Model, with a custom train_step(self, batch)",
     "Accelerator": "easytorch.Model(module), which chooses the device",
+    "GANLearner": "easytorch.Model with generator_step(self, batch) and critic_step(self, batch), and compile({'generator': "
+    "'adam', 'critic': 'adam'})",
     "Learner": "easytorch.Model(module).compile(...).fit(...)",
     "vision_learner": "easytorch.Model(torchvision.models.resnet18(weights='DEFAULT'))",
     "DataLoaders": "fit(train_loader, validation_data=val_loader)",
@@ -736,9 +753,13 @@ def _check_takes_batch(cls: type, name: str, function: Callable[..., Any]) -> No
     try:
         signature.bind(None, None)
     except TypeError:
+        index = next((p for p in signature.parameters if p in ("optimizer_idx", "optimizer_index")), None)
+        steps = (
+            "" if index is None else " With several optimizers, define a step for each: def critic_step(self, batch)."
+        )
         raise TypeError(
             f"{cls.__name__}.{name}{signature} must take the batch as its only argument. Define it as "
-            f"def {name}(self, batch)."
+            f"def {name}(self, batch).{steps}"
         ) from None
 
 

@@ -36,6 +36,12 @@ def compiled_model():
         (lambda: compiled_model().fit(X, Y, metrics=["accuracy"]), r"Use compile\(\.\.\., metrics="),
         (lambda: Model(mlp()).compile("adam", "mse", learning_rate=0.1), r"Use lr=0\.1\."),
         (lambda: Model(mlp()).compile("adam", "mse", metric=["mae"]), "Did you mean 'metrics'"),
+        (
+            lambda: Model(mlp()).compile(d_optimizer="sgd", g_optimizer="adam"),
+            "'discriminator': 'sgd', 'generator': 'adam'",
+        ),
+        (lambda: Model(mlp()).compile("adam", splitter=len), r"a dict: compile\({'backbone': \('adamw'"),
+        (lambda: Model(mlp()).compile("sgd", optimizer__param_groups=[]), r"a dict: compile\({'backbone\*'"),
         (lambda: compiled_model().fit(X, Y, zzz=1), r"fit\(\) takes x, y, epochs, batch_size, validation_data"),
         (lambda: Model.load("model.pt"), r"Call it on an instance: Model\(module\)\.load\(\.\.\.\)"),
         (lambda: compiled_model().predict(), r"See help\(Model\.predict\)"),
@@ -269,3 +275,14 @@ def test_suggested_options_exist():
 def test_arguments_of_compile_passed_to_fit_name_compile(name):
     with pytest.raises(TypeError, match=rf"fit\(\) got an unexpected keyword argument '{name}'\. Use compile\("):
         Model(mlp()).compile("sgd", "cross_entropy").fit(*blobs(8), **{name: 1})
+
+
+def test_hints_lead_to_several_optimizers():
+    with pytest.raises(ValueError, match=r"received slice\(1e-05, 0.001, None\).*'head': \('adam', {'lr': 0.001}\)"):
+        Model(mlp()).compile("adam", "mse", lr=slice(1e-5, 1e-3))
+    with pytest.raises(TypeError, match="With several optimizers, define a step for each"):
+        type("Indexed", (Model,), {"train_step": lambda self, batch, optimizer_idx: None})
+    with pytest.raises(AttributeError, match=r"compile\({'critic': 'adam', ...}\)"):
+        _ = compiled_model().manual_backward
+    with pytest.raises(AttributeError, match="generator_step"):
+        _ = easytorch.GANLearner

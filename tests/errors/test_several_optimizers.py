@@ -57,7 +57,7 @@ def test_bad_options_of_several_optimizers_are_refused(options, message):
 
 def test_options_for_several_need_several_optimizers():
     model = Model(Parts(), device="cpu")
-    with pytest.raises(ValueError, match="update_every=.* needs a dict of optimizers"):
+    with pytest.raises(ValueError, match=r"update_every=.* needs a dict of optimizers"):
         model.compile("adam", "mse", update_every={"head": 2})
     with pytest.raises(ValueError, match=r"scheduler has 'head', .*There is one optimizer"):
         model.compile("adam", "mse", scheduler={"head": "cosine"})
@@ -65,7 +65,7 @@ def test_options_for_several_need_several_optimizers():
 
 def test_an_object_with_parameters_of_another_key_is_refused():
     net = Parts()
-    with pytest.raises(ValueError, match="'head' has the parameter 'backbone.0.weight' of 'backbone'"):
+    with pytest.raises(ValueError, match=r"'head' has the parameter 'backbone\.0\.weight' of 'backbone'"):
         Model(net, device="cpu").compile({"head": ADAM(net.parameters()), "backbone": "sgd", "*": "sgd"}, "mse")
     with pytest.raises(TypeError, match=r"have no effect on the optimizer 'head'.*\(torch.optim.Adam, {'lr': 1}\)"):
         Model(net, device="cpu").compile({"head": (ADAM(net.head.parameters()), {"lr": 1}), "*": "sgd"}, "mse")
@@ -122,10 +122,10 @@ def test_an_unnamed_parameter_cannot_be_unfrozen():
 
 
 def _refused_by_fsdp(model_class, options, trains):
+    model = model_class(Pair(), device="cpu")
+    compile_model = functools.partial(model.compile, OPTIMIZERS, strategy="fsdp", **options)
     with pytest.raises(ValueError, match=r"strategy='fsdp'.*strategy='ddp'"):
-        model = model_class(Pair(), device="cpu").compile(OPTIMIZERS, strategy="fsdp", **options)
-        if trains:
-            model.fit(loader(), 1, verbose=0)
+        compile_model().fit(loader(), 1, verbose=0) if trains else compile_model()
 
 
 @pytest.mark.distributed

@@ -67,6 +67,31 @@ def test_gan_draws_the_requested_digits(tmp_path):
     assert (tmp_path / "digits.png").stat().st_size > 5000
 
 
+def test_wasserstein_gan_finds_all_gaussians(tmp_path):
+    out = run("wgan_gp.py", "--quick", "--plot", "ring.png", folder=tmp_path)
+    figures = results(out)
+    assert figures["samples close to a Gaussian"] > 0.2
+    assert figures["share of the rarest Gaussian"] > 0.005
+    assert "critic_distance" in out
+    assert (tmp_path / "ring.png").stat().st_size > 5000
+
+
+def test_actor_critic_balances_the_pole(tmp_path):
+    out = run("actor_critic.py", "--quick", "--plot", "return.png", folder=tmp_path)
+    figures = results(out)
+    assert figures["steps before training"] < 40
+    assert figures["steps after training"] > 120
+    assert "actor_loss" in out
+    assert (tmp_path / "return.png").stat().st_size > 5000
+
+
+def test_a_discriminator_carries_labels_to_another_domain(tmp_path):
+    figures = results(run("adversarial.py", "--quick", "--plot", "domains.png", folder=tmp_path))
+    alone, against = (figures[f"accuracy without labels {name}"] for name in ("alone", "against the discriminator"))
+    assert against > alone + 0.05
+    assert (tmp_path / "domains.png").stat().st_size > 5000
+
+
 def test_transformer_is_better_than_pair_counts(tmp_path):
     figures = results(out := run("transformer_text.py", "--quick", "--plot", "text.png", folder=tmp_path))
     assert figures["bits per letter"] < figures["bits per letter by counting pairs"] < 4
