@@ -518,6 +518,7 @@ class Model:
         lr: float | None = None,
         loss_weights: Sequence[float] | Mapping[str, float] | None = None,
         weighted_metrics: MetricLike | None = (),
+        validation_only: Sequence[str] = (),
         scheduler: SchedulerLike | None = None,
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
@@ -540,6 +541,7 @@ class Model:
             lr: The learning rate; None for the default of the optimizer.
             loss_weights: The weight of each output's loss.
             weighted_metrics: Metrics that use sample and class weights.
+            validation_only: Names, as in the logs, of the metrics that are measured in evaluations only, since they take long.
             scheduler: ``"warmup_cosine"``, ``"cosine"`` or ``"one_cycle"``; a ``torch.optim.lr_scheduler`` or a function that
                 creates one from the optimizer, stepped per update or per epoch as its class requires; or a
                 ``callbacks.LRScheduler``, which sets this explicitly.
@@ -568,7 +570,7 @@ class Model:
         optional_positive_number("clip_grad_norm", clip_grad_norm)
         optional_positive_number("clip_grad_value", clip_grad_value)
         new_loss = resolve_loss(loss, loss_weights, self.module)
-        new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
+        new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics, validation_only)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
         new_loss.to(new_strategy.device)
         self.strategy.release_weights()  # so that an optimizer gets the parameters that are trained
@@ -591,6 +593,8 @@ class Model:
             "metrics": metrics, "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm,
             "clip_grad_value": clip_grad_value, "gradient_accumulation_steps": gradient_accumulation_steps,
         }  # fmt: skip
+        if validation_only:
+            self.compile_args["validation_only"] = list(validation_only)
         if scheduler is not None:
             self.compile_args["scheduler"] = scheduler if isinstance(scheduler, str) else new_schedules[0].scheduler
         self.attribute_state.start()
@@ -765,9 +769,9 @@ class Model:
 
     def log_names(self) -> list[str]:
         """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""
-        names = ["loss", *self.loss.term_names(), *self.metrics.names]
-        prefixes = self.callbacks.params["validation_prefixes"]
-        return [*names, *(f"{prefix}{name}" for prefix in prefixes for name in names), "lr"]
+        losses, prefixes = ["loss", *self.loss.term_names()], self.callbacks.params["validation_prefixes"]
+        val_names = [f"{prefix}{name}" for prefix in prefixes for name in (*losses, *self.metrics.evaluation_names)]
+        return [*losses, *self.metrics.names, *val_names, "lr"]
 
     def logs_are_open(self) -> bool:
         """Return whether a custom step or callback may add names to the logs."""

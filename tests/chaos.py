@@ -15,12 +15,13 @@ import signal
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from easytorch import FileError, Model
-from easytorch.callbacks import EMA, BackupAndRestore
+from easytorch import Every, FileError, Model
+from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping
 from easytorch.checkpoint import files, rotation
 from tests.loops import blob_loader
 
@@ -39,18 +40,24 @@ class Report:
     seconds: float
 
 
-def program(folder: Path | None) -> dict[str, torch.Tensor]:
-    """Train with a backup in ``folder``, and return the weights."""
+def program(folder: Path | None, frequent: bool = False) -> dict[str, torch.Tensor]:
+    """Train with a backup in ``folder``, and return the weights; if ``frequent``, validate on two data sets between updates."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 3))
     model = Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "cross_entropy")
-    backup = [] if folder is None else [BackupAndRestore(folder, save_freq=3, delete_checkpoint=False)]
-    model.fit(blob_loader(shuffle=True), EPOCHS, callbacks=[EMA(0.9), *backup], verbose=0)
-    return net.state_dict()
+    backup: list[Callback] = [] if folder is None else [BackupAndRestore(folder, save_freq=3, delete_checkpoint=False)]
+    options: dict[str, Any] = {}
+    if frequent:
+        data_sets = {"shuffled": blob_loader(shuffle=True), "in_order": blob_loader()}
+        backup.append(EarlyStopping("val_shuffled_loss", patience=99, restore_best_weights=True))
+        options = {"validation_data": data_sets, "validation_freq": Every(updates=2)}
+    model.fit(blob_loader(shuffle=True), EPOCHS, callbacks=[EMA(0.9), *backup], verbose=0, **options)
+    validations = torch.tensor([row["val_shuffled_loss"] for row in model.history.validations], dtype=torch.float64)
+    return {**net.state_dict(), **({"validations": validations} if frequent else {})}
 
 
-def fork_program(folder: Path) -> int:
+def fork_program(folder: Path, frequent: bool) -> int:
     """Run the program in a forked process, and return the process id."""
     process = os.fork()
     if process:
@@ -58,7 +65,7 @@ def fork_program(folder: Path) -> int:
     # Hide hundreds of lines "Stopping after this update".
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        files.write(folder / "final.pt", program(folder))
+        files.write(folder / "final.pt", program(folder, frequent))
         os._exit(0)
     except SystemExit as exit_error:
         os._exit(int(exit_error.code or 0))
@@ -69,12 +76,14 @@ def fork_program(folder: Path) -> int:
         os._exit(1)
 
 
-def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (signal.SIGKILL,)) -> Report:
+def run(
+    kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (signal.SIGKILL,), frequent: bool = False
+) -> Report:
     """Kill a process ``kills`` times, in as many runs as needed, and compare each result with an uninterrupted run."""
     run_start, rng = time.monotonic(), random.Random(seed)
-    expected = program(None)
+    expected = program(None, frequent)
     program_start = time.monotonic()
-    program(Path(tempfile.mkdtemp(dir=folder)))
+    program(Path(tempfile.mkdtemp(dir=folder)), frequent)
     length = time.monotonic() - program_start
     report = Report(0, 0, 0, 0, True, 0.0)
     while report.kills < kills:
@@ -82,7 +91,7 @@ def run(kills: int, folder: Path, seed: int = 0, signals: tuple[int, ...] = (sig
         run_folder = folder / f"run-{report.runs}"
         run_folder.mkdir()
         while True:
-            process = fork_program(run_folder)
+            process = fork_program(run_folder, frequent)
             deadline = time.monotonic() + rng.uniform(0, 0.8 * length)
             while time.monotonic() < deadline and os.waitpid(process, os.WNOHANG)[0] == 0:
                 time.sleep(0.0005)
@@ -113,9 +122,10 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--signal", choices=["SIGKILL", "SIGTERM", "SIGINT"], default="SIGKILL")
+    options.add_argument("--frequent", action="store_true", help="validate on two data sets after every second update")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = run(args.kills, Path(folder), args.seed, (getattr(signal, args.signal),))
+        report = run(args.kills, Path(folder), args.seed, (getattr(signal, args.signal),), args.frequent)
     print(report)
     raise SystemExit(0 if report.equal and not report.damaged else 1)
 

@@ -406,10 +406,11 @@ def test_sigterm_to_a_launch_ends_all_processes():
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
+@pytest.mark.parametrize("frequent", [False, True], ids=["", "validations between updates"])
+def test_twenty_kills_at_random_moments_lose_nothing(frequent, tmp_path):
     from tests.chaos import run
 
-    report = run(kills=20, folder=tmp_path, seed=0)
+    report = run(kills=20, folder=tmp_path, seed=0, frequent=frequent)
     assert report.damaged == 0
     assert report.equal
 

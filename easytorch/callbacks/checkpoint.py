@@ -539,8 +539,8 @@ class ModelCheckpoint(Monitor):
         if self.compares and self.save_freq.unit != "epochs":
             raise ValueError(
                 "The monitored value is known only after an epoch or a validation, so save_best_only and keep_best need "
-                f"save_freq in epochs, received {save_freq!r}. Pass save_freq=Every(epochs=1). To compare after updates, also pass "
-                "fit(validation_freq=Every(updates=500))."
+                f"save_freq in epochs, received {save_freq!r}. Pass save_freq=Every(epochs=1). To compare after updates, also "
+                "pass fit(validation_freq=Every(updates=500))."
             )
 
     @property
@@ -565,7 +565,9 @@ class ModelCheckpoint(Monitor):
             super().on_train_begin(logs)
             self.best = self.best if threshold is None else threshold
         self._saved_at, self._write_error = self.model.strategy.control.now(), None
-        follows_validations = self.compares and self.monitor.startswith("val_") and self.params.get("validates_between_updates")
+        follows_validations = (
+            self.compares and self.monitor.startswith("val_") and self.params.get("validates_between_updates")
+        )
         unit = "validations" if follows_validations else self.save_freq.unit
         self.filename.check(unit, self.model, self._path(self.filename.text))
         for other in self.model.callbacks.callbacks:

@@ -92,9 +92,9 @@ class Monitor(Callback):
 
     def follows_validations(self) -> bool:
         """Return whether ``on_validation_end`` gets the value, after updates, so that ``on_epoch_end`` has nothing to do."""
-        return (
-            self.params.get("validates_between_updates") and self.monitor in self.model.recorded_history.last_validated_names()
-        )
+        if not self.params.get("validates_between_updates"):
+            return False
+        return self.monitor in self.model.recorded_history.last_validated_names()
 
     def is_better(self, value: float) -> bool:
         """Return whether ``value`` improves on the best value by more than ``min_delta``; NaN never does."""
@@ -271,9 +271,7 @@ class EarlyStopping(Monitor):
     def on_train_end(self, logs: Any = None) -> None:
         """Restore the best weights."""
         if self.stopped_epoch is not None and self.verbose:
-            self.print_message(
-                f"Epoch {self.stopped_epoch + 1}: early stopping, {self._describe_stop()}"
-            )
+            self.print_message(f"Epoch {self.stopped_epoch + 1}: early stopping, {self._describe_stop()}")
         if self.best_weights is not None:
             self.model.strategy.checkpoints.load_weights(self.best_weights)
             self.model.loss.modules.restore_state(self.best_loss_state)

@@ -37,9 +37,7 @@ class StopAfter(Callback):
     # So that a run may be resumed without it, or with another limit.
     optional = True
 
-    def __init__(
-        self, *, updates: int | None = None, minutes: float | None = None, hours: float | None = None
-    ) -> None:
+    def __init__(self, *, updates: int | None = None, minutes: float | None = None, hours: float | None = None) -> None:
         self.updates = optional_positive_int("updates", updates)
         times = (optional_positive_number("minutes", minutes), optional_positive_number("hours", hours))
         self.minutes = None if times == (None, None) else (times[0] or 0.0) + 60 * (times[1] or 0.0)
@@ -74,12 +72,17 @@ class StopAfter(Callback):
         return self._has_all_updates() or (self.minutes is not None and seconds >= 60 * self.minutes)
 
     def _stop(self) -> None:
-        limit = f"{self.updates:,} update{'s' * (self.updates != 1)}" if self._has_all_updates() else self._describe_time()
+        limit = (
+            f"{self.updates:,} update{'s' * (self.updates != 1)}" if self._has_all_updates() else self._describe_time()
+        )
         raise LimitReached(f"the limit of {limit} was reached")
 
     def _describe_time(self) -> str:
         hours, minutes = divmod(self.minutes or 0.0, 60)
-        parts = [f"{hours:g} hour{'s' * (hours != 1)}" * bool(hours), f"{minutes:g} minute{'s' * (minutes != 1)}" * bool(minutes)]
+        parts = [
+            f"{hours:g} hour{'s' * (hours != 1)}" * bool(hours),
+            f"{minutes:g} minute{'s' * (minutes != 1)}" * bool(minutes),
+        ]
         return " and ".join(filter(None, parts))
 
     def state_dict(self) -> dict[str, Any]:

@@ -105,7 +105,11 @@ def merge_by_name(values: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 def _find_kind(value: Any) -> str:
     if is_array(value) or value is None or isinstance(value, (str, int, float, np.generic)):
         return COLUMN
-    if isinstance(value, list) and value and all(isinstance(leaf, (int, float, str, np.generic)) for leaf in leaves(value)):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(leaf, (int, float, str, np.generic)) for leaf in leaves(value))
+    ):
         return COLUMN
     return STRUCTURE if isinstance(value, (tuple, list, Mapping)) else DATA_SET
 

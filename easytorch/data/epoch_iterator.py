@@ -573,7 +573,9 @@ class EpochIterator:
         is_in_pass = bool(state["batches_used"] or state["offset"])
         self._loader_state, self._last_order = state["loader"], state["last_order"]
         used = state["validation_used"]
-        for generator, count in zip(self._validation_generators(), used if isinstance(used, list) else [used], strict=False):
+        for generator, count in zip(
+            self._validation_generators(), used if isinstance(used, list) else [used], strict=False
+        ):
             generator.skip(count)
         if is_in_pass:
             self._resume = state

@@ -54,7 +54,7 @@ from easytorch.data.batch import (
     unpack,
 )
 from easytorch.data.batch import batch_size as count_samples
-from easytorch.data.data_sets import DataSets, by_name
+from easytorch.data.data_sets import DataSets
 from easytorch.data.endless import check_has_end
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.in_memory import InMemory

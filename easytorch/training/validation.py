@@ -139,5 +139,5 @@ class ValidationBetweenUpdates(Validation):
         state, steps = self.model.state, self.params["steps"]
         if self.every.updates is None or not steps:
             return self.sets_left
-        end = state.step - state.epoch_step + (last - state.epoch) * steps
+        end: int = state.step - state.epoch_step + (last - state.epoch) * steps
         return (end // self.every.updates - state.step // self.every.updates) * len(self.data_sets) + self.sets_left
