@@ -79,7 +79,7 @@ class Validation(Callback):
         callbacks.params["data_set"] = ""
         logs = {f"val_{name}": value for name, value in merge_by_name(scores).items()}
         # Before the hooks, so that a model that they save contains this validation.
-        model.recorded_history.append_validation(model.state, logs)
+        model.recorded_history.append_validation(model.state, self.params["steps"], logs)
         callbacks.on_validation_end(logs)
         return logs
 

@@ -234,11 +234,25 @@ def test_an_exhausted_generator_ends_only_its_data_set():
     assert len(model.history["val_clean_loss"]) == 2
 
 
+def test_a_loss_that_is_not_finite_is_reported_for_each_data_set():
+    broken = (X[:20] * float("inf"), Y[:20])
+    with pytest.warns(UserWarning, match="'val_broken_loss' of epoch 1 is nan, but the training loss is finite"):
+        fit(epochs=1, validation_data={"clean": CLEAN, "broken": DataLoader(TensorDataset(*broken), 8)})
+
+
 def test_plots_show_the_data_sets_in_the_panel_of_training():
     figure = fit().history.plot()
     assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"]
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["training", "validation clean", "validation noisy"]
+
+
+def test_plots_show_each_validation_between_updates():
+    history = fit(**FREQUENT).history
+    training, validation = history.plot("loss").axes[0].get_lines()
+    assert training.get_xdata().tolist() == [1, 2]
+    assert validation.get_xdata() == pytest.approx([3 / 7, 6 / 7, 9 / 7, 12 / 7])
+    assert validation.get_ydata().tolist() == [row["val_loss"] for row in history.validations]
 
 
 def test_log_files_have_columns_for_each_data_set(tmp_path):
@@ -447,6 +461,13 @@ def test_the_learning_rate_is_reduced_after_validations():
     model = new_model()
     fit(model, callbacks=[Scripted(1.0, 2.0, 2.0, 2.0), ReduceLROnPlateau(patience=2), record], **FREQUENT)
     assert rates == pytest.approx([0.1] * 9 + [0.01] * 5)
+
+
+def test_the_best_value_is_that_of_a_validation(capsys):
+    model = fit(callbacks=[Scripted(3.0, 1.0, 0.5, 2.0), EarlyStopping(patience=9)], **FREQUENT | {"verbose": 2})
+    assert model.history.best("val_loss")["update"] == 9
+    assert "best val_loss 0.5000 in epoch 2" in capsys.readouterr().out
+    assert model.history.best("loss")["loss"] == min(model.history["loss"])
 
 
 def test_values_of_training_are_still_monitored_after_epochs():
