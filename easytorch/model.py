@@ -195,8 +195,8 @@ class Model:
                 class.
             validation_freq: Validate every so many epochs, or after exactly these epochs, counted from 1; or an ``Every``, such
                 as ``Every(updates=500)`` for validations in the middle of long epochs.
-            validation_steps: Number of validation batches of each data set; None for all. Without any data, ``test_step(None)`` is
-                called.
+            validation_steps: Number of validation batches of each data set; None for all. Without any data,
+                ``test_step(None)`` is called.
             steps_per_epoch: Updates per epoch; None for one pass over the data.
             class_weight: ``{class: weight}`` by number or name, a sequence with one weight per class, or ``"balanced"``.
             sample_weight: One weight per sample. The loss of a sample is multiplied by its weights and averaged over the number
@@ -590,6 +590,7 @@ class Model:
         lr: float | None = None,
         loss_weights: Sequence[float] | Mapping[str, float] | None = None,
         weighted_metrics: MetricLike | None = (),
+        validation_only: Sequence[str] = (),
         scheduler: SchedulerLike | Mapping[str, SchedulerLike] | None = None,
         update_every: Mapping[str, int] | None = None,
         clip_grad_norm: float | None = None,
@@ -615,6 +616,7 @@ class Model:
             lr: The learning rate; None for the default of the optimizer. With several optimizers, of those that have none.
             loss_weights: The weight of each output's loss.
             weighted_metrics: Metrics that use sample and class weights.
+            validation_only: Names, as in the logs, of the metrics that are measured in evaluations only, since they take long.
             scheduler: ``"warmup_cosine"``, ``"cosine"`` or ``"one_cycle"``; a ``torch.optim.lr_scheduler`` or a function that
                 creates one from the optimizer, stepped per update or per epoch as its class requires; or a
                 ``callbacks.LRScheduler``, which sets this explicitly. With several optimizers, one for all, or a dict by name.
@@ -646,7 +648,7 @@ class Model:
         optional_positive_number("clip_grad_norm", clip_grad_norm)
         optional_positive_number("clip_grad_value", clip_grad_value)
         new_loss = resolve_loss(loss, loss_weights, self.module)
-        new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics)
+        new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics, validation_only)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
         new_loss.to(new_strategy.device)
         self.strategy.release_weights()  # so that an optimizer gets the parameters that are trained
@@ -672,6 +674,8 @@ class Model:
             "metrics": metrics, "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm,
             "clip_grad_value": clip_grad_value, "gradient_accumulation_steps": gradient_accumulation_steps,
         }  # fmt: skip
+        if validation_only:
+            self.compile_args["validation_only"] = list(validation_only)
         if scheduler is not None:
             self.compile_args["scheduler"] = as_saved(scheduler, new_schedules)
         if update_every is not None:
@@ -883,10 +887,13 @@ class Model:
 
     def log_names(self) -> list[str]:
         """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""
-        names = [*optimizer_group.loss_names(self.optimizer), *self.loss.term_names(), *self.metrics.names]
-        prefixes = self.callbacks.params["validation_prefixes"]
-        rates = optimizer_group.learning_rates(self.require_optimizer("fit"))
-        return [*names, *(f"{prefix}{name}" for prefix in prefixes for name in names), *rates]
+        losses = [*optimizer_group.loss_names(self.optimizer), *self.loss.term_names()]
+        prefixes, rates = (
+            self.callbacks.params["validation_prefixes"],
+            optimizer_group.learning_rates(self.require_optimizer("fit")),
+        )
+        val_names = [f"{prefix}{name}" for prefix in prefixes for name in (*losses, *self.metrics.evaluation_names)]
+        return [*losses, *self.metrics.names, *val_names, *rates]
 
     def logs_are_open(self) -> bool:
         """Return whether a custom step or callback may add names to the logs."""

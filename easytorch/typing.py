@@ -90,7 +90,7 @@ TargetLike: TypeAlias = ArrayLike | Sequence[Any] | Mapping[str, Any]
 """Targets for inputs that contain none: one array, or for several outputs a dict, list or tuple of arrays."""
 
 ValidationDataLike: TypeAlias = DataLike
-"""Data to evaluate after epochs: any data, or ``(x, y)`` or ``(x, y, sample_weight)``."""
+"""Data to evaluate after epochs: any data, ``(x, y)`` or ``(x, y, sample_weight)``; or a dict of several data sets by name."""
 
 SampleWeightLike: TypeAlias = ArrayLike | Sequence[Any] | Mapping[str, Any]
 """One weight per sample; for several outputs a dict, list or tuple of these."""

@@ -18,12 +18,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from easytorch import FileError, Model
-from easytorch.callbacks import EMA, BackupAndRestore, Callback, ModelCheckpoint
+from easytorch import Every, FileError, Model
+from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, ModelCheckpoint
 from easytorch.checkpoint import files, rotation
 from tests.common_gan import OPTIMIZERS, Pair, PenaltyGAN, loader
 from tests.loops import blob_loader
@@ -67,6 +68,22 @@ def program(folder: Path | None, in_background: bool = False) -> dict[str, torch
     return net.state_dict()
 
 
+def frequent_program(folder: Path | None) -> dict[str, torch.Tensor]:
+    """Validate on two data sets after every second update, and return the weights and the validation losses."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 3))
+    model = Model(net, device="cpu").compile(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), "cross_entropy")
+    callbacks: list[Callback] = [EMA(0.9), EarlyStopping("val_shuffled_loss", patience=99, restore_best_weights=True)]
+    if folder is not None:
+        callbacks.append(BackupAndRestore(folder, save_freq=3, delete_checkpoint=False))
+    data_sets = {"shuffled": blob_loader(shuffle=True), "in_order": blob_loader()}
+    options: dict[str, Any] = {"validation_data": data_sets, "validation_freq": Every(updates=2)}
+    model.fit(blob_loader(shuffle=True), EPOCHS, callbacks=callbacks, verbose=0, **options)
+    losses = [row["val_shuffled_loss"] for row in model.history.validations]
+    return {**net.state_dict(), "validations": torch.tensor(losses, dtype=torch.float64)}
+
+
 def gan_program(folder: Path | None) -> dict[str, torch.Tensor]:
     """Train a GAN, with a step for each of two optimizers, with a backup in ``folder``, and return the weights."""
     torch.set_num_threads(1)
@@ -79,7 +96,12 @@ def gan_program(folder: Path | None) -> dict[str, torch.Tensor]:
     return pair.state_dict()
 
 
-PROGRAMS = {"classifier": program, "background": functools.partial(program, in_background=True), "gan": gan_program}
+PROGRAMS = {
+    "classifier": program,
+    "background": functools.partial(program, in_background=True),
+    "gan": gan_program,
+    "frequent": frequent_program,
+}
 
 
 def fork_program(folder: Path, program: Program) -> int:

@@ -60,15 +60,17 @@ class WarnOnNonFiniteLoss(Callback):
         if self.has_warned or self.model.metrics.has_counted_nothing():
             return
         logs = logs or {}
-        val_loss = logs.get("val_loss", 0.0)
+        val_names = [f"{prefix}loss" for prefix in self.params.get("validation_prefixes", ())]
+        val_name = next((name for name in val_names if not math.isfinite(logs.get(name, 0.0))), None)
         name = next((name for name in self._list_losses(logs) if not math.isfinite(logs[name])), None)
         message = None
         if name is not None:
             message = self._describe_training_loss(f"of epoch {epoch + 1}", name, logs[name])
-        elif not math.isfinite(val_loss):
+        elif val_name is not None:
+            subject = "The validation loss" if val_name == "val_loss" else repr(val_name)
             message = (
-                f"The validation loss of epoch {epoch + 1} is {val_loss}, but the training loss is finite. Check the validation "
-                "data for values that are not finite. A callback that monitors val_loss sees no improvement."
+                f"{subject} of epoch {epoch + 1} is {logs[val_name]}, but the training loss is finite. Check the validation "
+                f"data for values that are not finite. A callback that monitors {val_name} sees no improvement."
             )
         self._warn_once(message)
 

@@ -470,8 +470,8 @@ class ModelCheckpoint(Monitor):
         if self.compares and self.save_freq.unit != "epochs":
             raise ValueError(
                 "The monitored value is known only after an epoch or a validation, so save_best_only and keep_best need "
-                f"save_freq in epochs, received {save_freq!r}. Pass save_freq=Every(epochs=1). To compare after updates, also pass "
-                "fit(validation_freq=Every(updates=500))."
+                f"save_freq in epochs, received {save_freq!r}. Pass save_freq=Every(epochs=1). To compare after updates, also "
+                "pass fit(validation_freq=Every(updates=500))."
             )
 
     @property

@@ -92,10 +92,9 @@ class Monitor(Callback):
 
     def follows_validations(self) -> bool:
         """Return whether ``on_validation_end`` gets the value, after updates, so that ``on_epoch_end`` has nothing to do."""
-        return (
-            self.params.get("validates_between_updates")
-            and self.monitor in self.model.recorded_history.last_validated_names()
-        )
+        if not self.params.get("validates_between_updates"):
+            return False
+        return self.monitor in self.model.recorded_history.last_validated_names()
 
     def is_better(self, value: float) -> bool:
         """Return whether ``value`` improves on the best value by more than ``min_delta``; NaN never does."""

@@ -33,7 +33,11 @@ def find_best(model: Model, epochs: Iterable[int], rows: Iterable[Mapping[str, A
     """
     table = list(zip(epochs, rows, strict=True))
     for name, mode in _list_quantities(model.callbacks.callbacks):
-        values = [Best(name, float(row[name]), epoch) for epoch, row in table if _is_number(row.get(name))]
+        rows_by_epoch = table
+        if table and model.recorded_history.follows_updates(name):
+            in_fit = (row for row in model.recorded_history.validations if row["epoch"] >= table[0][0])
+            rows_by_epoch = [(int(row["epoch"]), row) for row in in_fit]
+        values = [Best(name, float(row[name]), epoch) for epoch, row in rows_by_epoch if _is_number(row.get(name))]
         if values:
             return (min if mode == "min" else max)(values, key=lambda best: best.value)
     return None

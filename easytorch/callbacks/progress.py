@@ -247,8 +247,8 @@ class LineDisplay(Callback):
         name = "test_steps" if is_validating else "steps"
         step, total = self.test_step if is_validating else self.step, self.params.get(name)
         place = " validation" * (is_validating and self.is_fitting)
-        if is_validating and (name := self.params.get("data_set")):
-            place += f" {name}"
+        if is_validating and (data_set := self.params.get("data_set")):
+            place += f" {data_set}"
         parts: dict[str, Forms] = {
             "title": [self.title],
             "stop": [f"  stopped at{place} {step}" + (f"/{total}" if total else "")],

@@ -53,11 +53,13 @@ class MetricEntry(NamedTuple):
         metric: The metric.
         output: Name of the output that it measures, None for all outputs.
         is_weighted: Whether it receives the sample weights.
+        is_validation_only: Whether it is measured in evaluations only, and not in training.
     """
 
     metric: Metric
     output: str | None
     is_weighted: bool
+    is_validation_only: bool = False
 
 
 class MetricCollection:
@@ -66,9 +68,11 @@ class MetricCollection:
     Args:
         entries: The metrics and what each one measures.
         criterion: The loss, which selects predictions and targets for each metric.
+        evaluates: Whether the pass is an evaluation, which measures all metrics.
 
     Attributes:
-        names: Name of each metric in the logs.
+        names: Name of each metric of the pass in the logs.
+        evaluation_names: Name of each metric of an evaluation in the logs.
         logs: The current values, by name, as floats.
         window: The batches of the current update. The model sets it; batches that are padding are not measured.
         batch: The current batch of an evaluation, which has no window.
@@ -76,18 +80,21 @@ class MetricCollection:
         data_sets: The names of the validation data of the last fit, if there are several.
     """
 
-    def __init__(self, entries: Sequence[MetricEntry], criterion: Criterion) -> None:
-        self.criterion = criterion
-        self.names = _unique(
+    def __init__(self, entries: Sequence[MetricEntry], criterion: Criterion, evaluates: bool = False) -> None:
+        self.criterion, self.evaluates = criterion, evaluates
+        self.evaluation_names = _unique(
             [f"{entry.output}_{entry.metric.name}" if entry.output else entry.metric.name for entry in entries]
         )
+        measured = [evaluates or not entry.is_validation_only for entry in entries]
+        self.names = list(itertools.compress(self.evaluation_names, measured))
         self.logs = LazyLogs(self._values, self._value)
         self.window = Window()
         self.batch: Any = None
         self.outputs: Any = None
         self.data_sets: tuple[str, ...] = ()
         self._is_paused = False
-        self._entries = list(entries)
+        self._all_entries = list(entries)
+        self._entries = list(itertools.compress(entries, measured))
         self._terms: dict[str, Mean] = {}
         # Whether update() was called since the last reset.
         self._is_updated = False
@@ -119,7 +126,7 @@ class MetricCollection:
             check_is_weight(sample_weight)
         y_pred = y_pred.detach() if isinstance(y_pred, Tensor) else map_leaves(_detach, y_pred)
         y = self.criterion.convert_targets(y_pred, y)
-        for metric, output, is_weighted in self._entries:
+        for metric, output, is_weighted, _ in self._entries:
             prediction, target = self.criterion.select(y_pred, y, output)
             if not metric.takes_all_outputs and not isinstance(prediction, Tensor):
                 prediction = self.criterion.compared_prediction(prediction, output)
@@ -190,10 +197,14 @@ class MetricCollection:
         for entry in self._entries:
             entry.metric.reset()
 
-    def new_copy(self) -> MetricCollection:
-        """Return a copy without measurements, for another pass at the same time."""
-        entries = [entry._replace(metric=entry.metric.new_copy()) for entry in self._entries]
-        metrics = MetricCollection(entries, self.criterion)
+    def new_copy(self, *, evaluates: bool | None = None) -> MetricCollection:
+        """Return a copy without measurements, for another pass at the same time.
+
+        Args:
+            evaluates: Whether that pass is an evaluation; None if it is of the same kind.
+        """
+        entries = [entry._replace(metric=entry.metric.new_copy()) for entry in self._all_entries]
+        metrics = MetricCollection(entries, self.criterion, self.evaluates if evaluates is None else evaluates)
         metrics._warnings, metrics.data_sets = self._warnings, self.data_sets
         return metrics
 
@@ -223,12 +234,12 @@ class MetricCollection:
             ValueError: If it is unknown.
         """
         metric_name = self.training_name(name)
-        modes = dict(zip(self.names, (entry.metric.mode for entry in self._entries), strict=True))
+        modes = dict(zip(self.evaluation_names, (entry.metric.mode for entry in self._all_entries), strict=True))
         is_loss = metric_name == "loss" or metric_name.endswith("_loss")
         # "f1_2" is an entry of "f1".
         mode = modes.get(metric_name, modes.get(re.sub(r"(_\d+)+$", "", metric_name))) or ("min" if is_loss else None)
         if mode is None:
-            hint = did_you_mean(metric_name, {"loss", *self.names} - {metric_name})
+            hint = did_you_mean(metric_name, {"loss", *self.evaluation_names} - {metric_name})
             raise ValueError(
                 f"It is unknown whether higher or lower values of {name!r} are better.{hint} Pass mode='min' or mode='max'."
             )
@@ -307,7 +318,7 @@ class MetricCollection:
 
     def may_have_entry(self, name: str) -> bool:
         """Return whether ``name`` may be an entry of a metric with several values, such as ``"recall_2"``."""
-        pairs = zip(self.names, self._entries, strict=True)
+        pairs = zip(self.evaluation_names, self._all_entries, strict=True)
         return any(name.startswith(f"{key}_") and not isinstance(entry.metric, MeanMetric) for key, entry in pairs)
 
     def has_counted_nothing(self) -> bool:

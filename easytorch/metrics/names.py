@@ -52,7 +52,9 @@ REGRESSION_KERAS = (
 )
 
 
-def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> MetricCollection:
+def resolve_metrics(
+    metrics: Any, criterion: Criterion, weighted: Any = (), validation_only: Sequence[str] = ()
+) -> MetricCollection:
     """Return the metrics for the arguments of ``compile``.
 
     Args:
@@ -60,6 +62,7 @@ def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> M
             dict of such lists by output, or a list of lists, one per output.
         criterion: The loss, which determines what ``"accuracy"`` means.
         weighted: Metrics that receive the sample weights, in the same forms.
+        validation_only: Names in the logs of the metrics that are measured in evaluations only.
 
     Raises:
         ValueError: If a name is unknown, or if the loss does not determine its meaning.
@@ -79,7 +82,29 @@ def resolve_metrics(metrics: Any, criterion: Criterion, weighted: Any = ()) -> M
         metric.name = f"weighted_{metric.name}" if metric.name in names else metric.name
     collection = MetricCollection([*entries, *weighted_entries], criterion)
     _check_names(collection.names, {*RESERVED, *criterion.term_names()})
-    return collection
+    if not validation_only:
+        return collection
+    only = _check_validation_only(validation_only, collection.names)
+    flagged = [
+        entry._replace(is_validation_only=name in only)
+        for name, entry in zip(collection.names, [*entries, *weighted_entries], strict=True)
+    ]
+    return MetricCollection(flagged, criterion)
+
+
+def _check_validation_only(names: Any, known: Sequence[str]) -> set[str]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"validation_only must be a list of names of metrics, received {names!r}. Pass metrics=['f1_macro'] and "
+            "validation_only=['f1_macro']."
+        )
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"validation_only has {name!r}, which is no metric.{did_you_mean(name, known)} Pass names that the logs have: "
+                f"{quote_list(known)}."
+            )
+    return set(names)
 
 
 def _check_distinct(metrics: Sequence[Metric]) -> None:

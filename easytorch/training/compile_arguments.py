@@ -42,7 +42,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 REDUCTIONS = ("none", "mean", "sum", "batchmean")
 # Arguments without which a method cannot run as it did for the saved model.
 FOR_PREDICTION = ("loss",)
-FOR_EVALUATION = ("loss", "loss_weights", "metrics", "weighted_metrics")
+FOR_EVALUATION = ("loss", "loss_weights", "metrics", "weighted_metrics", "validation_only")
 # Characters of a description in a file that a message shows.
 MAX_DESCRIPTION = 100
 # Numbers of a tensor that a message shows.
@@ -53,7 +53,9 @@ MAX_VALUES = 10_000
 POSITIONAL = ("optimizer", "loss", "metrics")
 # Arguments that have no meaning without others.
 DEPENDENTS = {
-    "loss": ("optimizer", "metrics", "weighted_metrics"),
+    "loss": ("optimizer", "metrics", "weighted_metrics", "validation_only"),
+    "metrics": ("validation_only",),
+    "weighted_metrics": ("validation_only",),
     "optimizer": ("lr", "optimizer_options", "scheduler", "update_every"),
 }
 
@@ -202,7 +204,7 @@ def compile_as_saved(model: Model, content: Mapping[str, Any]) -> None:
 def _unusable_arguments(saved: Mapping[str, Any], objects: Mapping[str, str]) -> set[str]:
     """Return the arguments that are unknown, or have no meaning without one that is."""
     unknown = set(objects) - ({"loss"} if "loss" in saved else set())
-    for argument in ("loss", "optimizer"):
+    for argument in ("loss", "optimizer", "metrics", "weighted_metrics"):
         if argument in objects or argument in unknown:
             unknown |= set(DEPENDENTS[argument])
     return unknown

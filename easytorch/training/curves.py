@@ -58,13 +58,13 @@ def create_figure(panel_count: int, show: bool) -> Curves:
     return Curves(**options)
 
 
-def draw_panel(axes: Any, title: str, curves: dict[str, Sequence[tuple[int, float]]]) -> None:
+def draw_panel(axes: Any, title: str, curves: dict[str, Sequence[tuple[float, float]]]) -> None:
     """Draw one line per curve into ``axes``.
 
     Args:
         axes: The axes of matplotlib.
         title: Title of the panel.
-        curves: Points by label, each an epoch, counted from 1, and a value.
+        curves: Points by label, each a number of finished epochs and a value.
     """
     for label, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker=".", label=label)

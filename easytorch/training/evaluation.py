@@ -20,13 +20,13 @@ TARGET_METHODS = ("unpack", "train_step", "test_step", "update", "train_epoch", 
 
 
 @contextlib.contextmanager
-def separate_metrics(model: Model) -> Iterator[None]:
-    """Measure inside with metrics separate from those of the training epoch."""
+def separate_metrics(model: Model, *, evaluates: bool | None = None) -> Iterator[None]:
+    """Measure inside with metrics separate from those of the training epoch; all of them if the pass ``evaluates``."""
     training_metrics = model.metrics
     # Ctrl-C may come between any two lines: before the inner "finally" has run, the outer one still will.
     try:
         try:
-            model.metrics = training_metrics.new_copy()
+            model.metrics = training_metrics.new_copy(evaluates=evaluates)
             yield
         finally:
             model.metrics = training_metrics
@@ -40,7 +40,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
     model.strategy.timer.mark("rest")
     try:
         with (
-            separate_metrics(model),
+            separate_metrics(model, evaluates=True),
             model.strategy.evaluating(),
             translate_errors(model.module, without_gradients=True),
             train_mode.in_eval_mode(model.module),

@@ -204,9 +204,15 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             for (epoch, update), row in zip(places, self._validations.rows, strict=True)
         ]
 
-    def append_validation(self, state: TrainState, logs: dict[str, float]) -> None:
-        """Add the ``logs`` of a validation at the position ``state``."""
-        self._validations.append((state.epoch, state.step), logs)
+    def append_validation(self, state: TrainState, steps: int | None, logs: dict[str, float]) -> None:
+        """Add the ``logs`` of a validation at the position ``state``, in epochs of ``steps`` updates, None if unknown."""
+        finished = state.epoch + (min(state.epoch_step / steps, 1.0) if steps else 1.0)
+        self._validations.append((state.epoch, state.step), finished, logs)
+
+    def follows_updates(self, name: str) -> bool:
+        """Return whether ``name`` was measured by validations in the middle of epochs, of which an epoch has only the last."""
+        pairs = zip(self._validations.finished, self._validations.rows, strict=True)
+        return any(finished % 1 and name in row for finished, row in pairs)
 
     def last_validation(self, epoch: int) -> dict[str, float]:
         """Return the logs of the last validation, if it was in ``epoch``; otherwise an empty dict."""
@@ -224,6 +230,8 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     def best(self, monitor: str = "val_loss", mode: str = "auto") -> dict[str, float]:
         """Return the row, with its ``epoch`` from 0, in which ``monitor`` was best; NaN is never the best.
 
+        If validations follow updates, it is a row of ``validations`` for a value that they measure.
+
         Args:
             monitor: The value to compare.
             mode: ``"min"``, ``"max"``, or ``"auto"`` for the mode of the metric.
@@ -235,7 +243,8 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         values, mode = self[monitor], find("mode", mode, {"auto": "auto", "min": "min", "max": "max"})
         if mode == "auto":
             mode = self.model.metrics.mode(monitor)
-        rows = [{"epoch": epoch, **row} for epoch, row in zip(self.epoch, self.rows, strict=True) if monitor in row]
+        rows = [{"epoch": epoch, **row} for epoch, row in zip(self.epoch, self.rows, strict=True)]
+        rows = [row for row in (self.validations if self.follows_updates(monitor) else rows) if monitor in row]
         rows = [row for row in rows if not math.isnan(row[monitor])]
         if not rows:
             raise ValueError(f"{monitor!r} was NaN in each epoch: {values}.")
@@ -291,8 +300,11 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             figure.savefig(to_path(path), dpi=150)
         return figure
 
-    def _points(self, name: str) -> list[tuple[int, float]]:
-        """Return each epoch, counted from 1, in which ``name`` was measured, and its value."""
+    def _points(self, name: str) -> list[tuple[float, float]]:
+        """Return the number of finished epochs after which ``name`` was measured, and its value, of every validation."""
+        if self.follows_updates(name):
+            pairs = zip(self._validations.finished, self._validations.rows, strict=True)
+            return [(finished, row[name]) for finished, row in pairs if name in row]
         return [(epoch + 1, row[name]) for epoch, row in zip(self.epoch, self.rows, strict=True) if name in row]
 
     def _panel_names(self, names: Iterable[Any]) -> list[str]:
@@ -345,7 +357,8 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         seconds = {part: state["seconds"][part].tolist() for part in PARTS}
         self.rows[:], self.epoch[:] = rows, epochs
         self.seconds[:] = [{part: seconds[part][i] for part in PARTS} for i in range(len(epochs))]
-        self._validations.places[:], self._validations.rows[:] = validations.places, validations.rows
+        for name, column in vars(validations).items():
+            getattr(self._validations, name)[:] = column
 
     def __repr__(self) -> str:
         if not self.rows:
@@ -373,10 +386,12 @@ class Validations:
 
     Attributes:
         places: Epoch, from 0, and number of updates of each validation.
+        finished: Number of finished epochs, with the finished part of an epoch.
         rows: The logs.
     """
 
     places: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    finished: list[float] = dataclasses.field(default_factory=list)
     rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     @property
@@ -384,26 +399,28 @@ class Validations:
         """The place of the last validation; -1 and -1 without any."""
         return self.places[-1] if self.places else (-1, -1)
 
-    def append(self, place: tuple[int, int], logs: dict[str, float]) -> None:
+    def append(self, place: tuple[int, int], finished: float, logs: dict[str, float]) -> None:
         """Add ``logs``; they replace those of a validation at the same place, whose hooks failed."""
         if self.last_place == place:
-            self.places.pop()
-            self.rows.pop()
+            for column in (self.places, self.finished, self.rows):
+                column.pop()
         self.places.append(place)
+        self.finished.append(finished)
         self.rows.append(logs)
 
     def copy(self) -> Validations:
         """Return a copy that later validations do not change."""
-        return Validations(list(self.places), list(self.rows))
+        return Validations(list(self.places), list(self.finished), list(self.rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all rows: one tensor per name."""
-        return {"places": torch.tensor(self.places, dtype=torch.int64), **_to_columns(self.rows)}
+        finished = torch.tensor(self.finished, dtype=torch.float64)
+        return {"places": torch.tensor(self.places, dtype=torch.int64), "finished": finished, **_to_columns(self.rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore all rows."""
         self.places = [(int(epoch), int(update)) for epoch, update in state["places"].tolist()]
-        self.rows = _to_rows(state, len(self.places))
+        self.finished, self.rows = state["finished"].tolist(), _to_rows(state, len(self.places))
 
 
 def _to_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:

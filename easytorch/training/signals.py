@@ -115,7 +115,9 @@ class SignalHandler(Callback):
 
     def describe(self) -> str:
         """Return the name of the signal that was received; empty if there was none."""
-        return {None: "", signal.SIGTERM: "SIGTERM"}.get(self.signal, "Ctrl-C")
+        if self.signal is None:
+            return ""
+        return "SIGTERM" if self.signal == signal.SIGTERM else "Ctrl-C"
 
     def exit_or_return(self, on_interrupt: str) -> None:
         """End the program after a signal, or return.

@@ -83,7 +83,7 @@ class Validation(Callback):
         callbacks.params["data_set"] = ""
         logs = {f"val_{name}": value for name, value in merge_by_name(scores).items()}
         # Before the hooks, so that a model that they save contains this validation.
-        model.recorded_history.append_validation(model.state, logs)
+        model.recorded_history.append_validation(model.state, self.params["steps"], logs)
         callbacks.on_validation_end(logs)
         return logs
 
@@ -147,5 +147,5 @@ class ValidationBetweenUpdates(Validation):
         state, steps = self.model.state, self.params["steps"]
         if self.every.updates is None or not steps:
             return self.sets_left
-        end = state.step - state.epoch_step + (last - state.epoch) * steps
+        end: int = state.step - state.epoch_step + (last - state.epoch) * steps
         return (end // self.every.updates - state.step // self.every.updates) * len(self.data_sets) + self.sets_left

@@ -222,7 +222,7 @@ class CustomCallback(callbacks.EarlyStopping):
         ),
         (lambda: callbacks.EarlyStopping(min_delta_=0), "Did you mean 'min_delta'"),
         (lambda: callbacks.EarlyStopping(restore_best=True), "Did you mean 'restore_best_weights'"),
-        (lambda: callbacks.EarlyStopping("loss", 0, 1, 0, "min", None, True, 0, 9), r"See help\(EarlyStopping\)"),
+        (lambda: callbacks.EarlyStopping("loss", 0, 1, 0, "min", None, True, 0, 9), "after start_from_epoch by name"),
         (lambda: callbacks.ModelCheckpoint(folder="x"), r"ModelCheckpoint\(\) takes filepath, monitor, verbose"),
         (lambda: callbacks.ModelCheckpoint("x", save_top_k=3), "Use keep_best="),
         (lambda: callbacks.ModelCheckpoint(path="x"), "Use filepath="),

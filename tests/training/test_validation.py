@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import warnings
@@ -116,7 +117,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_data_set_may_be_of_any_kind(kind):
-    history = fit(validation_data={"first": KINDS[kind](), "second": loader(TensorDataset(*CLEAN), shuffle=False)}).history
+    history = fit(
+        validation_data={"first": KINDS[kind](), "second": loader(TensorDataset(*CLEAN), shuffle=False)}
+    ).history
     assert history["val_first_loss"] == pytest.approx(history["val_second_loss"])
     assert history["val_first_accuracy"] == history["val_second_accuracy"]
 
@@ -153,7 +156,10 @@ def test_a_dict_is_one_data_set_or_several(data, is_several):
         ({"a b": LOADER}, "must consist of letters, digits and underscores"),
         ({1: CLEAN}, "must consist of letters, digits and underscores"),
         ({"a": LOADER, "a_clean": LOADER}, "the name 'val_a_clean_loss'. Rename a data set"),
-        ({"a": LOADER, "b": torch.utils.data.TensorDataset(X[:0], Y[:0])}, r"In validation_data\['b'\]: The data is empty"),
+        (
+            {"a": LOADER, "b": torch.utils.data.TensorDataset(X[:0], Y[:0])},
+            r"In validation_data\['b'\]: The data is empty",
+        ),
         ({"a": CLEAN, "b": (X[:, :3], Y)}, r"In validation_data\['b'\]"),
         ([LOADER, LOADER], "name them: fit"),
     ],
@@ -175,14 +181,18 @@ def test_callbacks_monitor_one_of_the_data_sets(tmp_path):
     plateau = ReduceLROnPlateau("val_noisy_accuracy", patience=1, min_delta=9.0)
     model = fit(epochs=4, callbacks=[stopping, best, plateau])
     assert (stopping.direction, best.direction) == ("max", "min")
-    assert stopping.best == max(model.history["val_noisy_accuracy"]) == model.history.best("val_noisy_accuracy")["val_noisy_accuracy"]
+    assert (
+        stopping.best
+        == max(model.history["val_noisy_accuracy"])
+        == model.history.best("val_noisy_accuracy")["val_noisy_accuracy"]
+    )
     assert best.best == min(model.history["val_clean_loss"])
     assert model.history["lr"][-1] < 0.1
 
 
 def test_the_name_of_no_data_set_is_refused_before_training():
     model = new_model()
-    with pytest.raises(ValueError, match="monitors 'val_loss', which the logs will not contain.*'val_clean_loss'"):
+    with pytest.raises(ValueError, match=r"monitors 'val_loss', which the logs will not contain.*'val_clean_loss'"):
         fit(model, callbacks=[EarlyStopping()])
     assert model.state.step == 0
 
@@ -224,11 +234,25 @@ def test_an_exhausted_generator_ends_only_its_data_set():
     assert len(model.history["val_clean_loss"]) == 2
 
 
+def test_a_loss_that_is_not_finite_is_reported_for_each_data_set():
+    broken = (X[:20] * float("inf"), Y[:20])
+    with pytest.warns(UserWarning, match="'val_broken_loss' of epoch 1 is nan, but the training loss is finite"):
+        fit(epochs=1, validation_data={"clean": CLEAN, "broken": DataLoader(TensorDataset(*broken), 8)})
+
+
 def test_plots_show_the_data_sets_in_the_panel_of_training():
     figure = fit().history.plot()
     assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"]
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["training", "validation clean", "validation noisy"]
+
+
+def test_plots_show_each_validation_between_updates():
+    history = fit(**FREQUENT).history
+    training, validation = history.plot("loss").axes[0].get_lines()
+    assert training.get_xdata().tolist() == [1, 2]
+    assert validation.get_xdata() == pytest.approx([3 / 7, 6 / 7, 9 / 7, 12 / 7])
+    assert validation.get_ydata().tolist() == [row["val_loss"] for row in history.validations]
 
 
 def test_log_files_have_columns_for_each_data_set(tmp_path):
@@ -251,7 +275,10 @@ class Interrupt(Callback):
 
 def run(folder, *callbacks, epochs=2, save_freq=1, **options):
     """Run the program of a user from its first line. It knows only the folder of earlier runs."""
-    options = {"validation_data": {"clean": loader(TensorDataset(*CLEAN)), "noisy": loader(TensorDataset(*NOISY))}, **options}
+    options = {
+        "validation_data": {"clean": loader(TensorDataset(*CLEAN)), "noisy": loader(TensorDataset(*NOISY))},
+        **options,
+    }
     model, ema = new_model(), EMA(0.9)
     stopping = EarlyStopping("loss", patience=9)
     backup = BackupAndRestore(folder, save_freq, delete_checkpoint=False)
@@ -297,7 +324,11 @@ def test_weights_equal_a_loop_that_validates_between_updates(options):
     net = Net()
     dtype = torch.bfloat16 if options.get("precision") else None
     size = options.get("gradient_accumulation_steps", 1)
-    optimizer, train_loader, val_loader = torch.optim.SGD(net.parameters(), lr=0.1), loader(), loader(TensorDataset(*CLEAN))
+    optimizer, train_loader, val_loader = (
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        loader(),
+        loader(TensorDataset(*CLEAN)),
+    )
     step, losses = 0, []
     for _ in range(2):
         batches = iter(train_loader)
@@ -352,10 +383,8 @@ class CrashInValidation(Interrupt):
 def test_a_run_stopped_in_any_validation_resumes_exactly(stop, count, tmp_path):
     options = {"validation_freq": Every(updates=7 if count % 2 else 3)}
     expected = run(tmp_path / "a", **options)
-    try:
+    with contextlib.suppress(SimulatedCrash):
         run(tmp_path / "b", stop(count), **options)
-    except SimulatedCrash:
-        pass
     assert same_run(run(tmp_path / "b", **options), expected)
 
 
@@ -422,7 +451,7 @@ def test_the_best_model_of_all_validations_is_saved(tmp_path):
 
 def test_a_file_name_with_a_value_of_training_is_refused(tmp_path):
     best = ModelCheckpoint(tmp_path / "{loss:.2f}.pt", save_best_only=True)
-    with pytest.raises(ValueError, match="contains 'loss', which has no value .* validations follow updates"):
+    with pytest.raises(ValueError, match=r"contains 'loss', which has no value .* validations follow updates"):
         fit(callbacks=[best], **FREQUENT)
 
 
@@ -432,6 +461,13 @@ def test_the_learning_rate_is_reduced_after_validations():
     model = new_model()
     fit(model, callbacks=[Scripted(1.0, 2.0, 2.0, 2.0), ReduceLROnPlateau(patience=2), record], **FREQUENT)
     assert rates == pytest.approx([0.1] * 9 + [0.01] * 5)
+
+
+def test_the_best_value_is_that_of_a_validation(capsys):
+    model = fit(callbacks=[Scripted(3.0, 1.0, 0.5, 2.0), EarlyStopping(patience=9)], **FREQUENT | {"verbose": 2})
+    assert model.history.best("val_loss")["update"] == 9
+    assert "best val_loss 0.5000 in epoch 2" in capsys.readouterr().out
+    assert model.history.best("loss")["loss"] == min(model.history["loss"])
 
 
 def test_values_of_training_are_still_monitored_after_epochs():
@@ -549,7 +585,11 @@ def resume_ranks(folder, strategy):
             )  # fmt: skip
         except SimulatedCrash:
             return None
-        return model.strategy.checkpoints.gather(model.module.state_dict()), model.history.validations, model.history.rows
+        return (
+            model.strategy.checkpoints.gather(model.module.state_dict()),
+            model.history.validations,
+            model.history.rows,
+        )
 
     expected, results = start("expected"), []
     for crash in (CrashAfter(2), CrashAfter(5), CrashInValidationAfter(2), CrashInValidationAfter(8)):

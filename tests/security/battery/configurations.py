@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader
 
-from easytorch import Model
+from easytorch import Every, Model
 from easytorch.callbacks import (
     EMA,
     SWA,
@@ -168,6 +168,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "compiled": {"gradient_accumulation_steps": 2}, "fitted": {"steps_per_epoch": 3},
     },
     "validation_freq": {"fitted": {"validation_freq": 2}},
+    "validations between updates": {"fitted": {"validation_freq": Every(updates=2)}},
+    "several validation sets": {"fitted": {"validation_data": {"all": (X, Y), "few": (X[:9], Y[:9])}}},
     "validation_freq as a list": {"fitted": {"validation_freq": [1, 3]}},
     "validation_steps": {"fitted": {"validation_data": (X, Y), "validation_steps": 1}},
     "validation_split": {"fitted": {"data": (X, Y), "validation_data": None, "validation_split": 0.2}},
