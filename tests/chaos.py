@@ -166,7 +166,7 @@ def run(
                 except FileError:
                     report.damaged += 1
         report.stray += len(list(run_folder.glob(".step-*")))
-        if in_background:
+        if program is PROGRAMS["background"]:
             names = sorted(path.name for path in run_folder.glob("model-*.pt"))
             report.stray += names != [f"model-{epoch}.pt" for epoch in (EPOCHS - 1, EPOCHS)]
             report.damaged += not (run_folder / "best.pt").exists()
