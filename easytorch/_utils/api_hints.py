@@ -132,6 +132,10 @@ COMPILE_HINTS = {
     "use_ema": "fit(..., callbacks=[easytorch.callbacks.EMA()])",
     "ema_momentum": "fit(..., callbacks=[easytorch.callbacks.EMA(decay={ema_momentum!r})])",
     "loss_scale_factor": "precision='fp16', which scales the loss",
+    "num_nodes": "torchrun --nnodes={num_nodes!r} --nproc-per-node=8 train.py",
+    "sync_batchnorm": "strategy=easytorch.DataParallel(sync_batchnorm={sync_batchnorm!r})",
+    "find_unused_parameters": "strategy=easytorch.DataParallel(find_unused_parameters={find_unused_parameters!r})",
+    "use_distributed_sampler": "strategy=easytorch.DataParallel(split_data={use_distributed_sampler!r})",
     "params": "a dict for parameter groups: compile({{'backbone': ('adamw', {{'lr': 1e-5}}), 'head': 'adam'}}, ...)",
     "d_optimizer": "a dict: compile({{'discriminator': {d_optimizer!r}, 'generator': {g_optimizer!r}}}), and the methods "
     "discriminator_step(self, batch) and generator_step(self, batch)",
@@ -483,6 +487,18 @@ PRECISION_HINTS = {
     "mixed_bfloat16": "bf16", "mixed_float16": "fp16", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16",
     "bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32", "16": "fp16", "32": "fp32", "amp": "bf16",
 }  # fmt: skip
+
+# Names of strategies in Lightning.
+STRATEGY_HINTS = {
+    "ddp_find_unused_parameters_true": "easytorch.DataParallel(find_unused_parameters=True)",
+    "ddp_find_unused_parameters_false": "'ddp'",
+    "ddp_spawn": "easytorch.launch(function, processes=2)",
+    "ddp_notebook": "easytorch.launch(function, processes=2, start='fork')",
+    "ddp_fork": "easytorch.launch(function, processes=2, start='fork')",
+    "deepspeed": "'fsdp'",
+    "dp": "'ddp'",
+    "single_device": "'one'",
+}
 
 # Names of the first and second parameter of a loss or metric in Keras.
 TARGET_NAMES = {

@@ -29,6 +29,7 @@ from torch import distributed
 
 from easytorch._utils.integers import positive_int
 from easytorch._utils.notebook import in_notebook
+from easytorch._utils.pytree import describe
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.distributed import agreement
 
@@ -67,6 +68,7 @@ def launch(
         KeyboardInterrupt: After Ctrl-C, when all ranks have ended, unless the function returns as with ``on_interrupt="return"``.
         TimeoutError: If a rank still runs after ``timeout`` seconds.
         ValueError: If ``processes`` or ``start`` has an invalid value.
+        TypeError: If ``function`` is no function, or spawned processes cannot import it.
 
     Examples:
         >>> def train():
@@ -75,7 +77,9 @@ def launch(
         >>> histories = easytorch.launch(train, processes=2)
     """
     world_size = positive_int("processes", processes)
-    context: Any = multiprocessing.get_context(_choose_start_method(start))
+    method = _choose_start_method(start)
+    _check_function(function, method)
+    context: Any = multiprocessing.get_context(method)
     ranks: list[Rank] = []
     # The socket is opened before the processes start, so that no other program can take its port.
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -122,6 +126,23 @@ def _choose_start_method(start: str) -> str:
             "launch() before anything that uses the accelerator. Or define the function in a module and pass start='spawn'."
         )
     return start
+
+
+def _check_function(function: Any, method: str) -> None:
+    """Raise a ``TypeError`` for a result in place of a function, and for one that spawned processes cannot import."""
+    if not callable(function):
+        raise TypeError(
+            f"launch() expects a function, received {describe(function)}. Pass the function and its arguments without calling "
+            "it: launch(train, x, y, processes=2)."
+        )
+    if method == "spawn":
+        try:
+            pickle.dumps(function)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(
+                f"The started processes cannot import {function!r}: {error}. Define it with def at the top level of a module, or "
+                "pass start='fork', if this process has not used an accelerator."
+            ) from error
 
 
 def _rank_environment(rank: int, world_size: int, address: str, port: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils import torch_private
-from easytorch._utils.api_hints import PRECISION_HINTS, HelpfulInit
+from easytorch._utils.api_hints import PRECISION_HINTS, STRATEGY_HINTS, HelpfulInit
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
@@ -141,6 +141,8 @@ class Strategy(HelpfulInit):
             return strategy
         if not isinstance(strategy, str):
             raise TypeError(f"Expected a strategy, received {strategy!r}. Pass 'auto', 'ddp', 'fsdp' or a Strategy.")
+        if strategy in STRATEGY_HINTS:
+            raise ValueError(f"Unknown strategy {strategy!r}. Use {STRATEGY_HINTS[strategy]}.")
         makers: dict[str, Callable[..., Strategy]] = {"auto": Strategy.auto, **Strategy.kinds}
         make: Callable[..., Strategy] = find("strategy", strategy, makers, otherwise="an easytorch.Strategy")
         return make(device, precision, jit_compile)

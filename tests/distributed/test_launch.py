@@ -165,6 +165,14 @@ def test_an_unknown_start_method_is_refused():
         launch(rank, start="thread")
 
 
+def test_what_is_no_importable_function_is_refused_first():
+    with pytest.raises(TypeError, match=r"expects a function, received int\. Pass the function .* without calling it"):
+        launch(7)
+    with pytest.raises(TypeError, match=r"cannot import <function .*lambda.*Define it with def .* start='fork'"):
+        launch(lambda: 7, start="spawn")
+    assert launch(lambda: 7, start="fork") == [7, 7]
+
+
 @pytest.mark.parametrize(("notebook", "method"), [(True, "fork"), (False, "spawn")])
 def test_auto_forks_in_a_notebook_only(monkeypatch, notebook, method):
     module = sys.modules[launch.__module__]

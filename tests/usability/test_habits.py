@@ -264,6 +264,13 @@ OTHERS = {
     "precision in fit": (lambda: fit_xy(precision="16-mixed"), "precision='bf16'"),
     "precision='16-mixed'": (lambda: model(precision="16-mixed"), "Use 'fp16'"),
     "devices": (lambda: fit_xy(devices=2), "torchrun"),
+    "num_nodes": (lambda: model(num_nodes=2), r"torchrun --nnodes=2"),
+    "sync_batchnorm": (lambda: model(sync_batchnorm=True), r"DataParallel\(sync_batchnorm=True\)"),
+    "unused parameters": (
+        lambda: model(strategy="ddp_find_unused_parameters_true"),
+        r"DataParallel\(find_unused_parameters=True\)",
+    ),
+    "ddp_spawn": (lambda: model(strategy="ddp_spawn"), r"easytorch\.launch\(function"),
     "Model(devices=2)": (lambda: Model(mlp(), devices=2), "torchrun"),
     "train_dataloaders": (lambda: fit(train_dataloaders=[]), r"fit\(train_loader\)"),
     "ckpt_path": (lambda: fit_xy(ckpt_path="last"), "Use resume="),
