@@ -125,6 +125,7 @@ def program(folder, dry, *, data="tensors", optimizer="adam", **options):
         Freeze("layers.0", until=1),
     ]  # fmt: skip
     train, validation = DATA[data](), DataLoader(TensorDataset(X, Y), 16, shuffle=True)
+    records.loaders = [train, validation]
     arguments = {"epochs": 3, "validation_data": validation, "callbacks": callbacks, "resume": folder / "run"}
     if dry:
         before = sorted(os.listdir(folder))

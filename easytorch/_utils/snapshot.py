@@ -71,14 +71,14 @@ class Snapshot:
         queue = collections.deque(roots)
         while queue:
             value = queue.popleft()
-            if isinstance(value, ATOMS) or id(value) in self._seen:
+            if isinstance(value, ATOMS) or id(value) in self._seen or self._is_other_data(value):
                 continue
             self._seen[id(value)] = value
             queue.extend(self._record(value))
 
     @property
     def objects(self) -> list[Any]:
-        """The objects that were found, and those that were excluded."""
+        """The objects that were recorded, and those that were excluded."""
         return list(self._seen.values())
 
     def restore(self) -> None:
@@ -107,21 +107,27 @@ class Snapshot:
             return self._record_attributes(value)
         return ()
 
+    def _is_other_data(self, value: Any) -> bool:
+        return isinstance(value, (DataLoader, Dataset)) and id(value) not in self._roots
+
     def _may_enter(self, value: Any) -> bool:
         if isinstance(value, (type, types.ModuleType)):
             return False
-        if isinstance(value, (DataLoader, Dataset)):
-            return id(value) in self._roots
         if not getattr(type(value), "in_snapshots", True):
             return False
-        return isinstance(value, KNOWN_CLASSES) or is_internal(type(value)) or is_user_class(type(value))
+        return (
+            isinstance(value, (*KNOWN_CLASSES, DataLoader, Dataset))
+            or is_internal(type(value))
+            or is_user_class(type(value))
+        )
 
     def _record_attributes(self, value: Any) -> Iterator[Any]:
         attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
         slots = {name: content for name, content in get_attributes(value).items() if name not in attributes}
         slots = {name: content for name, content in slots.items() if not isinstance(value, (nn.Module, DataLoader))}
-        for name, content in {**attributes, **slots}.items():
-            self._check_iterator(content, f"{type(value).__name__}.{name}")
+        if not isinstance(value, DataLoader):  # whose iterator draws nothing between two passes
+            for name, content in {**attributes, **slots}.items():
+                self._check_iterator(content, f"{type(value).__name__}.{name}")
         if not (self._keeps_modules and isinstance(value, nn.Module)):
             self._restorers.append(functools.partial(_restore_attributes, value, attributes, slots))
         classes = [kind for kind in type(value).__mro__ if not is_internal(kind) and is_user_class(kind)]
