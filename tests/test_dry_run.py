@@ -24,6 +24,7 @@ from easytorch.callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
 )
+from tests.distributed.common_ranks import attempt, both_fail, new_model, rank
 from tests.loops import blobs
 from tests.many import run_ranks
 
@@ -124,6 +125,7 @@ def program(folder, dry, *, data="tensors", optimizer="adam", **options):
         Freeze("layers.0", until=1),
     ]  # fmt: skip
     train, validation = DATA[data](), DataLoader(TensorDataset(X, Y), 16, shuffle=True)
+    records.loaders = [train, validation]
     arguments = {"epochs": 3, "validation_data": validation, "callbacks": callbacks, "resume": folder / "run"}
     if dry:
         before = sorted(os.listdir(folder))
@@ -331,6 +333,62 @@ def test_a_generator_that_can_be_read_once_is_refused():
     assert len(list(batches)) == 8
 
 
+class Hidden(IterableDataset):
+    """Reads an iterator that its constructor has created."""
+
+    def __init__(self):
+        self.rows = iter(zip(X, Y, strict=True))
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_an_iterator_that_cannot_be_restored_is_refused():
+    model = Model(nn.Linear(8, 3), device="cpu").compile("adam", "cross_entropy")
+    dataset = Hidden()
+    with pytest.raises(
+        ValueError, match=r"cannot restore Hidden\.rows, of type zip.*Create the iterator where it is used"
+    ):
+        model.fit(DataLoader(dataset, 8), dry_run=True)
+    assert len(list(dataset.rows)) == len(X)
+    numbers = iter(range(100))
+    callbacks = [LambdaCallback(on_epoch_end=lambda epoch, logs: next(numbers))]
+    with pytest.raises(ValueError, match="a variable of <lambda>"):
+        model.fit(X, Y, callbacks=callbacks, dry_run=True)
+    with pytest.raises(TypeError, match="dry_run"):
+        model.fit(X, Y, dry_run="yes")
+
+
+class TwoOptimizers(Model):
+    """Has an optimizer of its own, which a custom update steps, and a counter of the class."""
+
+    count = 0
+
+    def update(self, window):
+        super().update(window)
+        for x, _ in window:
+            self.second.zero_grad()
+            self.teacher(x).square().mean().backward()
+            self.second.step()
+        self.count += 1
+
+
+def test_optimizers_and_networks_of_the_user_are_restored():
+    results = []
+    for dry in (False, True):
+        torch.manual_seed(0)
+        model = TwoOptimizers(nn.Linear(8, 3), device="cpu")
+        model.teacher = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+        model.second = torch.optim.Adam(model.teacher.parameters(), lr=0.01)
+        model.compile("adam", "cross_entropy")
+        if dry:
+            model.fit(X, Y, batch_size=8, dry_run=True, verbose=0)
+            assert not model.second.state
+        model.fit(X, Y, epochs=2, batch_size=8, verbose=0)
+        results.append([dict(model.teacher.state_dict()), model.second.state_dict(), model.count])
+    assert_equal(*results)
+
+
 def test_a_dry_run_reports_nothing_to_a_study():
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -370,6 +428,15 @@ def rank_program(strategy, dry, folder):
         assert model.strategy.group.rank or os.listdir(folder.parent) == []
     model.fit(X, Y, **arguments)
     return model.evaluate(X, Y, verbose=0, return_dict=True), dict(model.history.history)
+
+
+def disagree():
+    return attempt(lambda: new_model().fit(X, Y, dry_run=rank() == 0, verbose=0))
+
+
+@pytest.mark.distributed
+def test_ranks_that_disagree_about_a_dry_run_fail():
+    both_fail(run_ranks(disagree), "dry_run")
 
 
 @pytest.mark.distributed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import io
+import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -28,6 +30,8 @@ KNOWN_CLASSES = (
 )  # fmt: skip
 # A function may use larger tensors and arrays, such as a data set, which are not copied.
 MAX_VALUES = 2**22
+# Items of a list or dict of the data whose content is recorded.
+MAX_ITEMS = 1000
 ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, types.BuiltinFunctionType)
 
 
@@ -45,6 +49,9 @@ class Snapshot:
         exclude: Objects that are not entered.
         max_values: Tensors and arrays with more values are not recorded; None records all.
         keeps_modules: Whether the attributes of modules stay as they are, because they belong to a strategy.
+
+    Attributes:
+        iterators: The type of each iterator whose position cannot be restored, by its place.
     """
 
     def __init__(
@@ -60,17 +67,18 @@ class Snapshot:
         self._seen: dict[int, Any] = {id(value): value for value in exclude}
         self._restorers: list[Callable[[], None]] = []
         self._roots = {id(root) for root in roots}
+        self.iterators: dict[str, str] = {}
         queue = collections.deque(roots)
         while queue:
             value = queue.popleft()
-            if isinstance(value, ATOMS) or id(value) in self._seen:
+            if isinstance(value, ATOMS) or id(value) in self._seen or self._is_other_data(value):
                 continue
             self._seen[id(value)] = value
             queue.extend(self._record(value))
 
     @property
     def objects(self) -> list[Any]:
-        """The objects that were found, and those that were excluded."""
+        """The objects that were recorded, and those that were excluded."""
         return list(self._seen.values())
 
     def restore(self) -> None:
@@ -93,24 +101,33 @@ class Snapshot:
         elif isinstance(value, CONTAINERS):
             content = value.copy()
             self._restorers.append(functools.partial(_refill, value, content))
-            return [*content.values(), *_attributes_of(value)] if isinstance(content, dict) else content
+            items = [*content.values(), *_attributes_of(value)] if isinstance(content, dict) else content
+            return items if self._max_values is None else itertools.islice(items, MAX_ITEMS)
         elif self._may_enter(value):
             return self._record_attributes(value)
         return ()
 
+    def _is_other_data(self, value: Any) -> bool:
+        return isinstance(value, (DataLoader, Dataset)) and id(value) not in self._roots
+
     def _may_enter(self, value: Any) -> bool:
         if isinstance(value, (type, types.ModuleType)):
             return False
-        if isinstance(value, (DataLoader, Dataset)):
-            return id(value) in self._roots
         if not getattr(type(value), "in_snapshots", True):
             return False
-        return isinstance(value, KNOWN_CLASSES) or is_internal(type(value)) or is_user_class(type(value))
+        return (
+            isinstance(value, (*KNOWN_CLASSES, DataLoader, Dataset))
+            or is_internal(type(value))
+            or is_user_class(type(value))
+        )
 
     def _record_attributes(self, value: Any) -> Iterator[Any]:
         attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
         slots = {name: content for name, content in get_attributes(value).items() if name not in attributes}
         slots = {name: content for name, content in slots.items() if not isinstance(value, (nn.Module, DataLoader))}
+        if not isinstance(value, DataLoader):  # whose iterator draws nothing between two passes
+            for name, content in {**attributes, **slots}.items():
+                self._check_iterator(content, f"{type(value).__name__}.{name}")
         if not (self._keeps_modules and isinstance(value, nn.Module)):
             self._restorers.append(functools.partial(_restore_attributes, value, attributes, slots))
         classes = [kind for kind in type(value).__mro__ if not is_internal(kind) and is_user_class(kind)]
@@ -121,7 +138,7 @@ class Snapshot:
         """Record the variables of a closure; return the objects that the function uses, small ones only."""
         if isinstance(function, types.FunctionType):
             for cell in function.__closure__ or ():
-                self._record_cell(cell)
+                self._record_cell(cell, function.__name__)
         for _, value in children(function):
             is_large = (isinstance(value, Tensor) and value.numel() > MAX_VALUES) or (
                 isinstance(value, np.ndarray) and value.size > MAX_VALUES
@@ -129,11 +146,17 @@ class Snapshot:
             if not is_large:
                 yield value
 
-    def _record_cell(self, cell: types.CellType) -> None:
+    def _record_cell(self, cell: types.CellType, name: str) -> None:
         try:
             self._restorers.append(functools.partial(setattr, cell, "cell_contents", cell.cell_contents))
         except ValueError:  # it has no value yet
             return
+        self._check_iterator(cell.cell_contents, f"a variable of {name}()")
+
+    def _check_iterator(self, value: Any, place: str) -> None:
+        """Record an iterator whose position cannot be restored; one of the program has attributes that can."""
+        if isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not self._may_enter(value):
+            self.iterators[place] = type(value).__name__
 
     def _record_tensor(self, tensor: Tensor) -> None:
         if tensor.layout != torch.strided or is_lazy(tensor) or tensor.is_meta or tensor.is_inference():

@@ -128,7 +128,7 @@ class BackupAndRestore(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check that no other callback writes to the folder, and that a file can hold the state of all callbacks."""
-        if self.save_in_background and not self.model.strategy.checkpoints.is_collective:
+        if self.save_in_background and not self.model.strategy.checkpoints.always_in_background:
             check_one_process(self)
         for other in self.model.callbacks.callbacks:
             if isinstance(other, BackupAndRestore) and other is not self and other._is_in(self._folder_of_run()):

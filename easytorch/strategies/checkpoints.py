@@ -21,7 +21,12 @@ class Checkpoints:
 
     Args:
         strategy: Knows the module, the device and the ranks.
+
+    Attributes:
+        always_in_background: Whether ``write`` returns before the checkpoint is complete, whatever its arguments.
     """
+
+    always_in_background = False
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy

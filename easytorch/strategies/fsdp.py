@@ -356,6 +356,8 @@ class ShardedCheckpoints(GatheredCheckpoints):
         timeout: Seconds after which a rank that gets no answer from the others fails.
     """
 
+    always_in_background = True
+
     def __init__(self, strategy: Strategy, timeout: float) -> None:
         super().__init__(strategy)
         self._timeout = timeout

@@ -49,7 +49,7 @@ def dry_run(
         The callbacks of the fit inside: all but those that display progress.
 
     Raises:
-        ValueError: If the data can be read only once.
+        ValueError: If data can be read only once.
     """
     _check_can_read_again(train_data)
     validation.validate_always()
@@ -79,6 +79,16 @@ def _check_can_read_again(train_data: EpochIterator) -> None:
             )
 
 
+def _check_iterators(iterators: dict[str, str]) -> None:
+    """Raise a ``ValueError`` if there are iterators, whose positions cannot be restored."""
+    if iterators:
+        place, kind = next(iter(iterators.items()))
+        raise ValueError(
+            f"dry_run=True cannot restore {place}, of type {kind}: the run would start after what the dry run has read from it. "
+            "Create the iterator where it is used, for example in __iter__, or use an index."
+        )
+
+
 def _record(model: Model, train_data: EpochIterator, callbacks: list[Callback]) -> Any:
     """Record all that a fit may change; return the function that restores it."""
     model.strategy.release_weights()
@@ -91,6 +101,7 @@ def _record(model: Model, train_data: EpochIterator, callbacks: list[Callback]) 
     roots = [model, strategy.scaler, strategy.loss_modules, *callbacks]
     state = Snapshot(roots, exclude=[train_data], keeps_modules=is_sharded)
     of_data = Snapshot(sources.objects().values(), exclude=state.objects, max_values=MAX_DATA_VALUES)
+    _check_iterators(state.iterators | of_data.iterators)
     counts = {name: vars(strategy)[name] for name in ("clip_count", "_count", "_watchers", "losses")}
 
     def restore() -> None:

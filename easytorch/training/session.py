@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from easytorch._utils import train_mode
+from easytorch._utils.integers import boolean
 from easytorch._utils.internal import is_internal
 from easytorch._utils.registry import find
 from easytorch._utils.rng import get_rng_state, set_rng_state
@@ -72,6 +73,7 @@ def fit_session(
     If the first update fails, the model is restored as it was before. After a dry run, everything is.
     """
     on_interrupt = find("on_interrupt", on_interrupt, ON_INTERRUPT)
+    is_dry = boolean("dry_run", is_dry)
     run = dry_run(model, train_data, callbacks, validation, verbose) if is_dry else contextlib.nullcontext(callbacks)
     verbose = 0 if is_dry else verbose
     with _only_fit(model, train_data), run as callbacks, _named_data(model, class_names, columns):
@@ -88,7 +90,7 @@ def fit_session(
         train_data.sources.others = {"model": model, "callbacks": own_callbacks}
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-        arguments |= {"validation_freq": str(validation.frequency), "class_names": str(class_names)}
+        arguments |= {"validation_freq": str(validation.frequency), "class_names": str(class_names), "dry_run": is_dry}
         arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
         with (
             model.strategy.group.call("fit", **arguments),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from easytorch import Model
+from easytorch import FullySharded, Model
 from easytorch.callbacks import BackupAndRestore, LambdaCallback, ModelCheckpoint
 from easytorch.checkpoint import files, rotation
 from easytorch.checkpoint.background import BackgroundWriter, copy_to_host
@@ -334,6 +334,7 @@ def test_a_custom_save_is_refused(tmp_path):
 
 def fit_in_two_processes(folder, strategy):
     results = []
+    strategy = FullySharded("cpu", sharded_checkpoints=False) if strategy == "one file" else strategy
     for callback in (BackupAndRestore(folder, **BACKGROUND), ModelCheckpoint(folder / "{epoch}.pt", **BACKGROUND)):
         net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3))
         model = Model(net, device="cpu").compile("adam", "cross_entropy", strategy=strategy)
@@ -347,7 +348,7 @@ def fit_in_two_processes(folder, strategy):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "one file"])
 def test_several_processes_are_refused_or_write_shards(tmp_path, strategy):
     for backup, checkpoint in run_ranks(fit_in_two_processes, tmp_path / strategy, strategy):
         assert "ModelCheckpoint(save_in_background=True) works in one process. Remove it" in checkpoint
