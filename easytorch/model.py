@@ -579,8 +579,9 @@ class Model:
         Args:
             optimizer: A name (``"adam"``); a class or function that creates an optimizer from parameters; or a
                 ``torch.optim`` object. None for a model that is only evaluated.
-            loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``; a list or dict of these, one
-                per output; None if the module or ``train_step`` computes it.
+            loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``, whose further parameters
+                such as ``x`` and ``model`` are passed by name; a list or dict of these, one per output; None if the module or
+                ``train_step`` computes it.
             metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output if there are
                 several losses.
             lr: The learning rate; None for the default of the optimizer.
@@ -621,7 +622,7 @@ class Model:
         new_optimizer = optimizers.resolve_optimizer(
             optimizer, self.module, lr, new_loss.modules.own_parameters(), optimizer_options, COMPILE_ARGUMENTS
         )
-        check_closure(new_optimizer, new_strategy)
+        check_closure(self, new_optimizer, new_strategy)
         new_schedules = [LRScheduler.of(scheduler, new_optimizer)] if scheduler is not None else []
         new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules
         new_strategy.prepare(self.module, new_optimizer)

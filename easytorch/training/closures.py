@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from easytorch.strategies.base import Strategy
 
 
-def check_closure(optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
-    """Raise a ``ValueError`` if ``optimizer`` needs a closure and ``strategy`` cannot run it correctly."""
-    if optimizer is None or not needs_closure(optimizer):
+def check_closure(model: Model, optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
+    """Raise a ``ValueError`` if ``optimizer`` needs a closure that ``strategy`` cannot run correctly.
+
+    A custom ``update`` may use the optimizer in any way.
+    """
+    if optimizer is None or not needs_closure(optimizer) or model.overrides("update"):
         return
     title = f"{type(optimizer).__name__} evaluates the loss several times in each update"
     if strategy.scales_loss:
