@@ -259,7 +259,7 @@ class Model:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         assert self.optimizer is not None
         # The comments describe each call on one device in fp32.
-        self.strategy.run_closure(functools.partial(self._compute_gradients, window))  # self._compute_gradients(window)
+        self.strategy.run_closure(self._compute_gradients, window)  # self._compute_gradients(window)
         self.strategy.step(self.optimizer)  # optimizer.step()
         self.strategy.zero_grad(self.optimizer)  # optimizer.zero_grad()
 

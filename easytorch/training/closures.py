@@ -70,15 +70,12 @@ class Evaluations:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def start(self, closure: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that computes the gradients of an update by ``closure`` for the first time."""
+    def start(self, closure: Callable[[], None]) -> None:
+        """Compute the gradients of an update by ``closure`` for the first time."""
         self._closure = closure
         self._random = get_host_rng_state(), get_torch_rng_state(self.model.device)
         self._restore_buffers = snapshot_buffers(self.model.module, self.model.loss.modules)
-        return self._evaluate_first
-
-    def _evaluate_first(self) -> None:
-        self._first_loss = self.model.strategy.total_loss(self._closure)
+        self._first_loss = self.model.strategy.total_loss(closure)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; change nothing if a callback has deleted the gradients of the first evaluation."""
