@@ -272,9 +272,7 @@ class Model:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         # The comments describe each call on one device in fp32.
         for phase in self.phases:  # one, unless each of several optimizers has a step
-            self.strategy.run_closure(
-                functools.partial(self._compute_gradients, window, phase)
-            )  # self._compute_gradients(...)
+            self.strategy.run_closure(self._compute_gradients, window, phase)  # self._compute_gradients(window, phase)
             self.strategy.step(phase.optimizer)  # optimizer.step()
             self.strategy.zero_grad(phase.optimizer)  # optimizer.zero_grad()
 
@@ -609,8 +607,9 @@ class Model:
                 ``torch.optim`` object. A dict gives each part of the module an optimizer. Its keys are names or patterns of
                 submodules and parameters, or ``"*"`` for all others. Its values are optimizers, or pairs of an optimizer and its
                 options: ``{"backbone": ("adamw", {"lr": 1e-5}), "head": "adam"}``. None for a model that is only evaluated.
-            loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``; a list or dict of these, one
-                per output; None if the module or ``train_step`` computes it.
+            loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``, whose further parameters
+                such as ``x`` and ``model`` are passed by name; a list or dict of these, one per output; None if the module or
+                ``train_step`` computes it.
             metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output if there are
                 several losses.
             lr: The learning rate; None for the default of the optimizer. With several optimizers, of those that have none.
@@ -656,7 +655,7 @@ class Model:
             optimizer, self.module, lr, new_loss.modules, optimizer_options, COMPILE_ARGUMENTS, update_every=update_every,
             model_class=type(self),
         )  # fmt: skip
-        check_closure(new_optimizer, new_strategy)
+        check_closure(self, new_optimizer, new_strategy)
         new_schedules = LRScheduler.all_of(scheduler, new_optimizer) if scheduler is not None else []
         new_strategy.channels_last, new_strategy.loss_modules = channels_last, new_loss.modules
         new_strategy.prepare(self.module, new_optimizer)

@@ -430,6 +430,12 @@ def test_a_closure_with_scaled_losses_is_refused(monkeypatch):
         model.compile("lbfgs", "cross_entropy", precision="fp16")
     assert model.optimizer is before
 
+    class Own(Model):
+        def update(self, window):
+            raise NotImplementedError
+
+    assert Own(mlp(), device="cpu").compile("lbfgs", "cross_entropy", precision="fp16").strategy.scales_loss
+
 
 def test_a_custom_update_with_its_own_closure_still_works():
     class Quasi(Model):

@@ -116,7 +116,10 @@ class Callback(HelpfulInit):
         """
 
     def on_before_optimizer_step(self) -> None:
-        """Run when all gradients of an update are computed, before they are clipped and used."""
+        """Run when all gradients of an update are computed, before they are clipped and used.
+
+        An optimizer that needs a closure, such as LBFGS, computes gradients several times; each time this is called.
+        """
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Run before an evaluation, also before a validation within ``fit``.

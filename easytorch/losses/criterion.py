@@ -485,7 +485,7 @@ class SingleLoss(Criterion):
             unreduced.reduction = "none"
             values = self._adapted(unreduced)(y_pred, y)
         elif _takes_reduction(self.function):
-            values = self._call(y_pred, y, reduction="none")
+            values = self.function(y_pred, y, reduction="none", **self._given)
         else:
             values = self._call(y_pred, y)
         if self.family is nn.CTCLoss and self.reduction == "mean":

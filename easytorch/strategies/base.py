@@ -193,11 +193,12 @@ class Strategy(HelpfulInit):
             for column in columns
         ]
 
-    def run_closure(self, closure: Callable[[], None]) -> None:
-        """Compute the gradients of an update by ``closure``, which ``step`` calls again if the optimizer needs that."""
-        if self.evaluations is not None:
-            closure = self.evaluations.start(closure)
-        closure()
+    def run_closure(self, closure: Callable[..., None], *args: Any) -> None:
+        """Compute the gradients of an update by ``closure(*args)``, which ``step`` repeats if the optimizer needs that."""
+        if self.evaluations is None:
+            closure(*args)
+        else:
+            self.evaluations.start(functools.partial(closure, *args))
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
         """Delay the all-reduce of gradients until ``sync``; a no-op on one device."""

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
     from easytorch.strategies.base import Strategy
 
 
-def check_closure(optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
-    """Raise a ``ValueError`` if ``optimizer`` needs a closure and ``strategy`` cannot run it correctly."""
+def check_closure(model: Model, optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
+    """Raise a ``ValueError`` if ``optimizer`` needs a closure that ``strategy`` cannot run correctly.
+
+    A custom ``update`` may use the optimizer in any way.
+    """
+    if optimizer is None or model.overrides("update"):
+        return
     if isinstance(optimizer, OptimizerGroup):
         name = next((name for name, member in members_of(optimizer).items() if needs_closure(member)), None)
         if name is not None:
@@ -34,7 +39,7 @@ def check_closure(optimizer: torch.optim.Optimizer | None, strategy: Strategy) -
                 f"The optimizer {name!r}, {type(optimizer[name]).__name__}, evaluates the loss several times in each update, "
                 "which works for a single optimizer only. Pass another optimizer for it, or this one for all parameters."
             )
-    if optimizer is None or not needs_closure(optimizer):
+    if not needs_closure(optimizer):
         return
     title = f"{type(optimizer).__name__} evaluates the loss several times in each update"
     if strategy.scales_loss:
@@ -75,15 +80,12 @@ class Evaluations:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def start(self, closure: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that computes the gradients of an update by ``closure`` for the first time."""
+    def start(self, closure: Callable[[], None]) -> None:
+        """Compute the gradients of an update by ``closure`` for the first time."""
         self._closure = closure
         self._random = get_host_rng_state(), get_torch_rng_state(self.model.device)
         self._restore_buffers = snapshot_buffers(self.model.module, self.model.loss.modules)
-        return self._evaluate_first
-
-    def _evaluate_first(self) -> None:
-        self._first_loss = self.model.strategy.total_loss(self._closure)
+        self._first_loss = self.model.strategy.total_loss(closure)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; change nothing if a callback has deleted the gradients of the first evaluation."""
