@@ -70,7 +70,7 @@ test_source, test_labels, test_target = make_domains(args.seed + 100)
 curves = {}
 for name, weight in (("alone", 0.0), ("against the discriminator", 0.5)):
     torch.manual_seed(args.seed)
-    model = Adversarial(Domains()).compile({"domain": "adam", "network": "adam"}, lr=2e-3)
+    model = Adversarial(Domains()).compile({"domain": "adam", "network": "adam"}, lr=5e-3)
     model.weight = weight
     history = model.fit(
         (source, target), labels, epochs=100 if args.quick else 150, batch_size=100, verbose=0,
