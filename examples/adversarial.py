@@ -2,9 +2,9 @@
 
     python examples/adversarial.py [--quick] [--seed N] [--plot domains.png]
 
-Two half moons have labels. The same moons, rotated by 35 degrees, have none. A discriminator learns to tell the features of
-the two domains apart. The network learns the labels, and features that the discriminator cannot tell apart (Ganin et al.,
-2016). ``network_step`` and ``domain_step`` each return the loss of their optimizer. The result is the accuracy on the rotated
+Two half moons have labels. The same moons, rotated by 35 degrees, have none. A discriminator learns to separate the features
+of the two domains. The network learns the labels, and features that the discriminator cannot separate (Ganin et al., 2016).
+``network_step`` and ``domain_step`` each return the loss of their optimizer. The result is the accuracy on the rotated
 moons, with and without the discriminator.
 """
 
