@@ -2,9 +2,9 @@
 
     python examples/adversarial.py [--quick] [--seed N] [--plot domains.png]
 
-Two half moons have labels. The same moons, rotated by 35 degrees, have none. A discriminator learns to tell the features of
-the two domains apart. The network learns the labels, and features that the discriminator cannot tell apart (Ganin et al.,
-2016). ``network_step`` and ``domain_step`` each return the loss of their optimizer. The result is the accuracy on the rotated
+Two half moons have labels. The same moons, rotated by 35 degrees, have none. A discriminator learns to separate the features
+of the two domains. The network learns the labels, and features that the discriminator cannot separate (Ganin et al., 2016).
+``network_step`` and ``domain_step`` each return the loss of their optimizer. The result is the accuracy on the rotated
 moons, with and without the discriminator.
 """
 
@@ -70,7 +70,7 @@ test_source, test_labels, test_target = make_domains(args.seed + 100)
 curves = {}
 for name, weight in (("alone", 0.0), ("against the discriminator", 0.5)):
     torch.manual_seed(args.seed)
-    model = Adversarial(Domains()).compile({"domain": "adam", "network": "adam"}, lr=2e-3)
+    model = Adversarial(Domains()).compile({"domain": "adam", "network": "adam"}, lr=5e-3)
     model.weight = weight
     history = model.fit(
         (source, target), labels, epochs=100 if args.quick else 150, batch_size=100, verbose=0,

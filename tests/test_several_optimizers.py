@@ -98,7 +98,7 @@ def test_a_dict_of_optimizers_equals_a_plain_loop(clip):
     assert list(history) == ["loss", "lr_backbone", "lr_head", "lr_*"]
 
 
-def test_accumulation_with_several_optimizers_equals_large_batches():
+def test_accumulation_with_a_dict_equals_large_batches():
     by_window, by_batch = twins(Parts())
     Model(by_window, device="cpu").compile(PARTS, "cross_entropy", lr=1e-3, gradient_accumulation_steps=3).fit(
         DataLoader(TensorDataset(*blobs(50)), 4), 2, verbose=0

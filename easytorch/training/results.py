@@ -312,7 +312,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         values = self.history
         if not names:
             numeric = [name for name in values if all(isinstance(value, numbers.Real) for value in values[name])]
-            return list(dict.fromkeys(self._panel(name)[0] for name in numeric if name != "lr"))
+            return list(dict.fromkeys(self._panel(name)[0] for name in numeric if name.partition("_")[0] != "lr"))
         flat = [str(name) for entry in names for name in ([entry] if isinstance(entry, (str, Path)) else entry)]
         for name in flat:
             if name not in values and Path(name).suffix:
