@@ -4,9 +4,10 @@
 
 The article freezes a ResNet-18 trained on ImageNet and trains a new head on CIFAR-10, to 80.73%. This small version
 needs no download: a network with BatchNorm learns one half of MNIST, and a new head learns the other half from a
-hundred images. In training mode, BatchNorm updates its running statistics even if its weights are frozen. So the
-backbone is in eval mode, which ``fit`` preserves. The program also runs the article's version and training from random
-weights. The head has a ReLU between its two linear layers, which the article lacks.
+hundred images. In training mode, BatchNorm updates its running statistics even if its weights are frozen. The callback
+``Freeze`` therefore puts a frozen BatchNorm into eval mode, too. The program also runs the article's version, which
+freezes weights alone, and training from random weights. The head has a ReLU between its two linear layers, which the
+article lacks.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
 import easytorch
+from easytorch.callbacks import Freeze
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the digits 0 to 4")
@@ -63,11 +65,10 @@ train_data, test = digits(True, range(5, 10), 100), digits(False, range(5, 10), 
 nets = {"frozen": Network(), "frozen but for batchnorm": Network(), "from nothing": Network()}
 for name in ("frozen", "frozen but for batchnorm"):
     nets[name].backbone.load_state_dict(source.backbone.state_dict())
-    nets[name].backbone.requires_grad_(False)
-# fit preserves the eval mode of a submodule
-nets["frozen"].backbone.eval()
-settings = {"validation_data": test, "validation_freq": 5, "verbose": 0}
-models = {name: train(net, train_data, epochs=30, batch_size=20, **settings) for name, net in nets.items()}
+nets["frozen but for batchnorm"].backbone.requires_grad_(False)
+callbacks = {"frozen": [Freeze("backbone")]}
+settings = {"validation_data": test, "validation_freq": 5, "verbose": 0, "epochs": 30, "batch_size": 20}
+models = {name: train(net, train_data, callbacks=callbacks.get(name, ()), **settings) for name, net in nets.items()}
 
 # The frozen backbone is unchanged, including the statistics of BatchNorm
 source_state, frozen_state = (net.backbone.state_dict().values() for net in (source, nets["frozen"]))
@@ -76,7 +77,7 @@ models["frozen"].summary()
 for name, model in models.items():
     print(f"Result: test accuracy {name} = {model.history['val_accuracy'][-1]:.4f}")
 print(f"Result: parameters = {sum(p.numel() for p in source.parameters())}")
-print(f"Result: parameters trained = {sum(p.numel() for p in nets['frozen'].parameters() if p.requires_grad)}")
+print(f"Result: parameters trained = {sum(p.numel() for p in nets['frozen'].head.parameters())}")
 
 if args.plot:
     from matplotlib.figure import Figure

@@ -499,7 +499,7 @@ class EpochIterator:
         if isinstance(loader, CombinedLoader):
             loader = CombinedBatches(
                 loader,
-                {name: EpochIterator(part, group=self.group) for name, part in loader.parts.items()},
+                {name: EpochIterator(part, group=self.group) for name, part in self.loader.parts.items()},
                 group=self.group,
                 window_size=self.window_size,
                 is_weighted=not is_internal(self._batch_size),

@@ -25,8 +25,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def shield_workers(loader: Any) -> Any:
     """Return a copy of a ``DataLoader`` whose workers survive the signals that stop training; other loaders as they are."""
-    if isinstance(loader, CombinedLoader):
-        return loader.map(shield_workers)
+    if isinstance(loader, CombinedLoader):  # of an evaluation; in training each part is shielded by itself
+        return loader.map(_shield_part)
     if not isinstance(loader, DataLoader):
         return loader
     twin = torch_private.copy_loader(loader)
@@ -34,6 +34,13 @@ def shield_workers(loader: Any) -> Any:
         twin.worker_init_fn = IgnoreSignals(loader.worker_init_fn)
         _terminate_workers_at_exit()
     return twin
+
+
+def _shield_part(loader: Any) -> Any:
+    """Return a shielded copy whose workers start in each pass: those that persist draw no new seed, unlike in a resumed run."""
+    if isinstance(loader, DataLoader) and loader.persistent_workers:
+        loader = torch_private.copy_loader(loader, persistent_workers=False)
+    return shield_workers(loader)
 
 
 def refresh_workers(loader: Any) -> Any:

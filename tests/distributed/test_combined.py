@@ -88,4 +88,4 @@ def test_a_part_that_ranks_cannot_divide_evenly_is_refused(tmp_path):
 def test_another_number_of_ranks_is_refused(tmp_path):
     run_ranks(program, tmp_path, 2)
     warnings.filterwarnings("ignore", ".*world_size changed")
-    assert "start 2 processes" in program(tmp_path)
+    assert "Start 2 processes" in program(tmp_path)
