@@ -354,7 +354,7 @@ class Model:
         if x is None:
             name, loader = self._last_fit_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
-            data = as_data_sets(x, "x", self.signature.names)
+            data = as_data_sets(x, "x", self.signature.names) if y is None else x
             load = functools.partial(self._load_data, y=y, sample_weight=sample_weight, batch_size=batch_size)
             name, loader = "the given data", data.convert(load, "x") if isinstance(data, DataSets) else load(data)
         evaluate = functools.partial(self._evaluate, name=name, steps=steps, callbacks=callbacks, verbose=verbose)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from easytorch import Every
 from easytorch.callbacks import CSVLogger, LambdaCallback, TensorBoard
 from easytorch.callbacks.progress import ProgressBar
 from tests.loops import same_weights
@@ -235,6 +236,18 @@ def test_tensorboard_uses_the_same_names_for_validation(tmp_path):
             assert scalars(tmp_path / where, f"epoch_{name}") == [pytest.approx(point) for point in expected]
     assert scalars(tmp_path / "train", "epoch_lr") == [pytest.approx(point) for point in ((0, 0.1), (1, 0.1))]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "validation"]
+
+
+def test_tensorboard_has_a_folder_for_each_data_set(tmp_path):
+    pytest.importorskip("tensorboard")
+    model = new_model(metrics=["accuracy"])
+    data_sets = {"clean": (X, Y), "noisy": (X + 0.5, Y)}
+    history = train(model, 2, TensorBoard(tmp_path), validation_data=data_sets, validation_freq=Every(updates=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "validation_clean", "validation_noisy"]
+    expected = list(enumerate(history["val_noisy_accuracy"]))
+    assert scalars(tmp_path / "validation_noisy", "epoch_accuracy") == [pytest.approx(point) for point in expected]
+    expected = [(row["update"], row["val_clean_loss"]) for row in history.validations]
+    assert scalars(tmp_path / "validation_clean", "batch_loss") == [pytest.approx(point) for point in expected]
 
 
 def test_tensorboard_writes_batch_values_by_update_freq(tmp_path):

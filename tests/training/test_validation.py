@@ -219,6 +219,19 @@ def test_evaluate_measures_each_data_set():
         model.evaluate({"clean": CLEAN, "noisy": (X, Y[:3])}, verbose=0)
 
 
+def test_a_dict_with_targets_is_one_data_set():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, batch):
+            return self.layer(batch["pair"][0] + batch["pair"][1])
+
+    model = Model(Pairs(), device="cpu").compile("sgd", "cross_entropy")
+    assert model.evaluate({"pair": (X, X)}, Y, verbose=0).keys() == ["loss"]
+
+
 def test_a_step_limit_holds_for_each_data_set():
     sizes = []
     count = LambdaCallback(on_test_batch_end=lambda batch, logs: sizes.append(batch))
