@@ -849,7 +849,7 @@ class Model:
         """The batch of the current step of ``fit`` or ``evaluate``, on the device, for the batch hooks of callbacks.
 
         With gradient accumulation it is the last batch of the window, and ``current_window`` has all of them. Batches are not
-        kept after the step. In ``on_predict_batch_end``, ``logs["batch"]`` is the batch.
+        stored after the step. In ``on_predict_batch_end``, ``logs["batch"]`` is the batch.
 
         Raises:
             RuntimeError: If no step is running.

@@ -29,7 +29,7 @@ class Reader(Callback):
         self.seen.append((hook, x.clone(), y.clone()))
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.read("begin")
+        self.read("start")
 
     def on_before_optimizer_step(self):
         self.read("before step")
@@ -53,7 +53,7 @@ def new_model(**options):
 def test_each_hook_reads_the_batch_of_its_step():
     reader = Reader()
     new_model().fit(DataLoader([*zip(X, Y, strict=True)], 8), callbacks=[reader], verbose=0)
-    assert [hook for hook, _, _ in reader.seen] == ["begin", "before step", "end"] * 3
+    assert [hook for hook, _, _ in reader.seen] == ["start", "before step", "end"] * 3
     for i in range(3):
         for _, x, y in reader.seen[3 * i : 3 * i + 3]:
             assert torch.equal(x, X[8 * i : 8 * i + 8])
