@@ -264,7 +264,7 @@ OTHERS = {
     "__sklearn_tags__": (lambda: model().__sklearn_tags__(), r"sklearn\.metrics"),
     "partial_fit": (lambda: model().partial_fit(X, Y), "train_on_batch"),
     "max_epochs": (lambda: fit_xy(max_epochs=3), "Use epochs="),
-    "max_steps": (lambda: fit_xy(max_steps=3), "steps_per_epoch="),
+    "max_steps": (lambda: fit_xy(max_steps=3), r"StopAfter\(updates="),
     "limit_train_batches": (lambda: fit_xy(limit_train_batches=3), "Use steps_per_epoch="),
     "limit_val_batches": (lambda: fit_xy(limit_val_batches=3), "Use validation_steps="),
     "gradient_clip_val": (lambda: fit_xy(gradient_clip_val=1.0), r"clip_grad_norm=1\.0"),
