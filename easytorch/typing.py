@@ -98,8 +98,9 @@ SampleWeightLike: TypeAlias = ArrayLike | Sequence[Any] | Mapping[str, Any]
 ClassWeightLike: TypeAlias = str | Mapping[Any, Any] | Sequence[float] | ArrayLike
 """``"balanced"``, ``{class: weight}``, or one weight per class; for several outputs a dict of these."""
 
-OptimizerLike: TypeAlias = str | Optimizer | Callable[..., Optimizer]
-"""A name, an optimizer, or a class or function that creates one from parameters."""
+OptimizerLike: TypeAlias = str | Optimizer | Callable[..., Optimizer] | Mapping[str, Any]
+"""A name, an optimizer, or a class or function that creates one from parameters; or a dict of these and of pairs ``(optimizer,
+options)`` by the name of the part of the module."""
 
 LossLike: TypeAlias = (
     str | nn.Module | Callable[..., Any] | Sequence["LossLike | None"] | Mapping[str, "LossLike | None"]
