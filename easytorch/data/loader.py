@@ -404,9 +404,9 @@ def make_fit_data(
 def _without_data(steps: int | None, window_size: int) -> WithoutData:
     """Return the batches of a model that makes its data itself."""
     if steps is None:
-        raise ValueError(
-            "fit() received no data. Pass fit(x, y) or fit(loader). If train_step makes its data itself, pass the number of "
-            "updates in an epoch: fit(steps_per_epoch=100, epochs=5)."
+        raise TypeError(
+            f"Expected data, received None. Pass {ACCEPTED}. If train_step makes its data itself, pass the number of updates in "
+            "an epoch: fit(steps_per_epoch=100, epochs=5)."
         )
     return WithoutData(positive_int("steps_per_epoch", steps) * window_size)
 

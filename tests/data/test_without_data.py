@@ -143,7 +143,7 @@ def _mean_gradient(model):
 
 
 def test_no_data_without_steps_names_steps_per_epoch():
-    with pytest.raises(ValueError, match=r"fit\(\) received no data.*steps_per_epoch=100"):
+    with pytest.raises(TypeError, match=r"received None.*steps_per_epoch=100"):
         new_model().fit(epochs=2)
 
 

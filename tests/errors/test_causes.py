@@ -119,5 +119,5 @@ class TestSeveralLoaders:
 
     def test_a_tuple_of_loaders_is_explained(self):
         model = Model(nn.Linear(8, 10)).compile("sgd", "cross_entropy")
-        with pytest.raises(TypeError, match=r"two data sets.*zip.*validation_data"):
+        with pytest.raises(TypeError, match=r"two data sets.*easytorch\.data\.combine.*validation_data"):
             model.fit((self.loader, self.loader), verbose=0)
