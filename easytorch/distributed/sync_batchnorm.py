@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,12 +33,21 @@ def _is_local(module: nn.Module) -> bool:
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
-    """``torch.nn.SyncBatchNorm`` for a CPU, which torch does not support."""
+    """``torch.nn.SyncBatchNorm`` for a CPU, which torch does not support.
+
+    Attributes:
+        is_padding: Whether the batch is padding, whose rows are left out of the statistics.
+    """
+
+    is_padding = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x``, [N, C, ...], by the mean and variance of all ranks' batches; in eval mode as ``BatchNorm`` does."""
         if not self.training or not dist.is_initialized():
             return self._normalize_alone(x)
+        return _normalize_padding(self, x, self._normalize) if self.is_padding else self._normalize(x)
+
+    def _normalize(self, x: Tensor) -> Tensor:
         dtype = x.dtype
         if dtype in (torch.bfloat16, torch.float16):
             # A sum in half precision would lose rows.
@@ -80,6 +90,32 @@ class SyncBatchNorm(nn.BatchNorm1d):
         self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), factor)
 
 
+class DeviceSyncBatchNorm(nn.SyncBatchNorm):
+    """``torch.nn.SyncBatchNorm``, with the attribute ``is_padding`` of ``SyncBatchNorm``."""
+
+    is_padding = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x``, [N, C, ...], by the mean and variance of all ranks' batches."""
+        if self.training and self.is_padding:
+            return _normalize_padding(self, x, super().forward)
+        output: Tensor = super().forward(x)
+        return output
+
+
+SYNCHRONIZED = (SyncBatchNorm, DeviceSyncBatchNorm)
+
+
+def _normalize_padding(norm: Any, x: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``x`` normalized by the running statistics, and ``normalize`` no rows together with the batches of other ranks."""
+    nothing = normalize(x[:0]).sum()
+    mean, variance = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    if norm.running_mean is not None and norm.running_var is not None:
+        mean, variance = norm.running_mean.clone(), norm.running_var.clone()  # the next forward pass changes them
+    output = nn.functional.batch_norm(x, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return output + nothing.to(output.dtype)  # so that the backward pass communicates too
+
+
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Return the differentiable sum of ``value`` over all ranks."""
     total: Tensor = AllReduceSum.apply(value)
@@ -114,4 +150,5 @@ def _synchronized_copy(norm: nn.Module) -> nn.Module:
     else:
         copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # torch has no types here
         vars(copy).update(vars(norm), process_group=None)
+        copy.__class__ = DeviceSyncBatchNorm
     return copy

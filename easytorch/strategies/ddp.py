@@ -17,7 +17,7 @@ from easytorch.data.batch import Window, divide
 from easytorch.data.eval_iterator import EvalIterator
 from easytorch.data.predictions import DistributedCollector, NpyWriter, OutputCollector
 from easytorch.distributed.process_group import ProcessGroup
-from easytorch.distributed.sync_batchnorm import convert_batchnorm
+from easytorch.distributed.sync_batchnorm import SYNCHRONIZED, convert_batchnorm
 from easytorch.optimizer_group import OptimizerGroup, OwnedLosses, parameters_of
 from easytorch.strategies.base import Strategy, check_is_not_sharded
 from easytorch.strategies.control import ControlChannel
@@ -79,6 +79,8 @@ class DataParallel(Strategy, name="ddp"):
         self.options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
         self.sync_batchnorm = sync_batchnorm
         self.needs_batch_every_step = sync_batchnorm
+        self._synchronized: list[Any] = []  # the BatchNorm layers with the statistics of all ranks
+        self._window = Window()  # of the update in progress
         self._replica: Any = None  # the control channel, wrapped in DDP
         self._trainable: list[int] = []
         self._trained: list[nn.Parameter] = []
@@ -93,6 +95,7 @@ class DataParallel(Strategy, name="ddp"):
         check_is_not_sharded(module)
         if self.sync_batchnorm:
             convert_batchnorm(module.to(self.device))
+        self._synchronized = find_synchronized(module)
         super().prepare(module)
         self.module = module
         with self.group.call("compile", **_describe(module)):
@@ -133,6 +136,7 @@ class DataParallel(Strategy, name="ddp"):
 
     def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the windows of all ranks count as one batch."""
+        self._window = window
         self._follow_trainable()
         if self._reduction is not None:
             self.group.broadcast_tensors(self.buffers())  # as DDP does before a forward pass
@@ -186,9 +190,21 @@ class DataParallel(Strategy, name="ddp"):
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; its backward pass synchronizes the gradients of all ranks."""
+        self._mark_padding(self._window.is_padding)
         if torch.is_grad_enabled() and self._replica is not None and self._reduction is None:
             step = functools.partial(self._call_replica, step, self._sync)
         return super().run(step, batch)
+
+    def _mark_padding(self, is_padding: bool) -> None:
+        """Let synchronized statistics leave out the current batch if it is padding."""
+        for layer in self._synchronized:
+            layer.is_padding = is_padding
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Delete the gradients at the end of an update."""
+        super().zero_grad(optimizer)
+        self._window = Window()
+        self._mark_padding(False)
 
     def _call_replica(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
         try:
@@ -326,6 +342,11 @@ class DataParallel(Strategy, name="ddp"):
         if isinstance(collector, NpyWriter):
             collector.writes = self.group.is_main
         return DistributedCollector(collector, self.group)
+
+
+def find_synchronized(module: nn.Module) -> list[Any]:
+    """Return the BatchNorm layers of ``module`` that use the statistics of all ranks."""
+    return [layer for layer in module.modules() if isinstance(layer, SYNCHRONIZED)]
 
 
 def _unused_error(names: str) -> RuntimeError:

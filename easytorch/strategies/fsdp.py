@@ -26,7 +26,7 @@ from easytorch.optimizer_group import OptimizerGroup, members_of
 from easytorch.strategies.base import SHARDED, Strategy
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
-from easytorch.strategies.ddp import DataParallel
+from easytorch.strategies.ddp import DataParallel, find_synchronized
 from easytorch.strategies.device import PRECISIONS
 
 # Number of calls of blocks that an error names.
@@ -95,6 +95,7 @@ class FullySharded(DataParallel, name="fsdp"):
         Strategy.prepare(self, module)
         self._call_module, self.forward = self.forward, self._call
         self.module, self.control, self._replica = module, control, control
+        self._synchronized = find_synchronized(module)
         self.release_weights()
         self._reset_flags()
         if optimizer is not None:
@@ -143,6 +144,7 @@ class FullySharded(DataParallel, name="fsdp"):
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; weights are gathered where they are needed."""
         if torch.is_grad_enabled():
+            self._mark_padding(self._window.is_padding)
             self._gather(False)
             self._share_buffers()
             return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)

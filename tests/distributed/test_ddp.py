@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from easytorch import DataParallel, Model, Strategy
+from easytorch import DataParallel, FullySharded, Model, Strategy
 from easytorch.strategies.control import STOP, ControlChannel
 from tests.loops import blobs, mlp
 from tests.many import furthest, run_ranks
@@ -81,7 +81,8 @@ def program(
         momentum, loss, strategy=strategy() if callable(strategy) else strategy, **options
     )
     model.fit(DataLoader(data, size, shuffle=shuffle), 2, verbose=0, **(fit or {}))
-    return {name: value.clone() for name, value in net.state_dict().items()}, dict(model.history.history)
+    weights = model.state_dict()["module"]  # complete, also if each rank has a shard
+    return {name: value.clone() for name, value in weights.items()}, dict(model.history.history)
 
 
 def assert_equal_to_one(make, count, size, processes=2, tolerance=1e-10, many=None, **options):
@@ -114,9 +115,12 @@ def test_float32_results_are_close_to_one_process():
     assert_equal_to_one(mlp, 50, 8, tolerance=1e-6, dtype=torch.float32)
 
 
-def test_sync_batchnorm_uses_the_batches_of_all_ranks():
-    sync = functools.partial(DataParallel, "cpu", sync_batchnorm=True)
-    assert_equal_to_one(Convolutional, 48, 8, many={"strategy": sync})
+# Of 50 samples, the second rank gets none of the last two, and its batch is padding.
+@pytest.mark.parametrize("strategy", [DataParallel, FullySharded])
+@pytest.mark.parametrize("count", [48, 50])
+def test_sync_batchnorm_uses_the_batches_of_all_ranks(count, strategy):
+    sync = functools.partial(strategy, "cpu", sync_batchnorm=True)
+    assert_equal_to_one(Convolutional, count, 8, many={"strategy": sync})
 
 
 def test_a_step_can_call_any_submodule():

@@ -124,9 +124,10 @@ def test_ranks_skip_the_same_windows(model_class):
 
 
 @pytest.mark.distributed
-def test_ranks_with_sync_batchnorm_and_steps_equal_one_process():
+@pytest.mark.parametrize("count", [48, 34])
+def test_ranks_with_sync_batchnorm_and_steps_equal_one_process(count):
     sync = functools.partial(DataParallel, "cpu", sync_batchnorm=True)
-    assert_equal_to_one(Steps, GAN, 48, norm=True, many={"strategy": sync})
+    assert_equal_to_one(Steps, GAN, count, norm=True, many={"strategy": sync})
 
 
 @pytest.mark.distributed
