@@ -22,10 +22,15 @@ from torch import Tensor
 
 from easytorch._utils import torch_private
 from easytorch._utils.pytree import map_leaves
+from easytorch._utils.terminal import print_message
 from easytorch.distributed import agreement
+from easytorch.errors import RankError
 
 # torchrun sets these variables in each process that it starts.
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# Seconds that a rank waits for the others to connect before it names those that are missing.
+CONNECT_SECONDS = 30.0
 
 # Seconds that a rank waits at its exit for the other ranks, and for its own last collectives.
 EXIT_SECONDS = 5.0
@@ -274,8 +279,31 @@ def _connect(device: torch.device, timeout: datetime.timedelta) -> None:
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = _create_store(rank, world_size, timeout)
+    _wait_for_ranks(store, rank, world_size, timeout.total_seconds())
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     _Exit(store, rank, world_size)
+
+
+def _wait_for_ranks(store: Any, rank: int, world_size: int, timeout: float) -> None:
+    """Wait until all ranks are ready to connect; print a line if that takes long.
+
+    Raises:
+        RankError: If a rank is missing after ``timeout`` seconds.
+    """
+    store.set(f"ready-{rank}", "")
+    missing, deadline, seconds = list(range(world_size)), time.monotonic() + timeout, min(CONNECT_SECONDS, timeout)
+    while missing:
+        with contextlib.suppress(RuntimeError):  # the keys were not set in time
+            store.wait([f"ready-{other}" for other in missing], datetime.timedelta(seconds=seconds))
+        missing = [other for other in missing if not store.check([f"ready-{other}"])]
+        if not missing:
+            return
+        fix = "All ranks must make this call: do not put compile() below 'if rank == 0:'."
+        names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        if time.monotonic() >= deadline:
+            raise RankError(f"Rank {rank} has waited {timeout:.0f} s for {names} in compile(). {fix}")
+        print_message(f"Rank {rank} waits for {names} in compile(). {fix}", sys.stderr)
+        seconds = max(deadline - time.monotonic(), 0.001)
 
 
 def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> Any:

@@ -171,3 +171,34 @@ def test_work_of_one_rank_alone_ends_all_ranks_alike(strategy):
     assert first["both"][0] == second["both"][0] == ("pruned", 2)
     assert (first["one"][0], second["one"][0]) == (("pruned", 2), ("trained", 2))
     both_fail([first["lazy"], second["lazy"]], "has lazy layers.*before compile", ("ValueError", "ValueError"))
+
+
+def compile_on_rank_0():
+    from easytorch.distributed import process_group
+
+    process_group.CONNECT_SECONDS = 0.5
+    if rank() == 0:
+        return attempt(lambda: new_model(DataParallel("cpu", timeout=3)))
+    time.sleep(5)
+    return None
+
+
+def test_compile_on_one_rank_alone_names_the_missing_rank(capfd):
+    ((error, seconds), _) = run_ranks(compile_on_rank_0)
+    assert error[0] == "RankError"
+    assert "Rank 0 has waited 3 s for rank 1 in compile(). All ranks must make this call" in error[1]
+    assert seconds < SECONDS
+    assert "Rank 0 waits for rank 1 in compile()." in capfd.readouterr().err
+
+
+def compile_late():
+    from easytorch.distributed import process_group
+
+    process_group.CONNECT_SECONDS = 0.2
+    time.sleep(1.0 * rank())
+    return new_model(DataParallel("cpu", timeout=30)).fit(X, Y, verbose=0)["loss"]
+
+
+def test_a_rank_that_compiles_late_is_waited_for():
+    first, second = run_ranks(compile_late)
+    assert first == second
