@@ -32,7 +32,7 @@ EMPTY_DATA = (
 class Batch(NamedTuple):
     """Inputs, targets and sample weights of a batch; a missing part is None.
 
-    Args:
+    Attributes:
         x: The inputs: a tensor, or a tuple or dict of arguments of the module.
         y: The targets, in any structure.
         sample_weight: One weight per sample; for several outputs in the structure of the targets.
