@@ -290,8 +290,6 @@ class Strategy(HelpfulInit):
                 self.scaler.unscale_(member)
         if self._count is not None:
             self._divide_gradients(self._count, self.parameters())
-            if self._loss_sum is not None:
-                self._loss_sum = self._loss_sum / one_if_zero(self._count)
             self._count = None
         if self._counts:
             for count, parameters in self._counts.values():
@@ -300,6 +298,8 @@ class Strategy(HelpfulInit):
 
     def _divide_gradients(self, count: Any, parameters: list[nn.Parameter]) -> None:
         divisor = one_if_zero(count)
+        if self._loss_sum is not None:
+            self._loss_sum = self._loss_sum / divisor
         for parameter in parameters:
             if parameter.grad is not None:
                 gradient: Any = parameter.grad
