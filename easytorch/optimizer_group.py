@@ -404,6 +404,11 @@ def find_steps(model_class: Any, names: Collection[str]) -> tuple[str, ...]:
     title = model_class.__name__
     if len(found) < len(names):
         missing = next(name for name in names if f"{name}_step" not in found)
+        if not missing.isidentifier():
+            raise ValueError(
+                f"{title} has {quote_list(found)}, but no method can be the step of the optimizer {missing!r}. Use the name of a "
+                "submodule as its key, or define train_step(self, batch) instead of the others."
+            )
         raise ValueError(
             f"{title} has {quote_list(found)}, but no step for the optimizer {missing!r}. Define {missing}_step(self, batch), "
             "or define train_step(self, batch) instead of the others."
