@@ -60,6 +60,7 @@ class OptimizerGroup(torch.optim.Optimizer):
         members: The optimizers by name.
         update_every: See above.
         steps: The names, if the model has a method ``<name>_step`` for each of them; otherwise empty.
+        stepped: The names whose step has ended in the current window, if each has a step of its own.
         may_have_losses: Whether a loss for each optimizer is possible: a custom step may return one.
         lr: The learning rate of the first parameter group. Setting it sets the rate of all groups of all members.
 
@@ -75,6 +76,7 @@ class OptimizerGroup(torch.optim.Optimizer):
         self.members = dict(members)
         self.update_every = {name: (update_every or {}).get(name, 1) for name in members}
         self.steps: tuple[str, ...] = ()
+        self.stepped: tuple[str, ...] = ()
         self.may_have_losses = False
         self._due = tuple(self.members)
         # Schedulers warn otherwise, because the loop may step the members and not this object.
@@ -222,6 +224,7 @@ class OptimizerGroup(torch.optim.Optimizer):
 
     def select_due(self, step: int) -> tuple[str, ...]:
         """Let only the members step that update in the window after ``step`` updates, and return their names."""
+        self.stepped = ()
         self._due = tuple(name for name, every in self.update_every.items() if (step + 1) % every == 0)
         return self._due
 
@@ -401,6 +404,11 @@ def find_steps(model_class: Any, names: Collection[str]) -> tuple[str, ...]:
     title = model_class.__name__
     if len(found) < len(names):
         missing = next(name for name in names if f"{name}_step" not in found)
+        if not missing.isidentifier():
+            raise ValueError(
+                f"{title} has {quote_list(found)}, but no method can be the step of the optimizer {missing!r}. Use the name of a "
+                "submodule as its key, or define train_step(self, batch) instead of the others."
+            )
         raise ValueError(
             f"{title} has {quote_list(found)}, but no step for the optimizer {missing!r}. Define {missing}_step(self, batch), "
             "or define train_step(self, batch) instead of the others."

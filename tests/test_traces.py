@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from easytorch import Model
-from easytorch.callbacks import LambdaCallback
+from easytorch.callbacks import Freeze, LambdaCallback
 from tests.loops import same_weights
 
 torch.manual_seed(0)
@@ -171,6 +171,16 @@ def test_parameters_that_are_not_used_are_reported_once_by_name():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(X, Y, verbose=0)
+
+
+def test_parameters_that_were_frozen_are_not_reported_as_unused():
+    x, y = torch.randn(24, 4), torch.arange(24) % 3
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    model = Model(net, device="cpu").compile({"0": "sgd", "1": "sgd"}, "cross_entropy", update_every={"0": 3})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Thawed after the window in which its optimizer would have stepped first.
+        model.fit(x, y, batch_size=8, epochs=2, callbacks=[Freeze("0", until=1)], verbose=0)
 
 
 class Sparse(nn.Module):

@@ -219,7 +219,7 @@ class WarnOnUntrainedParameters(Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Wait for the first update."""
         self._used = set[int]()
-        self._first_step: int | None = None
+        self._first_step, self._trained = 0, list[bool]()
 
     def on_before_optimizer_step(self) -> None:
         """Check which parameters have a gradient and an optimizer, unless a custom ``update`` may use other optimizers."""
@@ -261,7 +261,9 @@ class WarnOnUntrainedParameters(Callback):
     def _have_all_stepped(self, group: OptimizerGroup) -> bool:
         """Return whether each optimizer has had gradients, or should have had them."""
         step = self.model.state.step
-        self._first_step = step if self._first_step is None else self._first_step
+        trained = [parameter.requires_grad for parameter in parameters_of(group)]
+        if self._trained != trained:  # count from the update since which all of them are trained
+            self._trained, self._first_step = trained, step
         have_gradients = all(any(id(p) in self._used for p in parameters_of(member)) for member in group.values())
         return have_gradients or step >= self._first_step + max(group.update_every.values())
 

@@ -24,6 +24,8 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.averaging import BATCH_NORMS
 from easytorch.callbacks.base import Callback
 from easytorch.data.batch import Window
+from easytorch.optimizer_group import OptimizerGroup
+from easytorch.optimizers import SAM
 from easytorch.strategies.base import Strategy
 
 # What a batch may contain besides tensors and arrays: values that belong to all samples.
@@ -48,7 +50,8 @@ class SplitOnOutOfMemory(Callback):
 
     Raises:
         ValueError: In ``fit``, with several processes or with a custom ``update`` or ``train_epoch``.
-        torch.OutOfMemoryError: If one sample does not fit, or if a batch cannot be divided into samples.
+        torch.OutOfMemoryError: If one sample does not fit, if a batch cannot be divided into samples, or if an optimizer
+            has changed weights in this update already: one of several, or LBFGS.
 
     Examples:
         >>> model.fit(loader, epochs=5, callbacks=[SplitOnOutOfMemory()])
@@ -90,6 +93,7 @@ class SplitOnOutOfMemory(Callback):
                 except torch.OutOfMemoryError as error:
                     if not _stopped_in_pass(error):
                         raise
+                    self._check_unchanged(parts, error)
                     self._reduce(parts, error)
                     failed = failed or str(error)
                 # The frames of the error, which hold the activations, are gone here.
@@ -134,6 +138,23 @@ class SplitOnOutOfMemory(Callback):
                 f"compile(..., precision='bf16'), smaller inputs or a smaller module. {error}"
             ) from error
         self.batch_size = -(-size // 2)
+
+    def _check_unchanged(self, window: Window, error: torch.OutOfMemoryError) -> None:
+        """Raise ``error`` with an explanation if an optimizer has changed its weights or its state in this update already."""
+        optimizer, evaluations = self.model.optimizer, self.model.strategy.evaluations
+        changed = ""
+        if isinstance(optimizer, OptimizerGroup) and optimizer.stepped:
+            changed = f"after the optimizer {optimizer.stepped[-1]!r} had stepped"
+        elif evaluations is not None and not isinstance(optimizer, SAM) and _stopped_in(error, evaluations.evaluate):
+            # Only SAM restores the weights.
+            changed = f"while {type(optimizer).__name__} stepped"
+        if changed:
+            size = max(window.sizes)
+            raise torch.OutOfMemoryError(
+                f"An update ran out of memory with a batch of {size} samples {changed}, so SplitOnOutOfMemory cannot repeat it. "
+                "Create the model again, and pass a size that fits from the start: "
+                f"SplitOnOutOfMemory(batch_size={-(-size // 2)}). {error}"
+            ) from error
 
     def _record(self, places: list[tuple[nn.Module, str]], generators: dict[str, Any]) -> Callable[[], None]:
         """Record what an update changes before the optimizer steps; return the function that restores it."""
@@ -241,10 +262,16 @@ def _uses_batch(module: nn.Module) -> bool:
 
 
 def _stopped_in_pass(error: BaseException) -> bool:
-    """Return whether ``error`` was raised in a forward or backward pass, before the optimizer has stepped."""
+    """Return whether ``error`` was raised in a forward or backward pass, and not in the step of an optimizer."""
+    return _stopped_in(error, Strategy.run, Strategy.backward)
+
+
+def _stopped_in(error: BaseException, *functions: Callable[..., Any]) -> bool:
+    """Return whether ``error`` was raised in a call of one of ``functions``."""
+    codes = [function.__code__ for function in functions]
     traceback = error.__traceback__
     while traceback is not None:
-        if traceback.tb_frame.f_code in (Strategy.run.__code__, Strategy.backward.__code__):
+        if traceback.tb_frame.f_code in codes:
             return True
         traceback = traceback.tb_next
     return False

@@ -62,6 +62,7 @@ from easytorch.data.in_memory import InMemory
 from easytorch.data.sample_weights import (
     ClassWeight,
     WeightedDataset,
+    add_weight,
     as_weights,
     check_is_weight,
     check_weights,
@@ -211,6 +212,8 @@ def _array_dataset(x: Any, y: Any, sample_weight: Any) -> ArrayDataset:
     x, y = stack_samples(x, y)
     if y is None and isinstance(x, Mapping):
         x = {key: map_leaves(as_labels, value) if key in LABEL_KEYS else value for key, value in x.items()}
+        if sample_weight is not None:  # an entry, since the dict has the targets too
+            x, sample_weight = add_weight(x, sample_weight), None
     y = map_leaves(as_labels, y)
     dataset = BatchedArrayDataset((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
     if len(dataset):

@@ -339,7 +339,7 @@ class Strategy(HelpfulInit):
             loss_count: The number of losses in ``losses`` before the update.
         """
         self.zero_grad(optimizer)
-        self._count = None
+        self._count, self._counts = None, {}
         while len(self.losses) > loss_count:
             self.losses.pop()
 

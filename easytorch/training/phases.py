@@ -59,6 +59,7 @@ class Phases:
             return
         for name in due:
             yield Phase(self._steps[name], group[name], functools.partial(find_own_loss, group, name), f"{name}_")
+            group.stepped += (name,)
             if model.callbacks.diverged:  # the losses of the other steps depend on these weights
                 return
 

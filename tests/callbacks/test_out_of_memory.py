@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -198,6 +200,98 @@ def test_an_error_in_the_optimizer_is_not_repeated():
     with pytest.raises(torch.OutOfMemoryError, match="in the optimizer"):
         model.fit(X, Y, callbacks=[SplitOnOutOfMemory(), Count()], verbose=0)
     assert calls == [1]
+
+
+class Steps(Model):
+    """Has memory for ``limit`` samples in the step of ``poor``."""
+
+    poor, limit = "", 8
+
+    def first_step(self, batch):
+        return self.step_of("first", batch)
+
+    def second_step(self, batch):
+        return self.step_of("second", batch)
+
+    def step_of(self, name, batch):
+        if name == self.poor and len(batch[0]) > self.limit:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate 20 MiB.")
+        return {"loss": nn.functional.cross_entropy(self(batch[0]), batch[1])}
+
+
+def train_steps(poor, callback):
+    torch.manual_seed(1)
+    module = nn.Sequential(OrderedDict(first=nn.Linear(8, 16), second=nn.Linear(16, 3)))
+    model = Steps(module, device="cpu").compile({"first": "sgd", "second": "sgd"}, lr=0.1)
+    model.poor = poor
+    model.fit(X, Y, batch_size=16, shuffle=False, callbacks=[callback], verbose=0)
+    return model
+
+
+def test_the_first_of_several_steps_can_be_repeated():
+    with pytest.warns(UserWarning, match="was repeated with 8"):
+        split = train_steps("first", SplitOnOutOfMemory())
+    assert_close(split, train_steps("", SplitOnOutOfMemory()))
+
+
+def test_an_update_after_the_step_of_an_optimizer_is_not_repeated():
+    with pytest.raises(torch.OutOfMemoryError, match=r"after the optimizer 'first' had stepped.*\(batch_size=8\)"):
+        train_steps("second", SplitOnOutOfMemory())
+    assert_close(train_steps("second", SplitOnOutOfMemory(8)), train_steps("", SplitOnOutOfMemory()))
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "sam"])
+def test_only_a_step_that_changed_no_weights_is_repeated(optimizer):
+    class FailsLater(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += self.training
+            if self.training and self.calls == 2:
+                raise torch.OutOfMemoryError("out of memory. Tried to allocate 20 MiB.")
+            return super().forward(x)
+
+    torch.manual_seed(1)
+    net = FailsLater(8, 3)
+    plain = nn.Linear(8, 3)
+    plain.load_state_dict(net.state_dict())
+    model = Model(net, device="cpu").compile(optimizer, "cross_entropy")
+    if optimizer == "lbfgs":
+        with pytest.raises(torch.OutOfMemoryError, match="while LBFGS stepped"):
+            model.fit(X, Y, batch_size=60, callbacks=[SplitOnOutOfMemory()], verbose=0)
+        return
+    with pytest.warns(UserWarning, match="was repeated with 30"):
+        model.fit(X, Y, batch_size=60, callbacks=[SplitOnOutOfMemory()], verbose=0)
+    expected = Model(plain, device="cpu").compile(optimizer, "cross_entropy")
+    expected.fit(X, Y, batch_size=60, verbose=0)
+    assert_close(model, expected)
+
+
+def test_a_failed_attempt_counts_no_labels_of_each_loss():
+    class Counted(Model):
+        limit, calls = 99, 0
+
+        def train_step(self, batch):
+            x, y = batch
+            self.calls += 1
+            if self.calls == 2 and len(x) > self.limit:
+                raise torch.OutOfMemoryError("out of memory. Tried to allocate 20 MiB.")
+            losses = nn.functional.cross_entropy(self(x), y, reduction="none")
+            return {f"{name}_loss": (losses.sum(), len(x)) for name in ("0", "1")}
+
+    models = []
+    for limit in (99, 8):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3))
+        model = Counted(net, device="cpu").compile(
+            {"0": "sgd", "1": "sgd"}, None, lr=0.1, gradient_accumulation_steps=2
+        )
+        model.limit = limit
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(X, Y, batch_size=16, shuffle=False, callbacks=[SplitOnOutOfMemory()], verbose=0)
+        models.append(model)
+    assert_close(*models)
 
 
 def test_a_batch_that_cannot_be_divided_is_an_error():

@@ -40,8 +40,14 @@ def class_weights():
 
 @pytest.mark.parametrize(
     "data",
-    [(X, Y), (Rows(),), (DataLoader(Rows(), 8),), (DataLoader(TensorDataset(X, Y), 8, num_workers=1),)],
-    ids=["arrays", "dataset", "loader", "workers"],
+    [
+        (X, Y),
+        ({"x": X, "y": Y},),
+        (Rows(),),
+        (DataLoader(Rows(), 8),),
+        (DataLoader(TensorDataset(X, Y), 8, num_workers=1),),
+    ],
+    ids=["arrays", "dict", "dataset", "loader", "workers"],
 )
 def test_sample_weights_work_for(data, start):
     options = {} if isinstance(data[0], DataLoader) else ARRAYS
@@ -54,6 +60,18 @@ def test_batches_of_three_parts_have_sample_weights(start):
     by_hand, net = weighted_by_hand(twins(start)[1], WEIGHTS), twins(start)[1]
     compiled(net).fit([(X[i : i + 8], Y[i : i + 8], WEIGHTS[i : i + 8]) for i in range(0, 50, 8)], 2, verbose=0)
     assert furthest(net, by_hand) < 1e-6
+
+
+def test_weights_of_a_dict_and_sample_weight_multiply(start):
+    by_hand, net = weighted_by_hand(twins(start)[1], WEIGHTS), twins(start)[1]
+    data = {"x": X, "label": Y, "sample_weight": WEIGHTS.sqrt()}
+    model = compiled(net)
+    model.fit(data, epochs=2, sample_weight=WEIGHTS.sqrt().tolist(), verbose=0, **ARRAYS)
+    assert furthest(net, by_hand) < 1e-6
+    score = model.evaluate({"x": X, "label": Y}, sample_weight=WEIGHTS, verbose=0)["loss"]
+    assert score == pytest.approx(model.evaluate(X, Y, sample_weight=WEIGHTS, verbose=0)["loss"])
+    batch = {"x": X[:8], "label": Y[:8]}
+    assert model.test_on_batch(batch, sample_weight=WEIGHTS[:8]) == model.test_on_batch(X[:8], Y[:8], WEIGHTS[:8])
 
 
 @pytest.mark.parametrize(

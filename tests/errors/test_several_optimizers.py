@@ -92,6 +92,10 @@ def test_a_missing_step_or_a_second_train_step_is_refused():
 
     with pytest.raises(ValueError, match=r"Half has 'critic_step', but no step for the optimizer 'generator'"):
         Half(Pair(), device="cpu").compile(OPTIMIZERS)
+    with pytest.raises(
+        ValueError, match=r"no method can be the step of the optimizer '\*'. Use the name of a submodule"
+    ):
+        Half(Pair(), device="cpu").compile({"critic": "adam", "*": "adam"})
     with pytest.raises(ValueError, match="Both has train_step and 'critic_step', 'generator_step'"):
         Both(Pair(), device="cpu").compile(OPTIMIZERS)
 
