@@ -24,6 +24,7 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.averaging import BATCH_NORMS
 from easytorch.callbacks.base import Callback
 from easytorch.data.batch import Window
+from easytorch.optimizers import SAM
 from easytorch.strategies.base import Strategy
 
 # What a batch may contain besides tensors and arrays: values that belong to all samples.
@@ -48,7 +49,8 @@ class SplitOnOutOfMemory(Callback):
 
     Raises:
         ValueError: In ``fit``, with several processes or with a custom ``update`` or ``train_epoch``.
-        torch.OutOfMemoryError: If one sample does not fit, or if a batch cannot be divided into samples.
+        torch.OutOfMemoryError: If one sample does not fit, if a batch cannot be divided into samples, or if the update has
+            changed weights before, as the step of another optimizer does.
 
     Examples:
         >>> model.fit(loader, epochs=5, callbacks=[SplitOnOutOfMemory()])
@@ -56,6 +58,7 @@ class SplitOnOutOfMemory(Callback):
 
     def __init__(self, batch_size: int | None = None) -> None:
         self.batch_size = optional_positive_int("batch_size", batch_size)
+        self._has_gradients = False  # of a whole phase of the update in progress
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check that an update can be repeated."""
@@ -82,6 +85,7 @@ class SplitOnOutOfMemory(Callback):
             failed: str | None = None
             while True:
                 parts = self._split(window)
+                self._has_gradients = False
                 restore = self._record(places, generators)
                 self.model.metrics.window = parts
                 try:
@@ -90,6 +94,7 @@ class SplitOnOutOfMemory(Callback):
                 except torch.OutOfMemoryError as error:
                     if not _stopped_in_pass(error):
                         raise
+                    self._check_weights_are_unchanged(parts, error)
                     self._reduce(parts, error)
                     failed = failed or str(error)
                 # The frames of the error, which hold the activations, are gone here.
@@ -115,6 +120,22 @@ class SplitOnOutOfMemory(Callback):
 
     def _split_batch(self, batch: Any, size: int, count: int) -> list[Any]:
         return split_batch(batch, size, count, has_parts=not self.model.overrides("unpack"))
+
+    def on_before_optimizer_step(self) -> None:
+        """Note that an optimizer is going to change weights."""
+        self._has_gradients = True
+
+    def _check_weights_are_unchanged(self, window: Window, error: torch.OutOfMemoryError) -> None:
+        """Raise ``error`` with an explanation if a repetition would apply a part of the update twice."""
+        # SAM has set the weights back.
+        size = max(window.sizes)
+        if not self._has_gradients or isinstance(self.model.optimizer, SAM) or size <= 1:
+            return
+        raise torch.OutOfMemoryError(
+            "An update ran out of memory after it had changed weights, as with several optimizers or LBFGS, so "
+            "SplitOnOutOfMemory cannot repeat it. Start the program again with smaller batches: "
+            f"SplitOnOutOfMemory(batch_size={-(-size // 2)}). {error}"
+        ) from error
 
     def _reduce(self, window: Window, error: torch.OutOfMemoryError) -> None:
         """Halve the batch size; raise ``error`` with an explanation if that is impossible."""
@@ -184,8 +205,9 @@ class SplitOnOutOfMemory(Callback):
         return {"batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the batch size, so that a resumed run sums in the same order."""
-        self.batch_size = optional_positive_int("batch_size", state["batch_size"])
+        """Restore the batch size, so that a resumed run sums in the same order; a smaller one that was passed stays."""
+        sizes = self.batch_size, optional_positive_int("batch_size", state["batch_size"])
+        self.batch_size = min((size for size in sizes if size is not None), default=None)
 
 
 def split_batch(batch: Any, size: int, count: int, *, has_parts: bool = True) -> list[Any]:

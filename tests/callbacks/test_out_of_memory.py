@@ -176,6 +176,13 @@ def test_a_resumed_run_keeps_the_size_and_ends_equal_bit_for_bit(tmp_path):
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+def test_a_resumed_run_may_have_smaller_batches():
+    for passed, saved, expected in ((4, None, 4), (4, 8, 4), (8, 4, 4), (None, 4, 4), (None, None, None)):
+        callback = SplitOnOutOfMemory(passed)
+        callback.load_state_dict({"batch_size": saved})
+        assert callback.batch_size == expected
+
+
 def test_one_sample_that_does_not_fit_is_an_error_with_advice():
     net = Limited(0)
     with pytest.raises(torch.OutOfMemoryError, match=r"batch of one sample.*precision='bf16'.*Tried to allocate"):
@@ -198,6 +205,43 @@ def test_an_error_in_the_optimizer_is_not_repeated():
     with pytest.raises(torch.OutOfMemoryError, match="in the optimizer"):
         model.fit(X, Y, callbacks=[SplitOnOutOfMemory(), Count()], verbose=0)
     assert calls == [1]
+
+
+class Two(Model):
+    """Has two optimizers, each with its step."""
+
+    def critic_step(self, batch):
+        return {"loss": self.module["critic"](batch[0]).square().mean()}
+
+    def painter_step(self, batch):
+        return {"loss": self.module["painter"](batch[0]).square().mean()}
+
+
+class LimitedEvaluation(Limited):
+    """Runs out of memory in the second evaluation of an update."""
+
+    def forward(self, x):
+        self.limit = 8 if self.training and len(self.sizes) == 1 else 10**9
+        return super().forward(x)
+
+
+def test_no_update_is_repeated_after_weights_have_changed():
+    module = nn.ModuleDict({"critic": nn.Linear(8, 8), "painter": Limited(8)})
+    two = Two(module, device="cpu").compile({"critic": "adam", "painter": "adam"}, lr=0.1)
+    lbfgs = Model(LimitedEvaluation(), device="cpu").compile("lbfgs", "cross_entropy")
+    for model in (two, lbfgs):
+        with pytest.raises(torch.OutOfMemoryError, match=r"had changed weights.*SplitOnOutOfMemory\(batch_size=8\)"):
+            model.fit(X, Y, batch_size=16, callbacks=[SplitOnOutOfMemory()], verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore:Update 1 ran out of memory")
+def test_an_update_of_sam_is_repeated():
+    net = LimitedEvaluation()
+    whole = Limited()
+    whole.load_state_dict(net.state_dict())
+    repeated = train(net, callbacks=[SplitOnOutOfMemory()], optimizer="sam", base="sgd")
+    expected = train(whole, callbacks=[SplitOnOutOfMemory(batch_size=8)], optimizer="sam", base="sgd")
+    assert_close(repeated, expected, 0.0)
 
 
 def test_a_batch_that_cannot_be_divided_is_an_error():
