@@ -23,6 +23,7 @@ from easytorch.callbacks import (
     LambdaCallback,
     ModelCheckpoint,
     ReduceLROnPlateau,
+    StopAfter,
 )
 from tests.distributed.common_ranks import attempt, both_fail, new_model, rank
 from tests.loops import blobs
@@ -226,6 +227,13 @@ def test_a_dry_run_prints_what_was_checked(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     model.fit(X, Y, dry_run=True, verbose=0)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("limit", [{"updates": 1}, {"minutes": 1e-9}])
+def test_a_dry_run_is_not_ended_by_a_limit(limit, capsys):
+    model = Model(nn.Linear(8, 3), device="cpu").compile("adam", "cross_entropy")
+    model.fit(X, Y, batch_size=8, validation_data=(X, Y), callbacks=[StopAfter(**limit)], dry_run=True)
+    assert "Dry run passed: an update with 8 samples (" in capsys.readouterr().out
 
 
 def test_a_dry_run_has_one_update_and_one_validation_batch(tmp_path):

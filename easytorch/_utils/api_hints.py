@@ -733,8 +733,10 @@ def _suggest_call(
     positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
     keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     if len(args) > len(positional) + 1 and keywords:
-        example = f"{name}({', '.join(positional)}, {keywords[0]}=..., ...)"
-        return f" Pass the arguments after {positional[-1]} by name: {example}."
+        others = ", ..." * (len(keywords) > 1)
+        example = f"{name}({', '.join([*positional, f'{keywords[0]}=...'])}{others})"
+        which = f"the arguments after {positional[-1]}" if positional else "all arguments"
+        return f" Pass {which} by name: {example}."
     return f" See help({title})."
 
 

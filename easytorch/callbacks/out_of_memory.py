@@ -205,8 +205,9 @@ class SplitOnOutOfMemory(Callback):
         return {"batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the batch size, so that a resumed run sums in the same order."""
-        self.batch_size = optional_positive_int("batch_size", state["batch_size"])
+        """Restore the batch size, so that a resumed run sums in the same order; a smaller one that was passed stays."""
+        sizes = self.batch_size, optional_positive_int("batch_size", state["batch_size"])
+        self.batch_size = min((size for size in sizes if size is not None), default=None)
 
 
 def split_batch(batch: Any, size: int, count: int, *, has_parts: bool = True) -> list[Any]:

@@ -19,6 +19,7 @@ from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import LineDisplay
+from easytorch.callbacks.stop_after import StopAfter
 from easytorch.data.batch import GeneratorWithLookahead, is_single_pass
 from easytorch.data.data_sets import by_name
 from easytorch.errors import escape_lines
@@ -46,14 +47,14 @@ def dry_run(
         verbose: 0 prints nothing when all is well.
 
     Yields:
-        The callbacks of the fit inside: all but those that display progress.
+        The callbacks of the fit inside: all but those that display progress, and those that would end it before its hooks.
 
     Raises:
         ValueError: If data can be read only once.
     """
     _check_can_read_again(train_data)
     validation.validate_always()
-    hidden = (LineDisplay, AdviseOnSlowData)
+    hidden = (LineDisplay, AdviseOnSlowData, StopAfter)
     callbacks = [callback for callback in callbacks if not isinstance(callback, hidden)]
     last = LastHooks()
     restore = _record(model, train_data, callbacks)

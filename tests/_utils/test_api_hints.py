@@ -27,6 +27,9 @@ def compiled_model():
     [
         (lambda: compiled_model().fit(X, Y, 32, 5, 2), r"fit\(x, y, epochs=10, batch_size=32, "),
         (lambda: compiled_model().fit(X, Y, 32), r"epochs or batch_size\. Write epochs=32 or batch_size=32"),
+        (lambda: callbacks.StopAfter(3), r"Pass all arguments by name: StopAfter\(updates=\.\.\., \.\.\.\)"),
+        (lambda: callbacks.Every(3), r"Pass all arguments by name: Every\(epochs=\.\.\., \.\.\.\)"),
+        (lambda: callbacks.CSVLogger("a", ",", True, 1), r"CSVLogger\(filename, separator, append, every=\.\.\.\)"),
         (lambda: compiled_model().evaluate(X, Y, 32), r"evaluate\(x, y, batch_size=\.\.\., \.\.\.\)"),
         (lambda: compiled_model().fit(X, Y, epoch=5), "Did you mean 'epochs'"),
         (lambda: compiled_model().fit(X, Y, val_data=(X, Y)), "Use validation_data="),
