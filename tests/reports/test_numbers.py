@@ -10,7 +10,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from easytorch.reports import make_report
-from easytorch.reports.classification import _areas
+from easytorch.reports.classification import Ranking
 from easytorch.reports.comparison import _compare_shares
 from easytorch.reports.intervals import Bootstrap, proportion, quantile
 
@@ -46,7 +46,7 @@ def test_class_scores_are_those_of_scikit_learn(classes):
         "roc_auc (macro)": metrics.roc_auc_score(truth, p, average="macro"),
         "average_precision (macro)": metrics.average_precision_score(truth, p, average="macro"),
         "log_loss": metrics.log_loss(y, p),
-        "brier_score": ((p - truth) ** 2).sum(1).mean(),
+        "brier_score": ((p - truth) ** 2).sum(1).mean() if classes > 2 else metrics.brier_score_loss(y, p[:, 1]),
         "calibration_error": float(multiclass_calibration_error(torch.tensor(p), torch.tensor(y), classes, n_bins=15)),
     }
     assert {name: estimate.value for name, estimate in report.summary.items()} == pytest.approx(expected, rel=1e-5)
@@ -60,7 +60,7 @@ def test_weighted_areas_are_those_of_scikit_learn(has_ties):
     outputs, y = logits(2)
     scores = outputs[:, 1] if has_ties else outputs[:, 1] + np.arange(300) * 1e-5
     weights = next(Bootstrap(20, seed=1).weights(300))
-    auc, average = _areas(scores, y == 1, weights)
+    auc, average = Ranking(scores, y == 1).areas(weights)
     for i in range(20):
         assert auc[i] == pytest.approx(metrics.roc_auc_score(y, scores, sample_weight=weights[i]))
         assert average[i] == pytest.approx(metrics.average_precision_score(y, scores, sample_weight=weights[i]))
