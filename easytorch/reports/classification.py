@@ -125,11 +125,22 @@ class ClassificationReport(Report):
             f1 = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
         false_rate, true_rate, roc_cuts = metrics.roc_curve(is_positive, scores, drop_intermediate=False)
         best = int(np.argmax(true_rate - false_rate))
+        distinct = np.unique(scores)
+
+        def above(cut: float) -> float:
+            """Return the middle between ``cut`` and the next lower score: all scores of at least ``cut`` are above it."""
+            position = int(np.searchsorted(distinct, cut))
+            if position == len(distinct):  # no sample is above
+                return 1.0
+            lower = float(distinct[position - 1]) if position else 0.0
+            middle = (lower + float(distinct[position])) / 2
+            return middle if middle < distinct[position] else lower
+
         return [
-            {"criterion": "f1", "threshold": float(cuts[f1.argmax()]), "value": float(f1.max())},
+            {"criterion": "f1", "threshold": above(cuts[f1.argmax()]), "value": float(f1.max())},
             {
                 "criterion": "sensitivity + specificity - 1",
-                "threshold": float(roc_cuts[best]),
+                "threshold": above(roc_cuts[best]),
                 "value": float(true_rate[best] - false_rate[best]),
             },
         ]
@@ -262,7 +273,8 @@ class MultilabelReport(Report):
     ) -> None:
         if y.shape != probabilities.shape or not np.isin(y, (0, 1)).all():
             raise ValueError(
-                f"Expected labels 0 and 1 in the shape of the probabilities, {probabilities.shape}, received {y.shape}."
+                f"Expected labels 0 and 1 in the shape of the outputs, {list(probabilities.shape)}, received labels "
+                f"{list(y.shape)} from {y.min():.4g} to {y.max():.4g}."
             )
         super().__init__(y.astype(int), (probabilities > threshold).astype(int), losses, bootstrap)
         self.probabilities, self.threshold = probabilities, threshold

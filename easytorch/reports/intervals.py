@@ -17,7 +17,7 @@ TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # in percent
 # Numbers that are drawn at a time, so that a bootstrap over many samples does not fill the memory.
 CHUNK = 5_000_000
 # Numbers that one bootstrap reads, which takes less than a minute; more samples and columns get fewer repeats.
-MAX_WORK, MIN_REPEATS = 5_000_000_000, 100
+MAX_WORK, MIN_REPEATS = 2_000_000_000, 100
 
 
 def proportion(count: float, total: float) -> Estimate:
@@ -28,7 +28,7 @@ def proportion(count: float, total: float) -> Estimate:
     if total == 0:
         return Estimate(float("nan"))
     interval = stats.binomtest(int(count), int(total)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(count / total, float(interval.low), float(interval.high))
+    return Estimate(float(count / total), float(interval.low), float(interval.high))
 
 
 def quantile(values: Array, share: float) -> Estimate:

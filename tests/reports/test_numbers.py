@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,34 @@ def test_binary_outputs_have_thresholds_of_scikit_learn():
     assert all(metrics.f1_score(y, p >= cut) <= best["value"] + 1e-12 for cut in np.unique(p))
     lower = make_report(scores[:, None], y[:, None].astype("float32"), "bce_with_logits", threshold=0.2, bootstrap=0)
     assert lower.summary["accuracy"].value == metrics.accuracy_score(y, p > 0.2)
+
+
+@pytest.mark.parametrize(
+    "scores", [[-2, -1, 0, 1, 2, 3], [0] * 6, [3, 2, 1, 0, -1, -2]], ids=["right", "equal", "wrong"]
+)
+def test_best_thresholds_reach_their_value(scores):
+    outputs, y = torch.tensor(scores).float(), torch.tensor([0.0, 0, 1, 0, 1, 1])
+    f1, youden = make_report(outputs, y, "bce_with_logits", bootstrap=0).tables["thresholds"]
+    p = outputs.double().sigmoid().numpy()
+    assert metrics.f1_score(y, p > f1["threshold"]) == pytest.approx(f1["value"])
+    recall = metrics.recall_score(y, p > youden["threshold"], average=None)
+    assert recall.sum() - 1 == pytest.approx(youden["value"])
+    make_report(outputs, y, "bce_with_logits", threshold=youden["threshold"], bootstrap=0)
+
+
+def test_equal_targets_have_no_r2():
+    report = make_report(torch.arange(20.0), torch.full((20,), 0.1), "mse", bootstrap=50)
+    assert np.isnan(report.summary["r2"]).all()
+
+
+def test_reports_on_many_classes_need_little_memory():
+    outputs, y = torch.randn(50, 2000), torch.arange(50)
+    tracemalloc.start()
+    report = make_report(outputs, y, bootstrap=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500e6  # the 100 confusion matrices have 3.2 GB
+    assert report.summary["f1 (macro)"].low <= report.summary["f1 (macro)"].value
 
 
 def test_multilabel_scores_are_those_of_scikit_learn():
