@@ -553,7 +553,8 @@ class Model:
         verbose: int | str = 0,
     ) -> Any:
         """Return the outputs for ``x``, with ``transform`` applied to the outputs of each batch."""
-        x = match_columns(x if targets else without_text_targets(x), self.columns)
+        x = ClassNames(self.class_names).encode(x)[0] if targets else without_text_targets(x)
+        x = match_columns(x, self.columns)
         data = x if targets else as_predict_data(x, self.signature, self.input_list_length)
         loader = predictions.warn_if_shuffled(as_loader(data, batch_size=batch_size))
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))

@@ -38,7 +38,8 @@ def combine(loaders: Mapping[str, DataLike] | Sequence[DataLike], mode: str = "l
         A loader for ``fit``, ``validation_data`` and ``evaluate``, with a length if all loaders have one.
 
     Raises:
-        ValueError: If there is no loader, ``mode`` is unknown, or a loader is a generator, which can be read only once.
+        ValueError: If there is no loader, two have the same name, ``mode`` is unknown, or a loader is a generator, which can be
+            read only once.
         TypeError: If a loader does not return batches.
 
     Examples:
@@ -54,6 +55,8 @@ def combine(loaders: Mapping[str, DataLike] | Sequence[DataLike], mode: str = "l
     values = loaders.values() if isinstance(loaders, Mapping) else loaders
     if not names:
         raise ValueError("combine() received no loader. Pass combine({'labeled': loader, 'unlabeled': other_loader}).")
+    if len(set(names)) < len(names):
+        raise ValueError(f"combine() received several loaders with the same name: {names}. Give each another name.")
     parts = {name: _as_part(name, value) for name, value in zip(names, values, strict=True)}
     return CombinedLoader(parts, mode, isinstance(loaders, Mapping))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
@@ -16,6 +16,7 @@ from easytorch.errors import ResumeError
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
 
+END = object()
 MODES: dict[str, Callable[[Iterable[int]], int]] = {"longest": max, "shortest": min}
 
 UNEQUAL_SHARES = (
@@ -41,18 +42,31 @@ class CombinedLoader(Iterable[Any]):
         return combined_length(self.parts, self.mode)
 
     def __iter__(self) -> Iterator[Any]:
-        iterators = {name: iter(part) for name, part in self.parts.items()}
+        # Each loader starts when its first batch is read, as in fit, so that both draw the same random numbers.
+        iterators: dict[str, Iterator[Any]] = {}
         cycled = set[str]()
         while True:
-            batches = {name: next(iterator, None) for name, iterator in iterators.items()}
-            ended = [name for name, batch in batches.items() if batch is None]
-            cycled.update(ended)
-            if cycled and (self.mode == "shortest" or len(cycled) == len(self.parts)):
+            batches: dict[str, Any] = {}
+            for name in sorted(self.parts, key=lambda name: name in cycled):
+                if self._ends_with(cycled):
+                    return
+                iterator = iterators[name] if name in iterators else iter(self.parts[name])
+                iterators[name], batches[name] = iterator, next(iterator, END)
+                if batches[name] is END:
+                    cycled.add(name)
+            if self._ends_with(cycled):
                 return
-            for name in ended:
-                iterators[name] = iter(self.parts[name])
-                batches[name] = next(iterators[name])
-            yield self.make_batch(batches)
+            for name in self.parts:
+                if batches[name] is END:
+                    iterators[name] = iter(self.parts[name])
+                    batches[name] = next(iterators[name], END)
+                if batches[name] is END:
+                    raise ValueError(f"The loader {name!r} of combine() is empty: it has no batch.")
+            yield self.make_batch({name: batches[name] for name in self.parts})
+
+    def _ends_with(self, cycled: Collection[str]) -> bool:
+        """Return whether a pass is over if the loaders ``cycled`` have ended."""
+        return len(cycled) == len(self.parts) or (self.mode == "shortest" and len(cycled) > 0)
 
     def make_batch(self, batches: Mapping[str, Any]) -> Any:
         """Return one batch of each loader as a dict, or as a tuple if the loaders were passed as a list."""

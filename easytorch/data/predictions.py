@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
@@ -109,7 +110,10 @@ def join_samples(batches: Sequence[Any]) -> list[Any] | None:
 def warn_if_shuffled(loader: Any) -> Any:
     """Return ``loader``; warn if its sampler changes the order or the number of samples, so that outputs do not match them."""
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        batch_sampler = loader.batch_sampler
+        sampler: Any = getattr(batch_sampler, "sampler", loader.sampler)
+        if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
+            sampler = batch_sampler
         if not _keeps_order(sampler, loader.dataset):
             warn(
                 "The outputs have another order than the samples of the dataset, or another number, because of the sampler "
@@ -126,7 +130,9 @@ def _keeps_order(sampler: Any, dataset: Any) -> bool:
         return False
     try:
         with preserve_rng_state(), preserve_generators([sampler]):
-            indices = list(sampler)
+            indices = list(itertools.islice(sampler, len(dataset) + 1))
+        if indices and all(isinstance(batch, (list, tuple)) for batch in indices):  # a sampler of batches
+            indices = list(itertools.chain.from_iterable(indices))
         return not all(isinstance(index, int) for index in indices) or indices == list(range(len(dataset)))
     # A sampler of batches, or a dataset without a length.
     except TypeError:

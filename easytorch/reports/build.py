@@ -13,7 +13,7 @@ from torch import Tensor
 from easytorch._utils.integers import positive_int
 from easytorch._utils.pytree import describe
 from easytorch.data.batch import from_numpy
-from easytorch.data.class_names import names_of
+from easytorch.data.class_names import ClassNames, is_text, names_of
 from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
 from easytorch.losses.resolve import resolve_loss
 
@@ -38,7 +38,7 @@ def make_report(
 
     Args:
         outputs: Outputs of the module, not probabilities: ``[N, classes]`` or ``[N, ...]``; also an array of a file.
-        y: The targets, as the loss takes them.
+        y: The targets, as the loss takes them; or the name of each class as text, with ``class_names``.
         loss: The loss, as in ``compile``. It decides the kind of the report.
         class_names: The name of each class, label or output.
         output: The output to report on, if there are several losses.
@@ -59,6 +59,8 @@ def make_report(
     except ImportError as error:
         raise ImportError("A report needs scikit-learn: pip install scikit-learn") from error
     criterion = loss if isinstance(loss, Criterion) else resolve_loss(loss)
+    if is_text(y):
+        y = _encode_text(y, class_names, output)
     if isinstance(criterion, MultiOutputLoss):
         criterion, outputs, y, class_names = _select(criterion, outputs, y, class_names, output)
     if not isinstance(criterion, SingleLoss) or (criterion.kind is None and not criterion.is_elementwise):
@@ -91,25 +93,67 @@ def _build(
     if loss.kind is None and threshold is not None:
         raise ValueError(f"threshold has no effect on the loss, {loss!r}. Leave it out.")
     if loss.kind is None:
+        _check_finite("outputs", y_pred.isfinite())
+        _check_finite("targets", y.isfinite())
         return RegressionReport(y.double().numpy(), y_pred.double().numpy(), names=names, **options)
     probabilities = loss.probabilities(y_pred.double()).numpy()
+    if threshold is not None:
+        loss.classes(y_pred[:1], threshold)  # raises the error of predict_classes
     if loss.kind == "multiclass":
-        if threshold is not None:
-            loss.classes(y_pred[:1], threshold)  # raises the error of predict_classes
         labels = y.argmax(1) if y.is_floating_point() else y
         counted = (labels != loss.ignore_index).numpy()
+        if not counted.any():
+            raise ValueError(
+                f"A report needs at least one label, but all {len(labels)} labels are {loss.ignore_index}, which the loss "
+                "ignores."
+            )
+        _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)) | ~torch.from_numpy(counted)[:, None])
+        _check_names(names, probabilities.shape[1], "class")
         options |= {"losses": options["losses"][counted], "indices": np.flatnonzero(counted)}
         report = ClassificationReport(labels.numpy()[counted], probabilities[counted], names=names, **options)
         report.count = len(labels)
         return report
     cut = 0.5 if threshold is None else threshold
+    _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)))
     if probabilities.size == len(probabilities):
         both = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
         labels = y.reshape(-1)
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError("A report on two classes needs targets of 0 and 1, received others.")
+        _check_names(names, 2, "class")
         return ClassificationReport(labels.long().numpy(), both, names=names, threshold=cut, **options)
+    if probabilities.ndim != 2:
+        raise ValueError(
+            f"A report on labels needs outputs [samples, labels], received {list(probabilities.shape)}. Select the parts of the "
+            "outputs to report on, and pass them to easytorch.reports.make_report."
+        )
+    _check_names(names, probabilities.shape[1], "label")
     return MultilabelReport(y.numpy(), probabilities, names=names, threshold=cut, **options)
+
+
+def _check_finite(what: str, is_valid: Tensor) -> None:
+    """Raise a ``ValueError`` with the first row of ``is_valid`` that has a false entry."""
+    invalid = (~is_valid.reshape(len(is_valid), -1).all(1)).nonzero().flatten()
+    if len(invalid):
+        raise ValueError(
+            f"The {what} of {len(invalid)} of {len(is_valid)} samples have NaN or infinite values, the first at index "
+            f"{int(invalid[0])}. A report on them would have no meaning. Leave out these samples."
+        )
+
+
+def _check_names(names: list[str] | None, count: int, what: str) -> None:
+    """Raise a ``ValueError`` unless there is one name for each class or label."""
+    if names is not None and len(names) != count:
+        raise ValueError(f"class_names expects {count} names, one for each {what}, received {len(names)}: {names}.")
+
+
+def _encode_text(y: Any, class_names: Any, output: str | None) -> Any:
+    """Return the class number of each label."""
+    if class_names is None:
+        raise ValueError(
+            "The labels are text. Pass class_names=[...], with the name of each class in the order of the outputs."
+        )
+    return ClassNames(names_of(class_names, output)).encode(None, y)[1]
 
 
 def _as_tensors(loss: SingleLoss, outputs: Any, y: Any) -> tuple[Tensor, Tensor]:
@@ -146,7 +190,14 @@ def _check_labels(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
 def _to_tensor(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    return from_numpy(np.asarray(value)) if isinstance(value, np.ndarray) or hasattr(value, "__array__") else value
+    is_array = isinstance(value, np.ndarray) or hasattr(value, "__array__") or _is_nested_numbers(value)
+    return from_numpy(np.asarray(value)) if is_array else value
+
+
+def _is_nested_numbers(value: Any) -> bool:
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return isinstance(value, (int, float, np.number))
 
 
 def sample_losses(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> np.ndarray[Any, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from easytorch.reports.intervals import Bootstrap, proportion
 BINS = 15
 # Classes whose curves fit in one panel.
 MAX_CURVES = 10
+# Weights that are read at a time.
+IN_CACHE = 100_000
 
 
 class ClassificationReport(Report):
@@ -56,8 +59,9 @@ class ClassificationReport(Report):
     def _measure(self) -> None:
         right = int(np.trace(self.confusion))
         of_counts = self.bootstrap.of_counts(_confusion_scores, self.confusion)
-        curves = self.bootstrap.of_samples(self._curve_scores, len(self))
         classes = len(self.names)
+        rankings = [Ranking(self.probabilities[:, i], self.y == i) for i in range(classes)]
+        curves = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), classes)
         self.summary = {
             "accuracy": proportion(right, len(self)),
             "balanced_accuracy": of_counts[-2],
@@ -85,21 +89,14 @@ class ClassificationReport(Report):
         self.add_worst()
         self.tables["confident_errors"] = self._confident_errors()
 
-    def _curve_scores(self, weights: Array) -> Array:
-        """Return AUC and average precision of each class against the rest, then both means, ``[repeats, 2 * classes + 2]``."""
-        columns = [_areas(self.probabilities[:, i], self.y == i, weights) for i in range(len(self.names))]
-        areas = np.stack([auc for auc, _ in columns] + [precision for _, precision in columns], axis=1)
-        classes = len(self.names)
-        with np.errstate(invalid="ignore"):
-            means = [_nan_mean(areas[:, :classes]), _nan_mean(areas[:, classes:])]
-        return np.column_stack([areas, *means])
-
     def _probability_scores(self) -> dict[str, Estimate]:
         """Return the scores of the probabilities: mean log loss, Brier score, and calibration error."""
-        truth = np.eye(len(self.names))[self.y]
         chosen = self.probabilities[np.arange(len(self)), self.y]
         log_losses = -np.log(np.clip(chosen, np.finfo(float).tiny, 1))
-        brier = ((self.probabilities - truth) ** 2).sum(1)
+        errors = self.probabilities.copy()
+        errors[np.arange(len(self)), self.y] -= 1
+        # For two classes, the square of the error of one of them.
+        brier = np.einsum("ij,ij->i", errors, errors) / (2 if len(self.names) == 2 else 1)
         confidence = self.probabilities[np.arange(len(self)), self.predicted]
         bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         members = np.eye(BINS)[bins]
@@ -128,11 +125,22 @@ class ClassificationReport(Report):
             f1 = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
         false_rate, true_rate, roc_cuts = metrics.roc_curve(is_positive, scores, drop_intermediate=False)
         best = int(np.argmax(true_rate - false_rate))
+        distinct = np.unique(scores)
+
+        def above(cut: float) -> float:
+            """Return the middle between ``cut`` and the next lower score: all scores of at least ``cut`` are above it."""
+            position = int(np.searchsorted(distinct, cut))
+            if position == len(distinct):  # no sample is above
+                return 1.0
+            lower = float(distinct[position - 1]) if position else 0.0
+            middle = (lower + float(distinct[position])) / 2
+            return middle if middle < distinct[position] else lower
+
         return [
-            {"criterion": "f1", "threshold": float(cuts[f1.argmax()]), "value": float(f1.max())},
+            {"criterion": "f1", "threshold": above(cuts[f1.argmax()]), "value": float(f1.max())},
             {
                 "criterion": "sensitivity + specificity - 1",
-                "threshold": float(roc_cuts[best]),
+                "threshold": above(roc_cuts[best]),
                 "value": float(true_rate[best] - false_rate[best]),
             },
         ]
@@ -265,7 +273,8 @@ class MultilabelReport(Report):
     ) -> None:
         if y.shape != probabilities.shape or not np.isin(y, (0, 1)).all():
             raise ValueError(
-                f"Expected labels 0 and 1 in the shape of the probabilities, {probabilities.shape}, received {y.shape}."
+                f"Expected labels 0 and 1 in the shape of the outputs, {list(probabilities.shape)}, received labels "
+                f"{list(y.shape)} from {y.min():.4g} to {y.max():.4g}."
             )
         super().__init__(y.astype(int), (probabilities > threshold).astype(int), losses, bootstrap)
         self.probabilities, self.threshold = probabilities, threshold
@@ -288,8 +297,9 @@ class MultilabelReport(Report):
             return np.column_stack([f1, _nan_mean(f1), weights @ right / weights.sum(1)])
 
         columns = self.bootstrap.of_samples(measure, len(self))
-        areas = self.bootstrap.of_samples(self._curve_scores, len(self))
         labels = len(self.names)
+        rankings = [Ranking(self.probabilities[:, i], self.y[:, i] == 1) for i in range(labels)]
+        areas = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), labels)
         self.summary = {
             "exact_match": proportion(self.scores().sum(), len(self)),
             "accuracy of labels": columns[-1],
@@ -311,12 +321,6 @@ class MultilabelReport(Report):
             for i, name in enumerate(self.names)
         ]
         self.add_worst()
-
-    def _curve_scores(self, weights: Array) -> Array:
-        labels = len(self.names)
-        columns = [_areas(self.probabilities[:, i], self.y[:, i] == 1, weights) for i in range(labels)]
-        areas = np.stack([auc for auc, _ in columns] + [precision for _, precision in columns], axis=1)
-        return np.column_stack([areas, _nan_mean(areas[:, :labels]), _nan_mean(areas[:, labels:])])
 
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return index, labels and loss of samples."""
@@ -372,20 +376,59 @@ def _nan_mean(values: Array) -> Array:
         return np.asarray(np.nansum(values, -1) / count)
 
 
-def _areas(scores: Array, is_positive: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the area below the ROC curve, and the average precision, for weights ``[repeats, N]``; NaN without both classes.
+class Ranking:
+    """The samples in the order of their scores for one class, the highest first.
 
-    They equal ``sklearn.metrics.roc_auc_score`` and ``average_precision_score`` with ``sample_weight``, for all repeats at once.
+    Args:
+        scores: The score of each sample, ``[N]``.
+        is_positive: Whether each sample is of the class.
     """
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    positive = np.add.reduceat(weights[:, order] * is_positive[order], starts, axis=1)
-    negative = np.add.reduceat(weights[:, order] * ~is_positive[order], starts, axis=1)
-    positives, negatives = positive.cumsum(1), negative.cumsum(1)
-    total, others = positives[:, -1], negatives[:, -1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # A negative sample ranks below all positive ones that come before it, and below half of those with the same score.
-        auc = (negative * (positives - positive / 2)).sum(1) / (total * others)
-        precision = np.nan_to_num(positives / (positives + negatives))
-        average = (positive * precision).sum(1) / total
-    return auc, np.where(others > 0, average, np.nan)
+
+    def __init__(self, scores: Array, is_positive: Array) -> None:
+        order = np.argsort(-scores, kind="stable")
+        edges = np.r_[np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0), len(scores)]
+        positives = np.flatnonzero(is_positive[order])
+        tie = np.searchsorted(edges, positives, side="right")
+        self.order = order.astype(np.int32)
+        self.positives = positives.astype(np.int32)
+        # Samples, and positive ones, before and up to the end of the samples with the same score as each positive one.
+        self.starts, self.ends = edges[tie - 1], edges[tie]
+        self.first, self.last = np.searchsorted(positives, self.starts), np.searchsorted(positives, self.ends)
+
+    def areas(self, weights: Array) -> tuple[Array, Array]:
+        """Return the area below the ROC curve, and the average precision, for weights ``[repeats, N]``; NaN without both classes.
+
+        They equal ``sklearn.metrics.roc_auc_score`` and ``average_precision_score`` with ``sample_weight``.
+        """
+        step = max(1, IN_CACHE // weights.shape[1])
+        parts = [self._areas(weights[start : start + step]) for start in range(0, len(weights), step)]
+        return np.concatenate([auc for auc, _ in parts]), np.concatenate([average for _, average in parts])
+
+    def _areas(self, weights: Array) -> tuple[Array, Array]:
+        ordered = weights.take(self.order, axis=1)
+        own = ordered.take(self.positives, axis=1)
+        all_sums, sums = _sums_before(ordered), _sums_before(own)
+        total = sums[:, -1]
+        others = all_sums[:, -1] - total
+        up_to, positives = all_sums.take(self.ends, axis=1), sums.take(self.last, axis=1)
+        before = all_sums.take(self.starts, axis=1) - sums.take(self.first, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # A positive sample ranks above all negative ones that come after it, and above half of those with the same score.
+            higher = (before + (up_to - positives)) / 2
+            auc = 1 - (own * higher).sum(1) / (total * others)
+            average = (own * np.nan_to_num(positives / up_to)).sum(1) / total
+        return auc, np.where(others > 0, average, np.nan)
+
+
+def _sums_before(values: Array) -> Array:
+    """Return the sum of the first 0, 1, 2, ... values of each row."""
+    sums = np.zeros((len(values), values.shape[1] + 1))
+    np.cumsum(values, axis=1, out=sums[:, 1:])
+    return sums
+
+
+def _areas_of(rankings: Sequence[Ranking], weights: Array) -> Array:
+    """Return AUC and average precision of each ranking, then both means, ``[repeats, 2 * rankings + 2]``."""
+    columns = [ranking.areas(weights) for ranking in rankings]
+    auc, average = (np.stack(values, axis=1) for values in zip(*columns, strict=True))
+    return np.column_stack([auc, average, _nan_mean(auc), _nan_mean(average)])

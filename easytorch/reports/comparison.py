@@ -51,8 +51,11 @@ def _compare_shares(first: Array, second: Array) -> tuple[Estimate, float, str]:
 def _compare_means(first: Array, second: Array) -> tuple[Estimate, float, str]:
     """Return difference, p-value and test of two means over the same samples, by the paired t-test."""
     differences = first - second
-    if len(differences) < 2 or not differences.std():
-        return Estimate(float(differences.mean())), 1.0, "paired t"
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return Estimate(mean), 1.0, "paired t"
+    if np.ptp(differences) == 0:  # the same difference for every sample: no chance is left
+        return Estimate(mean, mean, mean), float(mean == 0), "paired t"
     result = stats.ttest_rel(first, second)
     low, high = result.confidence_interval(LEVEL)
-    return Estimate(float(differences.mean()), float(low), float(high)), float(result.pvalue), "paired t"
+    return Estimate(mean, float(low), float(high)), float(result.pvalue), "paired t"

@@ -16,6 +16,8 @@ LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # in percent
 # Numbers that are drawn at a time, so that a bootstrap over many samples does not fill the memory.
 CHUNK = 5_000_000
+# Numbers that one bootstrap reads, which takes less than a minute; more samples and columns get fewer repeats.
+MAX_WORK, MIN_REPEATS = 2_000_000_000, 100
 
 
 def proportion(count: float, total: float) -> Estimate:
@@ -26,7 +28,7 @@ def proportion(count: float, total: float) -> Estimate:
     if total == 0:
         return Estimate(float("nan"))
     interval = stats.binomtest(int(count), int(total)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(count / total, float(interval.low), float(interval.high))
+    return Estimate(float(count / total), float(interval.low), float(interval.high))
 
 
 def quantile(values: Array, share: float) -> Estimate:
@@ -66,27 +68,37 @@ class Bootstrap:
         if not self.repeats or not total:
             return [Estimate(float(value)) for value in values]
         generator = np.random.default_rng(self.seed)
-        drawn = generator.multinomial(total, counts.ravel() / total, self.repeats).reshape(-1, *counts.shape)
-        return _percentiles(values, statistic(drawn))
+        cells = np.flatnonzero(counts)  # most cells of the confusion matrix of many classes are empty
+        shares = counts.ravel()[cells] / total
+        step, drawn = max(1, CHUNK // counts.size), []
+        for start in range(0, self.repeats, step):
+            chunk = np.zeros((min(step, self.repeats - start), counts.size), dtype=np.int64)
+            chunk[:, cells] = generator.multinomial(total, shares, len(chunk))
+            drawn.append(statistic(chunk.reshape(-1, *counts.shape)))
+        return _percentiles(values, np.concatenate(drawn))
 
-    def of_samples(self, statistic: Callable[[Array], Array], count: int) -> list[Estimate]:
+    def of_samples(self, statistic: Callable[[Array], Array], count: int, columns: int = 1) -> list[Estimate]:
         """Return the entries of ``statistic(weights)`` for weights that are all 1.
 
         Args:
             statistic: Returns values ``[repeats, values]`` for weights ``[repeats, count]``: how often each sample is drawn.
             count: The number of samples.
+            columns: How often ``statistic`` reads all weights. If the work exceeds ``MAX_WORK``, there are fewer repeats, but at
+                least 100.
         """
         values = statistic(np.ones((1, count)))[0]
         if not self.repeats or not count:
             return [Estimate(float(value)) for value in values]
-        return _percentiles(values, np.concatenate([statistic(weights) for weights in self.weights(count)]))
+        repeats = min(self.repeats, max(MIN_REPEATS, MAX_WORK // (count * columns)))
+        return _percentiles(values, np.concatenate([statistic(weights) for weights in self.weights(count, repeats)]))
 
-    def weights(self, count: int) -> Iterator[Array]:
+    def weights(self, count: int, repeats: int | None = None) -> Iterator[Array]:
         """Yield arrays ``[repeats, count]``: how often each sample is drawn."""
         generator = np.random.default_rng(self.seed)
+        repeats = self.repeats if repeats is None else repeats
         step = max(1, CHUNK // count)
-        for start in range(0, self.repeats, step):
-            rows = min(step, self.repeats - start)
+        for start in range(0, repeats, step):
+            rows = min(step, repeats - start)
             indices = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
             yield np.bincount(indices.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
 

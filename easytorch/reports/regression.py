@@ -13,6 +13,8 @@ from easytorch.reports.intervals import Bootstrap, quantile
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 GROUPS = 5
+# A variance below this part of the mean square is an error of rounding.
+ROUNDING = 1e-12
 
 
 class RegressionReport(Report):
@@ -74,9 +76,10 @@ class RegressionReport(Report):
 
         def measure(weights: Array) -> Array:
             total = weights.sum(1, keepdims=True)
-            variance = weights @ targets**2 / total - (weights @ targets / total) ** 2
-            with np.errstate(invalid="ignore", divide="ignore"):
-                r2 = (1 - weights @ residuals / total / variance).mean(1)
+            squares = weights @ targets**2 / total
+            variance = squares - (weights @ targets / total) ** 2
+            variance[variance <= ROUNDING * squares] = np.nan  # equal targets have no R2
+            r2 = (1 - weights @ residuals / total / variance).mean(1)
             mean = weights / total
             return np.column_stack([mean @ absolute, np.sqrt(mean @ squared), r2, mean @ signed])
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
+from easytorch._utils.pytree import to_numpy
 from easytorch.reports.base import Array, Report, Row
 from easytorch.reports.estimate import Estimate
 from easytorch.reports.intervals import proportion
@@ -16,6 +19,9 @@ from easytorch.reports.intervals import proportion
 # A column of more different numbers is divided into quarters.
 MAX_VALUES = 10
 SIGNIFICANCE = 0.05
+# Different texts of a column.
+MAX_SLICES = 1000
+MICROSECONDS_PER_DAY = 86_400_000_000
 
 
 def measure_slices(report: Report, by: Mapping[str, Array]) -> list[Row]:
@@ -33,7 +39,7 @@ def measure_slices(report: Report, by: Mapping[str, Array]) -> list[Row]:
                 f"by={name!r} expects one value per sample, {report.count}, received shape {list(values.shape)}."
             )
         values = values[report.indices]
-        for label, members in _parts(values):
+        for label, members in _parts(name, values):
             row = {
                 "column": name,
                 "value": label,
@@ -46,20 +52,69 @@ def measure_slices(report: Report, by: Mapping[str, Array]) -> list[Row]:
     return sorted(rows, key=lambda row: row["p_value"])
 
 
-def _parts(values: Array) -> Iterator[tuple[str, Array]]:
-    """Yield name and members of each part of a column."""
-    is_number = np.issubdtype(values.dtype, np.number)
-    if is_number and len(np.unique(values)) > MAX_VALUES:
-        edges = np.unique(np.nanquantile(values, [0, 0.25, 0.5, 0.75, 1]))
+def _parts(name: str, column: Array) -> Iterator[tuple[str, Array]]:
+    """Yield name and members of each part of a column, at the end those without a value.
+
+    Raises:
+        ValueError: If there are too many different texts.
+    """
+    values, is_missing = _read_values(column)
+    present = np.flatnonzero(~is_missing)
+
+    def members(is_member: Array) -> Array:
+        mask = np.zeros(len(column), dtype=bool)
+        mask[present[is_member]] = True
+        return mask
+
+    if values.dtype.kind in "iufmM" and len(np.unique(values)) > MAX_VALUES:
+        numbers, show = _as_numbers(values)
+        inner = np.quantile(numbers[np.isfinite(numbers)], [0.25, 0.5, 0.75])
+        edges = np.unique([numbers.min(), *inner, numbers.max()])
         for i, (low, high) in enumerate(itertools.pairwise(edges)):
-            members = (values >= low) & ((values < high) if i < len(edges) - 2 else (values <= high))
-            yield f"{low:.4g} to {high:.4g}", members
-        if np.isnan(values.astype(float)).any():
-            yield "missing", np.isnan(values.astype(float))
-        return
-    texts = values.astype(str)
-    for text in np.unique(texts):
-        yield str(text), texts == text
+            is_last = i == len(edges) - 2
+            part = (numbers >= low) & ((numbers <= high) if is_last else (numbers < high))
+            yield f"{show(low)} to {show(high)}", members(part)
+    else:
+        distinct, positions = np.unique(values, return_inverse=True)
+        if len(distinct) > MAX_SLICES:
+            raise ValueError(
+                f"by={name!r} has {len(distinct)} different values, but a slice needs several samples. Pass a column of groups."
+            )
+        for i, value in enumerate(distinct):
+            yield str(value), members(positions == i)
+    if is_missing.any():
+        yield "missing", is_missing
+
+
+def _read_values(column: Array) -> tuple[Array, Array]:
+    """Return the values that are not missing, as numbers, times or text, and which are missing."""
+    if column.dtype.kind != "O":
+        is_missing = column != column  # NaN and NaT
+        present = column[~is_missing]
+        return (present if column.dtype.kind in "iufmM" else present.astype(str)), is_missing
+    missing = (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or bool(value != value) for value in column
+    )
+    is_missing = np.fromiter(missing, dtype=bool, count=len(column))
+    listed = column[~is_missing].tolist()
+    if listed and all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in listed):
+        return np.array(listed), is_missing
+    if listed and all(isinstance(value, datetime.date) for value in listed):
+        times = [value.replace(tzinfo=None) if isinstance(value, datetime.datetime) else value for value in listed]
+        return np.array(times, dtype="datetime64[us]"), is_missing
+    return np.array([str(value) for value in listed], dtype=str), is_missing
+
+
+def _as_numbers(values: Array) -> tuple[Array, Callable[[float], str]]:
+    """Return numbers in the order of ``values``, and a function that shows such a number as one of them."""
+    if values.dtype.kind == "M":
+        numbers = values.astype("datetime64[us]").astype(np.int64)
+        unit: Any = "D" if np.ptp(numbers) > MAX_VALUES * MICROSECONDS_PER_DAY else "s"
+        return numbers.astype(float), lambda x: str(np.datetime_as_string(np.datetime64(int(x), "us"), unit=unit))
+    if values.dtype.kind == "m":
+        numbers = values.astype("timedelta64[us]").astype(np.int64).astype(float)
+        return numbers, lambda x: str(datetime.timedelta(microseconds=int(x)))
+    return values.astype(float), lambda x: f"{x:.4g}"
 
 
 def _score(report: Report, scores: Array) -> Estimate:
@@ -106,8 +161,9 @@ def read_columns(by: Any, x: Any, count: int) -> dict[str, Array]:
 
 def _column(name: Any, value: Any, x: Any, count: int) -> Array:
     if isinstance(value, str):
+        source: Any = {} if isinstance(x, Tensor) else x
         try:
-            value = x[value]
+            value = source[value]
         except (KeyError, IndexError, TypeError):
             columns = list(getattr(x, "columns", x if isinstance(x, Mapping) else []))
             raise ValueError(
@@ -117,4 +173,4 @@ def _column(name: Any, value: Any, x: Any, count: int) -> Array:
         value = value(x)
     if hasattr(value, "to_numpy"):
         return np.asarray(value.to_numpy())
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    return np.asarray(to_numpy(value))

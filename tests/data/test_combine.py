@@ -112,6 +112,31 @@ def test_fit_equals_a_plain_loop_bit_for_bit(mode):
     assert same_weights(model.module, net)
 
 
+@pytest.mark.parametrize("mode", ["longest", "shortest"])
+def test_a_plain_loop_reads_the_batches_of_fit(mode):
+    model = new_model()
+    model.fit(combine(two_loaders(), mode), 2, verbose=0)
+    net = new_net()
+    both = combine(two_loaders(), mode)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2):
+        for batch in both:
+            x, y = batch["labeled"]
+            z = batch["unlabeled"][0]
+            loss = nn.functional.cross_entropy(net(x), y) + (net(z) - net(z)).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert same_weights(model.module, net)
+
+
+def test_an_empty_loader_and_equal_names_are_refused():
+    with pytest.raises(ValueError, match=r"loader '0' of .* is empty"):
+        list(combine([DataLoader(TensorDataset(X[:3]), 4, drop_last=True), DataLoader(ROWS, 8)]))
+    with pytest.raises(ValueError, match="same name"):
+        combine({1: DataLoader(FEW, 4), "1": DataLoader(ROWS, 8)})
+
+
 def test_accumulated_batches_equal_one_large_batch():
     def weights(loaders, window):
         torch.manual_seed(0)

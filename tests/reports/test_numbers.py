@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from easytorch.reports import make_report
-from easytorch.reports.classification import _areas
+from easytorch.reports.classification import Ranking
 from easytorch.reports.comparison import _compare_shares
 from easytorch.reports.intervals import Bootstrap, proportion, quantile
 
@@ -46,7 +48,7 @@ def test_class_scores_are_those_of_scikit_learn(classes):
         "roc_auc (macro)": metrics.roc_auc_score(truth, p, average="macro"),
         "average_precision (macro)": metrics.average_precision_score(truth, p, average="macro"),
         "log_loss": metrics.log_loss(y, p),
-        "brier_score": ((p - truth) ** 2).sum(1).mean(),
+        "brier_score": ((p - truth) ** 2).sum(1).mean() if classes > 2 else metrics.brier_score_loss(y, p[:, 1]),
         "calibration_error": float(multiclass_calibration_error(torch.tensor(p), torch.tensor(y), classes, n_bins=15)),
     }
     assert {name: estimate.value for name, estimate in report.summary.items()} == pytest.approx(expected, rel=1e-5)
@@ -60,7 +62,7 @@ def test_weighted_areas_are_those_of_scikit_learn(has_ties):
     outputs, y = logits(2)
     scores = outputs[:, 1] if has_ties else outputs[:, 1] + np.arange(300) * 1e-5
     weights = next(Bootstrap(20, seed=1).weights(300))
-    auc, average = _areas(scores, y == 1, weights)
+    auc, average = Ranking(scores, y == 1).areas(weights)
     for i in range(20):
         assert auc[i] == pytest.approx(metrics.roc_auc_score(y, scores, sample_weight=weights[i]))
         assert average[i] == pytest.approx(metrics.average_precision_score(y, scores, sample_weight=weights[i]))
@@ -76,6 +78,34 @@ def test_binary_outputs_have_thresholds_of_scikit_learn():
     assert all(metrics.f1_score(y, p >= cut) <= best["value"] + 1e-12 for cut in np.unique(p))
     lower = make_report(scores[:, None], y[:, None].astype("float32"), "bce_with_logits", threshold=0.2, bootstrap=0)
     assert lower.summary["accuracy"].value == metrics.accuracy_score(y, p > 0.2)
+
+
+@pytest.mark.parametrize(
+    "scores", [[-2, -1, 0, 1, 2, 3], [0] * 6, [3, 2, 1, 0, -1, -2]], ids=["right", "equal", "wrong"]
+)
+def test_best_thresholds_reach_their_value(scores):
+    outputs, y = torch.tensor(scores).float(), torch.tensor([0.0, 0, 1, 0, 1, 1])
+    f1, youden = make_report(outputs, y, "bce_with_logits", bootstrap=0).tables["thresholds"]
+    p = outputs.double().sigmoid().numpy()
+    assert metrics.f1_score(y, p > f1["threshold"]) == pytest.approx(f1["value"])
+    recall = metrics.recall_score(y, p > youden["threshold"], average=None)
+    assert recall.sum() - 1 == pytest.approx(youden["value"])
+    make_report(outputs, y, "bce_with_logits", threshold=youden["threshold"], bootstrap=0)
+
+
+def test_equal_targets_have_no_r2():
+    report = make_report(torch.arange(20.0), torch.full((20,), 0.1), "mse", bootstrap=50)
+    assert np.isnan(report.summary["r2"]).all()
+
+
+def test_reports_on_many_classes_need_little_memory():
+    outputs, y = torch.randn(50, 2000), torch.arange(50)
+    tracemalloc.start()
+    report = make_report(outputs, y, bootstrap=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500e6  # the 100 confusion matrices have 3.2 GB
+    assert report.summary["f1 (macro)"].low <= report.summary["f1 (macro)"].value
 
 
 def test_multilabel_scores_are_those_of_scikit_learn():

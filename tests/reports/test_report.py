@@ -12,9 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
 from easytorch.reports import make_report
+from easytorch.reports.slices import read_columns
 
 torch.manual_seed(0)
 X, Y = torch.randn(120, 1, 6, 6), torch.arange(120) % 3
+
+
+WITH_NAN = torch.ones(4, 3)
+WITH_NAN[2, 1] = float("nan")
 
 
 def compiled(loss="cross_entropy", outputs=3, **options):
@@ -182,9 +187,93 @@ def test_several_losses_need_the_name_of_an_output():
         ("cross_entropy", torch.randn(4, 3), torch.tensor([0, 1]), "one target for each of 4"),
         ("mse", torch.randn(0, 1), torch.randn(0, 1), "at least one sample"),
         (nn.CTCLoss(), torch.randn(4, 3), torch.randn(4, 3), "no report for the loss"),
+        ("cross_entropy", torch.randn(4, 3), torch.full((4,), -100), "all 4 labels are -100"),
+        ("cross_entropy", WITH_NAN, torch.tensor([0, 1, 2, 0]), "outputs of 1 of 4 samples have NaN.*index 2"),
+        ("bce_with_logits", WITH_NAN, torch.ones(4, 3), "outputs of 1 of 4 samples have NaN.*index 2"),
+        ("mse", WITH_NAN, torch.ones(4, 3), "outputs of 1 of 4 samples have NaN.*index 2"),
+        ("mse", torch.ones(4, 3), WITH_NAN, "targets of 1 of 4 samples have NaN.*index 2"),
+        ("bce_with_logits", torch.randn(4, 3, 5), torch.ones(4, 3, 5), r"outputs \[samples, labels\]"),
+        ("cross_entropy", torch.randn(3, 3), ["a", "b", "c"], "The labels are text. Pass class_names"),
     ],
-    ids=["pixels", "range", "lengths", "empty", "other loss"],
-)
+    ids=["pixels", "range", "lengths", "empty", "other loss", "ignored", "NaN", "NaN labels", "NaN numbers", "NaN targets",
+         "label maps", "text"],
+)  # fmt: skip
 def test_what_has_no_report_is_refused(loss, outputs, y, message):
     with pytest.raises(ValueError, match=message):
         make_report(outputs, y, loss, bootstrap=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "y", "count"),
+    [
+        ("cross_entropy", torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), 3),
+        ("bce_with_logits", torch.randn(4, 3), torch.eye(4)[:, :3], 3),
+        ("bce_with_logits", torch.randn(4), torch.tensor([0.0, 1, 0, 1]), 2),
+    ],
+    ids=["classes", "labels", "two classes"],
+)
+def test_a_wrong_number_of_class_names_is_refused(loss, outputs, y, count):
+    for names in (count - 1, count + 1):
+        with pytest.raises(ValueError, match=f"class_names expects {count} names.*received {names}"):
+            make_report(outputs, y, loss, class_names=list("abcd")[:names], bootstrap=0)
+    assert make_report(outputs, y, loss, class_names=list("abcd")[:count], bootstrap=0).names == list("abcd")[:count]
+
+
+def test_text_and_lists_are_reported_as_numbers():
+    outputs = torch.randn(20, 3)
+    y = torch.arange(20) % 3
+    expected = make_report(outputs, y, bootstrap=0).summary
+    assert make_report(outputs.tolist(), y.tolist(), bootstrap=0).summary == expected
+    names = ["zebra", "ape", "cat"]
+    text = [names[i] for i in y]
+    assert make_report(outputs, text, class_names=names, bootstrap=0).summary == expected
+    model = compiled()
+    model.class_names = names
+    _, targets = model.predict((X, [names[i] for i in Y]), targets=True, verbose=0)
+    np.testing.assert_array_equal(targets, Y)
+
+
+DAYS = pandas.date_range("2024-01-01", periods=40)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (np.array([1.0, np.nan] * 20), {"1.0": 20, "missing": 20}),
+        (["a", None] * 20, {"a": 20, "missing": 20}),
+        ([None, *range(39)], {"0 to 9.5": 10, "9.5 to 19": 9, "19 to 28.5": 10, "28.5 to 38": 10, "missing": 1}),
+        (np.r_[-np.inf, np.arange(38), np.inf], {"-inf to 9.25": 11, "9.25 to 18.5": 9, "18.5 to 27.75": 9, "27.75 to inf": 11}),
+        (DAYS, {"2024-01-01 to 2024-01-10": 10}),
+        (pandas.Series([True, None] * 20, dtype="boolean"), {"True": 20, "missing": 20}),
+        (pandas.Categorical(["u", None] * 20), {"u": 20, "missing": 20}),
+        (pandas.to_timedelta(range(40), unit="h"), {"0:00:00 to 9:45:00": 10}),
+        (torch.arange(40).bfloat16(), {"0 to 9.75": 10}),
+    ],
+    ids=["NaN", "None", "None in numbers", "infinite", "dates", "nullable", "categories", "durations", "bfloat16"],
+)  # fmt: skip
+def test_each_sample_is_in_one_slice_of_any_column(column, values):
+    report = make_report(torch.randn(40, 3), torch.arange(40) % 3, bootstrap=0)
+    report.add_slices(read_columns({"c": column}, None, 40))
+    counts = {row["value"]: row["samples"] for row in report.tables["slices"]}
+    assert counts | values == counts
+    assert sum(counts.values()) == 40
+
+
+def test_a_column_with_a_value_per_sample_is_refused():
+    report = make_report(torch.randn(2000), torch.randn(2000), "mse", bootstrap=0)
+    with pytest.raises(ValueError, match="2000 different values"):
+        report.add_slices({"id": np.arange(2000).astype(str)})
+
+
+def test_batches_in_another_order_get_a_warning():
+    batches = [list(range(60, 120)), list(range(60))]
+    with pytest.warns(UserWarning, match="another order"):
+        compiled().report(DataLoader(TensorDataset(X, Y), batch_sampler=batches), bootstrap=0, verbose=0)
+    compiled().report(DataLoader(TensorDataset(X, Y), batch_sampler=batches[::-1]), bootstrap=0, verbose=0)
+
+
+def test_an_equal_difference_for_all_samples_is_significant():
+    near, far = (make_report(torch.full((9,), value), torch.zeros(9), "mse", bootstrap=0) for value in (1.0, 2.0))
+    assert near.compare(far).better == "first"
+    assert near.compare(far).difference == (-1, -1, -1)
+    assert near.compare(near).better is None
