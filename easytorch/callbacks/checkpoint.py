@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.integers import boolean, optional_positive_int, positive_int
 from easytorch._utils.paths import check_writable, to_absolute_path, to_path
+from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.background import (
     PendingFile,
@@ -30,6 +31,7 @@ from easytorch.checkpoint.background import Job
 from easytorch.checkpoint.folder_lock import FolderLock
 from easytorch.checkpoint.serialization import to_serializable
 from easytorch.errors import ResumeError
+from easytorch.optimizer_group import learning_rates
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -464,6 +466,7 @@ class ModelCheckpoint(Monitor):
         self.written: list[list[Any]] = []
         self._pending: PendingFile | None = None
         self._write_error: OSError | None = None
+        self._has_warned = False
         self._saved_at = 0.0
         self.compares = save_best_only or keep_best is not None
         files.check_suffix(self.filename.text, weights_only=self.save_weights_only)
@@ -497,7 +500,7 @@ class ModelCheckpoint(Monitor):
             threshold = self.initial_value_threshold if self._best_name is None else self.best
             super().on_train_begin(logs)
             self.best = self.best if threshold is None else threshold
-        self._saved_at, self._write_error = self.model.strategy.control.now(), None
+        self._saved_at, self._write_error, self._has_warned = self.model.strategy.control.now(), None, False
         if self.save_in_background:
             check_one_process(self)
             check_saves_as_usual(self.model)
@@ -560,8 +563,8 @@ class ModelCheckpoint(Monitor):
             return
         state = self.model.state
         if self.save_freq.is_due_after_update(state.step, self.model.strategy.control.now() - self._saved_at):
-            rate = float(self.model.require_optimizer("fit").param_groups[0]["lr"])
-            self._save(dict(logs.items()) | {"epoch": state.epoch + 1, "batch": batch + 1, "lr": rate})
+            rates = learning_rates(self.model.require_optimizer("fit"))
+            self._save(dict(logs.items()) | {"epoch": state.epoch + 1, "batch": batch + 1} | rates)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save the model if it is due, and if it is the best where that is wanted."""
@@ -602,6 +605,7 @@ class ModelCheckpoint(Monitor):
         self._saved_at = self.model.strategy.control.now()
         filled = self.filename.fill(values)
         if filled is None:
+            self._warn_of_missing(values)
             return
         name = self._make_distinct(filled, is_best)
         suffix = "" if value is None else f" ({self.monitor} {value:.4f})"
@@ -616,6 +620,20 @@ class ModelCheckpoint(Monitor):
         self.written = [entry for entry in self.written if entry[0] != name] + [[name, value]]
         if isinstance(job, Written):
             self._complete()
+
+    def _warn_of_missing(self, values: Mapping[str, Any]) -> None:
+        """Warn once if the name has a field that only a custom step or a callback may log."""
+        known = {*values, *self.model.log_names()}
+        if not any(name.startswith("val_") for name in values):  # a later epoch may have a validation
+            known |= {field for field in self.filename.fields if field.startswith("val_")}
+        field = next((field for field in self.filename.fields if field not in known), None)
+        if field is None or self._has_warned:
+            return
+        self._has_warned = True
+        warn(
+            f"filepath={self.filename.text!r} contains {field!r}, which the logs do not contain, so no file was saved."
+            f"{did_you_mean(field, [*values])} The logs contain {quote_list(list(values))}."
+        )
 
     def _complete(self) -> None:
         """Wait for the pending file, report it, and delete old ones; undo its entry if it could not be written."""

@@ -24,7 +24,7 @@ from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.arrays import as_predict_data
 from easytorch.data.loader import as_single_batch
 from easytorch.diagnostics.torch_errors import translate_errors
-from easytorch.optimizers import learning_rates
+from easytorch.optimizer_group import learning_rates, members_of
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -265,9 +265,10 @@ def _to_local(tensor: Any) -> Any:
 
 
 def _count_state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
-    if not optimizer.state:
-        return _estimate_state_bytes(optimizer)
-    return _count_tensor_bytes(optimizer)
+    members = members_of(optimizer).values()
+    sizes = [_count_tensor_bytes(member) if member.state else _estimate_state_bytes(member) for member in members]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _estimate_state_bytes(optimizer: torch.optim.Optimizer) -> int | None:

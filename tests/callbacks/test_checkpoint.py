@@ -528,3 +528,25 @@ def test_a_folder_as_filepath_is_refused(path, tmp_path):
 def test_saving_to_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"path must name a file, received the folder .*model\.pt'"):
         Model(nn.Linear(2, 1)).save(f"{tmp_path}/new/")
+
+
+def test_names_may_have_the_rate_of_each_optimizer(tmp_path):
+    net = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
+    model = Model(net, device="cpu").compile({"0": ("sgd", {"lr": 0.5}), "1": "sgd"}, "cross_entropy", lr=0.25)
+    callback = ModelCheckpoint(tmp_path / "{batch}-{lr_0}-{lr_1}.pt", save_freq=1)
+    model.fit(torch.randn(8, 8), torch.arange(8) % 3, batch_size=4, callbacks=[callback], verbose=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1-0.5-0.25.pt", "2-0.5-0.25.pt"]
+
+
+def test_a_field_that_a_custom_step_never_logs_is_reported(tmp_path):
+    class Custom(Model):
+        def train_step(self, batch):
+            return {**super().train_step(batch), "entropy": 1.0}
+
+    model = Custom(nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
+    callback = ModelCheckpoint(tmp_path / "{epoch}-{entropi}.pt")
+    with pytest.warns(
+        UserWarning, match="contains 'entropi', which the logs do not .* Did you mean 'entropy'"
+    ) as caught:
+        model.fit(torch.randn(8, 8), torch.arange(8) % 3, epochs=2, callbacks=[callback], verbose=0)
+    assert len(caught) == 1

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from benchmarks import report, scaling
+from easytorch import Model
+from easytorch.optimizer_group import OptimizerGroup
 from easytorch.training.summary import estimate_memory, format_bytes, format_memory
 from tests.loops import blobs, mlp
 
@@ -40,6 +42,23 @@ def test_the_estimate_of_the_optimizer_state_is_exact(name, options):
     assert all(parameter.grad is None for parameter in module.parameters())
     assert estimate == estimate_memory(module, step_once(module, optimizer))
     assert estimate["gradients"] == sum(parameter.grad.nbytes for parameter in module.parameters())
+
+
+def test_the_estimate_of_several_optimizers_is_their_sum():
+    module = mlp()
+    first, *others = module.parameters()
+    optimizer = OptimizerGroup(
+        {"first": torch.optim.Adam([first]), "others": torch.optim.SGD(others, lr=0.1, momentum=0.9)}
+    )
+    estimate = estimate_memory(module, optimizer)
+    assert estimate["optimizer"] == 2 * first.nbytes + 4 + sum(other.nbytes for other in others)
+    assert estimate == estimate_memory(module, step_once(module, optimizer))
+
+
+def test_a_table_in_a_notebook_names_the_rates_of_all_optimizers():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model = Model(net, device="cpu").compile({"0": "adam", "*": ("sgd", {"lr": 0.5})}, "mse", lr=0.1)
+    assert "OptimizerGroup, lr_0 0.1, lr_* 0.5" in model._repr_html_()
 
 
 def test_the_estimate_of_a_huge_module_needs_no_memory():
