@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch.data.batch import unpack
 from easytorch.data.class_names import ClassNames
@@ -63,6 +63,8 @@ def input_reader(x: Any) -> Callable[[int], Any] | None:
     if isinstance(x, (tuple, list)) and x and isinstance(x[0], (Tensor, np.ndarray)):
         first: Any = x[0]
         return first.__getitem__ if isinstance(x, tuple) else None
+    if isinstance(x, IterableDataset):
+        return None
     if (
         hasattr(x, "__getitem__")
         and hasattr(x, "__len__")

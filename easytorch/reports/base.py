@@ -11,6 +11,7 @@ import numpy as np
 from easytorch._utils.html_table import format_pairs, format_table
 from easytorch._utils.notebook import in_notebook
 from easytorch._utils.paths import to_path
+from easytorch._utils.pytree import to_numpy
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch.reports.estimate import Estimate
 
@@ -62,6 +63,10 @@ class Report:
         self.tables: dict[str, list[Row]] = {}
         self.count = len(y)  # samples of the data, also those without a label that counts
         self.get_input: Callable[[int], Any] | None = None  # the input of a sample, if it can be read again
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy or a pickle, which holds no inputs."""
+        return vars(self) | {"get_input": None}
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -300,7 +305,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _as_image(sample: Any) -> Array | None:
     """Return a sample ``[1 or 3, height, width]``, or ``[height, width]``, as an image with values in [0, 1]; otherwise None."""
-    array = np.asarray(sample, dtype=float) if hasattr(sample, "shape") else None
+    array = np.asarray(to_numpy(sample), dtype=float) if hasattr(sample, "shape") else None
     if array is not None and array.ndim == 3 and array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1).squeeze()
     if array is None or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)) or min(array.shape[:2]) < 4:

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from easytorch._utils.integers import positive_int
 from easytorch._utils.pytree import describe
 from easytorch.data.batch import from_numpy
 from easytorch.data.class_names import ClassNames, is_text, names_of
+from easytorch.losses import keras
 from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
 from easytorch.losses.resolve import resolve_loss
 
 if TYPE_CHECKING:
     from easytorch.reports.base import Report
 
+# Losses whose outputs are estimates of the targets.
+NUMBER_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 ROWS = 4096  # samples whose losses are computed at a time
 
 
@@ -63,7 +66,7 @@ def make_report(
         y = _encode_text(y, class_names, output)
     if isinstance(criterion, MultiOutputLoss):
         criterion, outputs, y, class_names = _select(criterion, outputs, y, class_names, output)
-    if not isinstance(criterion, SingleLoss) or (criterion.kind is None and not criterion.is_elementwise):
+    if not isinstance(criterion, SingleLoss) or (criterion.kind is None and not _compares_numbers(criterion)):
         raise ValueError(
             f"There is no report for the loss {criterion!r}. Reports are for classes, labels and numbers: 'cross_entropy', "
             "'bce_with_logits', 'mse'."
@@ -129,6 +132,13 @@ def _build(
         )
     _check_names(names, probabilities.shape[1], "label")
     return MultilabelReport(y.numpy(), probabilities, names=names, threshold=cut, **options)
+
+
+def _compares_numbers(loss: SingleLoss) -> bool:
+    """Return whether outputs and targets are the same quantity; those of a Poisson or a hinge loss are not."""
+    if loss.is_keras:
+        return loss.function not in (keras.kl_divergence, keras.hinge, keras.squared_hinge)
+    return loss.family in NUMBER_LOSSES
 
 
 def _check_finite(what: str, is_valid: Tensor) -> None:

@@ -49,7 +49,7 @@ class ClassificationReport(Report):
         super().__init__(y, predicted, losses, bootstrap, indices)
         self.probabilities, self.threshold = probabilities, threshold
         self.names = [str(i) for i in range(classes)] if names is None else list(names)
-        self.confusion = metrics.confusion_matrix(y, predicted, labels=range(classes))
+        self.confusion = np.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes)
         self._measure()
 
     def scores(self) -> Array:
@@ -223,7 +223,8 @@ class ClassificationReport(Report):
         axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
-        axes.legend(fontsize=6)
+        if self._curve_classes():
+            axes.legend(fontsize=6)
 
     def _draw_precision(self, axes: Any) -> None:
         for i in self._curve_classes():

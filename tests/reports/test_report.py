@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas
 import pytest
 import torch
 from scipy import stats
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from easytorch import Model
 from easytorch.reports import make_report
@@ -187,6 +189,8 @@ def test_several_losses_need_the_name_of_an_output():
         ("cross_entropy", torch.randn(4, 3), torch.tensor([0, 1]), "one target for each of 4"),
         ("mse", torch.randn(0, 1), torch.randn(0, 1), "at least one sample"),
         (nn.CTCLoss(), torch.randn(4, 3), torch.randn(4, 3), "no report for the loss"),
+        ("poisson_nll", torch.randn(4, 3), torch.ones(4, 3), "no report for the loss"),
+        ("hinge", torch.randn(4, 3), torch.ones(4, 3), "no report for the loss"),
         ("cross_entropy", torch.randn(4, 3), torch.full((4,), -100), "all 4 labels are -100"),
         ("cross_entropy", WITH_NAN, torch.tensor([0, 1, 2, 0]), "outputs of 1 of 4 samples have NaN.*index 2"),
         ("bce_with_logits", WITH_NAN, torch.ones(4, 3), "outputs of 1 of 4 samples have NaN.*index 2"),
@@ -195,8 +199,8 @@ def test_several_losses_need_the_name_of_an_output():
         ("bce_with_logits", torch.randn(4, 3, 5), torch.ones(4, 3, 5), r"outputs \[samples, labels\]"),
         ("cross_entropy", torch.randn(3, 3), ["a", "b", "c"], "The labels are text. Pass class_names"),
     ],
-    ids=["pixels", "range", "lengths", "empty", "other loss", "ignored", "NaN", "NaN labels", "NaN numbers", "NaN targets",
-         "label maps", "text"],
+    ids=["pixels", "range", "lengths", "empty", "other loss", "log rates", "signs", "ignored", "NaN", "NaN labels",
+         "NaN numbers", "NaN targets", "label maps", "text"],
 )  # fmt: skip
 def test_what_has_no_report_is_refused(loss, outputs, y, message):
     with pytest.raises(ValueError, match=message):
@@ -277,3 +281,30 @@ def test_an_equal_difference_for_all_samples_is_significant():
     assert near.compare(far).better == "first"
     assert near.compare(far).difference == (-1, -1, -1)
     assert near.compare(near).better is None
+
+
+def test_reports_can_be_pickled_and_compared():
+    report = compiled().report(TensorDataset(X, Y), bootstrap=0, verbose=0)
+    copied = pickle.loads(pickle.dumps(report))
+    assert str(copied) == str(report)
+    assert copied.compare(report).p_value == 1
+
+
+def test_reports_of_one_class_and_bfloat16_are_drawn(tmp_path):
+    report = make_report(torch.randn(20, 1), torch.zeros(20), "bce_with_logits", bootstrap=0)
+    report.get_input = torch.rand(20, 1, 8, 8).bfloat16().__getitem__
+    report.plot(tmp_path / "report.png")
+    assert (tmp_path / "report.png").exists()
+
+
+def test_streamed_datasets_have_reports(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return zip(X, Y, strict=True)
+
+        def __len__(self):
+            return len(X)
+
+    report = compiled().report(DataLoader(Stream(), 32), bootstrap=0, verbose=0)
+    assert report.to_dict() == compiled().report(X, Y, bootstrap=0, verbose=0).to_dict()
+    report.plot(tmp_path / "report.png")
