@@ -224,8 +224,9 @@ class EarlyStopping(Monitor):
     def on_validation_end(self, logs: Any = None) -> None:
         """Count the validations without an improvement, if they follow updates."""
         if self.follows_validations():
-            epoch = self.model.state.epoch
-            self._compare(epoch, epoch, logs or {}, may_stop=True)
+            state = self.model.state
+            is_last_update = state.epoch_step == self.params["steps"]
+            self._compare(state.epoch, state.epoch + is_last_update, logs or {}, may_stop=True)
 
     def _compare(self, epoch: int, finished: int, logs: Mapping[str, float], may_stop: bool) -> None:
         """Compare the value in ``logs``, and stop training if it is time.

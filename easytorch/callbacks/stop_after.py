@@ -51,7 +51,7 @@ class StopAfter(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Stop if the run had reached the number of updates before it was resumed."""
-        if self._has_all_updates():
+        if self.has_all_updates():
             self._stop()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -64,16 +64,17 @@ class StopAfter(Callback):
         if self.model.state.epoch < self.model.state.last and not self.model.stop_training and self._is_reached():
             self._stop()
 
-    def _has_all_updates(self) -> bool:
+    def has_all_updates(self) -> bool:
+        """Return whether the limit of updates is reached, so that a resumed run needs a greater one."""
         return self.updates is not None and self.model.state.step - self._first_update >= self.updates
 
     def _is_reached(self) -> bool:
         seconds = self.model.strategy.control.now() - self._seconds
-        return self._has_all_updates() or (self.minutes is not None and seconds >= 60 * self.minutes)
+        return self.has_all_updates() or (self.minutes is not None and seconds >= 60 * self.minutes)
 
     def _stop(self) -> None:
         limit = (
-            f"{self.updates:,} update{'s' * (self.updates != 1)}" if self._has_all_updates() else self._describe_time()
+            f"{self.updates:,} update{'s' * (self.updates != 1)}" if self.has_all_updates() else self._describe_time()
         )
         raise LimitReached(f"the limit of {limit} was reached")
 

@@ -14,6 +14,7 @@ from easytorch._utils.notebook import is_interactive
 from easytorch._utils.terminal import print_message
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import BackupAndRestore, saved_places
+from easytorch.callbacks.stop_after import StopAfter
 from easytorch.distributed.process_group import is_launched
 from easytorch.errors import escape_lines
 from easytorch.strategies.control import INTERRUPT, STOP
@@ -103,11 +104,14 @@ class SignalHandler(Callback):
 
     def on_interrupt(self) -> None:
         """Record where training stopped, and what the callbacks have saved."""
-        state, folders = self.model.state, saved_places(self.model.callbacks.callbacks)
+        callbacks = self.model.callbacks.callbacks
+        state, folders = self.model.state, saved_places(callbacks)
         position = f"in epoch {state.epoch + 1}" if state.epoch_step else f"at the end of epoch {state.epoch}"
         self._report = f"after update {state.step}, {position} of {state.last}. "
-        if any(isinstance(callback, BackupAndRestore) for callback in self.model.callbacks.callbacks) and folders:
-            self._report += f"The run is saved in {folders[0]!r}; the same command resumes it."
+        if any(isinstance(callback, BackupAndRestore) for callback in callbacks) and folders:
+            has_all = any(isinstance(callback, StopAfter) and callback.has_all_updates() for callback in callbacks)
+            command = "the same command with a greater limit" if has_all else "the same command"
+            self._report += f"The run is saved in {folders[0]!r}; {command} resumes it."
         elif folders:
             self._report += f"The model was last saved in {folders[0]!r}."
         else:

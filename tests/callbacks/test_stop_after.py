@@ -122,7 +122,10 @@ def test_a_message_names_the_limit_and_the_folder(tmp_path, capsys):
     fit(StopAfter(updates=9), resume=tmp_path / "run", verbose=2)
     error = capsys.readouterr().err
     assert "The limit of 9 updates was reached after update 9, in epoch 2 of 2." in error
-    assert f"The run is saved in {str(tmp_path / 'run')!r}; the same command resumes it." in error
+    place = f"The run is saved in {str(tmp_path / 'run')!r}"
+    assert f"{place}; the same command with a greater limit resumes it." in error
+    fit(StopAfter(minutes=1e-9), resume=tmp_path / "run", verbose=2)
+    assert f"{place}; the same command resumes it." in capsys.readouterr().err
     fit(StopAfter(updates=9))
     assert capsys.readouterr().err == ""
 

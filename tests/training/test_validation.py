@@ -431,6 +431,15 @@ class Scripted(Callback):
         logs["val_loss"] = self.values.pop(0)
 
 
+def test_an_epoch_counts_when_its_last_update_is_validated():
+    steps = len(loader())
+    for updates in (1, steps):
+        stopping = EarlyStopping(target=1e9, min_epochs=2)
+        frequency = {"validation_freq": Every(updates=updates), "validation_data": CLEAN}
+        model = fit(epochs=9, callbacks=[stopping], **frequency)
+        assert (model.state.step, stopping.stopped_epoch) == (2 * steps, 1)
+
+
 def test_early_stopping_counts_validations():
     stopping = EarlyStopping(patience=2, restore_best_weights=True)
     model = fit(epochs=9, callbacks=[Scripted(3.0, 1.0, 2.0, 2.0, 0.0), stopping], **FREQUENT)
