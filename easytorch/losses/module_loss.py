@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easytorch._utils.pytree import describe
+from easytorch._utils.pytree import describe, leaves
 from easytorch.data.batch import Window, from_numpy
 from easytorch.data.sample_weights import IGNORE_INDEX, check_is_weight
 from easytorch.losses.criterion import Counts, Criterion, Share, counts_or_sizes, get_logits, unpacked
@@ -48,7 +48,9 @@ class ModuleLoss(Criterion):
         if count is None:
             return loss
         self._counts = {"loss": count}
-        return torch.where(torch.as_tensor(count, device=loss.device) > 0, loss, 0.0) if _may_be_zero(count) else loss
+        if isinstance(count, Tensor):
+            return torch.where(count.to(loss.device) > 0, loss, 0.0)
+        return loss if count else _zero_of(y_pred, loss)
 
     def take_counts(self) -> Counts:
         """Return what the last loss was divided by, and forget it."""
@@ -88,8 +90,11 @@ class ModuleLoss(Criterion):
         return "the module's own loss"
 
 
-def _may_be_zero(count: Any) -> bool:
-    return isinstance(count, Tensor) or not count
+def _zero_of(y_pred: Any, loss: Tensor) -> Tensor:
+    """Return 0 for a batch without labels that count; its gradient is 0, while that of the mean over nothing may be NaN."""
+    outputs = [leaf for leaf in leaves(y_pred) if isinstance(leaf, Tensor) and leaf.requires_grad and leaf is not loss]
+    zeros = [output.reshape(-1)[:0].sum() for output in outputs if output.is_floating_point()]
+    return torch.stack(zeros).sum().to(loss.dtype) if zeros else torch.where(loss.isfinite(), loss, 0.0) * 0.0
 
 
 def _find_loss(y_pred: Any) -> Any:
