@@ -71,6 +71,9 @@ def as_data_sets(data: Any, argument: str, inputs: Collection[str], x: Any = Non
     if not isinstance(data, Mapping) or isinstance(data, DataSets) or not data:
         return data
     kinds = {key: _find_kind(value) for key, value in data.items()}
+    missing = next((key for key, value in data.items() if value is None), None)
+    if missing is not None and set(kinds.values()) != {COLUMN}:
+        raise ValueError(f"{argument}[{missing!r}] is None. Pass data, or leave out the key.")
     if COLUMN in kinds.values():
         _check_all_are_columns(data, kinds, argument)
         return data

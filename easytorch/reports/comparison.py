@@ -21,7 +21,7 @@ def compare_reports(first: Report, second: Report) -> Comparison:
     """
     if type(first) is not type(second):
         raise TypeError(f"Expected a {type(first).__name__} to compare with, received {type(second).__name__}.")
-    if first.y.shape != second.y.shape or not np.array_equal(first.y, second.y):
+    if not np.array_equal(first.indices, second.indices) or not np.array_equal(first.y, second.y):
         raise ValueError(
             f"The targets of the reports differ: {len(first)} and {len(second)} samples. Compare two models on the same data, in "
             "the same order."

@@ -134,9 +134,9 @@ def test_a_plain_loop_reads_the_batches_of_fit(mode):
 def test_an_empty_loader_and_equal_names_are_refused():
     with pytest.raises(ValueError, match=r"loader '0' of .* is empty"):
         list(combine([DataLoader(TensorDataset(X[:3]), 4, drop_last=True), DataLoader(ROWS, 8)]))
-    loaders: Any = {1: DataLoader(FEW, 4), "1": DataLoader(ROWS, 8)}
+    same: Any = {1: DataLoader(FEW, 4), "1": DataLoader(ROWS, 8)}
     with pytest.raises(ValueError, match="same name"):
-        combine(loaders)
+        combine(same)
 
 
 def test_accumulated_batches_equal_one_large_batch():

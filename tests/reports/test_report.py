@@ -308,3 +308,10 @@ def test_streamed_datasets_have_reports(tmp_path):
     report = compiled().report(DataLoader(Stream(), 32), bootstrap=0, verbose=0)
     assert report.to_dict() == compiled().report(X, Y, bootstrap=0, verbose=0).to_dict()
     report.plot(tmp_path / "report.png")
+
+
+def test_reports_on_other_samples_are_not_compared():
+    outputs = torch.randn(6, 2)
+    first, second = (torch.tensor(y) for y in ([0, 0, -100, 1, 1, 1], [0, -100, 0, 1, 1, 1]))
+    with pytest.raises(ValueError, match="targets of the reports differ"):
+        make_report(outputs, first, bootstrap=0).compare(make_report(outputs, second, bootstrap=0))

@@ -161,6 +161,7 @@ def test_a_dict_is_one_data_set_or_several(data, is_several):
             r"In validation_data\['b'\]: The data is empty",
         ),
         ({"a": CLEAN, "b": (X[:, :3], Y)}, r"In validation_data\['b'\]"),
+        ({"a": CLEAN, "b": None}, r"validation_data\['b'\] is None"),
         ([LOADER, LOADER], "name them: fit"),
     ],
 )
