@@ -530,6 +530,16 @@ def test_nan_stops_before_the_step_and_the_following_steps():
     assert same_state_of_parameters(pair, expected)
 
 
+def test_nan_of_a_later_step_names_the_earlier_ones():
+    class Broken(StepGAN):
+        def generator_step(self, batch):
+            return {"loss": super().generator_step(batch)["loss"] * float("nan")}
+
+    model = Broken(Pair(), device="cpu").compile(OPTIMIZERS)
+    with pytest.warns(UserWarning, match=r"before this update\. Only 'critic' made a step in it before\."):
+        model.fit(loader(), 1, callbacks=[TerminateOnNaN()], verbose=0)
+
+
 def same_state_of_parameters(first, second):
     return all(map(torch.equal, first.parameters(), second.parameters()))
 

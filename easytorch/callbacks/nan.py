@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.paths import to_absolute_path
 from easytorch._utils.pytree import leaves
+from easytorch._utils.registry import quote_list
 from easytorch._utils.rng import get_torch_rng_state, preserve_rng_state, set_torch_rng_state
 from easytorch._utils.train_mode import preserve_buffers
 from easytorch._utils.warnings import warn
@@ -154,11 +155,14 @@ class TerminateOnNaN(Callback):
 
     def _terminate(self, update: UpdateRecord, is_over: bool = False) -> None:
         """Stop training and report the origin; ``is_over`` if the optimizer has used the loss already."""
-        state = self.model.state
+        state, optimizer = self.model.state, self.model.require_optimizer("fit")
         title = (
             f"The loss is not finite in update {state.step + (not is_over)} (epoch {state.epoch + 1}). Training stops with the "
             f"weights from {'after' if is_over else 'before'} this update."
         )
+        stepped = optimizer.stepped if isinstance(optimizer, OptimizerGroup) and not is_over else ()
+        if stepped:
+            title += f" Only {quote_list(stepped)} made a step in it before."
         if is_over:
             title += (
                 " To stop before it, call self.callbacks.on_before_optimizer_step() before self.strategy.step(...)."
@@ -167,7 +171,7 @@ class TerminateOnNaN(Callback):
         if self.path is not None:
             self.report += f"\n  {self._write(self.path, update, self.report)}"
         # Optimizers skip parameters without gradients; a custom update may have several.
-        self.model.require_optimizer("fit").zero_grad()
+        optimizer.zero_grad()
         self.model.module.zero_grad()
         self.model.stop_training = self.model.callbacks.diverged = True
         if self.raise_error:
