@@ -40,7 +40,11 @@ class LossArguments:
 
     @staticmethod
     def of(title: str, function: Any) -> LossArguments | None:
-        """Return the arguments of a loss that is a function or a module; None if it takes predictions and targets only."""
+        """Return the arguments of a loss that is a function or a module; None if it takes predictions and targets only.
+
+        Raises:
+            TypeError: If it takes fewer arguments.
+        """
         try:
             signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
         except (TypeError, ValueError):
@@ -48,6 +52,10 @@ class LossArguments:
             return None
         parameters = list(signature.parameters.values())
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(positional) < 2 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+            raise TypeError(
+                f"The loss, {title}, is called with (y_pred, y), but takes {signature}. Write def loss(y_pred, y): ..."
+            )
         others = [p for p in positional[2:] if p.kind == p.POSITIONAL_OR_KEYWORD]
         others += [p for p in parameters if p.kind == p.KEYWORD_ONLY]
         required = [p.name for p in others if p.default is p.empty]

@@ -25,6 +25,12 @@ BATCHES = [
 ]
 
 
+@pytest.mark.parametrize("loss", [lambda: 0.0, lambda y_pred: y_pred.mean()])
+def test_a_loss_with_too_few_parameters_is_refused_in_compile(loss):
+    with pytest.raises(TypeError, match=r"is called with \(y_pred, y\), but takes \(.*def loss\(y_pred, y\)"):
+        Model(nn.Linear(8, 3), device="cpu").compile("adam", loss)
+
+
 def distillation(y_pred, y, teacher_logits, temperature=2.0):
     soft = F.kl_div(
         F.log_softmax(y_pred / temperature, 1), F.softmax(teacher_logits / temperature, 1), reduction="batchmean"
