@@ -622,7 +622,7 @@ class Model:
                 ``callbacks.LRScheduler``, which sets this explicitly. With several optimizers, one for all, or a dict by name.
             update_every: For optimizers by name, the number of windows for one update: ``{"generator": 5}``. By default 1.
             clip_grad_norm: Gradient clipping: the maximum of the common norm of all gradients. If each of several optimizers has
-                a loss, the norm of its own gradients.
+                a loss, the norm for each optimizer separately.
             clip_grad_value: Gradient clipping: the maximum absolute value of each gradient.
             gradient_accumulation_steps: Batches per update, which together count as one large batch.
             precision: ``"fp32"``, or mixed precision: ``"bf16"`` or ``"fp16"``.

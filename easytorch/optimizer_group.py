@@ -60,7 +60,7 @@ class OptimizerGroup(torch.optim.Optimizer):
         members: The optimizers by name.
         update_every: See above.
         steps: The names, if the model has a method ``<name>_step`` for each of them; otherwise empty.
-        stepped: The names whose step has ended in the current window, if each has a step of its own.
+        stepped: The names whose step has ended in the current window, if each has a separate step.
         may_have_losses: Whether a loss for each optimizer is possible: a custom step may return one.
         lr: The learning rate of the first parameter group. Setting it sets the rate of all groups of all members.
 
@@ -348,7 +348,7 @@ def resolve_optimizer(
     Args:
         optimizer: As for ``optimizers.resolve_optimizer``, or a dict of such values and of pairs ``(optimizer, options)``.
         module: The module with the parameters to train.
-        lr: The learning rate of all optimizers that have none of their own.
+        lr: The learning rate of all optimizers for which none is given.
         loss_modules: The losses with parameters.
         options: Further arguments of a single optimizer.
         arguments: The names of the arguments of ``compile``, for messages.
@@ -513,7 +513,7 @@ def _check_common_rate(values: Mapping[str, Any], lr: float | None) -> None:
     pairs = [_split_pair(name, value) for name, value in values.items()]
     if lr is not None and all(isinstance(kind, torch.optim.Optimizer) or "lr" in own for kind, own in pairs):
         raise ValueError(
-            f"lr={lr} has no effect, because each optimizer has a learning rate of its own. Leave out lr, or the 'lr' of one of "
+            f"lr={lr} has no effect, because a learning rate is given for each optimizer. Leave out lr, or the 'lr' of one of "
             "them."
         )
 

@@ -114,7 +114,7 @@ def _copy(tree: Any, storages: dict[tuple[torch.device, int], torch.UntypedStora
     if isinstance(tree, dict):
         copied = type(tree)((key, _copy(value, storages)) for key, value in tree.items())
         if hasattr(tree, "_metadata"):  # the versions of modules, in a state dict
-            copied._metadata = tree._metadata  # type: ignore[attr-defined]
+            copied._metadata = tree._metadata  # type: ignore[attr-defined]  # as torch does
         return copied
     if isinstance(tree, (list, tuple)):
         return type(tree)([_copy(item, storages) for item in tree])
@@ -124,7 +124,8 @@ def _copy(tree: Any, storages: dict[tuple[torch.device, int], torch.UntypedStora
     storage = tensor.untyped_storage()
     key = tensor.device, storage.data_ptr()
     if key not in storages or not storage.data_ptr():
-        storages[key] = storage.cpu() if tensor.device.type != "cpu" else storage.clone()  # type: ignore[no-untyped-call]
+        copy_storage: Any = storage.cpu if tensor.device.type != "cpu" else storage.clone
+        storages[key] = copy_storage()
     empty = torch.empty(0, dtype=tensor.dtype)
     value = empty.set_(storages[key], tensor.storage_offset(), tensor.size(), tensor.stride())
     return torch.nn.Parameter(value, tree.requires_grad) if isinstance(tree, torch.nn.Parameter) else value

@@ -85,7 +85,7 @@ def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: 
         )
     if isinstance(batch, _Combined):
         raise ValueError(
-            f"A batch of combined loaders has no inputs and targets of its own: {describe(batch)}. Override train_step(self, "
+            f"A batch of combined loaders cannot be split into inputs and targets: {describe(batch)}. Override train_step(self, "
             "batch) in a subclass of Model, and return the loss that it computes from the batch of each loader."
         )
     if isinstance(batch, (tuple, list)):

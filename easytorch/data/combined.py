@@ -94,7 +94,7 @@ def combined_length(parts: Mapping[str, Any], mode: str) -> int:
 class CombinedBatches(Iterable[Any]):
     """The combined batches of one rank for training, with an exact position.
 
-    Each loader has a position of its own, so that a run can resume in any pass of a loader that is shorter than the others.
+    Each loader has a separate position, so that a run can resume in any pass of a loader that is shorter than the others.
     Under data parallelism, each loader is divided between the ranks.
 
     Args:

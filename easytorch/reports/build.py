@@ -19,7 +19,7 @@ from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
 from easytorch.losses.resolve import resolve_loss
 
 if TYPE_CHECKING:
-    from easytorch.reports.base import Report
+    from easytorch.reports.base import Array, Report
 
 # Losses whose outputs are estimates of the targets.
 NUMBER_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -90,12 +90,12 @@ def _build(
     threshold: float | None,
     options: dict[str, Any],
 ) -> Report:
-    from easytorch.reports.classification import ClassificationReport, MultilabelReport
-    from easytorch.reports.regression import RegressionReport
-
-    if loss.kind is None and threshold is not None:
-        raise ValueError(f"threshold has no effect on the loss, {loss!r}. Leave it out.")
+    """Return the report for the kind of ``loss``."""
     if loss.kind is None:
+        from easytorch.reports.regression import RegressionReport
+
+        if threshold is not None:
+            raise ValueError(f"threshold has no effect on the loss, {loss!r}. Leave it out.")
         _check_finite("outputs", y_pred.isfinite())
         _check_finite("targets", y.isfinite())
         return RegressionReport(y.double().numpy(), y_pred.double().numpy(), names=names, **options)
@@ -103,20 +103,36 @@ def _build(
     if threshold is not None:
         loss.classes(y_pred[:1], threshold)  # raises the error of predict_classes
     if loss.kind == "multiclass":
-        labels = y.argmax(1) if y.is_floating_point() else y
-        counted = (labels != loss.ignore_index).numpy()
-        if not counted.any():
-            raise ValueError(
-                f"A report needs at least one label, but all {len(labels)} labels are {loss.ignore_index}, which the loss "
-                "ignores."
-            )
-        _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)) | ~torch.from_numpy(counted)[:, None])
-        _check_names(names, probabilities.shape[1], "class")
-        options |= {"losses": options["losses"][counted], "indices": np.flatnonzero(counted)}
-        report = ClassificationReport(labels.numpy()[counted], probabilities[counted], names=names, **options)
-        report.count = len(labels)
-        return report
-    cut = 0.5 if threshold is None else threshold
+        return _report_on_classes(probabilities, y, loss.ignore_index, names, options)
+    return _report_on_labels(probabilities, y, names, 0.5 if threshold is None else threshold, options)
+
+
+def _report_on_classes(
+    probabilities: Array, y: Tensor, ignore_index: int, names: list[str] | None, options: dict[str, Any]
+) -> Report:
+    """Return the report on all samples whose label counts."""
+    from easytorch.reports.classification import ClassificationReport
+
+    labels = y.argmax(1) if y.is_floating_point() else y
+    counted = (labels != ignore_index).numpy()
+    if not counted.any():
+        raise ValueError(
+            f"A report needs at least one label, but all {len(labels)} labels are {ignore_index}, which the loss ignores."
+        )
+    _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)) | ~torch.from_numpy(counted)[:, None])
+    _check_names(names, probabilities.shape[1], "class")
+    options |= {"losses": options["losses"][counted], "indices": np.flatnonzero(counted)}
+    report = ClassificationReport(labels.numpy()[counted], probabilities[counted], names=names, **options)
+    report.count = len(labels)
+    return report
+
+
+def _report_on_labels(
+    probabilities: Array, y: Tensor, names: list[str] | None, threshold: float, options: dict[str, Any]
+) -> Report:
+    """Return the report on two classes for one output, otherwise on independent labels."""
+    from easytorch.reports.classification import ClassificationReport, MultilabelReport
+
     _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)))
     if probabilities.size == len(probabilities):
         both = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
@@ -124,14 +140,14 @@ def _build(
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError("A report on two classes needs targets of 0 and 1, received others.")
         _check_names(names, 2, "class")
-        return ClassificationReport(labels.long().numpy(), both, names=names, threshold=cut, **options)
+        return ClassificationReport(labels.long().numpy(), both, names=names, threshold=threshold, **options)
     if probabilities.ndim != 2:
         raise ValueError(
             f"A report on labels needs outputs [samples, labels], received {list(probabilities.shape)}. Select the parts of the "
             "outputs to report on, and pass them to easytorch.reports.make_report."
         )
     _check_names(names, probabilities.shape[1], "label")
-    return MultilabelReport(y.numpy(), probabilities, names=names, threshold=cut, **options)
+    return MultilabelReport(y.numpy(), probabilities, names=names, threshold=threshold, **options)
 
 
 def _compares_numbers(loss: SingleLoss) -> bool:

@@ -110,7 +110,7 @@ class Strategy(HelpfulInit):
         self._count: Any = None  # of the losses of an update that return it
         # Of the losses of each optimizer, and its parameters.
         self._counts: dict[str, tuple[Any, list[nn.Parameter]]] = {}
-        self._clips_each = False  # whether each optimizer has a loss, so that the norm is that of its own gradients
+        self._clips_each = False  # whether each optimizer has a loss, so that gradients are clipped separately
         self.losses: collections.deque[Any] = collections.deque(maxlen=0)
         self._watchers, self.clip_count = 0, 0
         self.evaluations: Any = None  # runs the step of an optimizer that needs a closure
@@ -229,7 +229,7 @@ class Strategy(HelpfulInit):
         The weight of a pair ``(sum, count)`` is unknown: the gradients are those of the sum until ``unscale`` divides them.
 
         Args:
-            loss: The loss; or ``OwnedLosses``, of which each has gradients for the parameters of its own optimizer only.
+            loss: The loss; or ``OwnedLosses``, each of which has gradients only for the parameters of one optimizer.
             weight: The factor of the loss, or of all losses.
             options: Passed to ``Tensor.backward``.
         """
@@ -249,7 +249,7 @@ class Strategy(HelpfulInit):
         self.timer.mark("model")
 
     def _backward_each(self, losses: OwnedLosses, weight: Any) -> None:
-        """Add the gradients of each loss to the parameters of its own optimizer; before any of them steps."""
+        """Add the gradients of each loss to the parameters of its optimizer, before any of them steps."""
         for i, (name, loss, parameters) in enumerate(losses):
             self._clips_each |= bool(name)
             trained = [parameter for parameter in parameters if parameter.requires_grad]
