@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -194,7 +195,7 @@ def test_parameters_of_the_loss_can_have_an_optimizer():
 
 def test_one_scheduler_sets_the_rates_of_all_optimizers():
     by_model, by_hand = twins(Parts())
-    make = lambda optimizer: lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # noqa: E731
+    make = functools.partial(lr_scheduler.StepLR, step_size=1, gamma=0.5)
     history = (
         Model(by_model, device="cpu")
         .compile(PARTS, "cross_entropy", lr=1e-3, scheduler=make)
