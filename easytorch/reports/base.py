@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from easytorch._utils.html_table import format_pairs, format_table
-from easytorch._utils.notebook import in_notebook
-from easytorch._utils.paths import to_path
 from easytorch._utils.pytree import to_numpy
 from easytorch._utils.registry import did_you_mean, quote_list
+from easytorch._utils.text_table import align, format_rows, format_value
 from easytorch.reports.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ Row = dict[str, Any]
 WORST = 10
 # Rows of a table in the text of a report.
 SHOWN_ROWS = 12
-# Panels side by side in a picture.
-COLUMNS = 3
 
 
 class Report:
@@ -132,14 +129,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.title}, {len(self):,} samples, 95% intervals in brackets", ""]
-        lines += _align([[name, str(estimate)] for name, estimate in self.summary.items()])
+        lines += align([[name, str(estimate)] for name, estimate in self.summary.items()])
         for name, rows in self.tables.items():
             if rows:
-                lines += [
-                    "",
-                    name,
-                    *_align([list(rows[0]), *([_text(value) for value in row.values()] for row in rows[:SHOWN_ROWS])]),
-                ]
+                lines += ["", name, *format_rows(rows[:SHOWN_ROWS])]
             if len(rows) > SHOWN_ROWS:
                 lines.append(f"... {len(rows) - SHOWN_ROWS} more rows: report.to_frame({name!r})")
         return "\n".join(lines)
@@ -154,7 +147,7 @@ class Report:
             )
         ]
         for name, rows in self.tables.items():
-            shown = [{key: _text(value) for key, value in row.items()} for row in rows[:SHOWN_ROWS]]
+            shown = [{key: format_value(value) for key, value in row.items()} for row in rows[:SHOWN_ROWS]]
             parts.append(format_table(shown, title=name) if shown else "")
         return "".join(parts)
 
@@ -172,18 +165,7 @@ class Report:
             from easytorch.training import curves
         except ImportError as error:
             raise ImportError("plot() needs matplotlib: pip install matplotlib") from error
-        panels = [*self.panels(), *self._image_panels()]
-        columns = min(len(panels), COLUMNS)
-        rows = -(-len(panels) // columns)
-        figure = curves.create_figure(columns, show=in_notebook() or path is None if show is None else show)
-        figure.set_figheight(rows * figure.get_figheight())
-        for i, (title, draw) in enumerate(panels):
-            axes = figure.add_subplot(rows, columns, i + 1)
-            draw(axes)
-            axes.set_title(title)
-        if path is not None:
-            figure.savefig(to_path(path), dpi=150)
-        return figure
+        return curves.draw_panels([*self.panels(), *self._image_panels()], path, show)
 
     def _image_panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
         """Return a panel with the images of the samples with the highest loss, if the inputs are images."""
@@ -290,17 +272,6 @@ def _flatten(row: Row) -> Row:
         else:
             flat[name] = value
     return flat
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else str(value)
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _as_image(sample: Any) -> Array | None:

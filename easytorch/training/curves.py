@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from easytorch._utils.notebook import in_notebook
+from easytorch._utils.paths import to_path
+
 PANEL_SIZE = (4.5, 3.2)  # inches
+MAX_COLUMNS = 3  # panels side by side
 
 
 class Curves(Figure):
@@ -42,6 +47,29 @@ class Curves(Figure):
         file = io.BytesIO()
         self.savefig(file, format="png")
         return file.getvalue()
+
+
+def draw_panels(
+    panels: Sequence[tuple[str, Callable[[Any], None]]], path: str | Path | None, show: bool | None
+) -> Curves:
+    """Return a figure with a panel for each title and drawing function.
+
+    Args:
+        panels: Titles, and functions that draw on matplotlib axes.
+        path: File to write the figure to; None writes no file.
+        show: Whether pyplot shows the figure; by default in a notebook, and elsewhere without ``path``.
+    """
+    columns = min(len(panels), MAX_COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = create_figure(columns, show=in_notebook() or path is None if show is None else show)
+    figure.set_figheight(rows * figure.get_figheight())
+    for i, (title, draw) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        draw(axes)
+        axes.set_title(title)
+    if path is not None:
+        figure.savefig(to_path(path), dpi=150)
+    return figure
 
 
 def create_figure(panel_count: int, show: bool) -> Curves:
