@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from easytorch import export as exports
 from easytorch import optimizer_group, optimizers, reports
 from easytorch._utils import api_hints
 from easytorch._utils.forward_signature import ForwardSignature
@@ -94,7 +95,7 @@ if TYPE_CHECKING:
 
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
-    "report", "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "summary",
+    "report", "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "export", "summary",
 )  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
@@ -788,6 +789,43 @@ class Model:
         """
         model_io.load_weights(self, path, strict)
         return self
+
+    def export(
+        self,
+        path: PathLike,
+        x: DataLike | None = None,
+        *,
+        probabilities: bool = False,
+        dynamic: Sequence[int] = (0,),
+        tolerance: float | None = None,
+    ) -> Path:
+        """Write the module as a program for other runtimes, and return its path.
+
+        The program is the forward of the module in eval mode, on the CPU, in the precision of its parameters. Before the file is
+        written, the program runs with several batch sizes, and its outputs are compared with those of ``predict``.
+
+        Args:
+            path: The file to write. ``.onnx`` for ONNX, run by onnxruntime; ``.pt2`` for ``torch.export``.
+            x: Example inputs of any kind that ``predict`` takes; by default those of the last fit.
+            probabilities: Whether to add the softmax, exp or sigmoid that belongs to the loss, as ``predict_proba`` does.
+            dynamic: The dimensions of the inputs whose size may vary. By default the batch; ``(0, 1)`` also the length.
+            tolerance: The largest difference from ``predict``, relative to the largest value of the output. By default 1e-4, or
+                with mixed precision, which the program does not use, 0.02 (``"fp16"``) and 0.1 (``"bf16"``).
+
+        Raises:
+            ImportError: If a package that the format needs is not installed.
+            ValueError: If the suffix of ``path`` is unknown, or there is no example.
+            RuntimeError: If torch cannot trace the module, or the program does not return what ``predict`` returns; an existing
+                file is unchanged then.
+
+        Examples:
+            >>> model.export("digits.onnx", probabilities=True)
+            >>> session = onnxruntime.InferenceSession("digits.onnx")
+            >>> session.run(None, {"input": images.numpy()})
+        """
+        return exports.export_model(
+            self, path, x, probabilities=probabilities, dynamic=dynamic, tolerance=tolerance
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the weights as ``"module"``."""

@@ -56,6 +56,7 @@ class ModelVerbs:
         report = _forward(_Model.report)
         save = _forward(_Model.save)
         save_weights = _forward(_Model.save_weights)
+        export = _forward(_Model.export)
         summary = _forward(_Model.summary)  # type: ignore[arg-type]  # its options are passed on
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def forward_verbs(model_class: type[Model]) -> None:
         model_class.report,
         model_class.save,
         model_class.save_weights,
+        model_class.export,
         model_class.summary,
     ]
     for method in methods:
