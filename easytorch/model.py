@@ -823,9 +823,7 @@ class Model:
             >>> session = onnxruntime.InferenceSession("digits.onnx")
             >>> session.run(None, {"input": images.numpy()})
         """
-        return exports.export_model(
-            self, path, x, probabilities=probabilities, dynamic=dynamic, tolerance=tolerance
-        )
+        return exports.export_model(self, path, x, probabilities=probabilities, dynamic=dynamic, tolerance=tolerance)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the weights as ``"module"``."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from easytorch.export.inputs import Inputs
     from easytorch.export.program import Program
 
-# A file in the ONNX format holds at most 2 GB. Larger weights are written beside it.
+# A file in the ONNX format holds at most 2 GB. Larger weights are written to a second file.
 MAX_ONNX_BYTES = 1_900_000_000
 Runner = Callable[["Inputs"], "list[Any]"]
 

@@ -246,7 +246,9 @@ def test_an_overridden_predict_step_is_refused(tmp_path):
 
 def test_a_missing_package_is_named_with_the_install_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'"onnx".*pip install "easytorch-fit\[onnx\]"|pip install "easytorch-fit\[onnx\]"'):
+    with pytest.raises(
+        ImportError, match=r'"onnx".*pip install "easytorch-fit\[onnx\]"|pip install "easytorch-fit\[onnx\]"'
+    ):
         Onnx()
 
 
