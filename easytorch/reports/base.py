@@ -58,6 +58,8 @@ class Report:
         self.indices = np.arange(len(y)) if indices is None else indices
         self.summary: dict[str, Estimate] = {}
         self.tables: dict[str, list[Row]] = {}
+        # How much each sample counts: the number of its positions, if each has several.
+        self.weights: Array | None = None
         self.count = len(y)  # samples of the data, also those without a label that counts
         self.get_input: Callable[[int], Any] | None = None  # the input of a sample, if it can be read again
 
@@ -69,9 +71,23 @@ class Report:
         """Return the number of samples."""
         return len(self.y)
 
+    @property
+    def size(self) -> str:
+        """The number of samples, as text."""
+        return f"{len(self):,} samples"
+
     def scores(self) -> Array:
         """Return the contribution of each sample to ``score_name``, ``[N]``."""
         raise NotImplementedError
+
+    def score(self, members: Array) -> Estimate:
+        """Return the score of the samples ``members``, ``[N]`` of booleans."""
+        from easytorch.reports.intervals import proportion
+
+        scores = self.scores()[members]
+        if scores.dtype == bool:
+            return proportion(scores.sum(), len(scores))
+        return self.bootstrap.of_samples(lambda weights: (weights @ scores / weights.sum(1))[:, None], len(scores))[0]
 
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return the rows of the table of worst samples."""
@@ -128,7 +144,7 @@ class Report:
         return self.tables[name]
 
     def __str__(self) -> str:
-        lines = [f"{self.title}, {len(self):,} samples, 95% intervals in brackets", ""]
+        lines = [f"{self.title}, {self.size}, 95% intervals in brackets", ""]
         lines += align([[name, str(estimate)] for name, estimate in self.summary.items()])
         for name, rows in self.tables.items():
             if rows:
@@ -142,9 +158,7 @@ class Report:
     def _repr_html_(self) -> str:
         """Return the tables for a notebook."""
         parts = [
-            format_pairs(
-                {name: str(estimate) for name, estimate in self.summary.items()}, f"{self.title}, {len(self):,} samples"
-            )
+            format_pairs({name: str(estimate) for name, estimate in self.summary.items()}, f"{self.title}, {self.size}")
         ]
         for name, rows in self.tables.items():
             shown = [{key: format_value(value) for key, value in row.items()} for row in rows[:SHOWN_ROWS]]
