@@ -93,6 +93,10 @@ class Report:
         """Return the rows of the table of worst samples."""
         raise NotImplementedError
 
+    def image_title(self, i: int) -> str:
+        """Return the text above the input of sample ``i``: its index in the data."""
+        return str(self.indices[i])
+
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
         """Return title and drawing function of each panel of the picture."""
         raise NotImplementedError
@@ -163,7 +167,8 @@ class Report:
         for name, rows in self.tables.items():
             shown = [{key: format_value(value) for key, value in row.items()} for row in rows[:SHOWN_ROWS]]
             parts.append(format_table(shown, title=name) if shown else "")
-        return "".join(parts)
+        # A wide table scrolls in a narrow window, instead of broken intervals.
+        return f'<div style="overflow-x:auto;white-space:nowrap">{"<br>".join(filter(None, parts))}</div>'
 
     def plot(self, path: str | Path | None = None, show: bool | None = None) -> Any:
         """Draw the report, and return the matplotlib figure.
@@ -189,7 +194,7 @@ class Report:
         images = [_as_image(self.get_input(int(self.indices[i]))) for i in worst]
         if any(image is None for image in images):
             return []
-        return [("highest loss", lambda axes: _draw_grid(axes, images, [f"{self.indices[i]}" for i in worst]))]
+        return [("highest loss", lambda axes: _draw_grid(axes, images, [self.image_title(int(i)) for i in worst]))]
 
     # Slices and comparison
 

@@ -97,16 +97,12 @@ class ClassificationReport(Report):
 
         def measure(weights: Array) -> Array:
             total = weights.sum(1)
-            calibration = np.abs(weights @ gaps).sum(1) / total
-            return np.column_stack([weights @ log_losses / total, weights @ brier / total, calibration])
+            return np.column_stack([weights @ log_losses / total, weights @ brier / total])
 
-        return dict(
-            zip(
-                ("log_loss", "brier_score", "calibration_error"),
-                self.bootstrap.of_samples(measure, len(self)),
-                strict=True,
-            )
-        )
+        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self))
+        # Chance makes it larger, the more so in the draws of a bootstrap, whose intervals would rarely contain the true value.
+        calibration = Estimate(float(np.abs(gaps.sum(0)).sum() / len(self)))
+        return {"log_loss": log_loss, "brier_score": brier_score, "calibration_error": calibration}
 
     def _thresholds(self) -> list[Row]:
         """Return the threshold with the highest F1 of class 1, and that with the highest sum of sensitivity and specificity."""
@@ -166,6 +162,11 @@ class ClassificationReport(Report):
             }
             for i in indices
         ]
+
+    def image_title(self, i: int) -> str:
+        """Return the index of sample ``i`` in the data, its class, and the predicted class if it differs."""
+        true, predicted = self.names[self.y[i]], self.names[self.predicted[i]]
+        return f"{self.indices[i]}: {true}" + (f", not {predicted}" if true != predicted else "")
 
     def _confident_errors(self) -> list[Row]:
         """Return the wrong predictions with the highest probability."""

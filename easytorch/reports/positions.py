@@ -11,7 +11,6 @@ from torch import Tensor
 
 from easytorch.reports.base import WORST, Array, Report, Row
 from easytorch.reports.classification import (
-    BINS,
     confidence_bins,
     draw_calibration,
     draw_confusion,
@@ -160,15 +159,15 @@ class PositionReport(Report):
         columns = [self.counts, *map(self._sum_by_sample, (self.positions.log_loss, self.positions.brier))]
         sums = np.column_stack(columns)
         gaps = (self.y == self.predicted) - self.positions.confidence
-        cells = self._sample * BINS + confidence_bins(self.positions.confidence)
-        by_bin = np.bincount(cells, weights=gaps, minlength=len(self) * BINS).reshape(len(self), BINS)
+        by_bin = np.bincount(confidence_bins(self.positions.confidence), weights=gaps)
 
         def measure(weights: Array) -> Array:
             total, log_loss, brier = (weights @ sums).T
-            return np.column_stack([log_loss / total, brier / total, np.abs(weights @ by_bin).sum(1) / total])
+            return np.column_stack([log_loss / total, brier / total])
 
-        estimates = self.bootstrap.of_samples(measure, len(self))
-        return dict(zip(("log_loss", "brier_score", "calibration_error"), estimates, strict=True))
+        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self))
+        calibration = Estimate(float(np.abs(by_bin).sum() / len(self.y)))
+        return {"log_loss": log_loss, "brier_score": brier_score, "calibration_error": calibration}
 
     def _confusions(self) -> list[Row]:
         """Return the most frequent errors."""
