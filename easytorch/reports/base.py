@@ -58,6 +58,8 @@ class Report:
         self.indices = np.arange(len(y)) if indices is None else indices
         self.summary: dict[str, Estimate] = {}
         self.tables: dict[str, list[Row]] = {}
+        # How much each sample counts: the number of its positions, if each has several.
+        self.weights: Array | None = None
         self.count = len(y)  # samples of the data, also those without a label that counts
         self.get_input: Callable[[int], Any] | None = None  # the input of a sample, if it can be read again
 
@@ -69,13 +71,31 @@ class Report:
         """Return the number of samples."""
         return len(self.y)
 
+    @property
+    def size(self) -> str:
+        """The number of samples, as text."""
+        return f"{len(self):,} samples"
+
     def scores(self) -> Array:
         """Return the contribution of each sample to ``score_name``, ``[N]``."""
         raise NotImplementedError
 
+    def score(self, members: Array) -> Estimate:
+        """Return the score of the samples ``members``, ``[N]`` of booleans."""
+        from easytorch.reports.intervals import proportion
+
+        scores = self.scores()[members]
+        if scores.dtype == bool:
+            return proportion(scores.sum(), len(scores))
+        return self.bootstrap.of_samples(lambda weights: (weights @ scores / weights.sum(1))[:, None], len(scores))[0]
+
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return the rows of the table of worst samples."""
         raise NotImplementedError
+
+    def image_title(self, i: int) -> str:
+        """Return the text above the input of sample ``i``: its index in the data."""
+        return str(self.indices[i])
 
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
         """Return title and drawing function of each panel of the picture."""
@@ -128,7 +148,7 @@ class Report:
         return self.tables[name]
 
     def __str__(self) -> str:
-        lines = [f"{self.title}, {len(self):,} samples, 95% intervals in brackets", ""]
+        lines = [f"{self.title}, {self.size}, 95% intervals in brackets", ""]
         lines += align([[name, str(estimate)] for name, estimate in self.summary.items()])
         for name, rows in self.tables.items():
             if rows:
@@ -142,14 +162,13 @@ class Report:
     def _repr_html_(self) -> str:
         """Return the tables for a notebook."""
         parts = [
-            format_pairs(
-                {name: str(estimate) for name, estimate in self.summary.items()}, f"{self.title}, {len(self):,} samples"
-            )
+            format_pairs({name: str(estimate) for name, estimate in self.summary.items()}, f"{self.title}, {self.size}")
         ]
         for name, rows in self.tables.items():
             shown = [{key: format_value(value) for key, value in row.items()} for row in rows[:SHOWN_ROWS]]
             parts.append(format_table(shown, title=name) if shown else "")
-        return "".join(parts)
+        # A wide table scrolls in a narrow window, instead of broken intervals.
+        return f'<div style="overflow-x:auto;white-space:nowrap">{"<br>".join(filter(None, parts))}</div>'
 
     def plot(self, path: str | Path | None = None, show: bool | None = None) -> Any:
         """Draw the report, and return the matplotlib figure.
@@ -175,7 +194,7 @@ class Report:
         images = [_as_image(self.get_input(int(self.indices[i]))) for i in worst]
         if any(image is None for image in images):
             return []
-        return [("highest loss", lambda axes: _draw_grid(axes, images, [f"{self.indices[i]}" for i in worst]))]
+        return [("highest loss", lambda axes: _draw_grid(axes, images, [self.image_title(int(i)) for i in worst]))]
 
     # Slices and comparison
 

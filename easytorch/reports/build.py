@@ -16,14 +16,16 @@ from easytorch.data.batch import from_numpy
 from easytorch.data.class_names import ClassNames, is_text, names_of
 from easytorch.losses import keras
 from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
+from easytorch.losses.module_loss import ModuleLoss
 from easytorch.losses.resolve import resolve_loss
+from easytorch.reports.inference import infer_loss
 
 if TYPE_CHECKING:
     from easytorch.reports.base import Array, Report
 
 # Losses whose outputs are estimates of the targets.
 NUMBER_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-ROWS = 4096  # samples whose losses are computed at a time
+VALUES = 4_000_000  # outputs whose losses are computed at a time
 
 
 def make_report(
@@ -40,7 +42,8 @@ def make_report(
     """Return the report on ``outputs``, which ``predict`` returned, for the targets ``y``.
 
     Args:
-        outputs: Outputs of the module, not probabilities: ``[N, classes]`` or ``[N, ...]``; also an array of a file.
+        outputs: Outputs of the module, not probabilities: ``[N, classes]`` or ``[N, ...]``; also an array of a file. For a class
+            of each position, such as a pixel or a token, ``[N, classes, ...]``.
         y: The targets, as the loss takes them; or the name of each class as text, with ``class_names``.
         loss: The loss, as in ``compile``. It decides the kind of the report.
         class_names: The name of each class, label or output.
@@ -66,6 +69,8 @@ def make_report(
         y = _encode_text(y, class_names, output)
     if isinstance(criterion, MultiOutputLoss):
         criterion, outputs, y, class_names = _select(criterion, outputs, y, class_names, output)
+    if isinstance(criterion, ModuleLoss):
+        criterion, outputs, y = infer_loss(criterion, outputs, y)
     if not isinstance(criterion, SingleLoss) or (criterion.kind is None and not _compares_numbers(criterion)):
         raise ValueError(
             f"There is no report for the loss {criterion!r}. Reports are for classes, labels and numbers: 'cross_entropy', "
@@ -99,9 +104,11 @@ def _build(
         _check_finite("outputs", y_pred.isfinite())
         _check_finite("targets", y.isfinite())
         return RegressionReport(y.double().numpy(), y_pred.double().numpy(), names=names, **options)
-    probabilities = loss.probabilities(y_pred.double()).numpy()
     if threshold is not None:
         loss.classes(y_pred[:1], threshold)  # raises the error of predict_classes
+    if y_pred.ndim > 2 and y_pred[0].numel() > 1:
+        return _report_on_positions(loss, y_pred, y, names, threshold, options)
+    probabilities = loss.probabilities(y_pred.double()).numpy()
     if loss.kind == "multiclass":
         return _report_on_classes(probabilities, y, loss.ignore_index, names, options)
     return _report_on_labels(probabilities, y, names, 0.5 if threshold is None else threshold, options)
@@ -127,6 +134,49 @@ def _report_on_classes(
     return report
 
 
+def _report_on_positions(
+    loss: SingleLoss,
+    y_pred: Tensor,
+    y: Tensor,
+    names: list[str] | None,
+    threshold: float | None,
+    options: dict[str, Any],
+) -> Report:
+    """Return the report on one class for each position of a sample."""
+    from easytorch.reports.positions import PositionReport, read_positions
+
+    is_binary = loss.kind == "binary"
+    ignore_index = None if is_binary else loss.ignore_index
+    if is_binary:
+        if y_pred.shape[1] != 1:
+            shape = list(y_pred.shape)
+            raise ValueError(
+                f"A report on labels needs outputs [samples, labels], or [samples, 1, ...] with one label for each position; "
+                f"received {shape}. Pass one label at a time to easytorch.reports.make_report: outputs[:, i:i + 1] and "
+                "y[:, i:i + 1]; or outputs[:, None] and y[:, None] if there is no dimension of labels."
+            )
+        _check_two_classes(y)
+        y, threshold = y[:, 0].long(), 0.5 if threshold is None else threshold
+    y = y.argmax(1) if y.is_floating_point() else y
+    classes = 2 if is_binary else y_pred.shape[1]
+    _check_names(names, classes, "class")
+    positions = read_positions(
+        y, y_pred, probabilities=loss.probabilities, ignore_index=ignore_index, threshold=threshold
+    )
+    if options["losses"] is not None:
+        options |= {"losses": options["losses"][np.unique(positions.sample)]}
+    report = PositionReport(
+        positions, shape=tuple(y.shape[1:]), classes=classes, names=names, threshold=threshold, **options
+    )
+    report.count = len(y)
+    return report
+
+
+def _check_two_classes(y: Tensor) -> None:
+    if not bool(((y == 0) | (y == 1)).all()):
+        raise ValueError("A report on two classes needs targets of 0 and 1, received others.")
+
+
 def _report_on_labels(
     probabilities: Array, y: Tensor, names: list[str] | None, threshold: float, options: dict[str, Any]
 ) -> Report:
@@ -137,15 +187,9 @@ def _report_on_labels(
     if probabilities.size == len(probabilities):
         both = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
         labels = y.reshape(-1)
-        if not bool(((labels == 0) | (labels == 1)).all()):
-            raise ValueError("A report on two classes needs targets of 0 and 1, received others.")
+        _check_two_classes(labels)
         _check_names(names, 2, "class")
         return ClassificationReport(labels.long().numpy(), both, names=names, threshold=threshold, **options)
-    if probabilities.ndim != 2:
-        raise ValueError(
-            f"A report on labels needs outputs [samples, labels], received {list(probabilities.shape)}. Select the parts of the "
-            "outputs to report on, and pass them to easytorch.reports.make_report."
-        )
     _check_names(names, probabilities.shape[1], "label")
     return MultilabelReport(y.numpy(), probabilities, names=names, threshold=threshold, **options)
 
@@ -200,10 +244,11 @@ def _as_tensors(loss: SingleLoss, outputs: Any, y: Any) -> tuple[Tensor, Tensor]
 def _check_labels(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
     """Raise a ``ValueError`` unless ``y`` has one label of a class for each sample."""
     labels = y.argmax(1) if y.is_floating_point() else y
-    if y_pred.ndim != 2 or labels.ndim != 1:
+    if y_pred.ndim < 2 or labels.shape != (len(y_pred), *y_pred.shape[2:]):
         raise ValueError(
-            f"A report needs one label per sample, received outputs {list(y_pred.shape)} and targets {list(y.shape)}. Select the "
-            "parts of the outputs to report on, and pass them to easytorch.reports.make_report."
+            f"A report needs outputs [samples, classes, ...] and labels [samples, ...], received outputs {list(y_pred.shape)} "
+            f"and targets {list(y.shape)}. Select the parts of the outputs to report on, and pass them to "
+            "easytorch.reports.make_report."
         )
     counted, classes = labels[labels != loss.ignore_index], y_pred.shape[1]
     if len(counted) and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
@@ -227,12 +272,17 @@ def _is_nested_numbers(value: Any) -> bool:
 
 
 def sample_losses(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> np.ndarray[Any, Any] | None:
-    """Return the loss of each sample, the mean over its values; None for a custom loss that has one number per batch."""
-    parts = []
+    """Return the loss of each sample, the mean over its values or its labels that count."""
+    parts, step = [], max(1, VALUES // max(1, y_pred[0].numel()))
     with torch.no_grad():
-        for start in range(0, len(y), ROWS):
-            values = loss.unreduced(y_pred[start : start + ROWS], y[start : start + ROWS])
-            parts.append(values.reshape(len(values), -1).mean(1))
+        for start in range(0, len(y), step):
+            labels = y[start : start + step]
+            values = loss.unreduced(y_pred[start : start + step], labels)
+            values = values.reshape(len(values), -1)
+            counted = torch.ones_like(values)
+            if loss.kind == "multiclass" and not labels.is_floating_point():
+                counted = (labels != loss.ignore_index).reshape(values.shape).to(values.dtype)
+            parts.append((values * counted).sum(1) / counted.sum(1).clamp(min=1))
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 
 

@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from easytorch.reports.base import WORST, Array, Report, Row
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, proportion
+from easytorch.reports.intervals import Bootstrap, nan_mean, proportion
 
 # Bins of the calibration error, as in C. Guo et al., On calibration of modern neural networks, 2017.
 BINS = 15
@@ -91,29 +91,18 @@ class ClassificationReport(Report):
 
     def _probability_scores(self) -> dict[str, Estimate]:
         """Return the scores of the probabilities: mean log loss, Brier score, and calibration error."""
-        chosen = self.probabilities[np.arange(len(self)), self.y]
-        log_losses = -np.log(np.clip(chosen, np.finfo(float).tiny, 1))
-        errors = self.probabilities.copy()
-        errors[np.arange(len(self)), self.y] -= 1
-        # For two classes, the square of the error of one of them.
-        brier = np.einsum("ij,ij->i", errors, errors) / (2 if len(self.names) == 2 else 1)
-        confidence = self.probabilities[np.arange(len(self)), self.predicted]
-        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-        members = np.eye(BINS)[bins]
+        log_losses, brier, confidence = score_probabilities(self.probabilities, self.y, self.predicted)
+        members = np.eye(BINS)[confidence_bins(confidence)]
         gaps = members * (self.scores() - confidence)[:, None]
 
         def measure(weights: Array) -> Array:
             total = weights.sum(1)
-            calibration = np.abs(weights @ gaps).sum(1) / total
-            return np.column_stack([weights @ log_losses / total, weights @ brier / total, calibration])
+            return np.column_stack([weights @ log_losses / total, weights @ brier / total])
 
-        return dict(
-            zip(
-                ("log_loss", "brier_score", "calibration_error"),
-                self.bootstrap.of_samples(measure, len(self)),
-                strict=True,
-            )
-        )
+        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self))
+        # Chance makes it larger, the more so in the draws of a bootstrap, whose intervals would rarely contain the true value.
+        calibration = Estimate(float(np.abs(gaps.sum(0)).sum() / len(self)))
+        return {"log_loss": log_loss, "brier_score": brier_score, "calibration_error": calibration}
 
     def _thresholds(self) -> list[Row]:
         """Return the threshold with the highest F1 of class 1, and that with the highest sum of sensitivity and specificity."""
@@ -174,6 +163,11 @@ class ClassificationReport(Report):
             for i in indices
         ]
 
+    def image_title(self, i: int) -> str:
+        """Return the index of sample ``i`` in the data, its class, and the predicted class if it differs."""
+        true, predicted = self.names[self.y[i]], self.names[self.predicted[i]]
+        return f"{self.indices[i]}: {true}" + (f", not {predicted}" if true != predicted else "")
+
     def _confident_errors(self) -> list[Row]:
         """Return the wrong predictions with the highest probability."""
         confidence = self.probabilities[np.arange(len(self)), self.predicted]
@@ -183,32 +177,11 @@ class ClassificationReport(Report):
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
         """Return confusion matrix, ROC and precision-recall curves, and calibration."""
         return [
-            ("confusion matrix (rows: true)", self._draw_confusion),
+            ("confusion matrix (rows: true)", lambda axes: draw_confusion(axes, self.confusion, self.names)),
             ("ROC", self._draw_roc),
             ("precision and recall", self._draw_precision),
             ("calibration", self._draw_calibration),
         ]
-
-    def _draw_confusion(self, axes: Any) -> None:
-        rows = self.confusion.sum(1, keepdims=True)
-        axes.imshow(self.confusion / np.maximum(rows, 1), cmap="Blues", vmin=0, vmax=1)
-        if len(self.names) <= 20:
-            axes.set_xticks(range(len(self.names)), self.names, rotation=90)
-            axes.set_yticks(range(len(self.names)), self.names)
-        if len(self.names) <= 12:
-            for (i, j), count in np.ndenumerate(self.confusion):
-                if count:
-                    axes.text(
-                        j,
-                        i,
-                        str(count),
-                        ha="center",
-                        va="center",
-                        fontsize=6,
-                        color="white" if 2 * count > rows[i, 0] else "black",
-                    )
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
 
     def _curve_classes(self) -> list[int]:
         """Return the classes whose curves are drawn: those with samples, the least separable first."""
@@ -236,19 +209,12 @@ class ClassificationReport(Report):
 
     def _draw_calibration(self, axes: Any) -> None:
         confidence = self.probabilities[np.arange(len(self)), self.predicted]
-        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+        bins = confidence_bins(confidence)
         points = [
             (confidence[bins == i].mean(), proportion(self.scores()[bins == i].sum(), (bins == i).sum()))
             for i in np.unique(bins)
         ]
-        low = [estimate.value - estimate.low for _, estimate in points]
-        high = [estimate.high - estimate.value for _, estimate in points]
-        axes.errorbar(
-            [x for x, _ in points], [estimate.value for _, estimate in points], [low, high], marker="o", linestyle=""
-        )
-        axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
-        axes.set_xlabel("predicted probability")
-        axes.set_ylabel("share of right predictions")
+        draw_calibration(axes, points)
 
 
 class MultilabelReport(Report):
@@ -295,7 +261,7 @@ class MultilabelReport(Report):
             true, predicted, actual = np.split(weights @ hits, 3, axis=1)
             with np.errstate(invalid="ignore", divide="ignore"):
                 f1 = 2 * true / (predicted + actual)
-            return np.column_stack([f1, _nan_mean(f1), weights @ right / weights.sum(1)])
+            return np.column_stack([f1, nan_mean(f1), weights @ right / weights.sum(1)])
 
         columns = self.bootstrap.of_samples(measure, len(self))
         labels = len(self.names)
@@ -361,20 +327,62 @@ class MultilabelReport(Report):
         axes.set_xlim(0, 1)
 
 
+def score_probabilities(probabilities: Array, y: Array, predicted: Array) -> tuple[Array, Array, Array]:
+    """Return the log loss, the Brier score and the probability of the prediction, each ``[N]``.
+
+    Args:
+        probabilities: ``[N, classes]``.
+        y: The true class of each row.
+        predicted: The predicted class of each row.
+    """
+    rows = np.arange(len(y))
+    log_losses = -np.log(np.clip(probabilities[rows, y], np.finfo(float).tiny, 1))
+    errors = probabilities.copy()
+    errors[rows, y] -= 1
+    # For two classes, the square of the error of one of them.
+    brier = np.einsum("ij,ij->i", errors, errors) / (2 if probabilities.shape[1] == 2 else 1)
+    return log_losses, brier, probabilities[rows, predicted]
+
+
+def confidence_bins(confidence: Array) -> Array:
+    """Return the number of the bin of each probability, for the calibration error."""
+    return np.asarray(np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1))
+
+
+def draw_confusion(axes: Any, confusion: Array, names: Sequence[str]) -> None:
+    """Draw a confusion matrix, with colors by share of the true class."""
+    rows = confusion.sum(1, keepdims=True)
+    axes.imshow(confusion / np.maximum(rows, 1), cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 20:
+        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= 12:
+        for (i, j), count in np.ndenumerate(confusion):
+            if count:
+                color = "white" if 2 * count > rows[i, 0] else "black"
+                axes.text(j, i, str(count), ha="center", va="center", fontsize=6, color=color)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+
+
+def draw_calibration(axes: Any, points: Sequence[tuple[float, Estimate]]) -> None:
+    """Draw the share of right predictions by predicted probability, with intervals."""
+    x, shares = [x for x, _ in points], [estimate for _, estimate in points]
+    low = np.nan_to_num([estimate.value - estimate.low for estimate in shares])
+    high = np.nan_to_num([estimate.high - estimate.value for estimate in shares])
+    axes.errorbar(x, [estimate.value for estimate in shares], [low, high], marker="o", linestyle="")
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
+    axes.set_xlabel("predicted probability")
+    axes.set_ylabel("share of right predictions")
+
+
 def _confusion_scores(confusion: Array) -> Array:
     """Return the F1 of each class, the balanced accuracy and the macro F1 of confusion matrices ``[..., classes, classes]``."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, predicted = confusion.sum(-1), confusion.sum(-2)
     with np.errstate(invalid="ignore", divide="ignore"):
         f1, recall = 2 * right / (true + predicted), right / true
-    return np.concatenate([f1, _nan_mean(recall)[..., None], _nan_mean(f1)[..., None]], axis=-1)
-
-
-def _nan_mean(values: Array) -> Array:
-    """Return the mean of the last dimension over all values that are defined; NaN if none is."""
-    count = (~np.isnan(values)).sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.nansum(values, -1) / count)
+    return np.concatenate([f1, nan_mean(recall)[..., None], nan_mean(f1)[..., None]], axis=-1)
 
 
 class Ranking:
@@ -432,4 +440,4 @@ def _areas_of(rankings: Sequence[Ranking], weights: Array) -> Array:
     """Return AUC and average precision of each ranking, then both means, ``[repeats, 2 * rankings + 2]``."""
     columns = [ranking.areas(weights) for ranking in rankings]
     auc, average = (np.stack(values, axis=1) for values in zip(*columns, strict=True))
-    return np.column_stack([auc, average, _nan_mean(auc), _nan_mean(average)])
+    return np.column_stack([auc, average, nan_mean(auc), nan_mean(average)])

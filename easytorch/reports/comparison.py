@@ -9,7 +9,7 @@ from scipy import stats
 
 from easytorch.reports.base import Array, Comparison, Report
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import LEVEL
+from easytorch.reports.intervals import LEVEL, ratio_variance
 
 
 def compare_reports(first: Report, second: Report) -> Comparison:
@@ -27,11 +27,12 @@ def compare_reports(first: Report, second: Report) -> Comparison:
             "the same order."
         )
     a, b = first.scores(), second.scores()
-    measure = _compare_shares if a.dtype == bool else _compare_means
-    difference, p_value, test = measure(a, b)
-    return Comparison(
-        first.score_name, float(a.mean()), float(b.mean()), difference, p_value, test, first.higher_is_better
-    )
+    if first.weights is not None:
+        difference, p_value, test = _compare_weighted_means(a, b, first.weights)
+    else:
+        difference, p_value, test = (_compare_shares if a.dtype == bool else _compare_means)(a, b)
+    means = [float(np.average(scores, weights=first.weights)) for scores in (a, b)]
+    return Comparison(first.score_name, means[0], means[1], difference, p_value, test, first.higher_is_better)
 
 
 def _compare_shares(first: Array, second: Array) -> tuple[Estimate, float, str]:
@@ -59,3 +60,25 @@ def _compare_means(first: Array, second: Array) -> tuple[Estimate, float, str]:
     result = stats.ttest_rel(first, second)
     low, high = result.confidence_interval(LEVEL)
     return Estimate(mean, float(low), float(high)), float(result.pvalue), "paired t"
+
+
+def _compare_weighted_means(first: Array, second: Array, weights: Array) -> tuple[Estimate, float, str]:
+    """Return difference, p-value and test of two means over the positions of samples, by the t-test of a ratio over samples.
+
+    With equal weights it is the paired t-test over samples. Source: W. G. Cochran, Sampling Techniques, 1977, section 2.11.
+
+    Args:
+        first: The mean of each sample.
+        second: The same of the other model.
+        weights: The number of positions of each sample.
+    """
+    differences, test = first - second, "t over samples"
+    mean = float(np.average(differences, weights=weights))
+    if len(differences) < 2:
+        return Estimate(mean), 1.0, test
+    error = math.sqrt(ratio_variance((differences - mean) * weights, float(weights.sum())))
+    if error == 0:
+        return Estimate(mean, mean, mean), float(mean == 0), test
+    degrees = len(differences) - 1
+    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
+    return Estimate(mean, mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, degrees)), test

@@ -9,10 +9,14 @@ import numpy as np
 
 from easytorch.reports.base import Array, Report, Row
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, quantile
+from easytorch.reports.intervals import Bootstrap, nan_mean, quantile
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 GROUPS = 5
+# A table of more outputs, such as the pixels of an image, is left out.
+MAX_OUTPUTS = 100
+# Points of a scatter plot.
+MAX_POINTS = 20_000
 # A variance below this part of the mean square is an error of rounding.
 ROUNDING = 1e-12
 
@@ -55,12 +59,15 @@ class RegressionReport(Report):
         return np.asarray(np.abs(self.errors).mean(1))
 
     def _measure(self) -> None:
-        outputs = [self._measure_output(self.y[:, i], self.errors[:, i]) for i in range(len(self.names))]
-        if len(outputs) == 1:
-            self.summary = outputs[0]
+        if len(self.names) == 1:
+            self.summary = self._measure_output(self.y[:, 0], self.errors[:, 0])
         else:
             self.summary = self._measure_output(self.y.mean(1), None)
-            self.tables["outputs"] = [{"output": name, **row} for name, row in zip(self.names, outputs, strict=True)]
+        if 1 < len(self.names) <= MAX_OUTPUTS:
+            self.tables["outputs"] = [
+                {"output": name, **self._measure_output(self.y[:, i], self.errors[:, i])}
+                for i, name in enumerate(self.names)
+            ]
         absolute = self.scores()
         self.tables["absolute error"] = [{"quantile": share, "error": quantile(absolute, share)} for share in SHARES]
         self.tables["error by target"] = self._by_target()
@@ -79,7 +86,7 @@ class RegressionReport(Report):
             squares = weights @ targets**2 / total
             variance = squares - (weights @ targets / total) ** 2
             variance[variance <= ROUNDING * squares] = np.nan  # equal targets have no R2
-            r2 = (1 - weights @ residuals / total / variance).mean(1)
+            r2 = nan_mean(1 - weights @ residuals / total / variance)
             mean = weights / total
             return np.column_stack([mean @ absolute, np.sqrt(mean @ squared), r2, mean @ signed])
 
@@ -114,6 +121,8 @@ class RegressionReport(Report):
         def shown(values: Array) -> Any:
             return float(values[0]) if len(values) == 1 else [float(value) for value in values]
 
+        if len(self.names) > MAX_OUTPUTS:
+            return [{"index": int(i), "loss": float(self.losses[i])} for i in indices]
         return [
             {
                 "index": int(i),
@@ -129,14 +138,20 @@ class RegressionReport(Report):
         return [("predictions", self._draw_predictions), ("residuals", self._draw_residuals)]
 
     def _draw_predictions(self, axes: Any) -> None:
-        for i, name in enumerate(self.names[:10]):
-            axes.scatter(self.y[:, i], self.predicted[:, i], s=4, alpha=0.5, label=name)
+        y, predicted = self.y.T, self.predicted.T
+        if len(y) > 10:  # the outputs as one
+            y, predicted = y.reshape(1, -1), predicted.reshape(1, -1)
+        step = -(-y.size // MAX_POINTS)
+        for targets, predictions, name in zip(y, predicted, self.names, strict=False):
+            axes.scatter(targets[::step], predictions[::step], s=4, alpha=0.5, label=name)
+        if len(y) > 1:
+            axes.legend(fontsize=6)
         ends = [min(self.y.min(), self.predicted.min()), max(self.y.max(), self.predicted.max())]
         axes.plot(ends, ends, color="gray", linestyle=":")
         axes.set_xlabel("target")
         axes.set_ylabel("prediction")
 
     def _draw_residuals(self, axes: Any) -> None:
-        axes.hist(self.errors, bins=40)
+        axes.hist(self.errors if len(self.names) <= 10 else self.errors.ravel(), bins=40)
         axes.axvline(0, color="gray", linestyle=":")
         axes.set_xlabel("prediction - target")

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from easytorch._utils.pytree import to_numpy
 from easytorch.reports.base import Array, Report, Row
-from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import proportion
 
 # A column of more different numbers is divided into quarters.
 MAX_VALUES = 10
@@ -44,7 +42,7 @@ def measure_slices(report: Report, by: Mapping[str, Array]) -> list[Row]:
                 "column": name,
                 "value": label,
                 "samples": int(members.sum()),
-                report.score_name: _score(report, scores[members]),
+                report.score_name: report.score(members),
             }
             rows.append(row | {"p_value": _p_value(report, scores[members], scores[~members])})
     for row, p_value in zip(rows, _correct([row["p_value"] for row in rows]), strict=True):
@@ -115,12 +113,6 @@ def _as_numbers(values: Array) -> tuple[Array, Callable[[float], str]]:
         numbers = values.astype("timedelta64[us]").astype(np.int64).astype(float)
         return numbers, lambda x: str(datetime.timedelta(microseconds=int(x)))
     return values.astype(float), lambda x: f"{x:.4g}"
-
-
-def _score(report: Report, scores: Array) -> Estimate:
-    if scores.dtype == bool:
-        return proportion(scores.sum(), len(scores))
-    return report.bootstrap.of_samples(lambda weights: (weights @ scores / weights.sum(1))[:, None], len(scores))[0]
 
 
 def _p_value(report: Report, inside: Array, outside: Array) -> float:

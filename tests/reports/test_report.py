@@ -184,7 +184,7 @@ def test_several_losses_need_the_name_of_an_output():
 @pytest.mark.parametrize(
     ("loss", "outputs", "y", "message"),
     [
-        ("cross_entropy", torch.randn(4, 3, 5, 5), torch.zeros(4, 5, 5, dtype=torch.long), "one label per sample"),
+        ("cross_entropy", torch.randn(4, 3, 5, 5), torch.zeros(4, 5, 6, dtype=torch.long), r"labels \[samples, ...\]"),
         ("cross_entropy", torch.randn(4, 3), torch.tensor([0, 1, 2, 3]), "0 to 3, but there are 3 classes"),
         ("cross_entropy", torch.randn(4, 3), torch.tensor([0, 1]), "one target for each of 4"),
         ("mse", torch.randn(0, 1), torch.randn(0, 1), "at least one sample"),
@@ -196,7 +196,7 @@ def test_several_losses_need_the_name_of_an_output():
         ("bce_with_logits", WITH_NAN, torch.ones(4, 3), "outputs of 1 of 4 samples have NaN.*index 2"),
         ("mse", WITH_NAN, torch.ones(4, 3), "outputs of 1 of 4 samples have NaN.*index 2"),
         ("mse", torch.ones(4, 3), WITH_NAN, "targets of 1 of 4 samples have NaN.*index 2"),
-        ("bce_with_logits", torch.randn(4, 3, 5), torch.ones(4, 3, 5), r"outputs \[samples, labels\]"),
+        ("bce_with_logits", torch.randn(4, 3, 5), torch.ones(4, 3, 5), "Pass one label at a time"),
         ("cross_entropy", torch.randn(3, 3), ["a", "b", "c"], "The labels are text. Pass class_names"),
     ],
     ids=["pixels", "range", "lengths", "empty", "other loss", "log rates", "signs", "ignored", "NaN", "NaN labels",

@@ -1,0 +1,628 @@
+"""Estimators of scikit-learn that train a torch module."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
+    from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, column_or_1d, validate_data
+except ImportError as error:
+    raise ImportError(
+        'easytorch.integrations.sklearn needs scikit-learn 1.6 or later: pip install "easytorch-fit[sklearn]"'
+    ) from error
+
+from easytorch._utils.integers import positive_int
+from easytorch._utils.pytree import describe
+from easytorch._utils.registry import did_you_mean, quote_list
+from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
+from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.resolve import resolve_loss
+from easytorch.model import Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from easytorch.training.results import History
+
+__all__ = ["Classifier", "Regressor"]
+
+Array = np.ndarray[Any, Any]
+# What an option is for: an argument of the function that makes the module, of the optimizer, of compile, or of fit.
+PREFIXES = ("module__", "optimizer__", "compile__", "fit__")
+HIDDEN_UNITS = 100
+MAX_SEED = 2**31 - 1
+# Parameters of skorch, by what they are here.
+SKORCH_HINTS = {
+    "criterion": "loss=",
+    "max_epochs": "epochs=",
+    "train_split": "validation_split=0.2",
+    "iterator_train__batch_size": "batch_size=",
+    "iterator_train__shuffle": "fit__shuffle=",
+    "learning_rate": "lr=",
+    "learning_rate_init": "lr=",
+    "max_iter": "epochs=",
+    "early_stopping": "callbacks=[easytorch.callbacks.EarlyStopping(patience=3)] and validation_split=0.2",
+    "build_fn": "module=",
+    "model": "module=",
+}
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class Estimator(BaseEstimator):
+    """What ``Classifier`` and ``Regressor`` share."""
+
+    def __init__(
+        self,
+        module: Any = None,
+        *,
+        optimizer: Any = "adam",
+        loss: Any = "auto",
+        metrics: Any = None,
+        lr: float | None = None,
+        epochs: int = 10,
+        batch_size: int = 32,
+        validation_split: float = 0.0,
+        callbacks: Any = None,
+        warm_start: bool = False,
+        dtype: str | None = "float32",
+        device: Any = "auto",
+        random_state: Any = None,
+        verbose: int | str = 0,
+        **options: Any,
+    ) -> None:
+        self.module, self.optimizer, self.loss, self.metrics, self.lr = module, optimizer, loss, metrics, lr
+        self.epochs, self.batch_size, self.validation_split = epochs, batch_size, validation_split
+        self.callbacks, self.warm_start, self.dtype = callbacks, warm_start, dtype
+        self.device, self.random_state, self.verbose = device, random_state, verbose
+        self._options: dict[str, Any] = {}
+        self._set_options(options, TypeError)
+
+    # Parameters
+
+    def _set_options(self, options: Mapping[str, Any], error: type[Exception]) -> None:
+        for name in options:
+            if not name.startswith(PREFIXES) or name in PREFIXES:
+                raise error(_unknown_parameter(type(self).__name__, name, self._get_param_names()))
+        self._options |= options
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters by name, those such as ``module__hidden`` included.
+
+        Args:
+            deep: Has no effect; parameters are no estimators.
+        """
+        parameters: dict[str, Any] = super().get_params(deep=False)
+        return parameters | self._options
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by name, and return the estimator.
+
+        Raises:
+            ValueError: If there is no such parameter.
+        """
+        names = set(self._get_param_names())
+        self._set_options({name: value for name, value in params.items() if name not in names}, ValueError)
+        for name in names & set(params):
+            setattr(self, name, params[name])
+        return self
+
+    def _options_of(self, prefix: str) -> dict[str, Any]:
+        options = {name: value for name, value in self._options.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): value for name, value in options.items()}
+
+    # Fit
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation_data: Any = None) -> Self:
+        """Train a new module, and return the estimator.
+
+        Args:
+            X: Features, ``[N, features]`` or ``[N, ...]``: an array, a frame, or nested lists.
+            y: Targets.
+            sample_weight: One weight per sample. Only ratios of weights matter: their mean is set to 1.
+            validation_data: ``(X, y)`` to evaluate after each epoch, for early stopping and ``history_``.
+
+        Raises:
+            ValueError, TypeError: If a parameter or the data is invalid.
+        """
+        is_new = not (self.warm_start and hasattr(self, "model_"))
+        return self._fit(X, y, sample_weight, is_new, self.epochs, {"validation_data": validation_data})
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train for one epoch, from the present weights if there are any, and return the estimator.
+
+        ``validation_split`` and ``callbacks`` belong to ``fit``, and have no effect.
+
+        Args:
+            X: As in ``fit``.
+            y: As in ``fit``.
+            sample_weight: As in ``fit``.
+        """
+        return self._fit(X, y, sample_weight, not hasattr(self, "model_"), 1, None)
+
+    def _fit(
+        self, x: Any, y: Any, sample_weight: Any, is_new: bool, epochs: int, options: dict[str, Any] | None
+    ) -> Self:
+        inputs, targets = self._read(x, y, is_new)
+        weights = _read_weights(sample_weight, inputs)
+        arguments = {
+            "epochs": positive_int("epochs", epochs),
+            "batch_size": positive_int("batch_size", self.batch_size),
+        }
+        arguments |= self._fit_options() | self._options_of("fit__")
+        if options is not None:
+            validation_data = options["validation_data"]
+            if validation_data is not None:
+                arguments["validation_data"] = self._read(*validation_data, False)
+            elif self.validation_split:
+                arguments["validation_split"] = self.validation_split
+            self.callbacks_ = copy.deepcopy(self.callbacks)
+            arguments["callbacks"] = () if self.callbacks_ is None else self.callbacks_
+        with self._seeding(is_new):
+            if is_new:
+                self.model_ = self._make_model(inputs)
+            self.model_.fit(inputs, targets, sample_weight=weights, verbose=self.verbose, **arguments)
+        return self
+
+    def _read(self, x: Any, y: Any, is_new: bool) -> tuple[Array, Array]:
+        """Return features and targets as the module and the loss take them; learn from them if ``is_new``."""
+        _check_is_array(x)
+        if y is None:
+            name = type(self).__name__
+            raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
+        x, y = validate_data(
+            self, x, y, reset=is_new, dtype=self._feature_dtype(), allow_nd=True, multi_output=True, y_numeric=False,
+            ensure_min_samples=1,
+        )  # fmt: skip
+        return x, self._read_targets(y, is_new)
+
+    def _feature_dtype(self) -> str:
+        return "numeric" if self.dtype is None else self.dtype
+
+    @contextlib.contextmanager
+    def _seeding(self, is_new: bool) -> Iterator[None]:
+        """Use random numbers of ``random_state`` inside, and leave the global generators as they are.
+
+        A later ``partial_fit`` continues their sequence. Without ``random_state``, the global generators are used.
+        """
+        if self.random_state is None:
+            yield
+            return
+        with preserve_rng_state():
+            state = getattr(self, "_rng_state", None)
+            if is_new or state is None:
+                seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+                np.random.seed(seed)
+                torch.manual_seed(seed)
+            else:
+                set_rng_state(state)
+            yield
+            self._rng_state = get_rng_state()
+
+    def _make_model(self, inputs: Array) -> Model:
+        model = Model(self._make_module(), device=self.device)
+        # Lazy layers get their shapes before compile.
+        self._check_outputs(self._run(model, inputs[:1]))
+        compile_options = {"lr": self.lr} | self._options_of("optimizer__") | self._options_of("compile__")
+        return model.compile(self.optimizer, self._loss_argument(), self.metrics or (), **compile_options)
+
+    def _make_module(self) -> nn.Module:
+        """Return a new module: what ``module`` makes, or a copy of it if it is one."""
+        options = self._options_of("module__")
+        if isinstance(self.module, nn.Module):
+            if options:
+                raise ValueError(
+                    f"module__{next(iter(options))} has no effect, because module is an object. Pass the class or function that "
+                    f"makes it: module={type(self.module).__name__}."
+                )
+            return copy.deepcopy(self.module)
+        factory = make_perceptron if self.module is None else self.module
+        if not callable(factory):
+            raise TypeError(f"module expects a class or function that makes a torch.nn.Module, received {factory!r}.")
+        module = factory(**_complete_options(factory, options, self._facts()))
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must make a torch.nn.Module, but {factory!r} returned {type(module).__name__}.")
+        return module
+
+    def _facts(self) -> dict[str, int]:
+        """Return what a function that makes the module may take by name."""
+        return {"n_features_in": self.n_features_in_, "n_outputs": self.n_outputs_}
+
+    def _check_outputs(self, outputs: Tensor) -> None:
+        """Raise a ``ValueError`` unless the ``outputs`` for one sample are as many as the loss needs."""
+        raise NotImplementedError
+
+    # Prediction
+
+    def _outputs(self, x: Any) -> Tensor:
+        """Return the outputs for features of the user."""
+        check_is_fitted(self, "model_")
+        _check_is_array(x)
+        return self._run(self.model_, validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True))
+
+    def _run(self, model: Model, inputs: Array) -> Tensor:
+        """Return the outputs of the module that the loss compares with the targets."""
+        loss = self._criterion()
+        outputs = loss.compared_prediction(model.predict(inputs, verbose=0), None)
+        if isinstance(outputs, (tuple, list)) and loss.family is nn.GaussianNLLLoss:
+            outputs = outputs[0]
+        if not isinstance(outputs, np.ndarray):
+            raise ValueError(
+                f"An estimator needs a module with one output, but it returned {describe(outputs)}. Use easytorch.Model, or "
+                "return one tensor from forward()."
+            )
+        return torch.from_numpy(outputs)
+
+    def _loss_argument(self) -> Any:
+        raise NotImplementedError
+
+    def _fit_options(self) -> dict[str, Any]:
+        return {}
+
+    def _read_targets(self, y: Array, is_new: bool) -> Array:
+        raise NotImplementedError
+
+    def _criterion(self) -> SingleLoss:
+        """Return the loss.
+
+        Raises:
+            ValueError: If there are several losses, or the module computes it.
+        """
+        loss = resolve_loss(self._loss_argument())
+        if not isinstance(loss, SingleLoss):
+            raise ValueError(
+                f"loss expects one loss, received {self.loss!r}. Pass a name such as 'mse', a torch.nn loss or a function "
+                "f(y_pred, y). For several outputs use easytorch.Model."
+            )
+        return loss
+
+    @property
+    def history_(self) -> History:
+        """The numbers of each epoch."""
+        check_is_fitted(self, "model_")
+        return self.model_.history
+
+    @property
+    def module_(self) -> nn.Module:
+        """The trained module."""
+        check_is_fitted(self, "model_")
+        return self.model_.module
+
+    @property
+    def n_iter_(self) -> int:
+        """The number of epochs so far."""
+        check_is_fitted(self, "model_")
+        return self.model_.state.epoch
+
+
+class Classifier(ClassifierMixin, Estimator):
+    """A classifier of scikit-learn that trains a torch module.
+
+    ``y`` has one label per sample, of any type, or is a matrix of 0 and 1 with one column for each of several labels.
+
+    Args:
+        module: A class or function that makes the module; its arguments are ``module__name=value``. If it has parameters named
+            ``n_features_in``, ``n_outputs`` or ``n_classes``, it gets these numbers. A ``torch.nn.Module`` is copied. None for a
+            perceptron with ``module__hidden=100`` units.
+        optimizer: As in ``Model.compile``; its options are ``optimizer__momentum=0.9``.
+        loss: A name, a ``torch.nn`` loss, or a function. ``"auto"`` is ``"cross_entropy"``, and ``"bce_with_logits"`` for
+            several labels. With ``"bce_with_logits"`` and two classes the module has one output.
+        metrics: Metrics of ``history_``, as in ``Model.compile``.
+        lr: The learning rate; None for the default of the optimizer.
+        epochs: Number of epochs.
+        batch_size: Samples per batch.
+        validation_split: Fraction of the samples to use for validation.
+        class_weight: ``{class: weight}``, ``"balanced"``, or None.
+        callbacks: Callbacks of ``fit``, of which each fit uses copies: ``callbacks_``.
+        warm_start: Whether ``fit`` continues with the weights of the last one.
+        dtype: The dtype of the features; None leaves them as they are, for embeddings of integers.
+        device: As in ``Model``.
+        random_state: A seed for weights, order and dropout; None uses the global generators of torch.
+        verbose: As in ``Model.fit``.
+        options: ``module__...``, ``optimizer__...``, ``compile__...`` and ``fit__...``: arguments of the function that makes the
+            module, options of the optimizer, other arguments of ``Model.compile`` and of ``Model.fit``.
+
+    Attributes:
+        classes_: The labels, sorted.
+        n_features_in_: The number of features; of ``[N, channels, ...]`` the number of channels.
+        feature_names_in_: The names of the columns, if ``X`` was a frame with text as names.
+        n_outputs_: The number of outputs that the module needs.
+        model_: The trained ``easytorch.Model``.
+        module_: Its module.
+        history_: The numbers of each epoch.
+        n_iter_: The number of epochs.
+
+    Examples:
+        >>> def make_net(n_features_in, n_outputs, hidden=64):
+        ...     return nn.Sequential(nn.Linear(n_features_in, hidden), nn.ReLU(), nn.Linear(hidden, n_outputs))
+        >>> classifier = Classifier(make_net, module__hidden=128, lr=0.01, epochs=20, random_state=0)
+        >>> cross_val_score(classifier, X, y)
+    """
+
+    def __init__(
+        self,
+        module: Any = None,
+        *,
+        optimizer: Any = "adam",
+        loss: Any = "auto",
+        metrics: Any = None,
+        lr: float | None = None,
+        epochs: int = 10,
+        batch_size: int = 32,
+        validation_split: float = 0.0,
+        class_weight: Any = None,
+        callbacks: Any = None,
+        warm_start: bool = False,
+        dtype: str | None = "float32",
+        device: Any = "auto",
+        random_state: Any = None,
+        verbose: int | str = 0,
+        **options: Any,
+    ) -> None:
+        self.class_weight = class_weight
+        super().__init__(
+            module, optimizer=optimizer, loss=loss, metrics=metrics, lr=lr, epochs=epochs, batch_size=batch_size,
+            validation_split=validation_split, callbacks=callbacks, warm_start=warm_start, dtype=dtype, device=device,
+            random_state=random_state, verbose=verbose, **options,
+        )  # fmt: skip
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Train for one epoch, from the present weights if there are any, and return the estimator.
+
+        ``validation_split`` and ``callbacks`` belong to ``fit``, and have no effect.
+
+        Args:
+            X: As in ``fit``.
+            y: As in ``fit``.
+            classes: All labels, in the first call; None for those in ``y``.
+            sample_weight: As in ``fit``.
+        """
+        is_new = not hasattr(self, "model_")
+        self._announced_classes = None if classes is None or not is_new else np.unique(np.asarray(classes))
+        try:
+            return self._fit(X, y, sample_weight, is_new, 1, None)
+        finally:
+            del self._announced_classes
+
+    def predict(self, X: Any) -> Array:
+        """Return the label of each sample, or 0 or 1 for each of several labels."""
+        outputs, loss = self._outputs(X), self._criterion()
+        if self._is_multilabel or loss.kind == "binary":
+            labels = loss.classes(outputs.double()).numpy().astype(int)
+            return labels if self._is_multilabel else self.classes_[labels.reshape(len(labels))]
+        return self.classes_[outputs.argmax(1).numpy()]
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probability of each label, ``[N, labels]``, in the order of ``classes_``.
+
+        Raises:
+            ValueError: If the loss is custom, so that it is not known what the outputs mean.
+        """
+        outputs, loss = self._outputs(X), self._criterion()
+        probabilities: Array = loss.probabilities(outputs.double()).numpy()
+        if self._is_multilabel or loss.kind != "binary":
+            return probabilities
+        return np.column_stack([1 - probabilities.ravel(), probabilities.ravel()])
+
+    def _loss_argument(self) -> Any:
+        if isinstance(self.loss, str) and self.loss == "auto":
+            return "bce_with_logits" if self._is_multilabel else "cross_entropy"
+        return self.loss
+
+    def _fit_options(self) -> dict[str, Any]:
+        """Return the class weights by the number of the class."""
+        if self.class_weight is None or isinstance(self.class_weight, str):
+            return {"class_weight": self.class_weight}
+        known = self.classes_.tolist()
+        unknown = [label for label in self.class_weight if label not in known]
+        if unknown:
+            raise ValueError(f"class_weight has a weight for the class {unknown[0]!r}, but the classes are {known}.")
+        return {"class_weight": {known.index(label): weight for label, weight in self.class_weight.items()}}
+
+    def _facts(self) -> dict[str, int]:
+        return super()._facts() | {"n_classes": len(self.classes_)}
+
+    def _read_targets(self, y: Array, is_new: bool) -> Array:
+        is_multilabel = type_of_target(y, input_name="y", raise_unknown=True) == "multilabel-indicator"
+        check_classification_targets(y)
+        if is_new:
+            self._learn_labels(y, is_multilabel)
+        if is_multilabel != self._is_multilabel or (is_multilabel and y.shape[1] != len(self.classes_)):
+            raise ValueError(f"y has the shape {list(y.shape)}, but fit() had other labels: {len(self.classes_)}.")
+        if is_multilabel:
+            return y.astype("float32")
+        y = column_or_1d(y, warn=is_new)
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(
+                f"y has the class {unknown.tolist()[0]!r}, but the classes are {self.classes_.tolist()}. Pass all classes to the first "
+                "partial_fit(X, y, classes=...)."
+            )
+        numbers = np.searchsorted(self.classes_, y)
+        return numbers.astype("float32") if self._criterion().kind == "binary" else numbers
+
+    def _learn_labels(self, y: Array, is_multilabel: bool) -> None:
+        if is_multilabel:
+            self._is_multilabel, self.classes_, self.n_outputs_ = True, np.arange(y.shape[1]), y.shape[1]
+            if self._criterion().kind != "binary":
+                raise ValueError(f"loss={self.loss!r} is not for several labels. Pass loss='bce_with_logits'.")
+            return
+        if type_of_target(y) == "multiclass-multioutput":
+            raise ValueError("y has several columns of classes. Fit one Classifier for each: MultiOutputClassifier.")
+        announced = getattr(self, "_announced_classes", None)
+        self.classes_ = np.unique(y) if announced is None else announced
+        self._is_multilabel, count = False, len(self.classes_)
+        if count < 2:
+            raise ValueError(f"A Classifier needs at least 2 classes, but y has one class: {self.classes_.tolist()}.")
+        is_binary = self._criterion().kind == "binary"
+        if is_binary and count > 2:
+            raise ValueError(f"loss={self.loss!r} is for two classes, but y has {count}. Pass loss='cross_entropy'.")
+        self.n_outputs_ = 1 if is_binary else count
+
+    def _check_outputs(self, outputs: Tensor) -> None:
+        width = outputs.shape[1] if outputs.ndim > 1 else 1
+        if outputs.ndim > 2 or width != self.n_outputs_:
+            hint = ""
+            if width == 1 and self.n_outputs_ == 2:
+                hint = " For one output of two classes, pass loss='bce_with_logits'."
+            raise ValueError(
+                f"The module must have {self.n_outputs_} outputs for {len(self.classes_)} classes and the loss "
+                f"{self._loss_argument()!r}, but it returned {describe(outputs)}. Let the function that makes it take n_outputs."
+                f"{hint}"
+            )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class Regressor(RegressorMixin, Estimator):
+    """A regressor of scikit-learn that trains a torch module.
+
+    ``y`` has one number per sample, ``[N]``, or several, ``[N, outputs]``; predictions have the same shape.
+
+    Args:
+        module: A class or function that makes the module; its arguments are ``module__name=value``. If it has parameters named
+            ``n_features_in`` or ``n_outputs``, it gets these numbers. A ``torch.nn.Module`` is copied. None for a perceptron with
+            ``module__hidden=100`` units.
+        optimizer: As in ``Model.compile``; its options are ``optimizer__momentum=0.9``.
+        loss: A name, a ``torch.nn`` loss, or a function. ``"auto"`` is ``"mse"``.
+        metrics: Metrics of ``history_``, as in ``Model.compile``.
+        lr: The learning rate; None for the default of the optimizer.
+        epochs: Number of epochs.
+        batch_size: Samples per batch.
+        validation_split: Fraction of the samples to use for validation.
+        callbacks: Callbacks of ``fit``, of which each fit uses copies: ``callbacks_``.
+        warm_start: Whether ``fit`` continues with the weights of the last one.
+        dtype: The dtype of the features; None leaves them as they are, for embeddings of integers.
+        device: As in ``Model``.
+        random_state: A seed for weights, order and dropout; None uses the global generators of torch.
+        verbose: As in ``Model.fit``.
+        options: ``module__...``, ``optimizer__...``, ``compile__...`` and ``fit__...``, as for ``Classifier``.
+
+    Attributes:
+        n_features_in_: The number of features; of ``[N, channels, ...]`` the number of channels.
+        feature_names_in_: The names of the columns, if ``X`` was a frame with text as names.
+        n_outputs_: The number of outputs that the module needs.
+        model_: The trained ``easytorch.Model``.
+        module_: Its module.
+        history_: The numbers of each epoch.
+        n_iter_: The number of epochs.
+
+    Examples:
+        >>> regressor = make_pipeline(StandardScaler(), Regressor(make_net, lr=0.01, random_state=0))
+        >>> TransformedTargetRegressor(regressor, transformer=StandardScaler()).fit(X, y)
+    """
+
+    def predict(self, X: Any) -> Array:
+        """Return the predictions, ``[N]`` or ``[N, outputs]`` as ``y`` in ``fit``.
+
+        For ``"poisson_nll"`` on logarithms they are the rates.
+        """
+        outputs, loss = self._outputs(X), self._criterion()
+        if loss.family is nn.PoissonNLLLoss and getattr(loss.function, "log_input", True):
+            outputs = outputs.exp()
+        return outputs.double().numpy().reshape((len(outputs), *self._target_shape))
+
+    def _loss_argument(self) -> Any:
+        return "mse" if isinstance(self.loss, str) and self.loss == "auto" else self.loss
+
+    def _read_targets(self, y: Array, is_new: bool) -> Array:
+        y = check_array(y, dtype="float32", ensure_2d=False, input_name="y")
+        if is_new:
+            if self._criterion().kind is not None:
+                raise ValueError(f"loss={self.loss!r} is for classes. Use a Classifier, or loss='mse'.")
+            self._target_shape, self.n_outputs_ = y.shape[1:], 1 if y.ndim == 1 else y.shape[1]
+        if y.shape[1:] != self._target_shape:
+            raise ValueError(
+                f"y must have the shape {['N', *self._target_shape]} as in fit(), received {list(y.shape)}."
+            )
+        return y.reshape(len(y), -1)
+
+    def _check_outputs(self, outputs: Tensor) -> None:
+        if outputs.numel() != self.n_outputs_:
+            raise ValueError(
+                f"The module must have {self.n_outputs_} output{'s' * (self.n_outputs_ != 1)} for the targets, but it returned "
+                f"{describe(outputs)}. Let the function that makes it take n_outputs."
+            )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def make_perceptron(n_features_in: int, n_outputs: int, hidden: int = HIDDEN_UNITS) -> nn.Module:
+    """Return a network with one hidden layer."""
+    return nn.Sequential(nn.Linear(n_features_in, hidden), nn.ReLU(), nn.Linear(hidden, n_outputs))
+
+
+def _complete_options(factory: Callable[..., Any], options: dict[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+    """Return ``options``, with the numbers that ``factory`` takes by name.
+
+    Raises:
+        TypeError: If ``factory`` has no such parameter.
+    """
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built-in functions have no signature
+        return options
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return {name: value for name, value in facts.items() if name in parameters} | options
+    for name in options:
+        if name not in parameters:
+            title = getattr(factory, "__name__", repr(factory))
+            raise TypeError(
+                f"module__{name} is no parameter of {title}.{did_you_mean(name, parameters)} It has {quote_list(parameters)}."
+            )
+    return {name: value for name, value in facts.items() if name in parameters} | options
+
+
+def _read_weights(sample_weight: Any, x: Array) -> Array | None:
+    """Return weights with the mean 1.
+
+    Raises:
+        ValueError: If they are negative, all zero, or not one per sample.
+    """
+    if sample_weight is None:
+        return None
+    weights: Array = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+    if not weights.any():
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return (weights / weights.mean()).astype("float32")
+
+
+def _check_is_array(x: Any) -> None:
+    """Raise a ``TypeError`` if ``x`` is data that scikit-learn cannot index."""
+    is_sparse = hasattr(x, "toarray")  # which scikit-learn refuses
+    if isinstance(x, (DataLoader, Dataset, Mapping)) and not is_sparse:
+        raise TypeError(
+            f"An estimator of scikit-learn takes arrays and frames, received a {type(x).__name__}. Pass X and y as arrays, or "
+            "use easytorch.Model, which takes any data."
+        )
+
+
+def _unknown_parameter(title: str, name: str, names: list[str]) -> str:
+    if name in SKORCH_HINTS:
+        return f"{title} has no parameter {name!r}. Use {SKORCH_HINTS[name]}."
+    prefix = name.split("__")[0] if "__" in name else None
+    close = did_you_mean(name, names) or did_you_mean(f"{prefix}__", PREFIXES)
+    return (
+        f"Invalid parameter {name!r} for estimator {title}.{close} It has {quote_list(names)}, and module__..., optimizer__..., "
+        "compile__... and fit__...."
+    )
