@@ -102,7 +102,11 @@ def _bind_arguments(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
 def last_plan(model: Model) -> Plan | None:
     """Return the last fit of ``model``; None if there was none."""
     last = model.last_fit
-    return Plan(last["record"], last["training"], last["validation"], last["example"]) if last.get("record") else None
+    if not last.get("record"):
+        return None
+    # The example of the fit has class weights already.
+    example = first_batch(last["training"])
+    return Plan(last["record"], last["training"], last["validation"], last["example"] if example is None else example)
 
 
 def describe_run(model: Model, plan: Plan | None) -> RunDescription:

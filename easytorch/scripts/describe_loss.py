@@ -30,9 +30,7 @@ def describe_loss(criterion: Criterion, batch: ExampleBatch | None, targets: Seq
         targets: All targets of each data set, None for each that is unknown before training.
     """
     if isinstance(criterion, MultiOutputLoss):
-        terms = tuple(
-            f"{criterion.weights[name]:g} * {loss!r} of {name}" for name, loss in criterion.losses.items()
-        )
+        terms = tuple(f"{criterion.weights[name]:g} * {loss!r} of {name}" for name, loss in criterion.losses.items())
         return LossInfo(title=repr(criterion), terms=terms)
     if not isinstance(criterion, SingleLoss):
         return LossInfo(title=repr(criterion))
@@ -45,7 +43,9 @@ def describe_loss(criterion: Criterion, batch: ExampleBatch | None, targets: Seq
         per_sample=per_sample,
         is_custom=is_custom,
         reduction=_reduction(criterion, batch),
-        divisor=LABELS if criterion.family in (nn.CrossEntropyLoss, nn.NLLLoss) and (may_ignore or weight is not None) else SAMPLES,
+        divisor=LABELS
+        if criterion.family in (nn.CrossEntropyLoss, nn.NLLLoss) and (may_ignore or weight is not None)
+        else SAMPLES,
         conversions=() if batch is None else _conversions(criterion, batch),
         ignore_index=criterion.ignore_index if may_ignore else None,
         class_weight="" if weight is None else _weight_expression(weight),
@@ -55,7 +55,11 @@ def describe_loss(criterion: Criterion, batch: ExampleBatch | None, targets: Seq
 def refuse_losses(run: RunDescription, criterion: Criterion, batch: ExampleBatch | None) -> None:
     """Add to ``run`` what no script can do with ``criterion``."""
     if not isinstance(criterion, SingleLoss):
-        what = "losses of several outputs" if isinstance(criterion, MultiOutputLoss) else "the loss that the module returns"
+        what = (
+            "losses of several outputs"
+            if isinstance(criterion, MultiOutputLoss)
+            else "the loss that the module returns"
+        )
         run.refuse(what, "Write a loss function f(y_pred, y) that returns their sum, and pass it to compile()")
         return
     if criterion.arguments is not None:
@@ -133,7 +137,12 @@ def _conversions(criterion: SingleLoss, batch: ExampleBatch) -> tuple[str, ...]:
         return ()
     converted = copy.deepcopy(criterion.targets)(outputs, y)
     ends = []
-    if converted.shape != y.shape and converted.ndim == y.ndim - 1 and y.shape[1] != 1 and converted.numel() != y.numel():
+    if (
+        converted.shape != y.shape
+        and converted.ndim == y.ndim - 1
+        and y.shape[1] != 1
+        and converted.numel() != y.numel()
+    ):
         return (".argmax(1)",) if y.dtype != torch.bool else (".byte()", ".argmax(1)")
     if converted.shape != y.shape:
         ends.append(".view_as(outputs)" if converted.shape == outputs.shape else _squeeze(y))

@@ -17,7 +17,7 @@ from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.epoch import EpochMetric
 from easytorch.metrics.functional import BinaryHits, MulticlassHits, TopHits, absolute_error, square_root, squared_error
 from easytorch.metrics.torchmetrics import NamedTorchMetric, TorchMetric
-from easytorch.scripts.description import LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
+from easytorch.scripts.description import COUNTED, LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
 from easytorch.scripts.expressions import identifier
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def add_metrics(run: RunDescription, model: Model, batch: ExampleBatch | None) -
     for name, entry in zip(names, model.metrics.entries, strict=True):
         in_training = not entry.is_validation_only
         if entry.is_weighted or entry.output is not None:
-            run.refuse(f"the metric {name!r}, which uses sample weights or belongs to an output", "Pass it in metrics=[...]")
+            run.refuse(
+                f"the metric {name!r}, which uses sample weights or belongs to an output", "Pass it in metrics=[...]"
+            )
             continue
         info = _describe_metric(run, name, entry.metric, model.loss, batch)
         if info is None:
@@ -73,7 +75,9 @@ def _is_custom(metric: MeanMetric) -> bool:
 def _multiclass(run: RunDescription, name: str, hits: MulticlassHits, outputs: Tensor, y: Tensor) -> MetricInfo:
     dimension = hits.class_dimension(outputs, y)
     if y.is_floating_point() and y.shape == outputs.shape:
-        return MetricInfo(name, f"(outputs.argmax({dimension}) == targets.argmax({dimension})).sum().item()", _count(y[:, 0]))
+        return MetricInfo(
+            name, f"(outputs.argmax({dimension}) == targets.argmax({dimension})).sum().item()", _count(y[:, 0])
+        )
     predicted = f"outputs.argmax({dimension})"
     target = "targets" if y.shape == outputs.select(dimension, 0).shape else f"targets.view_as({predicted})"
     return _counted(run, name, f"{predicted} == {target}", y)
@@ -85,7 +89,7 @@ def _top(run: RunDescription, name: str, hits: TopHits, outputs: Tensor, y: Tens
     if y.is_floating_point() and y.shape == outputs.shape:
         target = f"targets.argmax({dimension}).unsqueeze({dimension})"
         return MetricInfo(name, f"({largest} == {target}).any({dimension}).sum().item()", _count(y[:, 0]))
-    return _counted(run, name, f"({largest} == targets.unsqueeze({dimension})).any({dimension})", y)
+    return _counted(run, name, f"{largest} == targets.unsqueeze({dimension})", y)
 
 
 def _counted(run: RunDescription, name: str, hits: str, y: Tensor) -> MetricInfo:
@@ -94,7 +98,7 @@ def _counted(run: RunDescription, name: str, hits: str, y: Tensor) -> MetricInfo
     if index is None:
         return MetricInfo(name, f"({hits}).sum().item()", _count(y))
     mask = f"({hits}) & (targets != {index})" if index >= 0 else hits
-    return MetricInfo(name, f"({mask}).sum().item()", LABELS)
+    return MetricInfo(name, f"({mask}).sum().item()", COUNTED if run.loss.class_weight else LABELS)
 
 
 def _binary(run: RunDescription, name: str, hits: BinaryHits, outputs: Tensor, y: Tensor) -> MetricInfo:
@@ -127,7 +131,11 @@ def _custom_metric(name: str, metric: MeanMetric, batch: ExampleBatch) -> Metric
     """Return the metric of a function of the user, which it calls with the first batch to see what it returns."""
     function = get_name(metric.function)
     function = identifier(function) if function != "<lambda>" else f"custom_{identifier(name)}"
-    call = f"{function}(outputs.detach(), targets)" if isinstance(batch.outputs, Tensor) else f"{function}(outputs, targets)"
+    call = (
+        f"{function}(outputs.detach(), targets)"
+        if isinstance(batch.outputs, Tensor)
+        else f"{function}(outputs, targets)"
+    )
     info = functools.partial(MetricInfo, name, is_custom=True, function=function)
     with preserve_rng_state(), torch.no_grad():
         value = metric.function(batch.outputs, batch.y)

@@ -66,7 +66,9 @@ def _initial_rates(model: Model, optimizer: Optimizer, rates: list[float]) -> tu
         if isinstance(schedule, Schedule):
             return tuple(schedule.rates)
     groups = optimizer.param_groups
-    return tuple(float(group.get("initial_lr", rate)) if schedules else rate for group, rate in zip(groups, rates, strict=True))
+    return tuple(
+        float(group.get("initial_lr", rate)) if schedules else rate for group, rate in zip(groups, rates, strict=True)
+    )
 
 
 def _of(model: Model) -> Optimizer:
@@ -86,22 +88,29 @@ def _expression(model: Model, optimizer: Optimizer, rates: tuple[float, ...]) ->
         # The rate is always shown.
         shown = {"lr": rates[0], **{key: value for key, value in {**options, **groups[0]}.items() if key != "lr"}}
         defaults.pop("lr", None)
-        clipped = parts[0] if all(p.requires_grad for p in optimizer.param_groups[0]["params"]) else parts[0]
-        return call(title, shown, defaults, parts[0]), clipped
+        return call(title, shown, defaults, parts[0]), parts[0]
     texts = []
     for part, rate, own in zip(parts, rates, groups, strict=True):
-        entries = {"lr": rate, **{key: value for key, value in own.items() if key != "lr" and options.get(key) != value}}
+        entries = {
+            "lr": rate,
+            **{key: value for key, value in own.items() if key != "lr" and options.get(key) != value},
+        }
         inner = ", ".join(f"{quote(key)}: {literal(value)}" for key, value in entries.items())
         texts.append(f'{{"params": {part}, {inner}}}')
     shared = {key: value for key, value in options.items() if key != "lr"}
-    everything = "[p for group in optimizer.param_groups for p in group[\"params\"]]"
-    return call(title, shared, defaults, f"[{', '.join(texts)}]"), everything
+    everything = '[p for group in optimizer.param_groups for p in group["params"]]'
+    lines = "".join(f"    {text},\n" for text in texts)
+    return call(title, shared, defaults, f"[\n{lines}]"), everything
 
 
 def _group_options(group: Mapping[str, Any], options: Mapping[str, Any], cycles: bool) -> dict[str, Any]:
     """Return the options of a parameter group; those that a schedule changes have the values of the constructor."""
     changed = ("momentum", "betas") if cycles else ()
-    return {key: options[key] if key in changed else group[key] for key in options if key in group and key not in OF_SCHEDULERS}
+    return {
+        key: options[key] if key in changed else group[key]
+        for key in options
+        if key in group and key not in OF_SCHEDULERS
+    }
 
 
 def parameters_expression(module: nn.Module, parameters: list[nn.Parameter]) -> str:
@@ -123,8 +132,8 @@ def parameters_expression(module: nn.Module, parameters: list[nn.Parameter]) -> 
     prefixes = {name.rpartition(".")[0] for name in chosen}
     in_order = [name for name, _ in module.named_parameters() if name in set(chosen)]
     if in_order == chosen and _are_same(_with_prefixes(module, prefixes), parameters):
-        text = ", ".join(quote(f"{prefix}.") for prefix in sorted(prefixes))
-        return f"[p for name, p in net.named_parameters() if name.startswith(({text},))]"
+        starts = literal(tuple(f"{prefix}." for prefix in sorted(prefixes)))
+        return f"[p for name, p in net.named_parameters() if name.startswith({starts})]"
     return f"[{', '.join(f'net.get_parameter({quote(name)})' for name in chosen)}]"
 
 
@@ -141,7 +150,9 @@ def _path(name: str) -> str:
     """Return an expression of the submodule ``name`` of ``net``."""
     if not name:
         return "net"
-    return f"net.{name}" if all(part.isidentifier() for part in name.split(".")) else f"net.get_submodule({quote(name)})"
+    return (
+        f"net.{name}" if all(part.isidentifier() for part in name.split(".")) else f"net.get_submodule({quote(name)})"
+    )
 
 
 # Schedules
@@ -185,7 +196,9 @@ def _named_schedule(
         line = f"scheduler = {prefix}OneCycleLR(optimizer, max_lr={highest}, total_steps=total_steps + 1{end})"
         return ScheduleInfo(schedule.name, "update", (line,))
     if not schedule.warmup:
-        line = f"scheduler = {prefix}LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total_steps)))"
+        line = (
+            f"scheduler = {prefix}LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total_steps)))"
+        )
         return ScheduleInfo(schedule.name, "update", (line,))
     lines = (
         f"warmup_steps = round({literal(schedule.warmup)} * total_steps)",

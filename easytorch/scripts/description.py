@@ -8,7 +8,8 @@ from typing import Any
 
 from easytorch.training.fit_record import CallbackRecord, DataForm
 
-SAMPLES, VALUES, LABELS = "samples", "values", "labels"
+# What a mean is over: samples; all values of the targets; labels that count, or the sum of their class weights; labels that count.
+SAMPLES, VALUES, LABELS, COUNTED = "samples", "values", "labels", "counted"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,11 +53,15 @@ def quote(text: str) -> str:
 def _tensor_literal(tensor: Tensor) -> str:
     if tensor.numel() > MAX_NUMBERS:
         raise InexpressibleError(f"a tensor of {tensor.numel():,} numbers")
-    # NumPy prints the shortest number that is equal in the dtype of the tensor.
-    values = tensor.detach().cpu().numpy()
-    text = np.array2string(values, separator=", ", threshold=MAX_NUMBERS + 1, floatmode="unique").replace("\n", "")
     dtype = "" if tensor.dtype in (torch.float32, torch.int64, torch.bool) else f", dtype={tensor.dtype}"
-    return f"torch.tensor({text}{dtype})"
+    return f"torch.tensor({literal(_shortest(tensor.detach().cpu().numpy()))}{dtype})"
+
+
+def _shortest(values: Any) -> Any:
+    """Return an array as nested lists, with the shortest numbers that are equal in its dtype."""
+    if values.ndim:
+        return [_shortest(value) for value in values]
+    return float(str(values)) if values.dtype.kind == "f" else values.item()
 
 
 def call(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any], first: str = "") -> str:
@@ -113,7 +117,9 @@ def _loss_module_expression(loss: nn.Module, overrides: Mapping[str, Any]) -> st
     if set(vars(loss)) - known or loss._forward_hooks or loss._forward_pre_hooks:
         raise InexpressibleError(f"the loss {type(loss).__name__} with other attributes")
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    shown = {name: value for name, value in options.items() if defaults.get(name, value) is not value or value is not None}
+    shown = {
+        name: value for name, value in options.items() if defaults.get(name, value) is not value or value is not None
+    }
     return call(f"nn.{cls.__name__}", shown | dict(overrides), defaults)
 
 

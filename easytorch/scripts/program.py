@@ -9,16 +9,21 @@ from collections.abc import Iterator
 
 from easytorch._utils.registry import quote_list
 from easytorch.scripts import program_data, program_ends
-from easytorch.scripts.description import LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
+from easytorch.scripts.description import COUNTED, LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
 from easytorch.scripts.describe_metrics import OBJECT, PAIR
 from easytorch.scripts.expressions import identifier, literal
 
 Lines = list[str]
 INDENT = "    "
 # What a sum over a batch is divided by.
-COUNTS = {SAMPLES: "len(targets)", VALUES: "targets.numel()", LABELS: "count_labels(targets)"}
+COUNTS = {
+    SAMPLES: "len(targets)",
+    VALUES: "targets.numel()",
+    LABELS: "count_labels(targets)",
+    COUNTED: "(targets != {}).sum().item()",
+}
 # The variable with the total of each.
-TOTALS = {SAMPLES: "samples", VALUES: "values", LABELS: "labels"}
+TOTALS = {SAMPLES: "samples", VALUES: "values", LABELS: "labels", COUNTED: "counted_labels"}
 
 
 def write_program(run: RunDescription) -> str:
@@ -74,7 +79,13 @@ def import_lines(body: str) -> Lines:
     standard = [line for text, line in IMPORTS.items() if uses(text)]
     names = [name for name in DATA_NAMES if uses(f"{name}(")]
     data = [f"from torch.utils.data import {', '.join(names)}"] if names else []
-    return [*standard, *[""] * bool(standard), "import torch", *[line for t, line in TORCH_IMPORTS.items() if uses(t)], *data]
+    return [
+        *standard,
+        *[""] * bool(standard),
+        "import torch",
+        *[line for t, line in TORCH_IMPORTS.items() if uses(t)],
+        *data,
+    ]
 
 
 # Loss, optimizer, schedule
@@ -182,7 +193,7 @@ def used_counts(run: RunDescription, training: bool = True) -> dict[str, str]:
     """Return the expressions of the counts that are summed over an epoch, by their kind."""
     kinds = [] if run.loss.reduction == "sum" else [run.loss.divisor]
     kinds += [metric.count for metric in metrics_of(run, training)]
-    return {kind: COUNTS[kind] for kind in dict.fromkeys(kinds) if kind in COUNTS}
+    return {kind: COUNTS[kind].format(run.loss.ignore_index) for kind in dict.fromkeys(kinds) if kind in COUNTS}
 
 
 def metrics_of(run: RunDescription, training: bool) -> list[MetricInfo]:
@@ -248,6 +259,8 @@ def _loss_lines(run: RunDescription, is_weighted: bool) -> Lines:
             return [*lines, f"loss = {total}"]
         if loss.reduction == "batchmean":
             divisor = "len(losses)"
+        if loss.divisor == LABELS and loss.class_weight:  # the sum of the class weights has 64 bits
+            total = f"{total}.double()"
         end = " or 1" if loss.ignore_index is not None and loss.divisor == LABELS else ""
         return [*lines, f"loss = {total} / {f'({divisor}{end})' if end else divisor}"]
     call = f"{function}(outputs, targets)"
@@ -368,7 +381,9 @@ def _pass_lines(run: RunDescription) -> Lines:
             f"for {names} in {source}:",
             *indent([*batch_lines(run, True), *backward_lines(run, "loss"), *step_lines(run), *sum_lines(run, True)]),
         ]
-    source = f"windows({batches}, accumulation_steps)" if steps is None else "itertools.islice(batches, steps_per_epoch)"
+    source = (
+        f"windows({batches}, accumulation_steps)" if steps is None else "itertools.islice(batches, steps_per_epoch)"
+    )
     window: Lines = []
     share = "loss"
     if run.loss.reduction != "sum":

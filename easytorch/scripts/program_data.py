@@ -24,7 +24,9 @@ def user_lines(run: RunDescription) -> Lines:
     for data, suffix in ((run.train, ""), (run.validation_data, "_val")):
         is_split = suffix and run.validation is not None and run.validation.split
         if data is not None and not is_split:
-            lines.append(f"# {', '.join(data_names(data, suffix))} = ...{f'  # {data.example}' if data.example else ''}")
+            lines.append(
+                f"# {', '.join(data_names(data, suffix))} = ...{f'  # {data.example}' if data.example else ''}"
+            )
     lines += [f"# {name} = ...  # {text}" for name, text in user_objects(run).items()]
     return lines
 
@@ -101,11 +103,14 @@ def loader_lines(run: RunDescription) -> Lines:
             size = run.validation_data.batch_size
             same = run.train.batch_size == size
             lines.append(_loader_line("val", run.validation_data, "batch_size" if same else str(size)))
-    if any(GENERATOR in line for line in lines):
-        # The comment explains what is unusual in the program.
-        first = next(i for i, line in enumerate(lines) if GENERATOR in line)
-        lines.insert(first, "# Without a generator, each pass would draw a number from the global one, which training uses")
+    if any(_is_in_order(line) for line in lines):
+        first = next(i for i, line in enumerate(lines) if _is_in_order(line))
+        lines.insert(first, "# With a generator, a pass in order draws no global random number")
     return lines if len(lines) > 1 else []
+
+
+def _is_in_order(line: str) -> bool:
+    return "_loader = " in line and GENERATOR in line
 
 
 def _loader_line(name: str, data: DataInfo, size: str) -> str:
@@ -147,7 +152,8 @@ def _split_lines(run: RunDescription) -> Lines:
     size, share = run.validation.split_size, run.validation.split
     count = round(size * share)
     lines = [
-        f"# A share of {share:g} for validation: always the same samples" + (", stratified by class" * run.validation.is_stratified),
+        f"# A share of {share:g} for validation: always the same samples"
+        + (", stratified by class" * run.validation.is_stratified),
         f"order = torch.randperm({size}, generator=torch.Generator().manual_seed(0))",
     ]
     if run.validation.is_stratified:

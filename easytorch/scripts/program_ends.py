@@ -14,6 +14,8 @@ from easytorch.scripts.expressions import InexpressibleError, identifier, litera
 from easytorch.training.fit_record import CallbackRecord
 
 Lines = list[str]
+# Characters of an f-string in one line.
+MAX_MESSAGE = 90
 # Hooks of custom callbacks that the program calls.
 CALLED_HOOKS = ("on_train_begin", "on_epoch_begin", "on_train_batch_end", "on_epoch_end", "on_train_end")
 # Callbacks of this package that a script expresses.
@@ -153,23 +155,29 @@ def validation_lines(run: RunDescription) -> Lines:
     assert run.fit is not None
     total = f"{run.fit.first_epoch} + epochs" if run.fit.first_epoch else "epochs"
     values = known_values(run)
-    train = "  ".join(f"{n} {{{v}:.4f}}" for n, v in values.items() if not n.startswith("val_"))
-    message = f"Epoch {{epoch + 1}}/{{{total}}}  {train}"
+    train = f"Epoch {{epoch + 1}}/{{{total}}}{_format_values(run, is_validation=False)}"
     if run.validation is None:
-        return [f'print(f"{message}")']
-    val_names = [value for name, value in values.items() if value.startswith("val_")]
-    evaluate = f"{', '.join(val_names)} = evaluate(val_loader)"
-    val = "".join(f"  {n} {{{v}:.4f}}" for n, v in values.items() if v.startswith("val_"))
-    if is_always_validated(run):
-        return [evaluate, f'print(f"{message}{val}")']
-    return [
-        f'message = f"{message}"',
-        f"validates = {_is_due(run.validation.frequency)}",
-        "if validates:",
-        f"    {evaluate}",
-        f'    message += f"{val}"',
-        "print(message)",
-    ]
+        return [f'print(f"{train}")']
+    evaluate = f"{', '.join(value for value in values.values() if value.startswith('val_'))} = evaluate(val_loader)"
+    val = _format_values(run, is_validation=True)
+    if not is_always_validated(run):
+        return [
+            f'message = f"{train}"',
+            f"validates = {_is_due(run.validation.frequency)}",
+            "if validates:",
+            f"    {evaluate}",
+            f'    message += f"{val}"',
+            "print(message)",
+        ]
+    if len(train) + len(val) < MAX_MESSAGE:
+        return [evaluate, f'print(f"{train}{val}")']
+    return [evaluate, "print(", f'    f"{train}"', f'    f"{val}"', ")"]
+
+
+def _format_values(run: RunDescription, is_validation: bool) -> str:
+    """Return the values of training or of validation, as a part of an f-string."""
+    values = known_values(run).items()
+    return "".join(f"  {name} {{{v}:.4f}}" for name, v in values if v.startswith("val_") == is_validation)
 
 
 def is_always_validated(run: RunDescription) -> bool:
@@ -223,7 +231,12 @@ def _stopping_lines(run: RunDescription, callback: CallbackRecord, suffix: str) 
     if baseline is None:
         names.append(wait)
         values.append("0")
-    lines = [f"{wait} += 1", f"if {_is_better(run, callback, best)}:", f"    {', '.join(names)} = {', '.join(values)}"]
+    lines = [
+        "# Early stopping",
+        f"{wait} += 1",
+        f"if {_is_better(run, callback, best)}:",
+        f"    {', '.join(names)} = {', '.join(values)}",
+    ]
     if baseline is not None:
         relation = "<" if _direction(run, callback) == "min" else ">"
         lines += [f"    if {value} {relation} {literal(baseline)}:", f"        {wait} = 0"]
@@ -265,6 +278,7 @@ def _plateau_lines(run: RunDescription, callback: CallbackRecord, suffix: str) -
     lines = [f"if {cooldown} > 0:", f"    {wait}, {cooldown} = 0, {cooldown} - 1"] if has_cooldown else []
     other = "else:" if not has_cooldown else f"elif {cooldown} == 0:"
     return [
+        "# A lower learning rate on a plateau",
         *lines,
         f"if {_is_better(run, callback, best)}:",
         f"    {best}, {wait} = {value}, 0",

@@ -127,7 +127,9 @@ def record_fit(
     """Return the record of a fit of ``model`` with these arguments, whose labels were text if there are ``text_labels``."""
     optimizer = model.require_optimizer("fit")
     first = model.state.epoch if initial_epoch is None else initial_epoch
-    validation = None if validation_data is None else _data_form(*unpack_tuple(validation_data, None, None), text_labels)
+    validation = (
+        None if validation_data is None else _data_form(*unpack_tuple(validation_data, None, None), text_labels)
+    )
     return FitRecord(
         x=_data_form(*unpack_tuple(x, y, sample_weight), text_labels),
         validation=validation,
@@ -135,7 +137,9 @@ def record_fit(
         first_epoch=first,
         class_names=tuple(map(str, text_labels)) if isinstance(text_labels, list) else (),
         class_weight=_as_plain_weights(class_weight),
-        validation_freq=validation_freq if isinstance(validation_freq, (numbers.Integral, Every)) else _as_list(validation_freq),
+        validation_freq=validation_freq
+        if isinstance(validation_freq, (numbers.Integral, Every))
+        else _as_list(validation_freq),
         callbacks=tuple(record_callback(callback) for callback in callbacks if _is_of_user(callback, model)),
         rates=tuple(float(group["lr"]) for group in optimizer.param_groups),
         continues=_has_state(model),
@@ -175,7 +179,8 @@ def _plain_options(callback: Callback) -> Iterator[tuple[str, Any]]:
 def _has_state(model: Model) -> bool:
     """Return whether the optimizer or a schedule of ``model`` continues from earlier updates."""
     optimizer = model.require_optimizer("fit")
-    has_values = any(bool(state) for state in optimizer.state.values())
+    # Adagrad has a state before its first step.
+    has_values = any(float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state)
     schedulers = (schedule.scheduler for schedule in model.schedules if not isinstance(schedule, Schedule))
     return has_values or any(getattr(scheduler, "last_epoch", 0) > 0 for scheduler in schedulers)
 
@@ -237,4 +242,3 @@ def _as_plain_weights(weights: Any) -> Any:
 
 def _as_list(values: Any) -> list[Any]:
     return sorted(values) if isinstance(values, (set, frozenset)) else list(values)
-

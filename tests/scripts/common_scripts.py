@@ -6,6 +6,7 @@ import ast
 import copy
 from typing import Any
 
+import pytest
 import torch
 
 from easytorch import Model
@@ -32,7 +33,7 @@ def run_script(script: str, **names: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def format_row(epoch: int, total: int, row: dict[str, float]) -> str:
-    values = "".join(f"  {name} {value:.4f}" for name, value in row.items() if name not in ("lr", "epoch"))
+    values = "".join(f"  {name} {value:.4f}" for name, value in row.items() if not name.startswith("lr"))
     return f"Epoch {epoch + 1}/{total}{values}"
 
 
@@ -75,5 +76,5 @@ def fit_and_script(
     for name, value in history.rows[-1].items():
         variable = name if name.startswith("val_") else f"train_{name}"
         if variable in namespace:
-            assert namespace[variable] == value, (name, script)
+            assert namespace[variable] == pytest.approx(value, rel=1e-12), (name, script)
     return script
