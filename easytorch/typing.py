@@ -176,7 +176,7 @@ class OptimizerOptions(TypedDict, total=False):
 
 
 class FitOptions(TypedDict, total=False):
-    """Arguments of ``Model.fit`` beside the data, for ``Model.to_script`` and ``Model.explain``."""
+    """Arguments of ``Model.fit`` other than the data, for ``Model.to_script`` and ``Model.explain``."""
 
     epochs: int
     batch_size: int | None

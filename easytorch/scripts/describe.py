@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +12,11 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
 
 from easytorch._utils import api_hints
 from easytorch._utils.pytree import describe as describe_tree
-from easytorch._utils.registry import get_name
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.train_mode import in_eval_mode, preserve_module
+from easytorch.callbacks.base import as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
-from easytorch.callbacks.lr_schedulers import LRScheduler
+from easytorch.callbacks.every import Every
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data.arrays import keep_column_order
 from easytorch.data.batch import count_batches
@@ -26,15 +25,14 @@ from easytorch.data.data_sets import as_data_sets, by_name
 from easytorch.data.loader import first_batch, make_fit_data
 from easytorch.data.sample_weights import ClassWeight
 from easytorch.data.splits import targets_of
-from easytorch.callbacks.base import as_callback_list
-from easytorch.callbacks.every import Every
-from easytorch.losses.criterion import Criterion
-from easytorch.optimizer_group import OptimizerGroup, members_of, parameters_of
+from easytorch.optimizer_group import OptimizerGroup, members_of
+from easytorch.optimizers import needs_closure
 from easytorch.scripts import describe_loss, describe_metrics, describe_optimizer
 from easytorch.scripts.description import DataInfo, FitInfo, ModuleInfo, RunDescription, ValidationInfo
 from easytorch.scripts.expressions import literal
 from easytorch.training.evaluation import known_targets
 from easytorch.training.fit_record import DataForm, FitRecord, record_fit
+from easytorch.training.validation import Validation
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -61,7 +59,7 @@ class Plan(NamedTuple):
 
 
 def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapping[str, Any]) -> Plan:
-    """Return the fit that ``model.fit(x, y, *sizes, **options)`` would be.
+    """Return the fit that ``model.fit(x, y, *sizes, **options)`` would be, and check its arguments as ``fit`` does.
 
     Raises:
         TypeError: If ``fit`` has no such argument.
@@ -82,7 +80,9 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
     )  # fmt: skip
     train_data.close()
     callbacks = [*as_callback_list(arguments["callbacks"]), *BackupAndRestore.at(arguments["resume"])]
-    progress_callbacks(arguments["verbose"])  # checks it
+    progress_callbacks(arguments["verbose"])
+    model.state.plan(epochs, arguments["initial_epoch"])
+    Validation.of(validation, arguments["validation_freq"], arguments["validation_steps"])
     record = record_fit(
         model, x, y, text_labels=labels.found, epochs=epochs, class_weight=class_weight, callbacks=callbacks,
         initial_epoch=arguments["initial_epoch"], validation_freq=arguments["validation_freq"], **shared,
@@ -186,9 +186,12 @@ def read_example(model: Model, raw: Any) -> ExampleBatch | None:
     """Return the parts of the batch ``raw`` and the outputs for it, and leave no trace; None if that is not possible."""
     if raw is None or any(map(model.overrides, ("unpack", "train_step"))):
         return None
-    with preserve_rng_state(), preserve_generators([model.module]), preserve_module(model.module), torch.no_grad():
-        with in_eval_mode(model.module):
-            return model.strategy.run(functools.partial(_run_module, model, raw), raw)  # type: ignore[no-any-return]
+    module, run = model.module, functools.partial(_run_module, model, raw)
+    with (
+        preserve_rng_state(), preserve_generators([module]), preserve_module(module), in_eval_mode(module), torch.no_grad()
+    ):  # fmt: skip
+        example: ExampleBatch = model.strategy.run(run, raw)
+        return example
 
 
 def _run_module(model: Model, raw: Any, batch: Any) -> ExampleBatch:
@@ -210,18 +213,20 @@ def _add_fit(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch 
     run.callbacks = record.callbacks
     batches = count_batches(plan.train)
     updates = None if batches is None else -(-batches // run.accumulation)
-    class_weight, class_index = _class_weights(run, model, plan, batch, targets)
+    weights = _class_weights(run, model, plan, batch, targets)
     run.fit = FitInfo(
         epochs=record.epochs,
         first_epoch=record.first_epoch,
         updates=record.steps_per_epoch or updates,
         steps_per_epoch=record.steps_per_epoch,
-        class_weight=class_weight,
-        class_index=class_index,
+        class_weight=weights.expression,
+        class_index=weights.end,
+        labels_ndim=weights.ndim,
         is_balanced=isinstance(record.class_weight, str),
         class_names=record.class_names,
     )
     run.train = _describe_data(run, record.x, plan.train, batch, record.shuffle)
+    refuse_data(run, record.x, run.train, batch)
     if plan.validation is not None:
         _add_validation(run, model, plan, batch)
     run.directions = {
@@ -241,21 +246,33 @@ def _direction(model: Model, name: str) -> str:
         return ""
 
 
+class ClassWeights(NamedTuple):
+    """Weights of classes: an expression of them, the end of one that turns targets into classes, and the latter's dimensions."""
+
+    expression: str = ""
+    end: str = ""
+    ndim: int = 1
+
+
 def _class_weights(
     run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch | None, targets: Any
-) -> tuple[str, str]:
-    """Return an expression of the weights of the classes, and the end of the expression that turns targets into classes."""
+) -> ClassWeights:
+    """Return the weights of the classes."""
     if plan.record.class_weight is None:
-        return "", ""
+        return ClassWeights()
     weights = ClassWeight(plan.record.class_weight, plan.train, model.unpack, model.loss.ignore_index)
-    y = targets if isinstance(targets, Tensor) else None
-    if y is None or batch is None or not isinstance(batch.y, Tensor) or weights.has_columns:
+    expression = literal(weights.table)
+    if not isinstance(targets, Tensor) or batch is None or not isinstance(batch.y, Tensor) or weights.has_columns:
         run.refuse("class_weight with targets that are no class numbers, or are unknown before training", "Pass arrays")
-        return literal(weights.table), ""
-    if int(y.min()) < 0 or int(y.max()) >= len(weights.table):
+        return ClassWeights(expression)
+    if int(targets.min()) < 0 or int(targets.max()) >= len(weights.table):
         run.refuse("class_weight for labels that have no weight", "Pass a weight for each class")
-    squeeze = ".squeeze(1)" if y.ndim == 2 and y.shape[1] == 1 else ""
-    return literal(weights.table), squeeze + ("" if batch.y.dtype == torch.int64 else ".long()")
+    is_column = targets.ndim == 2 and targets.shape[1] == 1
+    ndim = 1 if is_column else targets.ndim
+    if ndim > 1 and batch.sample_weight is not None:
+        run.refuse("class_weight together with sample_weight for several labels of a sample", "Pass one of them")
+    end = ".squeeze(1)" * is_column + ".long()" * (batch.y.dtype != torch.int64)
+    return ClassWeights(expression, end, ndim)
 
 
 def _describe_data(
@@ -264,11 +281,11 @@ def _describe_data(
     dataset = getattr(loader, "dataset", None)
     is_plain = isinstance(loader, DataLoader)
     module_dtype = getattr(torch, run.module.dtype) if run.module.dtype else None
-    inputs, y = (None, None) if batch is None else (_first_tensor(batch.raw, 0), _first_tensor(batch.raw, 1))
-    casts = tuple(_cast(tensor, module_dtype) for tensor in (inputs, y))
+    parts = [None if batch is None else _find_tensor(batch.raw, i) for i in range(3)]
+    casts = tuple(_cast(tensor, module_dtype) for tensor in parts)
     dtypes = tuple(
         str(module_dtype if part.is_floating_point() and module_dtype else part.dtype).removeprefix("torch.")
-        for part in (inputs, y)
+        for part in parts[:2]
         if isinstance(part, Tensor)
     )
     weight = None if batch is None else batch.sample_weight
@@ -279,14 +296,15 @@ def _describe_data(
         batch_size=loader.batch_size if is_plain and form.kind not in ("loader", "several data sets") else None,
         shuffle=is_plain and isinstance(loader.sampler, RandomSampler),
         dtypes=dtypes,
-        casts=("", "") if form.kind == "arrays" else (casts[0], casts[1]),
+        casts=("", "", "") if form.kind == "arrays" else casts,
         has_weights=weight is not None or form.sample_weight is not None,
+        weight_dtype=run.module.dtype or "float32",
         example="" if batch is None else describe_tree(batch.raw),
         several_inputs=batch is not None and isinstance(batch.x, (tuple, list)),
     )
 
 
-def _first_tensor(batch: Any, index: int) -> Any:
+def _find_tensor(batch: Any, index: int) -> Any:
     part = batch[index] if isinstance(batch, (tuple, list)) and len(batch) > index else None
     return part if isinstance(part, Tensor) else None
 
@@ -322,12 +340,15 @@ def _add_validation(run: RunDescription, model: Model, plan: Plan, batch: Exampl
     loader = next(iter(sets.values()))
     form = record.x if split else record.validation or record.x
     first = first_batch(loader)
-    example = None if first is None else batch and batch._replace(raw=first, sample_weight=_weight_of(first))
+    example = None if first is None or batch is None else _replace_parts(batch, first)
     run.validation_data = _describe_data(run, form, loader, example, False)
+    refuse_data(run, form, run.validation_data, example)
 
 
-def _weight_of(batch: Any) -> Any:
-    return batch[2] if isinstance(batch, (tuple, list)) and len(batch) == 3 else None
+def _replace_parts(batch: ExampleBatch, raw: Any) -> ExampleBatch:
+    """Return ``batch`` with the targets and weights of another batch ``raw``."""
+    parts = [*raw, None, None] if isinstance(raw, (tuple, list)) else [raw, None, None]
+    return batch._replace(raw=raw, y=parts[1], sample_weight=parts[2])
 
 
 def _has_classes(targets: Tensor) -> bool:
@@ -337,6 +358,35 @@ def _has_classes(targets: Tensor) -> bool:
 
 
 # What no script does
+
+# Kinds of data of which a script gets the batches or the samples.
+KNOWN_KINDS = ("arrays", "loader", "dataset", "dataset of another library", "stream", "batches", "function")
+
+
+def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: ExampleBatch | None) -> None:
+    """Add to ``run`` what no script can do with a data set."""
+    if form.kind not in KNOWN_KINDS:
+        run.refuse(f"data of this kind: {form.kind}", "Pass arrays, a Dataset, a DataLoader or a list of batches")
+    arrays = [part for part in (form.x, form.y, form.sample_weight) if part is not None]
+    if form.kind == "arrays" and any(part.kind == "several" for part in arrays):
+        run.refuse("several arrays as inputs or targets", "Pass a DataLoader that returns them: ((x1, x2), y)")
+    if form.kind != "arrays" and form.sample_weight is not None:
+        run.refuse(f"sample_weight for a {form.kind}", "Let it return (x, y, sample_weight)")
+    if batch is None:
+        run.refuse(
+            f"data whose first batch cannot be read in advance, {form.type_name or form.kind}",
+            "Call to_script() without arguments after fit(), or pass a DataLoader",
+        )
+        return
+    weight = batch.sample_weight
+    if isinstance(weight, Tensor) and isinstance(batch.y, Tensor) and weight.numel() != len(batch.y):
+        run.refuse(f"sample weights that are {describe_tree(weight)}", "Pass one weight per sample")
+    is_weighted = weight is not None or bool(run.fit is not None and run.fit.class_weight)
+    if is_weighted and run.loss.is_custom and run.loss.reduction != "values":
+        run.refuse(f"weights for {run.loss.title}, which returns one number", "Return one value per sample from it")
+    dtype = getattr(torch, run.module.dtype, None) if run.module.dtype else None
+    if data.several_inputs and any(_cast(part, dtype) for part in batch.raw[0] if isinstance(part, Tensor)):
+        run.refuse("several inputs of another dtype than the module", f"Let the loader return {run.module.dtype}")
 
 
 def _refuse_what_needs_easytorch(run: RunDescription, model: Model) -> None:
@@ -355,6 +405,4 @@ def _refuse_what_needs_easytorch(run: RunDescription, model: Model) -> None:
 
 
 def _needs_closure(optimizer: Any) -> bool:
-    from easytorch.optimizers import needs_closure
-
     return any(map(needs_closure, members_of(optimizer).values()))

@@ -15,7 +15,7 @@ from easytorch._utils.rng import preserve_rng_state
 from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
 from easytorch.losses.names import CALL_ADAPTERS
 from easytorch.scripts.description import LABELS, SAMPLES, LossInfo, RunDescription
-from easytorch.scripts.expressions import InexpressibleError, identifier, literal, loss_expression
+from easytorch.scripts.expressions import InexpressibleError, literal, loss_expression, variable
 
 if TYPE_CHECKING:
     from easytorch.scripts.describe import ExampleBatch
@@ -48,6 +48,7 @@ def describe_loss(criterion: Criterion, batch: ExampleBatch | None, targets: Seq
         else SAMPLES,
         conversions=() if batch is None else _conversions(criterion, batch),
         ignore_index=criterion.ignore_index if may_ignore else None,
+        losses_ndim=1 if batch is None else _losses_ndim(criterion, batch),
         class_weight="" if weight is None else _weight_expression(weight),
     )
 
@@ -66,8 +67,13 @@ def refuse_losses(run: RunDescription, criterion: Criterion, batch: ExampleBatch
         run.refuse(f"the arguments of {criterion!r} beyond (y_pred, y)", "Pass a loss function f(y_pred, y)")
     if criterion.family in CALL_ADAPTERS:
         run.refuse(f"{criterion!r}, which gets several outputs", "Pass a loss function f(y_pred, y) that calls it")
-    if list(criterion.modules.parameters()):
-        run.refuse(f"the parameters of the loss {criterion!r}", "Make the loss a part of the module")
+    has_state = any(True for _ in criterion.modules.parameters()) or (
+        criterion.is_custom and any(True for _ in criterion.modules.buffers())
+    )
+    if has_state:
+        run.refuse(f"the parameters and buffers of the loss {criterion!r}", "Pass a loss function f(y_pred, y)")
+    if run.device != "cpu" and run.loss.function.startswith("functools") and "torch.tensor(" in run.loss.function:
+        run.refuse(f"tensors in the arguments of {criterion!r}", "Pass a loss of torch.nn")
     if criterion.is_keras:
         run.refuse(f"the loss {criterion!r} of Keras", "Pass a loss function f(y_pred, y)")
     if not run.loss.function:
@@ -94,7 +100,7 @@ def _expressions(criterion: SingleLoss) -> tuple[str, str | None, bool]:
     except InexpressibleError:
         return "", None, False
     name = type(function).__name__ if isinstance(function, nn.Module) else get_name(function)
-    return identifier(name) if name != "<lambda>" else "custom_loss", None, True
+    return variable(name, "custom_loss"), None, True
 
 
 def _weight_expression(weight: Tensor) -> str:
@@ -116,6 +122,17 @@ def _reduction(criterion: SingleLoss, batch: ExampleBatch | None) -> str:
     if isinstance(value, tuple):
         return "pair"
     return "values" if isinstance(value, Tensor) and value.ndim else criterion.reduction or "mean"
+
+
+def _losses_ndim(criterion: SingleLoss, batch: ExampleBatch) -> int:
+    """Return the number of dimensions of the loss without reduction; 1 if that cannot be computed."""
+    if not isinstance(batch.outputs, Tensor) or not isinstance(batch.y, Tensor) or criterion.arguments is not None:
+        return 1
+    try:
+        with preserve_rng_state(), torch.no_grad():
+            return criterion.unreduced(batch.outputs, copy.deepcopy(criterion.targets)(batch.outputs, batch.y)).ndim
+    except Exception:  # there may be none, or training will report an error
+        return 1
 
 
 def _may_ignore(criterion: SingleLoss, batch: ExampleBatch, targets: Sequence[Any]) -> bool:

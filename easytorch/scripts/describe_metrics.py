@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from easytorch.metrics.epoch import EpochMetric
 from easytorch.metrics.functional import BinaryHits, MulticlassHits, TopHits, absolute_error, square_root, squared_error
 from easytorch.metrics.torchmetrics import NamedTorchMetric, TorchMetric
 from easytorch.scripts.description import COUNTED, LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
-from easytorch.scripts.expressions import identifier
+from easytorch.scripts.expressions import identifier, variable
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -108,7 +109,11 @@ def _binary(run: RunDescription, name: str, hits: BinaryHits, outputs: Tensor, y
     return MetricInfo(name, f"(({probabilities} > 0.5) == {target}).sum().item()", _count(y))
 
 
-BY_FUNCTION: dict[type[Any], Any] = {MulticlassHits: _multiclass, TopHits: _top, BinaryHits: _binary}
+BY_FUNCTION: dict[type[Any], Callable[..., MetricInfo]] = {
+    MulticlassHits: _multiclass,
+    TopHits: _top,
+    BinaryHits: _binary,
+}
 
 
 def _error_metric(name: str, metric: MeanMetric, outputs: Tensor, y: Tensor) -> MetricInfo | None:
@@ -129,8 +134,7 @@ def _count(y: Tensor) -> str:
 
 def _custom_metric(name: str, metric: MeanMetric, batch: ExampleBatch) -> MetricInfo | None:
     """Return the metric of a function of the user, which it calls with the first batch to see what it returns."""
-    function = get_name(metric.function)
-    function = identifier(function) if function != "<lambda>" else f"custom_{identifier(name)}"
+    function = variable(get_name(metric.function), f"custom_{identifier(name)}")
     call = (
         f"{function}(outputs.detach(), targets)"
         if isinstance(batch.outputs, Tensor)

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
+from easytorch._utils import torch_private
+from easytorch._utils.internal import is_internal
 from easytorch._utils.registry import get_name
-from easytorch.callbacks.lr_schedulers import LRScheduler, Schedule
+from easytorch.callbacks.lr_schedulers import Schedule
 from easytorch.optimizer_group import members_of, parameters_of
 from easytorch.optimizers import option_defaults, stock_class
 from easytorch.scripts.description import OptimizerInfo, RunDescription, ScheduleInfo
@@ -75,8 +77,18 @@ def _of(model: Model) -> Optimizer:
     return model.require_optimizer("to_script")
 
 
+def _check_is_plain(optimizer: Optimizer) -> None:
+    """Raise an ``InexpressibleError`` if ``optimizer`` has more than its class, its options and its parameters."""
+    name = optimizer_title(optimizer)[0]
+    if not all(map(is_internal, torch_private.step_hooks(optimizer))):
+        raise InexpressibleError(f"the hooks of {name}")
+    if any(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups):
+        raise InexpressibleError(f"{name} with a tensor as learning rate")
+
+
 def _expression(model: Model, optimizer: Optimizer, rates: tuple[float, ...]) -> tuple[str, str]:
     """Return the call that creates ``optimizer``, and an expression of its parameters."""
+    _check_is_plain(optimizer)
     title, _ = optimizer_title(optimizer)
     cls: Any = stock_class(optimizer) or getattr(type(optimizer), "rate_base", type(optimizer))
     defaults = option_defaults(cls)
@@ -188,6 +200,8 @@ def _named_schedule(
     run: RunDescription, schedule: Schedule, optimizer: Optimizer, rates: tuple[float, ...]
 ) -> ScheduleInfo:
     """Return the description of ``"cosine"``, ``"warmup_cosine"`` or ``"one_cycle"``."""
+    if run.fit is not None and run.fit.updates is None:
+        run.refuse("a schedule over data without a length", "Pass steps_per_epoch")
     prefix = "torch.optim.lr_scheduler."
     if schedule.name == "one_cycle":
         has_momentum = not {"momentum", "betas"}.isdisjoint(optimizer.defaults)

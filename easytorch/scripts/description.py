@@ -8,7 +8,8 @@ from typing import Any
 
 from easytorch.training.fit_record import CallbackRecord, DataForm
 
-# What a mean is over: samples; all values of the targets; labels that count, or the sum of their class weights; labels that count.
+# What a mean is over: samples; all values of the targets; labels that count, or the sum of their class weights. The last word
+# is for the number of labels that count where class weights are summed, too.
 SAMPLES, VALUES, LABELS, COUNTED = "samples", "values", "labels", "counted"
 
 
@@ -59,6 +60,7 @@ class LossInfo:
         conversions: What is applied to the targets, as ends of an expression: ``.view_as(outputs)``.
         ignore_index: The label that is ignored, if the data may have it; else None.
         class_weight: An expression of the weight of each class in the loss; empty without.
+        losses_ndim: Number of dimensions of the loss without reduction.
         terms: The loss of each output, if there are several.
     """
 
@@ -71,6 +73,7 @@ class LossInfo:
     conversions: tuple[str, ...] = ()
     ignore_index: int | None = None
     class_weight: str = ""
+    losses_ndim: int = 1
     terms: tuple[str, ...] = ()
 
 
@@ -148,8 +151,9 @@ class DataInfo:
         batch_size: Samples in a batch; None if the data comes in batches.
         shuffle: Whether the samples are drawn in random order.
         dtypes: The dtype of each array as the loop gets it.
-        casts: What is applied to the inputs and to the targets of each batch, as ends of expressions.
+        casts: What is applied to inputs, targets and weights of each batch, as ends of expressions.
         has_weights: Whether batches have sample weights.
+        weight_dtype: Their dtype as the loop gets it.
         example: Inputs and targets of a batch in words.
         several_inputs: Whether the inputs are several arguments of the module.
     """
@@ -160,8 +164,9 @@ class DataInfo:
     batch_size: int | None
     shuffle: bool
     dtypes: tuple[str, ...]
-    casts: tuple[str, str]
+    casts: tuple[str, ...]
     has_weights: bool
+    weight_dtype: str
     example: str
     several_inputs: bool
 
@@ -198,6 +203,7 @@ class FitInfo:
         steps_per_epoch: The argument of ``fit``.
         class_weight: An expression of the weights of the classes; empty without.
         class_index: What turns targets into classes, as the end of an expression.
+        labels_ndim: Number of dimensions of the classes.
         is_balanced: Whether the weights were computed from the data.
         class_names: The names of classes, if the labels are text.
     """
@@ -208,6 +214,7 @@ class FitInfo:
     steps_per_epoch: int | None
     class_weight: str = ""
     class_index: str = ""
+    labels_ndim: int = 1
     is_balanced: bool = False
     class_names: tuple[str, ...] = ()
 

@@ -75,7 +75,8 @@ def explain_run(run: RunDescription, verbose: Any = None) -> Explanation:
 
 def count(number: int, noun: str) -> str:
     """Return ``"1 sample"`` or ``"2,000 samples"``."""
-    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"
+    plural = {"batch": "batches"}.get(noun, f"{noun}s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _module(run: RunDescription) -> str:
@@ -117,14 +118,16 @@ def _data(run: RunDescription) -> str:
 
 def _updates(run: RunDescription) -> str:
     fit, size = run.fit, run.accumulation
-    text = "Each batch is one update." if size == 1 else f"An update accumulates {size} batches, which count as one batch."
+    text = (
+        "Each batch is one update." if size == 1 else f"An update accumulates {size} batches, which count as one batch."
+    )
     if fit is None or fit.updates is None:
         return text
     text += f" An epoch has {count(fit.updates, 'update')}"
     if fit.steps_per_epoch is not None:
         return f"{text}, and continues where the last epoch has stopped in the data."
-    is_uneven = run.train is not None and run.train.batches is not None and run.train.batches % size
-    return f"{text}, the last of {count(run.train.batches % size, 'batch')}." if is_uneven and run.train and run.train.batches else f"{text}."  # fmt: skip
+    rest = (run.train.batches or 0) % size if run.train is not None else 0
+    return f"{text}, the last of {count(rest, 'batch')}." if rest else f"{text}."
 
 
 def _loss(run: RunDescription) -> str:
@@ -199,10 +202,16 @@ def _rate(run: RunDescription) -> str:
 
 
 def _schedule(run: RunDescription, schedule: ScheduleInfo) -> str:
-    moment = f"after each {schedule.step_every}" if schedule.step_every else "after each update or epoch, as its length fits"
+    moment = (
+        f"after each {schedule.step_every}" if schedule.step_every else "after each update or epoch, as its length fits"
+    )
     end = f", by {schedule.monitor}" if schedule.monitor else ""
     total = ""
-    if run.fit is not None and run.fit.updates is not None and schedule.title in ("cosine", "warmup_cosine", "one_cycle"):
+    if (
+        run.fit is not None
+        and run.fit.updates is not None
+        and schedule.title in ("cosine", "warmup_cosine", "one_cycle")
+    ):
         total = f", over all {count(run.fit.updates * run.fit.epochs, 'update')}"
     return f"The learning rate changes {moment}{end}{total}: {schedule.title}."
 
@@ -218,7 +227,7 @@ def _clipping(run: RunDescription) -> str:
 
 def _metrics(run: RunDescription) -> str:
     if not run.metric_names:
-        return "No metric is measured beside the loss."
+        return "Only the loss is measured."
     late = [metric.name for metric in run.metrics if not metric.in_training]
     verb = "is" if len(run.metric_names) == 1 else "are"
     text = f"{_join(run.metric_names)} {verb} measured over all samples of an epoch, in training with the outputs of train mode."
@@ -232,13 +241,14 @@ def _validation(run: RunDescription) -> str:
     if validation is None or data is None:
         return "There is no validation."
     subject = f"the data sets {_join(validation.names)}" if len(validation.names) > 1 else "the validation data"
+    verb = "are" if len(validation.names) > 1 else "is"
     size = "" if data.samples is None or len(validation.names) > 1 else f" ({count(data.samples, 'sample')}"
     if size and validation.split:
         size += f", {validation.split:.0%} of the data, always the same"
         size += ", with the same share of each class" if validation.is_stratified else ""
     limit = "" if validation.steps is None else f", {count(validation.steps, 'batch')} of it"
     end = f"{size})" if size else ""
-    return f"{_moment(validation.frequency)}, {subject}{end} is evaluated in eval mode without gradients{limit}."
+    return f"{_moment(validation.frequency)}, {subject}{end} {verb} evaluated in eval mode without gradients{limit}."
 
 
 def _moment(frequency: Any) -> str:
@@ -282,7 +292,9 @@ def _files(run: RunDescription) -> str:
         return ""
     texts = [_checkpoint(callback) for callback in run.callbacks_named("ModelCheckpoint")]
     for callback in run.callbacks_named("BackupAndRestore"):
-        texts.append(f"The complete state of the run is saved in {callback.options['backup_dir']}, and resumed from there.")
+        texts.append(
+            f"The complete state of the run is saved in {callback.options['backup_dir']}, and resumed from there."
+        )
     for callback in run.callbacks_named("CSVLogger"):
         texts.append(f"The values of each epoch are written to {callback.options['filename']}.")
     return " ".join(texts) or "No file is written."

@@ -87,6 +87,25 @@ def identifier(text: str) -> str:
     return name if name.isidentifier() else f"value_{name}"
 
 
+# Variables of a script, which no function of the user may have as its name.
+VARIABLES = {
+    "accumulation_steps", "batch_size", "batches", "best", "class_names", "class_weights", "cooldown", "count",
+    "count_labels", "data", "device", "epoch", "epochs", "evaluate", "group", "inputs", "is_counted", "labels", "loader",
+    "loss", "loss_fn", "loss_per_sample", "losses", "message", "net", "nn", "optimizer", "order", "outputs", "rate_factor",
+    "repeat", "samples", "sample_weight", "scaler", "scheduler", "size", "step", "steps_per_epoch", "targets", "torch",
+    "total", "total_steps", "train_data", "train_loader", "val_data", "val_loader", "validates", "values", "wait",
+    "warmup_steps", "weights", "window", "windows", "x", "x_val", "y", "y_val",
+}  # fmt: skip
+
+
+def variable(name: str, otherwise: str) -> str:
+    """Return the variable for a function of the user, ``otherwise`` if it has no name."""
+    if not name.isidentifier():
+        return otherwise
+    is_taken = name in VARIABLES or name.startswith(("train_", "val_", "best_", "plateau_")) or name.endswith("_sum")
+    return f"{name}_function" if is_taken else name
+
+
 # Losses
 
 
@@ -234,7 +253,7 @@ def _check_twin(scheduler: Any, optimizer: Optimizer, rates: tuple[float, ...], 
         {"params": [nn.Parameter(torch.zeros(()))], "lr": rate, **_constant_options(group)}
         for rate, group in zip(rates, optimizer.param_groups, strict=True)
     ]
-    cls = stock_class(optimizer)
+    cls: Any = stock_class(optimizer)
     twin_optimizer = cls(groups) if cls is not None else torch.optim.SGD(groups)
     twin = type(scheduler)(twin_optimizer, **options)
     first, second = (

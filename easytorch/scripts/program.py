@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
-from collections.abc import Iterator
 
 from easytorch._utils.registry import quote_list
 from easytorch.scripts import program_data, program_ends
-from easytorch.scripts.description import COUNTED, LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
 from easytorch.scripts.describe_metrics import OBJECT, PAIR
+from easytorch.scripts.description import COUNTED, LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
 from easytorch.scripts.expressions import identifier, literal
 
 Lines = list[str]
@@ -97,9 +95,10 @@ def training_lines(run: RunDescription) -> Lines:
     assert run.fit is not None
     lines = ["# Loss and optimizer"]
     if not run.loss.is_custom:
-        lines.append(f"loss_fn = {run.loss.function}")
-    if uses_weights(run) and not run.loss.is_custom:
-        lines.append(f"loss_per_sample = {run.loss.per_sample}")
+        device = to_device(run) if "torch.tensor(" in run.loss.function else ""
+        lines.append(f"loss_fn = {run.loss.function}{device}")
+        if uses_weights(run):
+            lines.append(f"loss_per_sample = {run.loss.per_sample}{device}")
     if run.fit.class_weight:
         comment = "  # samples / (classes * samples of the class)" if run.fit.is_balanced else ""
         lines.append(f"class_weights = {run.fit.class_weight}{to_device(run)}{comment}")
@@ -155,12 +154,11 @@ def helper_lines(run: RunDescription) -> Lines:
             "        yield window",
         ]  # fmt: skip
     if run.fit is not None and run.fit.steps_per_epoch is not None:
-        source = program_data.batches_expression(run)
+        source, kind = program_data.batches_expression(run), "batches" if run.accumulation == 1 else "windows"
         inner = f"windows({source}, accumulation_steps)" if run.accumulation > 1 else source
         lines += [
             "", "", "def repeat():",
-            '    """Yield batches without end: an epoch continues where the last one has stopped."""'
-            if run.accumulation == 1 else '    """Yield windows without end: an epoch continues where the last one has stopped."""',
+            f'    """Yield {kind} without end: an epoch continues where the last one has stopped."""',
             "    while True:",
             f"        yield from {inner}",
         ]  # fmt: skip
@@ -241,7 +239,7 @@ def _moving_lines(run: RunDescription, training: bool) -> Lines:
         values = [f"{name}.to(device)" for name in names]
         if data.several_inputs:
             values[0] = "[part.to(device) for part in inputs]"
-        values = [f"{value}{cast}" for value, cast in zip(values, (*data.casts, ""), strict=False)]
+        values = [f"{value}{cast}" for value, cast in zip(values, data.casts, strict=False)]
         return [f"{', '.join(names)} = {', '.join(values)}"]
     return [f"{name} = {name}{cast}" for name, cast in zip(names, data.casts, strict=False) if cast]
 
@@ -254,7 +252,7 @@ def _loss_lines(run: RunDescription, is_weighted: bool) -> Lines:
     if is_weighted:
         per_sample = function if loss.is_custom else "loss_per_sample"
         lines = [f"losses = {per_sample}(outputs, targets)"]
-        total = "(losses * weights.view(-1, *[1] * (losses.ndim - 1))).sum()"
+        total = f"(losses * {_aligned_weights(run)}).sum()"
         if loss.reduction == "sum":
             return [*lines, f"loss = {total}"]
         if loss.reduction == "batchmean":
@@ -269,6 +267,14 @@ def _loss_lines(run: RunDescription, is_weighted: bool) -> Lines:
     if loss.ignore_index is not None and loss.divisor == LABELS and loss.reduction != "sum":
         return [f"loss = {call} if count_labels(targets) else 0 * outputs.sum()  # 0 if all labels are ignored"]
     return [f"loss = {call}"]
+
+
+def _aligned_weights(run: RunDescription) -> str:
+    """Return an expression of the weights that broadcasts to the losses of a batch."""
+    assert run.fit is not None
+    has_labels = bool(run.fit.class_weight) and run.fit.labels_ndim > 1
+    ones = 0 if has_labels else run.loss.losses_ndim - 1
+    return f"weights.view({', '.join(['-1', *['1'] * ones])})" if ones else "weights"
 
 
 def sum_lines(run: RunDescription, training: bool) -> Lines:

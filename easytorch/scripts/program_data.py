@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from easytorch.scripts.describe_metrics import OBJECT
 from easytorch.scripts.description import DataInfo, RunDescription
-from easytorch.scripts.describe_metrics import OBJECT, PAIR
 from easytorch.scripts.expressions import identifier, literal
 from easytorch.training.fit_record import ArrayForm
 
@@ -37,7 +37,11 @@ def data_names(data: DataInfo, suffix: str) -> list[str]:
     if data.form.kind == "arrays":
         parts = {"x": data.form.x, "y": data.form.y, "sample_weight": data.form.sample_weight}
         return [f"{name}{suffix}" for name, form in parts.items() if form is not None]
-    return [f"{prefix}_data" if data.form.kind in ("dataset", "stream") else f"{prefix}_loader"]
+    return [
+        f"{prefix}_data"
+        if data.form.kind in ("dataset", "dataset of another library", "stream")
+        else f"{prefix}_loader"
+    ]
 
 
 def user_objects(run: RunDescription) -> dict[str, str]:
@@ -91,14 +95,14 @@ def loader_lines(run: RunDescription) -> Lines:
     if names:
         lines.append(f"class_names = {literal(list(names))}")
     is_split = run.validation is not None and bool(run.validation.split)
-    lines += _dataset_lines(run.train, "", "data" if is_split else "train_data", run.fit.class_names)
+    lines += _dataset_lines(run, run.train, "", "data" if is_split else "train_data")
     if is_split:
         lines += _split_lines(run)
     if run.train.batch_size is not None:
         lines.append(_loader_line("train", run.train, "batch_size"))
     if run.validation_data is not None:
         if not is_split:
-            lines += _dataset_lines(run.validation_data, "_val", "val_data", run.fit.class_names)
+            lines += _dataset_lines(run, run.validation_data, "_val", "val_data")
         if run.validation_data.batch_size is not None:
             size = run.validation_data.batch_size
             same = run.train.batch_size == size
@@ -120,17 +124,23 @@ def _loader_line(name: str, data: DataInfo, size: str) -> str:
     return f"{name}_loader = DataLoader({name}_data, {', '.join(options)})"
 
 
-def _dataset_lines(data: DataInfo, suffix: str, name: str, class_names: tuple[str, ...]) -> Lines:
+def _dataset_lines(run: RunDescription, data: DataInfo, suffix: str, name: str) -> Lines:
     """Return the lines that make a dataset ``name`` of arrays."""
     if data.form.kind != "arrays":
         return []
+    assert run.fit is not None
+    assert run.train is not None
+    class_names = run.fit.class_names
+    has_columns = run.train.form.x is not None and run.train.form.x.kind == "frame"
     parts = {"x": data.form.x, "y": data.form.y, "sample_weight": data.form.sample_weight}
     dtypes = iter(data.dtypes)
     tensors = []
     for key, form in parts.items():
         if form is not None:
-            dtype = "float32" if key == "sample_weight" else next(dtypes, "")
-            tensors.append(_tensor_expression(f"{key}{suffix}", form, dtype, class_names))
+            dtype = data.weight_dtype if key == "sample_weight" else next(dtypes, "")
+            # The columns of validation data get the order of those of the training data.
+            columns = "[x.columns]" if suffix and form.kind == "frame" and has_columns else ""
+            tensors.append(_tensor_expression(f"{key}{suffix}{columns}", form, dtype, class_names))
     return [f"{name} = TensorDataset({', '.join(tensors)})"]
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from easytorch.callbacks.every import Every
-from easytorch.scripts.description import RunDescription
 from easytorch.scripts.describe_metrics import OBJECT
-from easytorch.scripts.expressions import InexpressibleError, identifier, literal, quote
+from easytorch.scripts.description import RunDescription
+from easytorch.scripts.expressions import identifier, literal, quote
 from easytorch.training.fit_record import CallbackRecord
 
 Lines = list[str]

@@ -194,10 +194,10 @@ def _is_of_user(callback: Any, model: Model) -> bool:
 def _data_form(x: Any, y: Any, sample_weight: Any, text_labels: Any) -> DataForm:
     """Return how ``x`` and ``y`` are data; their labels were text if there are ``text_labels``."""
     if is_arrays(x, y):
-        parts = [None if part is None else _array_form(part) for part in (x, y, sample_weight)]
-        if text_labels is not None and parts[1] is not None:
-            parts[1] = dataclasses.replace(parts[1], kind="text")
-        return DataForm("arrays", *parts)
+        inputs, targets, weights = (None if part is None else _array_form(part) for part in (x, y, sample_weight))
+        if text_labels is not None and targets is not None:
+            targets = dataclasses.replace(targets, kind="text")
+        return DataForm("arrays", inputs, targets, weights)
     weight = None if sample_weight is None else _array_form(sample_weight)
     return DataForm(_kind_of(x), sample_weight=weight, type_name="" if x is None else type(x).__name__)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -91,14 +91,15 @@ PROBLEMS = {
 }
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass
+class Run:
     """One run: a problem, and the arguments of compile and fit that differ from the usual ones."""
 
     problem: str = "classes"
-    compiled: dict[str, Any] = {}
-    fit: dict[str, Any] = {}
+    compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fit: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: str = "arrays"
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def weighted(y_pred, y):
@@ -183,7 +184,7 @@ def runs():
     for name, options in OPTIMIZERS.items():
         yield f"optimizer: {name}", Run(compiled=options)
     for name, loss in LOSSES.items():
-        names = {"per_sample": per_sample} if name == "custom" else {}
+        names: dict[str, Any] = {"per_sample": per_sample} if name == "custom" else {}
         yield f"loss: {name}", Run(compiled={"loss": loss, "metrics": ["multiclass_accuracy"]}, names=names)
         yield (
             f"loss with accumulation: {name}",
@@ -211,6 +212,7 @@ def more_runs():
         "bf16 with a custom metric",
         Run(compiled={"precision": "bf16", "metrics": [share_of_zeros]}, names={"share_of_zeros": share_of_zeros}),
     )
+    yield "class weight of pixels", Run("pixels", fit={"class_weight": [1.0, 2.0, 0.5], **SPLIT}, compiled=accumulation)
     yield "channels last", Run("pixels", {"channels_last": True})
     yield "class weight", Run(fit={"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, **SPLIT})
     yield "balanced", Run(fit={"class_weight": "balanced"}, compiled=accumulation)
