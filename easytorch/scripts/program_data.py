@@ -152,7 +152,7 @@ def _tensor_expression(name: str, form: ArrayForm, dtype: str, class_names: tupl
         return name if form.dtype == dtype else f"{name}.to(torch.{dtype})"
     values = {"frame": f'{name}.to_numpy("float64")', "series": f"{name}.to_numpy()"}.get(form.kind, name)
     end = "" if form.dtype == dtype and form.kind != "frame" else f", dtype=torch.{dtype}"
-    return f"torch.as_tensor({values}{end})"
+    return f"torch.tensor({values}{end})"
 
 
 def _split_lines(run: RunDescription) -> Lines:
