@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from easytorch import export as exports
-from easytorch import optimizer_group, optimizers, reports
+from easytorch import optimizer_group, optimizers, reports, scripts
 from easytorch._utils import api_hints
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
@@ -63,6 +63,7 @@ from easytorch.training.attributes import AttributeState
 from easytorch.training.closures import check_closure
 from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
+from easytorch.training.fit_record import record_fit
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.phases import Phase, evaluate_steps
 from easytorch.training.results import History, Scores, forward_verbs
@@ -75,11 +76,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from easytorch.reports.base import Report
+    from easytorch.scripts import Explanation, Script
     from easytorch.typing import (
         CallbackLike,
         ClassWeightLike,
         DataLike,
         DeviceLike,
+        FitOptions,
         LossLike,
         MetricLike,
         OptimizerLike,
@@ -95,7 +98,8 @@ if TYPE_CHECKING:
 
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
-    "report", "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "export", "summary",
+    "report", "to_script", "explain", "train_on_batch", "test_on_batch", "save", "load", "save_weights",
+    "load_weights", "export", "summary",
 )  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
@@ -233,11 +237,17 @@ class Model:
         )  # fmt: skip
         validation = Validation.of(val_data, validation_freq, validation_steps)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
+        record = record_fit(
+            self, x, y, text_labels=labels.found, epochs=epochs, initial_epoch=initial_epoch, batch_size=batch_size,
+            shuffle=shuffle, steps_per_epoch=steps_per_epoch, validation_data=validation_data,
+            validation_split=validation_split, validation_freq=validation_freq, validation_steps=validation_steps,
+            class_weight=class_weight, sample_weight=sample_weight, callbacks=all_callbacks,
+        )  # fmt: skip
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
             self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
             on_interrupt=on_interrupt, validation=validation, validation_steps=validation_steps, class_names=labels.names,
-            columns=column_names(x), is_dry=dry_run,
+            columns=column_names(x), is_dry=dry_run, record=record,
         ):  # fmt: skip
             for epoch in train_data.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
@@ -920,6 +930,60 @@ class Model:
             options: Passed to ``torchinfo.summary``.
         """
         return print_summary(self, x, **options)
+
+    def to_script(
+        self, x: DataLike | None = None, y: TargetLike | int | None = None, *sizes: int, **options: Unpack[FitOptions]
+    ) -> Script:
+        """Return the plain PyTorch program, without easytorch, that does what ``compile`` and ``fit`` do.
+
+        From the same weights, data and seed it ends with the same weights, bit for bit, and prints the same losses. It expects
+        the variables ``net`` and, as the data was passed, ``x`` and ``y``, ``train_data`` or ``train_loader``; for validation
+        ``x_val`` and ``y_val``, ``val_data`` or ``val_loader``. Functions of the user are called by name.
+
+        Args:
+            x: Data, as in ``fit``. Without arguments, the program is that of the last fit.
+            y: Targets, as in ``fit``.
+            sizes: ``batch_size`` and ``epochs``, as in ``fit``.
+            options: The other arguments of ``fit``. The program is that of a new run then.
+
+        Returns:
+            A ``str`` that prints as the program and has ``save(path)``.
+
+        Raises:
+            ValueError: If the program would not do exactly what ``fit`` does; the message names the reason. If there are
+                neither arguments nor a last fit.
+
+        Examples:
+            >>> print(model.to_script())
+            >>> model.to_script(x, y, epochs=5, validation_split=0.2).save("train.py")
+        """
+        return scripts.to_script(self, x, y, sizes, options)
+
+    def explain(
+        self, x: DataLike | None = None, y: TargetLike | int | None = None, *sizes: int, **options: Unpack[FitOptions]
+    ) -> Explanation:
+        """Return in about a dozen sentences what ``fit`` will do with these arguments.
+
+        The sentences name the loss and what its mean is over, the optimizer and its rates, when the rate changes, precision and
+        device, what validation does and when, what is saved, what ends the run early, and what is printed.
+
+        Args:
+            x: Data, as in ``fit``. Without arguments, the sentences are about ``compile`` alone.
+            y: Targets, as in ``fit``.
+            sizes: ``batch_size`` and ``epochs``, as in ``fit``.
+            options: The other arguments of ``fit``.
+
+        Returns:
+            An object that prints as the sentences, and has ``to_dict()``.
+
+        Raises:
+            RuntimeError: If ``compile`` was not called.
+            ValueError, TypeError: If an argument is invalid, as in ``fit``.
+
+        Examples:
+            >>> print(model.explain(x, y, epochs=5, validation_split=0.2))
+        """
+        return scripts.explain(self, x, y, sizes, options)
 
     def log_names(self) -> list[str]:
         """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""

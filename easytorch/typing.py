@@ -10,7 +10,7 @@ Use them to annotate functions of your own that pass arguments on to a ``Model``
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from easytorch.callbacks.base import Callback
+from easytorch.callbacks.every import Every
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.metrics.base import Metric
 from easytorch.strategies.base import Strategy
@@ -32,6 +33,7 @@ __all__ = [
     "DataLike",
     "DatasetLike",
     "DeviceLike",
+    "FitOptions",
     "LossLike",
     "MetricLike",
     "OptimizerLike",
@@ -171,3 +173,24 @@ class OptimizerOptions(TypedDict, total=False):
     tolerance_change: float
     tolerance_grad: float
     weight_decay: float
+
+
+class FitOptions(TypedDict, total=False):
+    """Arguments of ``Model.fit`` other than the data, for ``Model.to_script`` and ``Model.explain``."""
+
+    epochs: int
+    batch_size: int | None
+    validation_data: ValidationDataLike | None
+    validation_split: float
+    validation_freq: int | Collection[int] | Every
+    validation_steps: int | None
+    steps_per_epoch: int | None
+    class_weight: ClassWeightLike | None
+    sample_weight: SampleWeightLike | None
+    shuffle: bool | None
+    initial_epoch: int | None
+    callbacks: CallbackLike
+    resume: PathLike | None
+    on_interrupt: str
+    dry_run: bool
+    verbose: int | str

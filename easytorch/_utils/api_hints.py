@@ -778,6 +778,12 @@ def argument_names(method: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
+def argument_defaults(method: Callable[..., Any]) -> dict[str, Any]:
+    """Return the default of each argument of ``method`` that has one."""
+    parameters = inspect.signature(method).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
 def _suggest_argument(title: str, argument: str, names: list[str]) -> str:
     """Return what to use instead of ``argument``, which the function ``title`` does not have."""
     is_method = "." in title

@@ -176,12 +176,16 @@ class LRScheduler(Callback):
         if self.step_every is None:
             state = self.model.state
             epochs, updates = state.last - state.first, self._count_updates()
-            self.step_every = {updates: "update", epochs: "epoch"}.get(_length(self.scheduler) or 0)
+            self.step_every = self.find_step_every(epochs, updates)
             if self.step_every is None:
                 raise _step_every_error(self.scheduler, epochs, updates)
         self._rates = list(getattr(self.scheduler, "_last_lr", []))
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
             check_log_name(self.monitor, "The scheduler monitors", self.model)
+
+    def find_step_every(self, epochs: int, updates: int) -> str | None:
+        """Return what the scheduler counts in a fit of so many epochs and updates, None if that is unknown."""
+        return {updates: "update", epochs: "epoch"}.get(_length(self.scheduler) or 0)
 
     def _count_updates(self) -> int:
         """Return the number of updates of the optimizer in this fit."""

@@ -109,6 +109,11 @@ class MetricCollection:
         """Forget the current batches and outputs."""
         self.window, self.batch, self.outputs = Window(), None, None
 
+    @property
+    def entries(self) -> list[MetricEntry]:
+        """All metrics, also those that are measured in evaluations only, in the order of ``evaluation_names``."""
+        return list(self._all_entries)
+
     def current_batches(self) -> list[Any]:
         """Return the batches of the current step; empty if no step runs."""
         return list(self.window) if self.batch is None else [self.batch]

@@ -35,6 +35,7 @@ from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.data_check import check_validation_data, compared_with_validation
 from easytorch.training.dry_run import dry_run
 from easytorch.training.evaluation import if_same_on_all_ranks, known_targets
+from easytorch.training.fit_record import FitRecord
 from easytorch.training.overrides import measured_once
 from easytorch.training.phases import plan_phases
 from easytorch.training.signals import ON_INTERRUPT, Interruption, SignalHandler, StopConsensus
@@ -60,6 +61,7 @@ def fit_session(
     verbose: Any,
     on_interrupt: str,
     validation: Validation,
+    record: FitRecord,
     class_names: Any = None,
     columns: list[Any] | None = None,
     is_dry: bool = False,
@@ -96,7 +98,7 @@ def fit_session(
             model.strategy.group.call("fit", **arguments),
             update_session(model, active, state),
             signals,
-            _training(model, train_data, val_data, active, signals),
+            _training(model, train_data, val_data, active, signals, record),
         ):
             yield
     signals.exit_or_return(on_interrupt)
@@ -111,7 +113,12 @@ def _start_attributes(model: Model, callbacks: CallbackList) -> None:
 
 @contextlib.contextmanager
 def _training(
-    model: Model, train_data: EpochIterator, val_data: Any, active: CallbackList, signals: SignalHandler
+    model: Model,
+    train_data: EpochIterator,
+    val_data: Any,
+    active: CallbackList,
+    signals: SignalHandler,
+    record: FitRecord,
 ) -> Iterator[None]:
     """Call the callbacks before and after the epochs of a fit, which run inside, and end a fit that a signal interrupts."""
     error: BaseException | None = None
@@ -140,7 +147,9 @@ def _training(
     finally:
         if error is None or model.state.step > first_step:
             loader = train_data.loader
-            model.last_fit = {"validation": val_data, "training": loader, "example": train_data.example}
+            model.last_fit = {
+                "validation": val_data, "training": loader, "example": train_data.example, "record": record
+            }  # fmt: skip
         model.attribute_state.end_fit(active.callbacks)
         model.train_data = None
         model.metrics.release()

@@ -1,0 +1,408 @@
+"""The description of a run, made from a model and the arguments of fit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
+
+from easytorch._utils import api_hints
+from easytorch._utils.pytree import describe as describe_tree
+from easytorch._utils.rng import preserve_generators, preserve_rng_state
+from easytorch._utils.train_mode import in_eval_mode, preserve_module
+from easytorch.callbacks.base import as_callback_list
+from easytorch.callbacks.checkpoint import BackupAndRestore
+from easytorch.callbacks.every import Every
+from easytorch.callbacks.progress import progress_callbacks
+from easytorch.data.arrays import keep_column_order
+from easytorch.data.batch import count_batches
+from easytorch.data.class_names import ClassNames
+from easytorch.data.data_sets import as_data_sets, by_name
+from easytorch.data.loader import first_batch, make_fit_data
+from easytorch.data.sample_weights import ClassWeight
+from easytorch.data.splits import targets_of
+from easytorch.optimizer_group import OptimizerGroup, members_of
+from easytorch.optimizers import needs_closure
+from easytorch.scripts import describe_loss, describe_metrics, describe_optimizer
+from easytorch.scripts.description import DataInfo, FitInfo, ModuleInfo, RunDescription, ValidationInfo
+from easytorch.scripts.expressions import literal
+from easytorch.training.evaluation import known_targets
+from easytorch.training.fit_record import DataForm, FitRecord, record_fit
+from easytorch.training.validation import Validation
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+# Methods of the loop, which a subclass may override.
+LOOP_METHODS = ("fit", "train_epoch", "update", "train_step", "test_epoch", "test_step", "unpack", "batch_size")
+BY_ARGUMENTS = "Pass the arguments instead: model.to_script(x, y, epochs=...)"
+
+
+class Plan(NamedTuple):
+    """A fit that may happen: its record, and its data.
+
+    Attributes:
+        record: The arguments.
+        train: The training batches.
+        validation: The validation batches, ``DataSets`` of these, or None.
+        example: The first training batch; None if it cannot be read without a trace.
+    """
+
+    record: FitRecord
+    train: Any
+    validation: Any
+    example: Any
+
+
+def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapping[str, Any]) -> Plan:
+    """Return the fit that ``model.fit(x, y, *sizes, **options)`` would be, and check its arguments as ``fit`` does.
+
+    Raises:
+        TypeError: If ``fit`` has no such argument.
+        ValueError, TypeError: If an argument is invalid, as in ``fit``.
+    """
+    arguments = _bind_arguments(model, options)
+    y, batch_size, epochs = api_hints.read_sizes(y, sizes, arguments["batch_size"], arguments["epochs"])
+    labels = ClassNames(model.class_names)
+    x, y = labels.learn(keep_column_order(x, model.columns), y)
+    data = as_data_sets(arguments["validation_data"], "validation_data", model.signature.names, x)
+    data, class_weight = labels.encode_validation(data), labels.number_keys(arguments["class_weight"])
+    shared = {name: arguments[name] for name in ("shuffle", "validation_split", "validation_steps", "steps_per_epoch")}
+    shared |= {"batch_size": batch_size, "validation_data": data, "sample_weight": arguments["sample_weight"]}
+    train_data, validation = make_fit_data(
+        x, y, class_weight=class_weight, epochs=epochs, window_size=model.gradient_accumulation_steps,
+        group=model.strategy.group, unpack=model.unpack, count_samples=model.batch_size,
+        ignore_index=model.loss.ignore_index, **shared,
+    )  # fmt: skip
+    train_data.close()
+    callbacks = [*as_callback_list(arguments["callbacks"]), *BackupAndRestore.at(arguments["resume"])]
+    progress_callbacks(arguments["verbose"])
+    model.state.plan(epochs, arguments["initial_epoch"])
+    Validation.of(validation, arguments["validation_freq"], arguments["validation_steps"])
+    record = record_fit(
+        model, x, y, text_labels=labels.found, epochs=epochs, class_weight=class_weight, callbacks=callbacks,
+        initial_epoch=arguments["initial_epoch"], validation_freq=arguments["validation_freq"], **shared,
+    )  # fmt: skip
+    return Plan(record, train_data.loader, validation, first_batch(train_data.loader))
+
+
+def _bind_arguments(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of ``fit``, with their defaults."""
+    defaults = api_hints.argument_defaults(type(model).fit)
+    unknown = next((name for name in options if name not in defaults), None)
+    if unknown is not None:
+        raise api_hints.unexpected_argument_error("Model.fit", unknown, options, defaults)
+    return {**defaults, **options}
+
+
+def last_plan(model: Model) -> Plan | None:
+    """Return the last fit of ``model``; None if there was none."""
+    last = model.last_fit
+    if not last.get("record"):
+        return None
+    # The example of the fit has class weights already.
+    example = first_batch(last["training"])
+    return Plan(last["record"], last["training"], last["validation"], last["example"] if example is None else example)
+
+
+def describe_run(model: Model, plan: Plan | None) -> RunDescription:
+    """Return the description of ``plan``, a fit of ``model``; without one of what ``compile`` determines alone."""
+    model.require_compiled("explain")
+    batch = None if plan is None else read_example(model, plan.example)
+    targets = None if plan is None else _known_targets(model, plan.train)
+    validation_targets = [] if plan is None else [
+        _known_targets(model, loader) for loader in by_name(plan.validation).values()
+    ]  # fmt: skip
+    run = RunDescription(
+        module=_describe_module(model.module),
+        device=str(model.device),
+        precision=model.strategy.precision,
+        strategy=type(model.strategy).__name__,
+        jit_compile=model.strategy.jit_compile,
+        channels_last=model.strategy.channels_last,
+        loss=describe_loss.describe_loss(model.loss, batch, [targets, *validation_targets]),
+        optimizers={},
+        schedules=[],
+        clip_norm=model.clip_grad_norm,
+        clip_value=model.clip_grad_value,
+        accumulation=model.gradient_accumulation_steps,
+        metrics=[],
+        metric_names=list(model.metrics.evaluation_names),
+        directions={},
+        overridden=tuple(name for name in LOOP_METHODS if model.overrides(name)),
+    )
+    describe_loss.refuse_losses(run, model.loss, batch)
+    describe_metrics.add_metrics(run, model, batch)
+    if plan is not None:
+        _add_fit(run, model, plan, batch, targets)
+    if model.optimizer is not None:
+        rates = None if plan is None else plan.record.rates
+        describe_optimizer.add_optimizers(run, model, model.optimizer, rates)
+    describe_optimizer.add_schedules(run, model)
+    _refuse_what_needs_easytorch(run, model)
+    return run
+
+
+def _describe_module(module: nn.Module) -> ModuleInfo:
+    parameters = list(module.parameters())
+    dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    frozen = [name for name, part in module.named_modules() if name and module.training and not part.training]
+    outer = [name for name in frozen if not any(name.startswith(f"{other}.") for other in frozen)]
+    origin = type(module).__module__
+    return ModuleInfo(
+        name=type(module).__name__,
+        origin="" if origin == "__main__" or origin.partition(".")[0] == "torch" else origin,
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        frozen=sum(parameter.numel() for parameter in parameters if not parameter.requires_grad),
+        in_eval_mode=tuple(outer),
+        dtype=str(dtypes.pop()).removeprefix("torch.") if len(dtypes) == 1 else "",
+    )
+
+
+# The first batch
+
+
+class ExampleBatch(NamedTuple):
+    """The first batch and what the module returns for it.
+
+    Attributes:
+        raw: The batch as the loader returns it.
+        x, y, sample_weight: Its parts on the device.
+        outputs: The outputs in eval mode, without gradients.
+    """
+
+    raw: Any
+    x: Any
+    y: Any
+    sample_weight: Any
+    outputs: Any
+
+
+def read_example(model: Model, raw: Any) -> ExampleBatch | None:
+    """Return the parts of the batch ``raw`` and the outputs for it, and leave no trace; None if that is not possible."""
+    if raw is None or any(map(model.overrides, ("unpack", "train_step"))):
+        return None
+    module, run = model.module, functools.partial(_run_module, model, raw)
+    with (
+        preserve_rng_state(), preserve_generators([module]), preserve_module(module), in_eval_mode(module), torch.no_grad()
+    ):  # fmt: skip
+        example: ExampleBatch = model.strategy.run(run, raw)
+        return example
+
+
+def _run_module(model: Model, raw: Any, batch: Any) -> ExampleBatch:
+    x, y, sample_weight = model.unpack(batch)
+    return ExampleBatch(raw, x, y, sample_weight, model.signature.call(model.module, x))
+
+
+def _known_targets(model: Model, loader: Any) -> Any:
+    with preserve_rng_state():
+        return known_targets(model, loader)
+
+
+# The arguments of fit
+
+
+def _add_fit(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch | None, targets: Any) -> None:
+    """Add to ``run`` what ``fit`` determines."""
+    record = plan.record
+    run.callbacks = record.callbacks
+    batches = count_batches(plan.train)
+    updates = None if batches is None else -(-batches // run.accumulation)
+    weights = _class_weights(run, model, plan, batch, targets)
+    run.fit = FitInfo(
+        epochs=record.epochs,
+        first_epoch=record.first_epoch,
+        updates=record.steps_per_epoch or updates,
+        steps_per_epoch=record.steps_per_epoch,
+        class_weight=weights.expression,
+        class_index=weights.end,
+        labels_ndim=weights.ndim,
+        is_balanced=isinstance(record.class_weight, str),
+        class_names=record.class_names,
+    )
+    run.train = _describe_data(run, record.x, plan.train, batch, record.shuffle)
+    refuse_data(run, record.x, run.train, batch)
+    if plan.validation is not None:
+        _add_validation(run, model, plan, batch)
+    run.directions = {
+        name: _direction(model, name) for callback in record.callbacks if (name := callback.options.get("monitor"))
+    }
+    if record.continues:
+        run.refuse(
+            "the state of the optimizer after earlier updates, with which this fit() started",
+            f"Call compile() before fit(), so that it starts without. {BY_ARGUMENTS} for a run from the start",
+        )
+
+
+def _direction(model: Model, name: str) -> str:
+    try:
+        return model.metrics.mode(name)
+    except ValueError:
+        return ""
+
+
+class ClassWeights(NamedTuple):
+    """Weights of classes: an expression of them, the end of one that turns targets into classes, and the latter's dimensions."""
+
+    expression: str = ""
+    end: str = ""
+    ndim: int = 1
+
+
+def _class_weights(
+    run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch | None, targets: Any
+) -> ClassWeights:
+    """Return the weights of the classes."""
+    if plan.record.class_weight is None:
+        return ClassWeights()
+    weights = ClassWeight(plan.record.class_weight, plan.train, model.unpack, model.loss.ignore_index)
+    expression = literal(weights.table)
+    if not isinstance(targets, Tensor) or batch is None or not isinstance(batch.y, Tensor) or weights.has_columns:
+        run.refuse("class_weight with targets that are no class numbers, or are unknown before training", "Pass arrays")
+        return ClassWeights(expression)
+    if int(targets.min()) < 0 or int(targets.max()) >= len(weights.table):
+        run.refuse("class_weight for labels that have no weight", "Pass a weight for each class")
+    is_column = targets.ndim == 2 and targets.shape[1] == 1
+    ndim = 1 if is_column else targets.ndim
+    if ndim > 1 and batch.sample_weight is not None:
+        run.refuse("class_weight together with sample_weight for several labels of a sample", "Pass one of them")
+    end = ".squeeze(1)" * is_column + ".long()" * (batch.y.dtype != torch.int64)
+    return ClassWeights(expression, end, ndim)
+
+
+def _describe_data(
+    run: RunDescription, form: DataForm, loader: Any, batch: ExampleBatch | None, shuffle: bool | None
+) -> DataInfo:
+    dataset = getattr(loader, "dataset", None)
+    is_plain = isinstance(loader, DataLoader)
+    module_dtype = getattr(torch, run.module.dtype) if run.module.dtype else None
+    parts = [None if batch is None else _find_tensor(batch.raw, i) for i in range(3)]
+    casts = tuple(_cast(tensor, module_dtype) for tensor in parts)
+    dtypes = tuple(
+        str(module_dtype if part.is_floating_point() and module_dtype else part.dtype).removeprefix("torch.")
+        for part in parts[:2]
+        if isinstance(part, Tensor)
+    )
+    weight = None if batch is None else batch.sample_weight
+    return DataInfo(
+        form=form,
+        samples=None if dataset is None or isinstance(dataset, IterableDataset) else count_batches(dataset),
+        batches=count_batches(loader),
+        batch_size=loader.batch_size if is_plain and form.kind not in ("loader", "several data sets") else None,
+        shuffle=is_plain and isinstance(loader.sampler, RandomSampler),
+        dtypes=dtypes,
+        casts=("", "", "") if form.kind == "arrays" else casts,
+        has_weights=weight is not None or form.sample_weight is not None,
+        weight_dtype=run.module.dtype or "float32",
+        example="" if batch is None else describe_tree(batch.raw),
+        several_inputs=batch is not None and isinstance(batch.x, (tuple, list)),
+    )
+
+
+def _find_tensor(batch: Any, index: int) -> Any:
+    part = batch[index] if isinstance(batch, (tuple, list)) and len(batch) > index else None
+    return part if isinstance(part, Tensor) else None
+
+
+def _cast(tensor: Any, dtype: torch.dtype | None) -> str:
+    """Return what gives the floats of a batch the dtype of the module."""
+    if tensor is None or dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
+        return ""
+    return {torch.float32: ".float()", torch.float64: ".double()"}.get(dtype, f".to({dtype})")
+
+
+def _add_validation(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch | None) -> None:
+    record, sets = plan.record, by_name(plan.validation)
+    split = record.validation_split
+    dataset = getattr(plan.train, "dataset", None)
+    is_split = bool(split) and isinstance(dataset, Subset)
+    targets = targets_of(dataset.dataset) if is_split and isinstance(dataset, Subset) else None
+    run.validation = ValidationInfo(
+        names=tuple(sets),
+        frequency=record.validation_freq,
+        steps=record.validation_steps,
+        split=split,
+        split_size=len(dataset.dataset) if is_split and isinstance(dataset, Subset) else 0,  # type: ignore[arg-type]
+        is_stratified=isinstance(targets, Tensor) and _has_classes(targets),
+    )
+    if len(sets) > 1 or "" not in sets:
+        run.refuse("several validation data sets", "Pass one: validation_data=(x, y)")
+    if split and record.x.kind != "arrays":
+        run.refuse("validation_split of data that is not arrays", "Pass validation_data")
+    frequency = record.validation_freq
+    if isinstance(frequency, Every) and frequency.epochs is None:
+        run.refuse(f"validation between two updates, validation_freq={frequency!r}", "Pass Every(epochs=1)")
+    loader = next(iter(sets.values()))
+    form = record.x if split else record.validation or record.x
+    first = first_batch(loader)
+    example = None if first is None or batch is None else _replace_parts(batch, first)
+    run.validation_data = _describe_data(run, form, loader, example, False)
+    refuse_data(run, form, run.validation_data, example)
+
+
+def _replace_parts(batch: ExampleBatch, raw: Any) -> ExampleBatch:
+    """Return ``batch`` with the targets and weights of another batch ``raw``."""
+    parts = [*raw, None, None] if isinstance(raw, (tuple, list)) else [raw, None, None]
+    return batch._replace(raw=raw, y=parts[1], sample_weight=parts[2])
+
+
+def _has_classes(targets: Tensor) -> bool:
+    """Return whether a split is stratified by ``targets``; see ``splits.split_indices``."""
+    y = targets.squeeze(1) if targets.ndim == 2 and targets.shape[1] == 1 else targets
+    return y.ndim == 1 and (not y.is_floating_point() or bool(((y == 0) | (y == 1)).all()))
+
+
+# What no script does
+
+# Kinds of data of which a script gets the batches or the samples.
+KNOWN_KINDS = ("arrays", "loader", "dataset", "dataset of another library", "stream", "batches", "function")
+
+
+def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: ExampleBatch | None) -> None:
+    """Add to ``run`` what no script can do with a data set."""
+    if form.kind not in KNOWN_KINDS:
+        run.refuse(f"data of this kind: {form.kind}", "Pass arrays, a Dataset, a DataLoader or a list of batches")
+    arrays = [part for part in (form.x, form.y, form.sample_weight) if part is not None]
+    if form.kind == "arrays" and any(part.kind == "several" for part in arrays):
+        run.refuse("several arrays as inputs or targets", "Pass a DataLoader that returns them: ((x1, x2), y)")
+    if form.kind != "arrays" and form.sample_weight is not None:
+        run.refuse(f"sample_weight for a {form.kind}", "Let it return (x, y, sample_weight)")
+    if batch is None:
+        run.refuse(
+            f"data whose first batch cannot be read in advance, {form.type_name or form.kind}",
+            "Call to_script() without arguments after fit(), or pass a DataLoader",
+        )
+        return
+    weight = batch.sample_weight
+    if isinstance(weight, Tensor) and isinstance(batch.y, Tensor) and weight.numel() != len(batch.y):
+        run.refuse(f"sample weights that are {describe_tree(weight)}", "Pass one weight per sample")
+    is_weighted = weight is not None or bool(run.fit is not None and run.fit.class_weight)
+    if is_weighted and run.loss.is_custom and run.loss.reduction != "values":
+        run.refuse(f"weights for {run.loss.title}, which returns one number", "Return one value per sample from it")
+    dtype = getattr(torch, run.module.dtype, None) if run.module.dtype else None
+    if data.several_inputs and any(_cast(part, dtype) for part in batch.raw[0] if isinstance(part, Tensor)):
+        run.refuse("several inputs of another dtype than the module", f"Let the loader return {run.module.dtype}")
+
+
+def _refuse_what_needs_easytorch(run: RunDescription, model: Model) -> None:
+    for name in run.overridden:
+        run.refuse(
+            f"{type(model).__name__}.{name}, which overrides a method of the loop", "Write the loop around it by hand"
+        )
+    if run.strategy != "Strategy" or model.strategy.group.world_size > 1:
+        run.refuse(f"the strategy {run.strategy}", "Compile with strategy='one'")
+    if model.optimizer is None:
+        run.refuse("a run without an optimizer", "Pass one: compile('adam', ...)")
+    if isinstance(model.optimizer, OptimizerGroup):
+        run.refuse("several optimizers", "Compile with one optimizer")
+    if model.strategy.evaluations is not None or (model.optimizer is not None and _needs_closure(model.optimizer)):
+        run.refuse(f"{type(model.optimizer).__name__}, which needs a closure", "Compile with another optimizer")
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    return any(map(needs_closure, members_of(optimizer).values()))

@@ -1,0 +1,1 @@
+"""Tests of scripts in plain PyTorch and of explanations."""
