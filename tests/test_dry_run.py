@@ -334,9 +334,9 @@ def test_a_dry_run_of_a_complete_run_says_so(tmp_path, capsys):
 def test_a_generator_that_can_be_read_once_is_refused():
     batches = ((X[i : i + 8], Y[i : i + 8]) for i in range(0, 60, 8))
     model = Model(nn.Linear(8, 3), device="cpu").compile("adam", "cross_entropy")
-    with pytest.raises(ValueError, match=r"first batch of x, a generator.*Pass the function that creates it"):
+    with pytest.raises(ValueError, match=r"first batches of x, a generator.*Pass the function that creates it"):
         model.fit(batches, dry_run=True)
-    with pytest.raises(ValueError, match="first batch of validation_data, a generator"):
+    with pytest.raises(ValueError, match="first batches of validation_data, a generator"):
         model.fit(X, Y, validation_data=batches, dry_run=True)
     assert len(list(batches)) == 8
 

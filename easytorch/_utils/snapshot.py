@@ -167,7 +167,9 @@ class Snapshot:
             return
         gradient = tensor.grad if tensor.is_leaf else None
         self._restorers.append(
-            functools.partial(_restore_tensor, tensor, tensor.detach().clone(), tensor.requires_grad, gradient)
+            functools.partial(
+                _restore_tensor, tensor, tensor.detach().clone(), tensor.stride(), tensor.requires_grad, gradient
+            )
         )
 
     def _record_array(self, array: np.ndarray) -> None:
@@ -176,9 +178,11 @@ class Snapshot:
             self._restorers.append(functools.partial(np.copyto, array, array.copy()))
 
 
-def _restore_tensor(tensor: Tensor, value: Tensor, requires_grad: bool, gradient: Tensor | None) -> None:
+def _restore_tensor(
+    tensor: Tensor, value: Tensor, stride: tuple[int, ...], requires_grad: bool, gradient: Tensor | None
+) -> None:
     with torch.no_grad():
-        if tensor.shape == value.shape:
+        if tensor.shape == value.shape and tensor.stride() == stride:  # channels_last changes the strides
             tensor.detach().copy_(value)
         else:
             tensor.data = value

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.paths import nearest_folder
 from easytorch._utils.rng import preserve_rng_state
-from easytorch._utils.snapshot import Snapshot
 from easytorch._utils.terminal import print_message
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
@@ -23,14 +22,14 @@ from easytorch.callbacks.stop_after import StopAfter
 from easytorch.data.batch import GeneratorWithLookahead, is_single_pass
 from easytorch.data.data_sets import by_name
 from easytorch.errors import escape_lines
+from easytorch.training.trial import record, single_pass_message
 
 if TYPE_CHECKING:
     from easytorch.data.epoch_iterator import EpochIterator
     from easytorch.model import Model
     from easytorch.training.validation import Validation
 
-# Larger tensors and arrays of the data are not copied: reading does not change them.
-MAX_DATA_VALUES = 2**20
+PURPOSE = "dry_run=True"
 
 
 @contextlib.contextmanager
@@ -57,7 +56,7 @@ def dry_run(
     hidden = (LineDisplay, AdviseOnSlowData, StopAfter)
     callbacks = [callback for callback in callbacks if not isinstance(callback, hidden)]
     last = LastHooks()
-    restore = _record(model, train_data, callbacks)
+    restore = record(model, [train_data.sources], callbacks, exclude=[train_data], purpose=PURPOSE)
     try:
         with preserve_rng_state():
             yield [FirstHook(last), *callbacks, last]
@@ -74,45 +73,7 @@ def _check_can_read_again(train_data: EpochIterator) -> None:
     is_generator = any(isinstance(loader, GeneratorWithLookahead) for loader in loaders)
     for name, is_read_once in (("x", is_single_pass(train_data.loader)), ("validation_data", is_generator)):
         if is_read_once:
-            raise ValueError(
-                f"dry_run=True would use up the first batch of {name}, a generator that can be read only once, and the run would "
-                "miss it. Pass the function that creates it (not its result), a list of batches or a DataLoader."
-            )
-
-
-def _check_iterators(iterators: dict[str, str]) -> None:
-    """Raise a ``ValueError`` if there are iterators, whose positions cannot be restored."""
-    if iterators:
-        place, kind = next(iter(iterators.items()))
-        raise ValueError(
-            f"dry_run=True cannot restore {place}, of type {kind}: the run would start after what the dry run has read from it. "
-            "Create the iterator where it is used, for example in __iter__, or use an index."
-        )
-
-
-def _record(model: Model, train_data: EpochIterator, callbacks: list[Callback]) -> Any:
-    """Record all that a fit may change; return the function that restores it."""
-    model.strategy.release_weights()
-    sources = train_data.sources
-    sources.others = {"model": model, "callbacks": callbacks}
-    generators = sources.get_state()
-    strategy = model.strategy
-    is_sharded = any(hasattr(parameter, "to_local") for parameter in model.module.parameters())
-    restore_values = model.attribute_state.snapshot(callbacks)
-    roots = [model, strategy.scaler, strategy.loss_modules, *callbacks]
-    state = Snapshot(roots, exclude=[train_data], keeps_modules=is_sharded)
-    of_data = Snapshot(sources.objects().values(), exclude=state.objects, max_values=MAX_DATA_VALUES)
-    _check_iterators(state.iterators | of_data.iterators)
-    counts = {name: vars(strategy)[name] for name in ("clip_count", "_count", "_watchers", "losses")}
-
-    def restore() -> None:
-        restore_values()
-        state.restore()
-        of_data.restore()
-        vars(strategy).update(counts)
-        sources.set_state(generators)
-
-    return restore
+            raise ValueError(single_pass_message(PURPOSE, name, "the run"))
 
 
 class FirstHook(Callback):
