@@ -29,7 +29,7 @@ class Teacher(Model):
         self.generator = torch.Generator().manual_seed(4)
 
     def train_step(self, batch):
-        x, y = batch
+        x, y, _ = self.unpack(batch)
         self.calls += 1
         self.seen.append(len(x))
         self.second.zero_grad()
@@ -40,7 +40,7 @@ class Teacher(Model):
         return {"loss": self.loss(y_pred, y)}
 
     def test_step(self, batch):
-        x, y = batch
+        x, y, _ = self.unpack(batch)
         y_pred = self(x)
         self.metrics.update(y_pred, y)
         return {"loss": self.loss(y_pred, y)}
