@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import collected_warnings
-from easytorch.checks import cost, gradients, inputs, labels, layers, learning, order, outputs  # in the order of findings
+from easytorch.checks import (  # in the order of findings
+    cost,
+    gradients,
+    inputs,
+    labels,
+    layers,
+    learning,
+    order,
+    outputs,
+)
 from easytorch.checks.base import CHECKS, Check, Finding, error, info, warning
 from easytorch.checks.panels import make_panels
 from easytorch.checks.probe import Probe, run_model

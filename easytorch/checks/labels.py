@@ -39,7 +39,7 @@ def constant_targets(probe: Probe) -> Iterator[Finding]:
 def unbalanced_labels(probe: Probe) -> Iterator[Finding]:
     """Find classes with most of the samples, unless samples or classes have weights."""
     for name, labels in class_labels(probe):
-        classes, counts = labels.unique(return_counts=True)
+        classes, counts = torch.unique(labels, return_counts=True)
         share = float(counts.max() / counts.sum())
         if len(labels) < MIN_SAMPLES or len(classes) < 2 or share < MAJORITY:
             continue
@@ -49,7 +49,7 @@ def unbalanced_labels(probe: Probe) -> Iterator[Finding]:
             f"accuracy of {share:.1%} would mean nothing."
         )
         fix = "Pass class_weight='balanced' to fit(), and measure metrics=['auroc', 'f1'] or model.report()."
-        if probe.is_weighted:
+        if probe.train.is_weighted or _has_class_weights(probe):
             yield info(message, share)
         else:
             yield warning(message, fix, share)
@@ -63,7 +63,7 @@ def unused_outputs(probe: Probe) -> Iterator[Finding]:
             continue
         if head.labels.is_floating_point() or not head.labels.numel() or len(head.labels) < MIN_SAMPLES:
             continue
-        labels = head.labels[head.labels != head.loss.ignore_index].unique()
+        labels = torch.unique(head.labels[head.labels != head.loss.ignore_index])
         outputs = head.y_pred.shape[1]
         if 0 < len(labels) < outputs:
             yield info(
@@ -87,8 +87,8 @@ def leaking_column(probe: Probe) -> Iterator[Finding]:
                 if float(correlation[column]) > PERFECT_CORRELATION:
                     label = f" {target!r}" if target else ""
                     yield error(
-                        f"Input {probe.train.column(name, column)} has a correlation of {float(correlation[column]):.5f} with the "
-                        f"target{label}: the answer is among the inputs.",
+                        f"The {probe.train.column(name, column)} of the inputs has a correlation of "
+                        f"{float(correlation[column]):.5f} with the target{label}: the answer is among the inputs.",
                         "Remove this column from the inputs.",
                         float(correlation[column]),
                     )
@@ -121,8 +121,17 @@ def class_labels(probe: Probe) -> Iterator[tuple[str, Tensor]]:
         labels = labels.long()
         ignored = None if loss is None else loss.ignore_index
         labels = labels if ignored is None else labels[labels != ignored]
-        if len(labels) and len(labels.unique()) <= MAX_CLASSES:
+        if len(labels) and len(torch.unique(labels)) <= MAX_CLASSES:
             yield name, labels
+
+
+def _has_class_weights(probe: Probe) -> bool:
+    """Return whether a loss has weights for classes."""
+    return any(
+        getattr(function, name, None) is not None
+        for function in probe.model.loss.functions()
+        for name in ("weight", "pos_weight")
+    )
 
 
 def _are_classes(labels: Tensor, loss: SingleLoss | None) -> bool:
@@ -138,7 +147,7 @@ def _target_columns(y: Tensor, rows: int, width: int) -> Iterator[Tensor]:
         return
     for column in y.double().T[:MAX_CLASSES]:
         yield column
-        classes = column.unique()
+        classes = torch.unique(column)
         if 2 < len(classes) <= MAX_CLASSES and not y.is_floating_point():
             yield from ((column == each).double() for each in classes)
 

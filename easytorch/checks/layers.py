@@ -60,8 +60,8 @@ def detached_layers(probe: Probe) -> Iterator[Finding]:
         yield error(
             f"{quote_list(names, SHOWN_NAMES)} got no gradient, although the layer ran: the loss does not depend on its output, "
             "or the graph is cut behind it.",
-            "Remove .detach(), .data, .item(), .numpy(), torch.tensor(...) and torch.no_grad() after the layer, or freeze it with "
-            "requires_grad_(False).",
+            "Remove .detach(), .data, .item(), .numpy(), torch.tensor(...) and torch.no_grad() after the layer, or freeze it "
+            "with requires_grad_(False).",
             names,
         )
 
@@ -105,8 +105,8 @@ def dead_units(probe: Probe) -> Iterator[Finding]:
         if activation.kind == "relu" and activation.share >= DEAD_SHARE:
             report = error if activation.share == 1 else warning
             yield report(
-                f"{activation.share:.0%} of the units of the ReLU in {activation.layer!r} are 0 for all samples of the batch, and get "
-                "no gradient.",
+                f"{activation.share:.0%} of the units of the ReLU in {activation.layer!r} are 0 for all samples of the batch, and "
+                "get no gradient.",
                 "Use the default initialization, biases of 0, a lower learning rate, scaled inputs, or nn.LeakyReLU().",
                 activation.share,
             )
@@ -119,8 +119,8 @@ def saturated_layers(probe: Probe) -> Iterator[Finding]:
     for activation in [] if probe.recording is None else probe.recording.activations:
         if activation.kind in ("sigmoid", "tanh") and activation.share >= SATURATED_SHARE and probe.is_untrained:
             yield warning(
-                f"{activation.share:.0%} of the values of the {activation.kind} in {activation.layer!r} are at its limits, where the "
-                "gradient is almost 0.",
+                f"{activation.share:.0%} of the values of the {activation.kind} in {activation.layer!r} are at its limits, where "
+                "the gradient is almost 0.",
                 "Scale the inputs to a standard deviation of 1, and use the default initialization.",
                 activation.share,
             )
@@ -155,7 +155,9 @@ def small_batches(probe: Probe) -> Iterator[Finding]:
         return
     fix = "Use a larger batch_size, nn.GroupNorm or nn.LayerNorm. gradient_accumulation_steps does not help batch normalization."
     if probe.batch_size < SMALL_BATCH:
-        yield warning(f"{layers[0]!r} normalizes over batches of only {probe.batch_size} samples.", fix, probe.batch_size)
+        yield warning(
+            f"{layers[0]!r} normalizes over batches of only {probe.batch_size} samples.", fix, probe.batch_size
+        )
     # A last batch of one sample, of which a channel may have only one value.
     rest = (probe.samples or 0) % max(probe.batch_size, 1)
     values = min(probe.recording.batch_norms.values()) if probe.recording is not None else 0

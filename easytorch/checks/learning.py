@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import torch
 
 from easytorch.checks.base import Finding, check, error, info, warning
+from easytorch.checks.gradients import non_finite_gradients
+from easytorch.checks.labels import unscaled_targets
 from easytorch.checks.outputs import expected_loss
 from easytorch.checks.probe import FIT_RATES, Probe, Row, final_loss
-from easytorch.optimizer_group import OptimizerGroup
 
 # A trial of Adam must reduce the loss of one batch to less than this share.
 FIT_SHARE = 0.9
@@ -33,7 +34,7 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
     text = f"{len(curve)} steps of Adam on one batch change its loss from {first:.4g} to {last:.4g}"
     if len(curve) < MIN_STEPS and last > FIT_SHARE * first:
         yield info(f"{text}; that is too few steps to see whether the module can fit it.", last)
-    elif first > 0 and last > FIT_SHARE * first and not _is_fitted(probe, first):
+    elif first > 0 and last > FIT_SHARE * first and not _is_fitted(probe, first) and not any(unscaled_targets(probe)):
         rates = ", ".join(f"{rate:g}" for rate in sorted(FIT_RATES))
         yield error(
             f"The module cannot fit one batch: {text}, with the best of the learning rates {rates}.",
@@ -49,15 +50,19 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
 def high_learning_rate(probe: Probe) -> Iterator[Finding]:
     """Find a learning rate with which updates on one batch raise its loss."""
     curve = probe.curve
-    if len(curve) < 2:
+    if len(curve) < 2 or not math.isfinite(curve[0]) or any(non_finite_gradients(probe)):
         return
     first, worst = curve[0], max(curve[1:], key=lambda value: value if math.isfinite(value) else math.inf)
     steps = len(curve) - 1
     excess = DIVERGED * max(first, 0.1) if first >= 0 else math.inf
     ratio = _largest_update(probe)
     if not math.isfinite(worst) or final_loss(curve) > excess:
-        text = f"After {steps} updates with lr={_rates(probe)}, the loss of the same batch went from {first:.4g} to {curve[-1]:.4g}."
-        yield error(text, "Use a lower learning rate, a tenth of it or less: model.find_lr(x, y).", curve[-1])
+        yield error(
+            f"After {steps} update{'s' * (steps > 1)} with lr={_rates(probe)}, the loss of the same batch went from {first:.4g} to "
+            f"{curve[-1]:.4g}.",
+            "Use a lower learning rate, a tenth of it or less: model.find_lr(x, y).",
+            curve[-1],
+        )
     elif ratio is not None and ratio[1] > LARGE_UPDATE and probe.is_untrained:
         yield warning(
             f"The first update with lr={_rates(probe)} changes {ratio[0]!r} by {ratio[1]:.2g} times its size; 0.001 is usual.",
@@ -86,7 +91,11 @@ def _largest_update(probe: Probe) -> tuple[str, float] | None:
     ratios = {
         name: row.ratio
         for name, row in probe.rows.items()
-        if name in parameters and parameters[name].ndim > 1 and row.gradient and row.size >= MIN_VALUES and not _is_small(row)
+        if name in parameters
+        and parameters[name].ndim > 1
+        and row.gradient
+        and row.size >= MIN_VALUES
+        and not _is_small(row)
     }
     return max(ratios.items(), key=lambda item: item[1]) if ratios else None
 
@@ -105,6 +114,5 @@ def _is_fitted(probe: Probe, loss: float) -> bool:
 def _rates(probe: Probe) -> str:
     optimizer = probe.model.optimizer
     assert optimizer is not None
-    groups = optimizer.param_groups if isinstance(optimizer, OptimizerGroup) else optimizer.param_groups
-    rates = dict.fromkeys(float(torch.as_tensor(group["lr"])) for group in groups if "lr" in group)
+    rates = dict.fromkeys(float(torch.as_tensor(group["lr"])) for group in optimizer.param_groups if "lr" in group)
     return ", ".join(f"{rate:g}" for rate in rates)

@@ -31,14 +31,14 @@ def sorted_samples(probe: Probe) -> Iterator[Finding]:
         if y.ndim != 1 or len(y) < MIN_SAMPLES or y.is_complex():
             continue
         kind = None
-        if not y.is_floating_point() or len(y.unique()) <= 2:
+        if not y.is_floating_point() or len(torch.unique(y)) <= 2:
             kind = "labels" if _has_few_runs(y) else None
         elif abs(_rank_correlation(y)) > SORTED_CORRELATION:
             kind = "targets"
         if kind is not None:
             yield error(
-                f"The training data is not shuffled, and its {kind}{f' {name!r}' * bool(name)} are sorted: a batch has only a few "
-                "of them.",
+                f"The training data is not shuffled, and its {kind}{f' {name!r}' * bool(name)} are sorted: a batch has only a "
+                "few of them.",
                 "Shuffle it: DataLoader(..., shuffle=True), or fit(x, y, shuffle=True).",
             )
 
@@ -53,7 +53,9 @@ def shared_samples(probe: Probe) -> Iterator[Finding]:
             if share:
                 yield info(f"{share:.1%} of the validation samples that were compared are in the training data.", share)
             continue
-        message = f"{share:.1%} of the samples of the validation data{f' {name!r}' * bool(name)} are in the training data."
+        message = (
+            f"{share:.1%} of the samples of the validation data{f' {name!r}' * bool(name)} are in the training data."
+        )
         fix = "Split the data once, before it is used: train, val = easytorch.data.split(dataset, 0.2). Remove duplicates first."
         yield (error if share > MOST_SHARED else warning)(message, fix, share)
 
@@ -65,7 +67,7 @@ def _has_few_runs(labels: Tensor) -> bool:
     F. Barton and F. David, Multiple runs, 1957.
     """
     n = len(labels)
-    counts = labels.unique(return_counts=True)[1].double()
+    counts = torch.unique(labels, return_counts=True)[1].double()
     if len(counts) < 2 or len(counts) > max(MAX_CLASSES, n // 2):
         return False
     squares, cubes = float(counts.square().sum()), float(counts.pow(3).sum())
@@ -96,7 +98,7 @@ def _shared(train: Samples, val: Samples) -> tuple[float, float]:
     first, second = (_hash_rows([samples.x[name] for name in sorted(names)]) for samples in (train, val))
     hits = int(torch.isin(second, first).sum())
     share = hits / len(second) if coverage == 1 or hits >= MIN_HITS else 0.0
-    _, counts = first.unique(return_counts=True)
+    _, counts = torch.unique(first, return_counts=True)
     repeated = float(counts[counts > 1].sum() / len(first))
     return min(share / max(coverage, 1e-9), 1.0), repeated
 

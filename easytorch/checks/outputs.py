@@ -33,7 +33,10 @@ def training_step(probe: Probe) -> Iterator[Finding]:
     """Report the error of the first training step."""
     if probe.failure is not None:
         message, fix = split_message(str(probe.failure) or type(probe.failure).__name__)
-        yield error(f"The training step fails with {type(probe.failure).__name__}: {message}", fix or "Call fit() for the traceback.")
+        yield error(
+            f"The training step fails with {type(probe.failure).__name__}: {message}",
+            fix or "Call fit() for the traceback.",
+        )
 
 
 @check
@@ -138,7 +141,12 @@ def loss_at_start(probe: Probe) -> Iterator[Finding]:
 def output_range(probe: Probe) -> Iterator[Finding]:
     """Find targets that the last activation of the module cannot reach."""
     for head in probe.heads:
-        if head.loss is None or head.loss.family not in DISTANCES or head.y is None or head.y.shape != head.y_pred.shape:
+        if (
+            head.loss is None
+            or head.loss.family not in DISTANCES
+            or head.y is None
+            or head.y.shape != head.y_pred.shape
+        ):
             continue
         operation = last_operation(head.y_pred)
         low, high = _range_of(operation)
@@ -231,7 +239,9 @@ def expected_loss(head: Head) -> tuple[float, str] | None:
         return None
     if loss.family in (nn.CrossEntropyLoss, nn.NLLLoss) and head.y_pred.ndim > 1:
         classes = head.y_pred.shape[1]
-        return (math.log(classes), f"equal probabilities of {classes} classes, log({classes}),") if classes > 1 else None
+        return (
+            (math.log(classes), f"equal probabilities of {classes} classes, log({classes}),") if classes > 1 else None
+        )
     if loss.family in (nn.BCEWithLogitsLoss, nn.BCELoss):
         return math.log(2), "a probability of 0.5, log(2),"
     if loss.family in (nn.MSELoss, nn.L1Loss) and y.numel() >= MIN_TARGETS and y.is_floating_point():
@@ -257,7 +267,12 @@ def _range_of(operation: str) -> tuple[float, float]:
 def _are_close(first: Any, second: Any, rows: slice, tolerance: float) -> bool:
     """Return whether the rows of the outputs ``first`` equal ``second``; outputs without rows count as equal."""
     for whole, part in zip(leaves(first), leaves(second), strict=False):
-        if not isinstance(whole, Tensor) or not isinstance(part, Tensor) or not whole.is_floating_point() or not whole.ndim:
+        if (
+            not isinstance(whole, Tensor)
+            or not isinstance(part, Tensor)
+            or not whole.is_floating_point()
+            or not whole.ndim
+        ):
             continue
         expected = whole[rows]
         if expected.shape != part.shape or not part.numel():

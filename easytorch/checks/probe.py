@@ -402,7 +402,7 @@ def _minimize(compute_loss: Callable[[], Tensor], optimizer: torch.optim.Optimiz
     while len(curve) < FIT_STEPS and time.perf_counter() < deadline:
         optimizer.zero_grad()
         loss = compute_loss()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         curve.append(float(loss.detach()))
         if not math.isfinite(curve[-1]) or curve[-1] < FITTED / 10 * curve[0]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-
 RELUS = {F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_}
 SIGMOIDS = {torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid, torch.sigmoid_}
 TANHS = {torch.tanh, Tensor.tanh, Tensor.tanh_, F.tanh, torch.tanh_}
@@ -189,7 +188,7 @@ class Recorder(TorchFunctionMode):
     def _record_softmax(self, result: Tensor, args: Any, kwargs: Any) -> None:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         is_over_samples = dim in (0, -result.ndim) and result.ndim > 1 and len(result) == self.batch_size
-        if is_over_samples and result.requires_grad and len(set(result.shape)) > 1:
+        if is_over_samples and result.requires_grad:
             self.recording.batch_softmaxes.append(self._layer)
 
 

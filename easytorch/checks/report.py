@@ -84,9 +84,7 @@ class CheckReport(Sequence[Finding]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the findings as plain values: a list of rows for each severity."""
-        return {
-            severity: [_row(finding) for finding in self._select(severity)] for severity in SEVERITIES
-        }
+        return {severity: [_row(finding) for finding in self._select(severity)] for severity in SEVERITIES}
 
     def to_frame(self) -> Any:
         """Return a pandas frame with a row for each finding.
@@ -122,9 +120,7 @@ class CheckReport(Sequence[Finding]):
 
     def _repr_html_(self) -> str:
         """Return a table for a notebook."""
-        rows = [
-            {"": finding.severity, "finding": finding.message, "fix": finding.fix} for finding in self.findings
-        ]
+        rows = [{"": finding.severity, "finding": finding.message, "fix": finding.fix} for finding in self.findings]
         table = format_table(rows, title=f"{self.title}: {self._count()}")
         # The sentences are wider than a cell of numbers, so they start at the left and break into lines.
         cell = '<td style="text-align:left;white-space:normal;max-width:40em">'

@@ -156,8 +156,8 @@ def _load(loader: DataLoader[Any], indices: Tensor) -> Iterator[Any]:
     """Yield batches of the samples at ``indices`` until the time is over, at least one."""
     deadline = time.perf_counter() + MAX_SECONDS
     collate: Any = loader.collate_fn
-    for chunk in indices.split(32):
-        yield collate(load_samples(loader.dataset, chunk.tolist()))
+    for start in range(0, len(indices), 32):
+        yield collate(load_samples(loader.dataset, indices[start : start + 32].tolist()))
         if time.perf_counter() > deadline:
             return
 

@@ -404,7 +404,9 @@ def batch_size_in_forward():
 
 @mistake("dropout_in_eval_mode")
 def dropout_without_training():
-    net = Function(lambda net, x: net.head(F.dropout(net.body(x).relu(), 0.3)), body=mlp(64, 32), head=nn.Linear(32, 10))
+    net = Function(
+        lambda net, x: net.head(F.dropout(net.body(x).relu(), 0.3)), body=mlp(64, 32), head=nn.Linear(32, 10)
+    )
     return compiled(net), digits()
 
 
@@ -489,7 +491,7 @@ def rate_of_a_billionth():
     return compiled(mlp(), optimizer="sgd", lr=1e-9), digits()
 
 
-@mistake("cannot_fit_batch")
+@mistake("cannot_fit_batch", "constant_outputs")
 def inputs_are_lost():
     net = Function(lambda net, x: net.body(1e-9 * x), body=mlp())
     return compiled(net), digits()
