@@ -38,7 +38,7 @@ def zero_gradients(probe: Probe) -> Iterator[Finding]:
     if names:
         yield warning(
             f"The gradient of {quote_list(names, SHOWN_NAMES)} is 0.",
-            "Look after the layer for functions without a gradient (argmax, round, sign, comparisons), dead ReLUs and weights of 0.",
+            "Look after the layer for functions without a gradient (argmax, round, sign), dead ReLUs and weights of 0.",
             names,
         )
 

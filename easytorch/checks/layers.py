@@ -105,8 +105,8 @@ def dead_units(probe: Probe) -> Iterator[Finding]:
         if activation.kind == "relu" and activation.share >= DEAD_SHARE:
             report = error if activation.share == 1 else warning
             yield report(
-                f"{activation.share:.0%} of the units of the ReLU in {activation.layer!r} are 0 for all samples of the batch, and "
-                "get no gradient.",
+                f"{activation.share:.0%} of the units of the ReLU in {activation.layer!r} are 0 for all samples of the batch, "
+                "and get no gradient.",
                 "Use the default initialization, biases of 0, a lower learning rate, scaled inputs, or nn.LeakyReLU().",
                 activation.share,
             )

@@ -58,8 +58,8 @@ def high_learning_rate(probe: Probe) -> Iterator[Finding]:
     ratio = _largest_update(probe)
     if not math.isfinite(worst) or final_loss(curve) > excess:
         yield error(
-            f"After {steps} update{'s' * (steps > 1)} with lr={_rates(probe)}, the loss of the same batch went from {first:.4g} to "
-            f"{curve[-1]:.4g}.",
+            f"After {steps} update{'s' * (steps > 1)} with lr={_rates(probe)}, the loss of the same batch went from "
+            f"{first:.4g} to {curve[-1]:.4g}.",
             "Use a lower learning rate, a tenth of it or less: model.find_lr(x, y).",
             curve[-1],
         )

@@ -108,7 +108,7 @@ def saturated_outputs(probe: Probe) -> Iterator[Finding]:
         share = float(certain.float().mean())
         if share > CERTAIN_SHARE:
             yield warning(
-                f"The model has not been trained, but {share:.0%} of its probabilities are above {CERTAIN} or below {1 - CERTAIN:.2g}.",
+                f"The model has not been trained, but {share:.0%} of its predictions have a probability above {CERTAIN}.",
                 "Scale the inputs, and use the default initialization of the last layer.",
                 share,
             )
@@ -125,7 +125,8 @@ def loss_at_start(probe: Probe) -> Iterator[Finding]:
         if value is None or not math.isfinite(value):
             continue
         limit = DISTANCE_EXCESS * expected_value if head.loss.family in DISTANCES else EXCESS * expected_value + 1
-        text = f"The loss{f' of {head.name!r}' * bool(head.name)} before training is {value:.4g}; {description} has {expected_value:.4g}."
+        name = f" of {head.name!r}" * bool(head.name)
+        text = f"The loss{name} before training is {value:.4g}; {description} has {expected_value:.4g}."
         if value > limit:
             fix = (
                 "Scale the targets, or set the bias of the last layer to the mean of the targets."
@@ -154,9 +155,10 @@ def output_range(probe: Probe) -> Iterator[Finding]:
         lowest, highest = float(y.min()), float(y.max())
         margin = 1e-3 * (highest - lowest)
         if lowest < low - margin or highest > high + margin:
+            name, function = f" of {head.name!r}" * bool(head.name), operation.partition("Backward")[0].lower()
             yield error(
-                f"The targets{f' of {head.name!r}' * bool(head.name)} go from {lowest:.4g} to {highest:.4g}, but the module ends in a "
-                f"{operation.partition('Backward')[0].lower()}, whose values go from {low:g} to {high:g}.",
+                f"The targets{name} go from {lowest:.4g} to {highest:.4g}, but the module ends in a {function}, whose values go "
+                f"from {low:g} to {high:g}.",
                 "Remove the last activation from the module, or scale the targets to its range.",
             )
 
@@ -171,8 +173,8 @@ def mixed_samples(probe: Probe) -> Iterator[Finding]:
             continue
         yield error(
             "The outputs of a sample depend on the other samples of its batch, in eval mode too.",
-            "Look in forward() for view(), reshape(), mean(), softmax() or norm() over dimension 0, for nn.LSTM or attention without "
-            "batch_first=True, and for F.batch_norm(training=True).",
+            "Look in forward() for view(), reshape(), mean(), softmax() or norm() over dimension 0, for nn.LSTM or attention "
+            "without batch_first=True, and for F.batch_norm(training=True).",
         )
         return
 
@@ -184,7 +186,7 @@ def fixed_batch_size(probe: Probe) -> Iterator[Finding]:
         if isinstance(outputs, Exception):
             yield error(
                 f"The module runs with {probe.batch_size} samples, but not with half of them: {str(outputs).splitlines()[0]}",
-                "Use x.shape[0], or view(len(x), ...), in forward() instead of a number. The last batch of an epoch may be smaller.",
+                "Use x.shape[0], or view(len(x), ...), in forward() instead of a number. The last batch may be smaller.",
             )
             return
 
