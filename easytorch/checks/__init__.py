@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import collected_warnings
-from easytorch.checks import (  # in the order of findings
-    cost,
-    gradients,
-    inputs,
-    labels,
-    layers,
-    learning,
-    order,
-    outputs,
-)
+
+# Each module adds its checks, in the order of the findings: mistakes come before what follows from them.
+# isort: off
+from easytorch.checks import inputs, labels, order, layers, outputs, gradients, learning, cost
+
+# isort: on
 from easytorch.checks.base import CHECKS, Check, Finding, error, info, warning
 from easytorch.checks.panels import make_panels
 from easytorch.checks.probe import Probe, run_model
@@ -37,8 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckReport", "Finding", "Probe", "Samples", "error", "info", "warning"]
 
-# Modules with functions that are decorated as checks.
-SUBJECTS = (inputs, labels, order, layers, outputs, gradients, learning, cost)
+# Seconds for the measurement of the time that data takes.
 DATA_SECONDS = 0.4
 
 

@@ -19,7 +19,7 @@ MIN_STEPS = 20
 # The first loss, times this, is what a few updates on the same batch must not exceed.
 DIVERGED = 3.0
 # The first update in relation to the weights: about 0.001 is usual. Above 1 nothing of the initialization remains.
-LARGE_UPDATE, SMALL_UPDATE = 1.0, 1e-6
+LARGE_UPDATE, SMALL_UPDATE = 1.0, 5e-6
 # A weight of fewer values may be near 0 by chance.
 MIN_VALUES = 16
 
@@ -75,9 +75,9 @@ def high_learning_rate(probe: Probe) -> Iterator[Finding]:
 def low_learning_rate(probe: Probe) -> Iterator[Finding]:
     """Find a learning rate with which the weights hardly change."""
     ratio = _largest_update(probe)
-    if ratio is None or probe.model.schedules or probe.loss is None or not probe.loss:
-        return
-    if ratio[1] < SMALL_UPDATE:
+    curve = probe.fit_curve
+    can_learn = len(curve) > 1 and final_loss(curve) < FIT_SHARE * curve[0]
+    if ratio is not None and ratio[1] < SMALL_UPDATE and can_learn and not probe.model.schedules:
         yield warning(
             f"An update with lr={_rates(probe)} changes no weight by more than {ratio[1]:.1g} of its size; 0.001 is usual.",
             "Use a higher learning rate: model.find_lr(x, y).",
