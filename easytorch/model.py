@@ -34,6 +34,7 @@ from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
 from easytorch.callbacks.progress import progress_callbacks
+from easytorch.checks import check_model
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
 from easytorch.data.arrays import (
@@ -75,6 +76,8 @@ from easytorch.training.validation import Validation
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from easytorch.checks.base import Check
+    from easytorch.checks.report import CheckReport
     from easytorch.reports.base import Report
     from easytorch.scripts import Explanation, Script
     from easytorch.typing import (
@@ -98,7 +101,7 @@ if TYPE_CHECKING:
 
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
-    "report", "to_script", "explain", "train_on_batch", "test_on_batch", "save", "load", "save_weights",
+    "report", "check", "to_script", "explain", "train_on_batch", "test_on_batch", "save", "load", "save_weights",
     "load_weights", "export", "summary",
 )  # fmt: skip
 class Model:
@@ -984,6 +987,46 @@ class Model:
             >>> print(model.explain(x, y, epochs=5, validation_split=0.2))
         """
         return scripts.explain(self, x, y, sizes, options)
+
+    def check(
+        self,
+        x: DataLike | None = None,
+        y: TargetLike | None = None,
+        *,
+        batch_size: int | None = None,
+        validation_data: ValidationDataLike | None = None,
+        validation_split: float = 0.0,
+        steps_per_epoch: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+        ignore: Collection[str] = (),
+        checks: Iterable[Check] = (),
+    ) -> CheckReport:
+        """Look for mistakes in the model and its data before training, and return what was found, with a fix for each.
+
+        It reads samples of the data, and trains for a few updates on one batch, within a few seconds. Then everything is as it
+        was: weights, optimizer, random states, buffers, modes and attributes. No callback is called and no file is written.
+
+        Args:
+            x, y, batch_size, validation_data, validation_split, steps_per_epoch, class_weight, sample_weight, shuffle: The data,
+                as in ``fit``.
+            ignore: Names of checks that do not run: ``ignore=["unbalanced_labels"]``.
+            checks: Further checks: functions of a ``Probe`` that yield findings.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or several processes train together.
+            ValueError: If an argument is invalid, or the data is a generator, which can be read only once.
+
+        Examples:
+            >>> print(model.check(x, y, validation_data=(x_val, y_val)))
+            >>> assert not model.check(x, y).problems
+        """
+        return check_model(
+            self, x, y, batch_size=batch_size, validation_data=validation_data, validation_split=validation_split,
+            steps_per_epoch=steps_per_epoch, class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
+            ignore=ignore, checks=checks,
+        )  # fmt: skip
 
     def log_names(self) -> list[str]:
         """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import sys
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 
 from easytorch._utils.internal import is_internal
 
+# Where the messages of the current context go instead of a warning; None for warnings.
+_COLLECTED: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("collected", default=None)
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect the messages of this package inside, instead of warning."""
+    messages: list[str] = []
+    token = _COLLECTED.set(messages)
+    try:
+        yield messages
+    finally:
+        _COLLECTED.reset(token)
+
 
 def warn(message: str) -> None:
     """Warn with ``message`` at the innermost line outside this package."""
+    messages = _COLLECTED.get()
+    if messages is not None:
+        messages.append(message)
+        return
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and _is_skipped(frame):
         frame, level = frame.f_back, level + 1

@@ -374,7 +374,7 @@ def last_layer_warning(family: type[Any], y_pred: Tensor) -> str | None:
 
     A sigmoid is found in the autograd graph, because the values of logits may lie between 0 and 1 too.
     """
-    operation, values = _last_operation(y_pred), y_pred.detach()
+    operation, values = last_operation(y_pred), y_pred.detach()
     if family is nn.CrossEntropyLoss:
         return _cross_entropy_warning(operation, values)
     if operation.startswith("Softmax") and family in (nn.BCELoss, nn.BCEWithLogitsLoss) and bool((values == 1).all()):
@@ -413,7 +413,7 @@ def _are_probabilities(values: Tensor) -> bool:
 RESHAPING_NODES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy", "Alias")
 
 
-def _last_operation(y_pred: Tensor) -> str:
+def last_operation(y_pred: Tensor) -> str:
     """Return autograd's name of the last operation that changed values, "" without a gradient."""
     node: Any = y_pred.grad_fn
     while node is not None and node.name().startswith(RESHAPING_NODES):

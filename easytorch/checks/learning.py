@@ -1,0 +1,118 @@
+"""Checks of short trials: updates with the optimizer of the user, and a fit of one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from easytorch.checks.base import Finding, check, error, info, warning
+from easytorch.checks.gradients import non_finite_gradients
+from easytorch.checks.labels import unscaled_targets
+from easytorch.checks.outputs import expected_loss
+from easytorch.checks.probe import FIT_RATES, Probe, Row, final_loss
+
+# A trial of Adam must reduce the loss of one batch to less than this share.
+FIT_SHARE = 0.9
+MIN_STEPS = 20
+# The first loss, times this, is what a few updates on the same batch must not exceed.
+DIVERGED = 3.0
+# The first update in relation to the weights: about 0.001 is usual. Above 1 nothing of the initialization remains.
+LARGE_UPDATE, SMALL_UPDATE = 1.0, 5e-6
+# A weight of fewer values may be near 0 by chance.
+MIN_VALUES = 16
+
+
+@check
+def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
+    """Find a program that cannot fit even one batch."""
+    curve = probe.fit_curve
+    if len(curve) < 2:
+        return
+    first, last = curve[0], final_loss(curve)
+    text = f"{len(curve)} steps of Adam on one batch change its loss from {first:.4g} to {last:.4g}"
+    if len(curve) < MIN_STEPS and last > FIT_SHARE * first:
+        yield info(f"{text}; that is too few steps to see whether the module can fit it.", last)
+    elif first > 0 and last > FIT_SHARE * first and not _is_fitted(probe, first) and not any(unscaled_targets(probe)):
+        rates = ", ".join(f"{rate:g}" for rate in sorted(FIT_RATES))
+        yield error(
+            f"The module cannot fit one batch: {text}, with the best of the learning rates {rates}.",
+            "Check that inputs and targets belong together, that forward() returns what the loss expects, and the findings about "
+            "gradients.",
+            last / first,
+        )
+    else:
+        yield info(f"{text}.", last)
+
+
+@check
+def high_learning_rate(probe: Probe) -> Iterator[Finding]:
+    """Find a learning rate with which updates on one batch raise its loss."""
+    curve = probe.curve
+    if len(curve) < 2 or not math.isfinite(curve[0]) or any(non_finite_gradients(probe)):
+        return
+    first, worst = curve[0], max(curve[1:], key=lambda value: value if math.isfinite(value) else math.inf)
+    steps = len(curve) - 1
+    excess = DIVERGED * max(first, 0.1) if first >= 0 else math.inf
+    ratio = _largest_update(probe)
+    if not math.isfinite(worst) or final_loss(curve) > excess:
+        yield error(
+            f"After {steps} update{'s' * (steps > 1)} with lr={_rates(probe)}, the loss of the same batch went from "
+            f"{first:.4g} to {curve[-1]:.4g}.",
+            "Use a lower learning rate, a tenth of it or less: model.find_lr(x, y).",
+            curve[-1],
+        )
+    elif ratio is not None and ratio[1] > LARGE_UPDATE and probe.is_untrained:
+        yield warning(
+            f"The first update with lr={_rates(probe)} changes {ratio[0]!r} by {ratio[1]:.2g} times its size; 0.001 is usual.",
+            "Use a lower learning rate: model.find_lr(x, y).",
+            ratio[1],
+        )
+
+
+@check
+def low_learning_rate(probe: Probe) -> Iterator[Finding]:
+    """Find a learning rate with which the weights hardly change."""
+    ratio = _largest_update(probe)
+    curve = probe.fit_curve
+    can_learn = len(curve) > 1 and final_loss(curve) < FIT_SHARE * curve[0]
+    if ratio is not None and ratio[1] < SMALL_UPDATE and can_learn and not probe.model.schedules:
+        yield warning(
+            f"An update with lr={_rates(probe)} changes no weight by more than {ratio[1]:.1g} of its size; 0.001 is usual.",
+            "Use a higher learning rate: model.find_lr(x, y).",
+            ratio[1],
+        )
+
+
+def _largest_update(probe: Probe) -> tuple[str, float] | None:
+    """Return the weights that the first update changes most in relation to their size, and that relation."""
+    parameters = dict(probe.module.named_parameters())
+    ratios = {
+        name: row.ratio
+        for name, row in probe.rows.items()
+        if name in parameters
+        and parameters[name].ndim > 1
+        and row.gradient
+        and row.size >= MIN_VALUES
+        and not _is_small(row)
+    }
+    return max(ratios.items(), key=lambda item: item[1]) if ratios else None
+
+
+def _is_small(row: Row) -> bool:
+    """Return whether weights start near 0, as in a residual branch, where any update is large."""
+    return row.weight / math.sqrt(row.size) < 1e-3
+
+
+def _is_fitted(probe: Probe, loss: float) -> bool:
+    """Return whether the batch was fitted before the trial."""
+    expected = [expected_loss(head) for head in probe.heads]
+    return len(expected) == 1 and expected[0] is not None and loss < 0.5 * expected[0][0]
+
+
+def _rates(probe: Probe) -> str:
+    optimizer = probe.model.optimizer
+    assert optimizer is not None
+    rates = dict.fromkeys(float(torch.as_tensor(group["lr"])) for group in optimizer.param_groups if "lr" in group)
+    return ", ".join(f"{rate:g}" for rate in rates)
