@@ -56,7 +56,7 @@ class StopAfter(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Stop if a limit is reached, unless the epoch is complete."""
-        if self.model.state.epoch_step != self.params["steps"] and self._is_reached():
+        if self._is_reached() and not self._completes_epoch():
             self._stop()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -67,6 +67,10 @@ class StopAfter(Callback):
     def has_all_updates(self) -> bool:
         """Return whether the limit of updates is reached, so that a resumed run needs a greater one."""
         return self.updates is not None and self.model.state.step - self._first_update >= self.updates
+
+    def _completes_epoch(self) -> bool:
+        data: Any = self.model.train_data
+        return bool(data.ends_here(self.model.state.epoch_step))
 
     def _is_reached(self) -> bool:
         seconds = self.model.strategy.control.now() - self._seconds

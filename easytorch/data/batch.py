@@ -90,7 +90,8 @@ def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: 
         )
     if isinstance(batch, (tuple, list)):
         if 1 <= len(batch) <= 3:
-            return Batch(*batch)
+            x = _without_entries(batch[0], loss_entries, signature) if loss_entries else batch[0]
+            return Batch(x, *batch[1:])
         raise ValueError(
             f"Expected a batch of one to three parts, x, (x, y) or (x, y, sample_weight); received {len(batch)} parts: "
             f"{describe(batch)}. Put several inputs into one tuple, ((x1, x2), y), or into a dict. Put what a custom loss needs "
@@ -101,6 +102,16 @@ def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: 
         names = set(loss_entries).difference(signature.names, LABEL_KEYS)
         return _unpack_dict({key: batch[key] for key in batch if key not in names} if names else batch, signature)
     return Batch(batch)
+
+
+def _without_entries(x: Any, loss_entries: Collection[str], signature: ForwardSignature | None) -> Any:
+    """Return inputs that are a dict without the entries for the loss, unless the module takes them too."""
+    names = set(loss_entries).difference(() if signature is None else signature.names)
+    if not isinstance(x, Mapping) or names.isdisjoint(x):
+        return x
+    inputs = {key: value for key, value in x.items() if key not in names}
+    is_single = len(inputs) == 1 and signature is not None and not signature.any_keyword
+    return next(iter(inputs.values())) if is_single else inputs
 
 
 def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch:

@@ -160,6 +160,8 @@ class EpochIterator:
         self._check_has_rounds()
         self._stream = self._repeat() if self.steps else None
         self._lookahead: list[Window] = []  # the window that was read to see whether there is one
+        self._windows: Iterator[Window] = iter(())  # the remaining windows of the epoch
+        self._last_state: dict[str, Any] | None = None  # the state after the last update of a fit that ends
 
     def _check_has_rounds(self) -> None:
         """Raise a ``ValueError`` if there is no batch for this rank."""
@@ -214,7 +216,8 @@ class EpochIterator:
         count, self._windows_done = self._windows_done, 0
         lookahead, self._lookahead = self._lookahead, []
         remaining = self.steps - count - len(lookahead) if self.steps else None
-        for window in itertools.chain(lookahead, itertools.islice(self._stream or self._pass(), remaining)):
+        self._windows = itertools.chain(lookahead, itertools.islice(self._stream or self._pass(), remaining))
+        for window in self._windows:
             if self.example is None and window:
                 self.example = map_leaves(_clone_tensor, window[0])
             self.window = window
@@ -227,13 +230,30 @@ class EpochIterator:
         if not count:
             raise ValueError(EMPTY_DATA)
 
+    def ends_here(self, epoch_step: int) -> bool:
+        """Return whether the epoch certainly has no other window. If it has one, training must end now.
+
+        Data without a length is read for this, and ``state_dict`` returns the state from before. Data that can be read only
+        once is not read.
+
+        Args:
+            epoch_step: Updates of the epoch in progress.
+        """
+        if len(self) or self._single_pass:
+            return epoch_step == len(self)
+        self._last_state = self.state_dict(epoch_step)
+        if next(self._windows, None) is not None:
+            return False
+        self._last_state = None
+        return True
+
     def close(self) -> None:
         """Shut down the loader's workers now: a traceback that holds the iterator would keep them alive."""
         torch_private.shut_down_workers(self._iterator)
         if isinstance(self._reader, CombinedBatches):
             self._reader.close()
         self._iterator = self._reader = self._stream = None
-        self.window = Window()
+        self._windows, self.window = iter(()), Window()
 
     def sample_indices(self) -> list[Any] | None:
         """Return the dataset indices of each batch in the current window; None if unknown."""
@@ -527,6 +547,8 @@ class EpochIterator:
         Args:
             epoch_step: Updates of the epoch in progress; 0 between two epochs.
         """
+        if self._last_state is not None:
+            return self._last_state
         position = self._position
         between_passes = epoch_step == 0 and not self.steps
         unread = {} if self._resume is None else self._resume

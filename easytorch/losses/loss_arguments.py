@@ -72,7 +72,7 @@ class LossArguments:
         Raises:
             TypeError: If a required parameter has no value.
         """
-        known: dict[str, Any] = dict(batch) if self.entries and isinstance(batch, Mapping) else {}
+        known: dict[str, Any] = dict(_find_entries(batch)) if self.entries else {}
         if self.model is not None:
             known |= {"model": self.model, "module": self.model.module}
             if batch is not None and "x" in self.names:
@@ -93,10 +93,15 @@ class LossArguments:
                 f"{subject}, and this call of the loss passes no batch. Pass it in a custom step: self.loss(y_pred, y, "
                 "batch=batch)."
             )
-        entries = [*batch] if isinstance(batch, Mapping) else []
-        names = [*NAMES, *entries]
+        names = [*NAMES, *_find_entries(batch)]
         fix = f'batches that are dicts: {{"x": x, "y": y, {name!r}: ...}}'
         return TypeError(
             f"{subject}, which is none of {quote_list(NAMES)}, and no entry of the batch, {describe(batch)}."
             f"{did_you_mean(name, names)} Pass {fix}, or set it: functools.partial(loss, {name}=...)."
         )
+
+
+def _find_entries(batch: Any) -> Mapping[str, Any]:
+    """Return the entries of a batch that is a dict, or has a dict of inputs; otherwise an empty dict."""
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    return first if isinstance(first, Mapping) else {}

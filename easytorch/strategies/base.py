@@ -250,14 +250,13 @@ class Strategy(HelpfulInit):
 
     def _backward_each(self, losses: OwnedLosses, weight: Any) -> None:
         """Add the gradients of each loss to the parameters of its optimizer, before any of them steps."""
-        for i, (name, loss, parameters) in enumerate(losses):
-            self._clips_each |= bool(name)
-            trained = [parameter for parameter in parameters if parameter.requires_grad]
-            if not trained:
-                continue
+        self._clips_each |= any(name for name, _, _ in losses)
+        parts = [(name, loss, [p for p in parameters if p.requires_grad]) for name, loss, parameters in losses]
+        parts = [part for part in parts if part[2]]  # an optimizer may be frozen
+        for i, (name, loss, trained) in enumerate(parts):
             total, self._count = self._count, self._counts.get(name, (None, None))[0]
             # The losses may share a part of the graph.
-            self.backward(loss, weight, inputs=trained, retain_graph=i < len(losses) - 1)
+            self.backward(loss, weight, inputs=trained, retain_graph=i < len(parts) - 1)
             if self._count is not None:
                 self._counts[name] = self._count, trained
             self._count = total

@@ -221,11 +221,6 @@ class DataParallel(Strategy, name="ddp"):
     def backward(self, loss: Any, weight: Any = 1.0, **options: Any) -> None:
         """Add the gradients of ``loss * weight``, averaged over the ranks unless synchronization is delayed."""
         counts_nothing = type(weight) is float and weight == 0.0
-        if type(loss) is OwnedLosses and self._group is None:
-            raise ValueError(
-                "train_step returned a loss for each of several optimizers, which strategy='fsdp' cannot train. Use "
-                "strategy='ddp', or return one 'loss'."
-            )
         if self._reduction is not None:
             if not counts_nothing or self.needs_batch_every_step:
                 if type(loss) is not OwnedLosses:

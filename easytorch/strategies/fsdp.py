@@ -22,13 +22,15 @@ from easytorch._utils.registry import quote_list
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.distributed.sync_batchnorm import has_local_batchnorm
 from easytorch.errors import RankError
-from easytorch.optimizer_group import OptimizerGroup, members_of
+from easytorch.optimizer_group import OptimizerGroup, OwnedLosses, members_of
 from easytorch.strategies.base import SHARDED, Strategy
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel, find_synchronized
 from easytorch.strategies.device import PRECISIONS
 
+# In the error of torch.autograd.grad for tensors that are not in the graph.
+UNUSED = "appears to not have been used in the graph"
 # Number of calls of blocks that an error names.
 MAX_CALLS = 100
 
@@ -78,12 +80,14 @@ class FullySharded(DataParallel, name="fsdp"):
         )
         # A rank without a batch must run a forward pass too, in which weights are gathered.
         self.unit, self.needs_batch_every_step, self._shares_buffers = unit, True, True
+        # With a loss for each of several optimizers: the gathered parameter of each shard, and 0 or NaN for a loss.
+        self._gathered: dict[int, nn.Parameter] = {}
+        self._not_finite: Any = 0.0
         self.checkpoints = ShardedCheckpoints(self, timeout) if sharded_checkpoints else GatheredCheckpoints(self)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, shard it, and let ``optimizer`` update this rank's shard."""
         _check_loss_is_fixed(self.loss_modules, module)
-        _check_has_one_loss(optimizer)
         names = {parameter: name for name, parameter in module.named_parameters()}
         control = _find_control(module)
         if control is None:
@@ -128,8 +132,8 @@ class FullySharded(DataParallel, name="fsdp"):
             policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         control = ShardedControl(module, self.device, self.group, self.precision)
         for block in _without_shared(list(_find_blocks(module, self.unit)), module):
-            control.watch(block)
             fully_shard(block, mp_policy=policy)
+            control.watch(block)
         fully_shard(control, mp_policy=policy, ignored_params={control.flags})
         vars(module)[SHARDED] = control
         return control
@@ -139,7 +143,19 @@ class FullySharded(DataParallel, name="fsdp"):
         self.release_weights()
         Strategy.start(self, optimizer)
         self._reset_flags()
-        self._shares_buffers = True
+        self._shares_buffers, self._not_finite = True, 0.0
+        self._gathered = self._find_gathered() if isinstance(optimizer, OptimizerGroup) else {}
+
+    def _find_gathered(self) -> dict[int, nn.Parameter]:
+        """Return the parameter that a backward pass sees, by the identity of its shard; the blocks are gathered in turn."""
+        gathered: dict[int, nn.Parameter] = {}
+        for module in filter(_is_sharded_module, self.control.modules()):
+            block: Any = module
+            shards = list(block.parameters())
+            block.unshard()
+            gathered |= {id(shard): parameter for shard, parameter in zip(shards, block.parameters(), strict=True)}
+            block.reshard()
+        return gathered
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """Return ``step(batch)``; weights are gathered where they are needed."""
@@ -147,7 +163,8 @@ class FullySharded(DataParallel, name="fsdp"):
             self._mark_padding(self._window.is_padding)
             self._gather(False)
             self._share_buffers()
-            return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
+            with _explained_gradients():
+                return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
         with self.evaluating():
             return Strategy.run(self, lambda placed: self.control(step, False, placed), batch)
 
@@ -185,6 +202,32 @@ class FullySharded(DataParallel, name="fsdp"):
         control: Any = self.control
         control.set_requires_gradient_sync(reduce)
         control.set_is_last_backward(reduce)
+
+    def _backward_each(self, losses: OwnedLosses, weight: Any) -> None:
+        """Add the gradients of each loss to the parameters of its optimizer; after the last batch of a window, reduce them."""
+        for _, loss, _ in losses:
+            self._not_finite = self._not_finite + (loss[0] if isinstance(loss, tuple) else loss).detach() * 0
+        self._set_reduce_gradients(False)
+        control: Any = self.control
+        control.set_reshard_after_backward(not self._sync, recurse=False)  # its weights would be gathered again at once
+        super()._backward_each(losses, weight)
+        if self._sync:
+            self._reduce_gradients()
+
+    def backward(self, loss: Any, weight: Any = 1.0, **options: Any) -> None:
+        """Add the gradients of ``loss * weight``, averaged over the ranks unless synchronization is delayed."""
+        if "inputs" in options:
+            options["inputs"] = [self._gathered[id(shard)] for shard in options["inputs"]]
+        super().backward(loss, weight, **options)
+        if not options.get("retain_graph"):
+            self.control.end_backward()
+
+    def _reduce_gradients(self) -> None:
+        """Reduce the gradients of all losses of a window by a backward pass that adds nothing, and send the flags."""
+        self._set_reduce_gradients(True)
+        total = self.control.flags.sum() * 0 + self._not_finite
+        self.control(lambda _: {"loss": total}, True, None)["loss"].backward()
+        self._not_finite, self._has_synced = 0.0, True
 
     @contextlib.contextmanager
     def isolated_step(self) -> Iterator[Iterable[Any]]:
@@ -241,6 +284,7 @@ class ShardedControl(ControlChannel):
         is_gathered: Whether each rank has all weights now, for an evaluation.
         is_running: Whether a step runs now.
         has_run: Whether a step has run, before which FSDP has no state to reset.
+        holds_weights: Whether gathered weights stay after the next backward pass.
     """
 
     module: nn.Module
@@ -248,6 +292,7 @@ class ShardedControl(ControlChannel):
     def __init__(self, module: nn.Module, device: torch.device, group: SingleProcess, precision: str) -> None:
         super().__init__(module, device, group)
         self.precision, self.is_gathered, self.is_running, self.has_run = precision, False, False, False
+        self.holds_weights = False
         self._blocks: list[nn.Module] = []
 
     def start(self) -> None:
@@ -258,20 +303,42 @@ class ShardedControl(ControlChannel):
     def forward(self, step: Callable[[Any], Any], sync: bool, batch: Any) -> Any:
         """Return ``step(batch)``, with the flags attached to its loss."""
         outer, self.is_running, self.has_run = self.is_running, True, True
+        # A gradient that the step computes with create_graph=True needs the weights in the backward pass of the loss.
+        self._hold_weights(True)
         try:
             return super().forward(step, sync, batch)
         finally:
             self.is_running = outer
+            self._hold_weights(not self.is_gathered and any(_has_weights(block) for block in self._blocks))
+
+    def _hold_weights(self, hold: bool) -> None:
+        """Set whether the weights of all blocks stay after a backward pass."""
+        control: Any = self
+        control.set_reshard_after_backward(not hold)
+        self.holds_weights = hold
+
+    def end_backward(self) -> None:
+        """Release the weights that the backward pass has left."""
+        if self.holds_weights:
+            self._hold_weights(False)
+            for module in (self, *self._blocks):
+                block: Any = module
+                block.set_reshard_after_forward(block is not self, recurse=False)
+                block.reshard()
 
     def watch(self, block: nn.Module) -> None:
         """Record the calls of ``block``, whose weights all ranks gather together."""
-        block.register_forward_pre_hook(functools.partial(self._record, len(self._blocks)))
+        # Before the hook of FSDP, which gathers the weights.
+        block.register_forward_pre_hook(functools.partial(self._record, len(self._blocks)), prepend=True)
         self._blocks.append(block)
 
-    def _record(self, number: int, block: nn.Module, args: Any) -> None:
-        if not self.is_gathered:
-            self._add_to_checksum(number)
-            self._calls.append(number)
+    def _record(self, number: int, block: Any, args: Any) -> None:
+        if self.is_gathered:
+            return
+        if self.is_running and _has_weights(block):  # since a backward pass in the step
+            block.set_reshard_after_forward(False, recurse=False)
+        self._add_to_checksum(number)
+        self._calls.append(number)
 
     def _add_to_checksum(self, number: int) -> None:
         self._checksum = (31 * self._checksum + number + 1) % (1 << 31)  # depends on the order
@@ -424,16 +491,19 @@ def _check_loss_is_fixed(loss_modules: nn.Module, module: nn.Module) -> None:
         )
 
 
-def _check_has_one_loss(optimizer: torch.optim.Optimizer | None) -> None:
-    """Raise a ``ValueError`` if each of several optimizers has a loss, whose gradients would reach a part of the shards."""
-    if isinstance(optimizer, OptimizerGroup) and (optimizer.steps or optimizer.skips_windows):
-        reason = (
-            f"the steps {', '.join(f'{name}_step' for name in optimizer.steps)}" if optimizer.steps else "update_every"
-        )
-        raise ValueError(
-            f"strategy='fsdp' trains several optimizers by one loss in each update, and this model has {reason}. Use "
-            "strategy='ddp'."
-        )
+@contextlib.contextmanager
+def _explained_gradients() -> Iterator[None]:
+    """Translate the error of a step that computes gradients of the shards of a block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if UNUSED not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}\nWith strategy='fsdp' the parameters of a block are this rank's shards outside of its forward pass, and "
+            "the graph has the gathered weights. To compute gradients of parameters in a step, use strategy='ddp', or gather all "
+            "weights together: strategy=easytorch.FullySharded(unit=10**12)."
+        ) from error
 
 
 def _find_blocks(module: nn.Module, minimum: int) -> Iterator[nn.Module]:
@@ -479,6 +549,11 @@ def _replace_parameters(
 
 def _is_sharded_module(module: nn.Module) -> bool:
     return hasattr(module, "unshard")
+
+
+def _has_weights(block: nn.Module) -> bool:
+    """Return whether the weights of ``block`` are gathered."""
+    return not _is_shard(next(block.parameters()))
 
 
 def _is_shard(leaf: Any) -> bool:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from easytorch import Every, Model
 from easytorch.callbacks import EMA, BackupAndRestore, Callback, EarlyStopping, LambdaCallback, StopAfter
@@ -73,6 +73,38 @@ def test_updates_of_an_earlier_fit_do_not_count():
 def test_a_limit_that_is_the_length_of_the_fit_changes_nothing():
     assert same_run(fit(StopAfter(updates=14)), fit())
     assert not fit(StopAfter(updates=14)).history.interrupted
+
+
+class Stream(IterableDataset):
+    """Samples in an order that the global generator draws."""
+
+    def __iter__(self):
+        yield from ((X[i], Y[i]) for i in torch.randperm(len(X)))
+
+
+def replayed():
+    yield from DataLoader(TensorDataset(X, Y), 8)
+
+
+STREAMS = {"generator": replayed, "stream": DataLoader(Stream(), 8)}
+
+
+@pytest.mark.filterwarnings("ignore:.* has no sampler that can skip")
+@pytest.mark.parametrize("data", [*STREAMS])
+@pytest.mark.parametrize("updates", [6, 7, 8, 13, 14])
+def test_a_limit_at_the_end_of_data_without_a_length(updates, data, tmp_path):
+    options = {"data": STREAMS[data], "epochs": 2}
+    expected = fit(resume=tmp_path / "expected", **options)
+    stopped = fit(StopAfter(updates=updates), resume=tmp_path / "run", **options)
+    assert stopped.history.interrupted == (updates < 14)
+    assert len(stopped.history.rows) == updates // 7
+    assert same_run(fit(resume=tmp_path / "run", **options), expected)
+
+
+def test_a_generator_is_not_read_beyond_the_limit():
+    batches = replayed()
+    fit(StopAfter(updates=3), data=batches, epochs=1)
+    assert len(list(batches)) == 4
 
 
 @pytest.mark.filterwarnings("ignore:ReplayedGenerator has no sampler that can skip")

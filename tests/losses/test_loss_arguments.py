@@ -51,14 +51,22 @@ def train_by_hand(net, step, batches=BATCHES, epochs=2):
             optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("form", ["list of batches", "loader", "arrays"])
+@pytest.mark.parametrize("form", ["list of batches", "loader", "arrays", "pairs", "pair of arrays"])
 def test_distillation_equals_a_hand_written_loop(form):
     samples = [{"x": x, "y": y, "teacher_logits": t} for x, y, t in zip(X, Y, LOGITS, strict=True)]
     arrays = {"x": X, "y": Y, "teacher_logits": LOGITS}
-    data = {"list of batches": BATCHES, "loader": DataLoader(samples, 16), "arrays": arrays}[form]
+    inputs = {"x": X, "teacher_logits": LOGITS}
+    pairs = [({"x": sample["x"], "teacher_logits": sample["teacher_logits"]}, sample["y"]) for sample in samples]
+    data = {
+        "list of batches": BATCHES,
+        "loader": DataLoader(samples, 16),
+        "arrays": arrays,
+        "pairs": DataLoader(pairs, 16),
+        "pair of arrays": (inputs, Y),
+    }[form]
     net, plain = twins(mlp())
     model = Model(net, device="cpu").compile(sgd, distillation, ["multiclass_accuracy"])
-    sizes = {"batch_size": 16, "shuffle": False} if form == "arrays" else {}
+    sizes = {"batch_size": 16, "shuffle": False} if "arrays" in form else {}
     model.fit(data, epochs=2, validation_data=data, verbose=0, **sizes)
     train_by_hand(plain, lambda net, batch: distillation(net(batch["x"]), batch["y"], batch["teacher_logits"]))
     assert same_weights(net, plain)
