@@ -270,37 +270,39 @@ class Model:
 
     def train_epoch(self, train_data: Iterable[Window]) -> dict[str, float]:
         """Pass once over the training data, and return the means over all samples of all ranks."""
-        update = self.callbacks.wrap_update(self.update)  # self.update, unless a callback repeats it
+        state, metrics, callbacks = self.state, self.metrics, self.callbacks
+        update = callbacks.wrap_update(self.update)  # self.update, unless a callback repeats it
         for window in train_data:  # of a resumed epoch, the remaining windows
-            index = self.state.epoch_step
-            self.metrics.window = window  # which knows the batches that are padding and count nothing
-            self.callbacks.on_train_batch_begin(index, {})
+            index = state.epoch_step
+            metrics.window = window  # which knows the batches that are padding and count nothing
+            callbacks.on_train_batch_begin(index, {})
             update(window)
-            self.state.advance()
-            self.callbacks.on_train_batch_end(index, self.metrics.logs)
+            state.advance()
+            callbacks.on_train_batch_end(index, metrics.logs)
             if self.stop_training:
                 break
-        return to_floats(self.strategy.merge_metrics(self.metrics).compute())
+        return to_floats(self.strategy.merge_metrics(metrics).compute())
 
     def update(self, window: Window) -> None:
         """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
-        # The comments describe each call on one device in fp32.
+        strategy = self.strategy  # The comments describe each call on one device in fp32.
         for phase in self.phases:  # one, unless each of several optimizers has a step
-            self.strategy.run_closure(self._compute_gradients, window, phase)  # self._compute_gradients(window, phase)
-            self.strategy.step(phase.optimizer)  # optimizer.step()
-            self.strategy.zero_grad(phase.optimizer)  # optimizer.zero_grad()
+            strategy.run_closure(self._compute_gradients, window, phase)  # self._compute_gradients(window, phase)
+            strategy.step(phase.optimizer)  # optimizer.step()
+            strategy.zero_grad(phase.optimizer)  # optimizer.zero_grad()
 
     def _compute_gradients(self, window: Window, phase: Phase) -> None:
         """Add the gradients of all batches in ``window``; an optimizer such as LBFGS asks for them several times."""
-        weights = self.strategy.batch_weights(self.loss, window)  # sizes / sum(sizes)
+        strategy = self.strategy
+        weights = strategy.batch_weights(self.loss, window)  # sizes / sum(sizes)
         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
-            with self.strategy.accumulating(sync=i == len(window) - 1):  # no-op
-                outputs = self.strategy.run(phase.step, batch)  # train_step(batch.to(device))
-                self.strategy.backward(phase.find_loss(outputs), weight)  # (loss * weight).backward()
+            with strategy.accumulating(sync=i == len(window) - 1):  # no-op
+                outputs = strategy.run(phase.step, batch)  # train_step(batch.to(device))
+                strategy.backward(phase.find_loss(outputs), weight)  # (loss * weight).backward()
             self.metrics.record(outputs, window.sizes[i], phase.prefix)
-        self.strategy.unscale(phase.optimizer)  # no-op
+        strategy.unscale(phase.optimizer)  # no-op
         self.callbacks.on_before_optimizer_step()
-        self.strategy.clip(phase.optimizer, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(...)
+        strategy.clip(phase.optimizer, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(...)
 
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""

@@ -6,7 +6,7 @@ Dicts, lists, tuples, named tuples and dataclasses are structure. Everything els
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,16 @@ def leaves(tree: Any) -> Iterator[Any]:
             yield from leaves(getattr(tree, field.name))
     else:
         yield tree
+
+
+def has_instance(values: Iterable[Any], kind: type[Any] | tuple[type[Any], ...]) -> bool:
+    """Return whether one of ``values`` is a ``kind``; thousands of values have few types, so it takes no loop in Python."""
+    return any(issubclass(found, kind) for found in set(map(type, values)))
+
+
+def are_instances(values: Iterable[Any], kind: type[Any] | tuple[type[Any], ...]) -> bool:
+    """Return whether each of ``values`` is a ``kind``; see ``has_instance``."""
+    return all(issubclass(found, kind) for found in set(map(type, values)))
 
 
 def to_numpy(leaf: Any) -> Any:

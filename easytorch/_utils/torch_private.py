@@ -7,9 +7,9 @@ until then the fallback works, only slower.
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +40,7 @@ def _find_step_wrapper() -> Any:
 
 
 STEP_WRAPPER = _find_step_wrapper()
+ZERO_GRAD = torch.optim.Optimizer.zero_grad
 
 
 def find_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
@@ -51,18 +52,18 @@ def find_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     method: Any = type(optimizer).step
     try:
         needs_wrapper = (
-            profiler._is_profiler_enabled
+            method.__code__ is not STEP_WRAPPER
+            or "step" in vars(optimizer)
+            or profiler._is_profiler_enabled
             or optimizer._optimizer_step_pre_hooks
             or optimizer._optimizer_step_post_hooks
             or _global_pre_hooks
             or _global_post_hooks
         )
     except AttributeError:
-        # This version of torch has other names.
+        # This version of torch has other names, or the step is no function.
         needs_wrapper = True
-    if needs_wrapper or "step" in vars(optimizer) or getattr(method, "__code__", None) is not STEP_WRAPPER:
-        return optimizer.step
-    return functools.partial(method.__wrapped__, optimizer)
+    return optimizer.step if needs_wrapper else types.MethodType(method.__wrapped__, optimizer)
 
 
 def step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -84,7 +85,7 @@ def complete_copy(optimizer: torch.optim.Optimizer) -> None:
 
 def zero_grad(optimizer: torch.optim.Optimizer) -> None:
     """Delete the gradients as ``optimizer.zero_grad()`` does, in a tenth of the time: without a profiler record."""
-    if "zero_grad" in vars(optimizer) or type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+    if type(optimizer).zero_grad is not ZERO_GRAD or "zero_grad" in vars(optimizer):
         optimizer.zero_grad()
         return
     for group in optimizer.param_groups:

@@ -32,7 +32,7 @@ class WarnOnNonFiniteLoss(Callback):
 
     all_ranks = False
 
-    # Time until the loss is read within an epoch; it doubles each time. On an accelerator this would wait for the device.
+    # Time until the loss is read within an epoch; it doubles each time.
     FIRST_SECONDS = 5.0
 
     def __init__(self) -> None:
@@ -40,12 +40,14 @@ class WarnOnNonFiniteLoss(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start the clock."""
-        self._seconds = self.FIRST_SECONDS if self.model.device.type == "cpu" else math.inf
+        if self.model.device.type != "cpu":  # reading the loss would wait for the device
+            self.model.callbacks.disconnect(self, "on_train_batch_end")
+        self._seconds = self.FIRST_SECONDS
         self._next_check = time.perf_counter() + self._seconds
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Check the loss of a long epoch from time to time."""
-        if self.has_warned or time.perf_counter() < self._next_check:
+        if time.perf_counter() < self._next_check:
             return
         self._seconds *= 2
         self._next_check = time.perf_counter() + self._seconds
@@ -77,6 +79,7 @@ class WarnOnNonFiniteLoss(Callback):
     def _warn_once(self, message: str | None) -> None:
         if message is not None:
             self.has_warned = True
+            self.model.callbacks.disconnect(self, "on_train_batch_end")
             warn(message)
 
     def _list_losses(self, logs: Mapping[str, Any]) -> list[str]:

@@ -160,9 +160,10 @@ def batch_size(batch: Any) -> int:
         32
     """
     # By far the most frequent cases, once for each batch.
-    if type(batch) in (tuple, list) and len(batch) in (2, 3) and isinstance(batch[1], Tensor) and batch[1].ndim:
-        rows = batch[1].shape[0]
-        if len(batch) == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (rows,)):
+    parts = len(batch) if type(batch) in (tuple, list) else 0
+    if 2 <= parts <= 3 and isinstance(y := batch[1], Tensor) and y.ndim:
+        rows = y.shape[0]
+        if parts == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (rows,)):
             return rows
     if batch is None:  # the step makes its data itself
         return 1
@@ -274,7 +275,8 @@ def make_to_device(device: torch.device, dtype: torch.dtype | None) -> Callable[
 def _move_batch(device: torch.device, dtype: torch.dtype | None, batch: Any) -> Any:
     if type(batch) in (tuple, list):
         for leaf in batch:
-            if type(leaf) is not Tensor or leaf.device != device or (leaf.dtype != dtype and leaf.is_floating_point()):
+            # Each dtype is one object.
+            if type(leaf) is not Tensor or leaf.device != device or (leaf.dtype is not dtype and leaf.is_floating_point()):
                 break
         # Nothing has to change, which is the usual case on a CPU.
         else:
@@ -462,6 +464,7 @@ class Window(list[Any]):
     total: int | None = None
     counts_exact = False
     is_padding = False
+    _sizes: list[int] | None = None
 
     def __init__(
         self,
@@ -477,10 +480,12 @@ class Window(list[Any]):
         """Return a window of other batches with the same samples."""
         return Window(batches, batch_size=self._batch_size, unpack=self._unpack)
 
-    @functools.cached_property
+    @property
     def sizes(self) -> list[int]:
-        """Number of samples of each batch, by which its loss is weighted."""
-        return [self._batch_size(batch) for batch in self[:]]
+        """Number of samples of each batch, by which its loss is weighted; always the same list."""
+        if self._sizes is None:  # cached_property takes a lock in Python before 3.12
+            self._sizes = list(map(self._batch_size, self[:]))
+        return self._sizes
 
     def unpacked(self) -> Iterator[Batch]:
         """Yield inputs, targets and weights of each batch."""

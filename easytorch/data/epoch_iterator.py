@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -295,12 +296,14 @@ class EpochIterator:
             batches = map(self._apply_weights, batches)
         if self._shards is not None:
             batches = self._append_missing(batches)
-        functions: Any = {"batch_size": self._batch_size, "unpack": self._unpack}
+        window_of = Window if self._shards is None else self._make_sharded_window
+        make_window = functools.partial(window_of, batch_size=self._batch_size, unpack=self._unpack)
         while taken := list(itertools.islice(batches, self.window_size)):
-            self._position.batches_used += len(taken)
-            self._position.has_ended = len(taken) < self.window_size or self._position.batches_used == self._length
-            self._batches_in_window = len(taken)
-            yield Window(taken, **functions) if self._shards is None else self._make_sharded_window(taken, **functions)
+            position, count = self._position, len(taken)
+            position.batches_used += count
+            position.has_ended = count < self.window_size or position.batches_used == self._length
+            self._batches_in_window = count
+            yield make_window(taken)
         self._position.has_ended = True
         self._check_length()
 

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from easytorch._utils import torch_private
 from easytorch._utils.integers import optional_positive_int, positive_int
-from easytorch._utils.pytree import describe, map_leaves
+from easytorch._utils.pytree import describe, has_instance, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
@@ -234,7 +234,7 @@ def _as_batches(x: Any) -> Iterable[Any]:
     if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
         raise TypeError(f"Expected data, received {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
     if isinstance(x, Sequence):
-        if any(isinstance(item, (Dataset, DataLoader)) for item in x):
+        if has_instance(x, (Dataset, DataLoader)):
             raise TypeError(
                 f"A list of {len(x)} data sets is not a data set. To join them, pass "
                 "torch.utils.data.ConcatDataset(datasets). To validate on each, name them: fit(train_data, "

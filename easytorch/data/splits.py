@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from torch.utils.data import (
 
 from easytorch._utils import torch_private
 from easytorch._utils.internal import is_internal
+from easytorch._utils.pytree import are_instances
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.data.arrays import (
@@ -218,13 +220,15 @@ def all_targets(loader: DataLike) -> Any:
 
 def _labels_of_batches(batches: Any) -> Tensor | None:
     """Return the labels of all ``batches`` in one dimension; None unless each batch is a tuple with a tensor of integers."""
-    labels = [batch[1] for batch in batches if isinstance(batch, (tuple, list)) and len(batch) in (2, 3)]
-    if len(labels) != len(batches) or not all(isinstance(y, Tensor) for y in labels):
+    if not are_instances(batches, (tuple, list)) or not set(map(len, batches)) <= {2, 3}:
         return None
-    kinds = {(y.dtype, y.device) for y in labels}
-    if len(kinds) != 1 or labels[0].is_floating_point() or labels[0].is_complex():
+    labels = list(map(operator.itemgetter(1), batches))
+    if not are_instances(labels, Tensor) or len(set(map(operator.attrgetter("dtype", "device"), labels))) != 1:
         return None
-    return torch.cat([y if y.ndim == 1 else y.flatten() for y in labels])
+    if labels[0].is_floating_point() or labels[0].is_complex():
+        return None
+    are_flat = set(map(operator.attrgetter("ndim"), labels)) == {1}
+    return torch.cat(labels if are_flat else [y.flatten() for y in labels])
 
 
 def changes_samples(loader: Any) -> bool:

@@ -340,9 +340,10 @@ class SingleLoss(Criterion):
         """Return ``{"loss": scalar}``; ``{"loss": (sum, count)}`` if the function returns such a pair."""
         if self.arguments is not None:
             return {"loss": self._with_arguments(y_pred, y, sample_weight, batch)}
-        are_tensors = isinstance(y_pred, Tensor) and isinstance(y, Tensor)  # by far the most frequent case
-        y_pred, y = (y_pred, self.targets(y_pred, y)) if are_tensors else self._convert(y_pred, y)
-        if self._unchecked_call is not None and sample_weight is None and isinstance(y, Tensor) and y.numel():
+        if not isinstance(y_pred, Tensor) or not isinstance(y, Tensor):
+            return {"loss": self._reduced(*self._convert(y_pred, y), sample_weight)}
+        y = self.targets(y_pred, y)
+        if self._unchecked_call is not None and sample_weight is None and y.numel():
             if not self.may_ignore:
                 self._counts = {}
                 return {"loss": self._unchecked_call(y_pred, y)}

@@ -153,8 +153,9 @@ class ClassTargets(TargetConverter):
         Raises:
             ValueError: If integers ``[N, classes]`` are not one-hot, or class numbers are not whole.
         """
-        if y.dtype is torch.int64 and y.ndim == y_pred.ndim - 1:  # by far the most frequent case
-            if y.ndim > 1:
+        dimensions = y.ndim
+        if y.dtype is torch.int64 and dimensions == y_pred.ndim - 1:  # by far the most frequent case
+            if dimensions > 1:
                 self._set_labels(y)
             return y
         if y_pred.ndim < 2 or y_pred.shape[1] == 1 or y.is_complex():

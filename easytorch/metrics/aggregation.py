@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easytorch._utils.pytree import are_instances, has_instance
+
 Scalar = Tensor | float
 
 # Groups of values with the same weight that are summed separately. More groups are summed as one weighted sum.
@@ -89,22 +91,16 @@ class Mean:
         self._pending = []
 
     def _sums(self) -> tuple[Scalar, Scalar]:
+        if not self._pending:
+            return self._total, self._count
+        values, factors, counts = zip(*self._pending, strict=True)
         total = self._total
-        by_factor: dict[float, list[Scalar]] = {}
-        weighted: list[tuple[Scalar, Scalar]] = []
-        for value, factor, _ in self._pending:
-            if isinstance(factor, Tensor):
-                weighted.append((value, factor))
-            elif factor:
-                by_factor.setdefault(factor, []).append(value)
-        if len(by_factor) > MAX_GROUPS:
-            weighted += [(value, factor) for factor, values in by_factor.items() for value in values]
-            by_factor = {}
-        for factor, values in by_factor.items():
-            total = total + sum_scalars(values) * factor
+        by_factor, weighted = _group_by_factor(values, factors)
+        for factor, group in by_factor.items():
+            total = total + sum_scalars(group) * factor
         if weighted:
             total = total + _weighted_sum(weighted)
-        return total, self._count + sum_scalars([count for _, _, count in self._pending])
+        return total, self._count + sum_scalars(counts)
 
 
 class Sum(Mean):
@@ -169,13 +165,32 @@ def to_floats(scalars: Mapping[str, Scalar]) -> dict[str, float]:
     return {name: floats[name] if name in floats else float(value) for name, value in scalars.items()}
 
 
-def sum_scalars(values: list[Scalar]) -> Scalar:
+def sum_scalars(values: Sequence[Scalar]) -> Scalar:
     """Return the sum of ``values``, tensors on their device in its widest float, numbers on the host."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if not tensors:
+    if not has_instance(values, Tensor):
         return sum(values)
+    tensors = values if are_instances(values, Tensor) else [value for value in values if isinstance(value, Tensor)]
     total = torch.stack(tensors).sum(dtype=_widest(tensors[0].device))
     return total if len(tensors) == len(values) else total + sum(v for v in values if not isinstance(v, Tensor))
+
+
+def _group_by_factor(
+    values: Sequence[Scalar], factors: Sequence[Scalar]
+) -> tuple[dict[float, Sequence[Scalar]], list[tuple[Scalar, Scalar]]]:
+    """Return the values of each factor, without those of factor 0, and the other pairs of a value and a factor."""
+    if not isinstance(factors[0], Tensor) and len(set(factors)) == 1:  # batches of one size are the usual case
+        return ({factors[0]: values} if factors[0] else {}), []
+    by_factor: dict[float, list[Scalar]] = {}
+    weighted: list[tuple[Scalar, Scalar]] = []
+    for value, factor in zip(values, factors, strict=True):
+        if isinstance(factor, Tensor):
+            weighted.append((value, factor))
+        elif factor:
+            by_factor.setdefault(factor, []).append(value)
+    if len(by_factor) > MAX_GROUPS:
+        weighted += [(value, factor) for factor, group in by_factor.items() for value in group]
+        by_factor = {}
+    return by_factor, weighted
 
 
 def _weighted_sum(values: list[tuple[Scalar, Scalar]]) -> Tensor:

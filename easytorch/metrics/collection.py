@@ -166,13 +166,16 @@ class MetricCollection:
             else:
                 scalar, count = _to_scalar(name, value), counts.get(name, size)
             key = f"{prefix}{name}" if prefix else name
-            if key not in self._terms:
-                _check_term(key, self.names)
-                self._terms[key] = Sum() if count is None else Mean()
+            mean = self._terms.get(key) or self._new_term(key, is_sum=count is None)
             # What a loss of several outputs adds to the sum of its terms, which are averaged separately.
-            if key == "loss" and len(terms) > 1:
+            if len(terms) > 1 and key == "loss":
                 scalar = self._remainder(scalar, terms)
-            self._terms[key].add(scalar, size if count is None else count)
+            mean.add(scalar, size if count is None else count)
+
+    def _new_term(self, name: str, is_sum: bool) -> Mean:
+        _check_term(name, self.names)
+        self._terms[name] = mean = Sum() if is_sum else Mean()
+        return mean
 
     def _remainder(self, loss: Scalar, terms: Mapping[str, Any]) -> Scalar:
         total = self.criterion.sum_of_terms(terms)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 NO_GRADIENTS = "does not require grad"
 
 
-class Phase(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)  # with slots, since each update reads all attributes
+class Phase:
     """One optimizer step.
 
     Attributes:

@@ -65,6 +65,7 @@ class SignalHandler(Callback):
         self._received_at = 0.0
         self._report = "when training had ended."
         self._previous: dict[int, Any] = {}
+        self._asks_ranks = False
 
     def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
@@ -87,9 +88,16 @@ class SignalHandler(Callback):
         if number == signal.SIGINT and self.model.strategy.group.is_main:
             print("\nStopping after this update. Press Ctrl-C again to stop immediately.", file=sys.stderr, flush=True)
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find out whether other ranks may receive a signal."""
+        self._asks_ranks = self.model.strategy.group.world_size > 1
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave the loop if a rank received a signal."""
-        if self.model.strategy.control.any_rank(INTERRUPT, self.signal is not None):
+        received = self.signal is not None
+        if self._asks_ranks:
+            received = self.model.strategy.control.any_rank(INTERRUPT, received)
+        if received:
             raise Interruption
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
