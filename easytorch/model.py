@@ -51,6 +51,7 @@ from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_n
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data
 from easytorch.diagnostics.module_checks import check_module
+from easytorch.export import hub
 from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss
 from easytorch.losses.resolve import resolve_loss
@@ -102,7 +103,7 @@ if TYPE_CHECKING:
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
     "report", "check", "to_script", "explain", "train_on_batch", "test_on_batch", "save", "load", "save_weights",
-    "load_weights", "export", "summary",
+    "load_weights", "export", "push_to_hub", "from_hub", "summary",
 )  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
@@ -839,6 +840,64 @@ class Model:
             >>> session.run(None, {"input": images.numpy()})
         """
         return exports.export_model(self, path, x, probabilities=probabilities, dynamic=dynamic, tolerance=tolerance)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        report: Report | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the weights and a model card to the Hugging Face Hub, and return the address of the commit.
+
+        The repository gets ``model.safetensors``, ``easytorch.json`` (class names, columns, and loss and metrics that are names)
+        and ``README.md``. All ranks must call this; the main rank uploads.
+
+        Args:
+            repo_id: The repository, ``"user/name"``. It is created if it does not exist.
+            report: What ``report`` returned; its scores and intervals become part of the model card.
+            private: Whether a new repository is private; None for the default of the user.
+            revision: The branch; None for the main branch.
+            token: An access token; by default that of ``hf auth login``.
+
+        Raises:
+            ImportError: If huggingface_hub is not installed.
+
+        Examples:
+            >>> model.push_to_hub("ada/digits", report=model.report(x_test, y_test))
+        """
+        return hub.push(self, repo_id, report=report, private=private, revision=revision, token=token)
+
+    @classmethod
+    def from_hub(
+        cls,
+        module: nn.Module,
+        source: PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: DeviceLike = "auto",
+    ) -> Self:
+        """Return a model with the weights that ``push_to_hub`` has uploaded. No code of the repository is run.
+
+        Args:
+            module: A module of the same class, whose weights are replaced.
+            source: The repository, ``"user/name"``, or a folder with its files.
+            revision: A branch, tag or commit; None for the main branch.
+            token: An access token for private repositories.
+            device: As in ``Model``.
+
+        Raises:
+            ImportError: If huggingface_hub is not installed.
+            FileError: If the files are missing, damaged, or belong to another module.
+
+        Examples:
+            >>> model = easytorch.Model.from_hub(make_net(), "ada/digits")
+            >>> model.predict_classes(x)
+        """
+        return hub.load(cls, module, source, revision=revision, token=token, device=device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the weights as ``"module"``."""

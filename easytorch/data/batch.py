@@ -276,7 +276,11 @@ def _move_batch(device: torch.device, dtype: torch.dtype | None, batch: Any) -> 
     if type(batch) in (tuple, list):
         for leaf in batch:
             # Each dtype is one object.
-            if type(leaf) is not Tensor or leaf.device != device or (leaf.dtype is not dtype and leaf.is_floating_point()):
+            if (
+                type(leaf) is not Tensor
+                or leaf.device != device
+                or (leaf.dtype is not dtype and leaf.is_floating_point())
+            ):
                 break
         # Nothing has to change, which is the usual case on a CPU.
         else:
