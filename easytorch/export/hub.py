@@ -90,9 +90,7 @@ def _import_hub(method: str) -> Any:
 
 def _config(model: Model) -> dict[str, Any]:
     """Return what a model needs besides the module and its weights. Only names are part of it, no Python objects."""
-    from easytorch import __version__
-
-    config: dict[str, Any] = {"library": f"easytorch {__version__}", "module": type(model.module).__name__}
+    config: dict[str, Any] = {"module": type(model.module).__name__}
     config |= {"epochs": model.state.epoch, "updates": model.state.step}
     if model.class_names is not None:
         config["class_names"] = read_names(model.class_names)
