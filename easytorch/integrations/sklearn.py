@@ -24,10 +24,10 @@ except ImportError as error:
     ) from error
 
 from easytorch._utils.integers import positive_int
-from easytorch._utils.pytree import describe
+from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
-from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.criterion import Criterion, SingleLoss
 from easytorch.losses.resolve import resolve_loss
 from easytorch.model import Model
 
@@ -142,24 +142,12 @@ class Estimator(BaseEstimator):
         is_new = not (self.warm_start and hasattr(self, "model_"))
         return self._fit(X, y, sample_weight, is_new, self.epochs, {"validation_data": validation_data})
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train for one epoch, from the present weights if there are any, and return the estimator.
-
-        ``validation_split`` and ``callbacks`` belong to ``fit``, and have no effect.
-
-        Args:
-            X: As in ``fit``.
-            y: As in ``fit``.
-            sample_weight: As in ``fit``.
-        """
-        return self._fit(X, y, sample_weight, not hasattr(self, "model_"), 1, None)
-
     def _fit(
         self, x: Any, y: Any, sample_weight: Any, is_new: bool, epochs: int, options: dict[str, Any] | None
     ) -> Self:
         inputs, targets = self._read(x, y, is_new)
         weights = _read_weights(sample_weight, inputs)
-        arguments = {
+        arguments: dict[str, Any] = {
             "epochs": positive_int("epochs", epochs),
             "batch_size": positive_int("batch_size", self.batch_size),
         }
@@ -167,7 +155,8 @@ class Estimator(BaseEstimator):
         if options is not None:
             validation_data = options["validation_data"]
             if validation_data is not None:
-                arguments["validation_data"] = self._read(*validation_data, False)
+                x_val, y_val = validation_data
+                arguments["validation_data"] = self._read(x_val, y_val, False)
             elif self.validation_split:
                 arguments["validation_split"] = self.validation_split
             self.callbacks_ = copy.deepcopy(self.callbacks)
@@ -216,9 +205,10 @@ class Estimator(BaseEstimator):
     def _make_model(self, inputs: Array) -> Model:
         model = Model(self._make_module(), device=self.device)
         # Lazy layers get their shapes before compile.
-        self._check_outputs(self._run(model, inputs[:1]))
+        self._check_outputs(_run(model, inputs[:1], self._criterion()))
         compile_options = {"lr": self.lr} | self._options_of("optimizer__") | self._options_of("compile__")
-        return model.compile(self.optimizer, self._loss_argument(), self.metrics or (), **compile_options)
+        loss, metrics = copy.deepcopy((self._loss_argument(), self.metrics))  # which may have parameters and states
+        return model.compile(self.optimizer, loss, metrics or (), **compile_options)
 
     def _make_module(self) -> nn.Module:
         """Return a new module: what ``module`` makes, or a copy of it if it is one."""
@@ -252,20 +242,8 @@ class Estimator(BaseEstimator):
         """Return the outputs for features of the user."""
         check_is_fitted(self, "model_")
         _check_is_array(x)
-        return self._run(self.model_, validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True))
-
-    def _run(self, model: Model, inputs: Array) -> Tensor:
-        """Return the outputs of the module that the loss compares with the targets."""
-        loss = self._criterion()
-        outputs = loss.compared_prediction(model.predict(inputs, verbose=0), None)
-        if isinstance(outputs, (tuple, list)) and loss.family is nn.GaussianNLLLoss:
-            outputs = outputs[0]
-        if not isinstance(outputs, np.ndarray):
-            raise ValueError(
-                f"An estimator needs a module with one output, but it returned {describe(outputs)}. Use easytorch.Model, or "
-                "return one tensor from forward()."
-            )
-        return torch.from_numpy(outputs)
+        inputs = validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True)
+        return _run(self.model_, inputs, self.model_.loss)
 
     def _loss_argument(self) -> Any:
         raise NotImplementedError
@@ -288,6 +266,11 @@ class Estimator(BaseEstimator):
                 f"loss expects one loss, received {self.loss!r}. Pass a name such as 'mse', a torch.nn loss or a function "
                 "f(y_pred, y). For several outputs use easytorch.Model."
             )
+        return loss
+
+    def _trained_loss(self) -> SingleLoss:
+        """Return the loss of the last fit, which ``set_params`` does not change."""
+        loss: Any = self.model_.loss
         return loss
 
     @property
@@ -400,7 +383,7 @@ class Classifier(ClassifierMixin, Estimator):
 
     def predict(self, X: Any) -> Array:
         """Return the label of each sample, or 0 or 1 for each of several labels."""
-        outputs, loss = self._outputs(X), self._criterion()
+        outputs, loss = self._outputs(X), self._trained_loss()
         if self._is_multilabel or loss.kind == "binary":
             labels = loss.classes(outputs.double()).numpy().astype(int)
             return labels if self._is_multilabel else self.classes_[labels.reshape(len(labels))]
@@ -412,7 +395,7 @@ class Classifier(ClassifierMixin, Estimator):
         Raises:
             ValueError: If the loss is custom, so that it is not known what the outputs mean.
         """
-        outputs, loss = self._outputs(X), self._criterion()
+        outputs, loss = self._outputs(X), self._trained_loss()
         probabilities: Array = loss.probabilities(outputs.double()).numpy()
         if self._is_multilabel or loss.kind != "binary":
             return probabilities
@@ -449,8 +432,8 @@ class Classifier(ClassifierMixin, Estimator):
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(
-                f"y has the class {unknown.tolist()[0]!r}, but the classes are {self.classes_.tolist()}. Pass all classes to the first "
-                "partial_fit(X, y, classes=...)."
+                f"y has the class {unknown.tolist()[0]!r}, but the classes are {self.classes_.tolist()}. Pass all classes to the "
+                "first partial_fit(X, y, classes=...)."
             )
         numbers = np.searchsorted(self.classes_, y)
         return numbers.astype("float32") if self._criterion().kind == "binary" else numbers
@@ -529,12 +512,24 @@ class Regressor(RegressorMixin, Estimator):
         >>> TransformedTargetRegressor(regressor, transformer=StandardScaler()).fit(X, y)
     """
 
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train for one epoch, from the present weights if there are any, and return the estimator.
+
+        ``validation_split`` and ``callbacks`` belong to ``fit``, and have no effect.
+
+        Args:
+            X: As in ``fit``.
+            y: As in ``fit``.
+            sample_weight: As in ``fit``.
+        """
+        return self._fit(X, y, sample_weight, not hasattr(self, "model_"), 1, None)
+
     def predict(self, X: Any) -> Array:
         """Return the predictions, ``[N]`` or ``[N, outputs]`` as ``y`` in ``fit``.
 
         For ``"poisson_nll"`` on logarithms they are the rates.
         """
-        outputs, loss = self._outputs(X), self._criterion()
+        outputs, loss = self._outputs(X), self._trained_loss()
         if loss.family is nn.PoissonNLLLoss and getattr(loss.function, "log_input", True):
             outputs = outputs.exp()
         return outputs.double().numpy().reshape((len(outputs), *self._target_shape))
@@ -591,6 +586,18 @@ def _complete_options(factory: Callable[..., Any], options: dict[str, Any], fact
                 f"module__{name} is no parameter of {title}.{did_you_mean(name, parameters)} It has {quote_list(parameters)}."
             )
     return {name: value for name, value in facts.items() if name in parameters} | options
+
+
+def _run(model: Model, inputs: Array, loss: Criterion) -> Tensor:
+    """Return the outputs of the module that the loss compares with the targets."""
+    outputs = map_leaves(torch.from_numpy, model.predict(inputs, verbose=0))
+    prediction = loss.compared_prediction(outputs, None)
+    if not isinstance(prediction, Tensor):
+        raise ValueError(
+            f"An estimator needs a module with one output, but it returned {describe(outputs)}. Use easytorch.Model, or return "
+            "one tensor from forward()."
+        )
+    return prediction
 
 
 def _read_weights(sample_weight: Any, x: Array) -> Array | None:
