@@ -79,7 +79,7 @@ def regressor(module=make_net, **options):
 
 def test_fit_equals_fit_of_a_model():
     estimator = classifier(validation_split=0.2).fit(X, Y)
-    torch.manual_seed(np.random.RandomState(0).randint(2**31 - 1))
+    easytorch.set_seed(0)
     model = easytorch.Model(make_net(4, 3), device="cpu").compile("adam", "cross_entropy", lr=0.02)
     model.fit(X.astype("float32"), Y, epochs=15, validation_split=0.2, verbose=0)
     for ours, theirs in zip(estimator.module_.parameters(), model.module.parameters(), strict=True):
