@@ -1,8 +1,8 @@
 """A Keras-style fit for any ``torch.nn.Module``.
 
-The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data``, ``easytorch.reports`` and
-``easytorch.typing``, and the tables ``easytorch.losses.TABLE``, ``easytorch.metrics.NAMES`` and
-``easytorch.optimizers.TABLE``. Everything else may change without notice.
+The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data``, ``easytorch.reports``,
+``easytorch.integrations.sklearn`` and ``easytorch.typing``, and the tables ``easytorch.losses.TABLE``,
+``easytorch.metrics.NAMES`` and ``easytorch.optimizers.TABLE``. Everything else may change without notice.
 """
 
 from typing import Any

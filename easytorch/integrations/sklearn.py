@@ -24,10 +24,11 @@ except ImportError as error:
     ) from error
 
 from easytorch._utils.integers import positive_int
-from easytorch._utils.pytree import describe
+from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
-from easytorch.losses.criterion import SingleLoss
+from easytorch._utils.seeding import set_seed
+from easytorch.losses.criterion import Criterion, SingleLoss
 from easytorch.losses.resolve import resolve_loss
 from easytorch.model import Model
 
@@ -140,46 +141,29 @@ class Estimator(BaseEstimator):
             ValueError, TypeError: If a parameter or the data is invalid.
         """
         is_new = not (self.warm_start and hasattr(self, "model_"))
-        return self._fit(X, y, sample_weight, is_new, self.epochs, {"validation_data": validation_data})
+        inputs, targets = self._read(X, y, is_new)
+        self.callbacks_ = copy.deepcopy(self.callbacks)
+        arguments: dict[str, Any] = {"epochs": positive_int("epochs", self.epochs), "callbacks": self.callbacks_ or ()}
+        if validation_data is not None:
+            x_val, y_val = validation_data
+            arguments["validation_data"] = self._read(x_val, y_val, False)
+        elif self.validation_split:
+            arguments["validation_split"] = self.validation_split
+        return self._train(inputs, targets, sample_weight, is_new, arguments | self._options_of("fit__"))
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train for one epoch, from the present weights if there are any, and return the estimator.
-
-        ``validation_split`` and ``callbacks`` belong to ``fit``, and have no effect.
-
-        Args:
-            X: As in ``fit``.
-            y: As in ``fit``.
-            sample_weight: As in ``fit``.
-        """
-        return self._fit(X, y, sample_weight, not hasattr(self, "model_"), 1, None)
-
-    def _fit(
-        self, x: Any, y: Any, sample_weight: Any, is_new: bool, epochs: int, options: dict[str, Any] | None
+    def _train(
+        self, inputs: Array, targets: Array, sample_weight: Any, is_new: bool, arguments: Mapping[str, Any]
     ) -> Self:
-        inputs, targets = self._read(x, y, is_new)
         weights = _read_weights(sample_weight, inputs)
-        arguments = {
-            "epochs": positive_int("epochs", epochs),
-            "batch_size": positive_int("batch_size", self.batch_size),
-        }
-        arguments |= self._fit_options() | self._options_of("fit__")
-        if options is not None:
-            validation_data = options["validation_data"]
-            if validation_data is not None:
-                arguments["validation_data"] = self._read(*validation_data, False)
-            elif self.validation_split:
-                arguments["validation_split"] = self.validation_split
-            self.callbacks_ = copy.deepcopy(self.callbacks)
-            arguments["callbacks"] = () if self.callbacks_ is None else self.callbacks_
+        arguments = {"batch_size": positive_int("batch_size", self.batch_size), **self._class_weight(), **arguments}
         with self._seeding(is_new):
             if is_new:
                 self.model_ = self._make_model(inputs)
             self.model_.fit(inputs, targets, sample_weight=weights, verbose=self.verbose, **arguments)
         return self
 
-    def _read(self, x: Any, y: Any, is_new: bool) -> tuple[Array, Array]:
-        """Return features and targets as the module and the loss take them; learn from them if ``is_new``."""
+    def _read(self, x: Any, y: Any, is_new: bool, classes: Any = None) -> tuple[Array, Array]:
+        """Return features and targets as the module and the loss take them; learn from them, or ``classes``, if ``is_new``."""
         _check_is_array(x)
         if y is None:
             name = type(self).__name__
@@ -188,7 +172,7 @@ class Estimator(BaseEstimator):
             self, x, y, reset=is_new, dtype=self._feature_dtype(), allow_nd=True, multi_output=True, y_numeric=False,
             ensure_min_samples=1,
         )  # fmt: skip
-        return x, self._read_targets(y, is_new)
+        return x, self._read_targets(y, is_new, classes)
 
     def _feature_dtype(self) -> str:
         return "numeric" if self.dtype is None else self.dtype
@@ -205,9 +189,7 @@ class Estimator(BaseEstimator):
         with preserve_rng_state():
             state = getattr(self, "_rng_state", None)
             if is_new or state is None:
-                seed = int(check_random_state(self.random_state).randint(MAX_SEED))
-                np.random.seed(seed)
-                torch.manual_seed(seed)
+                set_seed(_read_seed(self.random_state))
             else:
                 set_rng_state(state)
             yield
@@ -216,9 +198,10 @@ class Estimator(BaseEstimator):
     def _make_model(self, inputs: Array) -> Model:
         model = Model(self._make_module(), device=self.device)
         # Lazy layers get their shapes before compile.
-        self._check_outputs(self._run(model, inputs[:1]))
+        self._check_outputs(_run(model, inputs[:1], self._criterion()))
         compile_options = {"lr": self.lr} | self._options_of("optimizer__") | self._options_of("compile__")
-        return model.compile(self.optimizer, self._loss_argument(), self.metrics or (), **compile_options)
+        loss, metrics = copy.deepcopy((self._loss_argument(), self.metrics))  # which may have parameters and states
+        return model.compile(self.optimizer, loss, metrics or (), **compile_options)
 
     def _make_module(self) -> nn.Module:
         """Return a new module: what ``module`` makes, or a copy of it if it is one."""
@@ -252,28 +235,16 @@ class Estimator(BaseEstimator):
         """Return the outputs for features of the user."""
         check_is_fitted(self, "model_")
         _check_is_array(x)
-        return self._run(self.model_, validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True))
-
-    def _run(self, model: Model, inputs: Array) -> Tensor:
-        """Return the outputs of the module that the loss compares with the targets."""
-        loss = self._criterion()
-        outputs = loss.compared_prediction(model.predict(inputs, verbose=0), None)
-        if isinstance(outputs, (tuple, list)) and loss.family is nn.GaussianNLLLoss:
-            outputs = outputs[0]
-        if not isinstance(outputs, np.ndarray):
-            raise ValueError(
-                f"An estimator needs a module with one output, but it returned {describe(outputs)}. Use easytorch.Model, or "
-                "return one tensor from forward()."
-            )
-        return torch.from_numpy(outputs)
+        inputs = validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True)
+        return _run(self.model_, inputs, self.model_.loss)
 
     def _loss_argument(self) -> Any:
         raise NotImplementedError
 
-    def _fit_options(self) -> dict[str, Any]:
+    def _class_weight(self) -> dict[str, Any]:
         return {}
 
-    def _read_targets(self, y: Array, is_new: bool) -> Array:
+    def _read_targets(self, y: Array, is_new: bool, classes: Any = None) -> Array:
         raise NotImplementedError
 
     def _criterion(self) -> SingleLoss:
@@ -288,6 +259,11 @@ class Estimator(BaseEstimator):
                 f"loss expects one loss, received {self.loss!r}. Pass a name such as 'mse', a torch.nn loss or a function "
                 "f(y_pred, y). For several outputs use easytorch.Model."
             )
+        return loss
+
+    def _trained_loss(self) -> SingleLoss:
+        """Return the loss of the last fit, which ``set_params`` does not change."""
+        loss: Any = self.model_.loss
         return loss
 
     @property
@@ -322,7 +298,7 @@ class Classifier(ClassifierMixin, Estimator):
         loss: A name, a ``torch.nn`` loss, or a function. ``"auto"`` is ``"cross_entropy"``, and ``"bce_with_logits"`` for
             several labels. With ``"bce_with_logits"`` and two classes the module has one output.
         metrics: Metrics of ``history_``, as in ``Model.compile``.
-        lr: The learning rate; None for the default of the optimizer.
+        lr: The learning rate; None for the default of the optimizer. ``optimizer__lr`` replaces it.
         epochs: Number of epochs.
         batch_size: Samples per batch.
         validation_split: Fraction of the samples to use for validation.
@@ -331,7 +307,8 @@ class Classifier(ClassifierMixin, Estimator):
         warm_start: Whether ``fit`` continues with the weights of the last one.
         dtype: The dtype of the features; None leaves them as they are, for embeddings of integers.
         device: As in ``Model``.
-        random_state: A seed for weights, order and dropout; None uses the global generators of torch.
+        random_state: A seed for weights, order and dropout, as in ``easytorch.set_seed``; or a ``RandomState``, which draws it.
+            None uses the global generators of torch.
         verbose: As in ``Model.fit``.
         options: ``module__...``, ``optimizer__...``, ``compile__...`` and ``fit__...``: arguments of the function that makes the
             module, options of the optimizer, other arguments of ``Model.compile`` and of ``Model.fit``.
@@ -392,15 +369,12 @@ class Classifier(ClassifierMixin, Estimator):
             sample_weight: As in ``fit``.
         """
         is_new = not hasattr(self, "model_")
-        self._announced_classes = None if classes is None or not is_new else np.unique(np.asarray(classes))
-        try:
-            return self._fit(X, y, sample_weight, is_new, 1, None)
-        finally:
-            del self._announced_classes
+        inputs, targets = self._read(X, y, is_new, classes)
+        return self._train(inputs, targets, sample_weight, is_new, {"epochs": 1})
 
     def predict(self, X: Any) -> Array:
         """Return the label of each sample, or 0 or 1 for each of several labels."""
-        outputs, loss = self._outputs(X), self._criterion()
+        outputs, loss = self._outputs(X), self._trained_loss()
         if self._is_multilabel or loss.kind == "binary":
             labels = loss.classes(outputs.double()).numpy().astype(int)
             return labels if self._is_multilabel else self.classes_[labels.reshape(len(labels))]
@@ -412,7 +386,7 @@ class Classifier(ClassifierMixin, Estimator):
         Raises:
             ValueError: If the loss is custom, so that it is not known what the outputs mean.
         """
-        outputs, loss = self._outputs(X), self._criterion()
+        outputs, loss = self._outputs(X), self._trained_loss()
         probabilities: Array = loss.probabilities(outputs.double()).numpy()
         if self._is_multilabel or loss.kind != "binary":
             return probabilities
@@ -423,7 +397,7 @@ class Classifier(ClassifierMixin, Estimator):
             return "bce_with_logits" if self._is_multilabel else "cross_entropy"
         return self.loss
 
-    def _fit_options(self) -> dict[str, Any]:
+    def _class_weight(self) -> dict[str, Any]:
         """Return the class weights by the number of the class."""
         if self.class_weight is None or isinstance(self.class_weight, str):
             return {"class_weight": self.class_weight}
@@ -436,11 +410,11 @@ class Classifier(ClassifierMixin, Estimator):
     def _facts(self) -> dict[str, int]:
         return super()._facts() | {"n_classes": len(self.classes_)}
 
-    def _read_targets(self, y: Array, is_new: bool) -> Array:
+    def _read_targets(self, y: Array, is_new: bool, classes: Any = None) -> Array:
         is_multilabel = type_of_target(y, input_name="y", raise_unknown=True) == "multilabel-indicator"
         check_classification_targets(y)
         if is_new:
-            self._learn_labels(y, is_multilabel)
+            self._learn_labels(y, is_multilabel, classes)
         if is_multilabel != self._is_multilabel or (is_multilabel and y.shape[1] != len(self.classes_)):
             raise ValueError(f"y has the shape {list(y.shape)}, but fit() had other labels: {len(self.classes_)}.")
         if is_multilabel:
@@ -449,13 +423,13 @@ class Classifier(ClassifierMixin, Estimator):
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(
-                f"y has the class {unknown.tolist()[0]!r}, but the classes are {self.classes_.tolist()}. Pass all classes to the first "
-                "partial_fit(X, y, classes=...)."
+                f"y has the class {unknown.tolist()[0]!r}, but the classes are {self.classes_.tolist()}. Pass all classes to the "
+                "first partial_fit(X, y, classes=...)."
             )
         numbers = np.searchsorted(self.classes_, y)
         return numbers.astype("float32") if self._criterion().kind == "binary" else numbers
 
-    def _learn_labels(self, y: Array, is_multilabel: bool) -> None:
+    def _learn_labels(self, y: Array, is_multilabel: bool, classes: Any) -> None:
         if is_multilabel:
             self._is_multilabel, self.classes_, self.n_outputs_ = True, np.arange(y.shape[1]), y.shape[1]
             if self._criterion().kind != "binary":
@@ -463,8 +437,7 @@ class Classifier(ClassifierMixin, Estimator):
             return
         if type_of_target(y) == "multiclass-multioutput":
             raise ValueError("y has several columns of classes. Fit one Classifier for each: MultiOutputClassifier.")
-        announced = getattr(self, "_announced_classes", None)
-        self.classes_ = np.unique(y) if announced is None else announced
+        self.classes_ = np.unique(y if classes is None else np.asarray(classes))
         self._is_multilabel, count = False, len(self.classes_)
         if count < 2:
             raise ValueError(f"A Classifier needs at least 2 classes, but y has one class: {self.classes_.tolist()}.")
@@ -503,7 +476,7 @@ class Regressor(RegressorMixin, Estimator):
         optimizer: As in ``Model.compile``; its options are ``optimizer__momentum=0.9``.
         loss: A name, a ``torch.nn`` loss, or a function. ``"auto"`` is ``"mse"``.
         metrics: Metrics of ``history_``, as in ``Model.compile``.
-        lr: The learning rate; None for the default of the optimizer.
+        lr: The learning rate; None for the default of the optimizer. ``optimizer__lr`` replaces it.
         epochs: Number of epochs.
         batch_size: Samples per batch.
         validation_split: Fraction of the samples to use for validation.
@@ -511,7 +484,8 @@ class Regressor(RegressorMixin, Estimator):
         warm_start: Whether ``fit`` continues with the weights of the last one.
         dtype: The dtype of the features; None leaves them as they are, for embeddings of integers.
         device: As in ``Model``.
-        random_state: A seed for weights, order and dropout; None uses the global generators of torch.
+        random_state: A seed for weights, order and dropout, as in ``easytorch.set_seed``; or a ``RandomState``, which draws it.
+            None uses the global generators of torch.
         verbose: As in ``Model.fit``.
         options: ``module__...``, ``optimizer__...``, ``compile__...`` and ``fit__...``, as for ``Classifier``.
 
@@ -529,12 +503,25 @@ class Regressor(RegressorMixin, Estimator):
         >>> TransformedTargetRegressor(regressor, transformer=StandardScaler()).fit(X, y)
     """
 
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train for one epoch, from the present weights if there are any, and return the estimator.
+
+        ``validation_split`` and ``callbacks`` belong to ``fit``, and have no effect.
+
+        Args:
+            X: As in ``fit``.
+            y: As in ``fit``.
+            sample_weight: As in ``fit``.
+        """
+        is_new = not hasattr(self, "model_")
+        return self._train(*self._read(X, y, is_new), sample_weight, is_new, {"epochs": 1})
+
     def predict(self, X: Any) -> Array:
         """Return the predictions, ``[N]`` or ``[N, outputs]`` as ``y`` in ``fit``.
 
         For ``"poisson_nll"`` on logarithms they are the rates.
         """
-        outputs, loss = self._outputs(X), self._criterion()
+        outputs, loss = self._outputs(X), self._trained_loss()
         if loss.family is nn.PoissonNLLLoss and getattr(loss.function, "log_input", True):
             outputs = outputs.exp()
         return outputs.double().numpy().reshape((len(outputs), *self._target_shape))
@@ -542,7 +529,7 @@ class Regressor(RegressorMixin, Estimator):
     def _loss_argument(self) -> Any:
         return "mse" if isinstance(self.loss, str) and self.loss == "auto" else self.loss
 
-    def _read_targets(self, y: Array, is_new: bool) -> Array:
+    def _read_targets(self, y: Array, is_new: bool, classes: Any = None) -> Array:
         y = check_array(y, dtype="float32", ensure_2d=False, input_name="y")
         if is_new:
             if self._criterion().kind is not None:
@@ -591,6 +578,25 @@ def _complete_options(factory: Callable[..., Any], options: dict[str, Any], fact
                 f"module__{name} is no parameter of {title}.{did_you_mean(name, parameters)} It has {quote_list(parameters)}."
             )
     return {name: value for name, value in facts.items() if name in parameters} | options
+
+
+def _run(model: Model, inputs: Array, loss: Criterion) -> Tensor:
+    """Return the outputs of the module that the loss compares with the targets."""
+    outputs = map_leaves(torch.from_numpy, model.predict(inputs, verbose=0))
+    prediction = loss.compared_prediction(outputs, None)
+    if not isinstance(prediction, Tensor):
+        raise ValueError(
+            f"An estimator needs a module with one output, but it returned {describe(outputs)}. Use easytorch.Model, or return "
+            "one tensor from forward()."
+        )
+    return prediction
+
+
+def _read_seed(random_state: Any) -> int:
+    """Return the seed: an integer as it is, and otherwise a number that the generator draws."""
+    if isinstance(random_state, (int, np.integer)):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(MAX_SEED))
 
 
 def _read_weights(sample_weight: Any, x: Array) -> Array | None:

@@ -104,7 +104,7 @@ class Report:
     def add_worst(self) -> None:
         """Add the table of the samples with the highest loss."""
         if self.losses is not None:
-            self.tables["worst"] = self.worst_rows(np.argsort(-self.losses, kind="stable")[:WORST])
+            self.tables["worst"] = self.worst_rows(find_largest(self.losses, WORST))
 
     # Output
 
@@ -190,7 +190,7 @@ class Report:
         """Return a panel with the images of the samples with the highest loss, if the inputs are images."""
         if self.get_input is None or self.losses is None:
             return []
-        worst = np.argsort(-self.losses, kind="stable")[:9]
+        worst = find_largest(self.losses, 9)
         images = [_as_image(self.get_input(int(self.indices[i]))) for i in worst]
         if any(image is None for image in images):
             return []
@@ -275,6 +275,15 @@ class Comparison:
             f"{verdict}: {self.name} {self.first:.4g} and {self.second:.4g}, difference {self.difference}, "
             f"p = {self.p_value:.3g} ({self.test})"
         )
+
+
+def find_largest(values: Array, count: int) -> Array:
+    """Return the indices of the ``count`` largest values, the largest first, equal ones in their order, and NaN last."""
+    values = np.where(np.isnan(values), -np.inf, values)
+    candidates = np.arange(len(values))
+    if count < len(values):
+        candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return candidates[np.argsort(-values[candidates], kind="stable")[:count]]
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from easytorch.reports.base import WORST, Array, Report, Row
+from easytorch.reports.base import WORST, Array, Report, Row, find_largest
 from easytorch.reports.estimate import Estimate
 from easytorch.reports.intervals import Bootstrap, nan_mean, proportion
 
@@ -172,7 +172,7 @@ class ClassificationReport(Report):
         """Return the wrong predictions with the highest probability."""
         confidence = self.probabilities[np.arange(len(self)), self.predicted]
         wrong = np.flatnonzero(~self.scores())
-        return self.worst_rows(wrong[np.argsort(-confidence[wrong], kind="stable")[:WORST]])
+        return self.worst_rows(wrong[find_largest(confidence[wrong], WORST)])
 
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
         """Return confusion matrix, ROC and precision-recall curves, and calibration."""
@@ -394,7 +394,7 @@ class Ranking:
     """
 
     def __init__(self, scores: Array, is_positive: Array) -> None:
-        order = np.argsort(-scores, kind="stable")
+        order = np.argsort(-scores)  # the order of equal scores has no effect
         edges = np.r_[np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0), len(scores)]
         positives = np.flatnonzero(is_positive[order])
         tie = np.searchsorted(edges, positives, side="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ Array = np.ndarray[Any, Any]
 
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # in percent
+Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 # Numbers that are drawn at a time, so that a bootstrap over many samples does not fill the memory.
 CHUNK = 5_000_000
 # Numbers that one bootstrap reads, which takes less than a minute; more samples and columns get fewer repeats.
@@ -27,8 +29,15 @@ def proportion(count: float, total: float) -> Estimate:
     """
     if total == 0:
         return Estimate(float("nan"))
-    interval = stats.binomtest(int(count), int(total)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(float(count / total), float(interval.low), float(interval.high))
+    return wilson(float(count / total), float(total), Z)
+
+
+def wilson(share: float, count: float, z: float) -> Estimate:
+    """Return a share of ``count`` members with its Wilson interval, for ``z`` standard deviations."""
+    scale = 1 + z**2 / count
+    center = (share + z**2 / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Estimate(share, center - half if share > 0 else 0.0, center + half if share < 1 else 1.0)
 
 
 def proportion_of_clusters(counts: Array, totals: Array) -> Estimate:
@@ -54,10 +63,7 @@ def proportion_of_clusters(counts: Array, totals: Array) -> Estimate:
     variance = ratio_variance(counts - share * totals, total)
     effective = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else float(clusters)
     z = float(stats.t.ppf((1 + LEVEL) / 2, clusters - 1))
-    scale = 1 + z**2 / effective
-    center = (share + z**2 / (2 * effective)) / scale
-    half = z / scale * float(np.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2)))
-    return Estimate(share, max(0.0, center - half), min(1.0, center + half))
+    return wilson(share, effective, z)
 
 
 def ratio_variance(residuals: Array, total: float) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor
 
-from easytorch.reports.base import WORST, Array, Report, Row
+from easytorch.reports.base import WORST, Array, Report, Row, find_largest
 from easytorch.reports.classification import (
     confidence_bins,
     draw_calibration,
@@ -206,7 +206,7 @@ class PositionReport(Report):
         positions = self.positions
         wrong = np.flatnonzero(self.y != self.predicted)
         rows = []
-        for i in wrong[np.argsort(-positions.confidence[wrong], kind="stable")[:WORST]]:
+        for i in wrong[find_largest(positions.confidence[wrong], WORST)]:
             place = ", ".join(str(int(index)) for index in np.unravel_index(int(positions.place[i]), self.shape))
             names = {"true": self.names[self.y[i]], "predicted": self.names[self.predicted[i]]}
             row = {"index": int(positions.sample[i]), "position": place, **names}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
-import subprocess
+import re
 import sys
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import easytorch
+import easytorch.integrations.sklearn as integration
 from easytorch.callbacks import EarlyStopping, LambdaCallback
 from easytorch.integrations.sklearn import Classifier, Regressor
 
@@ -77,7 +79,7 @@ def regressor(module=make_net, **options):
 
 def test_fit_equals_fit_of_a_model():
     estimator = classifier(validation_split=0.2).fit(X, Y)
-    torch.manual_seed(np.random.RandomState(0).randint(2**31 - 1))
+    easytorch.set_seed(0)
     model = easytorch.Model(make_net(4, 3), device="cpu").compile("adam", "cross_entropy", lr=0.02)
     model.fit(X.astype("float32"), Y, epochs=15, validation_split=0.2, verbose=0)
     for ours, theirs in zip(estimator.module_.parameters(), model.module.parameters(), strict=True):
@@ -333,6 +335,42 @@ def score_by_margin(y_pred, y):
     return nn.functional.multi_margin_loss(y_pred, y)
 
 
+class Dictionary(nn.Module):
+    def __init__(self, n_features_in, n_outputs):
+        super().__init__()
+        self.layer = nn.Linear(n_features_in, n_outputs)
+
+    def forward(self, x):
+        return {"logits": self.layer(x)}
+
+
+def test_modules_may_return_a_dict_with_one_output():
+    assert classifier(Dictionary, epochs=30).fit(X, NAMES).score(X, NAMES) > 0.8
+
+
+def test_parameters_take_effect_in_the_next_fit():
+    estimator = classifier().fit(X[:100], Y[:100])
+    expected = estimator.predict_proba(X)
+    estimator.set_params(loss="bce_with_logits", module__hidden=3)
+    np.testing.assert_array_equal(estimator.predict_proba(X), expected)
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+    metric = easytorch.EpochMetric(lambda y_pred, y: 1.0, name="one", mode="max")
+    classifier(loss=loss, metrics=[metric], epochs=1).fit(X, Y)
+    assert "one" in classifier(loss=loss, metrics=[metric], epochs=1).fit(X, Y).history_
+
+
+def test_variances_are_no_predictions():
+    class Gaussian(nn.Module):
+        def __init__(self, n_features_in):
+            super().__init__()
+            self.mean, self.variance = nn.Linear(n_features_in, 1), nn.Linear(n_features_in, 1)
+
+        def forward(self, x):
+            return self.mean(x), self.variance(x).exp()
+
+    assert regressor(Gaussian, loss=nn.GaussianNLLLoss(), epochs=60).fit(X, TARGETS).score(X, TARGETS) > 0.8
+
+
 def test_custom_losses_predict_the_largest_output():
     estimator = classifier(loss=score_by_margin).fit(X, NAMES)
     assert estimator.score(X, NAMES) > 0.9
@@ -358,7 +396,8 @@ def test_html_and_metadata_routing_work():
         set_config(enable_metadata_routing=False)
 
 
-def test_the_error_without_scikit_learn_names_the_extra():
-    program = "import sys; sys.modules['sklearn.base'] = None\nimport easytorch.integrations.sklearn"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
-    assert 'pip install "easytorch-fit[sklearn]"' in result.stderr
+def test_the_error_without_scikit_learn_names_the_extra(monkeypatch):
+    spec = importlib.util.spec_from_file_location("without_sklearn", integration.__file__)
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    with pytest.raises(ImportError, match=re.escape('pip install "easytorch-fit[sklearn]"')):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

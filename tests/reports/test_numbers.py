@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics
 from sklearn.datasets import load_diabetes, load_digits
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from easytorch.reports import make_report
+from easytorch.reports.base import find_largest
 from easytorch.reports.classification import Ranking
 from easytorch.reports.comparison import _compare_shares
-from easytorch.reports.intervals import Bootstrap, proportion, quantile
+from easytorch.reports.intervals import Bootstrap, proportion, proportion_of_clusters, quantile
 
 
 def logits(classes: int, count: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -144,6 +146,23 @@ def test_ignored_labels_are_left_out_with_their_indices():
     assert all(y[row["index"]] != -100 for row in report.tables["worst"])
     report.add_slices({"first half": np.arange(300) < 150})
     assert sum(row["samples"] for row in report.tables["slices"]) == counted.sum()
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 7), (7, 7), (3, 10), (1, 1000), (999, 1000), (50_000, 100_000)])
+def test_intervals_of_shares_are_those_of_scipy(count, total):
+    expected = stats.binomtest(count, total).proportion_ci(method="wilson")
+    np.testing.assert_allclose(proportion(count, total)[1:], expected, rtol=1e-9)
+    clusters = proportion_of_clusters(np.repeat([1, 0], [count, total - count]), np.ones(total))
+    if 0 < count < total and total >= 1000:  # clusters of one member
+        np.testing.assert_allclose(clusters, proportion(count, total), rtol=0.01)
+
+
+def test_the_largest_values_come_in_the_order_of_a_stable_sort():
+    values = np.random.default_rng(0).integers(6, size=50).astype(float)
+    for count in (1, 10, 50, 60):
+        expected = np.argsort(-values, kind="stable")[:count]
+        np.testing.assert_array_equal(find_largest(values, count), expected)
+    assert find_largest(np.array([1, np.nan, 2]), 2).tolist() == [2, 0]
 
 
 def coverage(draw, truth: float, repeats: int = 1000) -> float:
