@@ -12,7 +12,7 @@ from easytorch._utils.warnings import collected_warnings
 
 # Each module adds its checks, in the order of the findings: mistakes come before what follows from them.
 # isort: off
-from easytorch.checks import inputs, labels, order, layers, outputs, gradients, learning, cost
+from easytorch.checks import inputs, labels, order, layers, outputs, gradients, learning, cost  # noqa: F401  # for their checks
 
 # isort: on
 from easytorch.checks.base import CHECKS, Check, Finding, error, info, warning

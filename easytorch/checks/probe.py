@@ -308,24 +308,31 @@ def _run_updates(probe: Probe, window: Window) -> None:
         weights = {name: value.detach().clone() for name, value in named_parameters(model).items()}
         with update_session(model, CallbackList([gradients], model, {})):
             with recorder.record() as recording:
-                probe.loss = _update(model, window)
-            probe.recording = recording
-            parameters = named_parameters(model)
+                losses = [_update(model, window) for _ in range(_updates_of_all(model))]
+            probe.recording, probe.loss = recording, losses[0]
             if gradients.has_seen:
-                probe.rows = {
-                    name: Row(
-                        gradients.gradients.get(name),
-                        _norm(value),
-                        _norm(parameters[name].detach() - value) if parameters[name].shape == value.shape else 0.0,
-                        value.numel(),
-                    )
-                    for name, value in weights.items()
-                    if parameters[name].requires_grad
-                }
+                probe.rows = _compare_weights(model, weights, gradients.gradients)
             probe.heads = list(_find_heads(probe))
             model.callbacks = CallbackList([], model, {})
-            probe.curve = [] if probe.loss is None else [probe.loss]
+            probe.curve = [loss for loss in losses if loss is not None]
             _repeat_updates(probe, window)
+
+
+def _updates_of_all(model: Model) -> int:
+    """Return the number of updates in which each of several optimizers steps."""
+    optimizer = model.optimizer
+    return max(optimizer.update_every.values()) if isinstance(optimizer, OptimizerGroup) else 1
+
+
+def _compare_weights(model: Model, weights: dict[str, Tensor], gradients: dict[str, float]) -> dict[str, Row]:
+    """Return the parameters that may be trained, with their gradients and what has changed since they were ``weights``."""
+    rows = {}
+    for name, parameter in named_parameters(model).items():
+        before = weights.get(name)
+        if before is not None and parameter.requires_grad and parameter.shape == before.shape:
+            change = _norm(parameter.detach() - before)
+            rows[name] = Row(gradients.get(name), _norm(before), change, parameter.numel())
+    return rows
 
 
 def _update(model: Model, window: Window) -> float | None:
@@ -391,7 +398,8 @@ def _fit_batch(probe: Probe, batch: Any) -> None:
             curve = _minimize(functools.partial(_loss, model, batch), optimizer)
         if not probe.fit_curve or final_loss(curve) < final_loss(probe.fit_curve):
             probe.fit_curve = curve
-        if final_loss(probe.fit_curve) < FITTED * probe.fit_curve[0]:
+        is_slow = len(curve) < FIT_STEPS and math.isfinite(curve[-1])
+        if is_slow or final_loss(probe.fit_curve) < FITTED * probe.fit_curve[0]:
             return
 
 

@@ -389,7 +389,7 @@ def lstm_without_batch_first():
     return compiled(Reading(batch_first=False)), (x[:, 0], y)
 
 
-@mistake("softmax_over_samples")
+@mistake("softmax_over_samples", also=("mixed_samples",))
 def attention_over_samples():
     net = Function(lambda net, x: net.head(net.body(x) * net.score(x.flatten(1)).softmax(0)),
                    body=mlp(64, 32), score=nn.Linear(64, 32), head=nn.Linear(32, 10))  # fmt: skip
