@@ -73,6 +73,7 @@ from easytorch.training.session import fit_session, reporting_errors, update_ses
 from easytorch.training.state import TrainState
 from easytorch.training.summary import format_model, print_summary
 from easytorch.training.validation import Validation
+from easytorch.tuning import learning_rates, sizes, speed
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from easytorch.checks.report import CheckReport
     from easytorch.reports.base import Report
     from easytorch.scripts import Explanation, Script
+    from easytorch.tuning import BatchSizes, LearningRates, Speeds
     from easytorch.typing import (
         CallbackLike,
         ClassWeightLike,
@@ -102,8 +104,8 @@ if TYPE_CHECKING:
 
 @api_hints.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
-    "report", "check", "to_script", "explain", "train_on_batch", "test_on_batch", "save", "load", "save_weights",
-    "load_weights", "export", "push_to_hub", "from_hub", "summary",
+    "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "export", "push_to_hub", "from_hub",
+    "summary", "report", "check", "find_lr", "find_batch_size", "tune_speed", "to_script", "explain",
 )  # fmt: skip
 class Model:
     """A ``torch.nn.Module`` with everything it takes to train it.
@@ -1087,6 +1089,126 @@ class Model:
             self, x, y, batch_size=batch_size, validation_data=validation_data, validation_split=validation_split,
             steps_per_epoch=steps_per_epoch, class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
             ignore=ignore, checks=checks,
+        )  # fmt: skip
+
+    def find_lr(
+        self,
+        x: DataLike | None = None,
+        y: TargetLike | None = None,
+        *,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+        updates: int = 100,
+        batch_size: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+    ) -> LearningRates:
+        """Return a learning rate for training on ``x``, by a range test that leaves the model as it is.
+
+        The test trains with a rate that grows exponentially, until training diverges. The suggestion is the rate at which the
+        loss has fallen by 80% of its fall. Parameter groups and several optimizers keep the ratio of their rates. Schedules
+        do not run; under a schedule the suggestion is its maximum.
+
+        Args:
+            x: The training data, of any kind that ``fit`` takes and that can be read again.
+            y: The targets, unless ``x`` contains them.
+            min_lr: The first rate.
+            max_lr: The last rate.
+            updates: Number of updates, at least 20.
+            batch_size: See ``fit``; so are all further arguments.
+            class_weight: See ``fit``.
+            sample_weight: See ``fit``.
+            shuffle: See ``fit``.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or ``fit`` is running.
+            ValueError: If there are several losses, the optimizer determines the length of its steps (LBFGS), the data can be
+                read only once, or the loss does not fall.
+
+        Source: L. Smith, 2017, https://arxiv.org/abs/1506.01186.
+
+        Examples:
+            >>> model.optimizer.lr = model.find_lr(x, y).suggestion
+        """
+        return learning_rates.find_lr(
+            self, x, y, min_lr=min_lr, max_lr=max_lr, updates=updates, batch_size=batch_size, class_weight=class_weight,
+            sample_weight=sample_weight, shuffle=shuffle,
+        )  # fmt: skip
+
+    def find_batch_size(
+        self,
+        x: DataLike,
+        y: TargetLike | None = None,
+        *,
+        min_size: int = 8,
+        max_size: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+    ) -> BatchSizes:
+        """Return the samples per second of several batch sizes; the model stays as it is.
+
+        The size doubles until larger batches are no faster; on an accelerator, until they do not fit in memory. The suggestion
+        is the smallest size that reaches 90% of the highest throughput. ``largest`` is the largest size that fits.
+
+        Args:
+            x: Arrays, a dataset, or a ``DataLoader``, whose batch size is replaced.
+            y: The targets, unless ``x`` contains them.
+            min_size: The first size.
+            max_size: The last size; None for the number of samples.
+            class_weight: See ``fit``.
+            sample_weight: See ``fit``.
+            shuffle: See ``fit``.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or ``fit`` is running.
+            ValueError: If the data contains batches whose size cannot be changed, or there are several processes.
+            torch.OutOfMemoryError: If the first size does not fit.
+
+        Examples:
+            >>> model.fit(x, y, batch_size=model.find_batch_size(x, y).suggestion)
+        """
+        return sizes.find_batch_size(
+            self, x, y, min_size=min_size, max_size=max_size, class_weight=class_weight, sample_weight=sample_weight,
+            shuffle=shuffle,
+        )  # fmt: skip
+
+    def tune_speed(
+        self,
+        x: DataLike,
+        y: TargetLike | None = None,
+        *,
+        seconds: float = 60.0,
+        batch_size: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+    ) -> Speeds:
+        """Measure what makes this program faster on this machine; the model stays as it is.
+
+        Each setting is measured in several rounds, in turn with the present ones: precision, memory format, compilation, data
+        in memory, workers, pinned memory, batch size and threads. Those that are faster beyond the noise are measured together.
+
+        Args:
+            x: The training data, of any kind that ``fit`` takes and that can be read again.
+            y: The targets, unless ``x`` contains them.
+            seconds: The time for all measurements.
+            batch_size: See ``fit``; so are all further arguments.
+            class_weight: See ``fit``.
+            sample_weight: See ``fit``.
+            shuffle: See ``fit``.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or ``fit`` is running.
+            ValueError: If the data can be read only once, or there are several processes.
+
+        Examples:
+            >>> print(model.tune_speed(train_loader))
+        """
+        return speed.tune_speed(
+            self, x, y, seconds=seconds, batch_size=batch_size, class_weight=class_weight, sample_weight=sample_weight,
+            shuffle=shuffle,
         )  # fmt: skip
 
     def log_names(self) -> list[str]:

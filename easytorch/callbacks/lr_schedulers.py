@@ -308,10 +308,7 @@ class Schedule(LRScheduler):
                 f"scheduler={self.name!r} needs the number of updates, but the data has no length. Pass steps_per_epoch to fit()."
             )
         self._total = total = self._count_updates()
-        if _is_scheduler(self.scheduler):
-            self._left_rates = _last_rates(self.scheduler.state_dict())
-        if _group_rates(optimizer) != self._left_rates:
-            self.rates = _group_rates(optimizer)
+        self.rates = self.find_peaks(optimizer)
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = group["initial_lr"] = rate
         if self.name == "one_cycle":
@@ -321,6 +318,13 @@ class Schedule(LRScheduler):
             warmup_steps = round(self.warmup * total)
             factor = functools.partial(compute_warmup_cosine, warmup_steps, total)
             self.scheduler = lr_scheduler.LambdaLR(optimizer, factor)
+
+    def find_peaks(self, optimizer: Optimizer) -> list[float]:
+        """Return the maximum of the schedule for each parameter group: what the user has set since the last fit, if anything."""
+        left_rates = self._left_rates
+        if _is_scheduler(self.scheduler):
+            left_rates = _last_rates(self.scheduler.state_dict())
+        return self.rates if _group_rates(optimizer) == left_rates else _group_rates(optimizer)
 
     def step(self) -> None:
         """Step the schedule; after its end stay at the last rate, and warn once."""

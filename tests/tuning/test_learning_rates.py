@@ -1,0 +1,270 @@
+"""find_lr: a range test that leaves no trace, and the rate that follows from it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from easytorch import Model
+from easytorch.tuning import LearningRates
+from easytorch.tuning.range_test import geometric_rates, has_diverged
+from tests.loops import blobs
+
+X, Y = blobs(60)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.1), nn.BatchNorm1d(32), nn.Linear(32, 3))
+
+
+def new_model(optimizer="adam", loss="cross_entropy", **options):
+    return Model(network(), device="cpu").compile(optimizer, loss, **options)
+
+
+def state_of(model):
+    return copy.deepcopy(
+        [model.module.state_dict(), model.optimizer.state_dict(), vars(model.state), torch.get_rng_state()]
+    )
+
+
+def assert_equal(a, b):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        assert_equal(list(a.values()), list(b.values()))
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_equal(left, right)
+    else:
+        assert a == b
+
+
+OPTIONS = {
+    "adam": {},
+    "sgd": {"optimizer": "sgd", "momentum": 0.9},
+    "sam": {"optimizer": "sam", "base": "sgd"},
+    "accumulation": {"gradient_accumulation_steps": 2, "clip_grad_norm": 1.0},
+    "warmup": {"scheduler": "warmup_cosine"},
+    "one cycle": {"scheduler": "one_cycle"},
+    "scheduler object": {"scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3)},
+    "several": {"optimizer": {"0": ("sgd", {"lr": 0.1}), "*": ("adam", {"lr": 0.001})}},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_range_test_leaves_no_trace(options):
+    model = new_model(**options)
+    before = state_of(model)
+    found = model.find_lr(X, Y, batch_size=16, updates=40)
+    assert_equal(before, state_of(model))
+    assert 1e-6 < found.suggestion < 10
+    assert not len(model.history)
+    model.fit(X, Y, epochs=1, verbose=0)
+    other = new_model(**options)
+    torch.set_rng_state(before[-1])
+    other.fit(X, Y, epochs=1, verbose=0)
+    assert_equal(model.module.state_dict(), other.module.state_dict())
+
+
+def test_training_at_the_suggestion_is_better_than_before():
+    scores = []
+    for finds in (False, True):
+        model = new_model("sgd", lr=1e-4)
+        if finds:
+            model.optimizer.lr = model.find_lr(X, Y).suggestion
+        torch.manual_seed(1)
+        scores.append(model.fit(X, Y, epochs=5, verbose=0)["loss"][-1])
+    assert scores[1] < 0.7 * scores[0]
+
+
+class Log:
+    """Rates that the end of the range test does not restore."""
+
+    in_snapshots = False
+    rates: list[list[float]] = []  # noqa: RUF012  # a test clears it
+
+
+class Recording(Model):
+    """Records the learning rates in each step."""
+
+    def train_step(self, batch):
+        Log.rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize("scheduler", [None, "warmup_cosine", "one_cycle"])
+def test_groups_keep_the_ratio_of_their_rates(scheduler):
+    Log.rates.clear()
+    net = network()
+    groups = [
+        {"params": net[0].parameters(), "lr": 0.02},
+        {"params": [*net[3].parameters(), *net[4].parameters()], "lr": 0.1},
+    ]
+    model = Recording(net, device="cpu").compile(
+        torch.optim.SGD(groups, momentum=0.9), "cross_entropy", scheduler=scheduler
+    )
+    found = model.find_lr(X, Y, updates=30, max_lr=1.0)
+    rates = np.array(Log.rates)
+    assert rates[:, 1] / rates[:, 0] == pytest.approx(5.0)
+    assert rates[: len(found.rates), 0] == pytest.approx(found.rates)
+    assert found.group_rates == pytest.approx({"lr": found.suggestion, "lr_1": 5 * found.suggestion})
+    assert "call .apply(model)" in str(found)
+    found.apply(model)
+    assert [group["lr"] for group in model.optimizer.param_groups] == pytest.approx(
+        [found.suggestion, 5 * found.suggestion]
+    )
+
+
+def test_several_optimizers_keep_the_ratio_of_their_rates():
+    model = new_model({"0": ("sgd", {"lr": 0.1}), "*": ("adam", {"lr": 0.001})})
+    found = model.find_lr(X, Y, updates=40)
+    assert found.group_rates == pytest.approx({"lr_0": found.suggestion, "lr_*": found.suggestion / 100})
+
+
+def test_a_scheduler_object_needs_another_compile():
+    model = new_model(
+        "sgd", lr=0.1, scheduler=lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)
+    )
+    found = model.find_lr(X, Y, updates=40)
+    assert "compile(..., lr=" in found.notes[0]
+    with pytest.raises(ValueError, match=r"Compile again: compile\(\.\.\., lr="):
+        found.apply(model)
+
+
+def test_a_test_stops_when_training_diverges():
+    Log.rates.clear()
+    model = Recording(network(), device="cpu").compile("sgd", "mse")
+    targets = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    found = model.find_lr(X, targets, min_lr=1e-3, max_lr=1e6)
+    assert found.diverged
+    assert len(Log.rates) < 100
+    assert np.isfinite(found.losses).all()
+
+
+def test_divergence_is_a_loss_far_above_the_fall():
+    falling = [2.3 - 0.05 * i for i in range(30)]
+    assert not has_diverged(falling)
+    assert not has_diverged([2.3, 2.4, 2.2, 2.5, 2.1])
+    assert has_diverged([*falling, *[9.0] * 6])
+    assert has_diverged([2.3, float("nan")])
+    assert not has_diverged([-1.0, -1.1, -1.2, -1.3, -2.0])
+
+
+def test_rates_grow_by_the_same_factor():
+    rates = geometric_rates(1e-6, 10.0, 8)
+    assert rates[0] == 1e-6
+    assert rates[-1] == pytest.approx(10.0)
+    assert np.diff(np.log10(rates)) == pytest.approx(1.0)
+
+
+def test_data_of_every_kind_is_accepted():
+    model = new_model()
+    labels = np.array(["a", "b", "c"])[Y]
+    batches = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 56, 8)]
+    for data in (
+        (X.numpy(), labels), (DataLoader(TensorDataset(X, Y), 8, shuffle=True),), (TensorDataset(X, Y),), (batches,),
+        (lambda: iter(batches),),
+    ):  # fmt: skip
+        assert model.find_lr(*data, updates=25).suggestion > 0
+    assert model.class_names is None
+
+
+def test_a_custom_step_and_a_loss_of_the_module_work():
+    class Step(Model):
+        def train_step(self, batch):
+            x, y = batch
+            return {"loss": nn.functional.cross_entropy(self(x), y), "extra": 1.0}
+
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x, y):
+            return {"loss": nn.functional.cross_entropy(self.net(x), y)}
+
+    assert Step(network(), device="cpu").compile("adam", None).find_lr(X, Y, updates=30).suggestion > 0
+    assert Model(WithLoss(), device="cpu").compile("adam", None).find_lr({"x": X, "y": Y}, updates=30).suggestion > 0
+
+
+def test_what_has_no_learning_rate_is_refused():
+    with pytest.raises(ValueError, match=r"find_lr\(\) cannot test LBFGS.*Keep its lr"):
+        new_model("lbfgs").find_lr(X, Y)
+    with pytest.raises(RuntimeError, match=r"find_lr\(\) needs an optimizer"):
+        Model(network(), device="cpu").compile(None, "cross_entropy").find_lr(X, Y)
+    with pytest.raises(RuntimeError, match=r"find_lr\(\) needs a compiled model"):
+        Model(network(), device="cpu").find_lr(X, Y)
+
+
+def test_networks_that_compete_are_refused():
+    class Gan(Model):
+        def generator_step(self, batch):
+            return {"loss": self.module["generator"](batch[0]).mean()}
+
+        def critic_step(self, batch):
+            return {"loss": -self.module["critic"](batch[0]).mean()}
+
+    net = nn.ModuleDict({"generator": nn.Linear(8, 8), "critic": nn.Linear(8, 1)})
+    model = Gan(net, device="cpu").compile({"generator": "adam", "critic": "adam"})
+    with pytest.raises(ValueError, match="needs one loss, but generator_step, critic_step have a loss each"):
+        model.find_lr(X)
+
+
+def test_a_custom_update_must_record_its_loss():
+    class Silent(Model):
+        def update(self, window):
+            for x, y in window:
+                self.strategy.backward(self.loss(self(x), y))
+                self.strategy.step(self.optimizer)
+                self.strategy.zero_grad(self.optimizer)
+
+    model = Silent(network(), device="cpu").compile("sgd", "cross_entropy")
+    with pytest.raises(ValueError, match=r"needs the loss of each update.*metrics\.record"):
+        model.find_lr(X, Y)
+
+
+def test_wrong_arguments_are_explained():
+    model = new_model()
+    with pytest.raises(ValueError, match=r"max_lr the larger one, received 1\.0 and 0\.1"):
+        model.find_lr(X, Y, min_lr=1.0, max_lr=0.1)
+    with pytest.raises(ValueError, match="updates must be at least 20"):
+        model.find_lr(X, Y, updates=3)
+    with pytest.raises(ValueError, match=r"find_lr\(\) would use up the first batches"):
+        model.find_lr((X[i : i + 8], Y[i : i + 8]) for i in range(0, 56, 8))
+    with pytest.raises(ValueError, match=r"diverged after .* updates.*Pass a smaller min_lr"):
+        new_model("sgd", "mse").find_lr(X, torch.randn(60, 3), min_lr=1e5, max_lr=1e9)
+    with pytest.raises(TypeError, match="learning_rate"):
+        model.find_lr(X, Y, learning_rate=3)
+
+
+def curve():
+    rates = geometric_rates(1e-6, 10.0, 60)
+    losses = [2.3 - 2.0 / (1 + (1e-3 / rate)) + (5 * rate) ** 2 for rate in rates]
+    return LearningRates(rates, losses, 2.3, diverged=True)
+
+
+def test_a_result_is_a_table_a_frame_a_dict_and_a_picture(tmp_path):
+    found = curve()
+    assert 1e-3 < found.suggestion < 1e-1
+    text = str(found)
+    assert f"model.optimizer.lr = {found.suggestion:g}" in text
+    assert "suggestion" in text
+    assert len(text.splitlines()) < 12
+    assert list(found.to_frame().columns) == ["lr", "loss", "smoothed"]
+    assert found.to_dict()["suggestion"] == found.suggestion
+    assert found._repr_html_().count("<tr>") == 5
+    found.plot(path=tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_curve_that_does_not_fall_has_no_suggestion():
+    with pytest.raises(ValueError, match="no rate at which the loss falls"):
+        LearningRates(geometric_rates(1e-6, 10.0, 60), [2.3 + i for i in range(60)], 2.3)
