@@ -7,9 +7,9 @@ import numbers
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import ModelCheckpoint
 from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
+from easytorch.data.data_sets import by_name
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -24,7 +24,9 @@ class Best(NamedTuple):
 
 
 def find_best(model: Model, epochs: Iterable[int], rows: Iterable[Mapping[str, Any]]) -> Best | None:
-    """Return the best value of the monitored quantity, or else of ``val_loss`` or ``loss``; None if there is none.
+    """Return the best value of the monitored quantity, or else of a loss; None if there is none.
+
+    The loss is that of the validation data, of the first set if there are several, and otherwise of the training data.
 
     Args:
         model: The model, whose callbacks determine the quantity.
@@ -32,7 +34,7 @@ def find_best(model: Model, epochs: Iterable[int], rows: Iterable[Mapping[str, A
         rows: The values of each epoch.
     """
     table = list(zip(epochs, rows, strict=True))
-    for name, mode in _list_quantities(model.callbacks.callbacks):
+    for name, mode in _list_quantities(model):
         rows_by_epoch = table
         if table and model.recorded_history.follows_updates(name):
             in_fit = (row for row in model.recorded_history.validations if row["epoch"] >= table[0][0])
@@ -43,14 +45,16 @@ def find_best(model: Model, epochs: Iterable[int], rows: Iterable[Mapping[str, A
     return None
 
 
-def _list_quantities(callbacks: Iterable[Callback]) -> list[tuple[str, str]]:
+def _list_quantities(model: Model) -> list[tuple[str, str]]:
     """Return names and directions: what stops training, selects files, or is monitored otherwise, and then the losses."""
-    monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+    monitors = [callback for callback in model.callbacks.callbacks if isinstance(callback, Monitor)]
     monitors = [callback for callback in monitors if not isinstance(callback, ModelCheckpoint) or callback.compares]
     monitors.sort(
         key=lambda callback: (not isinstance(callback, EarlyStopping), not isinstance(callback, ModelCheckpoint))
     )
-    return [*((callback.monitor, callback.direction) for callback in monitors), ("val_loss", "min"), ("loss", "min")]
+    sets = by_name(model.last_fit.get("validation"))
+    losses = [f"val_{name}_loss" if name else "val_loss" for name in sets] + ["loss"]
+    return [*((callback.monitor, callback.direction) for callback in monitors), *((name, "min") for name in losses)]
 
 
 def _is_number(value: Any) -> bool:

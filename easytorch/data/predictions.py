@@ -109,17 +109,24 @@ def join_samples(batches: Sequence[Any]) -> list[Any] | None:
 
 def warn_if_shuffled(loader: Any) -> Any:
     """Return ``loader``; warn if its sampler changes the order or the number of samples, so that outputs do not match them."""
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        batch_sampler = loader.batch_sampler
-        sampler: Any = getattr(batch_sampler, "sampler", loader.sampler)
-        if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
-            sampler = batch_sampler
-        if not _keeps_order(sampler, loader.dataset):
-            warn(
-                "The outputs have another order than the samples of the dataset, or another number, because of the sampler "
-                f"of this DataLoader, {type(sampler).__name__}. Pass a DataLoader with shuffle=False, or the dataset itself."
-            )
+    sampler = find_shuffling_sampler(loader)
+    if sampler is not None:
+        warn(
+            "The outputs have another order than the samples of the dataset, or another number, because of the sampler "
+            f"of this DataLoader, {type(sampler).__name__}. Pass a DataLoader with shuffle=False, or the dataset itself."
+        )
     return loader
+
+
+def find_shuffling_sampler(loader: Any) -> Any:
+    """Return the sampler of ``loader`` if it changes the order or the number of samples, otherwise None."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    batch_sampler = loader.batch_sampler
+    sampler: Any = getattr(batch_sampler, "sampler", loader.sampler)
+    if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
+        sampler = batch_sampler
+    return None if _keeps_order(sampler, loader.dataset) else sampler
 
 
 def _keeps_order(sampler: Any, dataset: Any) -> bool:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch.data.batch import unpack
 from easytorch.data.class_names import ClassNames
+from easytorch.data.predictions import find_shuffling_sampler
 from easytorch.reports.base import Comparison, Report
 from easytorch.reports.build import make_report
 from easytorch.reports.estimate import Estimate
@@ -39,6 +40,12 @@ def report_on(
     verbose: int | str,
 ) -> Report:
     """Return the report of ``Model.report``."""
+    sampler = find_shuffling_sampler(x)
+    if by is not None and sampler is not None:
+        raise ValueError(
+            f"by= has one value per sample, in the order of the dataset, and the {type(sampler).__name__} of this DataLoader "
+            "draws another order. Pass a DataLoader with shuffle=False, or the dataset itself."
+        )
     inputs, labels = ClassNames(model.class_names).encode(x, y)
     data = inputs if labels is None else (inputs, labels)
     outputs, targets = model.predict(data, targets=True, batch_size=batch_size, verbose=verbose)
@@ -46,7 +53,7 @@ def report_on(
         outputs, targets, model.loss, class_names=model.class_names, output=output, threshold=threshold, bootstrap=bootstrap,
         seed=seed,
     )  # fmt: skip
-    report.get_input = input_reader(x)
+    report.get_input = input_reader(x) if sampler is None else None
     if by is not None:
         from easytorch.reports.slices import read_columns
 

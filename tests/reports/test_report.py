@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from easytorch import Model
 from easytorch.reports import make_report
@@ -57,6 +57,31 @@ def test_predict_returns_outputs_with_their_targets(tmp_path):
     np.testing.assert_array_equal(saved, expected)
     np.testing.assert_array_equal(labels, Y)
     assert make_report(saved, labels, bootstrap=0).summary == model.report(X, Y, bootstrap=0, verbose=0).summary
+
+
+class Reversed(Sampler):
+    def __iter__(self):
+        return reversed(range(120))
+
+    def __len__(self):
+        return 120
+
+
+@pytest.mark.parametrize("options", [{"shuffle": True}, {"sampler": Reversed()}])
+@pytest.mark.parametrize("by", [{"sex": np.arange(120) % 2}, np.arange(120) % 2, lambda x: np.arange(120) % 2])
+def test_slices_of_data_in_another_order_are_refused(options, by):
+    loader = DataLoader(TensorDataset(X, Y), 7, **options)
+    with pytest.raises(ValueError, match=r"by= has one value per sample.*shuffle=False"):
+        compiled().report(loader, by=by, verbose=0)
+    ordered = DataLoader(TensorDataset(X, Y), 7)
+    assert compiled().report(ordered, by=by, bootstrap=0, verbose=0).tables["slices"]
+
+
+def test_a_shuffled_report_shows_no_inputs_of_other_samples():
+    loader = DataLoader(TensorDataset(X, Y), 7, shuffle=True)
+    with pytest.warns(UserWarning, match="another order"):
+        report = compiled().report(loader, bootstrap=0, verbose=0)
+    assert report.get_input is None
 
 
 def test_data_without_targets_is_refused():
