@@ -45,7 +45,7 @@ from easytorch.data.arrays import (
     keep_column_order,
     match_columns,
 )
-from easytorch.data.batch import EMPTY_DATA, Batch, Window, count_batches
+from easytorch.data.batch import EMPTY_DATA, Batch, BatchFunctions, Window, count_batches
 from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
 from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_name
 from easytorch.data.epoch_iterator import EpochIterator
@@ -732,7 +732,9 @@ class Model:
         batch = self._as_batch(x, y, sample_weight)
         call = self.strategy.group.call("train_on_batch")
         with call, update_session(self, CallbackList([], self, {})), separate_metrics(self):
-            self.update(Window([batch], batch_size=self.batch_size, unpack=self.unpack))
+            window = Window([batch])
+            window.functions = BatchFunctions(self.batch_size, self.unpack)
+            self.update(window)
             self.state.step += 1
             return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
 

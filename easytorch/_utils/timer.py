@@ -36,6 +36,13 @@ class Timer:
         self.seconds[phase] += now - self._last
         self._last = now
 
+    def mark_data(self, requested_at: float) -> None:
+        """Add the time until the next batch was requested to ``rest``, and the time since then to ``data``."""
+        now, seconds = perf_counter(), self.seconds
+        seconds["rest"] += requested_at - self._last
+        seconds["data"] += now - requested_at
+        self._last = now
+
     def read(self) -> dict[str, float]:
         """Return the seconds of each phase; their sum is the time since the start."""
         self.mark("rest")

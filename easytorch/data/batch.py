@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -78,6 +79,8 @@ def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: 
     Raises:
         ValueError: If a tuple has more than three parts.
     """
+    if type(batch) in (tuple, list) and len(batch) in (1, 2, 3):  # by far the most frequent case
+        return Batch(*batch)
     if batch is None:
         raise ValueError(
             "There is no data, since fit() got only steps_per_epoch. Override train_step(self, batch) in a subclass of Model: "
@@ -160,11 +163,10 @@ def batch_size(batch: Any) -> int:
         32
     """
     # By far the most frequent cases, once for each batch.
-    parts = len(batch) if type(batch) in (tuple, list) else 0
-    if 2 <= parts <= 3 and isinstance(y := batch[1], Tensor) and y.ndim:
-        rows = y.shape[0]
-        if parts == 2 or (isinstance(batch[2], Tensor) and batch[2].shape[:1] == (rows,)):
-            return rows
+    if type(batch) in (tuple, list) and len(batch) in (2, 3):
+        y = batch[1]
+        if isinstance(y, Tensor) and y.ndim and (len(batch) == 2 or _has_one_weight_per_row(batch[2], y)):
+            return y.shape[0]
     if batch is None:  # the step makes its data itself
         return 1
     _check_is_batch(batch)
@@ -178,6 +180,10 @@ def batch_size(batch: Any) -> int:
         f"Cannot find the number of samples in this batch: expected tensors or arrays, received {describe(batch)}. Pass "
         "(x, y) as tensors, or override Model.batch_size."
     )
+
+
+def _has_one_weight_per_row(weights: Any, y: Tensor) -> bool:
+    return isinstance(weights, Tensor) and weights.shape[:1] == y.shape[:1]
 
 
 def _check_is_batch(batch: Any) -> None:
@@ -446,17 +452,26 @@ class GeneratorWithLookahead(Iterator[Any]):
             pass
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchFunctions:
+    """How batches are read.
+
+    Attributes:
+        batch_size: Returns the number of samples of a batch, as ``Model.batch_size`` does.
+        unpack: Splits a batch into inputs, targets and weights, as ``Model.unpack`` does.
+    """
+
+    batch_size: Callable[[Any], int] = batch_size
+    unpack: Callable[[Any], Batch] = unpack
+
+
 class Window(list[Any]):
     """The batches of one optimizer update, with their sample counts.
 
     A window is a list of batches: ``(batch,) = window`` and ``window[0]`` work.
 
-    Args:
-        batches: The batches of this rank.
-        batch_size: Returns the number of samples of a batch, as ``Model.batch_size`` does.
-        unpack: Splits a batch into inputs, targets and weights, as ``Model.unpack`` does.
-
     Attributes:
+        functions: How its batches are read. It is no argument, since a list without ``__init__`` is created in half of the time.
         sample_counts: Per batch, the number of samples that the sampler drew for this rank, 0 for padding; None if unknown.
         total: The number of samples of all ranks in this window; None if unknown.
         counts_exact: Whether the collate function keeps one row per sample, so that sample counts are sizes.
@@ -464,36 +479,29 @@ class Window(list[Any]):
             batch counts nothing.
     """
 
+    functions = BatchFunctions()
     sample_counts: Sequence[int] | None = None
     total: int | None = None
     counts_exact = False
     is_padding = False
     _sizes: list[int] | None = None
 
-    def __init__(
-        self,
-        batches: Iterable[Any] = (),
-        *,
-        batch_size: Callable[[Any], int] = batch_size,
-        unpack: Callable[[Any], Batch] = unpack,
-    ) -> None:
-        super().__init__(batches)
-        self._batch_size, self._unpack = batch_size, unpack
-
     def of_parts(self, batches: Iterable[Any]) -> Window:
         """Return a window of other batches with the same samples."""
-        return Window(batches, batch_size=self._batch_size, unpack=self._unpack)
+        window = Window(batches)
+        window.functions = self.functions
+        return window
 
     @property
     def sizes(self) -> list[int]:
         """Number of samples of each batch, by which its loss is weighted; always the same list."""
         if self._sizes is None:  # cached_property takes a lock in Python before 3.12
-            self._sizes = list(map(self._batch_size, self[:]))
+            self._sizes = list(map(self.functions.batch_size, self[:]))
         return self._sizes
 
     def unpacked(self) -> Iterator[Batch]:
         """Yield inputs, targets and weights of each batch."""
-        return map(self._unpack, self[:])
+        return map(self.functions.unpack, self[:])
 
 
 class ShardedWindow(Window):
@@ -506,10 +514,8 @@ class ShardedWindow(Window):
         sample_counts: Sequence[int],
         total: int,
         counts_exact: bool,
-        batch_size: Callable[[Any], int] = batch_size,
-        unpack: Callable[[Any], Batch] = unpack,
     ) -> None:
-        super().__init__(batches, batch_size=batch_size, unpack=unpack)
+        super().__init__(batches)
         self.sample_counts, self.total, self.counts_exact = sample_counts, total, counts_exact
         self.is_padding = bool(sample_counts) and not sample_counts[0]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +35,7 @@ from easytorch.data import sharding
 from easytorch.data.batch import (
     EMPTY_DATA,
     Batch,
+    BatchFunctions,
     GeneratorWithLookahead,
     ShardedWindow,
     Window,
@@ -138,7 +139,7 @@ class EpochIterator:
         self.timer, self.first_epoch = Timer(), 0
         self.window, self.example = Window(), None
         self._weigh, self._unreproducible = weigh, unreproducible
-        self._batch_size, self._unpack = batch_size, unpack
+        self._functions = BatchFunctions(batch_size, unpack)
         self._single_pass = is_single_pass(loader)
         if self._single_pass and self.steps is None and (length := count_batches(loader)) is not None:
             self.steps = -(-length // window_size)  # it may not end by itself
@@ -213,19 +214,21 @@ class EpochIterator:
 
     def __iter__(self) -> Iterator[Window]:
         """Yield the windows of one epoch; the remaining ones of a resumed epoch."""
-        self.timer.start()
+        timer = self.timer
+        timer.start()
         count, self._windows_done = self._windows_done, 0
         lookahead, self._lookahead = self._lookahead, []
         remaining = self.steps - count - len(lookahead) if self.steps else None
         self._windows = itertools.chain(lookahead, itertools.islice(self._stream or self._pass(), remaining))
+        requested_at = perf_counter()
         for window in self._windows:
             if self.example is None and window:
                 self.example = map_leaves(_clone_tensor, window[0])
             self.window = window
             count += 1
-            self.timer.mark("data")
+            timer.mark_data(requested_at)
             yield window
-            self.timer.mark("rest")
+            requested_at = perf_counter()
         self._exhausted = count < self.steps if self.steps else self._single_pass
         self._windows_seen = count
         if not count:
@@ -296,14 +299,15 @@ class EpochIterator:
             batches = map(self._apply_weights, batches)
         if self._shards is not None:
             batches = self._append_missing(batches)
-        window_of = Window if self._shards is None else self._make_sharded_window
-        make_window = functools.partial(window_of, batch_size=self._batch_size, unpack=self._unpack)
+        make_window = Window if self._shards is None else self._make_sharded_window
         while taken := list(itertools.islice(batches, self.window_size)):
             position, count = self._position, len(taken)
             position.batches_used += count
             position.has_ended = count < self.window_size or position.batches_used == self._length
             self._batches_in_window = count
-            yield make_window(taken)
+            window = make_window(taken)
+            window.functions = self._functions
+            yield window
         self._position.has_ended = True
         self._check_length()
 
@@ -335,7 +339,7 @@ class EpochIterator:
 
     # Windows of several ranks
 
-    def _make_sharded_window(self, batches: list[Any], **functions: Any) -> Window:
+    def _make_sharded_window(self, batches: list[Any]) -> Window:
         """Return this rank's window, with the sample counts of all ranks."""
         used = self._position.batches_used
         rounds = self._shards.rounds[used - len(batches) : used]
@@ -345,9 +349,7 @@ class EpochIterator:
             batches = [batch for batch in batches if batch is not sharding.NO_BATCH]
         counts = [count for count, _ in rounds if count or self.needs_batch_every_step]
         total = sum(total for _, total in rounds)
-        return ShardedWindow(
-            batches, sample_counts=counts, total=total, counts_exact=self._shards.counts_exact, **functions
-        )
+        return ShardedWindow(batches, sample_counts=counts, total=total, counts_exact=self._shards.counts_exact)
 
     def _append_missing(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches, then ``NO_BATCH`` for each round in which only other ranks have a batch."""
@@ -525,7 +527,7 @@ class EpochIterator:
                 {name: EpochIterator(part, group=self.group) for name, part in self.loader.parts.items()},
                 group=self.group,
                 window_size=self.window_size,
-                is_weighted=not is_internal(self._batch_size),
+                is_weighted=not is_internal(self._functions.batch_size),
                 epoch=lambda: self.first_epoch,
             )
         if not isinstance(loader, DataLoader):

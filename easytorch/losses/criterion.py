@@ -343,7 +343,7 @@ class SingleLoss(Criterion):
         if not isinstance(y_pred, Tensor) or not isinstance(y, Tensor):
             return {"loss": self._reduced(*self._convert(y_pred, y), sample_weight)}
         y = self.targets(y_pred, y)
-        if self._unchecked_call is not None and sample_weight is None and y.numel():
+        if sample_weight is None and self._unchecked_call is not None and y.numel():
             if not self.may_ignore:
                 self._counts = {}
                 return {"loss": self._unchecked_call(y_pred, y)}
