@@ -219,6 +219,7 @@ def _add_fit(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch 
         first_epoch=record.first_epoch,
         updates=record.steps_per_epoch or updates,
         steps_per_epoch=record.steps_per_epoch,
+        continues=record.continues,
         class_weight=weights.expression,
         class_index=weights.end,
         labels_ndim=weights.ndim,

@@ -62,6 +62,7 @@ def test_a_script_has_only_what_is_in_use():
     assert max(map(len, long.splitlines())) <= 120
 
 
+@pytest.mark.slow
 def test_a_saved_script_runs_as_a_file(tmp_path):
     data = "net = nn.Linear(8, 3)\nx, y = torch.randn(40, 8), torch.arange(40) % 3\n"
     script = compiled_model().to_script(X, Y, epochs=2)
@@ -363,7 +364,7 @@ def test_a_model_without_a_fit_asks_for_data():
 @pytest.mark.parametrize("method", ["to_script", "explain"])
 def test_wrong_arguments_are_errors_as_in_fit(method):
     call = getattr(compiled_model(), method)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'.*'epochs'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'epoch'.*'epochs'"):
         call(X, Y, epoch=3)
     with pytest.raises(ValueError, match="epochs must be a positive integer"):
         call(X, Y, epochs=0)
