@@ -179,10 +179,15 @@ def _plain_options(callback: Callback) -> Iterator[tuple[str, Any]]:
 def _has_state(model: Model) -> bool:
     """Return whether the optimizer or a schedule of ``model`` continues from earlier updates."""
     optimizer = model.require_optimizer("fit")
-    # Adagrad has a state before its first step.
-    has_values = any(float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state)
+    has_values = any(map(_has_stepped, optimizer.state.values()))
     schedulers = (schedule.scheduler for schedule in model.schedules if not isinstance(schedule, Schedule))
     return has_values or any(getattr(scheduler, "last_epoch", 0) > 0 for scheduler in schedulers)
+
+
+def _has_stepped(state: Any) -> bool:
+    """Return whether the state of one parameter is that of a step; Adagrad has a state before the first."""
+    step = state.get("step") if isinstance(state, Mapping) else None
+    return bool(state) if step is None else float(step) > 0
 
 
 def _is_of_user(callback: Any, model: Model) -> bool:
