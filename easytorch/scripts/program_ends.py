@@ -10,7 +10,7 @@ from typing import Any
 from easytorch.callbacks.every import Every
 from easytorch.scripts.describe_metrics import OBJECT
 from easytorch.scripts.description import RunDescription
-from easytorch.scripts.expressions import identifier, literal, quote
+from easytorch.scripts.expressions import VARIABLES, identifier, literal, quote
 from easytorch.training.fit_record import CallbackRecord
 
 Lines = list[str]
@@ -24,6 +24,10 @@ EXPRESSED = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau", "LearningR
 
 def refuse_callbacks(run: RunDescription) -> None:
     """Add to ``run`` what no script can do with its callbacks."""
+    custom = [identifier(c.name) for c in run.callbacks if not c.is_internal or c.name == "LambdaCallback"]
+    taken = [name for name in custom if custom.count(name) > 1 or name in VARIABLES]
+    if taken:
+        run.refuse(f"several objects with the name {taken[0]!r}", "Rename the class of a callback")
     for callback in run.callbacks:
         what = _find_obstacle(run, callback)
         if what:

@@ -28,7 +28,7 @@ from easytorch.callbacks import (
 from easytorch.scripts import Script
 from tests.loops import blob_loader, blobs, mlp, same_weights
 from tests.scripts.common_scripts import fit_and_script, run_script
-from tests.scripts.test_matrix import TwoInputs, halve
+from tests.scripts.test_matrix import TwoInputs, halve, per_sample
 
 X, Y = blobs(40)
 COMPILED: dict[str, Any] = {"optimizer": "adam", "loss": "cross_entropy", "metrics": ["accuracy"]}
@@ -289,6 +289,11 @@ class CustomStep(Model):
         return super().train_step(batch)
 
 
+def rename(function, name):
+    function.__name__ = name
+    return function
+
+
 def generator():
     yield X[:8], Y[:8]
 
@@ -325,6 +330,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[Any, ...], dict[str, Any], str]]
         {"loss": lambda y_pred, y, x: y_pred.sum(), "metrics": []}, (X, Y), {}, r"the arguments of <lambda>"
     ),
     "pair": ({"loss": lambda y_pred, y: (y_pred.sum(), 3), "metrics": []}, (X, Y), {}, r"a loss that returns \(sum, count\)"),
+    "two callbacks": ({}, (X, Y), {"callbacks": [Notes(), Notes()]}, "several objects with the name 'notes'"),
+    "two functions": (
+        {"loss": per_sample, "metrics": [rename(lambda y_pred, y: y_pred.sum(), "per_sample")]}, (X, Y), {}, "two functions with the name"
+    ),
     "weighted number": ({"loss": loss, "metrics": []}, (X, Y), {"sample_weight": torch.ones(40)}, "weights for loss"),
 }  # fmt: skip
 
