@@ -332,7 +332,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[Any, ...], dict[str, Any], str]]
     "pair": ({"loss": lambda y_pred, y: (y_pred.sum(), 3), "metrics": []}, (X, Y), {}, r"a loss that returns \(sum, count\)"),
     "two callbacks": ({}, (X, Y), {"callbacks": [Notes(), Notes()]}, "several objects with the name 'notes'"),
     "two functions": (
-        {"loss": per_sample, "metrics": [rename(lambda y_pred, y: y_pred.sum(), "per_sample")]}, (X, Y), {}, "two functions with the name"
+        {"loss": per_sample, "metrics": [rename(lambda y_pred, y: y_pred.sum(), "per_sample")]},
+        (X, Y), {}, "two functions with the name",
     ),
     "weighted number": ({"loss": loss, "metrics": []}, (X, Y), {"sample_weight": torch.ones(40)}, "weights for loss"),
 }  # fmt: skip
