@@ -1,6 +1,6 @@
 """Fully convolutional network for Fashion-MNIST (article 004, "My first deep learning model using PyTorch").
 
-    python examples/fashion_cnn.py [--quick] [--seed N] [--plot clothes.png]
+    python examples/fashion_cnn.py [--quick] [--seed N] [--plot clothes.png] [--script]
 
 Training has three epochs of SGD with a learning rate of 0.01, momentum 0.9, and batches of 64. The article reaches
 84.82% test accuracy; with the default weights of torch, three seeds reach 84.48% with a standard deviation of 0.45.
@@ -23,6 +23,7 @@ options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="3,000 images in smaller batches, two epochs")
 options.add_argument("--seed", type=int, default=0, help="random seed of the weights and the order of the images")
 options.add_argument("--plot", metavar="FILE", help="write a figure of six images with their class names")
+options.add_argument("--script", action="store_true", help="print the training as a plain PyTorch program instead")
 args = options.parse_args()
 torch.manual_seed(args.seed)
 
@@ -72,7 +73,11 @@ print(f"{activation_mb + parameter_mb + 784 * 4 / 2**20:.2f} MB in all")
 model = easytorch.Model(network)
 sgd = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 model.compile(sgd, "cross_entropy", metrics=["accuracy"])
-history = model.fit(loader, epochs=2 if args.quick else 3, validation_data=test_loader)
+epochs = 2 if args.quick else 3
+if args.script:
+    print(model.to_script(loader, epochs=epochs, validation_data=test_loader))
+    raise SystemExit
+history = model.fit(loader, epochs=epochs, validation_data=test_loader)
 model.summary(test[0][0][None])
 print(f"Result: parameters = {parameters}")
 print(f"Result: test accuracy = {history['val_accuracy'][-1]:.4f}")

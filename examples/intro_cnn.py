@@ -1,6 +1,6 @@
 """A convolutional network that applies one layer five times (article 000, "Introduction to PyTorch neural networks").
 
-    python examples/intro_cnn.py [--quick] [--seed N] [--precision bf16] [--resume FOLDER]
+    python examples/intro_cnn.py [--quick] [--seed N] [--precision bf16] [--resume FOLDER] [--script]
 
 Training has ten epochs of Adam with a learning rate of 0.001 and batches of 32. The article reaches 99.06% test
 accuracy. Fixes to the article: ``torch.zeros`` creates tensors of zeros, and columns are taken from the tensor that is
@@ -27,6 +27,7 @@ options.add_argument("--quick", action="store_true", help="1,500 images in small
 options.add_argument("--seed", type=int, default=0, help="random seed of the weights and the order of the images")
 options.add_argument("--precision", default="fp32", help="bf16 is three times as fast on processors that support it")
 options.add_argument("--resume", metavar="FOLDER", help="save the run in this folder and continue it after a stop")
+options.add_argument("--script", action="store_true", help="print the training as a plain PyTorch program instead")
 args = options.parse_args()
 torch.manual_seed(args.seed)
 
@@ -70,7 +71,11 @@ class Network(nn.Module):
 # channels_last is a tenth faster on a CPU
 model = easytorch.Model(Network().to(memory_format=torch.channels_last))
 model.compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.001, precision=args.precision)
-model.fit(loader, epochs=2 if args.quick else 10, resume=args.resume)
+epochs = 2 if args.quick else 10
+if args.script:
+    print(model.to_script(loader, epochs=epochs))
+    raise SystemExit
+model.fit(loader, epochs=epochs, resume=args.resume)
 table = model.summary()
 loss, accuracy = model.evaluate(test_loader)
 

@@ -1,6 +1,6 @@
 """One small network in NumPy, by hand in torch, and with fit (article 003, "PyTorch from basic concepts to implementation").
 
-    python examples/numpy_to_pytorch.py [--quick] [--seed N] [--plot losses.png]
+    python examples/numpy_to_pytorch.py [--quick] [--seed N] [--plot losses.png] [--script]
 
 The network learns three rows of four numbers in 5,000 epochs; a linear model then learns y = 2x from three points. The
 torch code of the article updates the first bias with the gradient of the last one, and never uses the last bias. With
@@ -20,6 +20,7 @@ options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="fewer epochs of the tiny network")
 options.add_argument("--seed", type=int, default=0, help="random seed")
 options.add_argument("--plot", metavar="FILE", help="write a figure of the losses")
+options.add_argument("--script", action="store_true", help="print the training as a plain PyTorch program instead")
 args = options.parse_args()
 torch.manual_seed(args.seed)
 
@@ -27,8 +28,7 @@ torch.manual_seed(args.seed)
 x, y = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
 z = x**2 + 3 * y
 z.backward(torch.ones(5, 3), retain_graph=True)
-assert torch.equal(x.grad, 2 * x)
-assert torch.equal(y.grad, torch.full((5, 3), 3.0))
+assert all(map(torch.equal, (x.grad, y.grad), (2 * x, torch.full((5, 3), 3.0))))
 assert all(map(torch.equal, torch.autograd.grad(z, (x, y), torch.ones(5, 3)), (x.grad, y.grad)))
 print("The gradients are those of the textbook")
 
@@ -37,8 +37,7 @@ rows = np.array([[1.0, 0, 1, 0], [1, 0, 1, 1], [0, 1, 0, 1]])
 targets = np.array([[1.0], [1], [0]])
 epochs = 1000 if args.quick else 5000
 network = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 1), nn.Sigmoid()).double()
-for parameter in network.parameters():
-    # All versions start from these weights
+for parameter in network.parameters():  # all versions start from these weights
     nn.init.normal_(parameter)
 
 
@@ -67,13 +66,17 @@ def half_squared_error(y_pred, y):
 weights = [parameter.detach() for parameter in network.parameters()]
 tensors = torch.from_numpy(rows), torch.from_numpy(targets)
 model = easytorch.Model(network).compile("sgd", half_squared_error, metrics=["mse"], lr=0.1)
+if args.script:
+    print(model.to_script(rows, targets, epochs=epochs, batch_size=3, shuffle=False))
+    raise SystemExit
 runs = {
     "NumPy": train_by_hand(rows, targets, [weight.numpy() for weight in weights], np.exp),
     "torch by hand, as printed": train_by_hand(*tensors, weights, torch.exp, as_printed=True),
     "torch by hand, corrected": train_by_hand(*tensors, weights, torch.exp),
 }
-# fit changes the weights, so it runs last
-history = model.fit(rows, targets, epochs=epochs, batch_size=3, shuffle=False, verbose=0)
+history = model.fit(
+    rows, targets, epochs=epochs, batch_size=3, shuffle=False, verbose=0
+)  # last: it changes the weights
 runs["torch with fit"] = model.predict(rows, verbose=0), history["mse"]
 for name, (output, _) in runs.items():
     print(f"{name:25} predicts {', '.join(f'{float(value):.3f}' for value in output.ravel())}")

@@ -1,6 +1,6 @@
 """Multilayer perceptron for MNIST (article 002, "Training a neural network from scratch in just 7 cells").
 
-    python examples/seven_cells.py [--quick] [--seed N] [--plot digit.png]
+    python examples/seven_cells.py [--quick] [--seed N] [--plot digit.png] [--script]
 
 The article trains for five epochs with SGD and a learning rate of 0.003, which underfits. It does not use the test set.
 This program runs that recipe, and then the same network with Adam. Other fixes: a layer flattens the images,
@@ -22,6 +22,7 @@ options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data, two epochs")
 options.add_argument("--seed", type=int, default=0, help="random seed of the weights and the order of the images")
 options.add_argument("--plot", metavar="FILE", help="write a figure of a digit and its class probabilities")
+options.add_argument("--script", action="store_true", help="print the training as a plain PyTorch program instead")
 args = options.parse_args()
 
 # Cells 1 and 2: data
@@ -43,9 +44,12 @@ def network() -> nn.Module:
 # Cell 5: training with the article's optimizer, and with Adam
 epochs, results = 2 if args.quick else 5, {}
 for title, optimizer in {"The article's recipe": "sgd", "With Adam instead": "adam"}.items():
-    print(f"\n{title}: {optimizer}, learning rate 0.003" if optimizer == "sgd" else f"\n{title}, learning rate 0.001")
     model = easytorch.Model(network())
     model.compile(optimizer, "cross_entropy", metrics=["accuracy"], lr=0.003 if optimizer == "sgd" else 0.001)
+    if args.script:
+        print(model.to_script(loader, epochs))
+        raise SystemExit
+    print(f"\n{title}: {optimizer}, learning rate 0.003" if optimizer == "sgd" else f"\n{title}, learning rate 0.001")
     accuracy = model.fit(loader, epochs).evaluate(test_loader).accuracy
     print(f"Test accuracy {accuracy:.2%}")
     results[f"test accuracy with {optimizer}"] = f"{accuracy:.4f}"

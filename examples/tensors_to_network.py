@@ -1,6 +1,6 @@
 """Tensors, products, gradients, one neuron, and a network (article 001, "PyTorch tutorial for beginners").
 
-    python examples/tensors_to_network.py [--quick] [--seed N] [--plot curves.png]
+    python examples/tensors_to_network.py [--quick] [--seed N] [--plot curves.png] [--script]
 
 The program checks every number of the article that can be reproduced. The article claims that ``view`` copies data, but
 it shares the memory. Three linear layers without an activation equal one linear layer, so a ReLU comes between them.
@@ -21,6 +21,7 @@ options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--quick", action="store_true", help="a tenth of the data")
 options.add_argument("--seed", type=int, default=0, help="random seed of the data, the weights, and the order")
 options.add_argument("--plot", metavar="FILE", help="write a figure of the three curves")
+options.add_argument("--script", action="store_true", help="print the training as a plain PyTorch program instead")
 args = options.parse_args()
 
 # Tensors, products, and NumPy
@@ -32,8 +33,7 @@ assert (torch.eye(3).numpy() == np.identity(3)).all()
 assert square.view(1, 9).data_ptr() == square.data_ptr()  # shared memory
 print("The product of a 3 x 3 and a 3 x 2 tensor:", product, sep="\n")
 
-array = np.ones(3)
-tensor = torch.from_numpy(array)
+tensor = torch.from_numpy(array := np.ones(3))
 array[0] = 7
 print(f"What NumPy writes, the tensor sees: {tensor.tolist()}; and back it is a {type(tensor.numpy()).__name__}")
 
@@ -72,8 +72,11 @@ labels = numbers.abs().argmax(1)  # 0 to 9
 results = {"neuron": f"{neuron.item():.4f}"}
 test, train = ((numbers[rows], labels[rows]) for rows in (slice(2000), slice(2000, None)))
 for name, activation in {"without": nn.Identity, "with": nn.ReLU}.items():
-    print(f"\nThe network as a module, {name} a ReLU between its layers")
     model = easytorch.Model(network(activation)).compile("adam", "cross_entropy", metrics=["accuracy"], lr=0.003)
+    if args.script:
+        print(model.to_script(*train, epochs=20))
+        raise SystemExit
+    print(f"\nThe network as a module, {name} a ReLU between its layers")
     model.fit(*train, epochs=10 if args.quick else 20, verbose=0)
     scores = model.evaluate(*test)
     results |= {f"test {key} {name} relu": f"{value:.4f}" for key, value in scores.items()}

@@ -19,7 +19,9 @@ def test_design_page_shows_the_checked_layers():
     root = Path(__file__).parents[1]
     contract = re.search(r"^layers = \[(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)
     page = re.search(r"## Layers.*?```text\n(.*?)```", (root / "docs/design.md").read_text(encoding="utf-8"), re.S)
-    assert page[1].splitlines() == re.findall(r'"(.+)"', contract[1])
+    # A name in parentheses is that of a package that may not exist yet.
+    lines = [re.sub(r" \| \(\w+\)|\(\w+\)( \| )?", "", line) for line in re.findall(r'"(.+)"', contract[1])]
+    assert page[1].splitlines() == list(filter(None, lines))
 
 
 def test_the_import_loads_no_heavy_package_but_torch():

@@ -20,8 +20,10 @@ OTHERS = [
     "easytorch.metrics",
     "easytorch.optimizers",
     "easytorch.reports",
+    "easytorch.scripts",
     "easytorch.typing",
 ]
+    "easytorch.scripts",
 # Parameters that may be anything, by name, and why.
 MAY_BE_ANYTHING = {
     "logs": "subclasses of Callback override hooks with annotations of their own",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from easytorch.scripts.describe import Plan, describe_run, last_plan, plan_fit
+from easytorch.scripts.describe import Plan, check_example, describe_run, last_plan, plan_fit
 from easytorch.scripts.description import Refusal
 from easytorch.scripts.explanation import Explanation, explain_run
 from easytorch.scripts.program import write_program
@@ -43,6 +43,8 @@ def explain(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mappi
     """Return the sentences of ``Model.explain``."""
     model.require_compiled("explain")
     plan = plan_fit(model, x, y, sizes, options) if _has_arguments(x, sizes, options) else None
+    if plan is not None:
+        check_example(model, plan)
     return explain_run(describe_run(model, plan), options.get("verbose", "auto"))
 
 
@@ -53,6 +55,7 @@ def _has_arguments(x: Any, sizes: tuple[int, ...], options: Mapping[str, Any]) -
 def _new_run(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapping[str, Any]) -> Plan:
     """Return a fit with these arguments that does not continue earlier updates."""
     plan = plan_fit(model, x, y, sizes, options)
+    check_example(model, plan)
     first = plan.record.first_epoch if options.get("initial_epoch") is not None else 0
     return plan._replace(record=dataclasses.replace(plan.record, continues=False, first_epoch=first))
 

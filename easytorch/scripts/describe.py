@@ -25,6 +25,8 @@ from easytorch.data.data_sets import as_data_sets, by_name
 from easytorch.data.loader import first_batch, make_fit_data
 from easytorch.data.sample_weights import ClassWeight
 from easytorch.data.splits import targets_of
+from easytorch.diagnostics.torch_errors import translate_errors
+from easytorch.distributed.process_group import SingleProcess
 from easytorch.optimizer_group import OptimizerGroup, members_of
 from easytorch.optimizers import needs_closure
 from easytorch.scripts import describe_loss, describe_metrics, describe_optimizer
@@ -75,7 +77,7 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
     shared |= {"batch_size": batch_size, "validation_data": data, "sample_weight": arguments["sample_weight"]}
     train_data, validation = make_fit_data(
         x, y, class_weight=class_weight, epochs=epochs, window_size=model.gradient_accumulation_steps,
-        group=model.strategy.group, unpack=model.unpack, count_samples=model.batch_size,
+        group=SingleProcess(), unpack=model.unpack, count_samples=model.batch_size,
         ignore_index=model.loss.ignore_index, **shared,
     )  # fmt: skip
     train_data.close()
@@ -148,7 +150,7 @@ def describe_run(model: Model, plan: Plan | None) -> RunDescription:
 
 
 def _describe_module(module: nn.Module) -> ModuleInfo:
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if not isinstance(p, nn.parameter.UninitializedParameter)]
     dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
     frozen = [name for name, part in module.named_modules() if name and module.training and not part.training]
     outer = [name for name in frozen if not any(name.startswith(f"{other}.") for other in frozen)]
@@ -184,14 +186,27 @@ class ExampleBatch(NamedTuple):
 
 def read_example(model: Model, raw: Any) -> ExampleBatch | None:
     """Return the parts of the batch ``raw`` and the outputs for it, and leave no trace; None if that is not possible."""
-    if raw is None or any(map(model.overrides, ("unpack", "train_step"))):
+    if raw is None or any(map(model.overrides, ("unpack", "train_step"))) or _is_lazy(model.module):
         return None
     module, run = model.module, functools.partial(_run_module, model, raw)
     with (
-        preserve_rng_state(), preserve_generators([module]), preserve_module(module), in_eval_mode(module), torch.no_grad()
+        translate_errors(module, without_gradients=True), preserve_rng_state(), preserve_generators([module]),
+        preserve_module(module), in_eval_mode(module), torch.no_grad(),
     ):  # fmt: skip
         example: ExampleBatch = model.strategy.run(run, raw)
         return example
+
+
+def check_example(model: Model, plan: Plan) -> None:
+    """Raise the error that ``fit`` would raise for the outputs and targets of the first batch of ``plan``."""
+    batch = read_example(model, plan.example)
+    if batch is not None:
+        describe_loss.check_loss(model.loss, batch, _known_targets(model, plan.train))
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    """Return whether a first batch would give parameters of ``module`` their shape."""
+    return any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in module.parameters())
 
 
 def _run_module(model: Model, raw: Any, batch: Any) -> ExampleBatch:
@@ -212,13 +227,15 @@ def _add_fit(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch 
     record = plan.record
     run.callbacks = record.callbacks
     batches = count_batches(plan.train)
-    updates = None if batches is None else -(-batches // run.accumulation)
+    per_rank = run.accumulation * model.strategy.group.world_size
+    updates = None if batches is None else -(-batches // per_rank)
     weights = _class_weights(run, model, plan, batch, targets)
     run.fit = FitInfo(
         epochs=record.epochs,
         first_epoch=record.first_epoch,
         updates=record.steps_per_epoch or updates,
         steps_per_epoch=record.steps_per_epoch,
+        continues=record.continues,
         class_weight=weights.expression,
         class_index=weights.end,
         labels_ndim=weights.ndim,

@@ -53,6 +53,17 @@ def describe_loss(criterion: Criterion, batch: ExampleBatch | None, targets: Seq
     )
 
 
+def check_loss(criterion: Criterion, batch: ExampleBatch, targets: Any) -> None:
+    """Raise an error if ``criterion`` cannot compare the outputs and targets of the first batch; see ``losses.checks``."""
+    if not isinstance(criterion, SingleLoss) or criterion.arguments is not None:
+        return
+    checked = copy.copy(criterion)
+    checked.targets = copy.deepcopy(criterion.targets)
+    checked.prepare(targets, criterion.class_names)
+    with preserve_rng_state(), torch.no_grad():
+        checked(batch.outputs, batch.y)
+
+
 def refuse_losses(run: RunDescription, criterion: Criterion, batch: ExampleBatch | None) -> None:
     """Add to ``run`` what no script can do with ``criterion``."""
     if not isinstance(criterion, SingleLoss):

@@ -31,6 +31,7 @@ OBJECT, PAIR = "object", "pair"
 def add_metrics(run: RunDescription, model: Model, batch: ExampleBatch | None) -> None:
     """Add the metrics of ``model`` to ``run``, with expressions if there is a first ``batch``."""
     names = model.metrics.evaluation_names
+    functions = {run.loss.function: getattr(model.loss, "function", None)} if run.loss.is_custom else {}
     for name, entry in zip(names, model.metrics.entries, strict=True):
         in_training = not entry.is_validation_only
         if entry.is_weighted or entry.output is not None:
@@ -42,6 +43,9 @@ def add_metrics(run: RunDescription, model: Model, batch: ExampleBatch | None) -
         if info is None:
             run.refuse(f"the metric {name!r}", "Pass a function f(y_pred, y), or an object of torchmetrics")
             continue
+        function = getattr(entry.metric, "function", None)
+        if info.function and functions.setdefault(info.function, function) is not function:
+            run.refuse(f"two functions with the name {info.function!r}", "Rename one of them")
         run.metrics.append(dataclasses.replace(info, in_training=in_training))
 
 

@@ -201,6 +201,7 @@ class FitInfo:
         first_epoch: Number of epochs before.
         updates: Updates per epoch; None if unknown.
         steps_per_epoch: The argument of ``fit``.
+        continues: Whether the optimizer has a state of earlier updates at the start.
         class_weight: An expression of the weights of the classes; empty without.
         class_index: What turns targets into classes, as the end of an expression.
         labels_ndim: Number of dimensions of the classes.
@@ -212,6 +213,7 @@ class FitInfo:
     first_epoch: int
     updates: int | None
     steps_per_epoch: int | None
+    continues: bool = False
     class_weight: str = ""
     class_index: str = ""
     labels_ndim: int = 1

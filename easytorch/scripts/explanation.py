@@ -151,15 +151,18 @@ def _mean(run: RunDescription) -> str:
     loss, fit = run.loss, run.fit
     if "train_step" in run.overridden or "update" in run.overridden:
         return ""
+    end = " The loss of an epoch is the mean over all its samples."
     if loss.reduction == "sum":
-        text = "It is a sum over all samples of an update, not a mean."
+        text, end = "It is a sum over all samples of an update, not a mean.", " The loss of an epoch is their sum, too."
     elif loss.divisor == LABELS and loss.class_weight:
         text = "Its mean is over the labels of an update: it is divided by the sum of their class weights."
+        end = " The loss of an epoch is the same over all its labels."
     elif loss.divisor == LABELS:
         text = f"Its mean is over the labels of an update that are not {loss.ignore_index}, which is ignored."
+        end = " The loss of an epoch is the same over all its labels."
     else:
         text = "Its mean is over all samples of an update."
-    text += " The loss of an epoch is the same over all its batches, each weighted by its size."
+    text += end
     if fit is not None and fit.class_weight:
         kind = "balanced weights" if fit.is_balanced else "weights"
         text += f" The loss of a sample is multiplied by the weight of its class ({kind}), and divided by the number of samples."
@@ -172,6 +175,8 @@ def _optimizers(run: RunDescription) -> str:
     if not run.optimizers:
         return "There is no optimizer: the model can only be evaluated."
     texts = [_optimizer(name, optimizer) for name, optimizer in run.optimizers.items()]
+    if run.fit is not None and run.fit.continues:
+        texts.append("It continues with its state after earlier updates.")
     trained = sum(optimizer.count for optimizer in run.optimizers.values())
     if trained < run.module.trainable:
         missing = count(run.module.trainable - trained, "trainable parameter")

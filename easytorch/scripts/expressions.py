@@ -91,7 +91,8 @@ def identifier(text: str) -> str:
 VARIABLES = {
     "accumulation_steps", "batch_size", "batches", "best", "class_names", "class_weights", "cooldown", "count",
     "count_labels", "data", "device", "epoch", "epochs", "evaluate", "group", "inputs", "is_counted", "labels", "loader",
-    "loss", "loss_fn", "loss_per_sample", "losses", "message", "net", "nn", "optimizer", "order", "outputs", "rate_factor",
+    "loss", "loss_fn", "loss_per_sample", "losses", "message", "net", "nn", "optimizer", "order", "outputs", "rate",
+    "rate_factor",
     "repeat", "samples", "sample_weight", "scaler", "scheduler", "size", "step", "steps_per_epoch", "targets", "torch",
     "total", "total_steps", "train_data", "train_loader", "val_data", "val_loader", "validates", "values", "wait",
     "warmup_steps", "weights", "window", "windows", "x", "x_val", "y", "y_val",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 
-from easytorch._utils.registry import quote_list
 from easytorch.scripts import program_data, program_ends
 from easytorch.scripts.describe_metrics import OBJECT, PAIR
 from easytorch.scripts.description import COUNTED, LABELS, SAMPLES, VALUES, MetricInfo, RunDescription
@@ -26,20 +25,17 @@ TOTALS = {SAMPLES: "samples", VALUES: "values", LABELS: "labels", COUNTED: "coun
 
 def write_program(run: RunDescription) -> str:
     """Return the program of ``run``, which nothing is refused of."""
-    body = [
-        *program_data.user_lines(run), "",
-        *program_data.setting_lines(run), "",
-        *program_data.loader_lines(run), "",
-        *training_lines(run),
-        *helper_lines(run),
-        *evaluation_lines(run), "", "",
-        *program_ends.start_lines(run),
-        *epoch_lines(run),
-        *program_ends.end_lines(run),
-    ]  # fmt: skip
-    text = "\n".join([f'"""{title(run)}"""', "", *import_lines("\n".join(body)), "", *body])
-    # At most two empty lines, and one where no function is near.
-    return re.sub(r"\n{4,}", "\n\n\n", text).rstrip() + "\n"
+    functions = [*helper_lines(run), *evaluation_lines(run)]
+    sections = [
+        program_data.user_lines(run),
+        program_data.setting_lines(run),
+        program_data.loader_lines(run),
+        [*training_lines(run), *functions, "", *[""] * bool(functions), *program_ends.start_lines(run)],
+    ]
+    body = "\n\n".join("\n".join(lines) for lines in sections if lines)
+    loop = "\n".join([*epoch_lines(run), *program_ends.end_lines(run)])
+    imports = "\n".join(import_lines(f"{body}\n{loop}"))
+    return f'"""{title(run)}"""\n\n{imports}\n\n{body}\n{loop}'.rstrip() + "\n"
 
 
 def title(run: RunDescription) -> str:
@@ -93,7 +89,7 @@ def training_lines(run: RunDescription) -> Lines:
     """Return the lines that create loss, optimizer and schedule."""
     assert run.optimizer is not None
     assert run.fit is not None
-    lines = ["# Loss and optimizer"]
+    lines = ["# Optimizer" if run.loss.is_custom else "# Loss and optimizer"]
     if not run.loss.is_custom:
         device = to_device(run) if "torch.tensor(" in run.loss.function else ""
         lines.append(f"loss_fn = {run.loss.function}{device}")
@@ -336,7 +332,8 @@ def evaluation_lines(run: RunDescription) -> Lines:
     """Return the function that evaluates the validation data; none without."""
     if run.validation is None:
         return []
-    names = quote_list(["loss", *(metric.name for metric in metrics_of(run, False))]).replace("'", "")
+    names = ["loss", *(metric.name for metric in metrics_of(run, False))]
+    title = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "loss"
     batches = "loader" if run.validation.steps is None else f"itertools.islice(loader, {run.validation.steps})"
     if run.validation_data is not None and run.validation_data.form.kind == "function":
         batches = batches.replace("loader", "loader()")
@@ -344,7 +341,7 @@ def evaluation_lines(run: RunDescription) -> Lines:
         "", "",
         "@torch.no_grad()",
         "def evaluate(loader):",
-        f'    """Return {names} over all samples of the loader."""',
+        f'    """Return {title} over all samples of the loader."""',
         "    net.eval()",
         *indent(zero_lines(run, False)),
         f"    for {loop_variables(run, False)} in {batches}:",

@@ -25,7 +25,7 @@ def user_lines(run: RunDescription) -> Lines:
         is_split = suffix and run.validation is not None and run.validation.split
         if data is not None and not is_split:
             lines.append(
-                f"# {', '.join(data_names(data, suffix))} = ...{f'  # {data.example}' if data.example else ''}"
+                f"# {', '.join(data_names(data, suffix))} = ...{f'  # batches of {data.example}' if data.example else ''}"
             )
     lines += [f"# {name} = ...  # {text}" for name, text in user_objects(run).items()]
     return lines
@@ -48,7 +48,9 @@ def user_objects(run: RunDescription) -> dict[str, str]:
     """Return the names of functions and objects of the user that the script calls, with a description of each."""
     objects: dict[str, str] = {}
     if run.loss.is_custom:
-        objects[run.loss.function] = f"your loss: {run.loss.title}"
+        objects[run.loss.function] = (
+            "your loss" if run.loss.function == run.loss.title else f"your loss: {run.loss.title}"
+        )
     if run.optimizer is not None and run.optimizer.is_custom:
         objects[run.optimizer.title] = "the class of your optimizer"
     for metric in run.metrics:

@@ -10,7 +10,7 @@ from typing import Any
 from easytorch.callbacks.every import Every
 from easytorch.scripts.describe_metrics import OBJECT
 from easytorch.scripts.description import RunDescription
-from easytorch.scripts.expressions import identifier, literal, quote
+from easytorch.scripts.expressions import VARIABLES, identifier, literal, quote
 from easytorch.training.fit_record import CallbackRecord
 
 Lines = list[str]
@@ -24,6 +24,10 @@ EXPRESSED = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau", "LearningR
 
 def refuse_callbacks(run: RunDescription) -> None:
     """Add to ``run`` what no script can do with its callbacks."""
+    custom = [identifier(c.name) for c in run.callbacks if not c.is_internal or c.name == "LambdaCallback"]
+    taken = [name for name in custom if custom.count(name) > 1 or name in VARIABLES]
+    if taken:
+        run.refuse(f"several objects with the name {taken[0]!r}", "Rename the class of a callback")
     for callback in run.callbacks:
         what = _find_obstacle(run, callback)
         if what:
@@ -46,6 +50,8 @@ def _find_obstacle(run: RunDescription, callback: CallbackRecord) -> str:
         return _file_obstacle(run, options)
     if callback.name == "LearningRateScheduler" and not callback.function.isidentifier():
         return "the function of LearningRateScheduler, which has no name"
+    if callback.name == "LearningRateScheduler" and run.optimizer is not None and len(set(run.optimizer.rates)) > 1:
+        return "LearningRateScheduler with learning rates that differ between parameter groups"
     hooks = [hook for hook in callback.hooks if hook not in CALLED_HOOKS]
     if not callback.is_internal or callback.name == "LambdaCallback":
         return f"{callback.name}.{hooks[0]}" if hooks else ""
@@ -141,7 +147,12 @@ def epoch_begin_lines(run: RunDescription) -> Lines:
     """Return the lines at the start of an epoch."""
     lines = []
     for callback in run.callbacks_named("LearningRateScheduler"):
-        lines += ["for group in optimizer.param_groups:", f'    group["lr"] = {callback.function}(epoch)']
+        current = ', optimizer.param_groups[0]["lr"]' * callback.takes_rate
+        lines += [
+            f"rate = {callback.function}(epoch{current})",
+            "for group in optimizer.param_groups:",
+            '    group["lr"] = rate',
+        ]
     return lines + [f"{name}.on_epoch_begin(epoch, {{}})" for name in _called(run, "on_epoch_begin")]
 
 

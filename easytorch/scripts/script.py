@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
 from pathlib import Path
-
-from easytorch._utils.html_table import escape_text
 
 
 class Script(str):
@@ -34,4 +33,4 @@ class Script(str):
 
     def _repr_html_(self) -> str:
         """Return the program for a notebook."""
-        return f'<pre class="easytorch">{escape_text(self)}</pre>'
+        return f'<pre class="easytorch">{html.escape(self)}</pre>'

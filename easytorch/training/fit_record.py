@@ -17,7 +17,7 @@ from easytorch._utils.registry import get_name
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import HOOKS, Callback, has_hook
 from easytorch.callbacks.every import Every
-from easytorch.callbacks.lr_schedulers import Schedule
+from easytorch.callbacks.lr_schedulers import LearningRateScheduler, Schedule
 from easytorch.callbacks.progress import LineDisplay
 from easytorch.data.arrays import is_array, is_arrays, is_map_style, unpack_tuple
 from easytorch.data.combined import CombinedLoader
@@ -70,6 +70,7 @@ class CallbackRecord:
         hooks: The hooks that it defines.
         options: The arguments of its constructor that are plain values.
         function: The name of the function that it calls, if it has one.
+        takes_rate: Whether this function is called with the epoch and the current learning rate.
     """
 
     name: str
@@ -77,6 +78,7 @@ class CallbackRecord:
     hooks: tuple[str, ...]
     options: Mapping[str, Any]
     function: str = ""
+    takes_rate: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,7 @@ def record_callback(callback: Any) -> CallbackRecord:
         hooks=tuple(hook for hook in HOOKS if has_hook(callback, hook)),
         options=dict(_plain_options(callback)),
         function=function,
+        takes_rate=isinstance(callback, LearningRateScheduler) and not callback.sets_rate,
     )
 
 
@@ -179,10 +182,15 @@ def _plain_options(callback: Callback) -> Iterator[tuple[str, Any]]:
 def _has_state(model: Model) -> bool:
     """Return whether the optimizer or a schedule of ``model`` continues from earlier updates."""
     optimizer = model.require_optimizer("fit")
-    # Adagrad has a state before its first step.
-    has_values = any(float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state)
+    has_values = any(map(_has_stepped, optimizer.state.values()))
     schedulers = (schedule.scheduler for schedule in model.schedules if not isinstance(schedule, Schedule))
     return has_values or any(getattr(scheduler, "last_epoch", 0) > 0 for scheduler in schedulers)
+
+
+def _has_stepped(state: Any) -> bool:
+    """Return whether the state of one parameter is that of a step; Adagrad has a state before the first."""
+    step = state.get("step") if isinstance(state, Mapping) else None
+    return bool(state) if step is None else float(step) > 0
 
 
 def _is_of_user(callback: Any, model: Model) -> bool:

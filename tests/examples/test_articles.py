@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.examples.test_articles_first import mnist, needs_mnist, run
+from tests.examples.test_articles_first import ROOT, mnist, needs_mnist, run
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +97,20 @@ def test_sampling_and_weights_raise_the_recall(tmp_path):
     assert recalls["weighted"] > recalls["as it is"]
     assert recalls["weighted sample by sample"] == recalls["weighted"]
     assert file_names(tmp_path) == []
+
+
+ARTICLES = ("intro_cnn", "seven_cells", "fashion_cnn", "tensors_to_network", "numpy_to_pytorch")
+
+
+@pytest.mark.parametrize("name", ARTICLES)
+def test_the_script_in_the_tutorial_is_what_the_example_prints(name, tmp_path):
+    needs_data = name in ("intro_cnn", "seven_cells", "fashion_cnn")
+    if needs_data and not (HAS_FASHION if name == "fashion_cnn" else mnist()):
+        pytest.skip("the images are missing: run the example once, or set EASYTORCH_DATA")
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py"), "--script"]
+    environment = os.environ | ({"EASYTORCH_DATA": mnist()} if needs_data else {})
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    quoted = (ROOT / "docs" / "tutorials" / "scripts" / f"{name}.txt").read_text(encoding="utf-8")
+    assert result.stdout.endswith(f"\n{quoted}\n")
+    assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ from easytorch.callbacks import (
 from easytorch.scripts import Script
 from tests.loops import blob_loader, blobs, mlp, same_weights
 from tests.scripts.common_scripts import fit_and_script, run_script
-from tests.scripts.test_matrix import TwoInputs, halve
+from tests.scripts.test_matrix import TwoInputs, halve, per_sample
 
 X, Y = blobs(40)
 COMPILED: dict[str, Any] = {"optimizer": "adam", "loss": "cross_entropy", "metrics": ["accuracy"]}
@@ -62,6 +62,7 @@ def test_a_script_has_only_what_is_in_use():
     assert max(map(len, long.splitlines())) <= 120
 
 
+@pytest.mark.slow
 def test_a_saved_script_runs_as_a_file(tmp_path):
     data = "net = nn.Linear(8, 3)\nx, y = torch.randn(40, 8), torch.arange(40) % 3\n"
     script = compiled_model().to_script(X, Y, epochs=2)
@@ -256,6 +257,24 @@ def test_a_function_of_the_epoch_sets_the_rate():
     fit_and_script(mlp(), COMPILED | {"optimizer": "sgd"}, (X, Y), options, {"x": X, "y": Y, "halve": halve})
 
 
+def decay(epoch, lr):
+    return 0.5 * lr if epoch else lr
+
+
+def test_a_function_of_the_epoch_and_the_rate_sets_the_rate():
+    options = {"epochs": 3, "callbacks": LearningRateScheduler(decay)}
+    fit_and_script(mlp(), COMPILED | {"optimizer": "sgd"}, (X, Y), options, {"x": X, "y": Y, "decay": decay})
+
+
+def test_a_rate_for_groups_of_different_rates_is_refused():
+    net = mlp()
+    first, *others = net.parameters()
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": others, "lr": 0.01}])
+    model = Model(net, device="cpu").compile(optimizer, "cross_entropy")
+    with pytest.raises(ValueError, match="LearningRateScheduler with learning rates that differ"):
+        model.to_script(X, Y, epochs=2, callbacks=[LearningRateScheduler(halve)])
+
+
 def test_a_new_run_is_described_from_its_start():
     model = compiled_model(scheduler=lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.5))
     before = model.to_script(X, Y, epochs=2)
@@ -286,6 +305,11 @@ def test_a_fit_after_another_compile_counts_its_epochs_on():
 class CustomStep(Model):
     def train_step(self, batch):
         return super().train_step(batch)
+
+
+def rename(function, name):
+    function.__name__ = name
+    return function
 
 
 def generator():
@@ -324,6 +348,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[Any, ...], dict[str, Any], str]]
         {"loss": lambda y_pred, y, x: y_pred.sum(), "metrics": []}, (X, Y), {}, r"the arguments of <lambda>"
     ),
     "pair": ({"loss": lambda y_pred, y: (y_pred.sum(), 3), "metrics": []}, (X, Y), {}, r"a loss that returns \(sum, count\)"),
+    "two callbacks": ({}, (X, Y), {"callbacks": [Notes(), Notes()]}, "several objects with the name 'notes'"),
+    "two functions": (
+        {"loss": per_sample, "metrics": [rename(lambda y_pred, y: y_pred.sum(), "per_sample")]},
+        (X, Y), {}, "two functions with the name",
+    ),
     "weighted number": ({"loss": loss, "metrics": []}, (X, Y), {"sample_weight": torch.ones(40)}, "weights for loss"),
 }  # fmt: skip
 
@@ -363,7 +392,7 @@ def test_a_model_without_a_fit_asks_for_data():
 @pytest.mark.parametrize("method", ["to_script", "explain"])
 def test_wrong_arguments_are_errors_as_in_fit(method):
     call = getattr(compiled_model(), method)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'.*'epochs'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'epoch'.*'epochs'"):
         call(X, Y, epoch=3)
     with pytest.raises(ValueError, match="epochs must be a positive integer"):
         call(X, Y, epochs=0)
