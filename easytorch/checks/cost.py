@@ -41,4 +41,5 @@ def memory_by_part(probe: Probe) -> dict[str, int]:
 def _format_seconds(seconds: float) -> str:
     if seconds >= 120:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1g} {unit}"

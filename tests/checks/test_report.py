@@ -175,6 +175,13 @@ def test_wrong_arguments_are_errors():
         easytorch.Model(mlp()).compile(None, "cross_entropy").check(*digits())
 
 
+def test_several_processes_are_refused(monkeypatch):
+    model = healthy()
+    monkeypatch.setattr(model.strategy.group, "world_size", 2, raising=False)
+    with pytest.raises(RuntimeError, match="check\\(\\) runs in one process"):
+        model.check(*digits())
+
+
 def test_balanced_weights_silence_the_warning_of_rare_labels():
     x, y = torch.randn(500, 8), torch.zeros(500, dtype=torch.int64)
     y[:25] = 1
