@@ -14,7 +14,14 @@ import easytorch
 from easytorch import Model
 
 MODULES = ["easytorch", "easytorch.callbacks", "easytorch.data"]
-OTHERS = ["easytorch.losses", "easytorch.metrics", "easytorch.optimizers", "easytorch.reports", "easytorch.typing"]
+OTHERS = [
+    "easytorch.checks",
+    "easytorch.losses",
+    "easytorch.metrics",
+    "easytorch.optimizers",
+    "easytorch.reports",
+    "easytorch.typing",
+]
 # Parameters that may be anything, by name, and why.
 MAY_BE_ANYTHING = {
     "logs": "subclasses of Callback override hooks with annotations of their own",

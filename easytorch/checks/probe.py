@@ -118,6 +118,7 @@ class Probe:
         failure: Why the training step failed; None if it did not.
         messages: Warnings of this package while training.
         data_seconds: The time to get a batch.
+        data_advice: How to load data faster; empty if it is in memory.
         step_seconds: The time of an update.
     """
 
@@ -141,6 +142,7 @@ class Probe:
     failure: BaseException | None = None
     messages: list[str] = dataclasses.field(default_factory=list)
     data_seconds: float = 0.0
+    data_advice: str = ""
     step_seconds: float = 0.0
 
     @property
@@ -174,7 +176,12 @@ def run_model(probe: Probe, train_data: EpochIterator, seconds: float) -> None:
         seconds: Time for reading batches.
     """
     model = probe.model
-    window = _read_windows(probe, train_data, seconds)
+    try:
+        window = _read_windows(probe, train_data, seconds)
+    except Exception as error:  # whatever the data raises is a finding
+        probe.failure = error
+        return
+    probe.data_advice = train_data.data_loading_advice(model.device) or ""
     probe.batch_size = sum(window.sizes)
     probe.steps = len(train_data) or None
     placed = model.strategy.to_device(window[0])

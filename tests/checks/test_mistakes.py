@@ -130,6 +130,16 @@ def dataset_that_ignores_its_index():
     return compiled(mlp()), (FirstSample(),)
 
 
+class Unreadable(FirstSample):
+    def __getitem__(self, index):
+        raise OSError("file missing")
+
+
+@mistake("training_step")
+def dataset_that_raises():
+    return compiled(mlp()), (Unreadable(),)
+
+
 # Labels
 
 
