@@ -1,23 +1,14 @@
 """A Keras-style fit for any ``torch.nn.Module``.
 
-<<<<<<< HEAD
-The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data``, ``easytorch.reports``,
-``easytorch.integrations.sklearn`` and ``easytorch.typing``, and the tables ``easytorch.losses.TABLE``,
-``easytorch.metrics.NAMES`` and ``easytorch.optimizers.TABLE``. Everything else may change without notice.
-||||||| 1a77dd0
-The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data``, ``easytorch.reports`` and
+The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.checks``, ``easytorch.data``,
+``easytorch.integrations.sklearn``, ``easytorch.reports``, ``easytorch.scripts``, ``easytorch.tuning`` and
 ``easytorch.typing``, and the tables ``easytorch.losses.TABLE``, ``easytorch.metrics.NAMES`` and
 ``easytorch.optimizers.TABLE``. Everything else may change without notice.
-=======
-The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data``, ``easytorch.reports``,
-``easytorch.scripts`` and ``easytorch.typing``, and the tables ``easytorch.losses.TABLE``, ``easytorch.metrics.NAMES`` and
-``easytorch.optimizers.TABLE``. Everything else may change without notice.
->>>>>>> hE/main
 """
 
 from typing import Any
 
-from easytorch import callbacks, data, reports, scripts, typing
+from easytorch import callbacks, checks, data, reports, scripts, tuning, typing
 from easytorch._utils.api_hints import PACKAGE_HINTS, missing_name_error
 from easytorch._utils.seeding import set_seed
 from easytorch._utils.tracebacks import hide_internal_frames, show_internal_frames
@@ -99,12 +90,14 @@ __all__ = [
     "TerminateOnNaN",
     "__version__",
     "callbacks",
+    "checks",
     "data",
     "launch",
     "reports",
     "scripts",
     "set_seed",
     "show_internal_frames",
+    "tuning",
     "typing",
 ]
 

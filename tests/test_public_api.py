@@ -15,15 +15,16 @@ from easytorch import Model
 
 MODULES = ["easytorch", "easytorch.callbacks", "easytorch.data"]
 OTHERS = [
+    "easytorch.checks",
     "easytorch.integrations.sklearn",
     "easytorch.losses",
     "easytorch.metrics",
     "easytorch.optimizers",
     "easytorch.reports",
     "easytorch.scripts",
+    "easytorch.tuning",
     "easytorch.typing",
 ]
-    "easytorch.scripts",
 # Parameters that may be anything, by name, and why.
 MAY_BE_ANYTHING = {
     "logs": "subclasses of Callback override hooks with annotations of their own",

@@ -25,9 +25,9 @@ def time_of_a_step(probe: Probe) -> Iterator[Finding]:
     total = probe.step_seconds + probe.data_seconds
     text = f"An update takes {_format_seconds(probe.step_seconds)}, and its data {_format_seconds(probe.data_seconds)}"
     if probe.steps:
-        text += f": about {_format_seconds(total * probe.steps)} for an epoch of {probe.steps:,} updates"
+        text += f": about {_format_seconds(total * probe.steps)} for an epoch of {probe.steps:,} update{'s' * (probe.steps != 1)}"
     waits = probe.data_seconds > probe.step_seconds and probe.data_seconds > 0.01
-    yield info(f"{text}.", total, "Load samples while the model trains: DataLoader(num_workers=2)." if waits else "")
+    yield info(f"{text}.", total, probe.data_advice if waits else "")
 
 
 def memory_by_part(probe: Probe) -> dict[str, int]:
@@ -41,4 +41,5 @@ def memory_by_part(probe: Probe) -> dict[str, int]:
 def _format_seconds(seconds: float) -> str:
     if seconds >= 120:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"

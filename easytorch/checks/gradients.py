@@ -33,11 +33,11 @@ def zero_gradients(probe: Probe) -> Iterator[Finding]:
     parameters = dict(probe.module.named_parameters())
     names = [
         name for name, row in probe.rows.items()
-        if row.gradient == 0 and row.weight and name in parameters and parameters[name].ndim > 1
+        if row.gradient == 0 and row.largest == 0 and row.weight and name in parameters and parameters[name].ndim > 1
     ]  # fmt: skip
     if names:
         yield warning(
-            f"The gradient of {quote_list(names, SHOWN_NAMES)} is 0.",
+            f"The gradient of {quote_list(names, SHOWN_NAMES)} is 0 in the first updates.",
             "Look after the layer for functions without a gradient (argmax, round, sign), dead ReLUs and weights of 0.",
             names,
         )

@@ -137,7 +137,7 @@ def equal_weights(probe: Probe) -> Iterator[Finding]:
             continue
         is_equal = bool((weight.detach() == weight.detach().flatten()[0]).all())
         # Zeros get gradients if the layers around them are not zero, as in LoRA or a residual branch.
-        if is_equal and (row.weight or not row.gradient):
+        if is_equal and (row.weight or not row.largest):
             names.append(name)
     if names:
         yield error(

@@ -19,7 +19,7 @@ MIN_STEPS = 20
 # The first loss, times this, is what a few updates on the same batch must not exceed.
 DIVERGED = 3.0
 # The first update in relation to the weights: about 0.001 is usual. Above 1 nothing of the initialization remains.
-LARGE_UPDATE, SMALL_UPDATE = 1.0, 5e-6
+LARGE_UPDATE, SMALL_UPDATE = 1.0, 1e-5
 # A weight of fewer values may be near 0 by chance.
 MIN_VALUES = 16
 
@@ -74,10 +74,15 @@ def high_learning_rate(probe: Probe) -> Iterator[Finding]:
 @check
 def low_learning_rate(probe: Probe) -> Iterator[Finding]:
     """Find a learning rate with which the weights hardly change."""
-    ratio = _largest_update(probe)
-    curve = probe.fit_curve
+    ratio, curve = _largest_update(probe), probe.fit_curve
     can_learn = len(curve) > 1 and final_loss(curve) < FIT_SHARE * curve[0]
-    if ratio is not None and ratio[1] < SMALL_UPDATE and can_learn and not probe.model.schedules:
+    # Momentum multiplies the updates that follow.
+    if (
+        ratio is not None
+        and ratio[1] < SMALL_UPDATE * (1 - _momentum(probe))
+        and can_learn
+        and not probe.model.schedules
+    ):
         yield warning(
             f"An update with lr={_rates(probe)} changes no weight by more than {ratio[1]:.1g} of its size; 0.001 is usual.",
             "Use a higher learning rate: model.find_lr(x, y).",
@@ -109,6 +114,12 @@ def _is_fitted(probe: Probe, loss: float) -> bool:
     """Return whether the batch was fitted before the trial."""
     expected = [expected_loss(head) for head in probe.heads]
     return len(expected) == 1 and expected[0] is not None and loss < 0.5 * expected[0][0]
+
+
+def _momentum(probe: Probe) -> float:
+    optimizer = probe.model.optimizer
+    assert optimizer is not None
+    return max(float(group.get("momentum", 0.0)) for group in optimizer.param_groups)
 
 
 def _rates(probe: Probe) -> str:

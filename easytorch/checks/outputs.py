@@ -89,7 +89,7 @@ def constant_outputs(probe: Probe) -> Iterator[Finding]:
         if len(values) < 2 or not values.numel() or not bool(values.isfinite().all()) or _has_equal_inputs(probe):
             continue
         spread, size = float(values.std(0).max()), float(values.abs().max())
-        if spread <= EQUAL_OUTPUTS * size:
+        if spread <= EQUAL_OUTPUTS * size and not _differ(probe.later_outputs):
             yield error(
                 f"The {head.title} is the same for all {len(values)} samples of the batch: {float(values.flatten()[0]):.4g}, ...",
                 "Look for dead ReLUs, weights of 0, an average over the wrong dimension, or inputs that forward() does not use.",
@@ -231,6 +231,12 @@ def other_warnings(probe: Probe) -> Iterator[Finding]:
     for text in dict.fromkeys(probe.messages):
         if text not in known:
             yield warning(*split_message(text))
+
+
+def _differ(outputs: Any) -> bool:
+    """Return whether one of ``outputs`` differs between samples."""
+    parts = [leaf.float() for leaf in leaves(outputs) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) > 1]
+    return any(float(part.std(0).max()) > EQUAL_OUTPUTS * float(part.abs().max()) for part in parts)
 
 
 def _has_equal_inputs(probe: Probe) -> bool:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Updates with the user's optimizer on one batch, and seconds for them.
 UPDATES, UPDATE_SECONDS = 20, 0.7
+# Updates in which gradients are measured after the first one.
+MORE_UPDATES = 2
 # Steps of the trial to fit one batch, samples of it, and seconds for the steps with each learning rate.
 FIT_STEPS, FIT_SAMPLES, FIT_SECONDS = 60, 32, 0.8
 FIT_RATES = (3e-3, 3e-2, 3e-4)
@@ -73,12 +75,14 @@ class Row:
 
     Attributes:
         gradient: The norm of its gradient; None without a gradient.
+        largest: The largest norm in this and a few more updates, in which layers that start with zeros have moved.
         weight: Its norm before the update.
         change: The norm of what the update added.
         size: The number of its values.
     """
 
     gradient: float | None
+    largest: float
     weight: float
     change: float
     size: int
@@ -105,6 +109,7 @@ class Probe:
         eval_outputs: The outputs in eval mode, of the first and a second call; None if the call failed.
         eval_recording: The layers in eval mode.
         halves: The rows of each half of the batch with the outputs for the half alone, or the exception.
+        later_outputs: The outputs in train mode after the updates of ``curve``; None if only a custom step computes them.
         recording: The layers in the first update; None if it failed.
         loss: The loss of the first update; None if it failed or there are several.
         rows: The parameters in the first update, by name; empty if it failed.
@@ -113,6 +118,7 @@ class Probe:
         failure: Why the training step failed; None if it did not.
         messages: Warnings of this package while training.
         data_seconds: The time to get a batch.
+        data_advice: How to load data faster; empty if it is in memory.
         step_seconds: The time of an update.
     """
 
@@ -127,6 +133,7 @@ class Probe:
     eval_outputs: tuple[Any, Any] | None = None
     eval_recording: Recording | None = None
     halves: list[tuple[slice, Any]] = dataclasses.field(default_factory=list)
+    later_outputs: Any = None
     recording: Recording | None = None
     loss: float | None = None
     rows: dict[str, Row] = dataclasses.field(default_factory=dict)
@@ -135,6 +142,7 @@ class Probe:
     failure: BaseException | None = None
     messages: list[str] = dataclasses.field(default_factory=list)
     data_seconds: float = 0.0
+    data_advice: str = ""
     step_seconds: float = 0.0
 
     @property
@@ -168,7 +176,12 @@ def run_model(probe: Probe, train_data: EpochIterator, seconds: float) -> None:
         seconds: Time for reading batches.
     """
     model = probe.model
-    window = _read_windows(probe, train_data, seconds)
+    try:
+        window = _read_windows(probe, train_data, seconds)
+    except Exception as error:  # whatever the data raises is a finding
+        probe.failure = error
+        return
+    probe.data_advice = train_data.data_loading_advice(model.device) or ""
     probe.batch_size = sum(window.sizes)
     probe.steps = len(train_data) or None
     placed = model.strategy.to_device(window[0])
@@ -313,9 +326,15 @@ def _run_updates(probe: Probe, window: Window) -> None:
             if gradients.has_seen:
                 probe.rows = _compare_weights(model, weights, gradients.gradients)
             probe.heads = list(_find_heads(probe))
+            losses += [_update(model, window) for _ in range(MORE_UPDATES)]
+            for name, row in probe.rows.items():
+                row.largest = gradients.gradients.get(name, 0.0)
             model.callbacks = CallbackList([], model, {})
             probe.curve = [loss for loss in losses if loss is not None]
             _repeat_updates(probe, window)
+            if probe.heads and probe.batch is not None:
+                with torch.no_grad():
+                    probe.later_outputs = _call(model, probe.batch.x)
 
 
 def _updates_of_all(model: Model) -> int:
@@ -331,7 +350,7 @@ def _compare_weights(model: Model, weights: dict[str, Tensor], gradients: dict[s
         before = weights.get(name)
         if before is not None and parameter.requires_grad and parameter.shape == before.shape:
             change = _norm(parameter.detach() - before)
-            rows[name] = Row(gradients.get(name), _norm(before), change, parameter.numel())
+            rows[name] = Row(gradients.get(name), 0.0, _norm(before), change, parameter.numel())
     return rows
 
 

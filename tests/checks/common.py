@@ -314,3 +314,65 @@ PROGRAMS = [
     quickstart, largest_number, intro_cnn, fashion_cnn, slow_sgd, autoencoder, denoising, vae, multi_input, transformer_text,
     module_loss, transfer_learning, regularization, gan, regression, lstm, wide_table,
 ]  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(64, 64), nn.Linear(64, 64), nn.BatchNorm1d(64)
+        self.head = nn.Linear(64, 10)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head((x + self.norm(self.second(self.first(x).relu()))).relu())
+
+
+def zeros_in_a_residual_branch():
+    return easytorch.Model(Residual()).compile("adam", "cross_entropy"), digits(), {}
+
+
+class LowRank(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = mlp().requires_grad_(False)
+        self.first, self.second = nn.Linear(64, 4, bias=False), nn.Linear(4, 10, bias=False)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.second(self.first(x.flatten(1)))
+
+
+def low_rank():
+    return easytorch.Model(LowRank()).compile("adam", "cross_entropy"), digits(), {}
+
+
+def last_layer_of_zeros():
+    net = mlp()
+    nn.init.zeros_(net[3].weight)
+    nn.init.zeros_(net[3].bias)
+    return easytorch.Model(net).compile("adam", "cross_entropy"), digits(), {}
+
+
+class WassersteinGAN(GAN):
+    def critic_step(self, batch):
+        real = self.unpack(batch).x.flatten(1)
+        fake = self(torch.randn(len(real), 16)).detach()
+        return {"loss": self.module.critic(fake).mean() - self.module.critic(real).mean()}
+
+
+def generator_in_every_fifth_window():
+    model = WassersteinGAN(Pair())
+    model.compile({"critic": "adam", "generator": "adam"}, lr=2e-4, update_every={"generator": 5})
+    return model, (TensorDataset(*digits()),), {"batch_size": 64}
+
+
+def images_scaled_by_the_module():
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    x, y = digits()
+    return easytorch.Model(net).compile("adam", "cross_entropy"), (x * 255, y), {}
+
+
+PROGRAMS += [
+    zeros_in_a_residual_branch, low_rank, last_layer_of_zeros, generator_in_every_fifth_window, images_scaled_by_the_module,
+]  # fmt: skip

@@ -130,6 +130,16 @@ def dataset_that_ignores_its_index():
     return compiled(mlp()), (FirstSample(),)
 
 
+class Unreadable(FirstSample):
+    def __getitem__(self, index):
+        raise OSError("file missing")
+
+
+@mistake("training_step")
+def dataset_that_raises():
+    return compiled(mlp()), (Unreadable(),)
+
+
 # Labels
 
 
@@ -410,6 +420,22 @@ def dropout_without_training():
     return compiled(net), digits()
 
 
+@mistake("evaluation_gap")
+def running_statistics_that_stay():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32, momentum=0.0), nn.ReLU(), nn.Linear(32, 10))
+    nn.init.constant_(net[1].bias, 5.0)
+    model = compiled(net, lr=0.01)
+    model.fit(*digits(), epochs=3, verbose=0)
+    return model, digits()
+
+
+@mistake("saturated_layers", "vanishing_gradients", also=("cannot_fit_batch",))
+def large_weights_before_tanh():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    nn.init.normal_(net[1].weight, std=100.0)
+    return compiled(net), digits()
+
+
 @mistake("saturated_outputs", "loss_at_start")
 def large_last_layer():
     net = mlp()
@@ -484,6 +510,11 @@ def rate_of_1000():
 @mistake("high_learning_rate")
 def adam_with_a_rate_of_3():
     return compiled(mlp(), lr=3.0), digits()
+
+
+@mistake("low_learning_rate")
+def adam_with_a_rate_of_a_millionth():
+    return compiled(mlp(), lr=3e-7), digits()
 
 
 @mistake("low_learning_rate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import easytorch
 from easytorch.checks import warning
+from easytorch.checks.base import CHECKS
 from tests.checks.common import digits, mlp
 
 
@@ -90,6 +92,11 @@ def test_facts_have_memory_time_and_loss():
     assert facts["memory"] > 4 * 64 * 32 * 4  # weights, gradients and two moments of Adam
     assert facts["time_of_a_step"] > 0
     assert facts["loss_at_start"] == pytest.approx(2.3, abs=0.3)
+
+
+def test_every_check_is_in_the_guide():
+    page = (Path(__file__).parents[2] / "docs/guides/check.md").read_text(encoding="utf-8")
+    assert not [check.__name__ for check in CHECKS if f"`{check.__name__}`" not in page]
 
 
 # Arguments
@@ -173,6 +180,13 @@ def test_wrong_arguments_are_errors():
         healthy().check(*digits(), batch_size=0)
     with pytest.raises(RuntimeError, match="check\\(\\) needs an optimizer"):
         easytorch.Model(mlp()).compile(None, "cross_entropy").check(*digits())
+
+
+def test_several_processes_are_refused(monkeypatch):
+    model = healthy()
+    monkeypatch.setattr(model.strategy.group, "world_size", 2, raising=False)
+    with pytest.raises(RuntimeError, match="check\\(\\) runs in one process"):
+        model.check(*digits())
 
 
 def test_balanced_weights_silence_the_warning_of_rare_labels():
