@@ -255,7 +255,7 @@ def _fit_unequal():
     model = Model(UnequalCalls().double(), device="cpu")
     model.compile("sgd", "cross_entropy", strategy=FullySharded("cpu", unit=50, timeout=4))
     with pytest.raises(
-        RankError, match="waited 4 seconds.*must call the same blocks.*find_unused_parameters"
+        RankError, match=r"waited 4 seconds.*must call the same blocks.*find_unused_parameters"
     ) as caught:
         fit(model)
     return str(caught.value)
