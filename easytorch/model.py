@@ -311,7 +311,7 @@ class Model:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
         x, y, sample_weight = self.unpack(batch)
         y_pred = self(x)
-        self.metrics.update(y_pred, y, sample_weight)
+        self.metrics.update(y_pred, y, sample_weight, batch)
         return self.loss.terms(y_pred, y, sample_weight, batch)  # {"loss": ...}; with several outputs, the loss of each
 
     # Evaluation
@@ -630,8 +630,8 @@ class Model:
             loss: A name (``"cross_entropy"``, on logits); a ``torch.nn`` loss; any ``f(y_pred, y)``, whose further parameters
                 such as ``x`` and ``model`` are passed by name; a list or dict of these, one per output; None if the module or
                 ``train_step`` computes it.
-            metrics: Names, functions ``f(y_pred, y)``, ``easytorch.Metric`` or torchmetrics objects; by output if there are
-                several losses.
+            metrics: Names, functions ``f(y_pred, y)``, whose further parameters without a default are passed by name,
+                ``easytorch.Metric`` or torchmetrics objects; by output if there are several losses.
             lr: The learning rate; None for the default of the optimizer. With several optimizers, of those that have none.
             loss_weights: The weight of each output's loss.
             weighted_metrics: Metrics that use sample and class weights.
@@ -682,6 +682,7 @@ class Model:
         # Nothing has changed up to here, so an error leaves the model as it was.
         self.loss, self.metrics, self.strategy = new_loss, new_metrics, new_strategy
         self.loss.bind(self)
+        self.metrics.bind(self)
         self.device = new_strategy.device
         self.optimizer, self.schedules = new_optimizer, new_schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value

@@ -42,6 +42,14 @@ def _seeded():
 
 
 @pytest.fixture(autouse=True)
+def _bf16_on_each_processor(monkeypatch):
+    """Let tests use bfloat16 on processors without its instructions, where it is right but slow."""
+    from easytorch._utils import torch_private
+
+    monkeypatch.setattr(torch_private, "cpu_has_bf16", lambda: True)
+
+
+@pytest.fixture(autouse=True)
 def _without_figures():
     yield
     if "matplotlib.pyplot" in sys.modules:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
-from easytorch.callbacks import LambdaCallback, TerminateOnNaN
+from easytorch.callbacks import Freeze, LambdaCallback, TerminateOnNaN
 from easytorch.optimizers import SAM
 from tests.common_resume import CrashAfter, SimulatedCrash
 from tests.loops import blobs, furthest, mlp, same_weights, twins
@@ -456,3 +456,57 @@ def test_a_custom_update_with_its_own_closure_still_works():
             X, NUMBERS, epochs=2, batch_size=25, shuffle=False, verbose=0
         )
     assert same_weights(*nets)
+
+
+# With frozen layers
+
+
+def new_parts():
+    torch.manual_seed(1)
+    net = nn.Sequential()
+    net.add_module("backbone", nn.Linear(8, 16))
+    net.add_module("activation", nn.Tanh())
+    net.add_module("head", nn.Linear(16, 3))
+    return net
+
+
+def train_parts_by_hand(make, until, epochs):
+    net = new_parts()
+    optimizer = make(net.parameters())
+    for epoch in range(epochs):
+        net.backbone.requires_grad_(epoch >= until)
+        for x, y in zip(X[:48].split(16), Y[:48].split(16), strict=True):
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(net(x), y)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    return net
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.5, "max_iter": 4}, OPTIONS])
+@pytest.mark.parametrize("until", [1, 4])
+def test_lbfgs_with_frozen_layers_equals_a_plain_loop(until, options):
+    def make(parameters):
+        return torch.optim.LBFGS(parameters, **options)
+
+    net = new_parts()
+    model = Model(net, device="cpu").compile(make, "cross_entropy")
+    for _ in range(2):  # epochs are counted over both fits
+        freeze = Freeze("backbone", until=until)
+        model.fit(X[:48], Y[:48], batch_size=16, epochs=3, shuffle=False, callbacks=freeze, verbose=0)
+    assert same_weights(net, train_parts_by_hand(make, until, 6))
+
+
+def test_lbfgs_gets_no_parameters_after_its_first_step():
+    net = new_parts()
+    net.backbone.requires_grad_(False)
+    model = Model(net, device="cpu").compile(torch.optim.LBFGS(net.head.parameters()), "cross_entropy")
+    model.fit(X, Y, verbose=0)
+    with pytest.raises(ValueError, match=r"would add 'backbone.weight' to LBFGS.*model.compile\('lbfgs', ...\)"):
+        model.fit(X, Y, callbacks=Freeze("backbone", until=2), verbose=0)
+    model.compile(torch.optim.LBFGS(net.head.parameters()), "cross_entropy")
+    model.fit(X, Y, epochs=2, callbacks=Freeze("backbone", until=2), verbose=0)

@@ -121,7 +121,7 @@ def test_distillation_is_its_formula():
     p, q = (teacher(X[:8]) / t).softmax(1), (net(X[:8]) / t).softmax(1)
     soft = t**2 * (p * (p.log() - q.log())).sum(1).mean()
     expected = 0.5 * F.cross_entropy(net(X[:8]), Y[:8]) + 0.5 * soft
-    model = recipes.Distillation(net, teacher).compile("sgd", "cross_entropy", lr=0.0)
+    model = recipes.Distillation(net, teacher, device="cpu").compile("sgd", "cross_entropy", lr=0.0)
     scores = model.train_on_batch(X[:8], Y[:8])
     assert scores.loss == pytest.approx(expected.item(), rel=1e-5)
     assert scores["distillation"] == pytest.approx(soft.item(), rel=1e-5)
@@ -171,7 +171,7 @@ def test_a_mean_teacher_equals_a_plain_loop():
     student, ema = recipes.make_net(), EMA(0.9)
     plain = copy.deepcopy(student)
     teacher = copy.deepcopy(plain)
-    model = recipes.MeanTeacher(student, ema).compile("sgd", "cross_entropy", lr=0.1)
+    model = recipes.MeanTeacher(student, ema, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
     torch.manual_seed(3)
     model.fit(X, Y, batch_size=16, epochs=2, shuffle=False, callbacks=[ema], verbose=0)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
@@ -236,16 +236,16 @@ def with_noise():
 
 def with_teacher():
     ema = EMA(0.9)
-    return recipes.MeanTeacher(recipes.make_net(), ema).compile("adam", "cross_entropy"), [ema]
+    return recipes.MeanTeacher(recipes.make_net(), ema, device="cpu").compile("adam", "cross_entropy"), [ema]
 
 
 def with_distillation():
     teacher = recipes.make_net()
-    return recipes.Distillation(recipes.make_net(), teacher).compile("adam", "cross_entropy"), []
+    return recipes.Distillation(recipes.make_net(), teacher, device="cpu").compile("adam", "cross_entropy"), []
 
 
 def with_contrast():
-    return recipes.SimCLR(recipes.make_net(16)).compile("adam"), []
+    return recipes.SimCLR(recipes.make_net(16), device="cpu").compile("adam"), []
 
 
 PROGRAMS = (with_noise, with_teacher, with_distillation, with_contrast)
@@ -293,7 +293,7 @@ def test_two_processes_train_recipes_alike():
 
 
 def test_test_time_augmentation_is_the_mean_of_probabilities():
-    model = recipes.Shifted(recipes.make_net()).compile(None, "cross_entropy")
+    model = recipes.Shifted(recipes.make_net(), device="cpu").compile(None, "cross_entropy")
     net = model.module.eval()
     views = [net(X.roll(shift, dims=(-2, -1))).softmax(1) for shift in model.shifts]
     mean = torch.stack(views).mean(0).detach()
@@ -303,7 +303,7 @@ def test_test_time_augmentation_is_the_mean_of_probabilities():
 
 def test_monte_carlo_dropout_draws_only_dropout():
     net = recipes.make_net()
-    model = recipes.MonteCarlo(net).compile(None, "cross_entropy")
+    model = recipes.MonteCarlo(net, device="cpu").compile(None, "cross_entropy")
     torch.manual_seed(4)
     outputs = model.predict(X, batch_size=48, verbose=0)
     torch.manual_seed(4)

@@ -26,6 +26,11 @@ Class = TypeVar("Class", bound=type)
 
 IMPORT_FROM = opcode.opmap["IMPORT_FROM"]
 
+WANDB_HINT = (
+    "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None). For what wandb.watch logs, add "
+    "easytorch.callbacks.GradientStatistics(every=100) and on_log(self, values, step)"
+)
+
 # Arguments of the methods of Model.
 ARGUMENT_HINTS = {
     "learning_rate": "compile(..., lr=0.001)",
@@ -216,6 +221,7 @@ ATTRIBUTE_HINTS = {
     "get_weights": "model.module.state_dict()",
     "set_weights": "model.module.load_state_dict(state)",
     "count_params": "model.summary().total_params",
+    "watch": "fit(..., callbacks=[easytorch.callbacks.GradientStatistics(every=100)])",
     "metrics_names": "list(model.evaluate(...).keys())",
     "trainable": "fit(..., callbacks=[easytorch.callbacks.Freeze('backbone')])",
     "lr": "model.optimizer.lr",
@@ -391,7 +397,7 @@ PACKAGE_HINTS = {
     "TrainingArguments": "the arguments of compile() and fit()",
     "Config": "the arguments of compile() and fit()",
     "loggers": "easytorch.callbacks.TensorBoard or CSVLogger",
-    "WandbLogger": "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None)",
+    "WandbLogger": WANDB_HINT,
     "DataLoader": "torch.utils.data.DataLoader",
     "Dataset": "torch.utils.data.Dataset",
     "Conv2D": "torch.nn.Conv2d(in_channels, out_channels, kernel_size)",
@@ -425,8 +431,8 @@ CALLBACK_HINTS = {
     "History": "the result of fit()",
     "LearningRateMonitor": "Not needed: the history has 'lr', and 'lr_1', ... of other parameter groups",
     "EpochScoring": "easytorch.EpochMetric(f1_score, average='macro') in compile(metrics=...)",
-    "WandbLogger": "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None)",
-    "WandbCallback": "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None)",
+    "WandbLogger": WANDB_HINT,
+    "WandbCallback": WANDB_HINT,
     "TensorBoardLogger": "TensorBoard(log_dir)",
     "SaveModelCallback": "ModelCheckpoint(filepath, save_best_only=True)",
     "EarlyStoppingCallback": "EarlyStopping(monitor, patience=3)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from easytorch._utils.integers import optional_positive_int
@@ -31,7 +32,8 @@ class Freeze(Callback):
 
     Raises:
         ValueError: If no pattern is passed, or ``until`` is not a positive integer. In ``fit``: if a pattern matches nothing,
-            if two callbacks freeze the same parameter, or if nothing remains to be trained.
+            if two callbacks freeze the same parameter, if nothing remains to be trained, or if LBFGS has trained already and
+            lacks parameters.
 
     Examples:
         >>> model.fit(loader, 10, callbacks=[Freeze("backbone", until=3)])  # the new head alone, then all
@@ -120,6 +122,12 @@ class Freeze(Callback):
         optimizer = self.model.require_optimizer("fit")
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         missing = {id(value): (name, value) for name, value in self._parameters().items() if id(value) not in known}
+        if missing and isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+            name = next(iter(missing.values()))[0]
+            raise ValueError(
+                f"{self!r} would add {name!r} to LBFGS, whose history of gradients belongs to the parameters of the fits before. "
+                "Call compile() again before this fit, with an optimizer of all parameters: model.compile('lbfgs', ...)."
+            )
         # Schedules know the number of groups, so that a new group would have none.
         for name, parameter in missing.values():
             first_group(optimizer, name)["params"].append(parameter)

@@ -1,4 +1,4 @@
-"""Arguments of a custom loss beyond predictions and targets, by the names of its parameters."""
+"""Arguments of a custom loss or metric beyond predictions and targets, by name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ NAMES = ("x", "model", "module", "sample_weight", "batch")
 
 
 class LossArguments:
-    """The parameters of a custom loss after ``(y_pred, y)``, and their values for a batch.
+    """The parameters of a custom loss or metric after ``(y_pred, y)``, and their values for a batch.
 
     A parameter without a default is required. One whose default is None gets its value if there is one. Any other default is a
     setting of the loss, and stays.
 
     Args:
-        title: The name of the loss, for messages.
+        title: The loss or metric, for messages.
+        call: How a custom step calls it with a batch, for messages.
         required: Names of the parameters without a default.
         optional: Names of the parameters whose default is None.
 
@@ -32,8 +33,8 @@ class LossArguments:
         takes_weight: Whether the loss applies sample weights itself.
     """
 
-    def __init__(self, title: str, required: list[str], optional: list[str]) -> None:
-        self.title, self.required, self.names = title, required, [*required, *optional]
+    def __init__(self, title: str, call: str, required: list[str], optional: list[str]) -> None:
+        self.title, self.call, self.required, self.names = title, call, required, [*required, *optional]
         self.entries = frozenset(self.names) - frozenset(NAMES)
         self.takes_weight = "sample_weight" in self.names
         self.model: Any = None
@@ -45,10 +46,8 @@ class LossArguments:
         Raises:
             TypeError: If it takes fewer arguments.
         """
-        try:
-            signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
-        except (TypeError, ValueError):
-            # Built-in functions have no signature.
+        signature = _find_signature(function)
+        if signature is None:
             return None
         parameters = list(signature.parameters.values())
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -56,11 +55,23 @@ class LossArguments:
             raise TypeError(
                 f"The loss, {title}, is called with (y_pred, y), but takes {signature}. Write def loss(y_pred, y): ..."
             )
-        others = [p for p in positional[2:] if p.kind == p.POSITIONAL_OR_KEYWORD]
-        others += [p for p in parameters if p.kind == p.KEYWORD_ONLY]
+        others = _find_further(signature)
         required = [p.name for p in others if p.default is p.empty]
         optional = [p.name for p in others if p.default is None]
-        return LossArguments(title, required, optional) if required or optional else None
+        call = "self.loss(y_pred, y, batch=batch)"
+        return LossArguments(f"loss, {title}", call, required, optional) if required or optional else None
+
+    @staticmethod
+    def of_metric(title: str, function: Any) -> LossArguments | None:
+        """Return the required arguments of a metric; None if it takes predictions and targets only.
+
+        A parameter with a default is a setting of the metric.
+        """
+        signature = _find_signature(function)
+        others = [] if signature is None else _find_further(signature)
+        required = [p.name for p in others if p.default is p.empty]
+        call = "self.metrics.update(y_pred, y, batch=batch)"
+        return LossArguments(f"metric, {title!r}", call, required, []) if required else None
 
     def values(self, batch: Any, sample_weight: Any) -> dict[str, Any]:
         """Return the value of each parameter that has one.
@@ -87,18 +98,34 @@ class LossArguments:
         return {name: known[name] for name in self.names if name in known}
 
     def _missing_error(self, name: str, batch: Any) -> TypeError:
-        subject = f"The loss, {self.title}, has the parameter {name!r}"
+        subject = f"The {self.title}, has the parameter {name!r}"
         if batch is None:
             return TypeError(
-                f"{subject}, and this call of the loss passes no batch. Pass it in a custom step: self.loss(y_pred, y, "
-                "batch=batch)."
+                f"{subject}, and this call of the {self.title.partition(',')[0]} passes no batch. Pass it in a custom step: "
+                f"{self.call}."
             )
         names = [*NAMES, *_find_entries(batch)]
         fix = f'batches that are dicts: {{"x": x, "y": y, {name!r}: ...}}'
         return TypeError(
             f"{subject}, which is none of {quote_list(NAMES)}, and no entry of the batch, {describe(batch)}."
-            f"{did_you_mean(name, names)} Pass {fix}, or set it: functools.partial(loss, {name}=...)."
+            f"{did_you_mean(name, names)} Pass {fix}, or set it: functools.partial(function, {name}=...)."
         )
+
+
+def _find_signature(function: Any) -> inspect.Signature | None:
+    """Return the signature of a function or of a module's ``forward``; None for a built-in function."""
+    try:
+        return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
+        return None
+
+
+def _find_further(signature: inspect.Signature) -> list[inspect.Parameter]:
+    """Return the parameters after the first two that can be passed by name."""
+    parameters = list(signature.parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    others = [p for p in positional[2:] if p.kind == p.POSITIONAL_OR_KEYWORD]
+    return [*others, *(p for p in parameters if p.kind == p.KEYWORD_ONLY)]
 
 
 def _find_entries(batch: Any) -> Mapping[str, Any]:

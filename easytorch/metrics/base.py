@@ -16,6 +16,7 @@ from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import get_name
 from easytorch.checkpoint.serialization import to_serializable
 from easytorch.data.sample_weights import align_weights
+from easytorch.losses.loss_arguments import LossArguments
 from easytorch.metrics.aggregation import Mean, Scalar
 
 
@@ -47,6 +48,7 @@ class Metric(HelpfulInit):
     mode: str | None = None
     takes_all_outputs = True
     is_final = False
+    further_arguments: LossArguments | None = None  # what ``update`` gets by name
 
     def __init__(self) -> None:
         self.reset()
@@ -147,6 +149,7 @@ class MeanMetric(Metric):
         name: Name in the logs; by default that of the function.
         mode: ``"max"`` if higher is better, ``"min"`` if lower is better, None if unknown.
         finish: Function of the mean that returns the value, for example ``torch.sqrt``.
+        further_arguments: What the function gets by name.
     """
 
     def __init__(
@@ -155,8 +158,11 @@ class MeanMetric(Metric):
         name: str | None = None,
         mode: str | None = None,
         finish: Callable[[Any], Any] | None = None,
+        further_arguments: LossArguments | None = None,
     ) -> None:
         self.function, self.name, self.mode, self.finish = function, name or get_name(function), mode, finish
+        if further_arguments is not None:
+            self.further_arguments = further_arguments
         super().__init__()
 
     def check(self, y_pred: Any, y: Any) -> None:
@@ -174,9 +180,9 @@ class MeanMetric(Metric):
         metric.reset()
         return metric
 
-    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
-        """Measure one batch."""
-        value = self.function(y_pred, y)
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None, **further: Any) -> None:
+        """Measure one batch; ``further`` are further arguments of the function."""
+        value = self.function(y_pred, y, **further)
         if isinstance(value, Tensor):
             if value.requires_grad:
                 # The function read the parameters of the module.

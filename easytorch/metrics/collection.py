@@ -122,8 +122,22 @@ class MetricCollection:
         """Return what the last step returned, without gradients; None if there was no step."""
         return map_leaves(_detach, self.outputs)
 
-    def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
-        """Measure one batch with every metric, without waiting for the device."""
+    def bind(self, model: Any) -> None:
+        """Let functions with further parameters use ``model``, and keep the entries that they take out of its inputs."""
+        for arguments in (entry.metric.further_arguments for entry in self._all_entries):
+            if arguments is not None:
+                arguments.model = model
+                self.criterion.entries |= arguments.entries
+
+    def update(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> None:
+        """Measure one batch with every metric, without waiting for the device.
+
+        Args:
+            y_pred: The outputs of the module.
+            y: The targets.
+            sample_weight: The sample weights, or None.
+            batch: The batch on the device, for functions that have further parameters.
+        """
         if not self._entries or self.window.is_padding or self._is_paused:
             return
         is_first, self._is_updated = not self._is_updated, True
@@ -138,11 +152,15 @@ class MetricCollection:
             weight = self.criterion.select_weight(sample_weight, output) if is_weighted else None
             if is_first:
                 metric.check(prediction, target)
-            self._update_metric(metric, prediction, target, weight)
+            arguments = metric.further_arguments
+            further = {} if arguments is None else arguments.values(batch, sample_weight)
+            self._update_metric(metric, prediction, target, weight, further)
 
-    def _update_metric(self, metric: Metric, y_pred: Any, y: Any, sample_weight: Any) -> None:
+    def _update_metric(
+        self, metric: Metric, y_pred: Any, y: Any, sample_weight: Any, further: Mapping[str, Any]
+    ) -> None:
         """Measure one batch with one metric; diagnostics reads these arguments from the frame if it fails."""
-        metric.update(y_pred, y, sample_weight)
+        metric.update(y_pred, y, sample_weight, **further)
 
     def record(self, terms: Mapping[str, Any], size: int, prefix: str = "") -> None:
         """Add what a step returned.

@@ -15,6 +15,7 @@ from easytorch._utils.registry import did_you_mean, get_name, quote_list, spelli
 from easytorch._utils.warnings import warn
 from easytorch.losses.criterion import Criterion, MultiOutputLoss
 from easytorch.losses.keras import KERAS
+from easytorch.losses.loss_arguments import LossArguments
 from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import RESERVED, MetricCollection, MetricEntry
 from easytorch.metrics.epoch import EpochMetric, find_epoch_function, unwrap
@@ -228,7 +229,8 @@ def _resolve_metric(metric: Any, criterion: Criterion) -> Metric:
     if callable(metric):
         _check_is_mean(metric)
         check_argument_order("metric", get_name(metric), metric)
-        return MeanMetric(metric)
+        further = LossArguments.of_metric(get_name(metric), metric)
+        return MeanMetric(metric, further_arguments=further)
     raise TypeError(
         f"Expected a metric, received {metric!r}. Pass a name such as 'accuracy', a function f(y_pred, y), an "
         "easytorch.Metric or a torchmetrics object."

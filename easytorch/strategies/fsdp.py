@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from easytorch._utils import torch_private
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.registry import quote_list
+from easytorch.distributed.agreement import NO_ANSWER
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.distributed.sync_batchnorm import has_local_batchnorm
 from easytorch.errors import RankError
@@ -31,6 +32,19 @@ from easytorch.strategies.device import PRECISIONS
 
 # In the error of torch.autograd.grad for tensors that are not in the graph.
 UNUSED = "appears to not have been used in the graph"
+SHARDS_IN_STEP = (
+    "With strategy='fsdp' the parameters of a block are this rank's shards outside of its forward pass, and the graph has the "
+    "gathered weights. To compute gradients of parameters in a step, use strategy='ddp', or gather all weights together: "
+    "strategy=easytorch.FullySharded(unit=10**12)."
+)
+SAME_BLOCKS = (
+    "With strategy='fsdp' the ranks gather weights and reduce gradients together, so all ranks must call the same blocks in the "
+    "same order."
+)
+ALIKE = (
+    "Choose the parts alike on all ranks, by random numbers with one seed; or use "
+    "strategy=easytorch.DataParallel(find_unused_parameters=True)."
+)
 # Number of calls of blocks that an error names.
 MAX_CALLS = 100
 
@@ -83,6 +97,7 @@ class FullySharded(DataParallel, name="fsdp"):
         # With a loss for each of several optimizers: the gathered parameter of each shard, and 0 or NaN for a loss.
         self._gathered: dict[int, nn.Parameter] = {}
         self._not_finite: Any = 0.0
+        self._timeout = timeout
         self.checkpoints = ShardedCheckpoints(self, timeout) if sharded_checkpoints else GatheredCheckpoints(self)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -163,10 +178,26 @@ class FullySharded(DataParallel, name="fsdp"):
             self._mark_padding(self._window.is_padding)
             self._gather(False)
             self._share_buffers()
-            with _explained_gradients():
+            with self._explained_errors():
                 return Strategy.run(self, lambda placed: self.control(step, self._sync, placed), batch)
         with self.evaluating():
             return Strategy.run(self, lambda placed: self.control(step, False, placed), batch)
+
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        """Translate errors of steps that use shards, or blocks that other ranks do not use."""
+        try:
+            yield
+        except RuntimeError as error:
+            if UNUSED in str(error):
+                raise RuntimeError(f"{error}\n{SHARDS_IN_STEP}") from error
+            if any(text in str(error) for text in NO_ANSWER):
+                raise RankError(
+                    f"Rank {self.group.rank} waited {self._timeout:g} seconds in a step, and the other ranks did not answer. "
+                    f"{SAME_BLOCKS} In this update, rank {self.group.rank} had called the blocks "
+                    f"{self.control.describe_calls() or '(none)'}; compare it with the other ranks. {ALIKE}"
+                ) from error
+            raise
 
     def _share_buffers(self) -> None:
         """Give all ranks the buffers of rank 0, as DDP does before the first batch of each update."""
@@ -218,7 +249,8 @@ class FullySharded(DataParallel, name="fsdp"):
         """Add the gradients of ``loss * weight``, averaged over the ranks unless synchronization is delayed."""
         if "inputs" in options:
             options["inputs"] = [self._gathered[id(shard)] for shard in options["inputs"]]
-        super().backward(loss, weight, **options)
+        with self._explained_errors():
+            super().backward(loss, weight, **options)
         if not options.get("retain_graph"):
             self.control.end_backward()
 
@@ -226,7 +258,8 @@ class FullySharded(DataParallel, name="fsdp"):
         """Reduce the gradients of all losses of a window by a backward pass that adds nothing, and send the flags."""
         self._set_reduce_gradients(True)
         total = self.control.flags.sum() * 0 + self._not_finite
-        self.control(lambda _: {"loss": total}, True, None)["loss"].backward()
+        with self._explained_errors():
+            self.control(lambda _: {"loss": total}, True, None)["loss"].backward()
         self._not_finite, self._has_synced = 0.0, True
 
     @contextlib.contextmanager
@@ -365,19 +398,22 @@ class ShardedControl(ControlChannel):
         return mean[:-1].to(flags.dtype)
 
     def _check_same_use(self, mean_checksum: float) -> None:
-        calls, self._calls = self._calls, deque(maxlen=MAX_CALLS)
         if mean_checksum == self._checksum:
+            self._calls.clear()
             return
-        names = {block: name for name, block in self.module.named_modules()}
-        called = quote_list(dict.fromkeys(names[self._blocks[number]] for number in calls), most=20)
+        called = self.describe_calls()
+        self._calls.clear()
         unused = quote_list((name for name, p in self.module.named_parameters() if p.grad is None), most=10)
         raise RankError(
-            "The ranks used different parts of the module in an update. With strategy='fsdp' they gather weights and reduce "
-            "gradients together, so all ranks must call the same blocks in the same order, and compute gradients of the same "
-            f"parameters. Rank {self.group.rank} called the blocks {called or '(none)'}, and has no gradient of "
-            f"{unused or '(none)'}. Choose the parts alike on all ranks, by random numbers with one seed; or use "
-            "strategy=easytorch.DataParallel(find_unused_parameters=True)."
+            f"The ranks used different parts of the module in an update. {SAME_BLOCKS} They must also compute gradients of the "
+            f"same parameters. Rank {self.group.rank} called the blocks {called or '(none)'}, and has no gradient of "
+            f"{unused or '(none)'}. {ALIKE}"
         )
+
+    def describe_calls(self) -> str:
+        """Return the names of the blocks that were called in this update, in order."""
+        names = {block: name for name, block in self.module.named_modules()}
+        return quote_list((names[self._blocks[number]] for number in self._calls), most=20)
 
 
 class GatheredCheckpoints(Checkpoints):
@@ -489,21 +525,6 @@ def _check_loss_is_fixed(loss_modules: nn.Module, module: nn.Module) -> None:
             f"strategy='fsdp' does not train the parameters of a loss, and this loss has {', '.join(map(repr, names[:5]))}. Make "
             "the loss a part of the module, net.criterion = loss before Model(net), or use strategy='ddp'."
         )
-
-
-@contextlib.contextmanager
-def _explained_gradients() -> Iterator[None]:
-    """Translate the error of a step that computes gradients of the shards of a block."""
-    try:
-        yield
-    except RuntimeError as error:
-        if UNUSED not in str(error):
-            raise
-        raise RuntimeError(
-            f"{error}\nWith strategy='fsdp' the parameters of a block are this rank's shards outside of its forward pass, and "
-            "the graph has the gathered weights. To compute gradients of parameters in a step, use strategy='ddp', or gather all "
-            "weights together: strategy=easytorch.FullySharded(unit=10**12)."
-        ) from error
 
 
 def _find_blocks(module: nn.Module, minimum: int) -> Iterator[nn.Module]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import easytorch
 from easytorch import DataParallel, Model
 from easytorch._utils import torch_private
-from easytorch._utils.torch_private import find_step, zero_grad
+from easytorch._utils.torch_private import cpu_has_bf16, find_step, zero_grad
 from easytorch.optimizers import TABLE
 from tests.loops import blobs, mlp
 from tests.many import run_ranks
@@ -286,7 +286,7 @@ def test_torch_has_the_probes_of_x86_instructions():
     if "AVX" in torch.backends.cpu.get_cpu_capability():
         assert type(torch.cpu._is_avx512_bf16_supported()) is bool
         assert type(torch.cpu._is_amx_tile_supported()) is bool
-    assert type(torch_private.cpu_has_bf16()) is bool
+    assert type(cpu_has_bf16()) is bool
 
 
 def test_torch_reads_whether_an_optimizer_has_stepped():

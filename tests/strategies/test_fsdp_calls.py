@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from easytorch import DataParallel, FullySharded, Model
 from easytorch.callbacks import EMA, SWA
+from easytorch.errors import RankError
 from tests.loops import blobs
 from tests.many import furthest, run_ranks
 
@@ -234,3 +236,34 @@ def test_what_cannot_follow_sharding_is_refused():
         assert "was sharded by strategy='fsdp', and no other strategy can use its shards" in ddp
         assert single == ddp
         assert "sync_batchnorm=True cannot replace the BatchNorm layers" in batchnorm
+
+
+class UnequalCalls(nn.Module):
+    """Calls its second block on rank 0 only."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.blocks[0](x)
+        return self.head(self.blocks[1](x) if os.environ["RANK"] == "0" else x)
+
+
+def _fit_unequal():
+    model = Model(UnequalCalls().double(), device="cpu")
+    model.compile("sgd", "cross_entropy", strategy=FullySharded("cpu", unit=50, timeout=4))
+    with pytest.raises(
+        RankError, match=r"waited 4 seconds.*must call the same blocks.*find_unused_parameters"
+    ) as caught:
+        fit(model)
+    return str(caught.value)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_unequal_numbers_of_blocks_end_with_their_names():
+    first, second = run_ranks(_fit_unequal)
+    assert "rank 0 had called the blocks 'blocks.0', 'blocks.1';" in first
+    assert "rank 1 had called the blocks 'blocks.0';" in second

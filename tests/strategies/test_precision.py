@@ -13,6 +13,7 @@ from torch import nn
 
 from easytorch import Model, Strategy
 from easytorch._utils import torch_private
+from easytorch._utils.torch_private import cpu_has_bf16
 from easytorch.strategies.device import pick_device
 from tests.loops import blob_loader, furthest, mlp, same_weights, twins
 from tests.strategies import common_strategy
@@ -64,6 +65,7 @@ def test_bf16_without_hardware_support_is_refused(monkeypatch):
 
 
 def test_an_x86_processor_without_instructions_has_no_bf16(monkeypatch):
+    monkeypatch.setattr(torch_private, "cpu_has_bf16", cpu_has_bf16)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)

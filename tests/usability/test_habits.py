@@ -248,6 +248,8 @@ OTHERS = {
     "Accelerator": (lambda: easytorch.Accelerator, r"Model\(module\)"),
     "create_supervised_trainer": (lambda: easytorch.create_supervised_trainer, r"Model\(module\)\.compile"),
     "WandbLogger": (imported("from easytorch import WandbLogger"), r"wandb\.log"),
+    "watch": (lambda: model().watch(), r"GradientStatistics\(every=100\)"),
+    "WandbCallback": (imported("from easytorch.callbacks import WandbCallback"), r"wandb\.watch.*GradientStatistics"),
     "fit_one_cycle": (lambda: model().fit_one_cycle(5), "scheduler='one_cycle'"),
     "lr_find": (lambda: model().lr_find(), r"compile\(\.\.\., lr=lr\)"),
     "freeze": (lambda: model().freeze(), r"Freeze\('backbone'\)"),
