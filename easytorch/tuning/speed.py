@@ -175,6 +175,7 @@ class SpeedSearch:
                 self._compile_seconds = self._clock() - start
             elif timing := self._try(name, MIN_UPDATES):
                 self._first[name] = timing.seconds_per_sample / first.seconds_per_sample
+                self._compare_losses(name, timing, first)
 
     def _run_rounds(self, names: Sequence[str], end: float) -> None:
         """Measure ``names`` in rounds until ``end``, in another order in each round."""
