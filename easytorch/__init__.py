@@ -1,13 +1,13 @@
 """A Keras-style fit for any ``torch.nn.Module``.
 
-The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data``, ``easytorch.reports`` and
-``easytorch.typing``, and the tables ``easytorch.losses.TABLE``, ``easytorch.metrics.NAMES`` and
+The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easytorch.data``, ``easytorch.reports``,
+``easytorch.tuning`` and ``easytorch.typing``, and the tables ``easytorch.losses.TABLE``, ``easytorch.metrics.NAMES`` and
 ``easytorch.optimizers.TABLE``. Everything else may change without notice.
 """
 
 from typing import Any
 
-from easytorch import callbacks, data, reports, typing
+from easytorch import callbacks, data, reports, tuning, typing
 from easytorch._utils.api_hints import PACKAGE_HINTS, missing_name_error
 from easytorch._utils.seeding import set_seed
 from easytorch._utils.tracebacks import hide_internal_frames, show_internal_frames
@@ -94,6 +94,7 @@ __all__ = [
     "reports",
     "set_seed",
     "show_internal_frames",
+    "tuning",
     "typing",
 ]
 

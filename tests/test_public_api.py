@@ -14,7 +14,10 @@ import easytorch
 from easytorch import Model
 
 MODULES = ["easytorch", "easytorch.callbacks", "easytorch.data"]
-OTHERS = ["easytorch.losses", "easytorch.metrics", "easytorch.optimizers", "easytorch.reports", "easytorch.typing"]
+OTHERS = [
+    "easytorch.losses", "easytorch.metrics", "easytorch.optimizers", "easytorch.reports", "easytorch.tuning",
+    "easytorch.typing",
+]  # fmt: skip
 # Parameters that may be anything, by name, and why.
 MAY_BE_ANYTHING = {
     "logs": "subclasses of Callback override hooks with annotations of their own",

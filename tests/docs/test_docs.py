@@ -206,7 +206,7 @@ def test_every_public_name_is_in_the_reference():
     documented = {
         name for path in ROOT.glob("docs/api/*.md") for name in re.findall(r"^::: ([\w.]+)", path.read_text(), re.M)
     }
-    submodules = {"callbacks", "data", "reports", "typing"}
+    submodules = {"callbacks", "data", "reports", "tuning", "typing"}
     callbacks = set(importlib.import_module("easytorch.callbacks").__all__)  # which are exported twice
     modules = {
         "easytorch": {"__version__", *submodules, *callbacks},

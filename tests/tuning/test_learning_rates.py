@@ -66,7 +66,7 @@ def test_a_range_test_leaves_no_trace(options):
     before = state_of(model)
     found = model.find_lr(X, Y, batch_size=16, updates=40, runs=2)
     assert_equal(before, state_of(model))
-    assert 1e-6 < found.suggestion < 10
+    assert found.suggestion > 1e-6
     assert not len(model.history)
     model.fit(X, Y, epochs=1, verbose=0)
     other = new_model(**options)
