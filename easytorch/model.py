@@ -896,7 +896,7 @@ class Model:
         min_lr: float = 1e-6,
         max_lr: float = 10.0,
         updates: int = 100,
-        runs: int = 5,
+        runs: int = 4,
         batch_size: int | None = None,
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,

@@ -213,7 +213,7 @@ def find_lr(
     min_lr: float = 1e-6,
     max_lr: float = 10.0,
     updates: int = 100,
-    runs: int = 5,
+    runs: int = 4,
     **options: Any,
 ) -> LearningRates:
     """Return the learning rate that a range test and short trainings suggest; see ``Model.find_lr``."""

@@ -313,3 +313,12 @@ def test_a_result_is_a_table_a_frame_a_dict_and_a_picture(tmp_path):
 def test_a_curve_that_does_not_fall_has_no_suggestion():
     with pytest.raises(ValueError, match="no rate at which the loss falls"):
         Curve(geometric_rates(1e-6, 10.0, 60), [2.3 + i for i in range(60)], 2.3)
+
+
+def test_the_benchmark_runs_an_example_up_to_its_fit():
+    from benchmarks.learning_rates import capture
+
+    model, args, options, names = capture("quickstart", 1)
+    assert options["epochs"] == 15
+    assert len(args[0]) == len(names["x"])
+    assert not len(model.history)
