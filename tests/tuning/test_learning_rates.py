@@ -14,7 +14,12 @@ from easytorch import Model
 from easytorch.tuning import LearningRates
 from easytorch.tuning.learning_rates import Curve, compare_rates
 from easytorch.tuning.range_test import geometric_rates, has_diverged
+from tests.distributed.common_ranks import X as RANK_X
+from tests.distributed.common_ranks import Y as RANK_Y
+from tests.distributed.common_ranks import attempt
+from tests.distributed.common_ranks import new_model as rank_model
 from tests.loops import blobs
+from tests.many import run_ranks
 
 X, Y = blobs(60)
 
@@ -322,3 +327,34 @@ def test_the_benchmark_runs_an_example_up_to_its_fit():
     assert options["epochs"] == 15
     assert len(args[0]) == len(names["x"])
     assert not len(model.history)
+
+
+def find_in_a_rank(strategy):
+    model = rank_model("adam", strategy=strategy)
+    found = model.find_lr(RANK_X, RANK_Y, batch_size=16, updates=30, runs=2)
+    refused = (
+        attempt(lambda: model.tune_speed(RANK_X, RANK_Y))[0],
+        attempt(lambda: model.find_batch_size(RANK_X, RANK_Y))[0],
+    )
+    model.fit(RANK_X, RANK_Y, verbose=0)
+    return found.suggestion, found.losses, [error[0] for error in refused], model.evaluate(verbose=0).loss
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_find_the_same_rate(strategy):
+    first, second = run_ranks(find_in_a_rank, strategy)
+    assert first == second
+    assert first[0] > 0
+    assert first[2] == ["ValueError", "ValueError"]
+
+
+@pytest.mark.distributed
+def test_two_processes_find_the_rate_of_one():
+    single = rank_model("adam").find_lr(RANK_X, RANK_Y, batch_size=32, updates=30, runs=0, shuffle=False)
+    both = run_ranks(losses_in_a_rank)
+    assert both[0][:20] == pytest.approx(single.losses[:20], rel=1e-3)
+
+
+def losses_in_a_rank():
+    return rank_model("adam").find_lr(RANK_X, RANK_Y, batch_size=16, updates=30, runs=0, shuffle=False).losses
