@@ -1102,23 +1102,25 @@ class Model:
         min_lr: float = 1e-6,
         max_lr: float = 10.0,
         updates: int = 100,
+        runs: int = 4,
         batch_size: int | None = None,
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
     ) -> LearningRates:
-        """Return a learning rate for training on ``x``, by a range test that leaves the model as it is.
+        """Return a learning rate for training on ``x``; the model stays as it is.
 
-        The test trains with a rate that grows exponentially, until training diverges. The suggestion is the rate at which the
-        loss has fallen by 80% of its fall. Parameter groups and several optimizers keep the ratio of their rates. Schedules
-        do not run; under a schedule the suggestion is its maximum.
+        A range test trains with a rate that grows exponentially, until training diverges. Then short trainings with constant
+        rates around the one with the lowest loss are compared, from the same weights and on the same batches. Parameter groups
+        and several optimizers keep the ratio of their rates. Schedules do not run; the suggestion is their maximum.
 
         Args:
             x: The training data, of any kind that ``fit`` takes and that can be read again.
             y: The targets, unless ``x`` contains them.
             min_lr: The first rate.
             max_lr: The last rate.
-            updates: Number of updates, at least 20.
+            updates: Number of updates of the range test and of each short training, at least 20.
+            runs: Number of short trainings; 0 for none: then the suggestion is a quarter of the rate with the lowest loss.
             batch_size: See ``fit``; so are all further arguments.
             class_weight: See ``fit``.
             sample_weight: See ``fit``.
@@ -1129,14 +1131,14 @@ class Model:
             ValueError: If there are several losses, the optimizer determines the length of its steps (LBFGS), the data can be
                 read only once, or the loss does not fall.
 
-        Source: L. Smith, 2017, https://arxiv.org/abs/1506.01186.
+        Source of the range test: L. Smith, 2017, https://arxiv.org/abs/1506.01186.
 
         Examples:
             >>> model.optimizer.lr = model.find_lr(x, y).suggestion
         """
         return learning_rates.find_lr(
-            self, x, y, min_lr=min_lr, max_lr=max_lr, updates=updates, batch_size=batch_size, class_weight=class_weight,
-            sample_weight=sample_weight, shuffle=shuffle,
+            self, x, y, min_lr=min_lr, max_lr=max_lr, updates=updates, runs=runs, batch_size=batch_size,
+            class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
         )  # fmt: skip
 
     def find_batch_size(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from easytorch._utils.rng import preserve_rng_state
-from easytorch.data.fast_loaders import as_tensor_batches
+from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from easytorch.data.in_memory import InMemory, in_memory
 from easytorch.strategies.base import Strategy
 from easytorch.strategies.device import PRECISIONS, check_precision, compiler_works
@@ -61,7 +61,7 @@ class Candidates:
         self.settings: list[Setting] = []
         self.skipped: dict[str, str] = {}
         self.loader = as_data_loader(x, y, batch_size, shuffle)
-        self._reads_memory = self.loader is not None and as_tensor_batches(self.loader) is not None
+        self._reads_memory = self.loader is not None and isinstance(as_tensor_batches(self.loader), TensorBatches)
         self.subset: Any = None  # the samples in memory that a measurement reads
         self._add_compile_settings()
         self._add_data_settings()

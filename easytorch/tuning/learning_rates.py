@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from easytorch._utils.integers import positive_int
+from easytorch._utils.integers import non_negative_int, positive_int
 from easytorch.callbacks.lr_schedulers import Schedule
 from easytorch.data.loader import ACCEPTED
 from easytorch.optimizer_group import OptimizerGroup
@@ -31,22 +31,31 @@ Array = np.ndarray[Any, Any]
 
 # Standard deviation of the Gaussian that smooths the losses, in decades of the rate.
 SMOOTHING = 0.2
-# The share of the fall of the loss at the suggested rate. docs/guides/find-lr.md compares it with other rules.
-SHARE = 0.8
+# Without short trainings: the suggestion, divided by the rate with the lowest loss.
+SHARE = 0.25
+# The factor between the rates of two short trainings. The first has the rate with the lowest loss.
+FACTOR = 2.5
+# Short trainings with larger rates than that one.
+LARGER = 1
+# Further short trainings while the best one has the smallest or the largest rate.
+MAX_EXTRA = 3
+# The last share of the losses of a short training, whose mean is compared.
+LAST = 0.3
 # Updates without which there is no curve.
 MIN_UPDATES = 20
 
 
 class LearningRates(Measurement):
-    """The losses of a learning rate range test, and the rate that follows from them; ``find_lr`` returns it.
+    """The losses of a learning rate range test and of short trainings, and the rate that follows; ``find_lr`` returns it.
 
     Attributes:
         suggestion: The learning rate of the first parameter group, ``model.optimizer.lr``.
         reason: Why, in a sentence.
-        rates: The learning rate of each update, of the first parameter group.
+        rates: The learning rate of each update of the range test, of the first parameter group.
         losses: The loss after each of these updates.
         smoothed: The losses, smoothed over neighboring rates.
-        diverged: Whether the test ended because training diverged.
+        diverged: Whether the range test ended because training diverged.
+        scores: The loss at the end of each short training, by its rate; infinite if it diverged.
         group_rates: The suggested rate of each parameter group, by its name in the logs.
 
     Examples:
@@ -54,26 +63,23 @@ class LearningRates(Measurement):
         >>> model.optimizer.lr = found.suggestion
     """
 
-    title = "Learning rate range test"
+    title = "Learning rates"
 
     def __init__(
         self,
-        rates: Sequence[float],
-        losses: Sequence[float],
-        first_loss: float,
+        curve: Curve,
+        scores: Mapping[float, float],
         *,
-        diverged: bool = False,
+        updates: int = 100,
         ratios: Sequence[float] = (1.0,),
         names: Sequence[str] = ("lr",),
         can_assign: bool = True,
     ) -> None:
-        self.rates, self.losses, self.diverged = list(rates), list(losses), diverged
-        self._ratios = list(ratios)
-        self.smoothed = smooth(self.losses, self.rates).tolist()
-        self._lowest = int(np.argmin(self.smoothed))
-        self._first_loss = first_loss
-        self._index = find_index(self.smoothed, first_loss)
-        suggestion = float(f"{self.rates[self._index]:.2g}")
+        self.rates, self.losses, self.smoothed = curve.rates, curve.losses, curve.smoothed
+        self.diverged, self.scores = curve.diverged, dict(sorted(scores.items()))
+        self._curve, self._ratios, self._updates = curve, list(ratios), updates
+        rate = min(scores, key=lambda key: scores[key]) if scores else SHARE * curve.best_rate
+        suggestion = round_rate(rate)
         self.group_rates = {name: suggestion * ratio for name, ratio in zip(names, ratios, strict=True)}
         rows = [
             {"lr": rate, "loss": loss, "smoothed": smoothed}
@@ -104,12 +110,16 @@ class LearningRates(Measurement):
         set_rates(groups, [self.suggestion * ratio for ratio in self._ratios])
 
     def shown_rows(self) -> list[Row]:
-        """Return the rows of the points that matter."""
-        points = {"start": 0, "suggestion": self._index, "lowest loss": self._lowest}
-        points["diverged" if self.diverged else "end"] = len(self.rates) - 1
+        """Return the rows of the printed table: the short trainings, or the points of the curve that matter."""
+        if not self.scores:
+            return self._curve.points()
         return [
-            {"point": name, "lr": self.rates[i], "loss": self.losses[i], "smoothed": self.smoothed[i]}
-            for name, i in points.items()
+            {
+                "lr": rate,
+                f"loss after {self._updates} updates": loss if math.isfinite(loss) else "diverged",
+                "": "suggestion" if round_rate(rate) == self.suggestion else "",
+            }
+            for rate, loss in self.scores.items()
         ]
 
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
@@ -117,15 +127,19 @@ class LearningRates(Measurement):
         return [(self.title, self._draw)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the curve, the suggestion and the reason as plain values."""
-        return super().to_dict() | {"group_rates": dict(self.group_rates), "diverged": self.diverged}
+        """Return the curve, the short trainings, the suggestion and the reason as plain values."""
+        scores = [{"lr": rate, "loss": loss} for rate, loss in self.scores.items()]
+        return super().to_dict() | {"scores": scores, "group_rates": dict(self.group_rates), "diverged": self.diverged}
 
     def _draw(self, axes: Any) -> None:
-        axes.plot(self.rates, self.losses, ".", alpha=0.4, label="loss")
+        axes.plot(self.rates, self.losses, ".", alpha=0.4, label="range test")
         axes.plot(self.rates, self.smoothed, label="smoothed")
+        finite = {rate: loss for rate, loss in self.scores.items() if math.isfinite(loss)}
+        if finite:
+            axes.plot(finite.keys(), finite.values(), "s", label=f"after {self._updates} updates")
         axes.axvline(self.suggestion, color="C3", linestyle="--", label=f"suggestion {self.suggestion:g}")
         axes.set_xscale("log")
-        low, high = min(self.smoothed), max(self._first_loss, *self.smoothed[: self._lowest + 1])
+        low, high = min(*self.smoothed, *finite.values()), max(self._curve.first_loss, *self.smoothed[:1])
         margin = 0.2 * ((high - low) or 1.0)
         axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("learning rate")
@@ -133,12 +147,12 @@ class LearningRates(Measurement):
         axes.legend()
 
     def _explain(self, suggestion: float) -> str:
-        low, rate = self.smoothed[self._lowest], self.rates[self._lowest]
+        curve = self._curve
         end = f"diverged at {self.rates[-1]:.2g}" if self.diverged else f"did not diverge up to {self.rates[-1]:.2g}"
-        return (
-            f"Suggestion: {suggestion:g}. There the loss has fallen by {SHARE:.0%} of its fall from {self._first_loss:.4g} to "
-            f"{low:.4g}, which it reaches at {rate:.2g}. Training {end}."
-        )
+        test = f"In the range test the loss was lowest at {curve.best_rate:.2g}, and training {end}."
+        if not self.scores:
+            return f"Suggestion: {suggestion:g}, a quarter of the rate with the lowest loss. {test}"
+        return f"Suggestion: {suggestion:g}. It has the lowest loss after {self._updates} updates. {test}"
 
     def _usage(self, suggestion: float, can_assign: bool) -> str:
         if not can_assign:
@@ -149,6 +163,48 @@ class LearningRates(Measurement):
         return f"Use it: call .apply(model) of this result, which sets {listed}"
 
 
+class Curve:
+    """The curve of a range test.
+
+    Args:
+        rates: The rate of each update.
+        losses: The loss after each of these updates.
+        first_loss: The loss before the test.
+        diverged: Whether the test ended because training diverged.
+
+    Attributes:
+        smoothed: The losses, smoothed over neighboring rates.
+
+    Raises:
+        ValueError: If the loss does not fall.
+    """
+
+    def __init__(
+        self, rates: Sequence[float], losses: Sequence[float], first_loss: float, diverged: bool = False
+    ) -> None:
+        self.rates, self.losses, self.first_loss, self.diverged = list(rates), list(losses), first_loss, diverged
+        self.smoothed: list[float] = smooth(losses, rates).tolist()
+        self._lowest = int(np.argmin(self.smoothed))
+        if self._lowest == 0 or self.smoothed[self._lowest] >= first_loss:
+            raise ValueError(
+                "find_lr() found no rate at which the loss falls. Check that the parameters are trained and that the labels "
+                "belong to the inputs, or pass a smaller min_lr."
+            )
+
+    @property
+    def best_rate(self) -> float:
+        """The rate with the lowest smoothed loss."""
+        return self.rates[self._lowest]
+
+    def points(self) -> list[Row]:
+        """Return the rows of the points that matter."""
+        points = {"start": 0, "lowest loss": self._lowest, "diverged" if self.diverged else "end": len(self.rates) - 1}
+        return [
+            {"point": name, "lr": self.rates[i], "loss": self.losses[i], "smoothed": self.smoothed[i]}
+            for name, i in points.items()
+        ]
+
+
 def find_lr(
     model: Model,
     x: Any = None,
@@ -157,27 +213,59 @@ def find_lr(
     min_lr: float = 1e-6,
     max_lr: float = 10.0,
     updates: int = 100,
+    runs: int = 4,
     **options: Any,
 ) -> LearningRates:
-    """Return the learning rate that a range test suggests; see ``Model.find_lr``."""
+    """Return the learning rate that a range test and short trainings suggest; see ``Model.find_lr``."""
     count = positive_int("updates", updates)
+    non_negative_int("runs", runs)
     _check_range(min_lr, max_lr, count)
     _check_optimizer(model)
-    rates = geometric_rates(min_lr, max_lr, count)
     base = find_base_rates(model)
     ratios = [rate / base[0] if base[0] else 1.0 for rate in base]
-    test = RangeTest([*rates, rates[-1]], ratios)  # one more, whose loss is that after the last rate
+
+    def train(rates: Sequence[float]) -> RangeTest:
+        # One more update, whose loss is that after the last rate.
+        test = RangeTest([*rates, rates[-1]], ratios)
+        with trial(model, *(value for value in (x, y) if value is not None), purpose="find_lr()"):
+            suspend_schedules(model)
+            model.fit(x, y, epochs=1, steps_per_epoch=len(test.rates), callbacks=[test], verbose=0, **options)
+        return test
+
+    curve = _read_curve(train(geometric_rates(min_lr, max_lr, count)), min_lr)
+    scores = compare_rates(lambda rate: _score(train([rate] * count)), curve.best_rate, runs) if runs else {}
     names, can_assign = group_names(model.require_optimizer("find_lr")), _can_assign(model)
-    with trial(model, *_given(x, y), purpose="find_lr()"):
-        suspend_schedules(model)
-        model.fit(x, y, epochs=1, steps_per_epoch=count + 1, callbacks=[test], verbose=0, **options)
-    losses = [loss for loss in test.losses if math.isfinite(loss)]
-    if len(losses) < MIN_UPDATES:
-        raise ValueError(_short_message(test, min_lr))
-    return LearningRates(
-        rates[: len(losses) - 1], losses[1:], float(np.mean(losses[:5])), diverged=test.diverged, ratios=ratios,
-        names=names, can_assign=can_assign,
-    )  # fmt: skip
+    return LearningRates(curve, scores, updates=count, ratios=ratios, names=names, can_assign=can_assign)
+
+
+def compare_rates(score: Callable[[float], float], middle: float, runs: int) -> dict[float, float]:
+    """Return the score of ``runs`` rates around ``middle``, and of further ones while the best is the outermost.
+
+    Args:
+        score: Returns the loss after a short training with a rate; infinite if it diverges.
+        middle: The rate with the lowest loss in the range test.
+        runs: Number of rates.
+
+    Raises:
+        ValueError: If all trainings diverge.
+    """
+    exponents = list(range(LARGER - runs + 1, LARGER + 1)) if runs > 1 else [0]
+    scores = {exponent: score(middle * FACTOR**exponent) for exponent in exponents}
+    for _ in range(MAX_EXTRA):
+        best = min(scores, key=lambda exponent: scores[exponent])
+        if best == min(scores) or not math.isfinite(scores[best]):
+            following = min(scores) - 1
+        elif best == max(scores):
+            following = max(scores) + 1
+        else:
+            break
+        scores[following] = score(middle * FACTOR**following)
+    if not any(map(math.isfinite, scores.values())):
+        raise ValueError(
+            f"find_lr() found no rate at which training converges: it diverged with all rates down to "
+            f"{middle * FACTOR ** min(scores):.2g}. Check the data and the loss, or pass clip_grad_norm=1.0 to compile()."
+        )
+    return {middle * FACTOR**exponent: value for exponent, value in sorted(scores.items())}
 
 
 def smooth(losses: Sequence[float], rates: Sequence[float]) -> Array:
@@ -191,21 +279,22 @@ def smooth(losses: Sequence[float], rates: Sequence[float]) -> Array:
     return smoothed
 
 
-def find_index(smoothed: Sequence[float], first_loss: float) -> int:
-    """Return the index of the first rate at which the loss has fallen by ``SHARE`` of its fall.
+def round_rate(rate: float) -> float:
+    """Return a rate with two significant digits."""
+    return float(f"{rate:.2g}")
 
-    Raises:
-        ValueError: If the loss does not fall.
-    """
-    lowest = int(np.argmin(smoothed))
-    fall = first_loss - smoothed[lowest]
-    if fall <= 0 or lowest == 0:
-        raise ValueError(
-            "find_lr() found no rate at which the loss falls. Check that the parameters are trained and that the labels belong "
-            "to the inputs, or pass a smaller min_lr."
-        )
-    threshold = first_loss - SHARE * fall
-    return next(i for i, loss in enumerate(smoothed) if loss <= threshold)
+
+def _score(test: RangeTest) -> float:
+    """Return the mean of the last losses of a short training; infinite if it diverged."""
+    count = max(1, round(LAST * len(test.losses)))
+    return math.inf if test.diverged else float(np.mean(test.losses[-count:]))
+
+
+def _read_curve(test: RangeTest, min_lr: float) -> Curve:
+    losses = [loss for loss in test.losses if math.isfinite(loss)]
+    if len(losses) < MIN_UPDATES:
+        raise ValueError(_short_message(test, min_lr))
+    return Curve(test.rates[: len(losses) - 1], losses[1:], float(np.mean(losses[:5])), test.diverged)
 
 
 def _check_range(min_lr: float, max_lr: float, updates: int) -> None:
@@ -238,10 +327,6 @@ def _check_optimizer(model: Model) -> None:
 def _can_assign(model: Model) -> bool:
     """Return whether the next fit uses a rate that is assigned to the optimizer."""
     return all(isinstance(schedule, Schedule) or not schedule.sets_rate for schedule in model.schedules)
-
-
-def _given(*data: Any) -> list[Any]:
-    return [value for value in data if value is not None]
 
 
 def _short_message(test: RangeTest, min_lr: float) -> str:

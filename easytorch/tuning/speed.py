@@ -173,8 +173,9 @@ class SpeedSearch:
             if setting.get("jit_compile"):
                 self._try(name, MIN_UPDATES, COMPILE_SHARE * self._seconds)
                 self._compile_seconds = self._clock() - start
-            elif timing := self._try(name, MIN_UPDATES):
+            elif not self._is_over(SINGLE_SHARE * self._seconds) and (timing := self._try(name, MIN_UPDATES)):
                 self._first[name] = timing.seconds_per_sample / first.seconds_per_sample
+                self._compare_losses(name, timing, first)
 
     def _run_rounds(self, names: Sequence[str], end: float) -> None:
         """Measure ``names`` in rounds until ``end``, in another order in each round."""
@@ -198,6 +199,8 @@ class SpeedSearch:
                 self._compare_losses(name, timing, after)
             self._ratios[CONTROL].append(after.seconds_per_sample / before.seconds_per_sample)
             before, self.seconds_per_update = after, after.seconds
+            if self._is_over(self._seconds):
+                return
 
     def _try(self, name: str, updates: int, limit: float | None = None) -> Timing | None:
         """Return the time of ``updates`` with a setting; after an error, None, and the setting is skipped."""

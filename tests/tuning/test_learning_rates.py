@@ -12,8 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
 from easytorch.tuning import LearningRates
+from easytorch.tuning.learning_rates import Curve, compare_rates
 from easytorch.tuning.range_test import geometric_rates, has_diverged
+from tests.distributed.common_ranks import X as RANK_X
+from tests.distributed.common_ranks import Y as RANK_Y
+from tests.distributed.common_ranks import attempt
+from tests.distributed.common_ranks import new_model as rank_model
 from tests.loops import blobs
+from tests.many import run_ranks
 
 X, Y = blobs(60)
 
@@ -63,9 +69,9 @@ OPTIONS = {
 def test_a_range_test_leaves_no_trace(options):
     model = new_model(**options)
     before = state_of(model)
-    found = model.find_lr(X, Y, batch_size=16, updates=40)
+    found = model.find_lr(X, Y, batch_size=16, updates=40, runs=2)
     assert_equal(before, state_of(model))
-    assert 1e-6 < found.suggestion < 10
+    assert found.suggestion > 1e-6
     assert not len(model.history)
     model.fit(X, Y, epochs=1, verbose=0)
     other = new_model(**options)
@@ -111,7 +117,7 @@ def test_groups_keep_the_ratio_of_their_rates(scheduler):
     model = Recording(net, device="cpu").compile(
         torch.optim.SGD(groups, momentum=0.9), "cross_entropy", scheduler=scheduler
     )
-    found = model.find_lr(X, Y, updates=30, max_lr=1.0)
+    found = model.find_lr(X, Y, updates=30, max_lr=1.0, runs=1)
     rates = np.array(Log.rates)
     assert rates[:, 1] / rates[:, 0] == pytest.approx(5.0)
     assert rates[: len(found.rates), 0] == pytest.approx(found.rates)
@@ -125,7 +131,7 @@ def test_groups_keep_the_ratio_of_their_rates(scheduler):
 
 def test_several_optimizers_keep_the_ratio_of_their_rates():
     model = new_model({"0": ("sgd", {"lr": 0.1}), "*": ("adam", {"lr": 0.001})})
-    found = model.find_lr(X, Y, updates=40)
+    found = model.find_lr(X, Y, updates=40, runs=2)
     assert found.group_rates == pytest.approx({"lr_0": found.suggestion, "lr_*": found.suggestion / 100})
 
 
@@ -133,7 +139,7 @@ def test_a_scheduler_object_needs_another_compile():
     model = new_model(
         "sgd", lr=0.1, scheduler=lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)
     )
-    found = model.find_lr(X, Y, updates=40)
+    found = model.find_lr(X, Y, updates=40, runs=2)
     assert "compile(..., lr=" in found.notes[0]
     with pytest.raises(ValueError, match=r"Compile again: compile\(\.\.\., lr="):
         found.apply(model)
@@ -143,7 +149,7 @@ def test_a_test_stops_when_training_diverges():
     Log.rates.clear()
     model = Recording(network(), device="cpu").compile("sgd", "mse")
     targets = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    found = model.find_lr(X, targets, min_lr=1e-3, max_lr=1e6)
+    found = model.find_lr(X, targets, min_lr=1e-3, max_lr=1e6, runs=0)
     assert found.diverged
     assert len(Log.rates) < 100
     assert np.isfinite(found.losses).all()
@@ -173,7 +179,7 @@ def test_data_of_every_kind_is_accepted():
         (X.numpy(), labels), (DataLoader(TensorDataset(X, Y), 8, shuffle=True),), (TensorDataset(X, Y),), (batches,),
         (lambda: iter(batches),),
     ):  # fmt: skip
-        assert model.find_lr(*data, updates=25).suggestion > 0
+        assert model.find_lr(*data, updates=25, runs=0).suggestion > 0
     assert model.class_names is None
 
 
@@ -191,8 +197,11 @@ def test_a_custom_step_and_a_loss_of_the_module_work():
         def forward(self, x, y):
             return {"loss": nn.functional.cross_entropy(self.net(x), y)}
 
-    assert Step(network(), device="cpu").compile("adam", None).find_lr(X, Y, updates=30).suggestion > 0
-    assert Model(WithLoss(), device="cpu").compile("adam", None).find_lr({"x": X, "y": Y}, updates=30).suggestion > 0
+    assert Step(network(), device="cpu").compile("adam", None).find_lr(X, Y, updates=30, runs=0).suggestion > 0
+    assert (
+        Model(WithLoss(), device="cpu").compile("adam", None).find_lr({"x": X, "y": Y}, updates=30, runs=0).suggestion
+        > 0
+    )
 
 
 def test_what_has_no_learning_rate_is_refused():
@@ -247,24 +256,105 @@ def test_wrong_arguments_are_explained():
 
 def curve():
     rates = geometric_rates(1e-6, 10.0, 60)
-    losses = [2.3 - 2.0 / (1 + (1e-3 / rate)) + (5 * rate) ** 2 for rate in rates]
-    return LearningRates(rates, losses, 2.3, diverged=True)
+    return Curve(rates, [2.3 - 2.0 / (1 + (1e-3 / rate)) + (5 * rate) ** 2 for rate in rates], 2.3, diverged=True)
+
+
+def test_the_rate_with_the_lowest_loss_is_suggested():
+    scores = compare_rates(lambda rate: abs(np.log10(rate / 0.003)), 0.01, 5)
+    found = LearningRates(curve(), scores)
+    assert len(scores) == 5
+    assert found.suggestion == pytest.approx(0.004, rel=0.01)
+    assert f"{found.suggestion:g}. It has the lowest loss after 100 updates" in found.reason
+
+
+def test_the_comparison_goes_on_while_the_best_rate_is_outermost():
+    small = compare_rates(lambda rate: rate, 1.0, 5)
+    assert len(small) == 8
+    large = compare_rates(lambda rate: -rate, 1.0, 5)
+    assert max(large) == pytest.approx(2.5**4)
+    unstable = compare_rates(lambda rate: float("inf") if rate > 1e-2 else -rate, 1.0, 5)
+    assert min(unstable, key=unstable.get) < 1e-2
+    with pytest.raises(ValueError, match="diverged with all rates down to"):
+        compare_rates(lambda rate: float("inf"), 1.0, 5)
+
+
+def test_a_quarter_of_the_rate_is_suggested_without_runs():
+    found = LearningRates(curve(), {})
+    assert found.suggestion == pytest.approx(found._curve.best_rate / 4, rel=0.05)
+    assert "a quarter of the rate with the lowest loss" in str(found)
+    assert new_model().find_lr(X, Y, runs=0, updates=30).scores == {}
+
+
+def test_short_trainings_have_the_same_weights_and_batches():
+    class Data:
+        in_snapshots = False
+        sums: list[float] = []  # noqa: RUF012  # not restored
+
+    class Sums(Model):
+        def train_step(self, batch):
+            Data.sums.append((float(batch[0].sum()), float(self.module[0].weight.detach().sum())))
+            return super().train_step(batch)
+
+    Sums(network(), device="cpu").compile("adam", "cross_entropy").find_lr(X, Y, updates=30, runs=3, max_lr=0.01)
+    starts = Data.sums[::31]
+    assert len(set(starts)) == 1
 
 
 def test_a_result_is_a_table_a_frame_a_dict_and_a_picture(tmp_path):
-    found = curve()
-    assert 1e-3 < found.suggestion < 1e-1
+    found = LearningRates(curve(), {0.001: 1.0, 0.01: 0.5, 0.1: float("inf")})
+    assert found.suggestion == 0.01
     text = str(found)
-    assert f"model.optimizer.lr = {found.suggestion:g}" in text
+    assert "model.optimizer.lr = 0.01, or compile(..., lr=0.01)" in text
     assert "suggestion" in text
+    assert "diverged" in text
     assert len(text.splitlines()) < 12
     assert list(found.to_frame().columns) == ["lr", "loss", "smoothed"]
-    assert found.to_dict()["suggestion"] == found.suggestion
-    assert found._repr_html_().count("<tr>") == 5
+    assert found.to_dict()["suggestion"] == 0.01
+    assert found._repr_html_().count("<tr>") == 4
     found.plot(path=tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 def test_a_curve_that_does_not_fall_has_no_suggestion():
     with pytest.raises(ValueError, match="no rate at which the loss falls"):
-        LearningRates(geometric_rates(1e-6, 10.0, 60), [2.3 + i for i in range(60)], 2.3)
+        Curve(geometric_rates(1e-6, 10.0, 60), [2.3 + i for i in range(60)], 2.3)
+
+
+def test_the_benchmark_runs_an_example_up_to_its_fit():
+    from benchmarks.learning_rates import capture
+
+    model, args, options, names = capture("quickstart", 1)
+    assert options["epochs"] == 15
+    assert len(args[0]) == len(names["x"])
+    assert not len(model.history)
+
+
+def find_in_a_rank(strategy):
+    model = rank_model("adam", strategy=strategy)
+    found = model.find_lr(RANK_X, RANK_Y, batch_size=16, updates=30, runs=2)
+    refused = (
+        attempt(lambda: model.tune_speed(RANK_X, RANK_Y))[0],
+        attempt(lambda: model.find_batch_size(RANK_X, RANK_Y))[0],
+    )
+    model.fit(RANK_X, RANK_Y, verbose=0)
+    return found.suggestion, found.losses, [error[0] for error in refused], model.evaluate(verbose=0).loss
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_find_the_same_rate(strategy):
+    first, second = run_ranks(find_in_a_rank, strategy)
+    assert first == second
+    assert first[0] > 0
+    assert first[2] == ["ValueError", "ValueError"]
+
+
+@pytest.mark.distributed
+def test_two_processes_find_the_rate_of_one():
+    single = rank_model("adam").find_lr(RANK_X, RANK_Y, batch_size=32, updates=30, runs=0, shuffle=False)
+    both = run_ranks(losses_in_a_rank)
+    assert both[0][:20] == pytest.approx(single.losses[:20], rel=1e-3)
+
+
+def losses_in_a_rank():
+    return rank_model("adam").find_lr(RANK_X, RANK_Y, batch_size=16, updates=30, runs=0, shuffle=False).losses
