@@ -99,7 +99,7 @@ class Estimator(BaseEstimator):
         for name in options:
             if not name.startswith(PREFIXES) or name in PREFIXES:
                 raise error(_unknown_parameter(type(self).__name__, name, self._get_param_names()))
-        self._options |= options
+        self._options = {**self._options, **options}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return all parameters by name, those such as ``module__hidden`` included.
@@ -370,7 +370,7 @@ class Classifier(ClassifierMixin, Estimator):
         """
         is_new = not hasattr(self, "model_")
         inputs, targets = self._read(X, y, is_new, classes)
-        return self._train(inputs, targets, sample_weight, is_new, {"epochs": 1})
+        return self._train(inputs, targets, sample_weight, is_new, self._options_of("fit__") | {"epochs": 1})
 
     def predict(self, X: Any) -> Array:
         """Return the label of each sample, or 0 or 1 for each of several labels."""
@@ -514,7 +514,7 @@ class Regressor(RegressorMixin, Estimator):
             sample_weight: As in ``fit``.
         """
         is_new = not hasattr(self, "model_")
-        return self._train(*self._read(X, y, is_new), sample_weight, is_new, {"epochs": 1})
+        return self._train(*self._read(X, y, is_new), sample_weight, is_new, self._options_of("fit__") | {"epochs": 1})
 
     def predict(self, X: Any) -> Array:
         """Return the predictions, ``[N]`` or ``[N, outputs]`` as ``y`` in ``fit``.

@@ -29,6 +29,11 @@ def infer_loss(loss: ModuleLoss, outputs: Any, y: Any) -> tuple[SingleLoss, Tens
     Raises:
         ValueError: If the meaning of the outputs is not certain.
     """
+    if isinstance(outputs, (np.ndarray, Tensor)):
+        raise ValueError(
+            f"There is no report without a loss, which decides what the outputs, {describe(outputs)}, mean. Call compile(..., "
+            "loss='cross_entropy'), or 'bce_with_logits' or 'mse'."
+        )
     prediction, targets = _find_logits(outputs), _as_tensor(y)
     if prediction is None or targets is None:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import pickle
 import re
@@ -159,6 +160,8 @@ def test_parameters_of_module_and_optimizer_have_prefixes():
     assert copied.get_params()["module__hidden"] == 9
     assert estimator.get_params()["module__hidden"] == 7
     assert "fit__shuffle" not in estimator.get_params()
+    copy.copy(estimator).set_params(module__hidden=1)
+    assert estimator.get_params()["module__hidden"] == 7
     copied.fit(X, Y)
     assert copied.module_[0].out_features == 9
     assert copied.model_.optimizer.defaults["momentum"] == 0.9
@@ -220,11 +223,12 @@ def test_random_state_makes_fits_exact():
 
 
 def test_partial_fits_equal_one_fit():
-    whole = classifier(module__dropout=0.5, epochs=4).fit(X, Y)
-    parts = classifier(module__dropout=0.5)
-    for _ in range(4):
-        parts.partial_fit(X, Y, classes=[0, 1, 2])
-    np.testing.assert_array_equal(whole.predict_proba(X), parts.predict_proba(X))
+    for options in ({}, {"fit__shuffle": False, "fit__validation_freq": 2}):
+        whole = classifier(module__dropout=0.5, epochs=4, **options).fit(X, Y)
+        parts = classifier(module__dropout=0.5, **options)
+        for _ in range(4):
+            parts.partial_fit(X, Y, classes=[0, 1, 2])
+        np.testing.assert_array_equal(whole.predict_proba(X), parts.predict_proba(X))
     first = classifier().partial_fit(X[:100], NAMES[:100], classes=np.unique(NAMES))
     first.partial_fit(X[100:], NAMES[100:])
     assert first.classes_.tolist() == ["setosa", "versicolor", "virginica"]

@@ -206,6 +206,11 @@ def test_modules_with_a_loss_report_samples_and_numbers():
         numbers.report({"x": torch.randn(20, 4), "labels": torch.ones(20)}, bootstrap=0, verbose=0)
 
 
+def test_outputs_without_a_loss_have_no_report():
+    with pytest.raises(ValueError, match="no report without a loss"):
+        Model(nn.Linear(4, 3), device="cpu").report(torch.randn(9, 4), torch.arange(9) % 3, verbose=0)
+
+
 def test_modules_that_return_only_a_loss_have_no_report():
     outputs = {"loss": np.ones(3)}
     with pytest.raises(ValueError, match="no single array of logits"):
