@@ -169,14 +169,14 @@ def sum_scalars(values: Sequence[Scalar]) -> Scalar:
     """Return the sum of ``values``, tensors on their device in its widest float, numbers on the host."""
     if not has_instance(values, Tensor):
         return sum(values)
-    tensors = values if are_instances(values, Tensor) else [value for value in values if isinstance(value, Tensor)]
+    tensors: Any = values if are_instances(values, Tensor) else [v for v in values if isinstance(v, Tensor)]
     total = torch.stack(tensors).sum(dtype=_widest(tensors[0].device))
     return total if len(tensors) == len(values) else total + sum(v for v in values if not isinstance(v, Tensor))
 
 
 def _group_by_factor(
     values: Sequence[Scalar], factors: Sequence[Scalar]
-) -> tuple[dict[float, Sequence[Scalar]], list[tuple[Scalar, Scalar]]]:
+) -> tuple[Mapping[float, Sequence[Scalar]], list[tuple[Scalar, Scalar]]]:
     """Return the values of each factor, without those of factor 0, and the other pairs of a value and a factor."""
     if not isinstance(factors[0], Tensor) and len(set(factors)) == 1:  # batches of one size are the usual case
         return ({factors[0]: values} if factors[0] else {}), []
