@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from easytorch._utils.registry import quote_list
+from easytorch.callbacks.averaging import BATCH_NORMS
 from easytorch.checks.base import Finding, check, error, info, warning
 from easytorch.checks.probe import Probe, named_parameters
 from easytorch.optimizer_group import parameters_of
@@ -176,10 +176,10 @@ def layers_in_eval_mode(probe: Probe) -> Iterator[Finding]:
         return  # fit sets all layers to train mode
     names = []
     for name, layer in probe.module.named_modules():
-        if layer.training or not isinstance(layer, (_BatchNorm, *DROPOUTS)):
+        if layer.training or not isinstance(layer, (*BATCH_NORMS, *DROPOUTS)):
             continue
         parent = probe.module.get_submodule(name.rpartition(".")[0])
-        owner = layer if isinstance(layer, _BatchNorm) and layer.affine else parent
+        owner = layer if isinstance(layer, BATCH_NORMS) and layer.affine else parent
         parameters = list(owner.parameters())
         if parameters and all(parameter.requires_grad for parameter in parameters):
             names.append(name)
