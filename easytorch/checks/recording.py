@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+
+from easytorch.callbacks.averaging import BATCH_NORMS
 
 RELUS = {F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_}
 SIGMOIDS = {torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid, torch.sigmoid_}
@@ -130,7 +131,7 @@ class Recorder(TorchFunctionMode):
             # A narrow layer between two wide ones limits the rank, and has a meaning.
             if source.out_features >= min(source.in_features, layer.out_features):
                 self.recording.linear_pairs.append((previous, name))
-        if isinstance(layer, _BatchNorm) and layer.training:
+        if isinstance(layer, BATCH_NORMS) and layer.training:
             self.recording.batch_norms[name] = value.numel() // max(value.shape[1], 1) if value.ndim > 1 else 0
 
     def _leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
