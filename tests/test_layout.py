@@ -45,3 +45,9 @@ def test_the_import_loads_no_heavy_package_but_torch():
         "torchvision",
     }
     assert not heavy & set(imported_packages)
+
+
+def test_the_import_loads_no_compiler():
+    program = "import sys, easytorch; print('torch._dynamo' in sys.modules, 'torch.distributed.fsdp' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]

@@ -62,11 +62,16 @@ LIBRARIES = frozenset(
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # Attributes that torch gives to modules and loaders.
 LIBRARY_ATTRIBUTES = MODULE_ATTRIBUTES | vars(DataLoader(TensorDataset())).keys()
-OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)))
 CALLBACK_ATTRIBUTES = frozenset({"model", "params", "_is_disabled"})
 # Path of an attribute of a callback, such as "Counter[0].seen".
 OF_CALLBACK = re.compile(r"\w+\[\d+\]\.")
 ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, StopIteration)
+
+
+@functools.cache  # The first optimizer of a process imports torch._dynamo, which takes seconds.
+def optimizer_attributes() -> frozenset[str]:
+    """Return the names of the attributes that torch gives to optimizers."""
+    return frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)))
 
 
 class Slot(NamedTuple):
@@ -292,7 +297,7 @@ class Walk:
         """Visit the attributes of an optimizer that wraps another one, which its state dict may leave out."""
         if not (type(optimizer).__module__.startswith("torch.") or is_internal(type(optimizer))):
             self._roots[prefix] = optimizer
-            self._visit_attributes(prefix, optimizer, OPTIMIZER_ATTRIBUTES)
+            self._visit_attributes(prefix, optimizer, optimizer_attributes())
 
     def _visit_modules(self, module: nn.Module) -> None:
         """Visit attributes of submodules, and buffers that are not in the state dict; both are stored if they change."""
