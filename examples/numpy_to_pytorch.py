@@ -74,9 +74,7 @@ runs = {
     "torch by hand, as printed": train_by_hand(*tensors, weights, torch.exp, as_printed=True),
     "torch by hand, corrected": train_by_hand(*tensors, weights, torch.exp),
 }
-history = model.fit(
-    rows, targets, epochs=epochs, batch_size=3, shuffle=False, verbose=0
-)  # last: it changes the weights
+history = model.fit(rows, targets, epochs=epochs, batch_size=3, shuffle=False, verbose=0)  # changes the weights
 runs["torch with fit"] = model.predict(rows, verbose=0), history["mse"]
 for name, (output, _) in runs.items():
     print(f"{name:25} predicts {', '.join(f'{float(value):.3f}' for value in output.ravel())}")
@@ -96,6 +94,6 @@ if args.plot:
 
     figure = Figure(figsize=(12, 3), layout="constrained")
     for axis, (name, (_, errors)) in zip(figure.subplots(1, 4, sharey=True), runs.items(), strict=True):
-        axis.semilogy(errors)
-        axis.set(title=name, xlabel="epoch")
+        axis.set(title=name, xlabel="epoch", yscale="log")
+        axis.plot(errors)
     figure.savefig(args.plot, dpi=150)

@@ -52,5 +52,6 @@ def _bf16_on_each_processor(monkeypatch):
 @pytest.fixture(autouse=True)
 def _without_figures():
     yield
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")
+    pyplot = sys.modules.get("matplotlib.pyplot")  # None also if a test forbids the import
+    if pyplot is not None:
+        pyplot.close("all")

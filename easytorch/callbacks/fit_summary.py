@@ -53,7 +53,7 @@ def _list_quantities(model: Model) -> list[tuple[str, str]]:
         key=lambda callback: (not isinstance(callback, EarlyStopping), not isinstance(callback, ModelCheckpoint))
     )
     sets = by_name(model.last_fit.get("validation"))
-    losses = [f"val_{name}_loss" if name else "val_loss" for name in sets] + ["loss"]
+    losses = [*(f"val_{name}_loss" for name in sets if name), "val_loss", "loss"]
     return [*((callback.monitor, callback.direction) for callback in monitors), *((name, "min") for name in losses)]
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from easytorch import EarlyStopping, LambdaCallback, Model, ModelCheckpoint, TerminateOnNaN, data
 from easytorch.callbacks.advice import WarnOnNonFiniteLoss
+from easytorch.callbacks.base import CallbackList
 from tests.loops import blobs, mlp
 from tests.usability.common_answers import Row, check
 
@@ -348,10 +349,9 @@ def test_a_loss_of_nan_is_reported_within_a_long_epoch(monkeypatch):
 def test_a_loss_is_not_read_within_an_epoch_on_an_accelerator(monkeypatch):
     monkeypatch.setattr(WarnOnNonFiniteLoss, "FIRST_SECONDS", 0.0)
     check_loss, model = WarnOnNonFiniteLoss(), Model(net(), device="cpu").compile("sgd", "cross_entropy")
-    check_loss.model = model
-    model.device = torch.device("meta")
-    check_loss.on_train_begin()
-    check_loss.on_train_batch_end(0, {"loss": float("nan")})
+    model.device, model.callbacks = torch.device("meta"), CallbackList([check_loss], model, {})
+    model.callbacks.on_train_begin({})
+    model.callbacks.on_train_batch_end(0, {"loss": float("nan")})
     assert not check_loss.has_warned
 
 
