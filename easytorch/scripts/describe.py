@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from easytorch._utils import api_hints
+from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe as describe_tree
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.train_mode import in_eval_mode, preserve_module
-from easytorch.callbacks.base import as_callback_list
+from easytorch.callbacks.base import as_callback_list, check_callback
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.progress import progress_callbacks
@@ -81,7 +82,10 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
         ignore_index=model.loss.ignore_index, **shared,
     )  # fmt: skip
     train_data.close()
-    callbacks = [*as_callback_list(arguments["callbacks"]), *BackupAndRestore.at(arguments["resume"])]
+    callbacks = [
+        *map(check_callback, as_callback_list(arguments["callbacks"])),
+        *BackupAndRestore.at(arguments["resume"]),
+    ]
     progress_callbacks(arguments["verbose"])
     model.state.plan(epochs, arguments["initial_epoch"])
     Validation.of(validation, arguments["validation_freq"], arguments["validation_steps"])
@@ -201,7 +205,8 @@ def check_example(model: Model, plan: Plan) -> None:
     """Raise the error that ``fit`` would raise for the outputs and targets of the first batch of ``plan``."""
     batch = read_example(model, plan.example)
     if batch is not None:
-        describe_loss.check_loss(model.loss, batch, _known_targets(model, plan.train))
+        with translate_errors(model.module, without_gradients=True):
+            describe_loss.check_loss(model.loss, batch, _known_targets(model, plan.train))
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -318,7 +323,23 @@ def _describe_data(
         weight_dtype=run.module.dtype or "float32",
         example="" if batch is None else describe_tree(batch.raw),
         several_inputs=batch is not None and isinstance(batch.x, (tuple, list)),
+        **_describe_sampling(loader),
     )
+
+
+def _describe_sampling(loader: Any) -> dict[str, Any]:
+    """Return the sampler of a ``DataLoader``, and which samples form no batch, as fields of ``DataInfo``."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return {}
+    sampler = loader.sampler if loader.batch_size is not None else loader.batch_sampler or loader.sampler
+    drawn = count_batches(sampler) if loader.batch_size is not None else None
+    is_custom = type(sampler) not in (RandomSampler, SequentialSampler) and not is_internal(type(sampler))
+    is_other = drawn is not None and drawn != count_batches(loader.dataset)
+    return {
+        "sampler": type(sampler).__name__ if is_custom else "",
+        "draws": drawn if is_other else None,
+        "dropped": drawn % loader.batch_size if drawn and loader.batch_size and loader.drop_last else 0,
+    }
 
 
 def _find_tensor(batch: Any, index: int) -> Any:
@@ -392,7 +413,7 @@ def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: Exam
     if batch is None:
         run.refuse(
             f"data whose first batch cannot be read in advance, {form.type_name or form.kind}",
-            "Call to_script() without arguments after fit(), or pass a DataLoader",
+            "Call fit(), and then to_script() without arguments",
         )
         return
     weight = batch.sample_weight

@@ -156,6 +156,9 @@ class DataInfo:
         weight_dtype: Their dtype as the loop gets it.
         example: Inputs and targets of a batch in words.
         several_inputs: Whether the inputs are several arguments of the module.
+        sampler: The class of a custom sampler; empty without.
+        draws: Number of samples that it draws in an epoch, if that is known and not the number of samples.
+        dropped: Number of samples at the end of an epoch that form no batch.
     """
 
     form: DataForm
@@ -169,6 +172,9 @@ class DataInfo:
     weight_dtype: str
     example: str
     several_inputs: bool
+    sampler: str = ""
+    draws: int | None = None
+    dropped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,9 +171,9 @@ def _plain_options(callback: Callback) -> Iterator[tuple[str, Any]]:
         value = getattr(callback, name, None)
         if name == "filepath" and hasattr(callback, "filename"):
             yield name, callback.filename.text
-        elif name == "backup_dir" and hasattr(callback, "folder"):
+        elif name in ("backup_dir", "log_dir") and hasattr(callback, "folder"):
             yield name, str(callback.folder)
-        elif name == "filename" and hasattr(callback, "path"):
+        elif name in ("filename", "path") and getattr(callback, "path", None) is not None:
             yield name, str(callback.path)
         elif value is None or isinstance(value, (numbers.Real, str, Every)):
             yield name, value
