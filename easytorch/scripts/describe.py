@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from easytorch._utils import api_hints
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe as describe_tree
+from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.train_mode import in_eval_mode, preserve_module
 from easytorch.callbacks.base import as_callback_list, check_callback
@@ -247,7 +248,7 @@ def _add_fit(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch 
         is_balanced=isinstance(record.class_weight, str),
         class_names=record.class_names,
     )
-    run.train = _describe_data(run, record.x, plan.train, batch, record.shuffle)
+    run.train = _describe_data(run, model, record.x, plan.train, batch, record.shuffle)
     refuse_data(run, record.x, run.train, batch)
     if plan.validation is not None:
         _add_validation(run, model, plan, batch)
@@ -298,7 +299,7 @@ def _class_weights(
 
 
 def _describe_data(
-    run: RunDescription, form: DataForm, loader: Any, batch: ExampleBatch | None, shuffle: bool | None
+    run: RunDescription, model: Model, form: DataForm, loader: Any, batch: ExampleBatch | None, shuffle: bool | None
 ) -> DataInfo:
     dataset = getattr(loader, "dataset", None)
     is_plain = isinstance(loader, DataLoader)
@@ -322,9 +323,24 @@ def _describe_data(
         has_weights=weight is not None or form.sample_weight is not None,
         weight_dtype=run.module.dtype or "float32",
         example="" if batch is None else describe_tree(batch.raw),
-        several_inputs=batch is not None and isinstance(batch.x, (tuple, list)),
+        several_inputs="" if batch is None else _kind_of_inputs(batch.x),
+        unpacking="" if batch is None else _unpacking(model, batch.x),
         **_describe_sampling(loader),
     )
+
+
+def _kind_of_inputs(x: Any) -> str:
+    return "dict" if isinstance(x, Mapping) else "tuple" if isinstance(x, (tuple, list)) else ""
+
+
+def _unpacking(model: Model, x: Any) -> str:
+    """Return what turns the inputs ``x`` into the arguments of the module, as ``model.signature`` does."""
+
+    def describe_call(*args: Any, **kwargs: Any) -> str:
+        return "**" if kwargs else "" if len(args) == 1 and args[0] is x else "*"
+
+    unpacking: str = model.signature.call(describe_call, x)
+    return unpacking
 
 
 def _describe_sampling(loader: Any) -> dict[str, Any]:
@@ -379,7 +395,7 @@ def _add_validation(run: RunDescription, model: Model, plan: Plan, batch: Exampl
     form = record.x if split else record.validation or record.x
     first = first_batch(loader)
     example = None if first is None or batch is None else _replace_parts(batch, first)
-    run.validation_data = _describe_data(run, form, loader, example, False)
+    run.validation_data = _describe_data(run, model, form, loader, example, False)
     refuse_data(run, form, run.validation_data, example)
 
 
@@ -423,8 +439,13 @@ def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: Exam
     if is_weighted and run.loss.is_custom and run.loss.reduction != "values":
         run.refuse(f"weights for {run.loss.title}, which returns one number", "Return one value per sample from it")
     dtype = getattr(torch, run.module.dtype, None) if run.module.dtype else None
-    if data.several_inputs and any(_cast(part, dtype) for part in batch.raw[0] if isinstance(part, Tensor)):
+    if not data.several_inputs or not isinstance(batch.raw, (tuple, list)):
+        return
+    if any(_cast(leaf, dtype) for leaf in leaves(batch.raw[0]) if isinstance(leaf, Tensor)):
         run.refuse("several inputs of another dtype than the module", f"Let the loader return {run.module.dtype}")
+    members = batch.raw[0].values() if isinstance(batch.raw[0], Mapping) else batch.raw[0]
+    if run.device != "cpu" and not all(isinstance(member, Tensor) for member in members):
+        run.refuse("nested inputs on an accelerator", "Let the loader return a tuple or a dict of tensors")
 
 
 def _refuse_what_needs_easytorch(run: RunDescription, model: Model) -> None:
