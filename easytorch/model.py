@@ -687,6 +687,8 @@ class Model:
         self.optimizer, self.schedules = new_optimizer, new_schedules
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self.gradient_accumulation_steps, self.unrestored_arguments = window_size, None
+        # The record is of a fit with the settings of the last compile().
+        self.last_fit = {**self.last_fit, "record": None} if self.last_fit else {}
         has_name = optimizer_group.is_plain(optimizer)  # otherwise the optimizer itself has its options
         self.compile_args = {
             "optimizer": optimizer if has_name else new_optimizer, "lr": lr if has_name else None,

@@ -300,7 +300,7 @@ class CallbackList(Callback):
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:
         self.diverged = False
         self.has_leaked = False
-        given = list(map(_check_callback, callbacks))
+        given = list(map(check_callback, callbacks))
         self.callbacks = sorted(given, key=lambda callback: callback.priority)
         # Schedules by name come first, and the user did not pass them.
         self._given = [callback for callback in given if not any(callback is schedule for schedule in model.schedules)]
@@ -403,7 +403,8 @@ def as_callback_list(callbacks: Any) -> list[Any]:
     )
 
 
-def _check_callback(callback: Any) -> Callback:
+def check_callback(callback: Any) -> Callback:
+    """Return ``callback``; raise a ``TypeError`` if it is not a callback."""
     if isinstance(callback, Callback):
         return callback
     if isinstance(callback, type):

@@ -32,7 +32,9 @@ def non_finite_data(probe: Probe) -> Iterator[Finding]:
                 bad = ~part.isfinite().flatten(1).all(1) if part.ndim > 1 else ~part.isfinite()
                 where = f" of {name!r}" if name else ""
                 if kind == "inputs" and part.ndim == 2:
-                    where = f" in {samples.column(name, int((~part.isfinite()).any(0).nonzero()[0]))}"
+                    columns = (~part.isfinite()).any(0).nonzero().flatten().tolist()
+                    where = f" in {samples.column(name, columns[0])}"
+                    where += f" and {len(columns) - 1} other column{'s' * (len(columns) > 2)}" * (len(columns) > 1)
                 yield error(
                     f"{int(bad.sum()):,} of {len(part):,} samples of the {title} have {kind}{where} that are NaN or infinite.",
                     "Remove these samples, or fill the values with the mean of their column.",

@@ -10,8 +10,8 @@ import torch
 from easytorch.checks.base import Finding, check, error, info, warning
 from easytorch.checks.gradients import non_finite_gradients
 from easytorch.checks.labels import unscaled_targets
-from easytorch.checks.outputs import expected_loss
-from easytorch.checks.probe import FIT_RATES, Probe, Row, final_loss
+from easytorch.checks.outputs import expected_loss, lowest_loss
+from easytorch.checks.probe import FIT_RATES, FIT_SAMPLES, Probe, Row, final_loss
 
 # A trial of Adam must reduce the loss of one batch to less than this share.
 FIT_SHARE = 0.9
@@ -34,7 +34,14 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
     text = f"{len(curve)} steps of Adam on one batch change its loss from {first:.4g} to {last:.4g}"
     if len(curve) < MIN_STEPS and last > FIT_SHARE * first:
         yield info(f"{text}; that is too few steps to see whether the module can fit it.", last)
-    elif first > 0 and last > FIT_SHARE * first and not _is_fitted(probe, first) and not any(unscaled_targets(probe)):
+    elif last > FIT_SHARE * first and _has_few_parameters(probe):
+        yield info(f"{text}; so few parameters cannot fit any batch.", last)
+    elif (
+        first > 0
+        and _is_above(last, first, probe)
+        and not _is_fitted(probe, first)
+        and not any(unscaled_targets(probe))
+    ):
         rates = ", ".join(f"{rate:g}" for rate in sorted(FIT_RATES))
         yield error(
             f"The module cannot fit one batch: {text}, with the best of the learning rates {rates}.",
@@ -114,6 +121,19 @@ def _is_fitted(probe: Probe, loss: float) -> bool:
     """Return whether the batch was fitted before the trial."""
     expected = [expected_loss(head) for head in probe.heads]
     return len(expected) == 1 and expected[0] is not None and loss < 0.5 * expected[0][0]
+
+
+def _is_above(last: float, first: float, probe: Probe) -> bool:
+    """Return whether the loss ``last`` is too high after a trial, in relation to the lowest loss that is possible."""
+    lowest = lowest_loss(probe.heads[0]) if len(probe.heads) == 1 else 0.0
+    return last - lowest > FIT_SHARE * (first - lowest)
+
+
+def _has_few_parameters(probe: Probe) -> bool:
+    """Return whether the module has fewer parameters than a trial has targets, such as a linear model of one input."""
+    return sum(p.numel() for p in probe.module.parameters() if p.requires_grad) < min(
+        FIT_SAMPLES, probe.batch_size or 0
+    )
 
 
 def _momentum(probe: Probe) -> float:

@@ -264,6 +264,28 @@ def expected_loss(head: Head) -> tuple[float, str] | None:
     return None
 
 
+def lowest_loss(head: Head) -> float:
+    """Return the loss of outputs that equal the targets: the entropy of targets that are probabilities, else 0."""
+    loss, y = head.loss, head.y
+    if (
+        loss is None
+        or y is None
+        or loss.reduction != "mean"
+        or not y.is_floating_point()
+        or y.shape != head.y_pred.shape
+    ):
+        return 0.0
+    options = [getattr(loss.function, name, None) for name in ("weight", "pos_weight")]
+    if any(option is not None for option in options) or bool((y < 0).any()) or bool((y > 1).any()):
+        return 0.0
+    entropy = -torch.xlogy(y.double(), y.double())
+    if loss.family is nn.CrossEntropyLoss and y.ndim > 1:
+        return float(entropy.sum(1).mean())
+    if loss.family in (nn.BCEWithLogitsLoss, nn.BCELoss):
+        return float((entropy - torch.xlogy(1 - y.double(), 1 - y.double())).mean())
+    return 0.0
+
+
 def _loss_of(head: Head) -> float | None:
     assert head.loss is not None
     with torch.no_grad():

@@ -28,9 +28,14 @@ def to_script(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Map
     model.require_optimizer("to_script")
     plan = _new_run(model, x, y, sizes, options) if _has_arguments(x, sizes, options) else last_plan(model)
     if plan is None:
+        reason = (
+            "compile() has replaced the settings of the last fit()"
+            if model.last_fit
+            else "the model has no fit to describe; files and copies contain none"
+        )
         raise ValueError(
-            "to_script() received no data, and the model has no fit to describe; files and copies contain none. Call fit() "
-            "first, or pass the arguments of fit(): model.to_script(x, y, epochs=5)."
+            f"to_script() received no data, and {reason}. Call fit() first, or pass the arguments of fit(): "
+            "model.to_script(x, y, epochs=5)."
         )
     run = describe_run(model, plan)
     refuse_callbacks(run)
@@ -62,7 +67,7 @@ def _new_run(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
 
 def _inexact_error(refusals: Sequence[Refusal]) -> ValueError:
     """Return the error for a run of which no script does exactly the same."""
-    first, *others = refusals
+    first, *others = dict.fromkeys(refusals)
     more = "".join(f" Nor {other.what}: {other.fix[0].lower()}{other.fix[1:]}." for other in others)
     return ValueError(
         f"to_script() writes only programs that do exactly what fit() does, and cannot write {first.what}. {first.fix}.{more}"

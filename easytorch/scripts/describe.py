@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from easytorch._utils import api_hints
+from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe as describe_tree
+from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.train_mode import in_eval_mode, preserve_module
-from easytorch.callbacks.base import as_callback_list
+from easytorch.callbacks.base import as_callback_list, check_callback
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.progress import progress_callbacks
@@ -81,7 +83,10 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
         ignore_index=model.loss.ignore_index, **shared,
     )  # fmt: skip
     train_data.close()
-    callbacks = [*as_callback_list(arguments["callbacks"]), *BackupAndRestore.at(arguments["resume"])]
+    callbacks = [
+        *map(check_callback, as_callback_list(arguments["callbacks"])),
+        *BackupAndRestore.at(arguments["resume"]),
+    ]
     progress_callbacks(arguments["verbose"])
     model.state.plan(epochs, arguments["initial_epoch"])
     Validation.of(validation, arguments["validation_freq"], arguments["validation_steps"])
@@ -201,7 +206,8 @@ def check_example(model: Model, plan: Plan) -> None:
     """Raise the error that ``fit`` would raise for the outputs and targets of the first batch of ``plan``."""
     batch = read_example(model, plan.example)
     if batch is not None:
-        describe_loss.check_loss(model.loss, batch, _known_targets(model, plan.train))
+        with translate_errors(model.module, without_gradients=True):
+            describe_loss.check_loss(model.loss, batch, _known_targets(model, plan.train))
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -242,7 +248,7 @@ def _add_fit(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch 
         is_balanced=isinstance(record.class_weight, str),
         class_names=record.class_names,
     )
-    run.train = _describe_data(run, record.x, plan.train, batch, record.shuffle)
+    run.train = _describe_data(run, model, record.x, plan.train, batch, record.shuffle)
     refuse_data(run, record.x, run.train, batch)
     if plan.validation is not None:
         _add_validation(run, model, plan, batch)
@@ -293,7 +299,7 @@ def _class_weights(
 
 
 def _describe_data(
-    run: RunDescription, form: DataForm, loader: Any, batch: ExampleBatch | None, shuffle: bool | None
+    run: RunDescription, model: Model, form: DataForm, loader: Any, batch: ExampleBatch | None, shuffle: bool | None
 ) -> DataInfo:
     dataset = getattr(loader, "dataset", None)
     is_plain = isinstance(loader, DataLoader)
@@ -317,8 +323,39 @@ def _describe_data(
         has_weights=weight is not None or form.sample_weight is not None,
         weight_dtype=run.module.dtype or "float32",
         example="" if batch is None else describe_tree(batch.raw),
-        several_inputs=batch is not None and isinstance(batch.x, (tuple, list)),
+        several_inputs="" if batch is None else _kind_of_inputs(batch.x),
+        unpacking="" if batch is None else _unpacking(model, batch.x),
+        **_describe_sampling(loader),
     )
+
+
+def _kind_of_inputs(x: Any) -> str:
+    return "dict" if isinstance(x, Mapping) else "tuple" if isinstance(x, (tuple, list)) else ""
+
+
+def _unpacking(model: Model, x: Any) -> str:
+    """Return what turns the inputs ``x`` into the arguments of the module, as ``model.signature`` does."""
+
+    def describe_call(*args: Any, **kwargs: Any) -> str:
+        return "**" if kwargs else "" if len(args) == 1 and args[0] is x else "*"
+
+    unpacking: str = model.signature.call(describe_call, x)
+    return unpacking
+
+
+def _describe_sampling(loader: Any) -> dict[str, Any]:
+    """Return the sampler of a ``DataLoader``, and which samples form no batch, as fields of ``DataInfo``."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return {}
+    sampler = loader.sampler if loader.batch_size is not None else loader.batch_sampler or loader.sampler
+    drawn = count_batches(sampler) if loader.batch_size is not None else None
+    is_custom = type(sampler) not in (RandomSampler, SequentialSampler) and not is_internal(type(sampler))
+    is_other = drawn is not None and drawn != count_batches(loader.dataset)
+    return {
+        "sampler": type(sampler).__name__ if is_custom else "",
+        "draws": drawn if is_other else None,
+        "dropped": drawn % loader.batch_size if drawn and loader.batch_size and loader.drop_last else 0,
+    }
 
 
 def _find_tensor(batch: Any, index: int) -> Any:
@@ -358,7 +395,7 @@ def _add_validation(run: RunDescription, model: Model, plan: Plan, batch: Exampl
     form = record.x if split else record.validation or record.x
     first = first_batch(loader)
     example = None if first is None or batch is None else _replace_parts(batch, first)
-    run.validation_data = _describe_data(run, form, loader, example, False)
+    run.validation_data = _describe_data(run, model, form, loader, example, False)
     refuse_data(run, form, run.validation_data, example)
 
 
@@ -392,7 +429,7 @@ def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: Exam
     if batch is None:
         run.refuse(
             f"data whose first batch cannot be read in advance, {form.type_name or form.kind}",
-            "Call to_script() without arguments after fit(), or pass a DataLoader",
+            "Call fit(), and then to_script() without arguments",
         )
         return
     weight = batch.sample_weight
@@ -402,8 +439,13 @@ def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: Exam
     if is_weighted and run.loss.is_custom and run.loss.reduction != "values":
         run.refuse(f"weights for {run.loss.title}, which returns one number", "Return one value per sample from it")
     dtype = getattr(torch, run.module.dtype, None) if run.module.dtype else None
-    if data.several_inputs and any(_cast(part, dtype) for part in batch.raw[0] if isinstance(part, Tensor)):
+    if not data.several_inputs or not isinstance(batch.raw, (tuple, list)):
+        return
+    if any(_cast(leaf, dtype) for leaf in leaves(batch.raw[0]) if isinstance(leaf, Tensor)):
         run.refuse("several inputs of another dtype than the module", f"Let the loader return {run.module.dtype}")
+    members = batch.raw[0].values() if isinstance(batch.raw[0], Mapping) else batch.raw[0]
+    if run.device != "cpu" and not all(isinstance(member, Tensor) for member in members):
+        run.refuse("nested inputs on an accelerator", "Let the loader return a tuple or a dict of tensors")
 
 
 def _refuse_what_needs_easytorch(run: RunDescription, model: Model) -> None:

@@ -155,7 +155,11 @@ class DataInfo:
         has_weights: Whether batches have sample weights.
         weight_dtype: Their dtype as the loop gets it.
         example: Inputs and targets of a batch in words.
-        several_inputs: Whether the inputs are several arguments of the module.
+        several_inputs: ``"tuple"`` or ``"dict"`` if the inputs are several arrays; empty for one.
+        unpacking: ``"*"`` or ``"**"`` if they are several arguments of the module.
+        sampler: The class of a custom sampler; empty without.
+        draws: Number of samples that it draws in an epoch, if that is known and not the number of samples.
+        dropped: Number of samples at the end of an epoch that form no batch.
     """
 
     form: DataForm
@@ -168,7 +172,11 @@ class DataInfo:
     has_weights: bool
     weight_dtype: str
     example: str
-    several_inputs: bool
+    several_inputs: str
+    unpacking: str
+    sampler: str = ""
+    draws: int | None = None
+    dropped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,8 +106,14 @@ def _data(run: RunDescription) -> str:
     size = "" if train.samples is None else f"{count(train.samples, 'sample')} in "
     batches = "batches" if train.batches is None else count(train.batches, "batch")
     each = "" if train.batch_size is None else f" of {train.batch_size}"
-    order = "random order" if train.shuffle else "the order of the data"
+    order = "random order" if train.shuffle else f"the order of {train.sampler or 'the data'}"
     text = f"The training data has {size}{batches}{each}, in {order}."
+    if train.draws is not None:
+        text += f" An epoch draws {count(train.draws, 'sample')} of it."
+    if train.dropped:
+        text += (
+            f" The last {count(train.dropped, 'sample')} of an epoch {'is' if train.dropped == 1 else 'are'} dropped."
+        )
     rest = train.samples % train.batch_size if train.samples and train.batch_size else 0
     if rest and train.batch_size and train.samples and train.samples > train.batch_size:
         text += f" The last batch has {count(rest, 'sample')}."
@@ -132,7 +138,7 @@ def _updates(run: RunDescription) -> str:
 
 def _loss(run: RunDescription) -> str:
     loss = run.loss
-    if "train_step" in run.overridden or "update" in run.overridden:
+    if _has_custom_loss(run):
         return "A method of the subclass computes the loss."
     if loss.terms:
         return f"The loss is the sum of {_join(loss.terms)}."
@@ -149,7 +155,7 @@ def _loss(run: RunDescription) -> str:
 
 def _mean(run: RunDescription) -> str:
     loss, fit = run.loss, run.fit
-    if "train_step" in run.overridden or "update" in run.overridden:
+    if _has_custom_loss(run):
         return ""
     end = " The loss of an epoch is the mean over all its samples."
     if loss.reduction == "sum":
@@ -164,11 +170,16 @@ def _mean(run: RunDescription) -> str:
         text = "Its mean is over all samples of an update."
     text += end
     if fit is not None and fit.class_weight:
-        kind = "balanced weights" if fit.is_balanced else "weights"
-        text += f" The loss of a sample is multiplied by the weight of its class ({kind}), and divided by the number of samples."
+        kind = "balanced weight" if fit.is_balanced else "weight"
+        text += f" The loss of a sample is multiplied by the {kind} of its class, and divided by the number of samples."
     elif run.train is not None and run.train.has_weights:
         text += " The loss of a sample is multiplied by its weight, and divided by the number of samples."
     return text
+
+
+def _has_custom_loss(run: RunDescription) -> bool:
+    """Return whether a method of a subclass computes the loss."""
+    return "train_step" in run.overridden or "update" in run.overridden
 
 
 def _optimizers(run: RunDescription) -> str:
@@ -198,11 +209,12 @@ def _rate(run: RunDescription) -> str:
     for callback in run.callbacks_named("ReduceLROnPlateau"):
         options = callback.options
         texts.append(
-            f"It is multiplied by {options['factor']:g} when {options['monitor']} has not improved for "
+            f"The learning rate is multiplied by {options['factor']:g} when {options['monitor']} has not improved for "
             f"{count(options['patience'], 'epoch')}."
         )
     for callback in run.callbacks_named("LearningRateScheduler"):
-        texts.append(f"{callback.function} sets it before each epoch.")
+        name = "A function" if callback.function in ("", "<lambda>") else callback.function
+        texts.append(f"{name} sets the learning rate before each epoch.")
     return " ".join(texts) or "The learning rate does not change."
 
 
@@ -231,11 +243,14 @@ def _clipping(run: RunDescription) -> str:
 
 
 def _metrics(run: RunDescription) -> str:
+    names, verb = _join(run.metric_names), "is" if len(run.metric_names) == 1 else "are"
+    if _has_custom_loss(run):
+        text = "Methods of the subclass decide what else is measured."
+        return f"{text} {names} {verb} measured if they call self.metrics.update()." if names else text
     if not run.metric_names:
         return "Only the loss is measured."
     late = [metric.name for metric in run.metrics if not metric.in_training]
-    verb = "is" if len(run.metric_names) == 1 else "are"
-    text = f"{_join(run.metric_names)} {verb} measured over all samples of an epoch, in training with the outputs of train mode."
+    text = f"{names} {verb} measured over all samples of an epoch, in training with the outputs of train mode."
     return f"{text} {_join(late)} only in evaluations." if late else text
 
 
@@ -249,7 +264,7 @@ def _validation(run: RunDescription) -> str:
     verb = "are" if len(validation.names) > 1 else "is"
     size = "" if data.samples is None or len(validation.names) > 1 else f" ({count(data.samples, 'sample')}"
     if size and validation.split:
-        size += f", {validation.split:.0%} of the data, always the same"
+        size += f", {100 * validation.split:.3g}% of the data, always the same"
         size += ", with the same share of each class" if validation.is_stratified else ""
     limit = "" if validation.steps is None else f", {count(validation.steps, 'batch')} of it"
     end = f"{size})" if size else ""
@@ -280,7 +295,10 @@ def _stops(run: RunDescription, fit: FitInfo) -> Iterator[str]:
         options = callback.options
         name, patience = options["monitor"], max(options["patience"], 1)
         if options["patience"] > 0 or options["target"] is None:
-            yield f"It ends early when {name} has not improved for {count(patience, 'epoch')}."
+            least = f" by more than {options['min_delta']:g}" if options["min_delta"] else ""
+            start = options["start_from_epoch"]
+            late = f", not counting the first {count(start, 'epoch')}" if start else ""
+            yield f"It ends early when {name} has not improved{least} for {count(patience, 'epoch')}{late}."
         if options["target"] is not None:
             yield f"It ends early when {name} reaches {options['target']:g}."
         if options["restore_best_weights"]:
@@ -302,7 +320,14 @@ def _files(run: RunDescription) -> str:
         )
     for callback in run.callbacks_named("CSVLogger"):
         texts.append(f"The values of each epoch are written to {callback.options['filename']}.")
-    return " ".join(texts) or "No file is written."
+    for callback in run.callbacks_named("TensorBoard"):
+        texts.append(f"Logs for TensorBoard are written to {callback.options['log_dir']}.")
+    for callback in run.callbacks_named("LivePlot"):
+        texts += [f"Curves are drawn to {callback.options['path']}."] * bool(callback.options.get("path"))
+    if texts:
+        return " ".join(texts)
+    others = any(not callback.is_internal or callback.name == "LambdaCallback" for callback in run.callbacks)
+    return "No file is written, except by callbacks of yours." if others else "No file is written."
 
 
 def _checkpoint(callback: CallbackRecord) -> str:
@@ -317,7 +342,7 @@ def _checkpoint(callback: CallbackRecord) -> str:
 
 def _callbacks(run: RunDescription) -> str:
     described = ("EarlyStopping", "TerminateOnNaN", "StopAfter", "ModelCheckpoint", "BackupAndRestore", "CSVLogger",
-                 "ReduceLROnPlateau", "LearningRateScheduler")  # fmt: skip
+                 "ReduceLROnPlateau", "LearningRateScheduler", "TensorBoard", "LivePlot")  # fmt: skip
     others = [c.name for c in run.callbacks if not c.is_internal or c.name not in described]
     return f"{_join(others)} {'is' if len(others) == 1 else 'are'} called, too." if others else ""
 
@@ -325,7 +350,7 @@ def _callbacks(run: RunDescription) -> str:
 def _output(run: RunDescription, verbose: Any) -> str:
     if verbose == 0:
         return "Nothing is printed."
-    names = ["loss", *(m for m in run.metric_names)]
+    names = ["loss", *run.metric_names, *["what the subclass logs"] * _has_custom_loss(run)]
     val = ["the same with val_"] if run.validation is not None else []
     where = "One line per epoch" if verbose == 2 else "A live bar in a terminal, one line per epoch elsewhere,"
     return f"{where} shows {_join([*names, *val, 'lr'])}."

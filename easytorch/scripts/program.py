@@ -212,7 +212,7 @@ def batch_lines(run: RunDescription, training: bool) -> Lines:
     if has_class_weight:
         factor = "weights * " if data.has_weights else ""
         lines.append(f"weights = {factor}class_weights[targets{run.fit.class_index}]")
-    inner = [f"outputs = net({'*' if data.several_inputs else ''}inputs)"]
+    inner = [f"outputs = net({data.unpacking}inputs)"]
     if run.loss.conversions:
         inner.append(f"targets = targets{''.join(run.loss.conversions)}")
     inner += _loss_lines(run, data.has_weights or has_class_weight)
@@ -233,8 +233,10 @@ def _moving_lines(run: RunDescription, training: bool) -> Lines:
     names = loop_variables(run, training).split(", ")
     if run.device != "cpu":
         values = [f"{name}.to(device)" for name in names]
-        if data.several_inputs:
-            values[0] = "[part.to(device) for part in inputs]"
+        if data.several_inputs == "tuple":
+            values[0] = "tuple(part.to(device) for part in inputs)"
+        elif data.several_inputs:
+            values[0] = "{name: part.to(device) for name, part in inputs.items()}"
         values = [f"{value}{cast}" for value, cast in zip(values, data.casts, strict=False)]
         return [f"{', '.join(names)} = {', '.join(values)}"]
     return [f"{name} = {name}{cast}" for name, cast in zip(names, data.casts, strict=False) if cast]

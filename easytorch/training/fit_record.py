@@ -167,14 +167,15 @@ def record_callback(callback: Any) -> CallbackRecord:
 
 def _plain_options(callback: Callback) -> Iterator[tuple[str, Any]]:
     """Yield each argument of the constructor that the callback stores as a plain value under its name."""
+    path = getattr(callback, "path", None)
     for name in inspect.signature(type(callback)).parameters:
         value = getattr(callback, name, None)
         if name == "filepath" and hasattr(callback, "filename"):
             yield name, callback.filename.text
-        elif name == "backup_dir" and hasattr(callback, "folder"):
+        elif name in ("backup_dir", "log_dir") and hasattr(callback, "folder"):
             yield name, str(callback.folder)
-        elif name == "filename" and hasattr(callback, "path"):
-            yield name, str(callback.path)
+        elif name in ("filename", "path") and path is not None:
+            yield name, str(path)
         elif value is None or isinstance(value, (numbers.Real, str, Every)):
             yield name, value
 

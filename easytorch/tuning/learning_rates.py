@@ -330,6 +330,11 @@ def _can_assign(model: Model) -> bool:
 
 
 def _short_message(test: RangeTest, min_lr: float) -> str:
+    if test.diverged and len(test.rates) < 5 * MIN_UPDATES:
+        return (
+            f"find_lr() needs at least {MIN_UPDATES} updates before training diverges, and it diverged after "
+            f"{len(test.losses)}, at a rate of {test.rates[len(test.losses) - 1]:.2g}. Pass updates={5 * MIN_UPDATES}."
+        )
     if test.diverged:
         return (
             f"find_lr() found no rate at which training converges: it diverged after {len(test.losses)} updates, with rates "

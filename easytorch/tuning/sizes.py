@@ -112,6 +112,8 @@ def find_batch_size(
     count = _check_data(x, y)
     first = positive_int("min_size", min_size)
     last = optional_positive_int("max_size", max_size) or count or 65_536
+    if count == 0:
+        raise ValueError("The data is empty: expected at least one sample. Check how it was read or filtered.")
     if count is not None and first > count:
         raise ValueError(f"min_size={first} is larger than the data, which has {count} samples. Pass min_size={count}.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from easytorch import Model
 from tests.checks.common import PROGRAMS, lstm, multi_input, quickstart, transfer_learning, vae, wide_table
 
 
@@ -27,3 +28,22 @@ def test_trained_program_has_no_problem(program):
     model, data, settings = program()
     model.fit(*data, **settings, epochs=2, verbose=0)
     assert not model.check(*data, **settings).problems
+
+
+def test_soft_targets_have_a_loss_above_zero():
+    torch.manual_seed(0)
+    x = torch.randn(200, 10)
+    net = torch.nn.Sequential(torch.nn.Linear(10, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    teacher = torch.softmax(torch.randn(200, 3) / 4, 1)
+    assert not Model(net, device="cpu").compile("adam", "cross_entropy").check(x, teacher).problems
+    shares = 0.3 + 0.2 * torch.rand(200, 3)
+    assert not Model(net, device="cpu").compile("adam", "bce_with_logits").check(x, shares).problems
+
+
+def test_two_parameters_need_not_fit_a_batch():
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.randn(500, 1)
+        y = (torch.rand(500, 1) < torch.sigmoid(0.3 * x)).float()
+        report = Model(torch.nn.Linear(1, 1), device="cpu").compile("adam", "bce_with_logits").check(x, y)
+        assert not report.problems

@@ -554,3 +554,12 @@ def test_planted_mistake_is_found(program, names, also):
 
 def test_at_least_40_mistakes_are_planted():
     assert len(MISTAKES) >= 40
+
+
+def test_all_columns_with_nan_are_counted():
+    x = torch.randn(60, 4)
+    x[:10, 1], x[10:30, 2], x[30:35, 3] = torch.nan, torch.nan, torch.inf
+    model = easytorch.Model(nn.Linear(4, 2), device="cpu").compile("adam", "cross_entropy")
+    message = model.check(x, torch.arange(60) % 2)["non_finite_data"].message
+    assert "35 of 60 samples" in message
+    assert "column 1 and 2 other columns that are NaN or infinite" in message

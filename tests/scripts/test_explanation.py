@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
 from easytorch import Every, Model
 from easytorch._utils import torch_private
 from easytorch.callbacks import (
     CSVLogger,
     EarlyStopping,
+    LambdaCallback,
     LearningRateScheduler,
+    LivePlot,
     ModelCheckpoint,
     ReduceLROnPlateau,
     StopAfter,
+    TensorBoard,
 )
 from tests.loops import blobs, mlp, same_weights, twins
 from tests.scripts.test_matrix import MASK_WITH_HOLES, Pixels, draw, halve
@@ -122,7 +126,7 @@ def test_what_ends_saves_and_prints_is_named(tmp_path, monkeypatch):
     text = explain({"metrics": ["accuracy"]}, validation_split=0.2, callbacks=callbacks, verbose=2, resume="run")
     assert "ends early when val_loss has not improved for 2 epochs" in text["epochs"]
     assert "It ends after 100 updates." in text["epochs"]
-    assert text["learning rate"] == "It is multiplied by 0.5 when val_loss has not improved for 1 epoch."
+    assert text["learning rate"] == "The learning rate is multiplied by 0.5 when val_loss has not improved for 1 epoch."
     assert "The model is saved to best.pt after each epoch that improves val_loss." in text["files"]
     assert re.search(r"complete state of the run is saved in \S*run", text["files"])
     assert text["output"] == "One line per epoch shows loss, accuracy, the same with val_ and lr."
@@ -152,7 +156,9 @@ def test_precision_steps_and_several_optimizers_are_described(monkeypatch):
     sentences = model.explain(X, Y).sentences
     assert "replace train_step of the loop" in sentences["module"]
     assert sentences["loss"] == "A method of the subclass computes the loss."
-    assert explain(callbacks=LearningRateScheduler(halve))["learning rate"] == "halve sets it before each epoch."
+    assert explain(callbacks=LearningRateScheduler(halve))["learning rate"] == (
+        "halve sets the learning rate before each epoch."
+    )
 
 
 def test_explain_changes_nothing():
@@ -164,3 +170,75 @@ def test_explain_changes_nothing():
     assert model.last_fit == {}
     with pytest.raises(RuntimeError, match="needs a compiled model"):
         Model(mlp(), device="cpu").explain()
+
+
+def test_a_sampler_and_dropped_samples_are_described():
+    data = TensorDataset(X, Y)
+    sampler = WeightedRandomSampler(torch.ones(50), 30)
+    model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
+    assert model.explain(DataLoader(data, 8, sampler=sampler, drop_last=True)).sentences["data"] == (
+        "The training data has 50 samples in 3 batches, in the order of WeightedRandomSampler. An epoch draws 30 samples of it. "
+        "The last 6 samples of an epoch are dropped."
+    )
+    text = model.explain(DataLoader(data, 8, shuffle=True, drop_last=True)).sentences["data"]
+    assert text.endswith("in random order. The last 2 samples of an epoch are dropped.")
+    text = model.explain(DataLoader(data, batch_sampler=BatchSampler(sampler, 8, False))).sentences["data"]
+    assert text == "The training data has 50 samples in 4 batches, in the order of BatchSampler."
+    assert "draws" not in model.explain(DataLoader(data, 8)).sentences["data"]
+
+
+def test_files_of_loggers_and_plots_are_described(tmp_path):
+    sentences = explain(callbacks=[TensorBoard(tmp_path / "logs"), LivePlot(path=tmp_path / "curves.png")])
+    assert sentences["files"] == (
+        f"Logs for TensorBoard are written to {tmp_path / 'logs'}. Curves are drawn to {tmp_path / 'curves.png'}."
+    )
+    assert "callbacks" not in sentences
+    sentences = explain(callbacks=[LambdaCallback(on_epoch_end=print)])
+    assert sentences["files"] == "No file is written, except by callbacks of yours."
+
+
+def test_conditions_of_early_stopping_are_described():
+    stopping = EarlyStopping("loss", min_delta=0.1, patience=2, start_from_epoch=3)
+    assert explain(callbacks=[stopping], epochs=9)["epochs"].endswith(
+        "It ends early when loss has not improved by more than 0.1 for 2 epochs, not counting the first 3 epochs."
+    )
+
+
+def test_a_share_of_validation_is_not_rounded_to_percents():
+    assert "12.5% of the data" in explain(validation_split=0.125)["validation"]
+
+
+def test_a_custom_step_may_log_more_than_the_loss():
+    sentences = CustomStep(mlp(), device="cpu").compile("adam", "cross_entropy").explain(X, Y).sentences
+    assert sentences["metrics"] == "Methods of the subclass decide what else is measured."
+    model = CustomStep(mlp(), device="cpu").compile("adam", "cross_entropy", metrics=["accuracy"])
+    assert (
+        model.explain(X, Y).sentences["metrics"].endswith(" accuracy is measured if they call self.metrics.update().")
+    )
+    assert sentences["output"].endswith("shows loss, what the subclass logs and lr.")
+
+
+@pytest.mark.parametrize("method", ["explain", "to_script"])
+def test_mistakes_get_the_errors_of_fit(method):
+    model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
+    with pytest.raises(ValueError, match="needs targets, but the batch has none"):
+        getattr(model, method)(X)
+    with pytest.raises(TypeError, match="callbacks must contain callbacks, received 'x'"):
+        getattr(model, method)(X, Y, callbacks=["x"])
+    with pytest.raises(TypeError, match="Create an instance"):
+        getattr(model, method)(X, Y, callbacks=EarlyStopping)
+
+
+def test_no_script_describes_a_fit_before_compile():
+    model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
+    model.fit(X, Y, verbose=0)
+    model.compile("sgd", "mse", lr=0.5)
+    with pytest.raises(ValueError, match=r"compile\(\) has replaced the settings of the last fit\(\)"):
+        model.to_script()
+
+
+def test_a_script_names_an_obstacle_once():
+    model = Model(mlp(), device="cpu").compile("adam", "cross_entropy")
+    loader = DataLoader(TensorDataset(X, Y), 8, sampler=WeightedRandomSampler(torch.ones(50), 30))
+    with pytest.raises(ValueError, match=r"Call fit\(\), and then to_script\(\) without arguments\.$"):
+        model.to_script(loader, validation_data=loader)

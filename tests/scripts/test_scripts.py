@@ -401,3 +401,30 @@ def test_wrong_arguments_are_errors_as_in_fit(method):
     with pytest.raises(TypeError, match="may mean epochs or batch_size"):
         call(X, Y, 32)
     assert call(X, Y, 16, 3) == call(X, Y, batch_size=16, epochs=3) or method == "explain"
+
+
+class OnePair(TwoInputs):
+    def forward(self, pair):
+        first, second = pair.values() if isinstance(pair, dict) else pair
+        return super().forward(first, second)
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "call"),
+    [
+        (TwoInputs, {"a": X, "b": X}, "net(**inputs)"),
+        (TwoInputs, (X, X), "net(*inputs)"),
+        (OnePair, {"left": X, "right": X}, "net(inputs)"),
+        (OnePair, (X, X), "net(inputs)"),
+    ],
+)
+def test_a_script_calls_the_module_with_several_inputs_as_fit(network, inputs, call):
+    batches = [(inputs, Y)]
+    script = fit_and_script(
+        network(),
+        COMPILED,
+        (batches,),
+        {"epochs": 2, "validation_data": batches},
+        {"train_loader": batches, "val_loader": batches},
+    )
+    assert call in script

@@ -358,3 +358,10 @@ def test_two_processes_find_the_rate_of_one():
 
 def losses_in_a_rank():
     return rank_model("adam").find_lr(RANK_X, RANK_Y, batch_size=16, updates=30, runs=0, shuffle=False).losses
+
+
+def test_too_few_updates_before_divergence_ask_for_more_updates():
+    torch.manual_seed(0)
+    model = Model(nn.Linear(8, 1), device="cpu").compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"diverged after \d+, at a rate of .*Pass updates=100"):
+        model.find_lr(10 * X, X[:, :1], updates=20)
