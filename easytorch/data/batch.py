@@ -79,7 +79,7 @@ def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: 
     Raises:
         ValueError: If a tuple has more than three parts.
     """
-    if type(batch) in (tuple, list) and len(batch) in (1, 2, 3):  # by far the most frequent case
+    if not loss_entries and type(batch) in (tuple, list) and len(batch) in (1, 2, 3):  # by far the most frequent case
         return Batch(*batch)
     if batch is None:
         raise ValueError(
