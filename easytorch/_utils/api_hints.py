@@ -723,7 +723,13 @@ def explain_bad_arguments(*names: str) -> Callable[[Class], Class]:
 
     def decorate(cls: Class) -> Class:
         for name in names:
-            setattr(cls, name, hide_internal_frames(_explain_errors(getattr(cls, name), cls)))
+            method = inspect.getattr_static(cls, name)
+            if isinstance(method, classmethod):
+                # The function below it, so that a subclass is passed on.
+                explained = hide_internal_frames(_explain_errors(method.__func__, cls))
+                setattr(cls, name, classmethod(explained))
+            else:
+                setattr(cls, name, hide_internal_frames(_explain_errors(method, cls)))
         return cls
 
     return decorate
@@ -751,7 +757,8 @@ def _suggest_call(
 ) -> str:
     """Return the fix for a call of ``method`` with wrong arguments."""
     name = title.rpartition(".")[2]
-    if not args or not isinstance(args[0], cls):
+    is_bound = bool(args) and (isinstance(args[0], cls) or (isinstance(args[0], type) and issubclass(args[0], cls)))
+    if not is_bound:
         return f" Call it on an instance: {cls.__name__}(module).{name}(...)."
     # Without self.
     parameters = list(inspect.signature(method).parameters.values())[1:]
