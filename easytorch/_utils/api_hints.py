@@ -748,8 +748,21 @@ def _explain_errors(method: Callable[..., Any], cls: type) -> Callable[..., Any]
                 raise
             message = str(error).replace(method.__qualname__, title)
             raise TypeError(f"{message}.{_suggest_call(method, title, cls, args, kwargs)}") from None
+        except AttributeError:
+            if _is_bound(args, cls):
+                raise
+            received = type(args[0]).__name__
+            message = f"{title} was called on the class, with a {received} in place of the {cls.__name__}."
+            raise TypeError(message + _suggest_call(method, title, cls, args, kwargs)) from None
 
     return call
+
+
+def _is_bound(args: tuple[Any, ...], cls: type) -> bool:
+    """Return whether the first of ``args`` is an instance of ``cls``, or for a class method a subclass of it."""
+    if not args:
+        return False
+    return isinstance(args[0], cls) or (isinstance(args[0], type) and issubclass(args[0], cls))
 
 
 def _suggest_call(
@@ -757,8 +770,7 @@ def _suggest_call(
 ) -> str:
     """Return the fix for a call of ``method`` with wrong arguments."""
     name = title.rpartition(".")[2]
-    is_bound = bool(args) and (isinstance(args[0], cls) or (isinstance(args[0], type) and issubclass(args[0], cls)))
-    if not is_bound:
+    if not _is_bound(args, cls):
         return f" Call it on an instance: {cls.__name__}(module).{name}(...)."
     # Without self.
     parameters = list(inspect.signature(method).parameters.values())[1:]
