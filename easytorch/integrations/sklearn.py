@@ -149,6 +149,8 @@ class Estimator(BaseEstimator):
         self.callbacks_ = copy.deepcopy(self.callbacks)
         arguments: dict[str, Any] = {"epochs": positive_int("epochs", self.epochs), "callbacks": self.callbacks_ or ()}
         if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+                raise ValueError(f"validation_data expects a pair (X, y), received {describe(validation_data)}.")
             x_val, y_val = validation_data
             arguments["validation_data"] = self._read(x_val, y_val, False)
         elif self.validation_split:

@@ -292,6 +292,12 @@ def test_partial_fit_refuses_other_classes_and_balanced_weights():
         classifier(class_weight="balanced").partial_fit(X, NAMES)
 
 
+def test_validation_data_must_be_a_pair():
+    for data in (X, (X, Y, np.ones(150)), {"x": X, "y": Y}):
+        with pytest.raises(ValueError, match=r"expects a pair \(X, y\)"):
+            classifier().fit(X, Y, validation_data=data)
+
+
 def test_missing_and_mixed_labels_are_named():
     labels = NAMES.astype(object)
     for missing, message in ((None, "no label at the index 7"), (np.nan, "contains NaN")):
