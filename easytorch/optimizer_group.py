@@ -470,9 +470,9 @@ def _divide(named: Mapping[str, nn.Parameter], keys: Sequence[str]) -> dict[str,
     for key, parameters in parts.items():
         if not parameters:
             tops = list(dict.fromkeys(name.split(".")[0] for name in named))
-            what = "All parameters have another key." if key == OTHERS else f"{did_you_mean(key, [*tops, *named])}"
+            what = " All parameters have another key." if key == OTHERS else did_you_mean(key, [*tops, *named])
             raise ValueError(
-                f"The optimizer {key!r} matches no parameter of the module. {what.strip()} The module has the parts "
+                f"The optimizer {key!r} matches no parameter of the module.{what} The module has the parts "
                 f"{quote_list(tops[:10])}; the key '*' matches all parameters that no other key matches."
             )
     missing = [name for name, value in rest.items() if value.requires_grad]

@@ -723,7 +723,13 @@ def explain_bad_arguments(*names: str) -> Callable[[Class], Class]:
 
     def decorate(cls: Class) -> Class:
         for name in names:
-            setattr(cls, name, hide_internal_frames(_explain_errors(getattr(cls, name), cls)))
+            method = inspect.getattr_static(cls, name)
+            if isinstance(method, classmethod):
+                # The function below it, so that a subclass is passed on.
+                explained = hide_internal_frames(_explain_errors(method.__func__, cls))
+                setattr(cls, name, classmethod(explained))
+            else:
+                setattr(cls, name, hide_internal_frames(_explain_errors(method, cls)))
         return cls
 
     return decorate
@@ -742,8 +748,21 @@ def _explain_errors(method: Callable[..., Any], cls: type) -> Callable[..., Any]
                 raise
             message = str(error).replace(method.__qualname__, title)
             raise TypeError(f"{message}.{_suggest_call(method, title, cls, args, kwargs)}") from None
+        except AttributeError:
+            if _is_bound(args, cls):
+                raise
+            received = type(args[0]).__name__
+            message = f"{title} was called on the class, with a {received} in place of the {cls.__name__}."
+            raise TypeError(message + _suggest_call(method, title, cls, args, kwargs)) from None
 
     return call
+
+
+def _is_bound(args: tuple[Any, ...], cls: type) -> bool:
+    """Return whether the first of ``args`` is an instance of ``cls``, or for a class method a subclass of it."""
+    if not args:
+        return False
+    return isinstance(args[0], cls) or (isinstance(args[0], type) and issubclass(args[0], cls))
 
 
 def _suggest_call(
@@ -751,7 +770,7 @@ def _suggest_call(
 ) -> str:
     """Return the fix for a call of ``method`` with wrong arguments."""
     name = title.rpartition(".")[2]
-    if not args or not isinstance(args[0], cls):
+    if not _is_bound(args, cls):
         return f" Call it on an instance: {cls.__name__}(module).{name}(...)."
     # Without self.
     parameters = list(inspect.signature(method).parameters.values())[1:]

@@ -67,6 +67,12 @@ class Onnx:
 
     def write(self, program: Program, path: Path) -> None:
         """Write ``program`` to ``path``; weights of more than 2 GB to a second file, ``<name>.data``."""
+        shared = set(program.inputs.names) & set(program.output_names)
+        if shared:
+            raise ValueError(
+                f"An input and an output are both called {min(shared)!r}, and ONNX needs different names. Rename the argument of "
+                "forward, or the key of the dict that it returns."
+            )
         size = sum(tensor.nbytes for tensor in program.exported.state_dict.values() if isinstance(tensor, Tensor))
         onnx_program = _convert(program)
         onnx_program.model.metadata_props.update(program.metadata)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +20,12 @@ from easytorch.errors import FileError
 if TYPE_CHECKING:
     from easytorch.model import Model
     from easytorch.reports.base import Report
+    from easytorch.reports.estimate import Estimate
 
     M = TypeVar("M", bound=Model)
 
+# "user/name": neither part starts with a dot, as those of relative paths do.
+REPOSITORY = re.compile(r"[^./~][^/]*/[^./][^/]*")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "easytorch.json", "README.md"
 
 
@@ -35,7 +40,7 @@ def push(
             return ""
         api = hub.HfApi(token=token, library_name="easytorch")
         api.create_repo(repo_id, private=private, exist_ok=True)
-        message = f"Upload a model after {model.state.epoch} epochs"
+        message = f"Upload a model after {_count_epochs(model)}"
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
         return str(commit.commit_url)
 
@@ -62,9 +67,14 @@ def load(model_class: type[M], module: nn.Module, source: Any, *, revision: str 
 
 
 def _find_folder(source: Any, revision: str | None, token: Any) -> Path:
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"source expects a folder, or the name of a repository, received a {type(source).__name__}. Pass the module first: "
+            "Model.from_hub(net, 'user/name')."
+        )
     if os.path.isdir(source):
         return to_path(source)
-    if not isinstance(source, str) or source.count("/") != 1:
+    if not isinstance(source, str) or not REPOSITORY.fullmatch(source):
         raise FileNotFoundError(
             f"There is no folder {os.fspath(source)!r}. Pass a folder, or the name of a repository: 'user/name'."
         )
@@ -137,7 +147,7 @@ def _card(model: Model, name: str, report: Report | None) -> str:
         "---\nlibrary_name: easytorch\ntags:\n- easytorch\n- pytorch\n---",
         f"# {title}",
         f"A `{module}` with {sum(p.numel() for p in model.module.parameters()):,} parameters, trained for "
-        f"{model.state.epoch:,} epochs with [easytorch](https://github.com/easytorch-fit/easytorch).",
+        f"{_count_epochs(model)} with [easytorch](https://github.com/easytorch-fit/easytorch).",
         "## Use",
         f"```python\nimport easytorch\n\nmodel = easytorch.Model.from_hub({module}(), {name!r})\nmodel.predict(x)\n```",
         f"`{module}` is the class of the network, which is not part of this repository.",
@@ -147,7 +157,7 @@ def _card(model: Model, name: str, report: Report | None) -> str:
         parts.append(f"Classes: {', '.join(names)}.")
     if report is not None:
         rows = [
-            f"| {key} | {estimate.value:.4g} | {estimate.low:.4g} to {estimate.high:.4g} |"
+            f"| {key} | {estimate.value:.4g} | {_format_interval(estimate)} |"
             for key, estimate in report.summary.items()
         ]
         parts += [
@@ -160,3 +170,12 @@ def _card(model: Model, name: str, report: Report | None) -> str:
         rows = [f"| {key} | {value:.4g} |" for key, value in last.items() if isinstance(value, float)]
         parts += ["## Last epoch of training", "\n".join(["| value | |", "|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
+
+
+def _count_epochs(model: Model) -> str:
+    return f"{model.state.epoch:,} epoch{'s' * (model.state.epoch != 1)}"
+
+
+def _format_interval(estimate: Estimate) -> str:
+    """Return the interval, or nothing for a score without one."""
+    return "" if math.isnan(estimate.low) else f"{estimate.low:.4g} to {estimate.high:.4g}"

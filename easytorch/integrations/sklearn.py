@@ -42,6 +42,8 @@ __all__ = ["Classifier", "Regressor"]
 Array = np.ndarray[Any, Any]
 # What an option is for: an argument of the function that makes the module, of the optimizer, of compile, or of fit.
 PREFIXES = ("module__", "optimizer__", "compile__", "fit__")
+# The parameters of an estimator that the model is made from, besides those with a prefix.
+MODEL_PARAMETERS = ("module", "optimizer", "loss", "metrics", "device")
 HIDDEN_UNITS = 100
 MAX_SEED = 2**31 - 1
 # Parameters of skorch, by what they are here.
@@ -141,10 +143,14 @@ class Estimator(BaseEstimator):
             ValueError, TypeError: If a parameter or the data is invalid.
         """
         is_new = not (self.warm_start and hasattr(self, "model_"))
+        if not is_new:
+            self._apply_changes()
         inputs, targets = self._read(X, y, is_new)
         self.callbacks_ = copy.deepcopy(self.callbacks)
         arguments: dict[str, Any] = {"epochs": positive_int("epochs", self.epochs), "callbacks": self.callbacks_ or ()}
         if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+                raise ValueError(f"validation_data expects a pair (X, y), received {describe(validation_data)}.")
             x_val, y_val = validation_data
             arguments["validation_data"] = self._read(x_val, y_val, False)
         elif self.validation_split:
@@ -201,7 +207,36 @@ class Estimator(BaseEstimator):
         self._check_outputs(_run(model, inputs[:1], self._criterion()))
         compile_options = {"lr": self.lr} | self._options_of("optimizer__") | self._options_of("compile__")
         loss, metrics = copy.deepcopy((self._loss_argument(), self.metrics))  # which may have parameters and states
+        self._model_parameters = self._list_model_parameters()
         return model.compile(self.optimizer, loss, metrics or (), **compile_options)
+
+    def _list_model_parameters(self) -> dict[str, Any]:
+        """Return the parameters that ``_make_model`` reads; ``"lr"`` is the one that counts."""
+        parameters = {name: getattr(self, name) for name in MODEL_PARAMETERS}
+        parameters |= {name: value for name, value in self._options.items() if not name.startswith("fit__")}
+        rates = [parameters.pop(name) for name in ("compile__lr", "optimizer__lr") if name in parameters]
+        return parameters | {"lr": rates[0] if rates else self.lr}
+
+    def _apply_changes(self) -> None:
+        """Set the learning rate if it has changed since the model was made.
+
+        Raises:
+            ValueError: If another parameter of the model has changed.
+        """
+        old, new = self._model_parameters, self._list_model_parameters()
+        missing = object()
+        changed = [n for n in {**old, **new} if not _is_same(old.get(n, missing), new.get(n, missing))]
+        if not changed:
+            return
+        if changed != ["lr"] or new["lr"] is None or isinstance(self.optimizer, Mapping):
+            raise ValueError(
+                f"{changed[0]!r} has changed since the last fit, but warm_start=True and partial_fit continue with the module "
+                "and the optimizer of that fit. Only a learning rate for one optimizer can change: set_params(lr=0.01). To "
+                "start with a new module, call fit with warm_start=False, or use sklearn.base.clone(estimator)."
+            )
+        optimizer: Any = self.model_.optimizer
+        optimizer.lr = new["lr"]
+        self._model_parameters = new
 
     def _make_module(self) -> nn.Module:
         """Return a new module: what ``module`` makes, or a copy of it if it is one."""
@@ -369,6 +404,14 @@ class Classifier(ClassifierMixin, Estimator):
             sample_weight: As in ``fit``.
         """
         is_new = not hasattr(self, "model_")
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' would be computed from this call's samples only. Pass the weights of all samples to "
+                "partial_fit: class_weight={label: weight}."
+            )
+        if not is_new:
+            self._apply_changes()
+            self._check_classes(classes)
         inputs, targets = self._read(X, y, is_new, classes)
         return self._train(inputs, targets, sample_weight, is_new, self._options_of("fit__") | {"epochs": 1})
 
@@ -411,6 +454,7 @@ class Classifier(ClassifierMixin, Estimator):
         return super()._facts() | {"n_classes": len(self.classes_)}
 
     def _read_targets(self, y: Array, is_new: bool, classes: Any = None) -> Array:
+        _check_labels(y)
         is_multilabel = type_of_target(y, input_name="y", raise_unknown=True) == "multilabel-indicator"
         check_classification_targets(y)
         if is_new:
@@ -445,6 +489,14 @@ class Classifier(ClassifierMixin, Estimator):
         if is_binary and count > 2:
             raise ValueError(f"loss={self.loss!r} is for two classes, but y has {count}. Pass loss='cross_entropy'.")
         self.n_outputs_ = 1 if is_binary else count
+
+    def _check_classes(self, classes: Any) -> None:
+        """Raise a ``ValueError`` if a later call of ``partial_fit`` has other ``classes``."""
+        if classes is not None and not np.array_equal(np.unique(np.asarray(classes)), self.classes_):
+            raise ValueError(
+                f"classes={np.unique(np.asarray(classes)).tolist()} differs from the first call of partial_fit or fit: "
+                f"{self.classes_.tolist()}. Use sklearn.base.clone(estimator), and pass all classes in its first call."
+            )
 
     def _check_outputs(self, outputs: Tensor) -> None:
         width = outputs.shape[1] if outputs.ndim > 1 else 1
@@ -514,6 +566,8 @@ class Regressor(RegressorMixin, Estimator):
             sample_weight: As in ``fit``.
         """
         is_new = not hasattr(self, "model_")
+        if not is_new:
+            self._apply_changes()
         return self._train(*self._read(X, y, is_new), sample_weight, is_new, self._options_of("fit__") | {"epochs": 1})
 
     def predict(self, X: Any) -> Array:
@@ -580,6 +634,12 @@ def _complete_options(factory: Callable[..., Any], options: dict[str, Any], fact
     return {name: value for name, value in facts.items() if name in parameters} | options
 
 
+def _is_same(old: Any, new: Any) -> bool:
+    """Return whether two values of a parameter are the same object, or equal plain values."""
+    is_plain = isinstance(old, (str, int, float, list, tuple, dict)) and isinstance(new, (*{type(old)}, int, float))
+    return old is new or (is_plain and bool(old == new))
+
+
 def _run(model: Model, inputs: Array, loss: Criterion) -> Tensor:
     """Return the outputs of the module that the loss compares with the targets."""
     outputs = map_leaves(torch.from_numpy, model.predict(inputs, verbose=0))
@@ -611,6 +671,18 @@ def _read_weights(sample_weight: Any, x: Array) -> Array | None:
     if not weights.any():
         raise ValueError("Sample weights must contain at least one non-zero number.")
     return (weights / weights.mean()).astype("float32")
+
+
+def _check_labels(y: Array) -> None:
+    """Raise a ``ValueError`` for missing labels, and a ``TypeError`` for text among numbers, which have no order."""
+    if y.dtype.kind != "O":
+        return
+    missing = next((i for i, label in enumerate(y.ravel()) if label is None), None)
+    if missing is not None:
+        raise ValueError(f"y has no label at the index {missing}: it is None. Remove samples without a label.")
+    is_text = {isinstance(label, str) for label in y.ravel()}
+    if len(is_text) > 1:
+        raise TypeError("y contains text and other labels. Convert them all to text: [str(label) for label in y].")
 
 
 def _check_is_array(x: Any) -> None:

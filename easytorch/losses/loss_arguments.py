@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from easytorch._utils.registry import did_you_mean, quote_list
 
 # What each name stands for. Any other name is an entry of a batch that is a dict.
 NAMES = ("x", "model", "module", "sample_weight", "batch")
+METRIC_NAMES = ("x", "model", "module", "batch")
 
 
 class LossArguments:
@@ -26,6 +27,7 @@ class LossArguments:
         call: How a custom step calls it with a batch, for messages.
         required: Names of the parameters without a default.
         optional: Names of the parameters whose default is None.
+        known: The names that are no entries of a batch, for messages.
 
     Attributes:
         model: The model, which ``compile`` sets.
@@ -33,7 +35,10 @@ class LossArguments:
         takes_weight: Whether the loss applies sample weights itself.
     """
 
-    def __init__(self, title: str, call: str, required: list[str], optional: list[str]) -> None:
+    def __init__(
+        self, title: str, call: str, required: list[str], optional: list[str], *, known: Sequence[str] = NAMES
+    ) -> None:
+        self.known = known
         self.title, self.call, self.required, self.names = title, call, required, [*required, *optional]
         self.entries = frozenset(self.names) - frozenset(NAMES)
         self.takes_weight = "sample_weight" in self.names
@@ -70,8 +75,13 @@ class LossArguments:
         signature = _find_signature(function)
         others = [] if signature is None else _find_further(signature)
         required = [p.name for p in others if p.default is p.empty]
+        if "sample_weight" in required:
+            raise TypeError(
+                f"The metric {title!r} has the parameter 'sample_weight', but easytorch applies the weights. Return one value "
+                f"per sample without it, and pass weighted_metrics=[{title}]. For other uses, subclass easytorch.Metric."
+            )
         call = "self.metrics.update(y_pred, y, batch=batch)"
-        return LossArguments(f"metric, {title!r}", call, required, []) if required else None
+        return LossArguments(f"metric, {title!r}", call, required, [], known=METRIC_NAMES) if required else None
 
     def values(self, batch: Any, sample_weight: Any) -> dict[str, Any]:
         """Return the value of each parameter that has one.
@@ -104,10 +114,10 @@ class LossArguments:
                 f"{subject}, and this call of the {self.title.partition(',')[0]} passes no batch. Pass it in a custom step: "
                 f"{self.call}."
             )
-        names = [*NAMES, *_find_entries(batch)]
+        names = [*self.known, *_find_entries(batch)]
         fix = f'batches that are dicts: {{"x": x, "y": y, {name!r}: ...}}'
         return TypeError(
-            f"{subject}, which is none of {quote_list(NAMES)}, and no entry of the batch, {describe(batch)}."
+            f"{subject}, which is none of {quote_list(self.known)}, and no entry of the batch, {describe(batch)}."
             f"{did_you_mean(name, names)} Pass {fix}, or set it: functools.partial(function, {name}=...)."
         )
 

@@ -80,6 +80,7 @@ class EpochMetric(Metric):
         self.name = name or get_name(function)
         self.mode = None if mode is None else find("mode", mode, {"max": "max", "min": "min"})
         self._first, self._second = _two_arguments(function)
+        _check_options(self.name, function, options)
         self.inputs = find("inputs", inputs, {key: key for key in INPUTS})
         if self.inputs == "auto":
             self.inputs = self._infer_inputs()
@@ -237,6 +238,21 @@ def _two_arguments(function: Any) -> tuple[str, str]:
     except (TypeError, ValueError):
         names = []
     return (names[0], names[1]) if len(names) > 1 else ("", "")
+
+
+def _check_options(name: str, function: Any, options: Mapping[str, Any]) -> None:
+    """Raise a ``TypeError`` if ``function`` requires more than predictions, targets, sample weights and ``options``."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[2:]
+    except (TypeError, ValueError):
+        return
+    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in required if p.name not in (*options, "sample_weight")]
+    if missing:
+        raise TypeError(
+            f"EpochMetric({name}) calls its function with predictions and targets, but {name} also requires {missing[0]!r}. Pass "
+            f"a value for all samples, EpochMetric({name}, {missing[0]}=...). For values of the batch, subclass easytorch.Metric."
+        )
 
 
 def _join(values: Sequence[Any]) -> Any:

@@ -46,6 +46,7 @@ def compiled_model():
         (lambda: Model(mlp()).compile("adam", splitter=len), r"a dict: compile\({'backbone': \('adamw'"),
         (lambda: Model(mlp()).compile("sgd", optimizer__param_groups=[]), r"a dict: compile\({'backbone\*'"),
         (lambda: compiled_model().fit(X, Y, zzz=1), r"fit\(\) takes x, y, epochs, batch_size, validation_data"),
+        (lambda: Model.load(mlp(), "model.pt"), r"on the class, with a \w+ in place.*Model\(module\)\.load\(\.\.\.\)"),
         (lambda: Model.load("model.pt"), r"Call it on an instance: Model\(module\)\.load\(\.\.\.\)"),
         (lambda: compiled_model().predict(), r"See help\(Model\.predict\)"),
     ],

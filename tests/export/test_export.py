@@ -295,3 +295,20 @@ def test_what_onnx_cannot_hold_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match="does not run"):
         model.export(tmp_path / "net.onnx", torch.randn(4, 3).bfloat16())
     assert not os.listdir(tmp_path)
+
+
+class Same(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, output):
+        return self.layer(output)
+
+
+def test_equal_names_of_input_and_output_are_refused(tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    model = Model(Same(), device="cpu")
+    with pytest.raises(ValueError, match="An input and an output are both called 'output'"):
+        model.export(tmp_path / "net.onnx", torch.randn(2, 3))
+    model.export(tmp_path / "net.pt2", torch.randn(2, 3))

@@ -170,6 +170,9 @@ def test_the_model_card_has_the_scores_of_the_report(tmp_path):
     assert f"| accuracy | {accuracy.value:.4g} | {accuracy.low:.4g} to {accuracy.high:.4g} |" in card
     assert "Model.from_hub(Linear(), 'ada/digits')" in card
     assert "Classes: cat, dog." in card
+    assert "trained for 1 epoch with" in card
+    assert "nan" not in card
+    assert f"| calibration_error | {report.summary['calibration_error'].value:.4g} |  |" in card
 
 
 def test_without_a_report_the_card_has_the_last_epoch(tmp_path):
@@ -206,6 +209,29 @@ def test_another_module_is_refused(tmp_path):
     hub_module.write_folder(fitted_model(), tmp_path, "ada/digits", None)
     with pytest.raises(FileError):
         Model.from_hub(nn.Linear(4, 2), tmp_path, device="cpu")
+
+
+class Doubled(Model):
+    def predict_step(self, batch):
+        return 2 * super().predict_step(batch)
+
+
+def test_a_subclass_gives_its_own_model(tmp_path):
+    hub_module.write_folder(fitted_model(), tmp_path, "ada/digits", None)
+    x = torch.randn(5, 3)
+    plain, doubled = (kind.from_hub(nn.Linear(3, 2), tmp_path, device="cpu") for kind in (Model, Doubled))
+    assert type(doubled) is Doubled
+    assert (doubled.predict(x, verbose=0) == 2 * plain.predict(x, verbose=0)).all()
+
+
+def test_wrong_arguments_of_from_hub_are_named(tmp_path):
+    with pytest.raises(TypeError, match=r"Pass the module first: Model\.from_hub\(net, 'user/name'\)"):
+        Model.from_hub(str(tmp_path), nn.Linear(3, 2))
+    with pytest.raises(TypeError, match=r"'source'\. See help\(Model\.from_hub\)"):
+        Model.from_hub(str(tmp_path))
+    for path in ("./missing", "../missing", "~/missing", "/missing"):
+        with pytest.raises(FileNotFoundError, match="There is no folder"):
+            Model.from_hub(nn.Linear(3, 2), path)
 
 
 def test_a_missing_folder_names_both_kinds_of_sources():

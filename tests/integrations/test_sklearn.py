@@ -243,6 +243,72 @@ def test_warm_start_continues():
     assert classifier(epochs=2).fit(X, Y).fit(X, Y).n_iter_ == 2
 
 
+def test_a_new_learning_rate_is_used_in_the_next_call():
+    for name in ("lr", "optimizer__lr"):
+        estimator = classifier(epochs=1, warm_start=True, optimizer="sgd").fit(X, Y)
+        before = estimator.predict_proba(X)
+        estimator.set_params(**{name: 1e-12}).fit(X, Y).partial_fit(X, Y)
+        assert estimator.model_.optimizer.lr == 1e-12
+        np.testing.assert_allclose(estimator.predict_proba(X), before, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("module__hidden", 4),
+        ("module", nn.Linear(4, 3)),
+        ("loss", "bce_with_logits"),
+        ("optimizer", "sgd"),
+        ("optimizer__weight_decay", 0.1),
+        ("compile__clip_grad_norm", 1.0),
+        ("metrics", ["accuracy"]),
+        ("lr", None),
+    ],
+)
+def test_a_change_without_effect_is_refused(name, value):
+    estimator = classifier(epochs=1, lr=0.1, warm_start=True).fit(X, Y)
+    copied = pickle.loads(pickle.dumps(estimator)).set_params(**{name: value})
+    for method in (copied.fit, copied.partial_fit):
+        with pytest.raises(ValueError, match=f"'{name}' has changed since the last fit"):
+            method(X, Y)
+    copied.set_params(warm_start=False)
+    if name != "loss":
+        copied.fit(X, Y)
+
+
+def test_one_rate_cannot_replace_those_of_several_optimizers():
+    optimizers = {"0": "sgd", "3": ("sgd", {"lr": 0.01})}
+    estimator = classifier(optimizer=optimizers, lr=0.1, epochs=1).fit(X, Y).partial_fit(X, Y)
+    with pytest.raises(ValueError, match="for one optimizer"):
+        estimator.set_params(lr=0.2).partial_fit(X, Y)
+
+
+def test_partial_fit_refuses_other_classes_and_balanced_weights():
+    estimator = classifier().partial_fit(X, NAMES, classes=np.unique(NAMES))
+    estimator.partial_fit(X, NAMES, classes=np.unique(NAMES)[::-1])
+    with pytest.raises(ValueError, match=r"classes=\['rose'\] differs"):
+        estimator.partial_fit(X, NAMES, classes=["rose"])
+    with pytest.raises(ValueError, match="only"):
+        classifier(class_weight="balanced").partial_fit(X, NAMES)
+
+
+def test_validation_data_must_be_a_pair():
+    for data in (X, (X, Y, np.ones(150)), {"x": X, "y": Y}):
+        with pytest.raises(ValueError, match=r"expects a pair \(X, y\)"):
+            classifier().fit(X, Y, validation_data=data)
+
+
+def test_missing_and_mixed_labels_are_named():
+    labels = NAMES.astype(object)
+    for missing, message in ((None, "no label at the index 7"), (np.nan, "contains NaN")):
+        labels[7] = missing
+        with pytest.raises(ValueError, match=message):
+            classifier().fit(X, labels)
+    labels[7] = 3
+    with pytest.raises(TypeError, match="Convert them all to text"):
+        classifier().fit(X, labels)
+
+
 def test_weights_equal_repeated_samples():
     weights = np.arange(150) % 3
     options = {"batch_size": 1000, "optimizer": "sgd", "lr": 0.5, "epochs": 20}

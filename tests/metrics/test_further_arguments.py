@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from easytorch import Model
+from easytorch import EpochMetric, Model
 from tests.loops import blobs, mlp
 from tests.many import run_ranks
 
@@ -76,6 +76,22 @@ def test_a_copy_uses_the_copied_model(copy_of):
 def test_a_missing_entry_is_named():
     with pytest.raises(TypeError, match=r"The metric, 'profit', has the parameter 'price'.*\"y\": y, 'price'"):
         new_model().fit(X, Y, verbose=0)
+
+
+def test_sample_weights_are_no_argument_of_a_metric():
+    def weighted(y_pred, y, sample_weight):
+        return sample_weight
+
+    with pytest.raises(TypeError, match=r"weighted_metrics=\[weighted\]"):
+        new_model([weighted])
+    with pytest.raises(TypeError, match=r"none of 'x', 'model', 'module', 'batch'"):
+        new_model().fit(X, Y, verbose=0)
+
+
+def test_an_epoch_metric_refuses_entries_of_the_batch():
+    with pytest.raises(TypeError, match="also requires 'price'"):
+        EpochMetric(profit)
+    assert EpochMetric(profit, price=PRICE).name == "profit"
 
 
 class Step(Model):
