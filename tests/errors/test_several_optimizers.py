@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +9,6 @@ from torch import nn
 from easytorch import Model
 from tests.common_gan import OPTIMIZERS, LossGAN, Pair, StepGAN, loader
 from tests.loops import blob_loader
-from tests.many import run_ranks
 from tests.test_several_optimizers import Parts
 
 ADAM = torch.optim.Adam
@@ -123,22 +120,6 @@ def test_an_unnamed_parameter_cannot_be_unfrozen():
     model = Model(net, device="cpu").compile({"head": "adam", "neck": "adam"}, "cross_entropy")
     with pytest.raises(ValueError, match=r"No optimizer is named for 'backbone.0.weight'.*'backbone': 'adam'"):
         model.fit(blob_loader(), 2, callbacks=[Freeze("backbone", until=1)], verbose=0)
-
-
-def _refused_by_fsdp(model_class, options, trains):
-    model = model_class(Pair(), device="cpu")
-    compile_model = functools.partial(model.compile, OPTIMIZERS, strategy="fsdp", **options)
-    with pytest.raises(ValueError, match=r"strategy='fsdp'.*strategy='ddp'"):
-        compile_model().fit(loader(), 1, verbose=0) if trains else compile_model()
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("model_class", "options", "trains"),
-    [(StepGAN, {}, False), (Model, {"update_every": {"generator": 2}}, False), (LossGAN, {}, True)],
-)
-def test_fsdp_refuses_a_loss_for_each_optimizer(model_class, options, trains):
-    run_ranks(functools.partial(_refused_by_fsdp, model_class, options, trains))
 
 
 def test_a_member_that_needs_a_closure_is_refused():
