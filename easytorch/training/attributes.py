@@ -68,7 +68,7 @@ OF_CALLBACK = re.compile(r"\w+\[\d+\]\.")
 ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, StopIteration)
 
 
-@functools.cache  # The first optimizer of a process imports torch._dynamo, which takes seconds.
+@functools.cache  # The first optimizer of a process imports the compiler of torch, which takes seconds.
 def optimizer_attributes() -> frozenset[str]:
     """Return the names of the attributes that torch gives to optimizers."""
     return frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)))
