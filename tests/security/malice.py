@@ -109,7 +109,8 @@ class Watch:
         sys.addaudithook(self.record)
 
     def record(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.on:
+        # inspect.signature parses the signature of a built-in function as the text of a function.
+        if not self.on or (event == "compile" and arguments[:1] == (b"def foo(): pass",)):
             return
         is_write = event == "open" and (
             (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
