@@ -164,8 +164,7 @@ def test_the_model_card_has_the_scores_of_the_report(tmp_path):
     report = model.report(x, y, bootstrap=0, verbose=0)
     hub_module.write_folder(model, tmp_path, "ada/digits", report)
     card = (tmp_path / "README.md").read_text()
-    loaded = huggingface_hub.ModelCard(card)
-    assert loaded.data.library_name == "easytorch"
+    assert huggingface_hub.ModelCard(card).data.to_dict()["library_name"] == "easytorch"
     accuracy = report.summary["accuracy"]
     assert f"| accuracy | {accuracy.value:.4g} | {accuracy.low:.4g} to {accuracy.high:.4g} |" in card
     assert "Model.from_hub(Linear(), 'ada/digits')" in card
