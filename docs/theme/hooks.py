@@ -1,12 +1,16 @@
-"""Hooks of mkdocs: the version in the header."""
+"""Hooks of mkdocs: the version in the header, the index of error messages, and links to the other language."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+
+import error_index  # noqa: E402  # the folder of hooks is no package
 
 
 def on_config(config: Any) -> Any:
@@ -16,3 +20,18 @@ def on_config(config: Any) -> Any:
     assert version, "easytorch/__init__.py has no __version__"
     config.extra["version_label"] = f"v{version[1]}"
     return config
+
+
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """Write the index of error messages in place of its marker."""
+    if error_index.MARKER not in markdown:
+        return markdown
+    return markdown.replace(error_index.MARKER, error_index.render())
+
+
+def on_post_page(output: str, **context: Any) -> str:
+    """Hide the links to the other language from the theme, which would request a sitemap next to each of them.
+
+    It looks for this attribute without spaces. HTML allows them. The switcher leads to the same page without the theme's help.
+    """
+    return output.replace('<link rel="alternate" href=', '<link rel="alternate " href=')

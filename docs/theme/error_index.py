@@ -1,0 +1,159 @@
+"""Error messages and warnings of easytorch, read from its source.
+
+``python docs/theme/error_index.py`` prints the page. The hook of mkdocs writes it in place of the marker of the page.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).parents[2] / "easytorch"
+MARKER = "<!-- error index -->"
+# The order of the page: what a first program meets first. A module is listed under its longest prefix.
+SECTIONS = {
+    "diagnostics": "Layers, losses and inputs do not fit",
+    "losses": "Losses",
+    "metrics": "Metrics",
+    "data": "Data",
+    "optimizers": "Optimizers",
+    "optimizer_group": "Several optimizers",
+    "model": "Arguments of Model, compile and fit",
+    "training": "Runs, resume, history and results",
+    "callbacks": "Callbacks",
+    "checkpoint": "Files and checkpoints",
+    "strategies": "Precision, devices and several processes",
+    "distributed": "Ranks",
+    "checks": "check()",
+    "tuning": "find_lr(), find_batch_size() and tune_speed()",
+    "reports": "Reports",
+    "scripts": "to_script() and explain()",
+    "export": "Export and Hub",
+    "integrations": "Integrations",
+    "_utils": "Names, numbers and paths",
+    "": "Other",
+}
+SHORT = 25  # characters of text without placeholders; less cannot be recognized
+ERROR = re.compile(r"(\w*Error|\w*Warning|\w+_error|warn)$")
+
+
+class Message(NamedTuple):
+    """A message with placeholders such as ``‹name›``.
+
+    Attributes:
+        kind: The class of the error, ``"warning"``, or an empty string if it varies.
+        problem: The first sentence.
+        fix: The other sentences.
+    """
+
+    kind: str
+    problem: str
+    fix: str
+
+
+def collect() -> dict[str, list[Message]]:
+    """Return the messages by section, in the order of the source."""
+    paths = sorted(PACKAGE.glob("**/*.py"))
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    constants = {name: value for tree in trees.values() for name, value in _constants(tree)}
+    sections: dict[str, list[Message]] = {title: [] for title in SECTIONS.values()}
+    seen = set()
+    for path, tree in trees.items():
+        module = path.relative_to(PACKAGE).with_suffix("").as_posix().split("/")[0]
+        for kind, text in _messages(tree, constants):
+            message = Message(kind, *_split(text))
+            if message[1:] not in seen:
+                seen.add(message[1:])
+                sections[SECTIONS.get(module, SECTIONS[""])].append(message)
+    return {title: messages for title, messages in sections.items() if messages}
+
+
+def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            text = _template(node.value, {})
+            if text and node.targets[0].id.isupper():
+                yield node.targets[0].id, re.sub(r"\{(\w+)[^}]*\}", r"‹\1›", text)
+
+
+def _messages(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if ERROR.match(name):
+                for text in _choices(node.args[0], constants):
+                    if len(re.sub(r"‹.*?›", "", text)) >= SHORT and ". " in f"{text} ":
+                        kind = "warning" if name == "warn" else name if name.endswith(("Error", "Warning")) else ""
+                        yield kind, text
+
+
+def _choices(node: ast.expr, constants: dict[str, str]) -> Iterator[str]:
+    """Yield the templates of an expression; of ``a if b else c`` both."""
+    if isinstance(node, ast.IfExp):
+        yield from _choices(node.body, constants)
+        yield from _choices(node.orelse, constants)
+    elif text := _template(node, constants):
+        yield text
+
+
+def _template(node: ast.expr, constants: dict[str, str]) -> str | None:
+    """Return the text of a string with its placeholders, None if the expression is not a string in the source."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(_template(value, constants) or _placeholder(value) for value in values)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            texts = [_template(left, constants), _template(right, constants)]
+            if any(texts):
+                return "".join(text or _placeholder(side) for text, side in zip(texts, (left, right), strict=True))
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return constants.get(name)
+        case ast.Call(func=ast.Attribute(value=value, attr="format")):
+            return _template(value, constants)
+    return None
+
+
+def _placeholder(node: ast.AST) -> str:
+    """Return ``‹name›`` for a name or an attribute, else ``‹…›``."""
+    match node:
+        case ast.FormattedValue(value=value):
+            return _placeholder(value)
+        case ast.Name(id=name) | ast.Attribute(attr=name) if not name.startswith("__"):
+            return f"‹{name.strip('_')}›"
+    return "‹…›"
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return the first sentence, and the rest."""
+    text = " ".join(text.split())
+    problem, _, fix = re.sub(r"(\.(?:‹[^›]*›)?|^‹problem›) (?=[A-Z‹])", "\\1\n", text, count=1).partition("\n")
+    return problem, fix
+
+
+def pattern(message: Message) -> str:
+    """Return a regular expression for the whole text of a message."""
+    parts = re.split(r"‹[^›]*›", f"{message.problem} {message.fix}".strip())
+    return r"[\s\S]*".join(map(re.escape, parts))
+
+
+def _cell(text: str) -> str:
+    """Escape what Markdown would read as markup."""
+    return re.sub(r"[|{*_\[\]]", lambda character: f"&#{ord(character[0])};", html.escape(text, quote=False))
+
+
+def render() -> str:
+    """Return the index as Markdown."""
+    lines = []
+    for title, messages in collect().items():
+        lines += ["", f"## {title}", "", "| kind | message | cause and fix |", "|---|---|---|"]
+        lines += [f"| {message.kind} | {_cell(message.problem)} | {_cell(message.fix)} |" for message in messages]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(render())
