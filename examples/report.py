@@ -14,6 +14,7 @@ import argparse
 import ast
 import functools
 import hashlib
+import itertools
 import json
 import math
 import operator
@@ -35,33 +36,33 @@ from rich.table import Table
 from easytorch.callbacks.progress import format_duration
 
 FOLDER = Path(__file__).parent
-COLUMNS = ("example", "article", "figure", "asked", "ours", "met", "time", "parameters", "lines")
+COLUMNS = ("example", "article", "figure", "required", "result", "reached", "time", "parameters", "lines")
 ABOUT = functools.partial(math.isclose, abs_tol=0.03)
 SIGNS = {"≥": operator.ge, "≤": operator.le, "=": operator.eq, "≈": ABOUT}
 # The article and its figures. If the article has none, they are the results of its original program.
 EXAMPLES = {
     "quickstart": ["-"],
-    "intro_cnn": ["000", "test accuracy ≥ 0.9906", "parameters = 42378"],
-    "tensors_to_network": ["001", "neuron = 0.3030", "parameters = 850"],
-    "datasets": ["001, part 2"],
-    "tensor_shapes": ["001, part 3", "parameters = 62006"],
-    "feature_maps": ["001, part 4", "test accuracy ≥ 0.9904", "test loss ≤ 0.0281"],
-    "tune_with_optuna": ["001, part 5", "validation accuracy ≥ 0.9892"],
-    "cross_validation": ["001, part 6", "mean test accuracy ≥ 0.9915"],
-    "autoencoder": ["001, part 7", "test mse ≤ 0.02682"],
-    "denoising": ["001, part 8", "test mse ≤ 0.02681"],
-    "vae": ["001, part 9", "validation loss ≤ 31.01"],
-    "skorch_peer": ["001, skorch", "test accuracy ≥ 0.9909", "cross-validated accuracy ≥ 0.987", "parameters = 92208"],
-    "seven_cells": ["002", "test accuracy with sgd ≥ 0.857", "test accuracy with adam ≥ 0.97", "parameters = 109386"],
-    "numpy_to_pytorch": ["003", "mse of torch with fit ≤ 0.0012", "f(4) ≈ 8.0"],
-    "identify_the_digits": ["003", "training accuracy ≥ 0.8779", "validation accuracy ≥ 0.8675", "parameters = 397510"],
-    "fashion_cnn": ["004", "test accuracy ≥ 0.8482", "test loss ≤ 0.4410", "parameters = 48884"],
-    "batchnorm": ["004, sibling", "test accuracy without ≥ 0.9849", "test accuracy with ≥ 0.9939"],
+    "intro_cnn": ["Seif", "test accuracy ≥ 0.9906", "parameters = 42378"],
+    "tensors_to_network": ["Anello", "neuron = 0.3030", "parameters = 850"],
+    "datasets": ["Anello"],
+    "tensor_shapes": ["Anello", "parameters = 62006"],
+    "feature_maps": ["Anello", "test accuracy ≥ 0.9904", "test loss ≤ 0.0281"],
+    "tune_with_optuna": ["Anello", "validation accuracy ≥ 0.9892"],
+    "cross_validation": ["Anello", "mean test accuracy ≥ 0.9915"],
+    "autoencoder": ["Anello", "test mse ≤ 0.02682"],
+    "denoising": ["Anello", "test mse ≤ 0.02681"],
+    "vae": ["Anello", "validation loss ≤ 31.01"],
+    "skorch_peer": ["Anello", "test accuracy ≥ 0.9909", "cross-validated accuracy ≥ 0.987", "parameters = 92208"],
+    "seven_cells": ["Patel", "test accuracy with sgd ≥ 0.857", "test accuracy with adam ≥ 0.97", "parameters = 109386"],
+    "numpy_to_pytorch": ["Shaikh", "mse of torch with fit ≤ 0.0012", "f(4) ≈ 8.0"],
+    "identify_the_digits": ["Shaikh", "training accuracy ≥ 0.8779", "validation accuracy ≥ 0.8675", "parameters = 397510"],
+    "fashion_cnn": ["Mahajan", "test accuracy ≥ 0.8482", "test loss ≤ 0.4410", "parameters = 48884"],
+    "batchnorm": ["Mahajan", "test accuracy without ≥ 0.9849", "test accuracy with ≥ 0.9939"],
     "regularization": [
-        "004, sibling", "test accuracy plain ≥ 0.9858", "test accuracy dropout ≥ 0.9899", "test accuracy l1 ≥ 0.9881",
+        "Mahajan", "test accuracy plain ≥ 0.9858", "test accuracy dropout ≥ 0.9899", "test accuracy l1 ≥ 0.9881",
         "test accuracy l2 ≥ 0.9858", "parameters = 10790",
     ],
-    "transfer_learning": ["004, sibling"],
+    "transfer_learning": ["Mahajan"],
     "gan": ["-"],
     "wgan_gp": ["-"],
     "actor_critic": ["-"],
@@ -71,6 +72,16 @@ EXAMPLES = {
     "huggingface_model": ["-"],
     "many_processes": ["-"],
 }  # fmt: skip
+
+# The pages of the tutorials. The others are linked to their source.
+PAGES = {
+    "intro_cnn": "Train a convolutional network", "tensors_to_network": "Tensors, gradients, layers",
+    "datasets": "Imbalanced classes", "tensor_shapes": "Find layer sizes", "feature_maps": "Visualize filters",
+    "tune_with_optuna": "Tune with Optuna", "cross_validation": "k-fold cross-validation", "autoencoder": "Autoencoder",
+    "denoising": "Denoise images", "vae": "Variational autoencoder", "seven_cells": "Train a digit classifier",
+    "numpy_to_pytorch": "From NumPy to PyTorch", "fashion_cnn": "Classify clothing images",
+}  # fmt: skip
+SOURCE = "https://github.com/easytorch-fit/easytorch/blob/main/examples"
 
 BF16 = ["--precision", "bf16"]
 # Options of full runs, which otherwise take half an hour or more on a CPU
@@ -193,24 +204,67 @@ def lines_of_code(source: str) -> int:
 
 
 def render_page(table: list[tuple[str, ...]], seeds: list[int]) -> str:
-    """Return the Markdown page with ``table``."""
-    cores = {1: "One core", 2: "Two cores"}.get(torch.get_num_threads(), f"{torch.get_num_threads()} cores")
-    device = "One accelerator" if torch.accelerator.is_available() else f"{cores} of a server CPU"
-    heavy = ", ".join(f"`{name}`" for name in EXAMPLES if name in ONE_SEED)
-    exception = f"; only seed {seeds[0]} for {heavy}" if heavy else ""
-    body = "\n".join(f"| {' | '.join(row)} |" for row in [COLUMNS, ("---",) * len(COLUMNS), *table])
-    return f"""# Results
+    """Return the Markdown page with ``table``: the figures that the article has, and all figures without an article."""
+    cores = {1: "one core", 2: "two cores"}.get(torch.get_num_threads(), f"{torch.get_num_threads()} cores")
+    device = "one accelerator" if torch.accelerator.is_available() else f"{cores} of a server CPU"
+    return format_page(table, seeds, f"{device}, torch {torch.__version__.partition('+')[0]}")
 
-Results of every example compared with its article, written by `python -m examples.report`.
 
-- **asked**: the number of the article. If the article has none, it is the result of its original program.
-- **ours**: the mean over the seeds {", ".join(map(str, seeds))} ± the standard deviation{exception}.
-- **met**: whether the printed mean reaches the number.
-- **time**: the duration of a complete run of the example, including data and figures. Other programs may have run at the same time. {device}, torch {torch.__version__.partition("+")[0]}.
-- **lines**: lines of code without empty lines, comments, and the docstring.
+def format_page(table: list[tuple[str, ...]], seeds: list[int], machine: str) -> str:
+    with_article, without = [], []
+    name = article = seconds = parameters = ""
+    for head, source, figure, required, result, _, time_cell, size, _ in table:
+        if head:
+            name, article, seconds, parameters = head.strip("`"), source, time_cell, size
+        reference = required.lstrip("".join(SIGNS)).strip()
+        if figure.endswith("parameters") and not reference:
+            continue
+        key = name.split()[0]
+        page = f"tutorials/{key.replace('_', '-')}.md" if key in PAGES else f"{SOURCE}/{key}.py"
+        cells = [f"[{PAGES.get(key, key)}]({page})", figure, as_percent(figure, reference), as_percent(figure, result)]
+        if reference:
+            with_article.append([cells[0], article, *cells[1:], seconds])
+        elif article == "-" and figure:
+            without.append([cells[0], figure, cells[3], parameters, seconds])
+    for rows_of_table in (with_article, without):
+        for previous, row in reversed(list(itertools.pairwise(rows_of_table))):
+            if previous[0] == row[0]:
+                row[0] = row[-1] = ""
+    heavy = ", ".join(PAGES.get(name, name) for name in EXAMPLES if name in ONE_SEED)
+    exception = f"; one seed for: {heavy}" if heavy else ""
+    return f"""---
+description: "Results of every tutorial program, compared with the article that it follows: accuracy, loss and time."
+---
 
-{body}
-"""  # noqa: E501  # lines of Markdown
+# Tutorial results
+
+Every program of the [tutorials](tutorials/index.md) is run to its end and compared with its article.
+Results are means over the seeds {", ".join(map(str, seeds))} ± the standard deviation{exception}.
+If an article has no number, the one here is what its original program reaches.
+Times are for a whole run, data and figures included, on {machine}.
+
+{format_table(["tutorial", "article", "result", "in the article", "easytorch", "time"], with_article)}
+
+## Programs without an article
+
+{format_table(["program", "result", "easytorch", "parameters", "time"], without)}
+
+`python -m examples.report` runs all programs and writes this page.
+"""
+
+
+def format_table(head: list[str], body: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
+
+
+def as_percent(figure: str, text: str) -> str:
+    """Return the text of a share, such as an accuracy, in percent, and large integers with commas."""
+    if text.isdigit():
+        return f"{int(text):,}"
+    if not text or not re.search("accuracy|found|read as asked", figure):
+        return text
+    values = [f"{100 * float(value):.{max(len(value.partition('.')[2]) - 2, 0)}f}" for value in text.split(" ± ")]
+    return " ± ".join(values) + "%"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,7 +26,7 @@ import rich.style
 import rich.text
 
 FIGURES = Path(__file__).parents[1] / "figures"
-PROGRAM = '''\
+PROGRAM = """\
 import os
 
 import easytorch
@@ -39,7 +39,7 @@ net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128,
 
 model = easytorch.Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
 model.fit(x, y, epochs=5, batch_size=64, validation_split=0.1)
-'''
+"""
 COLUMNS, ROWS = 104, 9
 FOREGROUND, BACKGROUND = "#e6edf3", "#161b22"
 CONTROL = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|[\r\n]")
@@ -155,7 +155,9 @@ def write_terminal(path: Path) -> None:
         steps = [f"0%{{opacity:{int(begin == 0)}}}"]
         steps += [f"{begin:.3f}%{{opacity:1}}"] if begin else []
         steps += [f"{finish:.3f}%{{opacity:0}}"] if last < seconds else ["100%{opacity:1}"]
-        rules.append(f"@keyframes k{number}{{{''.join(steps)}}}#t{number}{{animation:k{number} {seconds:.1f}s step-end infinite}}")
+        rules.append(
+            f"@keyframes k{number}{{{''.join(steps)}}}#t{number}{{animation:k{number} {seconds:.1f}s step-end infinite}}"
+        )
         if last < seconds:
             rules.append(f"@media(prefers-reduced-motion:reduce){{#t{number}{{animation:none;opacity:0}}}}")
         else:
