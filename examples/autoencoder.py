@@ -1,4 +1,4 @@
-"""Autoencoder that compresses MNIST digits to four numbers (article 001, part 7).
+"""Autoencoder that compresses MNIST digits to four numbers (after E. Anello).
 
     python examples/autoencoder.py [--quick] [--seed N] [--plot autoencoder.png]
 

@@ -1,4 +1,4 @@
-"""A convolutional network on MNIST, without and with batch normalization (article 004, companion notebook).
+"""A convolutional network on MNIST, without and with batch normalization (after a notebook of P. Mahajan).
 
     python examples/batchnorm.py [--quick] [--seed N] [--precision bf16] [--plot batchnorm.png]
 

@@ -1,4 +1,4 @@
-"""Ten-fold cross-validation of a convolutional network on MNIST (article 001, part 6).
+"""Ten-fold cross-validation of a convolutional network on MNIST (after E. Anello).
 
     python examples/cross_validation.py [--quick] [--seed N]
 

@@ -1,4 +1,4 @@
-"""Split, select, concatenate, sample, transform, and weight a dataset (article 001, part 2).
+"""Split, select, concatenate, sample, transform, and weight a dataset (after E. Anello).
 
     python examples/datasets.py [--quick] [--seed N]
 

@@ -1,4 +1,4 @@
-"""Denoising autoencoder for MNIST digits (article 001, part 8).
+"""Denoising autoencoder for MNIST digits (after E. Anello).
 
     python examples/denoising.py [--quick] [--seed N] [--plot denoised.png]
 

@@ -1,4 +1,4 @@
-"""Fully convolutional network for Fashion-MNIST (article 004, "My first deep learning model using PyTorch").
+"""Fully convolutional network for Fashion-MNIST (after P. Mahajan).
 
     python examples/fashion_cnn.py [--quick] [--seed N] [--plot clothes.png] [--script]
 

@@ -1,4 +1,4 @@
-"""Filters and feature maps of a convolutional network on MNIST (article 001, part 4).
+"""Filters and feature maps of a convolutional network on MNIST (after E. Anello).
 
     python examples/feature_maps.py [--quick] [--seed N] [--plot maps.png]
 

@@ -1,4 +1,4 @@
-"""Images in files and labels in a CSV table, predictions in another table (article 003, "Identify the Digits").
+"""Images in files and labels in a CSV table, predictions in another table (after F. Shaikh).
 
     python examples/identify_the_digits.py [--quick] [--seed N] [--submission answers.csv]
 

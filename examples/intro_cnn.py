@@ -1,4 +1,4 @@
-"""A convolutional network that applies one layer five times (article 000, "Introduction to PyTorch neural networks").
+"""A convolutional network that applies one layer five times (after G. Seif).
 
     python examples/intro_cnn.py [--quick] [--seed N] [--precision bf16] [--resume FOLDER] [--script]
 

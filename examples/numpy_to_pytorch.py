@@ -1,4 +1,4 @@
-"""One small network in NumPy, by hand in torch, and with fit (article 003, "PyTorch from basic concepts to implementation").
+"""One small network in NumPy, by hand in torch, and with fit (after F. Shaikh).
 
     python examples/numpy_to_pytorch.py [--quick] [--seed N] [--plot losses.png] [--script]
 

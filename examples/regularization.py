@@ -1,4 +1,4 @@
-"""A small network on MNIST with dropout, an L1 penalty, and an L2 penalty (article 004, companion notebook).
+"""A small network on MNIST with dropout, an L1 penalty, and an L2 penalty (after a notebook of P. Mahajan).
 
     python examples/regularization.py [--quick] [--seed N] [--plot regularization.png]
 

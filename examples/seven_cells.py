@@ -1,4 +1,4 @@
-"""Multilayer perceptron for MNIST (article 002, "Training a neural network from scratch in just 7 cells").
+"""Multilayer perceptron for MNIST (after K. Patel).
 
     python examples/seven_cells.py [--quick] [--seed N] [--plot digit.png] [--script]
 

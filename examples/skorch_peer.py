@@ -1,4 +1,4 @@
-"""A convolutional network on MNIST with best-weight checkpoints and cross-validation (skorch notebook of article 001).
+"""A convolutional network on MNIST with best-weight checkpoints and cross-validation (after a notebook of E. Anello).
 
     python examples/skorch_peer.py [--quick] [--seed N] [--precision bf16] [--plot confusion.png]
 

@@ -1,4 +1,4 @@
-"""Tensor shapes on the way through a network (article 001, part 3).
+"""Tensor shapes on the way through a network (after E. Anello).
 
     python examples/tensor_shapes.py [--quick] [--seed N]
 

@@ -1,4 +1,4 @@
-"""Tensors, products, gradients, one neuron, and a network (article 001, "PyTorch tutorial for beginners").
+"""Tensors, products, gradients, one neuron, and a network (after E. Anello).
 
     python examples/tensors_to_network.py [--quick] [--seed N] [--plot curves.png] [--script]
 

@@ -1,4 +1,4 @@
-"""Transfer learning from the digits 0 to 4 to the digits 5 to 9 (article 004, companion notebook).
+"""Transfer learning from the digits 0 to 4 to the digits 5 to 9 (after a notebook of P. Mahajan).
 
     python examples/transfer_learning.py [--quick] [--seed N] [--plot transfer.png]
 

@@ -1,4 +1,4 @@
-"""Hyperparameter search with Optuna for a convolutional network on MNIST (article 001, part 5).
+"""Hyperparameter search with Optuna for a convolutional network on MNIST (after E. Anello).
 
     python examples/tune_with_optuna.py [--quick] [--seed N]
 

@@ -1,4 +1,4 @@
-"""Variational autoencoder that generates MNIST digits from four numbers (article 001, part 9).
+"""Variational autoencoder that generates MNIST digits from four numbers (after E. Anello).
 
     python examples/vae.py [--quick] [--seed N] [--plot vae.png]
 

@@ -42,7 +42,7 @@ ERROR = re.compile(r"(\w*Error|\w*Warning|\w+_error|warn)$")
 
 
 class Message(NamedTuple):
-    """A message with placeholders such as ``‹name›``.
+    """A message with placeholders such as ``⟨name⟩``.
 
     Attributes:
         kind: The class of the error, ``"warning"``, or an empty string if it varies.
@@ -77,7 +77,7 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             text = _template(node.value, {})
             if text and node.targets[0].id.isupper():
-                yield node.targets[0].id, re.sub(r"\{(\w+)[^}]*\}", r"‹\1›", text)
+                yield node.targets[0].id, re.sub(r"\{(\w+)[^}]*\}", r"⟨\1⟩", text)
 
 
 def _messages(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -86,7 +86,7 @@ def _messages(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, s
             name = ast.unparse(node.func).rpartition(".")[2]
             if ERROR.match(name):
                 for text in _choices(node.args[0], constants):
-                    if len(re.sub(r"‹.*?›", "", text)) >= SHORT and ". " in f"{text} ":
+                    if len(re.sub(r"⟨.*?⟩", "", text)) >= SHORT and ". " in f"{text} ":
                         kind = "warning" if name == "warn" else name if name.endswith(("Error", "Warning")) else ""
                         yield kind, text
 
@@ -119,25 +119,25 @@ def _template(node: ast.expr, constants: dict[str, str]) -> str | None:
 
 
 def _placeholder(node: ast.AST) -> str:
-    """Return ``‹name›`` for a name or an attribute, else ``‹…›``."""
+    """Return ``⟨name⟩`` for a name or an attribute, else ``⟨…⟩``."""
     match node:
         case ast.FormattedValue(value=value):
             return _placeholder(value)
         case ast.Name(id=name) | ast.Attribute(attr=name) if not name.startswith("__"):
-            return f"‹{name.strip('_')}›"
-    return "‹…›"
+            return f"⟨{name.strip('_')}⟩"
+    return "⟨…⟩"
 
 
 def _split(text: str) -> tuple[str, str]:
     """Return the first sentence, and the rest."""
     text = " ".join(text.split())
-    problem, _, fix = re.sub(r"(\.(?:‹[^›]*›)?|^‹problem›) (?=[A-Z‹])", "\\1\n", text, count=1).partition("\n")
+    problem, _, fix = re.sub(r"(\.(?:⟨[^⟩]*⟩)?|^⟨problem⟩) (?=[A-Z⟨])", "\\1\n", text, count=1).partition("\n")
     return problem, fix
 
 
 def pattern(message: Message) -> str:
     """Return a regular expression for the whole text of a message."""
-    parts = re.split(r"‹[^›]*›", f"{message.problem} {message.fix}".strip())
+    parts = re.split(r"⟨[^⟩]*⟩", f"{message.problem} {message.fix}".strip())
     return r"[\s\S]*".join(map(re.escape, parts))
 
 

@@ -1,9 +1,11 @@
-"""Hooks of mkdocs: the version in the header, the index of error messages, and links to the other language."""
+"""Hooks of mkdocs: version, index of error messages, descriptions, and links to the other language."""
 
 from __future__ import annotations
 
+import html
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,14 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
     if error_index.MARKER not in markdown:
         return markdown
     return markdown.replace(error_index.MARKER, error_index.render())
+
+
+def on_page_content(content: str, page: Any, **context: Any) -> None:
+    """Describe a page without a description by its first paragraph."""
+    if "description" not in page.meta:
+        paragraph = re.search(r"<p>(.+?)</p>", content, re.S)
+        text = html.unescape(re.sub(r"<[^>]+>", "", paragraph[1])) if paragraph else page.title
+        page.meta["description"] = textwrap.shorten(text, 160, placeholder=" ...").replace('"', "'")
 
 
 def on_post_page(output: str, **context: Any) -> str:

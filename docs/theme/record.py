@@ -34,7 +34,7 @@ from torch import nn
 from torchvision.datasets import MNIST
 
 data = MNIST(os.environ.get("EASYTORCH_DATA", "data"), download=True)
-x, y = data.data / 255, data.targets
+x, y = data.data[:20000] / 255, data.targets[:20000]
 net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 model = easytorch.Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
@@ -57,6 +57,7 @@ class Screen:
         self.lines, self.row = [title, ""], 1
 
     def feed(self, text: str) -> None:
+        """Process output of the program."""
         position = 0
         for match in CONTROL.finditer(text):
             self._write(text[position : match.start()])
@@ -103,6 +104,7 @@ def record(command: list[str], title: str) -> tuple[list[tuple[float, list[str]]
 
 
 def color_of(style: rich.style.Style) -> str:
+    """Return the color of text as a hexadecimal number."""
     return style.color.get_truecolor().hex if style.color else FOREGROUND
 
 
