@@ -220,3 +220,15 @@ def test_every_public_name_is_in_the_reference():
         for entry in set(importlib.import_module(name).__all__) - submodules
     }
     assert documented == public
+
+
+def test_how_to_index_lists_every_recipe():
+    index = ROOT / "docs/how-to/index.md"
+    listed = set(re.findall(r"\]\(([\w-]+\.md)#([\w-]+)\)", index.read_text(encoding="utf-8")))
+    recipes = {
+        (path.name, re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()))
+        for path in ROOT.glob("docs/how-to/*.md")
+        if path != index
+        for heading in re.findall(r"^## (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.M)
+    }
+    assert listed == recipes
