@@ -6,9 +6,10 @@ The public API is ``__all__`` of ``easytorch``, ``easytorch.callbacks``, ``easyt
 ``easytorch.optimizers.TABLE``. Everything else may change without notice.
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from easytorch import callbacks, checks, data, reports, scripts, tuning, typing
+from easytorch import callbacks, data
 from easytorch._utils.api_hints import PACKAGE_HINTS, missing_name_error
 from easytorch._utils.seeding import set_seed
 from easytorch._utils.tracebacks import hide_internal_frames, show_internal_frames
@@ -48,6 +49,9 @@ from easytorch.strategies.base import Strategy
 from easytorch.strategies.ddp import DataParallel
 from easytorch.strategies.fsdp import FullySharded
 from easytorch.training.results import History, Scores
+
+if TYPE_CHECKING:
+    from easytorch import checks, reports, scripts, tuning, typing
 
 __version__ = "0.1.0"
 
@@ -101,6 +105,9 @@ __all__ = [
     "typing",
 ]
 
+# Packages that training does not need are imported at their first use.
+LAZY_PACKAGES = ("checks", "reports", "scripts", "tuning", "typing")
+
 
 def __dir__() -> list[str]:
     return __all__
@@ -108,4 +115,6 @@ def __dir__() -> list[str]:
 
 @hide_internal_frames
 def __getattr__(name: str) -> Any:
+    if name in LAZY_PACKAGES:
+        return importlib.import_module(f"easytorch.{name}")
     raise missing_name_error("easytorch", name, PACKAGE_HINTS, __all__)

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from easytorch import export as exports
-from easytorch import optimizer_group, optimizers, reports, scripts
+from easytorch import optimizer_group, optimizers
 from easytorch._utils import api_hints
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
@@ -34,7 +33,6 @@ from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
 from easytorch.callbacks.progress import progress_callbacks
-from easytorch.checks import check_model
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
 from easytorch.data.arrays import (
@@ -51,7 +49,6 @@ from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_n
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch, make_fit_data
 from easytorch.diagnostics.module_checks import check_module
-from easytorch.export import hub
 from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss
 from easytorch.losses.resolve import resolve_loss
@@ -73,7 +70,6 @@ from easytorch.training.session import fit_session, reporting_errors, update_ses
 from easytorch.training.state import TrainState
 from easytorch.training.summary import format_model, print_summary
 from easytorch.training.validation import Validation
-from easytorch.tuning import learning_rates, sizes, speed
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -514,51 +510,6 @@ class Model:
         classes = self._predict(x, find_classes, batch_size=batch_size, verbose=verbose)
         return self.loss.name_classes(classes, read_names(self.class_names)) if names else classes
 
-    def report(
-        self,
-        x: DataLike,
-        y: TargetLike | None = None,
-        *,
-        by: Any = None,
-        output: str | None = None,
-        threshold: float | None = None,
-        batch_size: int | None = None,
-        bootstrap: int = 1000,
-        seed: int = 0,
-        verbose: int | str = "auto",
-    ) -> Report:
-        """Return everything that is worth knowing about the predictions for ``x``, each number with a 95% interval.
-
-        For classes: scores of each class, confusions, thresholds, calibration, and the worst samples. For numbers: errors by
-        quantile and by target. The report prints as a table, and has ``to_frame()``, ``to_dict()``, ``plot()`` and ``compare()``.
-
-        Args:
-            x: Data of any kind that ``fit`` takes.
-            y: The targets, unless ``x`` contains them.
-            by: Columns by which the score is divided into slices: a dict of arrays with one value per sample or of functions of
-                ``x``, names of columns of the frame ``x``, or a frame.
-            output: The output to report on, if there are several losses.
-            threshold: For binary labels, the probability above which a label is 1; None for 0.5.
-            batch_size: Samples per batch, 32 by default.
-            bootstrap: Repeats of the bootstrap for intervals of what is no share; 0 for none.
-            seed: Seed of the bootstrap.
-            verbose: See ``predict``.
-
-        Raises:
-            ImportError: If scikit-learn is not installed.
-            ValueError: If there is no report for the loss, or the data has no targets.
-
-        Examples:
-            >>> report = model.report(x_test, y_test)
-            >>> print(report)
-            >>> report.compare(old_model.report(x_test, y_test))
-        """
-        self._require_arguments("report", FOR_PREDICTION)
-        return reports.report_on(
-            self, x, y, by=by, output=output, threshold=threshold, batch_size=batch_size, bootstrap=bootstrap, seed=seed,
-            verbose=verbose,
-        )  # fmt: skip
-
     def _predict(
         self,
         x: Any,
@@ -813,99 +764,6 @@ class Model:
         model_io.load_weights(self, path, strict)
         return self
 
-    def export(
-        self,
-        path: PathLike,
-        x: DataLike | None = None,
-        *,
-        probabilities: bool = False,
-        dynamic: Sequence[int] = (0,),
-        tolerance: float | None = None,
-    ) -> Path:
-        """Write the module as a program for other runtimes, and return its path.
-
-        The program is the forward of the module in eval mode, on the CPU, in the precision of its parameters. Before the file is
-        written, the program runs with several batch sizes, and its outputs are compared with those of ``predict``.
-
-        Args:
-            path: The file to write. ``.onnx`` for ONNX, run by onnxruntime; ``.pt2`` for ``torch.export``.
-            x: Example inputs of any kind that ``predict`` takes; by default those of the last fit.
-            probabilities: Whether to add the softmax, exp or sigmoid that belongs to the loss, as ``predict_proba`` does.
-            dynamic: The dimensions of the inputs whose size may vary. By default the batch; ``(0, 1)`` also the length.
-            tolerance: The largest difference from ``predict``, relative to the largest value of the output. By default 1e-4, or
-                with mixed precision, which the program does not use, 0.02 (``"fp16"``) and 0.1 (``"bf16"``).
-
-        Raises:
-            ImportError: If a package that the format needs is not installed.
-            ValueError: If the suffix of ``path`` is unknown, or there is no example.
-            RuntimeError: If torch cannot trace the module, or the program does not return what ``predict`` returns; an existing
-                file is unchanged then.
-
-        Examples:
-            >>> model.export("digits.onnx", probabilities=True)
-            >>> session = onnxruntime.InferenceSession("digits.onnx")
-            >>> session.run(None, {"input": images.numpy()})
-        """
-        return exports.export_model(self, path, x, probabilities=probabilities, dynamic=dynamic, tolerance=tolerance)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        report: Report | None = None,
-        private: bool | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-    ) -> str:
-        """Upload the weights and a model card to the Hugging Face Hub, and return the address of the commit.
-
-        The repository gets ``model.safetensors``, ``easytorch.json`` (class names, columns, and loss and metrics that are names)
-        and ``README.md``. All ranks must call this; the main rank uploads.
-
-        Args:
-            repo_id: The repository, ``"user/name"``. It is created if it does not exist.
-            report: What ``report`` returned; its scores and intervals become part of the model card.
-            private: Whether a new repository is private; None for the default of the user.
-            revision: The branch; None for the main branch.
-            token: An access token; by default that of ``hf auth login``.
-
-        Raises:
-            ImportError: If huggingface_hub is not installed.
-
-        Examples:
-            >>> model.push_to_hub("ada/digits", report=model.report(x_test, y_test))
-        """
-        return hub.push(self, repo_id, report=report, private=private, revision=revision, token=token)
-
-    @classmethod
-    def from_hub(
-        cls,
-        module: nn.Module,
-        source: PathLike,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        device: DeviceLike = "auto",
-    ) -> Self:
-        """Return a model with the weights that ``push_to_hub`` has uploaded. No code of the repository is run.
-
-        Args:
-            module: A module of the same class, whose weights are replaced.
-            source: The repository, ``"user/name"``, or a folder with its files.
-            revision: A branch, tag or commit; None for the main branch.
-            token: An access token for private repositories.
-            device: As in ``Model``.
-
-        Raises:
-            ImportError: If huggingface_hub is not installed.
-            FileError: If the files are missing, damaged, or belong to another module.
-
-        Examples:
-            >>> model = easytorch.Model.from_hub(make_net(), "ada/digits")
-            >>> model.predict_classes(x)
-        """
-        return hub.load(cls, module, source, revision=revision, token=token, device=device)
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``save`` writes: tensors and plain values, the weights as ``"module"``."""
         return model_io.state_dict(self)
@@ -931,16 +789,6 @@ class Model:
         attributes = {name: value for name, value in vars(self).items() if not is_internal(type(value))}
         del attributes["last_fit"]
         return attributes | {"loss": self.loss, "class": type(self)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle or a copy contains: no data, and nothing of a running fit."""
-        return model_io.pickle_state(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if self.optimizer is not None:  # a copied optimizer has no hooks
-            for schedule in self.schedules:
-                schedule.watch(schedule.optimizer_in(self.optimizer))
 
     # Inspection
 
@@ -1002,222 +850,6 @@ class Model:
         """
         return print_summary(self, x, **options)
 
-    def to_script(
-        self, x: DataLike | None = None, y: TargetLike | int | None = None, *sizes: int, **options: Unpack[FitOptions]
-    ) -> Script:
-        """Return the plain PyTorch program, without easytorch, that does what ``compile`` and ``fit`` do.
-
-        From the same weights, data and seed it ends with the same weights, bit for bit, and prints the same losses. It expects
-        the variables ``net`` and, as the data was passed, ``x`` and ``y``, ``train_data`` or ``train_loader``; for validation
-        ``x_val`` and ``y_val``, ``val_data`` or ``val_loader``. Functions of the user are called by name.
-
-        Args:
-            x: Data, as in ``fit``. Without arguments, the program is that of the last fit.
-            y: Targets, as in ``fit``.
-            sizes: ``batch_size`` and ``epochs``, as in ``fit``.
-            options: The other arguments of ``fit``. The program is that of a new run then.
-
-        Returns:
-            A ``str`` that prints as the program and has ``save(path)``.
-
-        Raises:
-            ValueError: If the program would not do exactly what ``fit`` does; the message names the reason. If there are
-                neither arguments nor a last fit.
-
-        Examples:
-            >>> print(model.to_script())
-            >>> model.to_script(x, y, epochs=5, validation_split=0.2).save("train.py")
-        """
-        return scripts.to_script(self, x, y, sizes, options)
-
-    def explain(
-        self, x: DataLike | None = None, y: TargetLike | int | None = None, *sizes: int, **options: Unpack[FitOptions]
-    ) -> Explanation:
-        """Return in about a dozen sentences what ``fit`` will do with these arguments.
-
-        The sentences name the loss and what its mean is over, the optimizer and its rates, when the rate changes, precision and
-        device, what validation does and when, what is saved, what ends the run early, and what is printed.
-
-        Args:
-            x: Data, as in ``fit``. Without arguments, the sentences are about ``compile`` alone.
-            y: Targets, as in ``fit``.
-            sizes: ``batch_size`` and ``epochs``, as in ``fit``.
-            options: The other arguments of ``fit``.
-
-        Returns:
-            An object that prints as the sentences, and has ``to_dict()``.
-
-        Raises:
-            RuntimeError: If ``compile`` was not called.
-            ValueError, TypeError: If an argument is invalid, as in ``fit``.
-
-        Examples:
-            >>> print(model.explain(x, y, epochs=5, validation_split=0.2))
-        """
-        return scripts.explain(self, x, y, sizes, options)
-
-    def check(
-        self,
-        x: DataLike | None = None,
-        y: TargetLike | None = None,
-        *,
-        batch_size: int | None = None,
-        validation_data: ValidationDataLike | None = None,
-        validation_split: float = 0.0,
-        steps_per_epoch: int | None = None,
-        class_weight: ClassWeightLike | None = None,
-        sample_weight: SampleWeightLike | None = None,
-        shuffle: bool | None = None,
-        ignore: Collection[str] = (),
-        checks: Iterable[Check] = (),
-    ) -> CheckReport:
-        """Look for mistakes in the model and its data before training, and return what was found, with a fix for each.
-
-        It reads samples of the data, and trains for a few updates on one batch, within a few seconds. Then everything is as it
-        was: weights, optimizer, random states, buffers, modes and attributes. No callback is called and no file is written.
-
-        Args:
-            x, y, batch_size, validation_data, validation_split, steps_per_epoch, class_weight, sample_weight, shuffle: The data,
-                as in ``fit``.
-            ignore: Names of checks that do not run: ``ignore=["unbalanced_labels"]``.
-            checks: Further checks: functions of a ``Probe`` that yield findings.
-
-        Raises:
-            RuntimeError: If the model has no optimizer, or several processes train together.
-            ValueError: If an argument is invalid, or the data is a generator, which can be read only once.
-
-        Examples:
-            >>> print(model.check(x, y, validation_data=(x_val, y_val)))
-            >>> assert not model.check(x, y).problems
-        """
-        return check_model(
-            self, x, y, batch_size=batch_size, validation_data=validation_data, validation_split=validation_split,
-            steps_per_epoch=steps_per_epoch, class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
-            ignore=ignore, checks=checks,
-        )  # fmt: skip
-
-    def find_lr(
-        self,
-        x: DataLike | None = None,
-        y: TargetLike | None = None,
-        *,
-        min_lr: float = 1e-6,
-        max_lr: float = 10.0,
-        updates: int = 100,
-        runs: int = 4,
-        batch_size: int | None = None,
-        class_weight: ClassWeightLike | None = None,
-        sample_weight: SampleWeightLike | None = None,
-        shuffle: bool | None = None,
-    ) -> LearningRates:
-        """Return a learning rate for training on ``x``; the model stays as it is.
-
-        A range test trains with a rate that grows exponentially, until training diverges. Then short trainings with constant
-        rates around the one with the lowest loss are compared, from the same weights and on the same batches. Parameter groups
-        and several optimizers keep the ratio of their rates. Schedules do not run; the suggestion is their maximum.
-
-        Args:
-            x: The training data, of any kind that ``fit`` takes and that can be read again.
-            y: The targets, unless ``x`` contains them.
-            min_lr: The first rate.
-            max_lr: The last rate.
-            updates: Number of updates of the range test and of each short training, at least 20.
-            runs: Number of short trainings; 0 for none: then the suggestion is a quarter of the rate with the lowest loss.
-            batch_size: See ``fit``; so are all further arguments.
-            class_weight: See ``fit``.
-            sample_weight: See ``fit``.
-            shuffle: See ``fit``.
-
-        Raises:
-            RuntimeError: If the model has no optimizer, or ``fit`` is running.
-            ValueError: If there are several losses, the optimizer determines the length of its steps (LBFGS), the data can be
-                read only once, or the loss does not fall.
-
-        Source of the range test: L. Smith, 2017, https://arxiv.org/abs/1506.01186.
-
-        Examples:
-            >>> model.optimizer.lr = model.find_lr(x, y).suggestion
-        """
-        return learning_rates.find_lr(
-            self, x, y, min_lr=min_lr, max_lr=max_lr, updates=updates, runs=runs, batch_size=batch_size,
-            class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
-        )  # fmt: skip
-
-    def find_batch_size(
-        self,
-        x: DataLike,
-        y: TargetLike | None = None,
-        *,
-        min_size: int = 8,
-        max_size: int | None = None,
-        class_weight: ClassWeightLike | None = None,
-        sample_weight: SampleWeightLike | None = None,
-        shuffle: bool | None = None,
-    ) -> BatchSizes:
-        """Return the samples per second of several batch sizes; the model stays as it is.
-
-        The size doubles until larger batches are no faster; on an accelerator, until they do not fit in memory. The suggestion
-        is the smallest size that reaches 90% of the highest throughput. ``largest`` is the largest size that fits.
-
-        Args:
-            x: Arrays, a dataset, or a ``DataLoader``, whose batch size is replaced.
-            y: The targets, unless ``x`` contains them.
-            min_size: The first size.
-            max_size: The last size; None for the number of samples.
-            class_weight: See ``fit``.
-            sample_weight: See ``fit``.
-            shuffle: See ``fit``.
-
-        Raises:
-            RuntimeError: If the model has no optimizer, or ``fit`` is running.
-            ValueError: If the data contains batches whose size cannot be changed, or there are several processes.
-            torch.OutOfMemoryError: If the first size does not fit.
-
-        Examples:
-            >>> model.fit(x, y, batch_size=model.find_batch_size(x, y).suggestion)
-        """
-        return sizes.find_batch_size(
-            self, x, y, min_size=min_size, max_size=max_size, class_weight=class_weight, sample_weight=sample_weight,
-            shuffle=shuffle,
-        )  # fmt: skip
-
-    def tune_speed(
-        self,
-        x: DataLike,
-        y: TargetLike | None = None,
-        *,
-        seconds: float = 60.0,
-        batch_size: int | None = None,
-        class_weight: ClassWeightLike | None = None,
-        sample_weight: SampleWeightLike | None = None,
-        shuffle: bool | None = None,
-    ) -> Speeds:
-        """Measure what makes this program faster on this machine; the model stays as it is.
-
-        Each setting is measured in several rounds, in turn with the present ones: precision, memory format, compilation, data
-        in memory, workers, pinned memory, batch size and threads. Those that are faster beyond the noise are measured together.
-
-        Args:
-            x: The training data, of any kind that ``fit`` takes and that can be read again.
-            y: The targets, unless ``x`` contains them.
-            seconds: The time for all measurements.
-            batch_size: See ``fit``; so are all further arguments.
-            class_weight: See ``fit``.
-            sample_weight: See ``fit``.
-            shuffle: See ``fit``.
-
-        Raises:
-            RuntimeError: If the model has no optimizer, or ``fit`` is running.
-            ValueError: If the data can be read only once, or there are several processes.
-
-        Examples:
-            >>> print(model.tune_speed(train_loader))
-        """
-        return speed.tune_speed(
-            self, x, y, seconds=seconds, batch_size=batch_size, class_weight=class_weight, sample_weight=sample_weight,
-            shuffle=shuffle,
-        )  # fmt: skip
-
     def log_names(self) -> list[str]:
         """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""
         losses = [*optimizer_group.loss_names(self.optimizer), *self.loss.term_names()]
@@ -1238,6 +870,326 @@ class Model:
         has_steps = method == "train_step" and bool(optimizer_group.step_names(self.optimizer))
         return has_steps or not is_internal(getattr(type(self), method))
 
+    # Tools. Each is a function of a package that is imported at the first call.
+
+    def report(
+        self,
+        x: DataLike,
+        y: TargetLike | None = None,
+        *,
+        by: Any = None,
+        output: str | None = None,
+        threshold: float | None = None,
+        batch_size: int | None = None,
+        bootstrap: int = 1000,
+        seed: int = 0,
+        verbose: int | str = "auto",
+    ) -> Report:
+        """Return scores, errors and curves of the predictions for ``x``, each number with a 95% interval.
+
+        Args:
+            x: Data of any kind that ``fit`` takes.
+            y: The targets, unless ``x`` contains them.
+            by: Columns by which the score is divided into slices: a dict of arrays with one value per sample or of functions of
+                ``x``, names of columns of the frame ``x``, or a frame.
+            output: The output to report on, if there are several losses.
+            threshold: For binary labels, the probability above which a label is 1; None for 0.5.
+            batch_size: Samples per batch, 32 by default.
+            bootstrap: Repeats of the bootstrap for intervals of what is no share; 0 for none.
+            seed: Seed of the bootstrap.
+            verbose: See ``predict``.
+
+        Raises:
+            ImportError: If scikit-learn is not installed.
+            ValueError: If there is no report for the loss, or the data has no targets.
+
+        Examples:
+            >>> report = model.report(x_test, y_test)
+            >>> report.compare(old_model.report(x_test, y_test))
+        """
+        from easytorch.reports import report_on
+
+        self._require_arguments("report", FOR_PREDICTION)
+        return report_on(
+            self, x, y, by=by, output=output, threshold=threshold, batch_size=batch_size, bootstrap=bootstrap, seed=seed,
+            verbose=verbose,
+        )  # fmt: skip
+
+    def check(
+        self,
+        x: DataLike | None = None,
+        y: TargetLike | None = None,
+        *,
+        batch_size: int | None = None,
+        validation_data: ValidationDataLike | None = None,
+        validation_split: float = 0.0,
+        steps_per_epoch: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+        ignore: Collection[str] = (),
+        checks: Iterable[Check] = (),
+    ) -> CheckReport:
+        """Return mistakes in the model and its data, with a fix for each, before training; everything stays as it is.
+
+        Args:
+            x, y, batch_size, validation_data, validation_split, steps_per_epoch, class_weight, sample_weight, shuffle: The data,
+                as in ``fit``. Samples are read, and a few updates are tried on one batch.
+            ignore: Names of checks that do not run: ``ignore=["unbalanced_labels"]``.
+            checks: Further checks: functions of a ``Probe`` that yield findings.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or several processes train together.
+            ValueError: If an argument is invalid, or the data is a generator, which can be read only once.
+
+        Examples:
+            >>> assert not model.check(x, y).problems
+        """
+        from easytorch.checks import check_model
+
+        return check_model(
+            self, x, y, batch_size=batch_size, validation_data=validation_data, validation_split=validation_split,
+            steps_per_epoch=steps_per_epoch, class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
+            ignore=ignore, checks=checks,
+        )  # fmt: skip
+
+    def explain(
+        self, x: DataLike | None = None, y: TargetLike | int | None = None, *sizes: int, **options: Unpack[FitOptions]
+    ) -> Explanation:
+        """Return in about a dozen sentences what ``fit`` will do with these arguments.
+
+        Args:
+            x, y, sizes, options: The arguments of ``fit``. Without any, the sentences are about ``compile`` alone.
+
+        Raises:
+            RuntimeError: If ``compile`` was not called.
+            ValueError, TypeError: If an argument is invalid, as in ``fit``.
+
+        Examples:
+            >>> print(model.explain(x, y, epochs=5, validation_split=0.2))
+        """
+        from easytorch.scripts import explain
+
+        return explain(self, x, y, sizes, options)
+
+    def to_script(
+        self, x: DataLike | None = None, y: TargetLike | int | None = None, *sizes: int, **options: Unpack[FitOptions]
+    ) -> Script:
+        """Return the program in plain PyTorch that trains the same weights from the same seed, bit for bit, without easytorch.
+
+        It expects the variables ``net`` and, as the data was passed, ``x`` and ``y``, ``train_data`` or ``train_loader``; for
+        validation ``x_val`` and ``y_val``, ``val_data`` or ``val_loader``. Functions of the user are called by name.
+
+        Args:
+            x, y, sizes, options: The arguments of ``fit``, for the program of a new run. Without any, it is that of the last fit.
+
+        Raises:
+            ValueError: If the program would not do exactly what ``fit`` does, or there are neither arguments nor a last fit.
+
+        Examples:
+            >>> model.to_script(x, y, epochs=5, validation_split=0.2).save("train.py")
+        """
+        from easytorch.scripts import to_script
+
+        return to_script(self, x, y, sizes, options)
+
+    def find_lr(
+        self,
+        x: DataLike | None = None,
+        y: TargetLike | None = None,
+        *,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+        updates: int = 100,
+        runs: int = 4,
+        batch_size: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+    ) -> LearningRates:
+        """Return a learning rate for training on ``x``, from a range test and short trainings; the model stays as it is.
+
+        Args:
+            x, y, batch_size, class_weight, sample_weight, shuffle: The training data, as in ``fit``. It is read several times.
+            min_lr: The first rate of the range test.
+            max_lr: The last rate of the range test.
+            updates: Number of updates of the range test and of each short training, at least 20.
+            runs: Number of short trainings; 0 for none: then the suggestion is a quarter of the rate with the lowest loss.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or ``fit`` is running.
+            ValueError: If there are several losses, the optimizer determines the length of its steps (LBFGS), the data can be
+                read only once, or the loss does not fall.
+
+        Examples:
+            >>> model.optimizer.lr = model.find_lr(x, y).suggestion
+        """
+        from easytorch.tuning.learning_rates import find_lr
+
+        return find_lr(
+            self, x, y, min_lr=min_lr, max_lr=max_lr, updates=updates, runs=runs, batch_size=batch_size,
+            class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
+        )  # fmt: skip
+
+    def find_batch_size(
+        self,
+        x: DataLike,
+        y: TargetLike | None = None,
+        *,
+        min_size: int = 8,
+        max_size: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+    ) -> BatchSizes:
+        """Return the samples per second of several batch sizes, and the largest that fits; the model stays as it is.
+
+        Args:
+            x: Arrays, a dataset, or a ``DataLoader``, whose batch size is replaced.
+            y, class_weight, sample_weight, shuffle: As in ``fit``.
+            min_size: The first size; each further one is twice as large.
+            max_size: The last size; None for the number of samples.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or ``fit`` is running.
+            ValueError: If the data contains batches whose size cannot be changed, or there are several processes.
+            torch.OutOfMemoryError: If the first size does not fit.
+
+        Examples:
+            >>> model.fit(x, y, batch_size=model.find_batch_size(x, y).suggestion)
+        """
+        from easytorch.tuning.sizes import find_batch_size
+
+        return find_batch_size(
+            self, x, y, min_size=min_size, max_size=max_size, class_weight=class_weight, sample_weight=sample_weight,
+            shuffle=shuffle,
+        )  # fmt: skip
+
+    def tune_speed(
+        self,
+        x: DataLike,
+        y: TargetLike | None = None,
+        *,
+        seconds: float = 60.0,
+        batch_size: int | None = None,
+        class_weight: ClassWeightLike | None = None,
+        sample_weight: SampleWeightLike | None = None,
+        shuffle: bool | None = None,
+    ) -> Speeds:
+        """Return which settings make this program faster on this machine; the model stays as it is.
+
+        Args:
+            x, y, batch_size, class_weight, sample_weight, shuffle: The training data, as in ``fit``. It is read several times.
+            seconds: The time for all measurements.
+
+        Raises:
+            RuntimeError: If the model has no optimizer, or ``fit`` is running.
+            ValueError: If the data can be read only once, or there are several processes.
+
+        Examples:
+            >>> print(model.tune_speed(train_loader))
+        """
+        from easytorch.tuning.speed import tune_speed
+
+        return tune_speed(
+            self, x, y, seconds=seconds, batch_size=batch_size, class_weight=class_weight, sample_weight=sample_weight,
+            shuffle=shuffle,
+        )  # fmt: skip
+
+    def export(
+        self,
+        path: PathLike,
+        x: DataLike | None = None,
+        *,
+        probabilities: bool = False,
+        dynamic: Sequence[int] = (0,),
+        tolerance: float | None = None,
+    ) -> Path:
+        """Write the module as a program for other runtimes whose outputs are those of ``predict``, and return its path.
+
+        Args:
+            path: The file to write. ``.onnx`` for ONNX, run by onnxruntime; ``.pt2`` for ``torch.export``.
+            x: Example inputs of any kind that ``predict`` takes; by default those of the last fit.
+            probabilities: Whether to add the softmax, exp or sigmoid that belongs to the loss, as ``predict_proba`` does.
+            dynamic: The dimensions of the inputs whose size may vary. By default the batch; ``(0, 1)`` also the length.
+            tolerance: The largest difference from ``predict``, relative to the largest value of the output. By default 1e-4, or
+                with mixed precision, which the program does not use, 0.02 (``"fp16"``) and 0.1 (``"bf16"``).
+
+        Raises:
+            ImportError: If a package that the format needs is not installed.
+            ValueError: If the suffix of ``path`` is unknown, or there is no example.
+            RuntimeError: If torch cannot trace the module, or the program does not return what ``predict`` returns; an existing
+                file is unchanged then.
+
+        Examples:
+            >>> model.export("digits.onnx", probabilities=True)
+        """
+        from easytorch.export import export_model
+
+        return export_model(self, path, x, probabilities=probabilities, dynamic=dynamic, tolerance=tolerance)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        report: Report | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the weights and a model card to the Hugging Face Hub, and return the address of the commit.
+
+        All ranks must call this; the main rank uploads.
+
+        Args:
+            repo_id: The repository, ``"user/name"``. It is created if it does not exist.
+            report: What ``report`` returned; its scores and intervals become part of the model card.
+            private: Whether a new repository is private; None for the default of the user.
+            revision: The branch; None for the main branch.
+            token: An access token; by default that of ``hf auth login``.
+
+        Raises:
+            ImportError: If huggingface_hub is not installed.
+
+        Examples:
+            >>> model.push_to_hub("ada/digits", report=model.report(x_test, y_test))
+        """
+        from easytorch.export import hub
+
+        return hub.push(self, repo_id, report=report, private=private, revision=revision, token=token)
+
+    @classmethod
+    def from_hub(
+        cls,
+        module: nn.Module,
+        source: PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: DeviceLike = "auto",
+    ) -> Self:
+        """Return a model with the weights that ``push_to_hub`` has uploaded. No code of the repository is run.
+
+        Args:
+            module: A module of the same class, whose weights are replaced.
+            source: The repository, ``"user/name"``, or a folder with its files.
+            revision: A branch, tag or commit; None for the main branch.
+            token: An access token for private repositories.
+            device: As in ``Model``.
+
+        Raises:
+            ImportError: If huggingface_hub is not installed.
+            FileError: If the files are missing, damaged, or belong to another module.
+
+        Examples:
+            >>> model = easytorch.Model.from_hub(make_net(), "ada/digits")
+        """
+        from easytorch.export import hub
+
+        return hub.load(cls, module, source, revision=revision, token=token, device=device)
+
+    # Methods that Python calls
+
     def __repr__(self) -> str:
         status = "not compiled"
         if self.compile_args is not None:
@@ -1249,6 +1201,16 @@ class Model:
     def _repr_html_(self) -> str:
         """Return a small table for a notebook."""
         return format_model(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy contains: no data, and nothing of a running fit."""
+        return model_io.pickle_state(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.optimizer is not None:  # a copied optimizer has no hooks
+            for schedule in self.schedules:
+                schedule.watch(schedule.optimizer_in(self.optimizer))
 
     @hide_internal_frames
     def __init_subclass__(cls, **options: Any) -> None:

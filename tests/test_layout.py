@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import easytorch
+
 
 def test_packages_import_only_from_lower_layers():
     linter = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or "lint-imports"
@@ -24,14 +28,17 @@ def test_design_page_shows_the_checked_layers():
     assert page[1].splitlines() == list(filter(None, lines))
 
 
-def test_the_import_loads_no_heavy_package_but_torch():
+@pytest.fixture(scope="module")
+def imported_modules():
+    """Return the modules that ``import easytorch`` loads in addition to those of torch."""
     program = (
-        "import sys, torch; before = set(sys.modules); import easytorch; "
-        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+        "import sys, torch; before = set(sys.modules); import easytorch; print(*sorted(set(sys.modules) - before))"
     )
-    imported_packages = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split()
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_the_import_loads_no_heavy_package_but_torch(imported_modules):
     heavy = {
         "torchmetrics",
         "matplotlib",
@@ -44,10 +51,24 @@ def test_the_import_loads_no_heavy_package_but_torch():
         "sklearn",
         "torchvision",
     }
-    assert not heavy & set(imported_packages)
+    assert not heavy & {name.partition(".")[0] for name in imported_modules}
 
 
-def test_the_import_loads_no_compiler():
-    program = "import sys, easytorch; print('torch._dynamo' in sys.modules, 'torch.distributed.fsdp' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["False", "False"]
+def test_the_import_loads_no_compiler(imported_modules):
+    assert not {"torch._dynamo", "torch.distributed.fsdp"} & imported_modules
+
+
+def test_the_import_loads_no_tool(imported_modules):
+    tools = ("checks", "export", "integrations", "reports", "scripts", "tuning", "typing")
+    assert not [name for name in imported_modules if name.startswith(tuple(f"easytorch.{tool}" for tool in tools))]
+
+
+def test_the_import_loads_at_most_175_modules(imported_modules):
+    # A module that training does not need is imported where it is used.
+    assert len(imported_modules) <= 175
+
+
+@pytest.mark.parametrize("name", ["checks", "reports", "scripts", "tuning", "typing"])
+def test_a_package_of_tools_is_an_attribute_of_easytorch(name, monkeypatch):
+    monkeypatch.delattr(easytorch, name, raising=False)
+    assert getattr(easytorch, name).__name__ == f"easytorch.{name}"

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from fastai.callback.progress import ProgressCallback  # noqa: F401  # the import adds the bar to every Learner
+from fastai.callback.progress import ProgressCallback  # noqa: F401  # registers the bar of every Learner
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Callback, Learner

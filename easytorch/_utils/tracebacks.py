@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from easytorch._utils.internal import PACKAGE, is_internal
 
@@ -56,7 +56,7 @@ def hide_internal_frames(function: Function) -> Function:
             # Unlike `raise error`, this statement adds no frame.
             raise
 
-    return call  # type: ignore[return-value]  # it has the signature of function
+    return cast("Function", call)
 
 
 def is_explained(error: BaseException) -> bool:

@@ -178,7 +178,7 @@ class EMA(Averaging):
 
     def make_function(self) -> Callable[..., None]:
         """Return the function that adds weights to their averages."""
-        function: Callable[..., None] = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # torch has no types
+        function: Callable[..., None] = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # not annotated in torch
         return function
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -213,7 +213,7 @@ class SWA(Averaging):
 
     def make_function(self) -> Callable[..., None]:
         """Return the function that adds weights to their averages."""
-        function: Callable[..., None] = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # torch has no types
+        function: Callable[..., None] = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # not annotated in torch
         return function
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -314,7 +314,7 @@ class Average(AveragedModel):
                 for averaged, weight in zip(averages, weights, strict=True):
                     averaged.copy_(weight)
             else:
-                self.multi_avg_fn(averages, weights, self.n_averaged)  # type: ignore[misc]  # set in __init__
+                self.multi_avg_fn(averages, weights, self.n_averaged)  # type: ignore[misc]  # torch declares it optional; __init__ sets it
         for averaged, current in zip(self.module.parameters(), model.parameters(), strict=True):
             if not current.requires_grad:
                 averaged.copy_(current)

@@ -93,7 +93,7 @@ def read(file: IO[bytes], path: Path, device: torch.device | str) -> dict[str, T
         metadata = header.pop("__metadata__", None) or {}
         checksum = _find_checksum(metadata)
         values = torch.empty(_check_entries(header), dtype=torch.uint8)
-        if file.readinto(values.numpy()) != len(values) or file.read(1):  # type: ignore[attr-defined]  # BinaryIO has no readinto()
+        if file.readinto(values.numpy()) != len(values) or file.read(1):  # type: ignore[attr-defined]  # of every file opened with "rb"
             raise ValueError("it does not hold as many bytes as its header lists")
         if checksum is not None:
             digest = hashlib.sha256(_canonical(header))

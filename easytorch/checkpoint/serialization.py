@@ -85,7 +85,7 @@ class Conversion:
         if not versions:
             return plain
         state = OrderedDict(plain)
-        state._metadata = self.convert(dict(versions), "_metadata", depth + 1)  # type: ignore[attr-defined]  # as torch does
+        state._metadata = self.convert(dict(versions), "_metadata", depth + 1)  # type: ignore[attr-defined]  # nn.Module.state_dict() sets it too
         return state
 
     def _check_key(self, key: Any, where: str) -> Any:

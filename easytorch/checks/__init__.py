@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import collected_warnings
 
-# Each module adds its checks, in the order of the findings: mistakes come before what follows from them.
+# The import of a module registers its checks. This is the order of the findings: causes come before their effects.
 # isort: off
-from easytorch.checks import inputs, labels, order, layers, outputs, gradients, learning, cost  # noqa: F401  # for their checks
+from easytorch.checks import inputs, labels, order, layers, outputs, gradients, learning, cost  # noqa: F401  # registers their checks
 
 # isort: on
 from easytorch.checks.base import CHECKS, Check, Finding, error, info, warning

@@ -203,9 +203,11 @@ def _thin(x: Parts, y: Parts) -> tuple[Parts, Parts]:
     if rows <= limit:
         return x, y
     keep = _spread(rows, limit).sort().values
-    return tuple(  # type: ignore[return-value]  # a tuple of two
-        {name: part[keep] if len(part) == rows else part for name, part in parts.items()} for parts in (x, y)
-    )
+
+    def thin(parts: Parts) -> Parts:
+        return {name: part[keep] if len(part) == rows else part for name, part in parts.items()}
+
+    return thin(x), thin(y)
 
 
 def _base(dataset: Any) -> tuple[Any, Tensor | None]:

@@ -292,7 +292,7 @@ class EpochIterator:
         # islice() calls iter() for each window, which would start an iterator that returns itself again.
         batches: Iterator[Any] = itertools.chain(self._read(skip))
         if isinstance(self.loader, Iterator) and not self._single_pass:
-            batches = itertools.islice(batches, len(self.loader) - skip)  # type: ignore[arg-type]  # it has a length
+            batches = itertools.islice(batches, len(self.loader) - skip)  # type: ignore[arg-type]  # it has one, if read again
         if not skip:
             batches = report_repeated_stream(self._reader, batches)
         if self._weigh is not None:

@@ -67,7 +67,7 @@ def in_memory(
     """
     cache = None if cache is None else to_path(cache, "cache")
     _check_arguments(dataset, cache)
-    size = len(dataset)  # type: ignore[arg-type]  # a dataset without a length is refused above
+    size = len(dataset)  # type: ignore[arg-type]  # _check_arguments requires a length
     start = time.perf_counter()
     probes = _load_probes(dataset)
     tree = _read_cache(cache, dataset, probes)

@@ -58,7 +58,7 @@ class SeededDataset(WrapperDataset):
         self._generators: tuple[int, list[Any]] | None = None  # those of an epoch
         self.epoch = torch.zeros((), dtype=torch.int64)
         # The workers read the epoch from shared memory.
-        self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
+        self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # not annotated in torch
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the random numbers depend on."""

@@ -64,7 +64,7 @@ def _shares_memory(source: Any) -> bool:
     """Return whether an attribute of ``source`` is in shared memory, as the epoch may be."""
     values = get_attributes(source).values()
     return any(
-        value.is_shared()  # type: ignore[no-untyped-call]  # torch has no types here
+        value.is_shared()  # type: ignore[no-untyped-call]  # not annotated in torch
         if isinstance(value, torch.Tensor)
         else type(value).__module__.startswith("multiprocessing.")
         for value in values

@@ -380,7 +380,7 @@ def current(make_store: Callable[[], Any], rank: int, world_size: int) -> Agreem
             clone = getattr(store, "clone", None)
             # A connection that waits for an answer blocks the other threads that use it.
             connection = clone() if clone is not None else store
-            store = dist.PrefixStore("easytorch/calls", connection)  # type: ignore[attr-defined]  # torch exports it without a type
+            store = dist.PrefixStore("easytorch/calls", connection)  # type: ignore[attr-defined]  # missing in the type stubs of torch
             store.set_timeout(datetime.timedelta(seconds=60))
         _current = Agreement(store, rank, world_size)
         atexit.register(report_end)

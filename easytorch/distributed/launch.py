@@ -90,7 +90,7 @@ def launch(
                 ranks.append(_start_rank(context, function, args, environment))
             # A forked copy cannot end the thread of a store. The store is therefore created after the forks,
             # and deleted before a traceback could keep it alive until the next fork.
-            store = distributed.TCPStore(  # type: ignore[attr-defined]  # torch exports it without a type
+            store = distributed.TCPStore(  # type: ignore[attr-defined]  # missing in the type stubs of torch
                 address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=False
             )
             try:

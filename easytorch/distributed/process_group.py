@@ -315,13 +315,13 @@ def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> An
     """
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it without a type
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # missing in the type stubs of torch
         address, port, is_master=is_server, timeout=timeout, wait_for_workers=False, multi_tenant=True
     )
     on_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if on_one_machine else "any"
     prefix = f"easytorch/attempt-{attempt}"
-    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # torch exports it without a type
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # missing in the type stubs of torch
 
 
 class _Exit:

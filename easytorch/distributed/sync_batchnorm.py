@@ -148,7 +148,7 @@ def _synchronized_copy(norm: nn.Module) -> nn.Module:
         copy: nn.Module = SyncBatchNorm.__new__(SyncBatchNorm)
         vars(copy).update(vars(norm))
     else:
-        copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # torch has no types here
+        copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # not annotated in torch
         vars(copy).update(vars(norm), process_group=None)
         copy.__class__ = DeviceSyncBatchNorm
     return copy

@@ -461,7 +461,7 @@ def _pair_shape(y_pred: Any, y: Any) -> torch.Size | None:
     if abs(y_pred.ndim - y.ndim) != 1 or y_pred.numel() != y.numel():
         return None
     try:
-        shape: torch.Size = torch.broadcast_shapes(y_pred.shape, y.shape)  # type: ignore[no-untyped-call]  # torch: untyped
+        shape: torch.Size = torch.broadcast_shapes(y_pred.shape, y.shape)  # type: ignore[no-untyped-call]  # not annotated
     except RuntimeError:
         return None
     return shape if shape.numel() > y.numel() else None

@@ -381,6 +381,7 @@ def _add_validation(run: RunDescription, model: Model, plan: Plan, batch: Exampl
         frequency=record.validation_freq,
         steps=record.validation_steps,
         split=split,
+        # fit() splits only datasets with a length.
         split_size=len(dataset.dataset) if is_split and isinstance(dataset, Subset) else 0,  # type: ignore[arg-type]
         is_stratified=isinstance(targets, Tensor) and _has_classes(targets),
     )

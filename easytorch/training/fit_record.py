@@ -167,8 +167,10 @@ def record_callback(callback: Any) -> CallbackRecord:
 
 def _plain_options(callback: Callback) -> Iterator[tuple[str, Any]]:
     """Yield each argument of the constructor that the callback stores as a plain value under its name."""
-    path = getattr(callback, "path", None)
-    for name in inspect.signature(type(callback)).parameters:
+    cls, path = type(callback), getattr(callback, "path", None)
+    # For a class without a constructor, inspect.signature compiles the text of that of ``object``.
+    has_constructor = inspect.isfunction(inspect.getattr_static(cls, "__init__"))
+    for name in inspect.signature(cls).parameters if has_constructor else ():
         value = getattr(callback, name, None)
         if name == "filepath" and hasattr(callback, "filename"):
             yield name, callback.filename.text

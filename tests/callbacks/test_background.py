@@ -262,6 +262,7 @@ def test_sigterm_saves_the_run_in_the_background(tmp_path):
     assert threads() == []
 
 
+@pytest.mark.slow
 def test_the_interpreter_waits_for_the_last_file(tmp_path):
     program = f"""
 import time

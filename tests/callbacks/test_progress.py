@@ -163,6 +163,7 @@ def test_verbose_0_prints_nothing_into_a_pipe(pipes):
     assert pipes[0] == ("", "")
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_plain_lines_even_with_forced_colors():  # as many CI systems do
     output, _ = in_a_pipe("auto", TERM="xterm-256color", FORCE_COLOR="1")["auto"]
     assert CONTROL.search(output) is None

@@ -113,26 +113,46 @@ def test_padding_makes_a_file_as_large_as_its_memory(tmp_path, monkeypatch):
         files.read(path)
 
 
-@pytest.mark.parametrize("kind", ["dicts", "texts", "numbers as keys", "empty dicts", "tuples"])
-def test_estimated_memory_is_not_below_the_real_one(kind, tmp_path):
-    if sys.platform != "linux":
-        pytest.skip("memory is read from /proc")
-    program = """
-import sys, torch, zipfile
+LARGE_STATES = ["dicts", "texts", "numbers as keys", "empty dicts", "tuples"]
+
+# Prints for each file how much memory reading it takes. A forked process imports nothing.
+MEMORY_OF_FILES = """
+import os, sys, torch, zipfile
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-with zipfile.ZipFile(sys.argv[1]) as archive:
-    torch.load(sys.argv[2], weights_only=True)
-    del archive
-open("/proc/self/clear_refs", "w").write("5")
-before = peak()
-with open(sys.argv[1], "rb") as file:
-    value = torch.load(file, weights_only=True)
-print(peak() - before)
+small, *paths = sys.argv[1:]
+for path in paths:
+    if os.fork() == 0:
+        with zipfile.ZipFile(small) as archive:
+            torch.load(small, weights_only=True)
+            del archive
+        open("/proc/self/clear_refs", "w").write("5")
+        before = peak()
+        with open(path, "rb") as file:
+            value = torch.load(file, weights_only=True)
+        print(peak() - before, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
-    path = files.write(tmp_path / "state.pt", {"value": STATES[kind](200)})
-    small = files.write(tmp_path / "small.pt", {"value": 1})
-    real = int(subprocess.check_output([sys.executable, "-c", program, path, small], timeout=120))
+
+
+@pytest.fixture(scope="module")
+def large_files(tmp_path_factory):
+    """Return the path of a file with each kind of state, and the memory that reading it takes."""
+    if sys.platform != "linux":
+        pytest.skip("memory is read from /proc")
+    folder = tmp_path_factory.mktemp("large")
+    small = files.write(folder / "small.pt", {"value": 1})
+    paths = {kind: files.write(folder / f"{kind}.pt", {"value": STATES[kind](200)}) for kind in LARGE_STATES}
+    command = [sys.executable, "-c", MEMORY_OF_FILES, small, *paths.values()]
+    sizes = map(int, subprocess.check_output(command, timeout=120).split())
+    return {kind: (path, size) for (kind, path), size in zip(paths.items(), sizes, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LARGE_STATES)
+def test_estimated_memory_is_not_below_the_real_one(kind, large_files):
+    path, real = large_files[kind]
     with zipfile.ZipFile(path) as archive:
         needed = pickles.needed_memory(archive.read("archive/data.pkl"))
     assert real < needed + 2**21
@@ -219,6 +239,7 @@ def test_parameters_with_attributes_and_views_are_read_again(tmp_path):
     assert all(torch.equal(found[name], content[name]) for name in content)
 
 
+@pytest.mark.slow
 def test_text_of_any_size_counts(tmp_path):
     value = "\N{GRINNING FACE}" + "a" * 60_000_000
     assert files.read(files.write(tmp_path / "state.pt", {"value": value}))["value"] == value
@@ -325,6 +346,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.slow
 def test_safetensors_need_no_copy_to_write_and_one_to_read(tmp_path):
     megabytes = 4 * int(os.environ.get("EASYTORCH_TENSORS", "16"))
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "w.safetensors"), str(megabytes // 4)]

@@ -201,7 +201,12 @@ def healthy_table():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"jit_compile": True}, {"gradient_accumulation_steps": 2}, {"clip_grad_norm": 1.0}]
+    "settings",
+    [
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        {"gradient_accumulation_steps": 2},
+        {"clip_grad_norm": 1.0},
+    ],
 )
 def test_settings_of_compile_apply(settings):
     assert not easytorch.Model(mlp()).compile("adam", "cross_entropy", **settings).check(*digits()).problems

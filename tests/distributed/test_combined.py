@@ -73,6 +73,7 @@ def resume_after_each_step(folder, steps):
     return expected, [(program(folder / str(step), step), program(folder / str(step))[:2])[1] for step in steps]
 
 
+@pytest.mark.distributed
 def test_two_ranks_resume_bit_for_bit_in_any_cycle(tmp_path):
     for expected, resumed in run_ranks(resume_after_each_step, tmp_path, (1, 3, 4, 6)):
         for weights, history in resumed:

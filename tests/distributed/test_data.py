@@ -177,6 +177,7 @@ def evaluate_model(metrics, loader=None):
     return dict(scores.items()), steps
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("processes", [2, 3])
 def test_scores_equal_one_process(processes):
     pytest.importorskip("torchmetrics")

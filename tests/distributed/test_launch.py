@@ -99,6 +99,7 @@ def test_no_process_survives_a_failure(tmp_path):
             os.kill(int(path.name), 0)
 
 
+@pytest.mark.distributed
 def test_spawned_processes_import_the_function():
     assert launch(rank, processes=2, start="spawn", timeout=120) == [0, 1]
 
@@ -132,6 +133,7 @@ CTRL_C = """
 """
 
 
+@pytest.mark.distributed
 def test_after_ctrl_c_ranks_stop_and_return_results():
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(CTRL_C)],

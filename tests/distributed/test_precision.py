@@ -161,7 +161,7 @@ def fit(net, optimizer, precision, jit_compile):
 # torch itself warns while it compiles.
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("compiler", [pytest.param(True, marks=needs_compiler), False], ids=["compiled", "no compiler"])
+@pytest.mark.parametrize("compiler", [False, pytest.param(True, marks=needs_compiler)], ids=["no compiler", "compiled"])
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16), "fp16"])
 def test_every_precision_trains_or_is_refused(precision, compiler, optimizer, monkeypatch):
     torch.manual_seed(0)

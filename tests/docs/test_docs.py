@@ -87,7 +87,16 @@ def test_no_block_of_a_page_is_empty(path):
     assert not empty, f"{get_name(path)}: empty blocks at lines {empty}"
 
 
-@pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
+# The fast set runs the programs that a new user tries first.
+FIRST_PAGES = ("README.md", "docs/get-started.md", "docs/index.md")
+WITH_PROGRAMS = [
+    pytest.param(path, marks=[] if get_name(path) in FIRST_PAGES else [pytest.mark.slow])
+    for path in PROSE
+    if programs(path)
+]
+
+
+@pytest.mark.parametrize("path", WITH_PROGRAMS, ids=get_name)
 def test_programs_of_a_page_print_the_quoted_output(path, tmp_path, monkeypatch, capsys):
     """Skip programs with a comment ``# pip install package`` if the package is missing."""
     if importlib.util.find_spec("matplotlib"):

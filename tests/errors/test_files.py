@@ -168,6 +168,7 @@ def test_a_flipped_byte_is_never_silently_wrong(saved, change):
     assert refusals > 50
 
 
+@pytest.mark.slow
 def test_flipped_byte_in_zip_directory_is_never_silently_wrong(saved):
     model, path = saved
     data, before, positions = path.read_bytes(), everything(model), []

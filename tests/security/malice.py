@@ -109,8 +109,7 @@ class Watch:
         sys.addaudithook(self.record)
 
     def record(self, event: str, arguments: tuple[Any, ...]) -> None:
-        # inspect.signature parses the signature of a built-in function as the text of a function.
-        if not self.on or (event == "compile" and arguments[:1] == (b"def foo(): pass",)):
+        if not self.on:
             return
         is_write = event == "open" and (
             (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
