@@ -1104,17 +1104,19 @@ class Model:
         min_lr: float = 1e-6,
         max_lr: float = 10.0,
         updates: int = 100,
-        runs: int = 4,
+        runs: int = 6,
         batch_size: int | None = None,
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
+        verbose: int | str = "auto",
     ) -> LearningRates:
         """Return a learning rate for training on ``x``; the model stays as it is.
 
-        A range test trains with a rate that grows exponentially, until training diverges. Then short trainings with constant
-        rates around the one with the lowest loss are compared, from the same weights and on the same batches. Parameter groups
-        and several optimizers keep the ratio of their rates. Schedules do not run; the suggestion is their maximum.
+        A range test trains with a rate that grows exponentially, until training diverges. Short trainings with constant rates
+        follow, from the same weights and on the same batches: first with the rate of the lowest loss and a smaller one, then
+        in the direction in which the loss falls. Parameter groups and several optimizers keep the ratio of their rates.
+        Schedules do not run; the suggestion is their maximum.
 
         Args:
             x: The training data, of any kind that ``fit`` takes and that can be read again.
@@ -1122,11 +1124,13 @@ class Model:
             min_lr: The first rate.
             max_lr: The last rate.
             updates: Number of updates of the range test and of each short training, at least 20.
-            runs: Number of short trainings; 0 for none: then the suggestion is a quarter of the rate with the lowest loss.
+            runs: Number of short trainings at most; with 0 the suggestion is a quarter of the rate with the lowest loss.
             batch_size: See ``fit``; so are all further arguments.
             class_weight: See ``fit``.
             sample_weight: See ``fit``.
             shuffle: See ``fit``.
+            verbose: 0 displays nothing. ``"auto"`` displays the running training on a line of a terminal or notebook that
+                disappears, and a line per training everywhere else; 2 displays lines everywhere.
 
         Raises:
             RuntimeError: If the model has no optimizer, or ``fit`` is running.
@@ -1140,7 +1144,7 @@ class Model:
         """
         return learning_rates.find_lr(
             self, x, y, min_lr=min_lr, max_lr=max_lr, updates=updates, runs=runs, batch_size=batch_size,
-            class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
+            class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle, verbose=verbose,
         )  # fmt: skip
 
     def find_batch_size(
