@@ -115,20 +115,15 @@ class Bootstrap:
         To draw the samples again is to draw their counts from a multinomial distribution.
 
         Args:
-            statistic: Returns values ``[..., values]`` for counts ``[..., *counts.shape]``.
-            counts: How many samples are of each kind, in any shape.
+            statistic: Returns values ``[..., values]`` for counts ``[..., kinds]``.
+            counts: How many samples are of each kind, ``[kinds]``.
         """
         values, total = np.atleast_1d(statistic(counts)), int(counts.sum())
         if not self.repeats or not total:
             return [Estimate(float(value)) for value in values]
-        generator = np.random.default_rng(self.seed)
-        cells = np.flatnonzero(counts)  # most cells of the confusion matrix of many classes are empty
-        shares = counts.ravel()[cells] / total
-        step, drawn = max(1, CHUNK // counts.size), []
-        for start in range(0, self.repeats, step):
-            chunk = np.zeros((min(step, self.repeats - start), counts.size), dtype=np.int64)
-            chunk[:, cells] = generator.multinomial(total, shares, len(chunk))
-            drawn.append(statistic(chunk.reshape(-1, *counts.shape)))
+        generator, step = np.random.default_rng(self.seed), max(1, CHUNK // len(counts))
+        sizes = [min(step, self.repeats - start) for start in range(0, self.repeats, step)]
+        drawn = [statistic(generator.multinomial(total, counts / total, size)) for size in sizes]
         return _percentiles(values, np.concatenate(drawn))
 
     def of_samples(self, statistic: Callable[[Array], Array], count: int, columns: int = 1) -> list[Estimate]:

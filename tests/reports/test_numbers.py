@@ -66,7 +66,7 @@ def test_weighted_areas_are_those_of_scikit_learn(has_ties):
     outputs, y = logits(2)
     scores = outputs[:, 1] if has_ties else outputs[:, 1] + np.arange(300) * 1e-5
     weights = next(Bootstrap(20, seed=1).weights(300))
-    auc, average = Ranking(scores, y == 1).areas(weights)
+    auc, average = Ranking(scores, y == 1).areas(weights.T)
     for i in range(20):
         assert auc[i] == pytest.approx(metrics.roc_auc_score(y, scores, sample_weight=weights[i]))
         assert average[i] == pytest.approx(metrics.average_precision_score(y, scores, sample_weight=weights[i]))
