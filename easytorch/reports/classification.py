@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from easytorch.reports.base import WORST, Array, Report, Row, find_largest
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, nan_mean, proportion
+from easytorch.reports.intervals import Bootstrap, logit_intervals, nan_mean, proportion
 
 # Bins of the calibration error, as in C. Guo et al., On calibration of modern neural networks, 2017.
 BINS = 15
@@ -63,7 +63,7 @@ class ClassificationReport(Report):
         of_counts = self.bootstrap.of_counts(ConfusionScores(self.confusion), self.confusion[self.confusion > 0])
         classes = len(self.names)
         rankings = [Ranking(self.probabilities[:, i], self.y == i) for i in range(classes)]
-        curves = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), classes)
+        curves = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), classes, logit_intervals)
         self.summary = {
             "accuracy": proportion(right, len(self)),
             "balanced_accuracy": of_counts[-2],
@@ -268,7 +268,7 @@ class MultilabelReport(Report):
         columns = self.bootstrap.of_samples(measure, len(self))
         labels = len(self.names)
         rankings = [Ranking(self.probabilities[:, i], self.y[:, i] == 1) for i in range(labels)]
-        areas = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), labels)
+        areas = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), labels, logit_intervals)
         self.summary = {
             "exact_match": proportion(self.scores().sum(), len(self)),
             "accuracy of labels": columns[-1],
