@@ -101,13 +101,13 @@ def suggest(name: str, seed: int, runs: int) -> float:
     """Return the rate that ``find_lr`` suggests for an example."""
     model, args, options, _ = capture(name, seed)
     torch.manual_seed(100 + seed)
-    return model.find_lr(*args[:2], runs=runs, batch_size=options.get("batch_size")).suggestion
+    return model.find_lr(*args[:2], runs=runs, batch_size=options.get("batch_size"), verbose=0).suggestion
 
 
 def measure(name: str, seeds: int) -> dict[str, Any]:
     """Return the rates and the accuracies of an example for each seed."""
     grid = {rate: [train(name, seed, rate) for seed in range(seeds)] for rate in PROGRAMS[name].rates}
-    rates = {runs: [suggest(name, seed, runs) for seed in range(seeds)] for runs in (4, 0)}
+    rates = {runs: [suggest(name, seed, runs) for seed in range(seeds)] for runs in (6, 0)}
     found = {runs: [train(name, seed, rate) for seed, rate in enumerate(rates[runs])] for runs in rates}
     return {"grid": grid, "rates": rates, "found": found}
 

@@ -1001,11 +1001,12 @@ class Model:
         min_lr: float = 1e-6,
         max_lr: float = 10.0,
         updates: int = 100,
-        runs: int = 4,
+        runs: int = 6,
         batch_size: int | None = None,
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
+        verbose: int | str = "auto",
     ) -> LearningRates:
         """Return a learning rate for training on ``x``, from a range test and short trainings; the model stays as it is.
 
@@ -1014,7 +1015,9 @@ class Model:
             min_lr: The first rate of the range test.
             max_lr: The last rate of the range test.
             updates: Number of updates of the range test and of each short training, at least 20.
-            runs: Number of short trainings; 0 for none: then the suggestion is a quarter of the rate with the lowest loss.
+            runs: Number of short trainings at most; with 0 the suggestion is a quarter of the rate with the lowest loss.
+            verbose: 0 displays nothing. ``"auto"`` displays the running training on a line of a terminal or notebook that
+                disappears, and a line per training everywhere else; 2 displays lines everywhere.
 
         Raises:
             RuntimeError: If the model has no optimizer, or ``fit`` is running.
@@ -1028,7 +1031,7 @@ class Model:
 
         return find_lr(
             self, x, y, min_lr=min_lr, max_lr=max_lr, updates=updates, runs=runs, batch_size=batch_size,
-            class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle,
+            class_weight=class_weight, sample_weight=sample_weight, shuffle=shuffle, verbose=verbose,
         )  # fmt: skip
 
     def find_batch_size(

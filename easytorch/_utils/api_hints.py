@@ -198,6 +198,39 @@ OPTION_HINTS = {
     "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the logs",
 }
 
+# Schedules of the learning rate that have no name here.
+SCHEDULER_HINTS = {
+    "step": "scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=10), which steps after each epoch",
+    "multi_step": "scheduler=lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[30, 60])",
+    "exponential": "scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.95)",
+    "plateau": "fit(..., callbacks=[easytorch.callbacks.ReduceLROnPlateau('val_loss')])",
+    "linear": "scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs)",
+    "polynomial": "scheduler=lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs)",
+    "restarts": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts("
+    "optimizer, T_0=10), step_every='epoch')",
+    "cyclic": "scheduler=lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, 1e-4, 1e-2)",
+    "lambda": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: "
+    "0.95**epoch), step_every='epoch')",
+    "constant": "no scheduler, so that the learning rate is constant",
+    "cosine": "scheduler='cosine', or 'warmup_cosine' with a linear rise before it",
+    "one_cycle": "scheduler='one_cycle'",
+    "warmup": "scheduler='warmup_cosine', which rises linearly and falls along half a cosine",
+}
+# Names of them in torch, Keras, fastai and transformers.
+SCHEDULER_NAMES = {
+    "step_lr": "step", "steps": "step", "step_decay": "step", "multi_step_lr": "multi_step", "multistep": "multi_step",
+    "multisteplr": "multi_step", "piecewise_constant_decay": "multi_step", "exponential_lr": "exponential", "exp": "exponential",
+    "exponential_decay": "exponential", "reduce_lr_on_plateau": "plateau", "reduce_on_plateau": "plateau",
+    "linear_lr": "linear", "polynomial_lr": "polynomial", "poly": "polynomial", "polynomial_decay": "polynomial",
+    "cosine_with_restarts": "restarts", "cosine_annealing_warm_restarts": "restarts", "cosine_decay_restarts": "restarts",
+    "cyclic_lr": "cyclic", "lambda_lr": "lambda", "constant_lr": "constant", "none": "constant",
+    "cosine_annealing": "cosine", "cosine_annealing_lr": "cosine", "cosine_decay": "cosine", "flat_cos": "cosine",
+    "one_cycle_lr": "one_cycle", "onecycle": "one_cycle", "fit_one_cycle": "one_cycle", "linear_warmup": "warmup",
+    "warmup_linear": "warmup", "constant_with_warmup": "warmup", "cosine_with_warmup": "warmup",
+}  # fmt: skip
+# What a function of the epoch calls its argument.
+EPOCH_NAMES = ("epoch", "epochs", "step", "steps", "iteration", "it", "e", "t")
+
 # Options of summary().
 SUMMARY_HINTS = {
     "line_length": "col_width=16, the characters of a column, and depth=2",
@@ -786,6 +819,15 @@ def _suggest_call(
         which = f"the arguments after {positional[-1]}" if positional else "all arguments"
         return f" Pass {which} by name: {example}."
     return f" See help({title})."
+
+
+def suggest_scheduler(name: Any) -> str:
+    """Return `` Use ...`` for a schedule of other libraries; an empty string for another name."""
+    if not isinstance(name, str):
+        return ""
+    keys = [SCHEDULER_NAMES.get(spelling, spelling) for spelling in spellings(name)]
+    hint = next((SCHEDULER_HINTS[key] for key in keys if key in SCHEDULER_HINTS), None)
+    return "" if hint is None else _format_hint(hint)
 
 
 def unexpected_argument_error(

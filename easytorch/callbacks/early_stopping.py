@@ -218,15 +218,17 @@ class EarlyStopping(Monitor):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Count the epochs without an improvement."""
-        if not self.follows_validations():
+        if self.follows_validations():
+            # A stop that min_epochs has delayed: only here it is certain that the epoch is finished.
+            self._stop_if_due(epoch, epoch + 1, may_stop=True)
+        else:
             self._compare(epoch, epoch + 1, logs or {}, may_stop=epoch > 0)
 
     def on_validation_end(self, logs: Any = None) -> None:
         """Count the validations without an improvement, if they follow updates."""
         if self.follows_validations():
-            state = self.model.state
-            is_last_update = state.epoch_step == self.params["steps"]
-            self._compare(state.epoch, state.epoch + is_last_update, logs or {}, may_stop=True)
+            epoch = self.model.state.epoch
+            self._compare(epoch, epoch, logs or {}, may_stop=True)
 
     def _compare(self, epoch: int, finished: int, logs: Mapping[str, float], may_stop: bool) -> None:
         """Compare the value in ``logs``, and stop training if it is time.
@@ -244,6 +246,10 @@ class EarlyStopping(Monitor):
         if self.is_better(value):
             self._record_best(epoch, value)
         self._is_reached |= self.target is not None and self._reaches(value, self.target)
+        self._stop_if_due(epoch, finished, may_stop)
+
+    def _stop_if_due(self, epoch: int, finished: int, may_stop: bool) -> None:
+        """Stop training if the value has reached the target, or has not improved for too long."""
         has_limit = self.patience > 0 or self.target is None
         is_over = has_limit and self.wait >= self.patience and self.wait > 0 and may_stop
         if (self._is_reached or is_over) and finished >= self.min_epochs:

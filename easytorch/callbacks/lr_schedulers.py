@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
 from easytorch._utils import torch_private
+from easytorch._utils.api_hints import EPOCH_NAMES, suggest_scheduler
 from easytorch._utils.integers import non_negative_int
-from easytorch._utils.registry import did_you_mean, find, quote_list
+from easytorch._utils.registry import did_you_mean, find, quote_list, spellings
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor, check_log_name, lacks_validation
@@ -45,6 +46,13 @@ MULTIPLYING = (
     lr_scheduler.PolynomialLR,
     lr_scheduler.CosineAnnealingLR,
     lr_scheduler.ReduceLROnPlateau,
+)
+# What to do with a function of the epoch.
+OF_THE_EPOCH = (
+    "If the function returns the learning rate of an epoch, pass it to fit(): "
+    "callbacks=[easytorch.callbacks.LearningRateScheduler(function)]. If it returns a factor of the learning rate, pass "
+    "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, function), "
+    "step_every='epoch')."
 )
 # Attributes of torch's schedulers with the number of their steps.
 STEP_COUNTS = ("T_max", "T_0", "total_iters")
@@ -272,6 +280,9 @@ class Schedule(LRScheduler):
     NAMES: ClassVar[dict[str, str]] = {name: name for name in ("warmup_cosine", "cosine", "one_cycle")}
 
     def __init__(self, name: str, warmup: float = 0.05) -> None:
+        is_known = isinstance(name, str) and any(spelling in self.NAMES for spelling in spellings(name))
+        if not is_known and (hint := suggest_scheduler(name)):
+            raise ValueError(f"Unknown scheduler {name!r}.{hint} The names are {quote_list(self.NAMES)}.")
         self.name = find(
             "scheduler", name, self.NAMES, otherwise="a torch.optim.lr_scheduler or a function that creates one"
         )
@@ -567,7 +578,8 @@ def _check_interface(scheduler: Any) -> None:
     name = type(scheduler).__name__
     if not _is_scheduler(scheduler):
         raise TypeError(
-            f"The scheduler function must return a scheduler, received {scheduler!r}. Return an object with step()."
+            f"The scheduler function must return a scheduler, received {scheduler!r}. "
+            f"{OF_THE_EPOCH if isinstance(scheduler, numbers.Number) else 'Return an object with step().'}"
         )
     if not all(callable(getattr(scheduler, method, None)) for method in ("state_dict", "load_state_dict")):
         raise ValueError(
@@ -592,15 +604,31 @@ def _create_scheduler(factory: Any, optimizer: Optimizer) -> Any:
             "scheduler must be a torch.optim.lr_scheduler or a function that creates one from the optimizer, received "
             f"{factory!r}."
         )
+    _check_takes_optimizer(factory)
     try:
         return factory(optimizer)
     except TypeError as error:
-        if not isinstance(factory, type):
-            raise
-        name = factory.__name__
+        if isinstance(factory, type):
+            name = factory.__name__
+            raise TypeError(
+                f"{name} needs more arguments than the optimizer. Pass scheduler=lambda optimizer: {name}(optimizer, ...). "
+                f"{error}"
+            ) from None
+        if f"'{type(optimizer).__name__}'" in str(error):  # computes with the optimizer as if it were a number
+            raise TypeError(f"scheduler failed with the optimizer as its argument: {error}. {OF_THE_EPOCH}") from error
+        raise
+
+
+def _check_takes_optimizer(factory: Any) -> None:
+    """Raise a ``TypeError`` if ``factory`` is a function of the epoch."""
+    try:
+        names = list(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):  # a built-in function
+        return
+    if names and names[0] in EPOCH_NAMES:
         raise TypeError(
-            f"{name} needs more arguments than the optimizer. Pass scheduler=lambda optimizer: {name}(optimizer, ...). {error}"
-        ) from None
+            f"scheduler gets the optimizer and returns a scheduler, received a function of {names[0]!r}. {OF_THE_EPOCH}"
+        )
 
 
 def check_is_only_controller(callback: Any) -> None:

@@ -38,11 +38,7 @@ def progress_callbacks(verbose: int | str) -> list[Callback]:
     Raises:
         ValueError: If it is anything else.
     """
-    if verbose not in VERBOSE:
-        raise ValueError(
-            f"Unknown verbose {verbose!r}.{did_you_mean(verbose, VERBOSE)} Pass 0 (nothing), 1 or 'auto' (a live bar in a "
-            "terminal, lines elsewhere), or 2 (one line per epoch). For live curves in a notebook, pass callbacks=[LivePlot()]."
-        )
+    check_verbose(verbose)
     if verbose == 0:
         return []
     display: Callback
@@ -56,6 +52,15 @@ def progress_callbacks(verbose: int | str) -> list[Callback]:
     else:
         display = ProgressBar() if _in_terminal() else LineDisplay()
     return [display, AdviseOnSlowData()]
+
+
+def check_verbose(verbose: int | str) -> None:
+    """Raise a ``ValueError`` if ``verbose`` is not 0, 1, 2 or ``"auto"``."""
+    if verbose not in VERBOSE:
+        raise ValueError(
+            f"Unknown verbose {verbose!r}.{did_you_mean(verbose, VERBOSE)} Pass 0 (nothing), 1 or 'auto' (a live bar in a "
+            "terminal, lines elsewhere), or 2 (one line per epoch). For live curves in a notebook, pass callbacks=[LivePlot()]."
+        )
 
 
 def _in_terminal() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from easytorch._utils.pytree import leaves
 from easytorch.checks.base import Finding, check, error, info, warning
 from easytorch.checks.gradients import non_finite_gradients
 from easytorch.checks.labels import unscaled_targets
@@ -16,6 +17,8 @@ from easytorch.checks.probe import FIT_RATES, FIT_SAMPLES, Probe, Row, final_los
 # A trial of Adam must reduce the loss of one batch to less than this share.
 FIT_SHARE = 0.9
 MIN_STEPS = 20
+# A trial with so few values of a sample, which may hardly tell the samples apart, must reduce the loss to less than this share.
+FEW_VALUES, SLIGHT_SHARE = 4, 0.99
 # The first loss, times this, is what a few updates on the same batch must not exceed.
 DIVERGED = 3.0
 # The first update in relation to the weights: about 0.001 is usual. Above 1 nothing of the initialization remains.
@@ -36,6 +39,8 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
         yield info(f"{text}; that is too few steps to see whether the module can fit it.", last)
     elif last > FIT_SHARE * first and _has_few_parameters(probe):
         yield info(f"{text}; so few parameters cannot fit any batch.", last)
+    elif SLIGHT_SHARE * first > last > FIT_SHARE * first and _has_few_inputs(probe):
+        yield info(f"{text}; inputs of so few values may not tell the samples apart.", last)
     elif (
         first > 0
         and _is_above(last, first, probe)
@@ -134,6 +139,14 @@ def _has_few_parameters(probe: Probe) -> bool:
     return sum(p.numel() for p in probe.module.parameters() if p.requires_grad) < min(
         FIT_SAMPLES, probe.batch_size or 0
     )
+
+
+def _has_few_inputs(probe: Probe) -> bool:
+    """Return whether a sample has so few values that a small module cannot memorize the targets of a batch."""
+    tensors = list(leaves(probe.batch.x)) if probe.batch is not None else []
+    if not tensors or not all(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in tensors):
+        return False
+    return sum(tensor[:1].numel() for tensor in tensors) <= FEW_VALUES
 
 
 def _momentum(probe: Probe) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Classifier", "Regressor"]
 
 Array = np.ndarray[Any, Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
 # What an option is for: an argument of the function that makes the module, of the optimizer, of compile, or of fit.
 PREFIXES = ("module__", "optimizer__", "compile__", "fit__")
 # The parameters of an estimator that the model is made from, besides those with a prefix.
@@ -59,11 +61,33 @@ SKORCH_HINTS = {
     "early_stopping": "callbacks=[easytorch.callbacks.EarlyStopping(patience=3)] and validation_split=0.2",
     "build_fn": "module=",
     "model": "module=",
+    # Arguments that are parameters of the estimator, or of its fit.
+    "compile__optimizer": "optimizer=",
+    "compile__loss": "loss=",
+    "compile__metrics": "metrics=",
+    "fit__verbose": "verbose=",
+    "fit__x": "fit(X, y)",
+    "fit__y": "fit(X, y)",
+    "fit__sample_weight": "fit(X, y, sample_weight=...)",
 }
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _check_arguments(method: Method) -> Method:
+    """Let ``method`` answer an unknown argument with the parameter of the estimator that is meant."""
+    names = list(inspect.signature(method).parameters)[1:]
+
+    @functools.wraps(method)
+    def call(self: Estimator, *args: Any, **options: Any) -> Any:
+        unknown = next((name for name in options if name not in names), None)
+        if unknown is not None:
+            raise TypeError(_unknown_argument(self, method.__name__, unknown, names))
+        return method(self, *args, **options)
+
+    return cast(Method, call)
 
 
 class Estimator(BaseEstimator):
@@ -99,7 +123,7 @@ class Estimator(BaseEstimator):
 
     def _set_options(self, options: Mapping[str, Any], error: type[Exception]) -> None:
         for name in options:
-            if not name.startswith(PREFIXES) or name in PREFIXES:
+            if not name.startswith(PREFIXES) or name in PREFIXES or name in SKORCH_HINTS:
                 raise error(_unknown_parameter(type(self).__name__, name, self._get_param_names()))
         self._options = {**self._options, **options}
 
@@ -130,6 +154,7 @@ class Estimator(BaseEstimator):
 
     # Fit
 
+    @_check_arguments
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation_data: Any = None) -> Self:
         """Train a new module, and return the estimator.
 
@@ -392,6 +417,7 @@ class Classifier(ClassifierMixin, Estimator):
             random_state=random_state, verbose=verbose, **options,
         )  # fmt: skip
 
+    @_check_arguments
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch, from the present weights if there are any, and return the estimator.
 
@@ -555,6 +581,7 @@ class Regressor(RegressorMixin, Estimator):
         >>> TransformedTargetRegressor(regressor, transformer=StandardScaler()).fit(X, y)
     """
 
+    @_check_arguments
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train for one epoch, from the present weights if there are any, and return the estimator.
 
@@ -693,6 +720,20 @@ def _check_is_array(x: Any) -> None:
             f"An estimator of scikit-learn takes arrays and frames, received a {type(x).__name__}. Pass X and y as arrays, or "
             "use easytorch.Model, which takes any data."
         )
+
+
+def _unknown_argument(estimator: Estimator, method: str, name: str, names: list[str]) -> str:
+    """Return the message about an argument that ``fit`` or ``partial_fit`` does not have."""
+    title = type(estimator).__name__
+    if name in estimator._get_param_names():
+        fix = f" Pass it to the estimator: {title}(..., {name}=...), or set_params({name}=...)."
+    elif name in SKORCH_HINTS:
+        fix = f" Pass {SKORCH_HINTS[name]} to the estimator: {title}(...)."
+    elif name in inspect.signature(Model.fit).parameters or f"fit__{name}" in estimator._options:
+        fix = f" Pass it to the estimator: {title}(..., fit__{name}=...)."
+    else:
+        fix = did_you_mean(name, names) or f" {method}() takes {', '.join(names)}."
+    return f"{title}.{method}() got an unexpected keyword argument {name!r}.{fix}"
 
 
 def _unknown_parameter(title: str, name: str, names: list[str]) -> str:

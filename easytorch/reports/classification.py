@@ -11,14 +11,16 @@ from sklearn import metrics
 
 from easytorch.reports.base import WORST, Array, Report, Row, find_largest
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, nan_mean, proportion
+from easytorch.reports.intervals import Bootstrap, logit_intervals, nan_mean, proportion
 
 # Bins of the calibration error, as in C. Guo et al., On calibration of modern neural networks, 2017.
 BINS = 15
 # Classes whose curves fit in one panel.
 MAX_CURVES = 10
-# Weights that are read at a time.
-IN_CACHE = 100_000
+# Weights that are read at a time, and draws at least.
+IN_CACHE, MIN_COLUMNS = 1_000_000, 8
+# Whole numbers below this one are exact as float32.
+EXACT = 2**24
 
 
 class ClassificationReport(Report):
@@ -58,10 +60,10 @@ class ClassificationReport(Report):
 
     def _measure(self) -> None:
         right = int(np.trace(self.confusion))
-        of_counts = self.bootstrap.of_counts(_confusion_scores, self.confusion)
+        of_counts = self.bootstrap.of_counts(ConfusionScores(self.confusion), self.confusion[self.confusion > 0])
         classes = len(self.names)
         rankings = [Ranking(self.probabilities[:, i], self.y == i) for i in range(classes)]
-        curves = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), classes)
+        curves = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), classes, logit_intervals)
         self.summary = {
             "accuracy": proportion(right, len(self)),
             "balanced_accuracy": of_counts[-2],
@@ -266,7 +268,7 @@ class MultilabelReport(Report):
         columns = self.bootstrap.of_samples(measure, len(self))
         labels = len(self.names)
         rankings = [Ranking(self.probabilities[:, i], self.y[:, i] == 1) for i in range(labels)]
-        areas = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), labels)
+        areas = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), labels, logit_intervals)
         self.summary = {
             "exact_match": proportion(self.scores().sum(), len(self)),
             "accuracy of labels": columns[-1],
@@ -376,13 +378,33 @@ def draw_calibration(axes: Any, points: Sequence[tuple[float, Estimate]]) -> Non
     axes.set_ylabel("share of right predictions")
 
 
-def _confusion_scores(confusion: Array) -> Array:
-    """Return the F1 of each class, the balanced accuracy and the macro F1 of confusion matrices ``[..., classes, classes]``."""
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)
-    true, predicted = confusion.sum(-1), confusion.sum(-2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        f1, recall = 2 * right / (true + predicted), right / true
-    return np.concatenate([f1, nan_mean(recall)[..., None], nan_mean(f1)[..., None]], axis=-1)
+class ConfusionScores:
+    """The F1 of each class, the balanced accuracy and the macro F1, for counts of the cells of a confusion matrix.
+
+    Most cells of the confusion matrix of many classes are empty, also in each draw of a bootstrap.
+
+    Args:
+        confusion: ``[classes, classes]``; its cells that are not empty are counted, in the order of rows.
+    """
+
+    def __init__(self, confusion: Array) -> None:
+        self.classes = len(confusion)
+        rows, columns = np.nonzero(confusion)
+        self._by_column = np.argsort(columns, kind="stable")
+        self._rows, self._row_starts = np.unique(rows, return_index=True)
+        self._columns, self._column_starts = np.unique(columns[self._by_column], return_index=True)
+        self._is_right = rows == columns
+        self._right = rows[self._is_right]
+
+    def __call__(self, counts: Array) -> Array:
+        """Return the scores ``[..., classes + 2]`` for counts ``[..., cells]``."""
+        right, true, predicted = np.zeros((3, *counts.shape[:-1], self.classes))
+        right[..., self._right] = counts[..., self._is_right]
+        true[..., self._rows] = np.add.reduceat(counts, self._row_starts, axis=-1)
+        predicted[..., self._columns] = np.add.reduceat(counts[..., self._by_column], self._column_starts, axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            f1, recall = 2 * right / (true + predicted), right / true
+        return np.concatenate([f1, nan_mean(recall)[..., None], nan_mean(f1)[..., None]], axis=-1)
 
 
 class Ranking:
@@ -395,49 +417,56 @@ class Ranking:
 
     def __init__(self, scores: Array, is_positive: Array) -> None:
         order = np.argsort(-scores)  # the order of equal scores has no effect
-        edges = np.r_[np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0), len(scores)]
+        ranked = scores[order]
+        edges = np.r_[0, np.flatnonzero(ranked[1:] != ranked[:-1]) + 1, len(scores)]
         positives = np.flatnonzero(is_positive[order])
         tie = np.searchsorted(edges, positives, side="right")
-        self.order = order.astype(np.int32)
-        self.positives = positives.astype(np.int32)
-        # Samples, and positive ones, before and up to the end of the samples with the same score as each positive one.
-        self.starts, self.ends = edges[tie - 1], edges[tie]
-        self.first, self.last = np.searchsorted(positives, self.starts), np.searchsorted(positives, self.ends)
+        # Samples before and up to the end of the samples with the same score as each positive one.
+        starts, ends = edges[tie - 1], edges[tie]
+        # Only the sums between these positions matter.
+        cuts = np.unique(np.r_[0, starts, ends, len(scores)])
+        self.order, self.cuts = order, cuts[:-1]
+        self.starts, self.ends = np.searchsorted(cuts, starts), np.searchsorted(cuts, ends)
+        # The same among the positive ones.
+        self.positives = order[positives]
+        self.first, self.last = np.searchsorted(positives, starts), np.searchsorted(positives, ends)
 
     def areas(self, weights: Array) -> tuple[Array, Array]:
-        """Return the area below the ROC curve, and the average precision, for weights ``[repeats, N]``; NaN without both classes.
+        """Return the area below the ROC curve, and the average precision, for weights ``[N, repeats]``; NaN without both classes.
 
         They equal ``sklearn.metrics.roc_auc_score`` and ``average_precision_score`` with ``sample_weight``.
         """
-        step = max(1, IN_CACHE // weights.shape[1])
-        parts = [self._areas(weights[start : start + step]) for start in range(0, len(weights), step)]
-        return np.concatenate([auc for auc, _ in parts]), np.concatenate([average for _, average in parts])
-
-    def _areas(self, weights: Array) -> tuple[Array, Array]:
-        ordered = weights.take(self.order, axis=1)
-        own = ordered.take(self.positives, axis=1)
-        all_sums, sums = _sums_before(ordered), _sums_before(own)
-        total = sums[:, -1]
-        others = all_sums[:, -1] - total
-        up_to, positives = all_sums.take(self.ends, axis=1), sums.take(self.last, axis=1)
-        before = all_sums.take(self.starts, axis=1) - sums.take(self.first, axis=1)
+        all_sums = _sums_before(np.add.reduceat(weights.take(self.order, axis=0), self.cuts, axis=0))
+        own = weights.take(self.positives, axis=0)
+        sums = _sums_before(own)
+        total = sums[-1]
+        others = all_sums[-1] - total
+        up_to, positives = all_sums[self.ends], sums[self.last]
+        before = all_sums[self.starts] - sums[self.first]
         with np.errstate(invalid="ignore", divide="ignore"):
             # A positive sample ranks above all negative ones that come after it, and above half of those with the same score.
             higher = (before + (up_to - positives)) / 2
-            auc = 1 - (own * higher).sum(1) / (total * others)
-            average = (own * np.nan_to_num(positives / up_to)).sum(1) / total
+            auc = 1 - (own * higher).sum(0) / (total * others)
+            average = (own * np.nan_to_num(positives / up_to)).sum(0) / total
         return auc, np.where(others > 0, average, np.nan)
 
 
 def _sums_before(values: Array) -> Array:
-    """Return the sum of the first 0, 1, 2, ... values of each row."""
-    sums = np.zeros((len(values), values.shape[1] + 1))
-    np.cumsum(values, axis=1, out=sums[:, 1:])
+    """Return the sum of the first 0, 1, 2, ... values of each column."""
+    sums = np.zeros((len(values) + 1, values.shape[1]))
+    np.cumsum(values, axis=0, out=sums[1:])
     return sums
 
 
 def _areas_of(rankings: Sequence[Ranking], weights: Array) -> Array:
     """Return AUC and average precision of each ranking, then both means, ``[repeats, 2 * rankings + 2]``."""
-    columns = [ranking.areas(weights) for ranking in rankings]
-    auc, average = (np.stack(values, axis=1) for values in zip(*columns, strict=True))
-    return np.column_stack([auc, average, nan_mean(auc), nan_mean(average)])
+    step = max(MIN_COLUMNS, IN_CACHE // weights.shape[1])
+    # Sums of draws are exact in 32 bits. The weights of a sample in a row are read at once.
+    kind = np.float32 if weights.shape[1] < EXACT else np.float64
+    parts = []
+    for start in range(0, len(weights), step):
+        chunk = np.ascontiguousarray(weights[start : start + step].T, dtype=kind)
+        columns = [ranking.areas(chunk) for ranking in rankings]
+        auc, average = (np.stack(values, axis=1) for values in zip(*columns, strict=True))
+        parts.append(np.column_stack([auc, average, nan_mean(auc), nan_mean(average)]))
+    return np.concatenate(parts)

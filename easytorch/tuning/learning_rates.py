@@ -15,6 +15,7 @@ from easytorch.optimizer_group import OptimizerGroup
 from easytorch.optimizers import SAM, needs_closure
 from easytorch.training.trial import trial
 from easytorch.tuning.base import Measurement, Row
+from easytorch.tuning.progress import StepDisplay
 from easytorch.tuning.range_test import (
     RangeTest,
     find_base_rates,
@@ -35,10 +36,10 @@ SMOOTHING = 0.2
 SHARE = 0.25
 # The factor between the rates of two short trainings. The first has the rate with the lowest loss.
 FACTOR = 2.5
-# Short trainings with larger rates than that one.
-LARGER = 1
-# Further short trainings while the best one has the smallest or the largest rate.
-MAX_EXTRA = 3
+# Two short trainings are equal if their losses differ by less than this share of the loss, or of its fall if that is smaller.
+FLAT = 0.05
+# A short training has learned nothing if its loss falls by less than this share of the fall in the range test.
+NO_FALL = 0.1
 # The last share of the losses of a short training, whose mean is compared.
 LAST = 0.3
 # Updates without which there is no curve.
@@ -192,6 +193,11 @@ class Curve:
             )
 
     @property
+    def lowest_loss(self) -> float:
+        """The lowest smoothed loss."""
+        return self.smoothed[self._lowest]
+
+    @property
     def best_rate(self) -> float:
         """The rate with the lowest smoothed loss."""
         return self.rates[self._lowest]
@@ -213,7 +219,8 @@ def find_lr(
     min_lr: float = 1e-6,
     max_lr: float = 10.0,
     updates: int = 100,
-    runs: int = 4,
+    runs: int = 6,
+    verbose: int | str = "auto",
     **options: Any,
 ) -> LearningRates:
     """Return the learning rate that a range test and short trainings suggest; see ``Model.find_lr``."""
@@ -233,34 +240,55 @@ def find_lr(
         return test
 
     curve = _read_curve(train(geometric_rates(min_lr, max_lr, count)), min_lr)
-    scores = compare_rates(lambda rate: _score(train([rate] * count)), curve.best_rate, runs) if runs else {}
+    with StepDisplay("find_lr", verbose, model.strategy.group.is_main) as display:
+        display.show(f"range test of up to {count} updates, lr from {min_lr:g} to {max_lr:g}")
+        curve = _read_curve(train(geometric_rates(min_lr, max_lr, count)), min_lr)
+
+        def score(rate: float) -> float:
+            display.show(f"short training of {count} updates with lr={rate:.2g}")
+            return _score(train([rate] * count))
+
+        scores = compare_rates(score, curve.best_rate, runs, start=curve.first_loss, lowest=curve.lowest_loss)
     names, can_assign = group_names(model.require_optimizer("find_lr")), _can_assign(model)
     return LearningRates(curve, scores, updates=count, ratios=ratios, names=names, can_assign=can_assign)
 
 
-def compare_rates(score: Callable[[float], float], middle: float, runs: int) -> dict[float, float]:
-    """Return the score of ``runs`` rates around ``middle``, and of further ones while the best is the outermost.
+def compare_rates(
+    score: Callable[[float], float], middle: float, runs: int, *, start: float = math.inf, lowest: float = -math.inf
+) -> dict[float, float]:
+    """Return the score of rates around ``middle``: from there toward the lowest score.
+
+    The first rates are ``middle`` and the next smaller one. As long as the best rate is the smallest or the largest, another
+    rate follows on its side. The comparison ends early if the best two scores are equal.
 
     Args:
         score: Returns the loss after a short training with a rate; infinite if it diverges.
         middle: The rate with the lowest loss in the range test.
-        runs: Number of rates.
+        runs: Number of rates at most.
+        start: The loss before training.
+        lowest: The lowest loss of the range test.
 
     Raises:
         ValueError: If all trainings diverge.
     """
-    exponents = list(range(LARGER - runs + 1, LARGER + 1)) if runs > 1 else [0]
-    scores = {exponent: score(middle * FACTOR**exponent) for exponent in exponents}
-    for _ in range(MAX_EXTRA):
+    highest = start - NO_FALL * (start - lowest) if math.isfinite(start - lowest) else math.inf
+    scores: dict[int, float] = {}
+    following = 0
+    while len(scores) < runs:
+        scores[following] = value = score(middle * FACTOR**following)
+        others = [other for exponent, other in scores.items() if exponent != following]
         best = min(scores, key=lambda exponent: scores[exponent])
-        if best == min(scores) or not math.isfinite(scores[best]):
+        # A training that has learned nothing had a rate that is too large.
+        learns = scores[best] < highest
+        if learns and others and abs(value - min(others)) < FLAT * min(abs(scores[best]), abs(start - scores[best])):
+            break
+        if not learns or best == min(scores):
             following = min(scores) - 1
         elif best == max(scores):
             following = max(scores) + 1
         else:
             break
-        scores[following] = score(middle * FACTOR**following)
-    if not any(map(math.isfinite, scores.values())):
+    if scores and not any(map(math.isfinite, scores.values())):
         raise ValueError(
             f"find_lr() found no rate at which training converges: it diverged with all rates down to "
             f"{middle * FACTOR ** min(scores):.2g}. Check the data and the loss, or pass clip_grad_norm=1.0 to compile()."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+import easytorch
 from easytorch import Model
+from easytorch._utils import api_hints
 from easytorch.callbacks import LambdaCallback, LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
 from tests.scripted import NAN, UPDATES, Rates, Scripted, X, Y, new_model, train
 
@@ -655,3 +658,40 @@ def test_a_rate_that_is_set_before_a_fit_is_reported_if_a_scheduler_undoes_it():
     model.optimizer.lr = 0.02
     with pytest.warns(UserWarning, match="learning rate was changed, but LRScheduler"):
         fitted_rates(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("step", "StepLR(optimizer, step_size=10)"),
+        ("StepLR", "StepLR(optimizer, step_size=10)"),
+        ("multistep", "MultiStepLR"),
+        ("exponential", "ExponentialLR(optimizer, gamma=0.95)"),
+        ("plateau", "callbacks=[easytorch.callbacks.ReduceLROnPlateau('val_loss')]"),
+        ("ReduceLROnPlateau", "callbacks=[easytorch.callbacks.ReduceLROnPlateau('val_loss')]"),
+        ("CosineAnnealingLR", "Use scheduler='cosine'"),
+        ("cosine_with_restarts", "CosineAnnealingWarmRestarts"),
+        ("linear", "LinearLR"),
+        ("PolynomialDecay", "PolynomialLR"),
+        ("constant", "no scheduler"),
+    ],
+)
+def test_schedules_of_other_libraries_get_a_hint(name, fix):
+    with pytest.raises(ValueError, match=re.escape(fix)) as error:
+        new_model(scheduler=name)
+    assert f"Unknown scheduler {name!r}. Use" in str(error.value)
+
+
+def test_the_schedulers_of_the_hints_can_be_created():
+    for hint in api_hints.SCHEDULER_HINTS.values():
+        if code := re.match(r"scheduler=((?:lambda|easytorch).*\))", hint):
+            new_model(scheduler=eval(code[1], {"torch": torch, "easytorch": easytorch, "epochs": 10}))
+    assert set(api_hints.SCHEDULER_NAMES.values()) <= set(api_hints.SCHEDULER_HINTS)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda epoch: 0.1, lambda epoch, lr: 0.9 * lr, lambda n: 0.1 * 0.9**n, lambda n: 0.1], ids=range(4)
+)
+def test_a_function_of_the_epoch_gets_a_hint(function):
+    with pytest.raises(TypeError, match=r"LearningRateScheduler\(function\).*LambdaLR\(optimizer, function\)"):
+        new_model(scheduler=function)

@@ -47,3 +47,14 @@ def test_two_parameters_need_not_fit_a_batch():
         y = (torch.rand(500, 1) < torch.sigmoid(0.3 * x)).float()
         report = Model(torch.nn.Linear(1, 1), device="cpu").compile("adam", "bce_with_logits").check(x, y)
         assert not report.problems
+
+
+@pytest.mark.parametrize("features", [1, 3])
+def test_weak_features_need_not_fit_a_batch(features):
+    for seed in range(6):
+        torch.manual_seed(seed)
+        x = torch.randn(500, features)
+        y = (torch.rand(500, 1) < torch.sigmoid(0.3 * x[:, :1])).float()
+        net = torch.nn.Sequential(torch.nn.Linear(features, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+        report = Model(net, device="cpu").compile("adam", "bce_with_logits").check(x, y)
+        assert not report.problems, (seed, str(report))

@@ -414,6 +414,40 @@ class Dictionary(nn.Module):
         return {"logits": self.layer(x)}
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("compile__loss", "Use loss="),
+        ("compile__optimizer", "Use optimizer="),
+        ("compile__metrics", "Use metrics="),
+        ("fit__verbose", "Use verbose="),
+        ("fit__sample_weight", r"Use fit\(X, y, sample_weight=...\)"),
+    ],
+)
+def test_options_that_are_parameters_get_a_hint(name, fix):
+    with pytest.raises(TypeError, match=f"Classifier has no parameter '{name}'. {fix}"):
+        Classifier(**{name: "mse"})
+    with pytest.raises(ValueError, match=f"Regressor has no parameter '{name}'. {fix}"):
+        Regressor().set_params(**{name: "mse"})
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("epochs", r"Pass it to the estimator: Classifier\(..., epochs=...\), or set_params\(epochs=...\)"),
+        ("max_epochs", r"Pass epochs= to the estimator: Classifier\(...\)"),
+        ("steps_per_epoch", r"Pass it to the estimator: Classifier\(..., fit__steps_per_epoch=...\)"),
+        ("sample_wieght", "Did you mean 'sample_weight'"),
+        ("nothing", r"fit\(\) takes X, y, sample_weight, validation_data"),
+    ],
+)
+def test_arguments_of_fit_that_are_parameters_get_a_hint(name, fix):
+    with pytest.raises(TypeError, match=rf"Classifier.fit\(\) got an unexpected keyword argument '{name}'.*{fix}"):
+        Classifier().fit([[0.0], [1.0]], [0, 1], **{name: 3})
+    with pytest.raises(TypeError, match=rf"Classifier.partial_fit\(\) got .*'{name}'"):
+        Classifier().partial_fit([[0.0], [1.0]], [0, 1], **{name: 3})
+
+
 def test_modules_may_return_a_dict_with_one_output():
     assert classifier(Dictionary, epochs=30).fit(X, NAMES).score(X, NAMES) > 0.8
 

@@ -441,6 +441,19 @@ def test_an_epoch_counts_when_its_last_update_is_validated():
         assert (model.state.step, stopping.stopped_epoch) == (2 * steps, 1)
 
 
+@pytest.mark.parametrize("has_length", [True, False])
+@pytest.mark.parametrize("updates", [1, 2, len(loader())])
+def test_min_epochs_delays_a_stop_to_the_end_of_an_epoch(updates, has_length):
+    stopping = EarlyStopping(target=1e9, min_epochs=2)
+    batches = list(loader())
+    data = batches if has_length else lambda: iter(batches)
+    model = Model(nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
+    frequency = {"validation_freq": Every(updates=updates), "validation_data": CLEAN}
+    model.fit(data, epochs=9, callbacks=[stopping], verbose=0, **frequency)
+    assert (model.state.step, stopping.stopped_epoch) == (2 * len(batches), 1)
+    assert len(model.history.rows) == 2
+
+
 def test_early_stopping_counts_validations():
     stopping = EarlyStopping(patience=2, restore_best_weights=True)
     model = fit(epochs=9, callbacks=[Scripted(3.0, 1.0, 2.0, 2.0, 0.0), stopping], **FREQUENT)
