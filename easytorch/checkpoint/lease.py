@@ -127,9 +127,7 @@ class Lease(Lock):
         """Return the content of the object; None if it does not exist."""
         try:
             content: bytes = store_client.call("read", self.path.url, lambda client: client.cat_file(self.path.url))
-        except store_client.BucketError:
-            raise
-        except FileNotFoundError:
+        except store_client.MissingObjectError:
             return None
         return content
 
@@ -153,7 +151,7 @@ class Lease(Lock):
         content = self._encode()
         try:
             self._pipe(content, **condition)
-        except (FileExistsError, FileNotFoundError):
+        except (FileExistsError, store_client.MissingObjectError):
             if self._read() != content:  # the answer to a first attempt was lost
                 return False
         self._written = content
@@ -162,7 +160,7 @@ class Lease(Lock):
     def _etag(self) -> str:
         try:
             info = store_client.call("read", self.path.url, lambda client: client.info(self.path.url))
-        except FileNotFoundError:
+        except store_client.MissingObjectError:
             return "missing"
         return str(info["ETag"])
 

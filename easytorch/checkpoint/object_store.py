@@ -79,10 +79,7 @@ class ObjectStore:
         raw = _open_temporary(location, 0)
         try:
             store_client.call("read", location.url, lambda client: client.get_file(location.url, _name_of(raw)))
-        except store_client.BucketError:
-            raw.close()
-            raise
-        except FileNotFoundError as error:
+        except store_client.MissingObjectError as error:
             raw.close()
             raise _missing_error(location) from error
         except BaseException:

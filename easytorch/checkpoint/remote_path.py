@@ -142,7 +142,7 @@ class RemotePath(os.PathLike[str]):
         """Delete the object."""
         try:
             store_client.call("delete", self.url, lambda client: client.rm_file(self.url))
-        except FileNotFoundError:
+        except store_client.MissingObjectError:
             if not missing_ok:
                 raise
 
@@ -155,9 +155,7 @@ class RemotePath(os.PathLike[str]):
     def _kind(self) -> str | None:
         try:
             info: dict[str, Any] = store_client.call("read", self.url, lambda client: client.info(self.url))
-        except store_client.BucketError:
-            raise
-        except FileNotFoundError:
+        except store_client.MissingObjectError:
             return None
         return str(info["type"])
 
@@ -165,9 +163,7 @@ class RemotePath(os.PathLike[str]):
         """Return the names in this folder."""
         try:
             entries = store_client.call("list", self.url, lambda client: client.ls(self.url, detail=True))
-        except store_client.BucketError:
-            raise
-        except FileNotFoundError:
+        except store_client.MissingObjectError:
             return []
         folder = self.url.split("://", 1)[1]
         paths = [str(entry["name"]).strip("/") for entry in entries]

@@ -64,7 +64,7 @@ def call(verb: str, url: str, request: Callable[[Any], Result]) -> Result:
         request: Gets the file system of fsspec.
 
     Raises:
-        OSError: If the request fails, with the URL, the reason and the fix. A missing object is a ``FileNotFoundError``.
+        OSError: If the request fails, with the URL, the reason and the fix. A missing object is a ``MissingObjectError``.
     """
     for pause in (*PAUSES, None):
         with _errors(verb, url):
@@ -104,16 +104,9 @@ def forget(url: str) -> None:
         _clients.pop((os.getpid(), protocol_of(url), _settings()), None)
 
 
-def is_conflict(error: BaseException | None) -> bool:
+def is_conflict(error: Exception) -> bool:
     """Return whether a write was refused because its condition does not hold."""
-    while error is not None:
-        code = getattr(error, "response", {}) if isinstance(getattr(error, "response", None), dict) else {}
-        if isinstance(error, FileExistsError) or str(code.get("Error", {}).get("Code")) in CONFLICTS:
-            return True
-        if str(getattr(error, "code", "")) in CONFLICTS:  # gcsfs
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return isinstance(error, FileExistsError) or not _codes(error).isdisjoint(CONFLICTS)
 
 
 def _settings() -> Any:
@@ -142,10 +135,10 @@ def _to_os_error(verb: str, url: str, error: Exception) -> OSError:
     if is_conflict(error):
         return FileExistsError(errno.EEXIST, f"{start}it exists. Pass another name.")
     if isinstance(error, FileNotFoundError):
-        if "bucket" in reason.lower():
+        if "NoSuchBucket" in _codes(error) or "bucket does not exist" in reason.lower():
             fix = "Create it, or correct its name."
-            return BucketError(errno.ENOENT, f"{start}the bucket {bucket!r} does not exist. {fix}")
-        return FileNotFoundError(errno.ENOENT, f"{start}it does not exist. Pass another name.")
+            return FileNotFoundError(errno.ENOENT, f"{start}the bucket {bucket!r} does not exist. {fix}")
+        return MissingObjectError(errno.ENOENT, f"{start}it does not exist. Pass another name.")
     if any(name.startswith(CREDENTIALS) for name in names):
         fix = FIX_CREDENTIALS.get(protocol, "Set the credentials of the store.")
         return PermissionError(errno.EACCES, f"{start}{reason}. {fix}")
@@ -162,8 +155,20 @@ def _to_os_error(verb: str, url: str, error: Exception) -> OSError:
     return OSError(code, f"{start}{reason}. Check the name and the settings of the store.")
 
 
-class BucketError(FileNotFoundError):
-    """The bucket does not exist, so that nothing can be written either."""
+class MissingObjectError(FileNotFoundError):
+    """An object does not exist. That of a bucket is another error."""
+
+
+def _codes(error: BaseException | None) -> set[str]:
+    """Return the codes that a store has sent with ``error`` or with its causes."""
+    codes = set()
+    while error is not None:
+        response = getattr(error, "response", None)  # botocore
+        if isinstance(response, dict):
+            codes.add(str(response.get("Error", {}).get("Code")))
+        codes.add(str(getattr(error, "code", "")))  # gcsfs
+        error = error.__cause__ or error.__context__
+    return codes
 
 
 def _reason(error: Exception) -> str:
