@@ -47,12 +47,17 @@ def write_atomically(path: Path, fill: Callable[[IO[bytes]], Any], needed: int) 
         OSError: If the file cannot be written, with the path, the reason and the fix. An existing file is unchanged.
     """
     with replace_atomically(path, needed) as file:
-        try:
-            fill(cast("IO[bytes]", file))  # it has the methods that torch.save calls
-        except RuntimeError as error:
-            # torch.save hides the error of a write behind a RuntimeError about a wrong position in the archive.
-            raise file.error or _interrupt_behind(error) or error from None
+        fill_file(file, fill)
     return _target(path)
+
+
+def fill_file(file: ErrorRecordingFile, fill: Callable[[IO[bytes]], Any]) -> None:
+    """Call ``fill`` with ``file``, and raise the error of a write, which ``torch.save`` hides."""
+    try:
+        fill(cast("IO[bytes]", file))  # it has the methods that torch.save calls
+    except RuntimeError as error:
+        # torch.save hides the error of a write behind a RuntimeError about a wrong position in the archive.
+        raise file.error or _interrupt_behind(error) or error from None
 
 
 @contextlib.contextmanager
@@ -99,7 +104,7 @@ def replace_atomically(path: Path, needed: int = 0) -> Iterator[ErrorRecordingFi
                 os.unlink(temporary)
 
 
-def warn_once(folder: Path, operation: str, message: str) -> None:
+def warn_once(folder: object, operation: str, message: str) -> None:
     """Warn with ``message``, unless this process has already warned that ``operation`` fails in ``folder``."""
     if (str(folder), operation) not in _warned:
         _warned.add((str(folder), operation))

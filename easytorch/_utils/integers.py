@@ -60,6 +60,15 @@ def boolean(name: str, value: Any) -> bool:
     raise TypeError(f"{name} must be True or False, received {value!r}.")
 
 
+def optional_boolean(name: str, value: Any) -> bool | None:
+    """Return ``value`` as a ``bool``, or None.
+
+    Raises:
+        TypeError: If it is neither; see ``boolean``.
+    """
+    return None if value is None else boolean(name, value)
+
+
 def optional_positive_number(name: str, value: Any) -> float | None:
     """Return ``value``, a number above 0 or None.
 

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 # The longest file name of the common file systems, in bytes.
 MAX_NAME_LENGTH = 255
+# The start of a URL. A scheme of one letter is a drive of Windows.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+# What is left of a URL that was a pathlib.Path, which joins slashes.
+COLLAPSED_URL = re.compile(r"(s3|s3a|gs|gcs|memory|file|az|abfs|abfss|http|https|hf|r2):/(?!/)", re.IGNORECASE)
 
 
 def to_path(path: Any, argument: str = "path") -> Path:
-    """Return ``path`` as a ``Path``, with ``~`` replaced by the home folder.
+    """Return ``path`` as a ``Path``, with ``~`` replaced by the home folder, and ``file://`` URLs as their path.
 
     Args:
         path: Text, bytes, or an object with ``__fspath__``.
         argument: Its name, for the message.
 
     Raises:
-        ValueError: If it is None, empty, or contains a null character.
+        ValueError: If it is None, empty, contains a null character, or is the URL of another machine.
+        TypeError: If it is not a path.
+    """
+    text = to_text(path, argument)
+    if (url := URL.match(text)) is None:
+        return Path(os.path.expanduser(text))
+    if url[1].lower() != "file":
+        raise ValueError(
+            f"{argument} must be a path on this machine, received the URL {text!r}. Only runs, checkpoints and model files can "
+            f"be in an object store. Write to a local file, such as {argument}={_example(argument)!r}, and copy it."
+        )
+    return _from_file_url(text, argument)
+
+
+def to_text(path: Any, argument: str = "path") -> str:
+    """Return ``path`` as text; see ``to_path``.
+
+    Raises:
+        ValueError: If it is None, empty, contains a null character, or was a URL that a ``pathlib.Path`` has changed.
         TypeError: If it is not a path.
     """
     if path is None:
@@ -40,7 +65,23 @@ def to_path(path: Any, argument: str = "path") -> Path:
         )
     if "\0" in text:
         raise ValueError(f"{argument} contains a null character: received {text!r}. Remove it.")
-    return Path(os.path.expanduser(text))
+    if match := COLLAPSED_URL.match(text):
+        url = f"{match[1]}://{text[match.end() :]}"
+        raise ValueError(
+            f"{argument} must be a URL as text, received {path!r}: a Path has joined the slashes. Pass {argument}={url!r}."
+        )
+    return text
+
+
+def _from_file_url(url: str, argument: str) -> Path:
+    parts = urllib.parse.urlsplit(url)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise ValueError(
+            f"{argument} must be a path on this machine, received {url!r}. The path of a file:// URL starts with a third slash: "
+            f"{argument}='file:///home/me/run'. Or pass the path alone."
+        )
+    # A "?" or "#" is part of the name of a file.
+    return Path(url2pathname(url.split("://", 1)[1].removeprefix("localhost")))
 
 
 def to_absolute_path(path: Any, argument: str = "path") -> Path:

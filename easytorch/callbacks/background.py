@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.paths import to_path
 from easytorch.callbacks.base import Callback
 from easytorch.checkpoint import files, state_dicts
 from easytorch.checkpoint.background import Job
+from easytorch.checkpoint.storage import Storage, to_location
 
 if TYPE_CHECKING:
+    from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
     from easytorch.model import Model
 
 
@@ -50,13 +51,25 @@ def write_now(model: Model, path: str, weights_only: bool) -> Written:
 
 def start_to_write(model: Model, path: str, weights_only: bool) -> Job:
     """Copy what ``write_now`` would write, and start to write it."""
-    target = to_path(path)
+    target = to_location(path)
     if not weights_only:
         content = {"format": files.FORMAT, "version": files.VERSION, **model.state_dict()}
         return model.strategy.checkpoints.background.start(files.write, target, content)
     write = files.write_safetensors if target.suffix == ".safetensors" else files.write
     weights = state_dicts.unwrapped_state_dict(model.module)
     return model.strategy.checkpoints.background.start(write, target, weights)
+
+
+def writes_in_background(callback: BackupAndRestore | ModelCheckpoint, storage: Storage) -> bool:
+    """Return ``save_in_background``; by default whether requests are slow and one process trains.
+
+    A custom ``save`` of the model is not called in a thread.
+    """
+    if callback.save_in_background is not None:
+        return callback.save_in_background
+    model = callback.model
+    has_custom_save = any(model.overrides(name) for name in ("save", "save_weights"))
+    return storage.is_slow and model.strategy.group.world_size == 1 and not has_custom_save
 
 
 def check_one_process(callback: Callback) -> None:

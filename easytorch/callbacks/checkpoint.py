@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.integers import boolean, optional_positive_int, positive_int
-from easytorch._utils.paths import check_writable, to_absolute_path, to_path
+from easytorch._utils.integers import boolean, optional_boolean, optional_positive_int, positive_int
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.background import (
@@ -20,6 +20,7 @@ from easytorch.callbacks.background import (
     check_saves_as_usual,
     start_to_write,
     write_now,
+    writes_in_background,
 )
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import Monitor
@@ -28,8 +29,9 @@ from easytorch.callbacks.filename import FilenameTemplate
 from easytorch.callbacks.last_update import LastUpdate
 from easytorch.checkpoint import files, rotation
 from easytorch.checkpoint.background import Job
-from easytorch.checkpoint.folder_lock import FolderLock
+from easytorch.checkpoint.folder_lock import Lock
 from easytorch.checkpoint.serialization import to_serializable
+from easytorch.checkpoint.storage import Location, storage_of, to_absolute_location, to_location, to_template, without_scheme
 from easytorch.errors import ResumeError
 from easytorch.optimizer_group import learning_rates
 
@@ -45,8 +47,8 @@ class BackupAndRestore(Callback):
     The same program then continues with exactly the numbers of an uninterrupted run.
 
     Args:
-        backup_dir: The folder, created if it does not exist. Or a checkpoint file, to resume from it: newer checkpoints in the
-            same folder are then renamed to ``.aside``.
+        backup_dir: The folder, created if it does not exist, or the URL of one, such as ``"s3://bucket/run"``. Or a checkpoint
+            file, to resume from it: newer checkpoints in the same folder are then renamed to ``.archived``.
         save_freq: ``"epoch"``; or an integer, the number of updates between two checkpoints, counted over all epochs; or an
             ``Every``.
         minutes: Also save a checkpoint when this many minutes have passed since the last one; None does not. Ignored with
@@ -75,18 +77,19 @@ class BackupAndRestore(Callback):
         minutes: float | None = 10.0,
         keep: int = 2,
         delete_checkpoint: bool = True,
-        save_in_background: bool = False,
+        save_in_background: bool | None = None,
     ) -> None:
         self.save_freq = as_every("save_freq", save_freq)
         if minutes is not None:
             check_minutes(minutes)
         self.minutes = minutes if self.save_freq.minutes is None else self.save_freq.minutes
         self.keep, self.delete_checkpoint = positive_int("keep", keep), delete_checkpoint
-        self.save_in_background = boolean("save_in_background", save_in_background)
-        self._shown = to_path(backup_dir, "backup_dir")
+        self.save_in_background = optional_boolean("save_in_background", save_in_background)
+        self._in_background = bool(save_in_background)
+        self._shown = to_location(backup_dir, "backup_dir")
         # Absolute, so that os.chdir does not split the run into two folders.
-        self.source = self.folder = to_absolute_path(backup_dir, "backup_dir")
-        self._lock: FolderLock | None = None
+        self.source = self.folder = to_absolute_location(backup_dir, "backup_dir")
+        self._lock: Lock | None = None
         # The folder to which a dry run writes.
         self._redirected: Path | None = None
         self._reset()
@@ -94,9 +97,9 @@ class BackupAndRestore(Callback):
     def _reset(self) -> None:
         self._has_saved = self._has_failed = False
         # The checkpoint file whose folder is not locked yet.
-        self._claimed: Path | None = None
+        self._claimed: Location | None = None
         # Newer checkpoints that could not be renamed.
-        self._unarchived: set[Path] = set()
+        self._unarchived: set[Location] = set()
         self._write_error: OSError | None = None
         # Restores the state after on_epoch_begin, and attributes after an interrupted validation.
         self._repeat_restore: Callable[[], None] | None = None
@@ -118,11 +121,11 @@ class BackupAndRestore(Callback):
             raise TypeError(f"resume must be the folder of the run, received {resume!r}. Pass resume='run/'.")
         if resume is None:
             return []
-        to_path(resume, "resume")  # an error that names this argument
+        to_location(resume, "resume")  # an error that names this argument
         return [cls(resume, delete_checkpoint=False)]
 
     @property
-    def saved(self) -> Path | None:
+    def saved(self) -> Location | None:
         """The folder with the checkpoints that this fit has written, as it was passed; None if there are none."""
         if not self._has_saved:
             return None
@@ -132,6 +135,7 @@ class BackupAndRestore(Callback):
         """Check that no other callback writes to the folder, and that a file can hold the state of all callbacks."""
         if self.save_in_background and not self.model.strategy.checkpoints.always_in_background:
             check_one_process(self)
+        self._in_background = writes_in_background(self, storage_of(self.folder))
         for other in self.model.callbacks.callbacks:
             if isinstance(other, BackupAndRestore) and other is not self and other._is_in(self._folder_of_run()):
                 raise ValueError(
@@ -142,19 +146,21 @@ class BackupAndRestore(Callback):
 
     def redirect(self, folder: Path) -> None:
         """Resume from the run, but change nothing there: save to ``folder``, after each epoch."""
-        check_writable(self._folder_of_run())
+        of_run = self._folder_of_run()
+        storage_of(of_run).check_writable(of_run)
         self._redirected, self.save_freq, self.minutes = folder, Every(epochs=1), None
 
-    def _folder_of_run(self) -> Path:
-        return self.source.parent if os.path.isfile(self.source) else self.source
+    def _folder_of_run(self) -> Location:
+        return self.source.parent if storage_of(self.source).is_file(self.source) else self.source
 
-    def _is_in(self, folder: Path) -> bool:
-        return os.path.realpath(self._folder_of_run()) == os.path.realpath(folder)
+    def _is_in(self, folder: Location) -> bool:
+        of_run = self._folder_of_run()
+        return storage_of(of_run).real_path(of_run) == storage_of(folder).real_path(folder)
 
     def writes(self, path: str) -> bool:
         """Return whether this callback may write a checkpoint to ``path``."""
-        folder, name = os.path.split(path)
-        return self._is_in(Path(folder)) and rotation.is_checkpoint_name(name)
+        location = to_location(path)
+        return rotation.is_checkpoint_name(location.name) and self._is_in(location.parent)
 
     def on_restore(self) -> None:
         """Resume from the newest valid checkpoint, if there is one."""
@@ -171,11 +177,11 @@ class BackupAndRestore(Callback):
             self.folder, self._claimed = self._redirected, None
 
     def _on_main_rank(
-        self, function: Callable[[], tuple[Path | None, dict[str, Any]]]
-    ) -> tuple[Path | None, dict[str, Any]]:
+        self, function: Callable[[], tuple[Location | None, dict[str, Any]]]
+    ) -> tuple[Location | None, dict[str, Any]]:
         """Call ``function`` on the main rank; the others get its path, or the same error instead of waiting for it."""
         group = self.model.strategy.group
-        path: Path | None = None
+        path: Location | None = None
         content: dict[str, Any] = {}
         error: Exception | None = None
         if group.is_main:
@@ -200,18 +206,19 @@ class BackupAndRestore(Callback):
         if repeat is not None:
             repeat()
 
-    def _claim_folder(self) -> tuple[Path, dict[str, Any]]:
+    def _claim_folder(self) -> tuple[Location, dict[str, Any]]:
         self._acquire_lock()
         self._archive_newer(self.source)
         return self.source, {}
 
-    def _find_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
+    def _find_checkpoint(self) -> tuple[Location | None, dict[str, Any]]:
         """Return path and content of the checkpoint to resume from, or None; rename newer ones."""
-        if os.path.isfile(self.source):
+        storage = storage_of(self.source)
+        if storage.is_file(self.source):
             # A file that is refused leaves no trace in its folder: on_epoch_begin locks it.
             self.folder = self.source.parent
             return self.source, files.read_model(self.source, self.model.device)
-        if self.source.suffix == ".pt" and not os.path.isdir(self.source):
+        if self.source.suffix == ".pt" and not storage.is_folder(self.source):
             raise FileNotFoundError(
                 f"There is no file {str(self._shown)!r} to resume from. Pass a folder to start a new run."
             )
@@ -234,7 +241,7 @@ class BackupAndRestore(Callback):
     def _acquire_lock(self) -> bool:
         """Lock the folder, and return whether that was possible."""
         self._release_lock()
-        self._lock = FolderLock(self.folder, lambda: self.model.train_data is not None)
+        self._lock = storage_of(self.folder).lock(self.folder, lambda: self.model.train_data is not None)
         self._lock.acquire()
         return self._lock.is_held
 
@@ -243,12 +250,12 @@ class BackupAndRestore(Callback):
             self._lock.release()
             self._lock = None
 
-    def _archive_newer(self, source: Path) -> None:
+    def _archive_newer(self, source: Location) -> None:
         """Rename the checkpoints newer than ``source``: they are damaged, or from an abandoned branch of the run."""
         newer = [path for path in rotation.list_checkpoints(self.folder) if path.name > source.name]
         self._unarchived = rotation.archive_checkpoints(newer)
 
-    def _report_resumption(self, path: Path) -> None:
+    def _report_resumption(self, path: Location) -> None:
         state = self.model.state
         if self.params["verbose"] == 0:
             return
@@ -304,6 +311,8 @@ class BackupAndRestore(Callback):
         """Record that the run failed, and save a checkpoint of the last finished update."""
         self._has_failed = True
         self._leave_validation()
+        if self._lock is not None and self._lock.is_lost:
+            return
         if self.model.train_data is not None and self._last_update.restore(self.model, error):
             self.save()
 
@@ -330,6 +339,7 @@ class BackupAndRestore(Callback):
             raise self._write_error
         elif self._has_saved:
             self._delete_old()
+        self.model.strategy.checkpoints.background.finish()
 
     def _remove_empty_folder(self) -> None:
         if self.delete_checkpoint and self._is_complete() and self.model.strategy.group.is_main:
@@ -354,10 +364,12 @@ class BackupAndRestore(Callback):
         """
         if self.model.callbacks.diverged:
             return
+        if self._lock is not None:
+            self._lock.check()
         content = self.model.training_state()
         self._wait_for_write()
         try:
-            path, in_background = rotation.step_path(self.folder, self.model.state.step), self.save_in_background
+            path, in_background = rotation.step_path(self.folder, self.model.state.step), self._in_background
             self.model.strategy.checkpoints.write(path, content, in_background=in_background)
             if final:
                 self.model.strategy.checkpoints.wait()
@@ -382,8 +394,13 @@ class BackupAndRestore(Callback):
             warn(f"{error} Training continues and will try to write the next checkpoint.")
 
     def _delete_old(self) -> None:
-        if self.model.strategy.group.is_main:
-            rotation.delete_old(self.folder, self.keep, self._unarchived)
+        if not self.model.strategy.group.is_main:
+            return
+        delete = functools.partial(rotation.delete_old, self.folder, self.keep, self._unarchived)
+        if self._in_background and storage_of(self.folder).is_slow:
+            self.model.strategy.checkpoints.background.run(delete)
+        else:
+            delete()
 
 
 class FinishRestore(Callback):
@@ -402,8 +419,8 @@ class ModelCheckpoint(Monitor):
     """Save the model to a file after epochs, updates or minutes.
 
     Args:
-        filepath: Name of the file. Its fields are filled with ``{epoch}`` and ``{batch}``, from 1, and with the values of the
-            logs: ``"runs/{epoch:02d}-{val_loss:.3f}.pt"``.
+        filepath: Name of the file, or a URL such as ``"s3://bucket/best.pt"``. Its fields are filled with ``{epoch}`` and
+            ``{batch}``, from 1, and with the values of the logs: ``"runs/{epoch:02d}-{val_loss:.3f}.pt"``.
         monitor: Name of the value that determines the best model.
         verbose: 1 prints a line for each file.
         save_best_only: Save the model only when the value is better than all before.
@@ -416,7 +433,8 @@ class ModelCheckpoint(Monitor):
         keep_best: Number of best files to retain in addition. A file is deleted only after the next one is complete.
         save_in_background: Write files in a thread while training continues. Training waits only for a copy to host memory, and
             for the previous file of this callback. An error of a write is reported at the next one, or at the end of ``fit``,
-            which waits for all files. It works in one process.
+            which waits for all files. It works in one process. None does
+            so for object stores, in one process.
 
     Attributes:
         best_path: The file with the best value.
@@ -448,19 +466,20 @@ class ModelCheckpoint(Monitor):
         *,
         keep: int | None = None,
         keep_best: int | None = None,
-        save_in_background: bool = False,
+        save_in_background: bool | None = None,
     ) -> None:
         super().__init__(monitor, mode)
-        to_path(filepath, "filepath")  # checks it
-        self.filename, self.verbose = FilenameTemplate(os.path.expanduser(os.fsdecode(filepath))), verbose
+        location = to_location(filepath, "filepath")
+        self.filename, self.verbose = FilenameTemplate(to_template(filepath)), verbose
         # Relative names keep their folder after os.chdir.
-        self._base = "" if os.path.isabs(self.filename.text) else os.getcwd()
+        self._base = "" if storage_of(location).is_absolute(location) else os.getcwd()
         self.save_best_only = boolean("save_best_only", save_best_only)
         self.save_weights_only = boolean("save_weights_only", save_weights_only)
         self.save_freq = as_every("save_freq", save_freq)
         self.initial_value_threshold = initial_value_threshold
         self.keep, self.keep_best = optional_positive_int("keep", keep), optional_positive_int("keep_best", keep_best)
-        self.save_in_background = boolean("save_in_background", save_in_background)
+        self.save_in_background = optional_boolean("save_in_background", save_in_background)
+        self._in_background = bool(save_in_background)
         self._best_name: str | None = None
         # Name and value of each file that exists, or will when the pending one is complete.
         self.written: list[list[Any]] = []
@@ -484,14 +503,20 @@ class ModelCheckpoint(Monitor):
         return None if self._best_name is None else self._path(self._best_name)
 
     @property
-    def saved(self) -> Path | None:
+    def saved(self) -> Location | None:
         """The best file, or the newest one, as it was named; None before one is written."""
         self._complete()
         name = self._best_name or (self.written[-1][0] if self.written else None)
-        return None if name is None else Path(name)
+        return None if name is None else to_location(name)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._base, name)
+
+    def _location(self, name: str) -> Location:
+        return to_location(self._path(name))
+
+    def _folder(self) -> Location:
+        return self._location(self.filename.text).parent
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the monitored name, if it is used, the name of the file, and that a file can hold the module."""
@@ -504,11 +529,15 @@ class ModelCheckpoint(Monitor):
         if self.save_in_background:
             check_one_process(self)
             check_saves_as_usual(self.model)
+        folder = self._folder()
+        self._in_background = writes_in_background(self, storage_of(folder))
         follows_validations = (
             self.compares and self.monitor.startswith("val_") and self.params.get("validates_between_updates")
         )
         unit = "validations" if follows_validations else self.save_freq.unit
         self.filename.check(unit, self.model, self._path(self.filename.text))
+        if self.model.strategy.group.is_main:
+            storage_of(folder).check_before_training(folder)
         for other in self.model.callbacks.callbacks:
             self._check_other(other)
         if self.filename.text.endswith(".safetensors"):
@@ -518,12 +547,10 @@ class ModelCheckpoint(Monitor):
 
     def redirect(self, folder: Path) -> None:
         """Write to ``folder`` at the next opportunity, whatever the value."""
-        check_writable(Path(self._path(self.filename.text)).parent)
-        parts = [
-            part
-            for part in Path(self.filename.text).parts
-            if part not in ("..", os.sep, Path(self.filename.text).anchor)
-        ]
+        folder_of_files = self._folder()
+        storage_of(folder_of_files).check_writable(folder_of_files)
+        path = Path(without_scheme(self.filename.text))
+        parts = [part for part in path.parts if part not in ("..", os.sep, path.anchor)]
         self.filename, self._base = FilenameTemplate(os.path.join(*parts)), str(folder)
         self.save_freq = Every(epochs=1) if self.save_freq.unit == "epochs" else Every(updates=1)
         self.written, self._best_name, self.verbose = [], None, 0
@@ -532,9 +559,7 @@ class ModelCheckpoint(Monitor):
     def _check_other(self, other: Callback) -> None:
         """Raise a ``ValueError`` if this callback and ``other`` may write one file."""
         if isinstance(other, ModelCheckpoint) and other is not self:
-            is_one_folder = _real_folder(other._path(other.filename.text)) == _real_folder(
-                self._path(self.filename.text)
-            )
+            is_one_folder = _real_path(other._folder()) == _real_path(self._folder())
             ours, theirs = (FilenameTemplate(os.path.basename(each.filename.text)) for each in (self, other))
             if is_one_folder and ours.collides(theirs, self.model.state.last):
                 raise ValueError(
@@ -666,21 +691,21 @@ class ModelCheckpoint(Monitor):
         others = [
             each for each in self.model.callbacks.callbacks if isinstance(each, ModelCheckpoint) and each is not self
         ]
-        taken = {os.path.realpath(each._path(entry[0])) for each in others for entry in each.written}
+        taken = {_real_path(each._location(entry[0])) for each in others for entry in each.written}
         if self.compares and not is_best:
             retained = self._select_retained() if self.written else set()
-            taken |= {os.path.realpath(self._path(each)) for each in retained if self._is_among_best(each)}
+            taken |= {_real_path(self._location(each)) for each in retained if self._is_among_best(each)}
         root, suffix = os.path.splitext(name)
         names = itertools.chain([name], (f"{root}-{i}{suffix}" for i in itertools.count(2)))
-        return next(each for each in names if os.path.realpath(self._path(each)) not in taken)
+        return next(each for each in names if _real_path(self._location(each)) not in taken)
 
     def _is_among_best(self, name: str) -> bool:
         return name == self._best_name or name in {entry[0] for entry in self._ranked()[: self.keep_best or 0]}
 
     def _write(self, path: str) -> Job | Written:
         """Write a file, or start to write it."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write = start_to_write if self.save_in_background else write_now
+        to_location(path).parent.mkdir(parents=True, exist_ok=True)
+        write = start_to_write if self._in_background else write_now
         with self.model.callbacks.evaluated_weights() if self.compares else contextlib.nullcontext():
             return write(self.model, path, self.save_weights_only)
 
@@ -693,7 +718,7 @@ class ModelCheckpoint(Monitor):
         remaining = []
         for entry in self.written:
             # A file that cannot be deleted is tried again after the next one.
-            if entry[0] in retained or (is_main and not rotation.delete(Path(self._path(entry[0])))):
+            if entry[0] in retained or (is_main and not rotation.delete(self._location(entry[0]))):
                 remaining.append(entry)
         self.written = remaining
 
@@ -717,8 +742,8 @@ class ModelCheckpoint(Monitor):
         super().load_state_dict(state)
         # A checkpoint file must not be able to name other files for deletion.
         self.written = [[name, value] for name, value in state["written"] if self.filename.matches(name)]
-        if self.save_in_background:  # the run may have been killed before a file was complete
-            self.written = [entry for entry in self.written if os.path.exists(self._path(entry[0]))]
+        if self._in_background:  # the run may have been killed before a file was complete
+            self.written = [entry for entry in self.written if self._location(entry[0]).exists()]
         names = [name for name, _ in self.written]
         self._best_name = state["best_path"] if state["best_path"] in names else None
 
@@ -730,8 +755,8 @@ def saved_places(callbacks: Iterable[Callback]) -> list[str]:
     return [str(path) for path in [*runs, *models] if path is not None]
 
 
-def _real_folder(path: str) -> str:
-    return os.path.realpath(os.path.dirname(path))
+def _real_path(location: Location) -> str:
+    return storage_of(location).real_path(location)
 
 
 def _check_states(model: Model) -> None:

@@ -6,13 +6,13 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from easytorch.checkpoint import files
+from easytorch.checkpoint.storage import Location
 
 # Writes that may be unfinished: the one in progress, and one that waits for it. Each holds a copy of its content.
 MAX_UNFINISHED = 2
@@ -26,9 +26,11 @@ class Job:
     Args:
         write: Writes the file.
         previous: The job to wait for; None starts at once.
+        holds_copy: Whether it holds a copy of a state in memory.
     """
 
-    def __init__(self, write: Callable[[], Any], previous: Job | None) -> None:
+    def __init__(self, write: Callable[[], Any], previous: Job | None, holds_copy: bool = True) -> None:
+        self.holds_copy = holds_copy
         self._write: Callable[[], Any] | None = write
         self._previous = previous
         self._error: BaseException | None = None
@@ -71,7 +73,7 @@ class BackgroundWriter:
         return {"_jobs": []}
 
     def start(
-        self, write: Callable[[str | os.PathLike[str], Mapping[str, Any]], Any], path: Path, content: Mapping[str, Any]
+        self, write: Callable[[str | os.PathLike[str], Mapping[str, Any]], Any], path: Location, content: Mapping[str, Any]
     ) -> Job:
         """Copy ``content`` to host memory, and start to write it; wait first while two writes are unfinished.
 
@@ -83,10 +85,18 @@ class BackgroundWriter:
         Raises:
             TypeError: If ``content`` holds what no file can hold.
         """
+        writes = [job for job in self._jobs if job.holds_copy and not job.has_ended]
+        if len(writes) >= MAX_UNFINISHED:
+            writes[0]._thread.join()
+        return self._append(functools.partial(write, path, copy_to_host(content)), holds_copy=True)
+
+    def run(self, function: Callable[[], Any]) -> None:
+        """Call ``function`` after all writes so far, without waiting for it."""
+        self._append(function, holds_copy=False)
+
+    def _append(self, function: Callable[[], Any], *, holds_copy: bool) -> Job:
         self._jobs = [job for job in self._jobs if not job.has_ended]
-        if len(self._jobs) >= MAX_UNFINISHED:
-            self._jobs[0]._thread.join()
-        job = Job(functools.partial(write, path, copy_to_host(content)), self._jobs[-1] if self._jobs else None)
+        job = Job(function, self._jobs[-1] if self._jobs else None, holds_copy)
         self._jobs.append(job)
         return job
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import datetime
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ from easytorch import errors
 from easytorch._utils import atomic_file
 from easytorch._utils.pytree import map_leaves
 from easytorch.checkpoint import files, rotation, serialization, validation
+from easytorch.checkpoint.storage import Location, storage_of
 from easytorch.distributed.process_group import GroupHolder, SingleProcess
 
 # The keys that lead to a tensor in nested dicts and lists.
@@ -57,9 +57,9 @@ class CheckpointWriter(GroupHolder):
         # A separate process group, because the collectives of training must not mix with those of the writer.
         self._group: Any = None
         self._task: concurrent.futures.Future[Any] | None = None
-        self._folder = Path()
+        self._folder: Location = Path()
 
-    def start(self, path: Path, content: Mapping[str, Any]) -> None:
+    def start(self, path: Location, content: Mapping[str, Any]) -> None:
         """Wait for the previous checkpoint, copy ``content``, and start to write it to ``path``.
 
         Args:
@@ -91,7 +91,7 @@ class CheckpointWriter(GroupHolder):
                 task.result()
         except CheckpointException as error:
             if self.group.is_main:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                storage_of(self._folder).delete_folder(self._folder)
             causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
             if not causes:
                 raise
@@ -103,7 +103,7 @@ class CheckpointWriter(GroupHolder):
 
 
 def read_shards(
-    content: Mapping[str, Any], path: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]
+    content: Mapping[str, Any], path: Location, empty: Callable[[torch.Size, torch.dtype], Tensor]
 ) -> dict[str, Any]:
     """Return ``content`` with the tensors of its shards. Each rank reads only its chunks.
 
@@ -202,7 +202,7 @@ class _ShardWriter(_Storage, StorageWriter):
         key_paths: The key path of each sharded tensor.
     """
 
-    def __init__(self, path: Path, folder: Path, rank: int, rest: dict[str, Any], key_paths: list[KeyPath]) -> None:
+    def __init__(self, path: Location, folder: Location, rank: int, rest: dict[str, Any], key_paths: list[KeyPath]) -> None:
         self.path, self.folder, self.rank, self.rest, self.key_paths = path, folder, rank, rest, key_paths
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -223,7 +223,8 @@ class _ShardWriter(_Storage, StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the index file after all shards; DCP calls this on one rank."""
-        atomic_file.fsync_folder(self.folder)
+        if isinstance(self.folder, Path):  # an object store has no cache of names
+            atomic_file.fsync_folder(self.folder)
         locations = {result.index: result.storage_data for rank_results in results for result in rank_results}
         shard_files = {file[0]: file for file, _ in locations.values()}
         file_numbers = {name: number for number, name in enumerate(shard_files)}
@@ -240,7 +241,7 @@ class _ShardWriter(_Storage, StorageWriter):
         replaced_folder = rotation.shard_folder_of(self.path)
         files.write(self.path, self.rest | {"shards": shards})
         if replaced_folder is not None:
-            shutil.rmtree(replaced_folder, ignore_errors=True)
+            storage_of(replaced_folder).delete_folder(replaced_folder)
 
 
 class _ShardReader(_Storage, StorageReader):
@@ -254,7 +255,7 @@ class _ShardReader(_Storage, StorageReader):
         ValueError: If chunks of a tensor are missing.
     """
 
-    def __init__(self, folder: Path, shards: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Location, shards: Mapping[str, Any]) -> None:
         self.folder = folder
         # The file name and the position in the file of each chunk.
         self.locations: dict[MetadataIndex, tuple[str, int]] = {}

@@ -8,20 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from easytorch._utils.atomic_file import write_atomically
-from easytorch._utils.paths import check_name, printable, to_path
 from easytorch._utils.pytree import leaves
-from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.checkpoint import safetensors, validation
 from easytorch.checkpoint.serialization import Conversion
+from easytorch.checkpoint.storage import Location, storage_of, to_location
 from easytorch.errors import FileError, ResumeError
 
 FORMAT = "easytorch"
@@ -33,10 +30,11 @@ MANY_VALUES = 10_000
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
-def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Location:
     """Write ``content`` atomically, so that ``path`` never holds an incomplete file.
 
-    The content is written to a temporary file in the same folder, synced and renamed; then the folder is synced.
+    The content is written to a temporary file in the same folder, synced and renamed; then the folder is synced. In an object
+    store, it is uploaded.
 
     Args:
         path: The file to write. If the write fails, an existing file is unchanged.
@@ -58,7 +56,12 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
         if conversion.count > MANY_VALUES and (missing := validation.missing_size(file)):
             validation.pad(file, missing)
 
-    return write_atomically(to_path(path), fill, _estimate_size(plain))
+    return _write(to_location(path), fill, _estimate_size(plain))
+
+
+def _write(location: Location, fill: Callable[[IO[bytes]], Any], needed: int) -> Location:
+    written: Location = storage_of(location).write(location, fill, needed)
+    return written
 
 
 def to_plain(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def check_suffix(path: str | os.PathLike[str], *, weights_only: bool = False) ->
     Raises:
         ValueError: If it ends in ``.safetensors``, which cannot hold a complete model, unless ``weights_only``.
     """
-    name = to_path(path)
+    name = to_location(path)
     if name.suffix in FOREIGN_SUFFIXES:
         warn(
             f"{os.fsdecode(path)!r} will be a file in the format of torch, which other libraries cannot read under this name. "
@@ -100,21 +103,21 @@ def check_suffix(path: str | os.PathLike[str], *, weights_only: bool = False) ->
         )
 
 
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Path:
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> Location:
     """Write ``tensors`` atomically in the safetensors format, with a checksum, which the format itself lacks.
 
     Raises:
         OSError: If the file cannot be written, with the path, the reason and the fix.
         TypeError: If a value is no tensor, or its dtype is not part of the format.
     """
-    path = to_path(path)
-    content = safetensors.Content(tensors, path)
-    return write_atomically(path, content.write, content.size + 200 * len(tensors))
+    location = to_location(path)
+    content = safetensors.Content(tensors, location)
+    return _write(location, content.write, content.size + 200 * len(tensors))
 
 
 def check_safetensors(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Raise a ``TypeError`` if ``write_safetensors`` cannot write ``values``."""
-    safetensors.Content(values, to_path(path))
+    safetensors.Content(values, to_location(path))
 
 
 def read(path: str | os.PathLike[str], device: torch.device | str = "cpu", checksum: str | None = None) -> Any:
@@ -131,8 +134,8 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu", check
         FileNotFoundError: If the file does not exist, with the most similar name.
         FileError: If the file has another format, is damaged, or holds Python objects.
     """
-    path = to_path(path)
-    with _open(path) as file:
+    path = to_location(path)
+    with storage_of(path).open(path) as file:
         before = _stamp(file)
         if checksum is not None and validation.checksum_of(file) != checksum:
             raise FileError(f"{str(path)!r} is damaged: it has changed since it was written. Use an older copy.")
@@ -145,31 +148,12 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu", check
     return content
 
 
-def _open(path: Path) -> IO[bytes]:
-    """Return the open file, which is verified and then read, so that both see the same content."""
-    try:
-        check_name(path)
-    except OSError as error:
-        raise type(error)(error.errno, f"Cannot read {str(path)!r}: {error.strerror}. Pass another path.") from error
-    if not path.exists():
-        names = [file.name for file in path.parent.glob("*") if file.is_file()] if path.parent.exists() else []
-        raise FileNotFoundError(f"There is no file {str(path)!r}.{did_you_mean(path.name, map(printable, names))}")
-    if path.is_dir():
-        raise FileError(f"{str(path)!r} is a folder. Pass the path of a file in it.")
-    if not path.is_file():  # a pipe would wait for a writer
-        raise FileError(f"{str(path)!r} is not a regular file. Pass the path of a file that Model.save() wrote.")
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise type(error)(error.errno, f"Cannot read {str(path)!r}: {error.strerror}. Pass another path.") from error
-
-
 def _stamp(file: IO[bytes]) -> tuple[int, int]:
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
-def _read_archive(file: IO[bytes], path: Path, device: torch.device | str) -> Any:
+def _read_archive(file: IO[bytes], path: Location, device: torch.device | str) -> Any:
     validation.check_archive(file, path)
     file.seek(0)
     try:
@@ -217,7 +201,7 @@ def read_model(
             "Update it: pip install --upgrade easytorch-fit"
         )
     if content.get("shards") is not None and not verified:
-        validation.check_shards(content["shards"], Path(path))
+        validation.check_shards(content["shards"], to_location(path))
     return dict(content)
 
 

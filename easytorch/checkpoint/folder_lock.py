@@ -26,10 +26,90 @@ NAME = ".easytorch.lock"
 WAIT_SECONDS = 2.0
 _guard = threading.Lock()
 # The locks that this process holds, by the real path of their folder.
-_held: dict[str, FolderLock] = {}
+_held: dict[str, Lock] = {}
 
 
-class FolderLock:
+class Lock:
+    """Exclusive use of the folder of a run.
+
+    Args:
+        folder: The folder, for messages.
+        key: The real path of the folder.
+        is_active: Returns whether the run of this lock still trains. A run whose end was interrupted loses its lock.
+    """
+
+    wait_seconds = WAIT_SECONDS
+
+    def __init__(self, folder: object, key: str, is_active: Callable[[], bool]) -> None:
+        self._shown, self._key, self.is_active, self._pid = folder, key, is_active, os.getpid()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds the lock: no other run uses the folder, as far as the storage knows."""
+        raise NotImplementedError
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has taken the folder since this process locked it."""
+        return False
+
+    def acquire(self) -> None:
+        """Lock the folder, or do nothing if the storage has no locks.
+
+        Raises:
+            ResumeError: If another run uses the folder, with its process and machine.
+        """
+        deadline = time.monotonic() + self.wait_seconds
+        while not self._acquire_once():
+            if time.monotonic() > deadline:
+                raise self._error(self._read_holder())
+            time.sleep(self._pause())
+
+    def _acquire_once(self) -> bool:
+        with _guard:
+            holder = _held.get(self._key)
+            if holder is not None and holder.is_held:
+                if holder.is_active():
+                    raise self._error(f"process {os.getpid()}, this one")
+                holder._release()
+            if not self._try_to_acquire():
+                return False
+            if self.is_held:
+                _held[self._key] = self
+            return True
+
+    def release(self) -> None:
+        """Unlock the folder, if this process holds the lock."""
+        with _guard:
+            self._release()
+
+    def check(self) -> None:
+        """Raise a ``ResumeError`` if another run has taken the folder."""
+        if self.is_lost:
+            raise self._error(self._read_holder())
+
+    def _try_to_acquire(self) -> bool:
+        """Return False if another process holds the lock; True if this one does, or if there are no locks."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+    def _read_holder(self) -> str:
+        raise NotImplementedError
+
+    def _pause(self) -> float:
+        """Return the seconds until the next attempt."""
+        return 0.05
+
+    def _error(self, holder: str) -> ResumeError:
+        return ResumeError(
+            f"Another run uses the folder {str(self._shown)!r}: {holder}. Two runs would delete each other's checkpoints. "
+            "Wait until it ends, stop it, or pass another folder."
+        )
+
+
+class FolderLock(Lock):
     """A lock that vanishes with its process, also if that is killed.
 
     It is a record lock on a file: the system releases it, it works across the machines of an NFS, and child processes such as
@@ -44,39 +124,14 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, is_active: Callable[[], bool]) -> None:
-        self.folder, self.is_active = folder, is_active
-        self.path, self._key, self._pid = folder / NAME, os.path.realpath(folder), os.getpid()
+        super().__init__(folder, os.path.realpath(folder), is_active)
+        self.folder, self.path = folder, folder / NAME
         self._descriptor: int | None = None
 
     @property
     def is_held(self) -> bool:
         """Whether this process holds the lock."""
         return self._descriptor is not None and self._pid == os.getpid()
-
-    def acquire(self) -> None:
-        """Lock the folder, or do nothing if the file system has no locks.
-
-        Raises:
-            ResumeError: If another run uses the folder, with its process and machine.
-        """
-        with _guard:
-            holder = _held.get(self._key)
-            if holder is not None and holder.is_held:
-                if holder.is_active():
-                    raise self._error(f"process {os.getpid()}, this one")
-                holder._release()
-            deadline = time.monotonic() + WAIT_SECONDS
-            while not self._try_to_acquire():
-                if time.monotonic() > deadline:
-                    raise self._error(self._read_holder())
-                time.sleep(0.05)
-            if self.is_held:
-                _held[self._key] = self
-
-    def release(self) -> None:
-        """Unlock the folder, if this process holds the lock."""
-        with _guard:
-            self._release()
 
     def _release(self) -> None:
         if self._descriptor is None:
@@ -115,9 +170,3 @@ class FolderLock:
             if text := self.path.read_bytes()[:200].decode(errors="replace"):
                 return printable(text)
         return "another process"
-
-    def _error(self, holder: str) -> ResumeError:
-        return ResumeError(
-            f"Another run uses the folder {str(self.folder)!r}: {holder}. Two runs would delete each other's checkpoints. "
-            "Wait until it ends, stop it, or pass another folder."
-        )

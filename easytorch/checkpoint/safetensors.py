@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from easytorch.checkpoint.storage import Location
 from easytorch.errors import FileError
 
 # The key of the checksum in the metadata.
@@ -49,7 +49,7 @@ class Content:
         TypeError: If a value is no tensor, or its dtype is not part of the format.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], path: Path) -> None:
+    def __init__(self, tensors: Mapping[str, Any], path: Location) -> None:
         for name, value in tensors.items():
             if problem := _find_problem(value):
                 raise TypeError(
@@ -76,7 +76,7 @@ class Content:
             file.write(_to_bytes(tensor))
 
 
-def read(file: IO[bytes], path: Path, device: torch.device | str) -> dict[str, Tensor]:
+def read(file: IO[bytes], path: Location, device: torch.device | str) -> dict[str, Tensor]:
     """Return the tensors in the open ``file``, after its header and its checksum are verified.
 
     Args:

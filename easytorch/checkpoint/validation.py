@@ -19,6 +19,7 @@ import torch
 
 from easytorch.checkpoint import pickles
 from easytorch.checkpoint.serialization import MAX_DEPTH
+from easytorch.checkpoint.storage import Location, storage_of
 from easytorch.errors import FileError
 
 # A file may need this many bytes of memory besides twice its size.
@@ -45,7 +46,7 @@ ALLOWED_GLOBALS = (
 )
 
 
-def check_archive(file: IO[bytes], path: Path) -> None:
+def check_archive(file: IO[bytes], path: Location) -> None:
     """Check that ``file`` is an intact archive of ``torch.save`` with only tensors and plain values.
 
     Args:
@@ -103,7 +104,7 @@ def pad(file: IO[bytes], size: int) -> None:
             member.write(bytes(min(BLOCK, size - start)))
 
 
-def check_content(tree: Any, path: Path) -> Any:
+def check_content(tree: Any, path: Location) -> Any:
     """Return the content of a file in plain dicts, lists and tuples.
 
     Raises:
@@ -155,7 +156,7 @@ def check_content(tree: Any, path: Path) -> Any:
     return visit(tree, 0)
 
 
-def check_shards(shards: Any, path: Path) -> None:
+def check_shards(shards: Any, path: Location) -> None:
     """Check that all shard files of the checkpoint ``path`` exist and are unchanged.
 
     Args:
@@ -178,7 +179,7 @@ def check_shards(shards: Any, path: Path) -> None:
             raise FileError(f"{str(path)!r} is damaged: its shard {str(file)!r} has changed. Use an older copy.")
 
 
-def shard_folder_name(shards: Any, path: Path) -> str:
+def shard_folder_name(shards: Any, path: Location) -> str:
     """Return the name of the shard folder, which must be next to ``path`` and belong to the same step.
 
     Raises:
@@ -194,9 +195,9 @@ def shard_folder_name(shards: Any, path: Path) -> str:
     return name
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Location) -> str:
     """Return the SHA-256 checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with storage_of(path).open(path) as file:
         return checksum_of(file)
 
 
@@ -209,7 +210,7 @@ def checksum_of(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def python_objects_error(path: Path, name: str = "") -> FileError:
+def python_objects_error(path: Location, name: str = "") -> FileError:
     """Return the error for a file that holds Python objects, for example the one called ``name``."""
     example = f" ({name})" if name else ""
     return FileError(
@@ -224,7 +225,7 @@ def _root(archive: zipfile.ZipFile) -> str:
     return names[0].split("/")[0] + "/" if names else ""
 
 
-def _check_layout(path: Path, file: IO[bytes], archive: zipfile.ZipFile) -> None:
+def _check_layout(path: Location, file: IO[bytes], archive: zipfile.ZipFile) -> None:
     """Raise a ``FileError`` unless every zip reader finds the same members in the archive."""
     members, root, size = archive.infolist(), _root(archive), os.fstat(file.fileno()).st_size
     names = archive.namelist()
@@ -267,7 +268,7 @@ def _has_one_directory(file: IO[bytes], size: int) -> bool:
     return bool(offset + length == end)
 
 
-def _check_pickle(path: Path, pickle: bytes, available: int) -> None:
+def _check_pickle(path: Location, pickle: bytes, available: int) -> None:
     """Raise a ``FileError`` if a pickle names anything except tensors, or needs more than ``available`` bytes of memory."""
     try:
         pickles.needed_memory(pickle, ALLOWED_GLOBALS, available)

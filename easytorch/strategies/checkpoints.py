@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from easytorch.checkpoint import files
 from easytorch.checkpoint.background import BackgroundWriter, Job
+from easytorch.checkpoint.storage import Location
 
 if TYPE_CHECKING:
     from easytorch.strategies.base import Strategy
@@ -50,7 +50,7 @@ class Checkpoints:
         """Return the state of a copy, which writes nothing."""
         return vars(self) | {"_job": None}
 
-    def write(self, path: Path, content: Mapping[str, Any], *, in_background: bool = False) -> None:
+    def write(self, path: Location, content: Mapping[str, Any], *, in_background: bool = False) -> None:
         """Start to write a checkpoint, which is complete after ``wait``; all ranks must call this.
 
         Args:

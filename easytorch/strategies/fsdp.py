@@ -10,7 +10,6 @@ import functools
 import inspect
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from easytorch.distributed.sync_batchnorm import has_local_batchnorm
 from easytorch.errors import RankError
 from easytorch.optimizer_group import OptimizerGroup, OwnedLosses, members_of
 from easytorch.strategies.base import SHARDED, Strategy
+from easytorch.checkpoint.storage import Location
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel, find_synchronized
@@ -472,7 +472,7 @@ class ShardedCheckpoints(GatheredCheckpoints):
         """Return ``tree`` as it is, with this rank's shards."""
         return tree
 
-    def write(self, path: Path, content: Mapping[str, Any], *, in_background: bool = True) -> None:
+    def write(self, path: Location, content: Mapping[str, Any], *, in_background: bool = True) -> None:
         """Start to write this rank's shard of a checkpoint, after the previous one is complete."""
         if self._writer is None:
             from easytorch.checkpoint.dcp import CheckpointWriter

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easytorch._utils.paths import to_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
+from easytorch.checkpoint.storage import Location, storage_of, to_location
 from easytorch.data.class_names import read_names
 from easytorch.errors import ResumeError
 from easytorch.losses.modules import describe_state
@@ -37,7 +36,7 @@ IMPLEMENTATION_SETTINGS = ("foreach", "fused", "capturable", "differentiable")
 # Files
 
 
-def save(model: Model, path: str | os.PathLike[str]) -> Path:
+def save(model: Model, path: str | os.PathLike[str]) -> Location:
     """Write the state of ``model`` to a file; see ``Model.save``."""
     files.check_suffix(path)
     with _saving(model, "save", path):
@@ -45,10 +44,10 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
         return _write_on_main_rank(model, files.write, path, content)
 
 
-def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
+def save_weights(model: Model, path: str | os.PathLike[str]) -> Location:
     """Write the weights of ``model`` to a file; see ``Model.save_weights``."""
     files.check_suffix(path, weights_only=True)
-    write = files.write_safetensors if to_path(path).suffix == ".safetensors" else files.write
+    write = files.write_safetensors if to_location(path).suffix == ".safetensors" else files.write
     with _saving(model, "save_weights", path):
         weights = model.strategy.checkpoints.gather(state_dicts.unwrapped_state_dict(model.module))
         return _write_on_main_rank(model, write, path, weights)
@@ -57,8 +56,8 @@ def save_weights(model: Model, path: str | os.PathLike[str]) -> Path:
 def load(model: Model, path: str | os.PathLike[str]) -> None:
     """Restore the state of ``model`` from a file; see ``Model.load``."""
     with model.strategy.group.call("load"):  # not before the main rank has written the file
-        path = to_path(path)
-        if os.path.isdir(path):
+        path = to_location(path)
+        if storage_of(path).is_folder(path):
             path, content = rotation.read_newest(path, model.device)
         else:
             content = files.read_model(path, model.device)
@@ -75,7 +74,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> None:
 def load_weights(model: Model, path: str | os.PathLike[str], strict: bool = True) -> None:
     """Load weights from a file into ``model``; see ``Model.load_weights``."""
     with model.strategy.group.call("load_weights"):  # not before the main rank has written the file
-        path = to_path(path)
+        path = to_location(path)
         with files.as_file_error(path):
             content = files.read(path, model.device)
             if files.is_model(content):
@@ -94,14 +93,14 @@ def _saving(model: Model, name: str, path: str | os.PathLike[str]) -> contextlib
     """Return the context of a call that saves: all ranks take part if tensors are gathered, otherwise rank 0 must."""
     if model.strategy.checkpoints.is_collective:
         return model.strategy.group.call(name)
-    model.strategy.group.saved(to_path(path).name)
+    model.strategy.group.saved(to_location(path).name)
     return contextlib.nullcontext()
 
 
 def _write_on_main_rank(
-    model: Model, write: Callable[..., Path], path: str | os.PathLike[str], content: dict[str, Any]
-) -> Path:
-    target = to_path(path)
+    model: Model, write: Callable[..., Location], path: str | os.PathLike[str], content: dict[str, Any]
+) -> Location:
+    target = to_location(path)
     if os.fsdecode(path).endswith(("/", os.sep)):
         raise ValueError(
             f"path must name a file, received the folder {os.fsdecode(path)!r}. Use {str(target / 'model.pt')!r}."
@@ -132,7 +131,7 @@ def _read_shards(model: Model, content: Mapping[str, Any], path: str | os.PathLi
         return dict(content)
     from easytorch.checkpoint import dcp
 
-    return dcp.read_shards(content, Path(path), model.strategy.checkpoints.empty)
+    return dcp.read_shards(content, to_location(path), model.strategy.checkpoints.empty)
 
 
 # State
