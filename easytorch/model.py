@@ -74,6 +74,7 @@ from easytorch.training.validation import Validation
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from easytorch.checkpoint.storage import Location
     from easytorch.checks.base import Check
     from easytorch.checks.report import CheckReport
     from easytorch.reports.base import Report
@@ -211,7 +212,8 @@ class Model:
             shuffle: Whether to draw samples in random order. By default yes, unless the data has an order.
             initial_epoch: Number of the first epoch, from 0. By default where the model is.
             callbacks: One or more objects that are called during training; see ``easytorch.callbacks``.
-            resume: A folder to save the run in and to resume it from if it was stopped; or a checkpoint file to resume from.
+            resume: A folder to save the run in and to resume it from if it was stopped, or the URL of one, such as
+                ``"s3://bucket/run"``; or a checkpoint file to resume from.
             on_interrupt: Ctrl-C ends training after the current update. Then ``"raise"`` a ``KeyboardInterrupt``, or ``"return"``
                 the history. By default return it in an interactive session (Jupyter, a prompt), and raise in a script.
             dry_run: Check the program: one update, one validation batch, all callbacks, and a checkpoint in a temporary folder.
@@ -716,12 +718,13 @@ class Model:
 
     # Files
 
-    def save(self, path: PathLike = "model.pt") -> Path:
+    def save(self, path: PathLike = "model.pt") -> Location:
         """Write weights, optimizer state, history and compile arguments to a file, and return its path.
 
         Each argument of ``compile`` is saved by itself if it is a name, a number, a loss of ``torch.nn`` or an optimizer of
         ``torch.optim``.
 
+        The path may be a URL, such as ``"s3://bucket/model.pt"``, and is then returned as an object whose text is the URL.
         The file is written atomically. ``torch.load(path, weights_only=True)["module"]`` is the state dict of the module. All
         ranks must call this; the main rank writes.
 
@@ -745,7 +748,7 @@ class Model:
         model_io.load(self, path)
         return self
 
-    def save_weights(self, path: PathLike) -> Path:
+    def save_weights(self, path: PathLike) -> Location:
         """Write the state dict of the module, as safetensors if the name ends in ``.safetensors``, and return the path."""
         return model_io.save_weights(self, path)
 

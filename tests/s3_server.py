@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 
 from easytorch.checkpoint import store_client
@@ -15,9 +17,11 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """Start the server of moto in another process, and yield its address. It ends with this process."""
+    """Start the server of moto, with a bucket, in another process, and yield its address. It ends with this process."""
     command = [sys.executable, "-m", "tests.s3_server"]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         port = server.stdout.readline().strip()
         assert port, "the S3 server did not start"
@@ -45,11 +49,16 @@ def names(folder: str) -> list[str]:
 
 
 def main() -> None:
+    os.environ["S3_UPLOAD_PART_MIN_SIZE"] = "1000"  # so that small files have several parts
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    print(server.get_host_and_port()[1], flush=True)
+    port = server.get_host_and_port()[1]
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT"), timeout=60
+    ).close()
+    print(port, flush=True)
     sys.stdin.read()
     server.stop()
 

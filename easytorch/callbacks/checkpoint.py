@@ -31,7 +31,14 @@ from easytorch.checkpoint import files, rotation
 from easytorch.checkpoint.background import Job
 from easytorch.checkpoint.folder_lock import Lock
 from easytorch.checkpoint.serialization import to_serializable
-from easytorch.checkpoint.storage import Location, storage_of, to_absolute_location, to_location, to_template, without_scheme
+from easytorch.checkpoint.storage import (
+    Location,
+    storage_of,
+    to_absolute_location,
+    to_location,
+    to_template,
+    without_scheme,
+)
 from easytorch.errors import ResumeError
 from easytorch.optimizer_group import learning_rates
 

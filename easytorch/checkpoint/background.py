@@ -73,7 +73,10 @@ class BackgroundWriter:
         return {"_jobs": []}
 
     def start(
-        self, write: Callable[[str | os.PathLike[str], Mapping[str, Any]], Any], path: Location, content: Mapping[str, Any]
+        self,
+        write: Callable[[str | os.PathLike[str], Mapping[str, Any]], Any],
+        path: Location,
+        content: Mapping[str, Any],
     ) -> Job:
         """Copy ``content`` to host memory, and start to write it; wait first while two writes are unfinished.
 

@@ -202,7 +202,9 @@ class _ShardWriter(_Storage, StorageWriter):
         key_paths: The key path of each sharded tensor.
     """
 
-    def __init__(self, path: Location, folder: Location, rank: int, rest: dict[str, Any], key_paths: list[KeyPath]) -> None:
+    def __init__(
+        self, path: Location, folder: Location, rank: int, rest: dict[str, Any], key_paths: list[KeyPath]
+    ) -> None:
         self.path, self.folder, self.rank, self.rest, self.key_paths = path, folder, rank, rest, key_paths
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:

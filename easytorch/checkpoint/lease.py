@@ -22,7 +22,7 @@ from typing import Any
 from easytorch._utils.paths import printable
 from easytorch._utils.terminal import print_message
 from easytorch._utils.warnings import warn
-from easytorch.checkpoint import store_client
+from easytorch.checkpoint import folder_lock, store_client
 from easytorch.checkpoint.folder_lock import NAME, Lock
 from easytorch.checkpoint.remote_path import RemotePath
 
@@ -82,13 +82,15 @@ class Lease(Lock):
     def _is_free(self, current: bytes) -> bool:
         """Return whether the process that wrote ``current`` is dead; raise the error if it is alive."""
         now, content = time.monotonic(), _decode(current)
-        if content.get("token") == self._token or _is_dead(content.get("process")):
+        is_alive = _is_alive(content.get("process"))
+        if content.get("token") == self._token or is_alive is False:
             return True
         if self._seen is None:
             self._seen = current, now
-        elif self._seen[0] != current:
-            raise self._error(self._read_holder())
         seconds = now - self._seen[1]
+        # A process that was stopped may still write its last checkpoint.
+        if self._seen[0] != current or (is_alive and seconds > folder_lock.WAIT_SECONDS):
+            raise self._error(self._read_holder())
         if seconds > REPORT and not self._has_reported:
             self._has_reported = True
             print_message(
@@ -104,8 +106,6 @@ class Lease(Lock):
     def _release(self) -> None:
         if not self.is_held:
             return
-        from easytorch.checkpoint import folder_lock
-
         self._is_held = False
         self._stopped.set()
         folder_lock._held.pop(self._key, None)
@@ -172,8 +172,8 @@ class Lease(Lock):
         with contextlib.suppress(FileExistsError):
             self._pipe(self._written, mode="create")
             warn(
-                f"Two runs that start at the same moment in {self._key!r} would not notice each other, because the store does not "
-                "support conditional writes. Start one run at a time."
+                f"Two runs that start at the same moment in {self._key!r} would not notice each other, because the store does "
+                "not support conditional writes. Start one run at a time."
             )
 
     def _encode(self) -> bytes:
@@ -211,13 +211,13 @@ def _process() -> list[Any] | None:
     return None if machine is None or started_at is None else [*machine, os.getpid(), started_at]
 
 
-def _is_dead(process: Any) -> bool:
-    """Return whether ``process`` is one of this machine that no longer exists."""
+def _is_alive(process: Any) -> bool | None:
+    """Return whether ``process`` exists, if it is one of this machine; None otherwise."""
     machine = _machine()
     if machine is None or not isinstance(process, list) or len(process) != 4 or process[:2] != machine:
-        return False
+        return None
     number, started_at = process[2:]
-    return isinstance(number, int) and _start_time(number) != started_at
+    return isinstance(number, int) and _start_time(number) == started_at
 
 
 def _start_time(number: int) -> str | None:

@@ -23,8 +23,9 @@ from easytorch.checkpoint.lease import Lease
 from easytorch.checkpoint.remote_path import RemotePath
 from easytorch.errors import FileError
 
-# A larger file is uploaded in parts of this size, several at a time.
+# A file of twice this size is uploaded in parts, several at a time. S3 permits so many parts.
 PART_SIZE = 32 * 2**20
+MAX_PARTS = 10_000
 PROBE = ".easytorch.probe"
 
 
@@ -79,7 +80,7 @@ class ObjectStore:
         raw = _open_temporary(location, 0)
         try:
             store_client.call("read", location.url, lambda client: client.get_file(location.url, _name_of(raw)))
-        except store_client.MissingObjectError as error:
+        except (store_client.MissingObjectError, FileExistsError) as error:  # of a folder, the latter
             raw.close()
             raise _missing_error(location) from error
         except BaseException:
@@ -117,7 +118,8 @@ class ObjectStore:
 
 
 def _upload(client: Any, name: str, location: RemotePath, size: int) -> None:
-    options = {"chunksize": PART_SIZE} if store_client.protocol_of(location.url) == "s3" else {}
+    is_s3 = store_client.protocol_of(location.url) == "s3"
+    options = {"chunksize": max(PART_SIZE, -(-size // MAX_PARTS))} if is_s3 else {}
     client.put_file(name, location.url, **options)
     received = client.info(location.url)["size"]
     if received != size:

@@ -26,7 +26,7 @@ class Status:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class RemotePath(os.PathLike[str]):
-    """An object, or a folder: the common beginning of the names of its objects.
+    """An object, or a folder: the common prefix of the names of its objects.
 
     The methods make requests; nothing is remembered. Names of objects are never used as names of local files.
 
@@ -55,7 +55,9 @@ class RemotePath(os.PathLike[str]):
             )
         parts = [part for part in rest.split("/") if part]
         if not parts:
-            raise ValueError(f"{argument} must name a bucket, received {text!r}. Pass {argument}='{protocol}://bucket/run'.")
+            raise ValueError(
+                f"{argument} must name a bucket, received {text!r}. Pass {argument}='{protocol}://bucket/run'."
+            )
         if any(part in (".", "..") for part in parts):
             raise ValueError(f"{argument} contains '.' or '..' as a folder: received {text!r}. Pass the complete URL.")
         store_client.check_installed(protocol)

@@ -28,7 +28,14 @@ CLIENT_RETRIES = 2
 # The beginnings of environment variables that a client reads when it is created.
 VARIABLES = ("AWS_", "FSSPEC_", "GOOGLE_", "GCLOUD_", "GCSFS_", "STORAGE_EMULATOR_")
 CREDENTIALS = ("NoCredentials", "PartialCredentials", "DefaultCredentials", "TokenRetrieval", "Unauthorized", "SSO")
-UNREACHABLE = ("EndpointConnection", "ConnectTimeout", "ReadTimeout", "ConnectionClosed", "ClientConnector", "ProxyConn")
+UNREACHABLE = (
+    "EndpointConnection",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "ConnectionClosed",
+    "ClientConnector",
+    "ProxyConn",
+)
 FIX_CREDENTIALS = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login.",
@@ -71,6 +78,8 @@ def call(verb: str, url: str, request: Callable[[Any], Result]) -> Result:
             try:
                 return request(client(url))
             except Exception as error:
+                if isinstance(error, FileNotFoundError) or is_conflict(error):
+                    raise
                 forget(url)
                 if pause is None or not _is_temporary(error):
                     raise
@@ -181,6 +190,6 @@ def _type_names(error: BaseException) -> list[str]:
 
 
 def _is_temporary(error: Exception) -> bool:
-    if isinstance(error, (FileNotFoundError, PermissionError, ImportError)) or is_conflict(error):
+    if isinstance(error, (PermissionError, ImportError)):
         return False
     return not any(name.startswith(CREDENTIALS) or name == "ParamValidationError" for name in _type_names(error))

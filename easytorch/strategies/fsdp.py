@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from easytorch._utils import torch_private
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.registry import quote_list
+from easytorch.checkpoint.storage import Location
 from easytorch.distributed.agreement import NO_ANSWER
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.distributed.sync_batchnorm import has_local_batchnorm
 from easytorch.errors import RankError
 from easytorch.optimizer_group import OptimizerGroup, OwnedLosses, members_of
 from easytorch.strategies.base import SHARDED, Strategy
-from easytorch.checkpoint.storage import Location
 from easytorch.strategies.checkpoints import Checkpoints
 from easytorch.strategies.control import ControlChannel
 from easytorch.strategies.ddp import DataParallel, find_synchronized

@@ -91,7 +91,8 @@ class FirstHook(Callback):
     def on_restore(self) -> None:
         """Create the folder on the main rank, near the checkpoints of the run if there are any."""
         group, callbacks = self.model.strategy.group, self.model.callbacks.callbacks
-        places = [nearest_folder(each.folder) for each in callbacks if isinstance(each, BackupAndRestore) and isinstance(each.folder, Path)]
+        folders = [each.folder for each in callbacks if isinstance(each, BackupAndRestore)]
+        places = [nearest_folder(folder) for folder in folders if isinstance(folder, Path)]
         folder, error = None, None
         if group.is_main:
             try:
