@@ -81,14 +81,34 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _messages(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(tree):
+    """Yield kinds and texts, with the texts of local variables put in."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield from _messages(node, constants | dict(_locals(node)))
+            continue
         if isinstance(node, ast.Call) and node.args:
             name = ast.unparse(node.func).rpartition(".")[2]
-            if ERROR.match(name):
+            if name == "Advice":  # the problem and the fix of an error about the input of a layer
+                problem, fix = (_template(argument, constants) or _placeholder(argument) for argument in node.args[:2])
+                yield "ValueError", f"Layer ⟨name⟩, ⟨description⟩, {problem} (the input is ⟨received⟩). {fix}"
+            elif ERROR.match(name):
                 for text in _choices(node.args[0], constants):
                     if len(re.sub(r"⟨.*?⟩", "", text)) >= SHORT and ". " in f"{text} ":
                         kind = "warning" if name == "warn" else name if name.endswith(("Error", "Warning")) else ""
                         yield kind, text
+        yield from _messages(node, constants)
+
+
+def _locals(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
+    """Yield the variables of a function that are assigned once, to a text."""
+    assigned: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            assigned.setdefault(node.targets[0].id, []).append(node.value)
+    for name, values in assigned.items():
+        text = _template(values[0], {}) if len(values) == 1 else None
+        if text and " " in text:
+            yield name, text
 
 
 def _choices(node: ast.expr, constants: dict[str, str]) -> Iterator[str]:
@@ -107,11 +127,15 @@ def _template(node: ast.expr, constants: dict[str, str]) -> str | None:
             return text
         case ast.JoinedStr(values=values):
             return "".join(_template(value, constants) or _placeholder(value) for value in values)
+        case ast.FormattedValue(value=ast.Name(id=name)) if name in constants:
+            return constants[name]
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             texts = [_template(left, constants), _template(right, constants)]
             if any(texts):
                 return "".join(text or _placeholder(side) for text, side in zip(texts, (left, right), strict=True))
-        case ast.Name(id=name) | ast.Attribute(attr=name):
+        case ast.Name(id=name):
+            return constants.get(name)
+        case ast.Attribute(attr=name) if name.isupper():
             return constants.get(name)
         case ast.Call(func=ast.Attribute(value=value, attr="format")):
             return _template(value, constants)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+import easytorch
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
 PROSE = [*sorted(ROOT.glob("*.md")), *PAGES]
@@ -196,8 +198,86 @@ def test_navigation_lists_exactly_the_pages():
             return [part]
         return [page for inner in (part.values() if isinstance(part, dict) else part) for page in entries(inner)]
 
-    pages = entries(navigation)
-    assert sorted(pages) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
+    # The Chinese site has the same navigation: its pages are shown in place of the English ones.
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES]
+    assert sorted(entries(navigation)) == sorted(page for page in pages if not page.startswith("zh/"))
+    assert {page.removeprefix("zh/") for page in pages if page.startswith("zh/")} <= set(pages)
+
+
+# Width and description
+
+# Their programs are laid out when their text is next revised.
+WIDE_PAGES = {
+    f"docs/guides/{name}.md" for name in ("callbacks", "data", "find-lr", "many-processes", "resume", "tune-speed")
+}
+
+
+@pytest.mark.parametrize("path", [path for path in PROSE if get_name(path) not in WIDE_PAGES], ids=get_name)
+def test_programs_of_a_page_have_at_most_80_columns(path):
+    wide = [
+        f"{get_name(path)}:{block.line}: {line}"
+        for block in blocks(path.read_text(encoding="utf-8"))
+        if block.info.split()[:1] in (["python"], ["py"], ["bash"]) and 'title="easytorch/' not in block.info
+        for line in block.text.splitlines()
+        if len(line) > 80
+    ]
+    assert not wide, "\n".join(wide)
+
+
+def test_descriptions_of_pages_differ_and_fit_a_search_result():
+    pages_by_description = {}
+    for path in PAGES:
+        front_matter = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.S)
+        description = re.search(r'^description: "(.+)"$', front_matter[1], re.M) if front_matter else None
+        if description:  # otherwise, a hook takes the first paragraph
+            assert len(description[1]) <= 170, f"{get_name(path)}: {len(description[1])} characters"
+            pages_by_description.setdefault(description[1], []).append(get_name(path))
+    assert not {text: pages for text, pages in pages_by_description.items() if len(pages) > 1}
+    assert len(pages_by_description) >= 60
+
+
+# The index of error messages
+
+
+@pytest.fixture(scope="module")
+def error_index():
+    spec = importlib.util.spec_from_file_location("error_index", ROOT / "docs/theme/error_index.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_error_index_has_every_section_and_600_messages(error_index):
+    sections = error_index.collect()
+    assert sum(map(len, sections.values())) >= 600
+    assert set(error_index.SECTIONS.values()) - set(sections) <= {"Other"}
+    assert all(message.problem for messages in sections.values() for message in messages)
+
+
+def test_error_index_has_the_messages_of_real_errors(error_index):
+    x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
+    net = torch.nn.Sequential(torch.nn.Linear(784, 10))
+    broken = torch.full((40, 4), float("nan"))
+    mistakes = {
+        "flatten": lambda: easytorch.Model(net).compile("adam", "cross_entropy").fit(x, y, verbose=0),
+        "not compiled": lambda: easytorch.Model(net).fit(x, y, verbose=0),
+        "nan": lambda: easytorch.Model(torch.nn.Linear(4, 10)).compile("adam", "cross_entropy").fit(broken, y),
+        "epochs": lambda: easytorch.Model(net).compile("adam", "cross_entropy").fit(x, y, epochs=2.5),
+    }
+    patterns = [error_index.pattern(message) for messages in error_index.collect().values() for message in messages]
+    for name, mistake in mistakes.items():
+        with pytest.raises((ValueError, TypeError, RuntimeError)) as caught:
+            mistake()
+        found = any(re.fullmatch(pattern, str(caught.value)) for pattern in patterns)
+        assert found, f"{name}: the index does not have {caught.value}"
+
+
+def test_chart_of_speed_shows_the_table_of_the_page():
+    spec = importlib.util.spec_from_file_location("speed_chart", ROOT / "docs/theme/speed_chart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    drawn = (ROOT / "docs/figures/speed.svg").read_text(encoding="utf-8")
+    assert drawn == module.draw(), "Run python docs/theme/speed_chart.py"
 
 
 # The reference and the guide for contributors
