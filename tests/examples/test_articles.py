@@ -26,21 +26,28 @@ def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.fixture(scope="module")
+def intro_cnn(tmp_path_factory):
+    """Return the output of a run of intro_cnn.py that is saved, and its folder."""
+    folder = tmp_path_factory.mktemp("intro_cnn")
+    return run("intro_cnn.py", "--quick", "--resume", "run", folder=folder, EASYTORCH_DATA=mnist()), folder
+
+
 @needs_mnist
-def test_shared_convolution_is_counted_once_and_loaded(tmp_path):
-    out = run("intro_cnn.py", "--quick", folder=tmp_path, EASYTORCH_DATA=mnist())
+def test_shared_convolution_is_counted_once_and_loaded(intro_cnn):
+    out, folder = intro_cnn
     assert out.count("(recursive)") == 4
     assert results(out)["parameters"] == 42378
     assert results(out)["test accuracy"] > 0.15
     assert results(out)["test accuracy after loading"] == results(out)["test accuracy"]
-    assert file_names(tmp_path) == []
+    assert file_names(folder) == ["run"]
 
 
 @needs_mnist
-def test_a_finished_run_resumes_with_the_same_result(tmp_path):
-    first = run("intro_cnn.py", "--quick", "--resume", "run", folder=tmp_path, EASYTORCH_DATA=mnist())
-    second = run("intro_cnn.py", "--quick", "--resume", "run", folder=tmp_path, EASYTORCH_DATA=mnist())
-    assert results(second) == results(first)
+def test_a_finished_run_resumes_with_the_same_result(intro_cnn):
+    out, folder = intro_cnn
+    again = run("intro_cnn.py", "--quick", "--resume", "run", folder=folder, EASYTORCH_DATA=mnist())
+    assert results(again) == results(out)
 
 
 def test_a_network_without_relu_does_not_learn(tmp_path):

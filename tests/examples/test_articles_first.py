@@ -51,6 +51,7 @@ def test_quickstart_reaches_its_accuracy_and_reloads(tmp_path):
     assert list(tmp_path.iterdir()) == []  # no file remains
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_seven_cells_learns_and_draws_its_figure(tmp_path):
     out = run("seven_cells.py", "--quick", "--plot", "digit.png", folder=tmp_path, EASYTORCH_DATA=mnist())

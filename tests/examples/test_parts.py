@@ -20,6 +20,7 @@ def has_only_figure(tmp_path):
     ).stat().st_size > 20000
 
 
+@pytest.mark.slow
 def test_shapes_are_traced_and_errors_name_the_layer(tmp_path):
     out = run("tensor_shapes.py", "--quick", folder=tmp_path)
     assert "[6, 28, 28] -> [6, 14, 14] -> [16, 10, 10] -> [16, 5, 5] -> [400] -> [120] -> [84] -> [10]" in out

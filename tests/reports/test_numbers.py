@@ -102,6 +102,7 @@ def test_equal_targets_have_no_r2():
     assert np.isnan(report.summary["r2"]).all()
 
 
+@pytest.mark.slow
 def test_reports_on_many_classes_need_little_memory():
     outputs, y = torch.randn(50, 2000), torch.arange(50)
     tracemalloc.start()

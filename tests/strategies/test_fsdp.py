@@ -152,6 +152,7 @@ def train_with_backup(folder, crash):
     return weights_of(model), model.history["loss"]
 
 
+@pytest.mark.distributed
 def test_a_run_resumes_bit_for_bit(tmp_path):
     (expected, losses), _ = run_ranks(train_with_backup, tmp_path / "uninterrupted", None)
     run_ranks(train_with_backup, tmp_path / "stopped", 7)

@@ -177,6 +177,7 @@ def test_without_a_compiler_results_equal_the_uncompiled_model(no_compiler):
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
 
 
+@pytest.mark.slow
 @needs_compiler
 # torch itself warns while it compiles.
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")

@@ -24,6 +24,7 @@ from easytorch.callbacks import (
     ReduceLROnPlateau,
 )
 from easytorch.data.data_sets import DataSets, as_data_sets
+from tests.cases import slow_except
 from tests.common_resume import CrashAfter, SimulatedCrash
 from tests.loops import blobs, same_weights
 from tests.many import run_ranks
@@ -373,7 +374,7 @@ def test_training_metrics_are_those_without_validation():
     assert frequent.module.training == plain.module.training
 
 
-@pytest.mark.parametrize("crash", range(1, 15))
+@pytest.mark.parametrize("crash", slow_except(range(1, 15), 2, 3, 9))
 def test_a_run_stopped_after_any_update_resumes_exactly(crash, tmp_path):
     expected = run(tmp_path / "a", validation_freq=Every(updates=3))
     for save_freq in (1, 2):
@@ -393,7 +394,7 @@ class CrashInValidation(Interrupt):
 
 
 @pytest.mark.parametrize("stop", [Interrupt, CrashInValidation])
-@pytest.mark.parametrize("count", range(1, 29, 3))
+@pytest.mark.parametrize("count", slow_except(range(1, 29, 3), 4, 13, 28))
 def test_a_run_stopped_in_any_validation_resumes_exactly(stop, count, tmp_path):
     options = {"validation_freq": Every(updates=7 if count % 2 else 3)}
     expected = run(tmp_path / "a", **options)
@@ -635,6 +636,7 @@ def resume_ranks(folder, strategy):
     return expected, results
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_several_ranks_resume_exactly_around_validations(strategy, tmp_path):
     for expected, results in run_ranks(resume_ranks, tmp_path, strategy):
