@@ -206,11 +206,11 @@ SCHEDULER_HINTS = {
     "plateau": "fit(..., callbacks=[easytorch.callbacks.ReduceLROnPlateau('val_loss')])",
     "linear": "scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs)",
     "polynomial": "scheduler=lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs)",
-    "restarts": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts("
-    "optimizer, T_0=10), step_every='epoch')",
+    "restarts": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: "
+    "torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=10), step_every='epoch')",
     "cyclic": "scheduler=lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, 1e-4, 1e-2)",
-    "lambda": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: "
-    "0.95**epoch), step_every='epoch')",
+    "lambda": "scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, "
+    "lambda epoch: 0.95**epoch), step_every='epoch')",
     "constant": "no scheduler, so that the learning rate is constant",
     "cosine": "scheduler='cosine', or 'warmup_cosine' with a linear rise before it",
     "one_cycle": "scheduler='one_cycle'",

@@ -101,7 +101,8 @@ class Bootstrap:
     """Intervals from samples that are drawn again with replacement.
 
     By default the interval is that of the percentiles, after B. Efron, Bootstrap methods: another look at the jackknife, 1979,
-    moved by the bias that the draws show, after B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 10.
+    moved by the bias that the draws show, after B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter
+    10.
 
     Args:
         repeats: How often all samples are drawn; 0 for no intervals.

@@ -36,6 +36,7 @@ from easytorch.scripts.description import DataInfo, FitInfo, ModuleInfo, RunDesc
 from easytorch.scripts.expressions import literal
 from easytorch.training.evaluation import known_targets
 from easytorch.training.fit_record import DataForm, FitRecord, record_fit
+from easytorch.training.trial import restored_data
 from easytorch.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -94,7 +95,13 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
         model, x, y, text_labels=labels.found, epochs=epochs, class_weight=class_weight, callbacks=callbacks,
         initial_epoch=arguments["initial_epoch"], validation_freq=arguments["validation_freq"], **shared,
     )  # fmt: skip
-    return Plan(record, train_data.loader, validation, first_batch(train_data.loader))
+    return Plan(record, train_data.loader, validation, _read_first(train_data.loader))
+
+
+def _read_first(loader: Any) -> Any:
+    """Return the first batch; None if it cannot be read without a trace."""
+    with restored_data(loader) as can_read:
+        return first_batch(loader) if can_read else None
 
 
 def _bind_arguments(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +119,7 @@ def last_plan(model: Model) -> Plan | None:
     if not last.get("record"):
         return None
     # The example of the fit has class weights already.
-    example = first_batch(last["training"])
+    example = _read_first(last["training"])
     return Plan(last["record"], last["training"], last["validation"], last["example"] if example is None else example)
 
 
@@ -142,7 +149,13 @@ def describe_run(model: Model, plan: Plan | None) -> RunDescription:
         directions={},
         overridden=tuple(name for name in LOOP_METHODS if model.overrides(name)),
     )
-    describe_loss.refuse_losses(run, model.loss, batch)
+    # The cause of further refusals comes first: without a standard step, nothing is known of the loss.
+    for name in run.overridden:
+        run.refuse(
+            f"{type(model).__name__}.{name}, which overrides a method of the loop", "Write the loop around it by hand"
+        )
+    if not run.overridden:
+        describe_loss.refuse_losses(run, model.loss, batch)
     describe_metrics.add_metrics(run, model, batch)
     if plan is not None:
         _add_fit(run, model, plan, batch, targets)
@@ -249,7 +262,8 @@ def _add_fit(run: RunDescription, model: Model, plan: Plan, batch: ExampleBatch 
         class_names=record.class_names,
     )
     run.train = _describe_data(run, model, record.x, plan.train, batch, record.shuffle)
-    refuse_data(run, record.x, run.train, batch)
+    if not run.overridden:
+        refuse_data(run, record.x, run.train, batch)
     if plan.validation is not None:
         _add_validation(run, model, plan, batch)
     run.directions = {
@@ -394,10 +408,11 @@ def _add_validation(run: RunDescription, model: Model, plan: Plan, batch: Exampl
         run.refuse(f"validation between two updates, validation_freq={frequency!r}", "Pass Every(epochs=1)")
     loader = next(iter(sets.values()))
     form = record.x if split else record.validation or record.x
-    first = first_batch(loader)
+    first = _read_first(loader)
     example = None if first is None or batch is None else _replace_parts(batch, first)
     run.validation_data = _describe_data(run, model, form, loader, example, False)
-    refuse_data(run, form, run.validation_data, example)
+    if not run.overridden:
+        refuse_data(run, form, run.validation_data, example)
 
 
 def _replace_parts(batch: ExampleBatch, raw: Any) -> ExampleBatch:
@@ -450,10 +465,6 @@ def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: Exam
 
 
 def _refuse_what_needs_easytorch(run: RunDescription, model: Model) -> None:
-    for name in run.overridden:
-        run.refuse(
-            f"{type(model).__name__}.{name}, which overrides a method of the loop", "Write the loop around it by hand"
-        )
     if run.strategy != "Strategy" or model.strategy.group.world_size > 1:
         run.refuse(f"the strategy {run.strategy}", "Compile with strategy='one'")
     if model.optimizer is None:

@@ -316,15 +316,21 @@ def zero_lines(run: RunDescription, training: bool) -> Lines:
 
 def means(run: RunDescription, training: bool) -> dict[str, str]:
     """Return an expression of the loss and of each metric over an epoch."""
-    result = {"loss": "loss_sum" if run.loss.reduction == "sum" else f"loss_sum / {TOTALS[run.loss.divisor]}"}
+    result = {"loss": "loss_sum" if run.loss.reduction == "sum" else f"loss_sum / {_total(run, run.loss.divisor)}"}
     for metric in metrics_of(run, training):
         name = identifier(metric.name)
         if metric.count == OBJECT:
             result[metric.name] = f"float({object_name(metric, training)}.compute())"
             continue
-        mean = f"{name}_sum / {f'{name}_count' if metric.count == PAIR else TOTALS[metric.count]}"
+        mean = f"{name}_sum / {f'({name}_count or math.nan)' if metric.count == PAIR else _total(run, metric.count)}"
         result[metric.name] = f"math.sqrt({mean})" if metric.root else mean
     return result
+
+
+def _total(run: RunDescription, kind: str) -> str:
+    """Return an expression of a total, which is NaN if all labels of an epoch are ignored."""
+    may_be_zero = run.loss.ignore_index is not None and kind in (LABELS, COUNTED)
+    return f"({TOTALS[kind]} or math.nan)" if may_be_zero else TOTALS[kind]
 
 
 # Validation

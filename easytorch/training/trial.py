@@ -57,6 +57,24 @@ def trial(model: Model, *data: Any, callbacks: Sequence[Callback] = (), purpose:
         restore()
 
 
+@contextlib.contextmanager
+def restored_data(data: Any) -> Iterator[bool]:
+    """Restore what reading ``data`` inside changes: counters, generators and other values of datasets and functions.
+
+    Yields:
+        Whether ``data`` can be read without a trace. It cannot if it has an iterator, whose position cannot be restored.
+    """
+    sources = RandomSources(data)
+    state = Snapshot(list(sources.objects().values()), max_values=MAX_DATA_VALUES)
+    generators = sources.get_state()
+    try:
+        with preserve_rng_state():
+            yield not state.iterators
+    finally:
+        state.restore()
+        sources.set_state(generators)
+
+
 def record(
     model: Model,
     sources: Sequence[RandomSources],

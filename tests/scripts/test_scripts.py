@@ -88,6 +88,78 @@ def test_to_script_leaves_no_trace():
     assert net.training == twin.training
 
 
+class Counting(Dataset):
+    def __init__(self):
+        self.reads, self.noise = 0, torch.Generator()
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        self.reads += 1
+        return X[i] + torch.randn(8, generator=self.noise), Y[i]
+
+
+class Consuming(Counting):
+    def __init__(self):
+        super().__init__()
+        self.numbers = iter(range(1000))
+
+    def __getitem__(self, i):
+        next(self.numbers)
+        return X[i], Y[i]
+
+
+@pytest.mark.parametrize("method", ["to_script", "explain"])
+def test_datasets_do_not_see_the_reads_of_a_description(method):
+    data, validation = Counting(), Counting()
+    model = compiled_model()
+    state = data.noise.get_state()
+    getattr(model, method)(DataLoader(data, 8, shuffle=True), epochs=2, validation_data=DataLoader(validation, 8))
+    assert (data.reads, validation.reads) == (0, 0)
+    assert torch.equal(data.noise.get_state(), state)
+    model.fit(data, verbose=0)
+    reads = data.reads
+    getattr(model, method)()
+    assert data.reads == reads
+
+
+def test_iterators_in_the_data_are_not_read():
+    model, data, calls = compiled_model(), Consuming(), []
+
+    def batches():
+        calls.append(1)
+        yield X[:8], Y[:8]
+
+    generator = batches()
+    model.explain(data)
+    assert next(data.numbers) == 0
+    with pytest.raises(ValueError, match="first batch cannot be read in advance, Consuming"):
+        model.to_script(data)
+    assert next(data.numbers) == 1
+    model.explain(batches, steps_per_epoch=1)
+    assert not calls
+    model.explain(generator)
+    assert len(list(generator)) == 1
+    with pytest.raises(ValueError, match=r"data of this kind: generator\. Pass arrays"):
+        model.to_script(generator)
+
+
+def test_an_epoch_of_ignored_labels_is_nan_as_in_fit():
+    y = torch.full((40,), -100)
+    for metrics in ([], ["accuracy"]):
+        model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", metrics=metrics)
+        twin = copy.deepcopy(model.module)
+        with pytest.warns(UserWarning, match="every label of this pass is ignored"):
+            history = model.fit(X, y, epochs=2, verbose=0)
+        script = model.to_script()
+        names, lines = run_script(script, net=twin, x=X, y=y)
+        assert lines[1].startswith("Epoch 2/2  loss nan")
+        for name in ("loss", *metrics):
+            assert str(names[f"train_{name}"]) == str(history[name][-1]) == "nan"
+        assert same_weights(model.module, twin)
+
+
 # Programs of users
 
 
@@ -369,8 +441,14 @@ def test_what_no_script_does_exactly_is_refused_by_name(name):
 
 def test_a_custom_step_is_refused_by_name():
     model = CustomStep(mlp(), device="cpu").compile("sgd", "cross_entropy")
-    with pytest.raises(ValueError, match=r"CustomStep\.train_step, which overrides a method of the loop"):
-        model.to_script(X, Y)
+    for loss in ("cross_entropy", None):
+        model.compile("sgd", loss)
+        with pytest.raises(
+            ValueError, match=r"cannot write CustomStep\.train_step, which overrides a method of the loop"
+        ) as error:
+            model.to_script(X, Y)
+        # What follows from the custom step is not listed as if it were another problem.
+        assert str(error.value).endswith("Write the loop around it by hand.")
 
 
 def test_optimizer_hooks_are_refused():
