@@ -27,6 +27,7 @@ from easytorch.callbacks import (
     LearningRateScheduler,
     LivePlot,
     LRScheduler,
+    MLflowLogger,
     ModelCheckpoint,
     Monitor,
     OptunaPruning,
@@ -36,6 +37,9 @@ from easytorch.callbacks import (
     StopAfter,
     TensorBoard,
     TerminateOnNaN,
+    Tracker,
+    TrackioLogger,
+    WandbLogger,
 )
 from easytorch.data.batch import Batch
 from easytorch.distributed.launch import launch
@@ -71,6 +75,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateScheduler",
     "LivePlot",
+    "MLflowLogger",
     "Mean",
     "Metric",
     "Model",
@@ -88,6 +93,9 @@ __all__ = [
     "Strategy",
     "TensorBoard",
     "TerminateOnNaN",
+    "Tracker",
+    "TrackioLogger",
+    "WandbLogger",
     "__version__",
     "callbacks",
     "checks",
