@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import numbers
 import tempfile
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from easytorch._utils.api_hints import OPTION_HINTS
 from easytorch._utils.images import figure_to_pixels, to_pixels
 from easytorch._utils.integers import boolean
 from easytorch._utils.paths import to_absolute_path
+from easytorch._utils.registry import did_you_mean
 from easytorch._utils.rng import get_host_rng_state, set_host_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -502,6 +505,16 @@ class Tracker(Callback):
     def quiet(self) -> Iterator[None]:
         """Call the library of the tracker inside, without output that would disturb the progress bar."""
         yield
+
+
+def check_options(cls: type, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise a ``TypeError`` if ``function``, which starts the run much later, does not take ``options``."""
+    known = list(inspect.signature(function).parameters)
+    for name in options:
+        if name not in known:
+            hint = OPTION_HINTS.get(f"{cls.__name__}.{name}")
+            fix = f" Use {hint}." if hint else did_you_mean(name, [*inspect.signature(cls).parameters, *known])
+            raise TypeError(f"{cls.__name__} has no argument {name!r}.{fix}")
 
 
 def split_values(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from easytorch.callbacks.every import Every
-from easytorch.callbacks.tracker import Tracker, last_of
+from easytorch.callbacks.tracker import Tracker, check_options, last_of
 
 # Runs that a TrackioLogger has started, unlike those that the user has.
 _OWN_RUNS: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -41,6 +41,7 @@ class TrackioLogger(Tracker):
 
     Raises:
         ImportError: If Trackio is not installed.
+        TypeError: If ``trackio.init`` has no such argument.
 
     Examples:
         >>> model.fit(x, y, epochs=3, callbacks=[TrackioLogger("digits", update_freq=100)])
@@ -57,7 +58,7 @@ class TrackioLogger(Tracker):
         log_model: bool = False,
         **options: Any,
     ) -> None:
-        _import_trackio()
+        check_options(TrackioLogger, _import_trackio().init, options)
         self.project, self.name, self.options = project, name, options
         self._given_run: Any = run
         self._run: Any = None

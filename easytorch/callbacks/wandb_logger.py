@@ -17,7 +17,7 @@ import numpy as np
 from easytorch._utils.paths import to_absolute_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.every import Every
-from easytorch.callbacks.tracker import UPDATE_PREFIX, Tracker, last_of
+from easytorch.callbacks.tracker import UPDATE_PREFIX, Tracker, check_options, last_of
 from easytorch.callbacks.wandb_files import has_ended, read_history
 
 # The status of a process that a signal has ended.
@@ -60,6 +60,7 @@ class WandbLogger(Tracker):
 
     Raises:
         ImportError: If wandb is not installed.
+        TypeError: If ``wandb.init`` has no such argument.
         ValueError: If ``mode`` is unknown, or another argument is invalid.
 
     Examples:
@@ -81,7 +82,7 @@ class WandbLogger(Tracker):
         log_model: bool = False,
         **options: Any,
     ) -> None:
-        _import_wandb()
+        check_options(WandbLogger, _import_wandb().init, options)
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"mode must be 'online', 'offline' or 'disabled', received {mode!r}.")
         self.project, self.name, self.mode, self.options = project, name, mode, options

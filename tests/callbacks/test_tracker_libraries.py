@@ -283,7 +283,7 @@ def test_an_mlflow_server_that_is_away_stops_nothing(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     plain, model = new_model(), new_model()
     train(plain, 2)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="MLflowLogger") as warned:
         train(model, 2, MLflowLogger(tracking_uri=f"http://127.0.0.1:{port}"))
     assert "MLflowLogger failed; training continues" in str(warned[0].message)
     assert "could not write 2 points" in str(warned[1].message)

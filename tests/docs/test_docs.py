@@ -87,7 +87,19 @@ def test_no_block_of_a_page_is_empty(path):
     assert not empty, f"{get_name(path)}: empty blocks at lines {empty}"
 
 
-@pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
+# Importing the libraries of these pages takes several seconds.
+SLOW_PAGES = ("docs/guides/trackers.md",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if get_name(path) in SLOW_PAGES else [])
+        for path in PROSE
+        if programs(path)
+    ],
+    ids=get_name,
+)
 def test_programs_of_a_page_print_the_quoted_output(path, tmp_path, monkeypatch, capsys):
     """Skip programs with a comment ``# pip install package`` if the package is missing."""
     if importlib.util.find_spec("matplotlib"):
