@@ -28,6 +28,7 @@ from easytorch.callbacks import (
     LearningRateScheduler,
     LivePlot,
     LRScheduler,
+    MLflowLogger,
     ModelCheckpoint,
     Monitor,
     OptunaPruning,
@@ -37,6 +38,9 @@ from easytorch.callbacks import (
     StopAfter,
     TensorBoard,
     TerminateOnNaN,
+    Tracker,
+    TrackioLogger,
+    WandbLogger,
 )
 from easytorch.data.batch import Batch
 from easytorch.distributed.launch import launch
@@ -75,6 +79,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateScheduler",
     "LivePlot",
+    "MLflowLogger",
     "Mean",
     "Metric",
     "Model",
@@ -92,6 +97,9 @@ __all__ = [
     "Strategy",
     "TensorBoard",
     "TerminateOnNaN",
+    "Tracker",
+    "TrackioLogger",
+    "WandbLogger",
     "__version__",
     "callbacks",
     "checks",

@@ -26,10 +26,8 @@ Class = TypeVar("Class", bound=type)
 
 IMPORT_FROM = opcode.opmap["IMPORT_FROM"]
 
-WANDB_HINT = (
-    "a custom callback: wandb.log(logs) in on_epoch_end(self, epoch, logs=None). For what wandb.watch logs, add "
-    "easytorch.callbacks.GradientStatistics(every=100) and on_log(self, values, step)"
-)
+WANDB_HINT = "WandbLogger(project, update_freq=100). For what wandb.watch logs, add easytorch.callbacks.GradientStatistics(every=100)"
+TRACKER_HINT = "a subclass of easytorch.callbacks.Tracker with about 20 lines; see the guide about trackers"
 
 # Arguments of the methods of Model.
 ARGUMENT_HINTS = {
@@ -105,7 +103,7 @@ ARGUMENT_HINTS = {
     "max_lr": "compile(..., lr=0.001, scheduler='one_cycle')",
     "track_grad_norm": "callbacks=[easytorch.callbacks.GradientStatistics(every=100)]",
     "log_every_n_steps": "callbacks=[easytorch.callbacks.CSVLogger('updates.csv', every=50)]",
-    "logger": "callbacks=[easytorch.callbacks.TensorBoard('logs')]",
+    "logger": "callbacks=[easytorch.callbacks.TensorBoard('logs')], or WandbLogger, MLflowLogger and TrackioLogger",
     "patience": "callbacks=[easytorch.callbacks.EarlyStopping(patience=3)]",
     "progress": "verbose=0",
     "show_progress": "verbose=0",
@@ -194,6 +192,17 @@ OPTION_HINTS = {
     "Model.metrics": "Model(module).compile(optimizer, loss, metrics=['accuracy'])",
     "ReduceLROnPlateau.epsilon": "min_delta=",
     "SWA.swa_epoch_start": "start_epoch=",
+    "MLflowLogger.experiment_name": "experiment=",
+    "MLflowLogger.save_dir": "tracking_uri='sqlite:///runs/mlflow.db'",
+    "MLflowLogger.log_freq": "update_freq=",
+    "TrackioLogger.log_freq": "update_freq=",
+    "TrackioLogger.id": "name=",
+    "WandbLogger.save_dir": "dir=",
+    "WandbLogger.offline": "mode='offline'",
+    "WandbLogger.version": "id=",
+    "WandbLogger.log_freq": "update_freq=",
+    "WandbLogger.log_preds": "log_report(model.report(x, y)) after fit()",
+    "WandbLogger.anonymous": "mode='offline'",
     "TensorBoard.profile_batch": "torch.profiler in a custom callback",
     "TensorBoard.write_graph": "TensorBoard(log_dir), which writes the logs",
 }
@@ -435,8 +444,10 @@ PACKAGE_HINTS = {
     "create_supervised_evaluator": "model.evaluate(data)",
     "TrainingArguments": "the arguments of compile() and fit()",
     "Config": "the arguments of compile() and fit()",
-    "loggers": "easytorch.callbacks.TensorBoard or CSVLogger",
-    "WandbLogger": WANDB_HINT,
+    "loggers": "easytorch.callbacks.WandbLogger, MLflowLogger, TrackioLogger, TensorBoard or CSVLogger",
+    "MLFlowLogger": "MLflowLogger(experiment, tracking_uri='sqlite:///mlflow.db')",
+    "WandbCallback": WANDB_HINT,
+    "WandbMetricsLogger": WANDB_HINT,
     "DataLoader": "torch.utils.data.DataLoader",
     "Dataset": "torch.utils.data.Dataset",
     "Conv2D": "torch.nn.Conv2d(in_channels, out_channels, kernel_size)",
@@ -472,8 +483,18 @@ CALLBACK_HINTS = {
     "History": "the result of fit()",
     "LearningRateMonitor": "Not needed: the history has 'lr', and 'lr_1', ... of other parameter groups",
     "EpochScoring": "easytorch.EpochMetric(f1_score, average='macro') in compile(metrics=...)",
-    "WandbLogger": WANDB_HINT,
     "WandbCallback": WANDB_HINT,
+    "WandbMetricsLogger": WANDB_HINT,
+    "WandbModelCheckpoint": "WandbLogger(project, log_model=True)",
+    "MLFlowLogger": "MLflowLogger(experiment, tracking_uri='sqlite:///mlflow.db')",
+    "MlflowLogger": "MLflowLogger(experiment, tracking_uri='sqlite:///mlflow.db')",
+    "MLflowCallback": "MLflowLogger(experiment, tracking_uri='sqlite:///mlflow.db')",
+    "MlflowCallback": "MLflowLogger(experiment, tracking_uri='sqlite:///mlflow.db')",
+    "TrackioCallback": "TrackioLogger(project)",
+    "TensorBoardCallback": "TensorBoard(log_dir)",
+    "CometLogger": TRACKER_HINT,
+    "NeptuneLogger": TRACKER_HINT,
+    "SacredLogger": TRACKER_HINT,
     "TensorBoardLogger": "TensorBoard(log_dir)",
     "SaveModelCallback": "ModelCheckpoint(filepath, save_best_only=True)",
     "EarlyStoppingCallback": "EarlyStopping(monitor, patience=3)",

@@ -12,12 +12,17 @@ from easytorch.callbacks.every import Every
 from easytorch.callbacks.freeze import Freeze
 from easytorch.callbacks.gradients import GradientStatistics
 from easytorch.callbacks.live_plot import LivePlot
-from easytorch.callbacks.loggers import CSVLogger, TensorBoard
+from easytorch.callbacks.loggers import CSVLogger
 from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
+from easytorch.callbacks.mlflow_logger import MLflowLogger
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.optuna import OptunaPruning
 from easytorch.callbacks.out_of_memory import SplitOnOutOfMemory
 from easytorch.callbacks.stop_after import StopAfter
+from easytorch.callbacks.tensorboard import TensorBoard
+from easytorch.callbacks.tracker import Tracker
+from easytorch.callbacks.trackio_logger import TrackioLogger
+from easytorch.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
     "Averaging",
@@ -34,6 +39,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateScheduler",
     "LivePlot",
+    "MLflowLogger",
     "ModelCheckpoint",
     "Monitor",
     "OptunaPruning",
@@ -44,6 +50,9 @@ __all__ = [
     "StopAfter",
     "TensorBoard",
     "TerminateOnNaN",
+    "Tracker",
+    "TrackioLogger",
+    "WandbLogger",
 ]
 
 

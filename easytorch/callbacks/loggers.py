@@ -1,21 +1,17 @@
-"""Loggers that write the values of a run to files."""
+"""Logger that writes the values of a run to a CSV file."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import numbers
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from easytorch._utils import atomic_file
-from easytorch._utils.integers import non_negative_int
 from easytorch._utils.paths import check_writable, to_absolute_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -173,144 +169,6 @@ class CSVLogger(Callback):
         self._is_written = True
 
 
-class TensorBoard(Callback):
-    """Write the logs for TensorBoard with torch's writer.
-
-    Install it with ``pip install tensorboard``, and start it with ``tensorboard --logdir logs``.
-    As in Keras, the folders ``train`` and ``validation`` contain the same names: ``epoch_loss``, ... Several data sets in
-    ``validation_data`` get the folders ``validation_clean``, ... A validation after updates is written as ``batch_loss``, ...
-
-    Args:
-        log_dir: The folder.
-        histogram_freq: Number of epochs between two histograms of the parameters, or ``Every(epochs=...)``; 0 writes none.
-        write_steps_per_second: Also write ``epoch_steps_per_second``.
-        update_freq: ``"epoch"`` to write only the values of epochs. An integer, or an ``Every`` of updates or minutes, to also
-            write the means so far, as ``batch_loss``, ..., after this many updates.
-
-    Raises:
-        ImportError: If tensorboard is not installed.
-        ValueError: If a frequency is invalid.
-
-    Examples:
-        >>> model.fit(x, y, epochs=3, callbacks=[TensorBoard("logs", update_freq=100)])
-    """
-
-    optional = True
-    all_ranks = False
-
-    def __init__(
-        self,
-        log_dir: str | os.PathLike[str] = "logs",
-        histogram_freq: int | Every = 0,
-        write_steps_per_second: bool = False,
-        update_freq: str | int | Every = "epoch",
-    ) -> None:
-        self.folder, self.write_steps_per_second = to_absolute_path(log_dir, "log_dir"), write_steps_per_second
-        self.update_freq = as_every("update_freq", update_freq, ("updates", "minutes"))
-        self.histogram_freq = _check_histogram_freq(histogram_freq)
-        self.steps, self.epochs, self.started_at = 0, 0, 0.0
-        self._written_at = time.perf_counter()
-        self._writers: dict[str, Any] = {}
-        # The first epoch that a resumed run writes again.
-        self._purge_step: int | None = None
-        # A missing package is an error now, not during training.
-        _import_summary_writer()
-
-    def redirect(self, folder: Path) -> None:
-        """Write to ``folder``, after each update too if values of updates are written."""
-        check_writable(self.folder)
-        self.folder = folder
-        self.update_freq = self.update_freq if self.update_freq.epochs is not None else Every(updates=1)
-        self.histogram_freq = None if self.histogram_freq is None else Every(epochs=1)
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Start the clock."""
-        self.started_at, self.steps = time.perf_counter(), 0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Write the means so far, if it is due."""
-        self.steps += 1
-        if self.update_freq.epochs is not None:
-            return
-        now, step = time.perf_counter(), self.model.state.step
-        if self.update_freq.is_due_after_update(step, now - self._written_at):
-            self._written_at = now
-            for name, value in logs.items():
-                self._open_writer("train").add_scalar(f"batch_{name}", value, step)
-
-    def on_log(self, values: Mapping[str, float], step: int) -> None:
-        """Write what another callback has measured in an update."""
-        for name, value in values.items():
-            self._open_writer("train").add_scalar(name, value, step)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write the values of the epoch."""
-        self.epochs = epoch + 1
-        for name, value in (logs or {}).items():
-            if _is_number(value):
-                folder, name = self._find_folder(name)
-                self._open_writer(folder).add_scalar(f"epoch_{name}", value, epoch)
-        if self.write_steps_per_second:
-            speed = self.steps / (time.perf_counter() - self.started_at)
-            self._open_writer("train").add_scalar("epoch_steps_per_second", speed, epoch)
-        if self.histogram_freq is not None and self.histogram_freq.is_due_after_epoch(epoch + 1):
-            for name, parameter in self.model.module.named_parameters():
-                self._open_writer("train").add_histogram(name, parameter.detach(), epoch)
-        for writer in self._writers.values():
-            writer.flush()
-
-    def on_validation_end(self, logs: Any = None) -> None:
-        """Write the values of a validation that follows an update."""
-        if not self.params.get("validates_between_updates"):
-            return
-        for name, value in (logs or {}).items():
-            if _is_number(value):
-                folder, name = self._find_folder(name)
-                self._open_writer(folder).add_scalar(f"batch_{name}", value, self.model.state.step)
-
-    def _find_folder(self, name: str) -> tuple[str, str]:
-        """Return the folder of a value and its name there."""
-        if not name.startswith("val_"):
-            return "train", name
-        training_name = self.model.metrics.training_name(name)
-        data_set = name.removeprefix("val_").removesuffix(training_name).strip("_")
-        return f"validation_{data_set}" if data_set else "validation", training_name
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Close the files."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers, self._purge_step = {}, None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of epochs written: a resumed run removes those that it will write again."""
-        return {"epochs": self.epochs}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remove the epochs after the checkpoint."""
-        self.epochs = state["epochs"]
-        # Values of updates have other steps than those of epochs.
-        has_updates = self.update_freq.epochs is None or self.params.get("validates_between_updates")
-        self._purge_step = None if has_updates else self.epochs
-
-    def _open_writer(self, folder: str) -> Any:
-        if folder not in self._writers:
-            writer_class = _import_summary_writer()
-            self._writers[folder] = writer_class(str(self.folder / folder), purge_step=self._purge_step)
-        return self._writers[folder]
-
-
-def _check_histogram_freq(histogram_freq: Any) -> Every | None:
-    if isinstance(histogram_freq, Every):
-        return as_every("histogram_freq", histogram_freq, ("epochs",))
-    epochs = non_negative_int("histogram_freq", histogram_freq)
-    return Every(epochs=epochs) if epochs else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1)
-
-
 def _format_value(value: Any) -> str:
     if isinstance(value, str):
         return value
@@ -318,11 +176,3 @@ def _format_value(value: Any) -> str:
         return repr(float(value))
     except (TypeError, ValueError):
         return json.dumps(value, default=str)
-
-
-def _import_summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("TensorBoard needs the package tensorboard: pip install tensorboard") from error
-    return SummaryWriter

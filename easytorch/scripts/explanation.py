@@ -11,6 +11,7 @@ from easytorch.callbacks.every import Every
 from easytorch.scripts.description import LABELS, FitInfo, OptimizerInfo, RunDescription, ScheduleInfo
 from easytorch.training.fit_record import CallbackRecord
 
+TRACKERS = {"WandbLogger": "Weights & Biases", "MLflowLogger": "MLflow", "TrackioLogger": "Trackio"}
 PRECISIONS = {
     "fp32": "in the precision of its weights",
     "bf16": "in bf16 under torch.autocast, with weights and gradients as they are",
@@ -322,6 +323,8 @@ def _files(run: RunDescription) -> str:
         texts.append(f"The values of each epoch are written to {callback.options['filename']}.")
     for callback in run.callbacks_named("TensorBoard"):
         texts.append(f"Logs for TensorBoard are written to {callback.options['log_dir']}.")
+    for name, place in TRACKERS.items():
+        texts += [f"The values of each epoch are written to a run of {place}."] * bool(run.callbacks_named(name))
     for callback in run.callbacks_named("LivePlot"):
         texts += [f"Curves are drawn to {callback.options['path']}."] * bool(callback.options.get("path"))
     if texts:
@@ -342,7 +345,7 @@ def _checkpoint(callback: CallbackRecord) -> str:
 
 def _callbacks(run: RunDescription) -> str:
     described = ("EarlyStopping", "TerminateOnNaN", "StopAfter", "ModelCheckpoint", "BackupAndRestore", "CSVLogger",
-                 "ReduceLROnPlateau", "LearningRateScheduler", "TensorBoard", "LivePlot")  # fmt: skip
+                 "ReduceLROnPlateau", "LearningRateScheduler", "TensorBoard", "LivePlot", *TRACKERS)  # fmt: skip
     others = [c.name for c in run.callbacks if not c.is_internal or c.name not in described]
     return f"{_join(others)} {'is' if len(others) == 1 else 'are'} called, too." if others else ""
 

@@ -86,7 +86,9 @@ def fit_session(
         params = {"epochs": state.last, "steps": len(train_data) or None, "verbose": verbose}
         model.history.params, model.history.interrupted, model.history.stop_reason = params, False, ""
         model.metrics.data_sets = tuple(filter(None, validation.data_sets))
-        active = _list_callbacks(model, [*callbacks, signals, validation], params | validation.describe())
+        active = _list_callbacks(
+            model, [*callbacks, signals, validation], params | validation.describe() | {"record": record}
+        )
         train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
         own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
         train_data.sources.others = {"model": model, "callbacks": own_callbacks}

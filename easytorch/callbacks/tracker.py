@@ -1,0 +1,553 @@
+"""Base class of callbacks that write a run to an experiment tracker."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import numbers
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from easytorch._utils.api_hints import OPTION_HINTS
+from easytorch._utils.images import figure_to_pixels, to_pixels
+from easytorch._utils.integers import boolean
+from easytorch._utils.paths import to_absolute_path
+from easytorch._utils.registry import did_you_mean
+from easytorch._utils.rng import get_host_rng_state, set_host_rng_state
+from easytorch._utils.warnings import warn
+from easytorch.callbacks.base import Callback
+from easytorch.callbacks.every import Every, as_every
+from easytorch.callbacks.run_config import describe_run, flatten
+from easytorch.optimizer_group import learning_rates
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
+
+# Prefix of the names of values of updates. Values of epochs have other steps, so they need other names.
+UPDATE_PREFIX = "batch_"
+# Seconds after a failure before the next attempt, so that a server that does not answer costs little.
+RETRY_SECONDS = 60.0
+# Points that wait for a server. The oldest are discarded first.
+MAX_WAITING = 10_000
+# Values that a checkpoint holds because the tracker may have lost them. W&B writes its file in blocks of 32 KiB.
+MAX_RECENT_VALUES = 2_000
+
+
+@dataclasses.dataclass
+class Point:
+    """What is written at one step.
+
+    Attributes:
+        kind: ``"values"``, ``"text"`` or ``"image"``.
+        content: Numbers, texts, or images as bytes, by name.
+        axis: ``"epoch"`` or ``"step"``.
+        step: The index of the epoch from 0, or the number of updates.
+    """
+
+    kind: str
+    content: dict[str, Any]
+    axis: str
+    step: int
+
+
+class Tracker(Callback):
+    """Base class of callbacks that write a run to an experiment tracker; override ``open_run``, ``write`` and ``close_run``.
+
+    A run starts with the first epoch of a fit. It gets the hyperparameters, the values of each epoch under the names of the
+    logs at the index of the epoch from 0, and with ``update_freq`` the means so far under ``batch_loss``, ... at the number of
+    the update, as well as ``batch_lr``, what ``GradientStatistics`` measures, and validations between updates.
+
+    A failure of a tracker is a warning, once in a fit, and training continues. What could not be written is stored, also in
+    checkpoints. It is written a minute later, at the end of the fit, or by a resumed run.
+
+    A run that ``fit(resume=...)`` continues is the same run of the tracker. Points that it has are not written again.
+    A second fit of the same model with the same object continues the run; a fit of another model starts a new one.
+    On several processes, only rank 0 writes.
+
+    Args:
+        update_freq: ``"epoch"`` to write only the values of epochs. An integer, or an ``Every`` of updates or minutes, to also
+            write values of updates after this many updates. Reading them waits for the device.
+        config: Further hyperparameters by name; nested dicts become names with points.
+        log_model: Whether to upload the model, as ``Model.save`` writes it, at the end of a fit that neither failed nor was
+            interrupted.
+
+    Attributes:
+        run_id: The identifier of the run; None before the first epoch.
+
+    Raises:
+        ValueError: If ``update_freq`` is no such frequency; in ``fit``, if ``log_model`` and the module is sharded.
+
+    Examples:
+        >>> class PrintTracker(Tracker):
+        ...     def open_run(self, run_id, config):
+        ...         return run_id or "run-1"
+        ...
+        ...     def write(self, values, axis, step):
+        ...         print(axis, step, values)
+        >>> model.fit(x, y, epochs=3, callbacks=[PrintTracker(update_freq=100)])
+    """
+
+    optional = True
+    all_ranks = False
+    # After callbacks that add to the logs or change the weights, and before a checkpoint is written.
+    priority = 6
+
+    def __init__(
+        self,
+        *,
+        update_freq: str | int | Every = "epoch",
+        config: Mapping[str, object] | None = None,
+        log_model: bool = False,
+    ) -> None:
+        self.update_freq = as_every("update_freq", update_freq, ("updates", "minutes"))
+        if config is not None and not isinstance(config, Mapping):
+            raise ValueError(
+                f"config must be a dict of hyperparameters, received {type(config).__name__}. For a namespace of argparse, pass "
+                "config=vars(args)."
+            )
+        self.config = dict(config or {})
+        self.log_model = boolean("log_model", log_model)
+        self.run_id: str | None = None
+        self._owner: Model | None = None  # the model whose run it is
+        self._written_at = time.perf_counter()
+        self._is_dry = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the run."""
+        self.run_id = self._fixed_run_id()
+        self._is_open = False
+        self._waiting: deque[Point] = deque(maxlen=MAX_WAITING)
+        self._recent: deque[Point] = deque()
+        self._recent_count = 0
+        self._unsure: list[Point] = []  # points of the checkpoint that the tracker may have lost
+        self._last_steps: Mapping[str, int] = {}  # the last step of each name before the run was continued
+        self._is_resumed = self._has_warned = self._has_begun = self._was_open = False
+        self._retry_at = 0.0
+        self._status = "finished"
+        self._run_config: dict[str, Any] = flatten(self.config)
+
+    # What a subclass implements
+
+    def open_run(self, run_id: str | None, config: Mapping[str, Any]) -> str | None:
+        """Start a run, or continue one, and return its identifier.
+
+        Args:
+            run_id: The identifier of the run to continue; None for a new one.
+            config: The hyperparameters by name: numbers, bools and text.
+        """
+        raise NotImplementedError
+
+    def read_last_steps(self) -> Mapping[str, int] | None:
+        """Return the last step of each name that the continued run has; by default None, which is unknown.
+
+        If it is unknown, a run that was killed and resumed has the points after its last checkpoint twice.
+        """
+        return None
+
+    def format_name(self, name: str) -> str:
+        """Return the name of a value as the tracker accepts it; by default unchanged."""
+        return name
+
+    def write(self, values: Mapping[str, float], axis: str, step: int) -> None:
+        """Write numbers.
+
+        Args:
+            values: The numbers by name; they may be NaN or infinite.
+            axis: ``"epoch"`` or ``"step"``.
+            step: The index of the epoch from 0, or the number of updates.
+        """
+        raise NotImplementedError
+
+    def write_text(self, texts: Mapping[str, str], axis: str, step: int) -> None:
+        """Write texts by name, also lists as JSON; by default nothing."""
+
+    def write_image(self, name: str, pixels: np.ndarray[Any, np.dtype[np.uint8]], axis: str, step: int) -> None:
+        """Write an image, ``[height, width, 1, 3 or 4]`` of bytes; by default nothing."""
+
+    def write_file(self, path: Path, name: str) -> None:
+        """Upload the file ``path`` as ``name``; by default nothing."""
+
+    def close_run(self, status: str) -> None:
+        """End the run, which a later fit may continue.
+
+        Args:
+            status: ``"finished"``, ``"failed"``, or ``"interrupted"`` by a signal or a limit.
+        """
+
+    def _fixed_run_id(self) -> str | None:
+        """Return the identifier of the run that the user has passed."""
+        return None
+
+    # Methods for the user
+
+    def log_values(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Write numbers or texts of your own at an update.
+
+        Args:
+            values: The values by name.
+            step: The number of updates; by default the current one.
+
+        Raises:
+            RuntimeError: Before the first fit, as in all methods ``log_...``.
+        """
+        self._record(values, "step", self._current_step("log_values", step))
+
+    def log_image(self, name: str, image: object, step: int | None = None) -> None:
+        """Write an image, in a hook or after a fit.
+
+        Args:
+            name: The name.
+            image: A tensor or an array, ``[height, width]``, ``[channels, height, width]`` or ``[height, width, channels]``.
+                Bytes stay as they are. Numbers from 0 to 1 are black to white; if some are outside of this range, the lowest is
+                black and the highest white.
+            step: The number of updates; by default the current one.
+
+        Raises:
+            ValueError: If the shape is not that of an image.
+
+        Examples:
+            >>> def on_epoch_end(self, epoch, logs=None):
+            ...     logger.log_image("reconstruction", self.model.predict(x[:1])[0])
+        """
+        step = self._current_step("log_image", step)
+        if self._is_writer():
+            self._send_point(Point("image", {self.format_name(name): to_pixels(image)}, "step", step))
+
+    def log_figure(self, name: str, figure: object, step: int | None = None) -> None:
+        """Write a figure of matplotlib as an image.
+
+        Raises:
+            TypeError: If it is no figure.
+        """
+        step = self._current_step("log_figure", step)
+        if self._is_writer():
+            self._send_point(Point("image", {self.format_name(name): figure_to_pixels(figure)}, "step", step))
+
+    def log_report(self, report: object, name: str = "report", step: int | None = None) -> None:
+        """Write the numbers and the picture of ``model.report(x, y)``.
+
+        The numbers are ``report/accuracy`` and the ends of its 95% interval, ``report/accuracy_low`` and
+        ``report/accuracy_high``. The picture needs matplotlib.
+
+        Args:
+            report: The report.
+            name: The start of all names.
+            step: The number of updates; by default the current one.
+
+        Raises:
+            TypeError: If it is no report.
+        """
+        step = self._current_step("log_report", step)
+        if not hasattr(report, "summary") or not hasattr(report, "plot"):
+            raise TypeError(f"report must be a report, received {type(report).__name__}. Pass model.report(x, y).")
+        if not self._is_writer():
+            return
+        values: dict[str, float] = {}
+        for entry, estimate in report.summary.items():
+            values |= {f"{name}/{entry}": estimate.value, f"{name}/{entry}_low": estimate.low}
+            values[f"{name}/{entry}_high"] = estimate.high
+        self._record(values, "step", step)
+        self.log_figure(name, report.plot(show=False), step)
+
+    def log_file(self, path: str | Path, name: str | None = None) -> None:
+        """Upload a file, such as the best checkpoint.
+
+        Args:
+            path: The file.
+            name: Its name in the tracker; by default that of the file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
+        self._current_step("log_file", None)
+        source = to_absolute_path(path)
+        if not self._is_writer():
+            return
+        if not source.is_file():
+            raise FileNotFoundError(f"There is no file {str(source)!r} to upload.")
+        if self._attempt(self._open, now=True):
+            self._attempt(lambda: self.write_file(source, name or source.name), now=True)
+
+    def _current_step(self, method: str, step: int | None) -> int:
+        if self._owner is None and not hasattr(self, "model"):
+            raise RuntimeError(
+                f"{method}() writes to the run of a fit, and there was none. Call fit(..., callbacks=[logger]) first."
+            )
+        return self.model.state.step if step is None else step
+
+    def _is_writer(self) -> bool:
+        return not self._is_dry and self.model.strategy.group.is_main
+
+    # Hooks
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check the arguments; the run starts with the first epoch, when a stopped run is restored."""
+        if self._owner is not self.model:
+            self._close("finished")
+            self._reset()
+        self._owner, self._is_dry, self._has_warned, self._status = self.model, False, False, "finished"
+        self._is_resumed, self._has_begun, self._retry_at, self._last_steps = False, False, 0.0, {}
+        is_sharded = any(hasattr(parameter, "to_local") for parameter in self.model.module.parameters())
+        if self.log_model and is_sharded:
+            raise ValueError(
+                f"{type(self).__name__}(log_model=True) cannot save a sharded module, because only rank 0 writes. Remove it, use "
+                "ModelCheckpoint, and call log_file(path) after fit()."
+            )
+
+    def redirect(self, folder: Path) -> None:
+        """Write nothing to the tracker."""
+        self._is_dry = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Start the run, or continue it."""
+        if self._is_dry:
+            return
+        self._has_begun = True
+        if not self._is_open:
+            self._attempt(self._open)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Write the values of the update, if it is due."""
+        if self.update_freq.epochs is not None:
+            return
+        now, step = time.perf_counter(), self.model.state.step
+        if self.update_freq.is_due_after_update(step, now - self._written_at):
+            self._written_at = now
+            rates = learning_rates(self.model.require_optimizer("fit"))
+            self._record_update(dict((logs or {}).items()) | rates, step)
+
+    def on_log(self, values: Mapping[str, float], step: int) -> None:
+        """Write what another callback has measured in an update."""
+        self._record_update(values, step)
+
+    def on_validation_end(self, logs: Any = None) -> None:
+        """Write the values of a validation that follows an update."""
+        if self.params.get("validates_between_updates"):
+            self._record_update(logs or {}, self.model.state.step)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write the values of the epoch."""
+        self._record(logs or {}, "epoch", epoch)
+
+    def on_interrupt(self) -> None:
+        """Record that a signal or a limit ended training."""
+        self._status = "interrupted"
+
+    def on_exception(self, error: BaseException) -> None:
+        """Record that training failed."""
+        self._status = "failed" if isinstance(error, Exception) else "interrupted"
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Upload the model, if wanted, and end the run with its status."""
+        if self._is_dry or not self._has_begun:
+            self._is_dry = False
+            return
+        if self.model.callbacks.diverged:
+            self._status = "failed"
+        self._flush(now=True)
+        if self._is_open and self.log_model and self._status == "finished":
+            self._attempt(self._upload_model, now=True)
+        if self._waiting:
+            warn(
+                f"{type(self).__name__} could not write {len(self._waiting)} points. fit(resume=...) writes those before the "
+                "last checkpoint when the run continues."
+            )
+        self._close(self._status)
+
+    def close_on_failure(self) -> None:
+        """End the run."""
+        self._close("failed")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the identifier of the run, and the points that the tracker may not have yet."""
+        return {"run_id": self.run_id, "recent": _to_json(self._recent), "waiting": _to_json(self._waiting)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the run of the checkpoint."""
+        if self._is_resumed:
+            return  # the second time, in the middle of an epoch
+        if self._fixed_run_id() is None and self.run_id != state["run_id"]:
+            self._close("finished")
+            self._reset()
+            self.run_id = state["run_id"]
+        self._is_resumed = True
+        self._unsure = _from_json(state["recent"])
+        self._waiting.extend(_from_json(state["waiting"]))
+
+    # Writing
+
+    def _record_update(self, values: Mapping[str, Any], step: int) -> None:
+        self._record({f"{UPDATE_PREFIX}{name}": value for name, value in values.items()}, "step", step)
+
+    def _record(self, values: Mapping[str, Any], axis: str, step: int) -> None:
+        """Write numbers and texts, now or when the tracker works again."""
+        if not self._is_writer():
+            return
+        numbers_by_name, texts = split_values({self.format_name(name): value for name, value in values.items()})
+        if numbers_by_name:
+            self._waiting.append(Point("values", numbers_by_name, axis, step))
+        if texts:
+            self._waiting.append(Point("text", texts, axis, step))
+        self._flush()
+
+    def _send_point(self, point: Point) -> None:
+        self._waiting.append(point)
+        self._flush()
+
+    def _flush(self, now: bool = False) -> None:
+        """Write the points that wait, the oldest first.
+
+        Args:
+            now: Also soon after a failure.
+        """
+        if self._waiting:
+            self._attempt(self._write_waiting, now=now)
+
+    def _write_waiting(self) -> None:
+        self._open()
+        while self._waiting:
+            point = self._waiting[0]
+            last = self._last_steps
+            new = {name: value for name, value in point.content.items() if last.get(name, -1) < point.step}
+            if new and point.kind == "values":
+                self.write(new, point.axis, point.step)
+            elif new and point.kind == "text":
+                self.write_text(new, point.axis, point.step)
+            elif new:
+                for name, pixels in new.items():
+                    self.write_image(name, pixels, point.axis, point.step)
+            self._remember(self._waiting.popleft())
+
+    def _remember(self, point: Point) -> None:
+        if point.kind == "image":
+            return
+        self._recent.append(point)
+        self._recent_count += len(point.content)
+        while self._recent_count > MAX_RECENT_VALUES and len(self._recent) > 1:
+            self._recent_count -= len(self._recent.popleft().content)
+
+    def _open(self) -> None:
+        """Open the run, unless it is open."""
+        if self._is_open:
+            return
+        continues = self.run_id is not None
+        if self.model.train_data is not None:  # within a fit
+            self._run_config = describe_run(self.model, self.params) | flatten(self.config)
+        self.run_id = self.open_run(self.run_id, self._run_config)
+        if continues and (self._is_resumed or not self._was_open):
+            last_steps = self.read_last_steps()
+            if last_steps is not None:
+                self._last_steps = last_steps
+                self._waiting.extendleft(reversed(self._unsure))
+            self._unsure = []
+            self._warn_of_existing_points()
+        self._is_open = self._was_open = True
+
+    def _warn_of_existing_points(self) -> None:
+        """Warn if the user has passed a run that has points, and does not resume it."""
+        first = {"epoch": self.model.state.first, "step": self.model.state.step}
+        if not self._is_resumed and any(step >= min(first.values()) for step in self._last_steps.values()):
+            warn(
+                f"The run {self.run_id!r} of {type(self).__name__} has points already, and points up to these are not written "
+                "again. Use another run, or fit(resume=...) to continue the training of this one."
+            )
+
+    def _upload_model(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.pt"
+            self.model.save(path)
+            self.write_file(path, "model.pt")
+
+    def _close(self, status: str) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._attempt(lambda: self.close_run(status), now=True)
+
+    def _attempt(self, action: Callable[[], None], now: bool = False) -> bool:
+        """Call ``action``, and return whether it succeeded; a failure is a warning, once in a fit.
+
+        Args:
+            action: What to do with the tracker.
+            now: Also soon after a failure.
+        """
+        if not now and time.monotonic() < self._retry_at:
+            return False
+        # Names and delays of trackers are random numbers, which must not change those of training.
+        states = get_host_rng_state()
+        try:
+            with self.quiet():
+                action()
+        except (Exception, SystemExit) as error:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            if not self._has_warned:
+                self._has_warned = True
+                text = " ".join(str(error).split())
+                warn(
+                    f"{type(self).__name__} failed; training continues, and what it could not write is written later. "
+                    f"{type(error).__name__}: {text[:300]}"
+                )
+            return False
+        finally:
+            set_host_rng_state(states)
+        return True
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Call the library of the tracker inside, without output that would disturb the progress bar."""
+        yield
+
+
+def check_options(cls: type, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise a ``TypeError`` if ``function``, which starts the run much later, does not take ``options``."""
+    known = list(inspect.signature(function).parameters)
+    for name in options:
+        if name not in known:
+            hint = OPTION_HINTS.get(f"{cls.__name__}.{name}")
+            fix = f" Use {hint}." if hint else did_you_mean(name, [*inspect.signature(cls).parameters, *known])
+            raise TypeError(f"{cls.__name__} has no argument {name!r}.{fix}")
+
+
+def split_values(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the numbers among ``values``, and the others, but None, as text; lists are JSON."""
+    found: dict[str, float] = {}
+    texts: dict[str, str] = {}
+    for name, value in values.items():
+        is_scalar = isinstance(value, (Tensor, np.ndarray)) and _size(value) == 1
+        if isinstance(value, (numbers.Real, np.bool_)) or is_scalar:
+            found[name] = float(value)
+        elif isinstance(value, str):
+            texts[name] = value
+        elif value is not None:
+            texts[name] = json.dumps(value.tolist() if hasattr(value, "tolist") else value, default=str)
+    return found, texts
+
+
+def _to_json(points: Iterable[Point]) -> str:
+    # One text is smaller than a structure of many values, and JSON of Python holds NaN.
+    return json.dumps([dataclasses.astuple(point) for point in points if point.kind != "image"])
+
+
+def _from_json(text: str) -> list[Point]:
+    return [Point(*fields) for fields in json.loads(text)]
+
+
+def last_of(points: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the largest step of each name among pairs of a name and a step."""
+    steps: dict[str, int] = {}
+    for name, step in points:
+        steps[name] = max(step, steps.get(name, step))
+    return steps
+
+
+def _size(value: Any) -> int:
+    return int(value.numel() if isinstance(value, Tensor) else value.size)
