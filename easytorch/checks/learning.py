@@ -16,6 +16,8 @@ from easytorch.checks.probe import FIT_RATES, FIT_SAMPLES, Probe, Row, final_los
 # A trial of Adam must reduce the loss of one batch to less than this share.
 FIT_SHARE = 0.9
 MIN_STEPS = 20
+# A module with a smaller share of trained parameters need not fit a batch.
+TRAINED_SHARE = 0.1
 # The first loss, times this, is what a few updates on the same batch must not exceed.
 DIVERGED = 3.0
 # The first update in relation to the weights: about 0.001 is usual. Above 1 nothing of the initialization remains.
@@ -36,6 +38,8 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
         yield info(f"{text}; that is too few steps to see whether the module can fit it.", last)
     elif last > FIT_SHARE * first and _has_few_parameters(probe):
         yield info(f"{text}; so few parameters cannot fit any batch.", last)
+    elif last > FIT_SHARE * first and _is_mostly_frozen(probe):
+        yield info(f"{text}; most parameters are frozen, so the module need not be able to fit it.", last)
     elif (
         first > 0
         and _is_above(last, first, probe)
@@ -134,6 +138,12 @@ def _has_few_parameters(probe: Probe) -> bool:
     return sum(p.numel() for p in probe.module.parameters() if p.requires_grad) < min(
         FIT_SAMPLES, probe.batch_size or 0
     )
+
+
+def _is_mostly_frozen(probe: Probe) -> bool:
+    """Return whether few parameters are trained, such as those of adapters."""
+    parameters = list(probe.module.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad) < TRAINED_SHARE * sum(p.numel() for p in parameters)
 
 
 def _momentum(probe: Probe) -> float:
