@@ -110,7 +110,7 @@ def unpack(
         signature = signature or ForwardSignature((), any_keyword=True)
         names = set(loss_entries).difference(signature.names, LABEL_KEYS)
         return _unpack_dict({key: batch[key] for key in batch if key not in names} if names else batch, signature)
-    return Batch(*unpack_object(batch, signature, loss_entries, ignored)) if is_batch_object(batch) else Batch(batch)
+    return Batch(*unpack_object(batch, signature, ignored)) if is_batch_object(batch) else Batch(batch)
 
 
 def _has_target_dicts(y: Any) -> bool:

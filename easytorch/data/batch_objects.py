@@ -16,6 +16,8 @@ from easytorch._utils.pytree import describe
 TARGETS = ("edge_label", *LABEL_KEYS)
 # Attributes with the number of samples.
 SIZES = ("batch_size", "num_graphs")
+# Attributes that divide the nodes of a graph.
+MASKS = ("train_mask", "val_mask", "test_mask")
 # Attributes with the number of rows that the outputs for a graph may have, apart from those of its targets.
 ROWS = ("num_graphs", "num_nodes", "num_edges")
 
@@ -27,9 +29,7 @@ def is_batch_object(batch: Any) -> bool:
     return callable(getattr(batch, "to", None))
 
 
-def unpack_object(
-    batch: Any, signature: ForwardSignature | None, loss_entries: Collection[str], ignored: int | None
-) -> tuple[Any, Any]:
+def unpack_object(batch: Any, signature: ForwardSignature | None, ignored: int | None) -> tuple[Any, Any]:
     """Return the inputs and the targets of a batch object; the targets are None if it has none.
 
     The inputs are the object. If the module requires several arguments, and the object has an attribute for each of them, they
@@ -38,13 +38,9 @@ def unpack_object(
     Args:
         batch: The object.
         signature: The arguments of the module.
-        loss_entries: Attributes that the loss takes by name.
         ignored: The label that the loss ignores; None if there is no such label.
-
-    Raises:
-        ValueError: If only some of the targets may count, and it is unknown which.
     """
-    return _select_inputs(batch, signature), _counted_targets(batch, loss_entries, ignored)
+    return _select_inputs(batch, signature), _counted_targets(batch, ignored)
 
 
 def object_size(batch: Any) -> int | None:
@@ -105,30 +101,39 @@ def _select_inputs(batch: Any, signature: ForwardSignature | None) -> Any:
     return {name: value for name, value in attributes if isinstance(value, Tensor) or name in signature.required_names}
 
 
-def _counted_targets(batch: Any, loss_entries: Collection[str], ignored: int | None) -> Any:
-    """Return the targets, with the ignored label where they do not count."""
-    y = _find_targets(batch)
-    seeds = _count_seeds(batch)
-    if seeds is not None and isinstance(y, Tensor) and len(y) > seeds:
-        if ignored is None or y.is_floating_point():
+def _counted_targets(batch: Any, ignored: int | None) -> Any:
+    """Return the targets, with the ignored label for the neighbors of the seeds, which do not count."""
+    y, seeds = _find_targets(batch), _count_seeds(batch)
+    if seeds is None or ignored is None or not isinstance(y, Tensor) or y.is_floating_point() or len(y) <= seeds:
+        return y
+    y = y.clone()
+    y[seeds:] = ignored
+    return y
+
+
+def check_targets_count(batch: Any, loss_entries: Collection[str], ignored: int | None) -> None:
+    """Raise a ``ValueError`` if only some of the targets of a batch object count, and the loss would use all of them.
+
+    Args:
+        batch: The object.
+        loss_entries: Attributes that the loss takes by name.
+        ignored: The label that the loss ignores; None if there is no such label.
+    """
+    y, seeds = _find_targets(batch), _count_seeds(batch)
+    if not isinstance(y, Tensor):
+        return
+    if seeds is not None:
+        if len(y) > seeds and (ignored is None or y.is_floating_point()):
             raise ValueError(
                 f"Only the first {seeds} of {len(y)} nodes of {describe(batch)} count: the others are neighbors. Override "
-                "train_step in a subclass of Model, with loss = f(self(batch)[: batch.batch_size], batch.y[: batch.batch_size])."
+                "train_step in a subclass of Model, with loss = f(self(batch)[:batch.batch_size], batch.y[:batch.batch_size])."
             )
-        y = y.clone()
-        y[seeds:] = ignored
-        return y
-    masks = [name for name in ("train_mask", "val_mask", "test_mask") if getattr(batch, name, None) is not None]
-    if (
-        seeds is None
-        and masks
-        and not set(masks) & set(loss_entries)
-        and _find_targets(batch) is getattr(batch, "y", None)
-    ):
+        return
+    masks = [name for name in MASKS if getattr(batch, name, None) is not None]
+    if masks and masks[0] not in loss_entries and y is getattr(batch, "y", None):
         raise ValueError(
             f"{describe(batch)} has {', '.join(masks)}, but the loss and the metrics would use the labels of all nodes. Pass one "
             "graph for each mask, in which the loss ignores all other labels: train_graph = graph.clone(); train_graph.y = "
             "torch.where(graph.train_mask, graph.y, -100); del train_graph.train_mask, ...; fit([train_graph], "
             "validation_data=[val_graph])."
         )
-    return y

@@ -25,6 +25,7 @@ from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, Window, divide, from_numpy
+from easytorch.data.batch_objects import check_targets_count, is_batch_object
 from easytorch.data.class_names import count_names, name_classes, names_of
 from easytorch.data.sample_weights import IGNORE_INDEX, align_weights, check_is_weight
 from easytorch.losses.checks import (
@@ -93,8 +94,14 @@ class Criterion:
     def bind(self, model: Any) -> None:
         """Let custom losses that take ``model``, ``module`` or ``x`` use ``model``."""
 
-    def inputs(self, x: Any, y: Any, signature: ForwardSignature) -> Any:
-        """Return what the module gets in a step: the inputs ``x``, with the targets ``y`` if the module computes the loss."""
+    def inputs(self, x: Any, y: Any, batch: Any, signature: ForwardSignature) -> Any:
+        """Return what the module gets in a step: the inputs ``x``, with the targets ``y`` if the module computes the loss.
+
+        Raises:
+            ValueError: If ``batch`` is an object, of whose targets only some count.
+        """
+        if is_batch_object(batch):
+            check_targets_count(batch, self.entries, self.ignored_label)
         return x
 
     def term_names(self) -> list[str]:

@@ -49,7 +49,7 @@ class ModuleLoss(Criterion):
         """Compare the loss of the next batch with cross-entropy, which shows whether it shifts the labels."""
         self._checks_shift, self._has_weighted = True, False
 
-    def inputs(self, x: Any, y: Any, signature: ForwardSignature) -> Any:
+    def inputs(self, x: Any, y: Any, batch: Any, signature: ForwardSignature) -> Any:
         """Return the inputs ``x``, with the targets ``y`` as the argument ``labels`` or ``targets`` of the module."""
         return signature.with_label(x, y)
 
@@ -68,7 +68,7 @@ class ModuleLoss(Criterion):
         """
         x, y, _ = self._model.unpack(batch)
         with in_loss_mode(self._model.module), preserve_rng_state():
-            return self._model(self.inputs(x, y, self._model.signature))
+            return self._model(self.inputs(x, y, batch, self._model.signature))
 
     def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None, batch: Any = None) -> Tensor:
         """Return the loss in the module's output."""
