@@ -74,7 +74,7 @@ def test_graph_classification_equals_the_hand_written_loop():
     torch.manual_seed(1)
     history = compiled(net).fit(loader(shuffle=True), epochs=2, verbose=0)
     torch.manual_seed(1)
-    optimizer, means = torch.optim.Adam(plain.parameters(), 0.01), []
+    optimizer, means = torch.optim.Adam(plain.parameters(), 0.01, fused=True), []
     batches = loader(shuffle=True)
     for _ in range(2):
         total = 0.0
@@ -135,7 +135,7 @@ def test_the_data_object_of_a_full_graph_and_its_masks():
 
     model = compiled(net)
     history = model.fit([masked(graph.train_mask)], epochs=3, validation_data=[masked(graph.val_mask)], verbose=0)
-    optimizer = torch.optim.Adam(plain.parameters(), 0.01)
+    optimizer = torch.optim.Adam(plain.parameters(), 0.01, fused=True)
     for _ in range(3):
         loss = F.cross_entropy(plain(graph.x, graph.edge_index)[graph.train_mask], graph.y[graph.train_mask])
         loss.backward()
@@ -183,7 +183,7 @@ def test_link_prediction_uses_the_labels_of_edges():
     net = Links()
     plain = copy.deepcopy(net)
     history = compiled(net, "bce_with_logits").fit([train], epochs=2, validation_data=[val], verbose=0)
-    optimizer = torch.optim.Adam(plain.parameters(), 0.01)
+    optimizer = torch.optim.Adam(plain.parameters(), 0.01, fused=True)
     for _ in range(2):
         loss = F.binary_cross_entropy_with_logits(plain(train), train.edge_label)
         loss.backward()
