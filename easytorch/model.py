@@ -308,7 +308,9 @@ class Model:
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
         x, y, sample_weight = self.unpack(batch)
-        y_pred = self(x)
+        y_pred = self(
+            self.loss.inputs(x, y, batch, self.signature)
+        )  # self(x), unless the module computes the loss from y
         self.metrics.update(y_pred, y, sample_weight, batch)
         return self.loss.terms(y_pred, y, sample_weight, batch)  # {"loss": ...}; with several outputs, the loss of each
 
@@ -433,7 +435,7 @@ class Model:
 
         Labels that are text become class numbers, if they are in ``class_names``.
         """
-        parts = batch_functions.unpack(batch, self.signature, self.loss.entries)
+        parts = batch_functions.unpack(batch, self.signature, self.loss.entries, self.loss.ignored_label)
         if self.class_names is None or not isinstance(parts.y, (list, tuple)):
             return parts
         y = number_batch(parts.y, read_names(self.class_names))
@@ -847,8 +849,8 @@ class Model:
         """Print the table of layers and an estimate of memory, and return the statistics of torchinfo.
 
         Args:
-            x: Inputs, or the shape of a batch of floats such as ``(32, 20)``, which determine the shapes in the table. By default
-                those of the last fit; without any there are no shapes.
+            x: Inputs, a ``DataLoader``, whose first batch is used, or the shape of a batch of floats such as ``(32, 20)``, which
+                determine the shapes in the table. By default those of the last fit; without any there are no shapes.
             options: Passed to ``torchinfo.summary``.
         """
         return print_summary(self, x, **options)

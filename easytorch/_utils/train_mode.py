@@ -35,6 +35,20 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def in_loss_mode(module: nn.Module) -> Iterator[None]:
+    """Set ``module`` to train mode inside the block, and all layers, which have no submodules or are of torch, to eval mode.
+
+    A module that returns losses in train mode and predictions in eval mode then returns losses, without dropout and without an
+    update of running statistics.
+    """
+    with _preserve_modes(module):
+        for submodule in module.modules():
+            is_layer = type(submodule).__module__.startswith("torch.nn.") or not any(submodule.children())
+            submodule.training = submodule is module or not is_layer
+        yield
+
+
 def snapshot_buffers(*modules: nn.Module) -> Callable[[], None]:
     """Copy the buffers of ``modules`` and return a function that restores them."""
     copies = [

@@ -19,6 +19,7 @@ from easytorch._utils.integers import non_negative_int
 from easytorch._utils.registry import did_you_mean, find, quote_list, spellings
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
+from easytorch.callbacks.counting_schedulers import CountedScheduler, counted
 from easytorch.callbacks.early_stopping import Monitor, check_log_name, lacks_validation
 from easytorch.errors import FileError
 from easytorch.optimizer_group import OptimizerGroup, members_of
@@ -65,10 +66,11 @@ class LRScheduler(Callback):
 
     Args:
         scheduler: A ``torch.optim.lr_scheduler`` of the model's optimizer, or any object with ``step()``, ``state_dict()`` and
-            ``load_state_dict()``; or a function that creates one from the optimizer.
+            ``load_state_dict()``, or a scheduler of timm; or a function that creates one from the optimizer.
         step_every: ``"update"`` or ``"epoch"``. None decides by the class: ``OneCycleLR`` and ``CyclicLR`` count updates;
             ``StepLR``, ``MultiStepLR``, ``ExponentialLR`` and ``ReduceLROnPlateau`` count epochs. Others, such as
-            ``CosineAnnealingLR``, count what their length is equal to: the updates or the epochs of the fit.
+            ``CosineAnnealingLR``, count what their length is equal to: the updates or the epochs of the fit. Those of timm
+            count what ``t_in_epochs`` says.
         monitor: Name of the value for ``ReduceLROnPlateau``; by default ``val_loss`` with validation data, else ``loss``.
 
     Raises:
@@ -152,6 +154,7 @@ class LRScheduler(Callback):
         optimizer = require_optimizer(optimizer)
         if self._factory is not None or not _is_scheduler(self.scheduler):
             self.scheduler = _create_scheduler(self._factory, optimizer)
+        self.scheduler = counted(self.scheduler)
         _check_interface(self.scheduler)
         if getattr(self.scheduler, "optimizer", optimizer) is not optimizer:
             raise ValueError(
@@ -258,7 +261,8 @@ class LRScheduler(Callback):
             self._rates = list(getattr(self.scheduler, "_last_lr", []))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.scheduler).__name__})"
+        scheduler = self.scheduler.scheduler if isinstance(self.scheduler, CountedScheduler) else self.scheduler
+        return f"{type(self).__name__}({type(scheduler).__name__})"
 
 
 class Schedule(LRScheduler):
@@ -659,6 +663,8 @@ def _find_step_every(scheduler: Any) -> str | None:
     """Return what ``scheduler`` counts, None if it may count updates or epochs."""
     if isinstance(scheduler, PER_UPDATE):
         return "update"
+    if isinstance(scheduler, CountedScheduler):
+        return scheduler.step_every
     return "epoch" if isinstance(scheduler, PER_EPOCH) else None
 
 

@@ -19,6 +19,8 @@ FIT_SHARE = 0.9
 MIN_STEPS = 20
 # A trial with so few values of a sample, which may hardly tell the samples apart, must reduce the loss to less than this share.
 FEW_VALUES, SLIGHT_SHARE = 4, 0.99
+# A module with a smaller share of trained parameters need not fit a batch.
+TRAINED_SHARE = 0.1
 # The first loss, times this, is what a few updates on the same batch must not exceed.
 DIVERGED = 3.0
 # The first update in relation to the weights: about 0.001 is usual. Above 1 nothing of the initialization remains.
@@ -41,6 +43,8 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
         yield info(f"{text}; so few parameters cannot fit any batch.", last)
     elif SLIGHT_SHARE * first > last > FIT_SHARE * first and _has_few_inputs(probe):
         yield info(f"{text}; inputs of so few values may not tell the samples apart.", last)
+    elif last > FIT_SHARE * first and _is_mostly_frozen(probe):
+        yield info(f"{text}; most parameters are frozen, so the module need not be able to fit it.", last)
     elif (
         first > 0
         and _is_above(last, first, probe)
@@ -147,6 +151,12 @@ def _has_few_inputs(probe: Probe) -> bool:
     if not tensors or not all(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in tensors):
         return False
     return sum(tensor[:1].numel() for tensor in tensors) <= FEW_VALUES
+
+
+def _is_mostly_frozen(probe: Probe) -> bool:
+    """Return whether few parameters are trained, such as those of adapters."""
+    parameters = list(probe.module.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad) < TRAINED_SHARE * sum(p.numel() for p in parameters)
 
 
 def _momentum(probe: Probe) -> float:

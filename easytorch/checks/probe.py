@@ -22,7 +22,7 @@ from easytorch.checks.recording import Recorder, Recording
 from easytorch.checks.samples import Samples
 from easytorch.data.batch import Batch, Window, divide
 from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
-from easytorch.losses.module_loss import ModuleLoss
+from easytorch.losses.module_loss import ModuleLoss, find_loss_parts
 from easytorch.metrics.aggregation import to_floats
 from easytorch.metrics.collection import loss_of
 from easytorch.optimizer_group import OptimizerGroup, parameters_of
@@ -381,7 +381,7 @@ def _find_heads(probe: Probe) -> Iterator[Head]:
     """Yield the outputs of the first update with their losses and targets, if ``train_step`` is that of ``Model``."""
     model, batch = probe.model, probe.batch
     outputs = None if probe.recording is None else probe.recording.outputs
-    if batch is None or outputs is None or not probe.is_standard:
+    if batch is None or outputs is None or not probe.is_standard or find_loss_parts(outputs) is not None:
         return
     for name, loss in losses_by_name(model.loss).items():
         y_pred, y = model.loss.select(outputs, batch.y, name or None)

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from easytorch._utils.forward_signature import ForwardSignature
+from easytorch._utils.forward_signature import LABEL_KEYS, ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
+from easytorch.data.batch_objects import is_batch_object, object_size, read_size, unpack_object
 
-LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 WEIGHT_KEY = "sample_weight"
-# Attributes with the number of samples, in batch objects of other libraries.
-SIZE_ATTRIBUTES = ("batch_size", "num_graphs")
 # Types of numbers in an array of objects.
 NUMBERS = (int, float, np.number, np.bool_)
 PAD_HINT = "Pad them to one length with torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
@@ -66,20 +64,28 @@ class CombinedTuple(_Combined, tuple[Any, ...]):
     """One batch of each loader; see ``combine``."""
 
 
-def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: Collection[str] = frozenset()) -> Batch:
+def unpack(
+    batch: Any,
+    signature: ForwardSignature | None = None,
+    loss_entries: Collection[str] = frozenset(),
+    ignored: int | None = None,
+) -> Batch:
     """Split ``batch`` into inputs, targets and sample weights.
 
     Args:
         batch: ``x``, ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``; or a dict. The entries of a dict that have the
             names of arguments of the module are the inputs. Its entry ``labels`` (``label``, ``targets``, ``target``,
-            ``y``) is the target.
-        signature: The arguments of the module that takes the inputs; only dicts need it.
+            ``y``) is the target. So is this attribute of an object of another library, such as a batch of graphs.
+        signature: The arguments of the module that takes the inputs; only dicts and objects need it.
         loss_entries: Entries of a dict that are arguments of the loss, and no inputs unless the module has them as arguments.
+        ignored: The label that the loss ignores, which only objects need.
 
     Raises:
         ValueError: If a tuple has more than three parts.
     """
     if not loss_entries and type(batch) in (tuple, list) and len(batch) in (1, 2, 3):  # by far the most frequent case
+        if type(batch[0]) is tuple and len(batch) == 2 and _has_target_dicts(batch[1]):
+            return Batch([*batch[0]], batch[1])  # a list of images, which is one argument
         return Batch(*batch)
     if batch is None:
         raise ValueError(
@@ -104,7 +110,12 @@ def unpack(batch: Any, signature: ForwardSignature | None = None, loss_entries: 
         signature = signature or ForwardSignature((), any_keyword=True)
         names = set(loss_entries).difference(signature.names, LABEL_KEYS)
         return _unpack_dict({key: batch[key] for key in batch if key not in names} if names else batch, signature)
-    return Batch(batch)
+    return Batch(*unpack_object(batch, signature, ignored)) if is_batch_object(batch) else Batch(batch)
+
+
+def _has_target_dicts(y: Any) -> bool:
+    """Return whether ``y`` has a dict for each sample, as in object detection."""
+    return isinstance(y, (tuple, list)) and bool(y) and all(isinstance(target, Mapping) for target in y)
 
 
 def _without_entries(x: Any, loss_entries: Collection[str], signature: ForwardSignature | None) -> Any:
@@ -172,7 +183,7 @@ def batch_size(batch: Any) -> int:
     _check_is_batch(batch)
     if type(batch) is Tensor and batch.ndim:
         return batch.shape[0]
-    for count in (_read_size_attribute, _count_other_parts, _count_targets, _count_rows):
+    for count in (object_size, read_size, _count_other_parts, _count_targets, _count_rows):
         found = count(batch)
         if found is not None:
             return found
@@ -199,14 +210,6 @@ def _check_is_batch(batch: Any) -> None:
         )
 
 
-def _read_size_attribute(batch: Any) -> int | None:
-    for name in SIZE_ATTRIBUTES:
-        size = getattr(batch, name, None)
-        if isinstance(size, int):
-            return size
-    return None
-
-
 def _count_other_parts(batch: Any) -> int | None:
     """Return the number of rows of all parts after the inputs, for a batch of three or more parts."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 3:
@@ -219,8 +222,7 @@ def _count_other_parts(batch: Any) -> int | None:
 
 def _count_targets(batch: Any) -> int | None:
     targets = _get_targets(batch)
-    # Object detection has a dict for each sample.
-    if isinstance(targets, (tuple, list)) and targets and all(isinstance(target, Mapping) for target in targets):
+    if _has_target_dicts(targets):
         return len(targets)
     size = _count_first_dimension(targets, batch)
     if isinstance(batch, Mapping) and size is not None:

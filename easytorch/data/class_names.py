@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.registry import did_you_mean, quote_list
-from easytorch.data.batch import LABEL_KEYS
 from easytorch.data.data_sets import DataSets
 
 # Names in a message.

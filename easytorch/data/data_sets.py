@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import quote_list
 from easytorch.data.arrays import is_array
-from easytorch.data.batch import LABEL_KEYS, WEIGHT_KEY
+from easytorch.data.batch import WEIGHT_KEY
 
 COLUMN, STRUCTURE, DATA_SET = "column", "structure", "data set"
 

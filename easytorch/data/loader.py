@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 
 from easytorch._utils import torch_private
+from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.integers import optional_positive_int, positive_int
 from easytorch._utils.pytree import describe, has_instance, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
@@ -44,7 +45,6 @@ from easytorch.data.arrays import (
     unpack_tuple,
 )
 from easytorch.data.batch import (
-    LABEL_KEYS,
     WEIGHT_KEY,
     Batch,
     GeneratorWithLookahead,
@@ -54,6 +54,7 @@ from easytorch.data.batch import (
     unpack,
 )
 from easytorch.data.batch import batch_size as count_samples
+from easytorch.data.batch_objects import is_batch_object
 from easytorch.data.combined import CombinedLoader
 from easytorch.data.data_sets import DataSets
 from easytorch.data.endless import check_has_end
@@ -552,5 +553,5 @@ def as_single_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
     check_rows(x=x, y=y, sample_weight=sample_weight)
     if y is None and sample_weight is None:
-        return as_tensors(x)
+        return x if is_batch_object(x) else as_tensors(x)
     return _array_dataset(x, y, as_weights(sample_weight)).tree

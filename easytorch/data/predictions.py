@@ -30,6 +30,7 @@ from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import EMPTY_DATA, batch_size
+from easytorch.data.batch_objects import object_rows, without_neighbors
 from easytorch.distributed.process_group import SingleProcess
 
 
@@ -45,6 +46,8 @@ def transform_outputs(transform: Callable[[Any], Any] | None, outputs: Any, batc
 def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
     """Return ``outputs`` if they have one row for each sample of ``batch``, so that batches can be joined.
 
+    Of a sampled subgraph, only the rows of its seeds are returned. What a generating model caches is left out.
+
     Raises:
         TypeError: If ``outputs`` are None.
         ValueError: If an output has another number of rows.
@@ -53,13 +56,16 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
         raise TypeError(
             "There are no outputs: the module returned None. Add a return statement to forward() or predict_step()."
         )
+    outputs = without_caches(without_neighbors(outputs, batch))
+    if _are_of_samples(outputs, batch):
+        return SampleList(outputs)
     try:
         size = batch_size(batch)
     # A batch object of another library
     except ValueError:
         return outputs
     if isinstance(outputs, Tensor):
-        is_valid = outputs.shape[:1] == (size,)
+        is_valid = outputs.shape[:1] == (size,) or (outputs.ndim > 0 and len(outputs) in object_rows(batch))
     else:
         # Next to other outputs there may be a single number, such as a loss.
         is_valid = all(not leaf.ndim or len(leaf) in (size, 0) for leaf in leaves(outputs) if isinstance(leaf, Tensor))
@@ -71,6 +77,24 @@ def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:
         f"predict() needs outputs with one row for each sample, but for a batch of {size} the module returned "
         f"{describe(outputs)}. Override predict_step to return such outputs, or replace squeeze() by squeeze(1) in forward()."
     )
+
+
+def without_caches(outputs: Any) -> Any:
+    """Return a dict of outputs without the keys and values of attention, which are for the next token and hold memory.
+
+    The caches of transformers are objects, which cannot be joined over batches.
+    """
+    caches = [key for key in outputs if is_cache(outputs[key])] if isinstance(outputs, Mapping) else []
+    if not caches:
+        return outputs
+    kept = {key: value for key, value in outputs.items() if key not in caches}
+    kind: Any = type(outputs)
+    return kind(**kept) if dataclasses.is_dataclass(kind) else kept
+
+
+def is_cache(value: Any) -> bool:
+    """Return whether ``value`` has the interface of the caches of transformers."""
+    return all(callable(getattr(value, name, None)) for name in ("update", "get_seq_length"))
 
 
 def pair_with_targets(outputs: Any, y: Any) -> tuple[Any, Any]:
@@ -89,6 +113,13 @@ def pair_with_targets(outputs: Any, y: Any) -> tuple[Any, Any]:
             "sample. Collect the targets in predict_step."
         )
     return outputs, y
+
+
+def _are_of_samples(outputs: Any, batch: Any) -> bool:
+    """Return whether ``outputs`` have a dict for each input of ``batch``, which are a list, such as images of any size."""
+    x = batch[0] if isinstance(batch, (tuple, list)) and batch else None
+    is_list = isinstance(x, (tuple, list)) and isinstance(outputs, list) and len(outputs) == len(x)
+    return is_list and all(isinstance(output, Mapping) for output in outputs)
 
 
 class SampleList(list[Any]):

@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from easytorch._utils import torch_private
+from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import are_instances
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
@@ -38,7 +39,7 @@ from easytorch.data.arrays import (
     is_sample_list,
     load_samples,
 )
-from easytorch.data.batch import LABEL_KEYS, Batch, from_numpy, unpack
+from easytorch.data.batch import Batch, from_numpy, unpack
 from easytorch.data.in_memory import InMemory
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.api_hints import TARGET_NAMES
-from easytorch._utils.forward_signature import ForwardSignature
+from easytorch._utils.forward_signature import LABEL_KEYS, ForwardSignature
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import quote_list
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.train_mode import in_eval_mode, preserve_module
-from easytorch.data.batch import LABEL_KEYS
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.strategies.base import Strategy
 
@@ -52,6 +51,21 @@ def forward_error(failure: Failure) -> Exception | None:
     if not is_call_error or failure.module_call is None or failure.layer_call is not None:
         return None
     return _arguments_error(failure, *failure.module_call)
+
+
+def missing_label_error(failure: Failure) -> Exception | None:
+    """Return that the module computes its loss, if it fails without the argument for the targets, which the error names."""
+    signature, x = failure.module_call or (None, None)
+    label = None if signature is None else signature.label
+    if label is None or not failure.module.training or (isinstance(x, Mapping) and label in x):
+        return None
+    if not re.search(rf"\b{label}\b", str(failure.error)):
+        return None
+    name = type(failure.module).__name__
+    return ValueError(
+        f"{name} computes its loss in train mode, and needs {label!r} for it ({failure.error}). Leave the loss out: "
+        f"compile('sgd'). Then {name} gets the targets of each batch (x, y) as {label!r}."
+    )
 
 
 def missing_forward_error(failure: Failure) -> Exception | None:

@@ -20,6 +20,7 @@ from easytorch.diagnostics.layer_errors import (
     forward_error,
     layer_error,
     missing_forward_error,
+    missing_label_error,
     swapped_error,
     text_error,
 )
@@ -40,6 +41,7 @@ RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     collate_error,
     evaluation_error,
     missing_forward_error,
+    missing_label_error,
     dict_error,
     text_error,
     swapped_error,

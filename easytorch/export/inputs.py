@@ -49,6 +49,18 @@ class Inputs(NamedTuple):
         dimensions = _check_dynamic(dynamic)
         batch = model.strategy.to_device(_find_batch(model, x))
         tree = map_leaves(_to_cpu, select_inputs(batch, model.unpack(batch).x, model.signature))
+        if isinstance(tree, Mapping):  # without targets the module computes no loss
+            tree = {name: value for name, value in tree.items() if name != model.signature.label}
+        if any(hasattr(each, "num_nodes") or hasattr(each, "edge_index") for each in (batch, *leaves(tree))):
+            raise ValueError(
+                f"export() writes programs of arrays with one row for each sample, and {describe(batch)} is a graph. Save the "
+                "weights, model.save_weights('weights.pt'), and run the module in torch."
+            )
+        if type(tree) is list:
+            raise ValueError(
+                f"export() needs inputs with one row for each sample, received a list with an array for each, {describe(tree)}. "
+                "Save the weights, model.save_weights('weights.pt'), and run the module in torch."
+            )
         tensors = [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
         if not tensors or any(tensor.ndim == 0 or not len(tensor) for tensor in tensors):
             raise ValueError(

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.train_mode import in_eval_mode, preserve_module
+from easytorch.data.predictions import without_caches
 from easytorch.export.inputs import Inputs, bind_arguments
 from easytorch.losses.criterion import Criterion
 
@@ -42,6 +43,24 @@ class WithProbabilities(nn.Module):
         self.forward = forward
 
 
+class WithoutCaches(nn.Module):
+    """A module of transformers without the keys and values of attention that it returns for the next token.
+
+    Args:
+        module: The module. Its ``forward`` decides the arguments.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+        @functools.wraps(module.forward)  # torch.export reads the names of the arguments
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return without_caches(module(*args, **kwargs))
+
+        self.forward = forward
+
+
 class Program(NamedTuple):
     """A traced module.
 
@@ -67,7 +86,11 @@ def trace(model: Model, inputs: Inputs, probabilities: bool) -> ExportedProgram:
     module = model.module if model.device.type == "cpu" else copy.deepcopy(model.module).cpu()
     wrapped = WithProbabilities(module, model.loss) if probabilities else module
     try:
-        with in_eval_mode(wrapped), preserve_module(module), torch.no_grad(), warnings.catch_warnings():
+        with in_eval_mode(module), preserve_module(module), torch.no_grad(), warnings.catch_warnings():
+            outputs = module(*inputs.args, **inputs.kwargs)
+            if not probabilities and without_caches(outputs) is not outputs:
+                wrapped = WithoutCaches(module)
+            wrapped.eval()
             # nn.LSTM and its like assign attributes in forward, which preserve_module restores.
             warnings.filterwarnings("ignore", message=".*were assigned during export")
             shapes = _shapes(wrapped, inputs)

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.api_hints import check_argument_order
+from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import Batch, Window, divide, from_numpy
+from easytorch.data.batch_objects import check_targets_count, is_batch_object
 from easytorch.data.class_names import count_names, name_classes, names_of
 from easytorch.data.sample_weights import IGNORE_INDEX, align_weights, check_is_weight
 from easytorch.losses.checks import (
@@ -63,6 +65,7 @@ class Criterion:
         kind: ``"multiclass"``, ``"binary"``, or None if unknown.
         family: The ``torch.nn`` class of the loss, else ``type(None)``.
         ignore_index: The label that the loss ignores, None if it has no such label.
+        ignored_label: The same, if the mean is certainly over all other labels.
         may_ignore: Whether the data of the current pass may have such labels.
         entries: The entries of batches that a custom loss takes by the names of its parameters.
         modules: The losses with parameters or buffers of their own, which are trained, saved, and in eval mode with the module.
@@ -71,6 +74,7 @@ class Criterion:
     kind: str | None = None
     family: type[Any] = type(None)
     ignore_index: int | None = None
+    ignored_label: int | None = None
     may_ignore = True
     modules = LossModules()
     # Entries of batches that are arguments of a custom loss, and no inputs.
@@ -89,6 +93,16 @@ class Criterion:
 
     def bind(self, model: Any) -> None:
         """Let custom losses that take ``model``, ``module`` or ``x`` use ``model``."""
+
+    def inputs(self, x: Any, y: Any, batch: Any, signature: ForwardSignature) -> Any:
+        """Return what the module gets in a step: the inputs ``x``, with the targets ``y`` if the module computes the loss.
+
+        Raises:
+            ValueError: If ``batch`` is an object, of whose targets only some count.
+        """
+        if is_batch_object(batch):
+            check_targets_count(batch, self.entries, self.ignored_label)
+        return x
 
     def term_names(self) -> list[str]:
         """Return the names of the terms other than ``"loss"``."""
@@ -216,6 +230,7 @@ class SingleLoss(Criterion):
         self.activation: Callable[[Tensor], Tensor] | None
         self.kind, self.activation = ACTIVATIONS.get(self.family, NO_ACTIVATION)
         self.ignore_index: int = self._option("ignore_index", IGNORE_INDEX)
+        self.ignored_label = self.ignore_index if self.family in (nn.CrossEntropyLoss, nn.NLLLoss) else None
         self.reduction: str | None = self._option("reduction", None)
         self.is_keras = any(self.function is function for function in KERAS.values())
         self.is_elementwise = self.is_keras or self.family in ELEMENTWISE_LOSSES

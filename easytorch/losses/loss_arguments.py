@@ -10,6 +10,7 @@ from torch import nn
 
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, quote_list
+from easytorch.data.batch_objects import is_batch_object
 
 # What each name stands for. Any other name is an entry of a batch that is a dict.
 NAMES = ("x", "model", "module", "sample_weight", "batch")
@@ -87,13 +88,15 @@ class LossArguments:
         """Return the value of each parameter that has one.
 
         Args:
-            batch: The batch on the device; None if a custom step passes none.
+            batch: The batch on the device, a dict or an object with attributes; None if a custom step passes none.
             sample_weight: Its sample weights, or None.
 
         Raises:
             TypeError: If a required parameter has no value.
         """
         known: dict[str, Any] = dict(_find_entries(batch)) if self.entries else {}
+        if is_batch_object(batch):
+            known |= {name: getattr(batch, name) for name in self.entries if hasattr(batch, name)}
         if self.model is not None:
             known |= {"model": self.model, "module": self.model.module}
             if batch is not None and "x" in self.names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,19 @@ def _make_criterion(loss: Any, weights: Any, module: nn.Module | None) -> Criter
             f"loss_weights expects several losses, received loss_weights={weights!r} for one loss, {loss!r}. Pass a list or "
             "dict of losses, or leave loss_weights out."
         )
-    if loss is None:
-        # Causal language models of transformers compare the output at each token with the label of the next one.
-        return ModuleLoss(shifts_labels=getattr(module, "loss_type", None) == "ForCausalLM")
-    return SingleLoss(loss)
+    return ModuleLoss(_is_causal(module)) if loss is None else SingleLoss(loss)
+
+
+def _is_causal(module: Any) -> bool:
+    """Return whether ``module`` is a causal language model of transformers, perhaps with adapters of peft.
+
+    It compares the output at each token with the label of the next one.
+    """
+    if callable(getattr(module, "get_base_model", None)):
+        module = module.get_base_model()
+    kind = getattr(module, "loss_type", None)
+    if kind is not None:
+        return bool(kind == "ForCausalLM")
+    # The classes whose name contains no kind of loss, such as GPT2LMHeadModel, have this loss if they use loss_function.
+    code = getattr(inspect.unwrap(module.forward), "__code__", None) if isinstance(module, nn.Module) else None
+    return code is not None and hasattr(type(module), "loss_function") and "loss_function" in code.co_names

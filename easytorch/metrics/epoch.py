@@ -43,7 +43,7 @@ class EpochMetric(Metric):
 
     Args:
         function: Takes NumPy arrays, predictions and targets with one row per sample, and returns a number; or an array or a dict
-            of numbers, which are logged separately.
+            of numbers, which are logged separately. Of a detector it takes two lists with a dict of arrays for each image.
         name: Name in the logs; by default that of the function.
         mode: ``"max"`` if higher is better, ``"min"`` if lower is better, None if unknown.
         inputs: What the function gets as predictions. ``"classes"``: class indices, or 0 and 1 for a binary loss.
@@ -264,9 +264,20 @@ def _join(values: Sequence[Any]) -> Any:
         return torch.cat([value.detach().cpu() for value in values])
     if isinstance(first, Mapping):
         return {key: _join([value[key] for value in values]) for key in first}
+    if _is_sample_list(first):
+        return [map_leaves(_to_cpu, sample) for value in values for sample in value]
     if isinstance(first, (tuple, list)):
         return tuple(_join(column) for column in zip(*values, strict=True))
     raise TypeError(f"it needs tensors with one row per sample, but received {describe(first)}")
+
+
+def _is_sample_list(value: Any) -> bool:
+    """Return whether ``value`` has a dict for each sample, as the boxes and labels of object detection."""
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(sample, Mapping) for sample in value)
+
+
+def _to_cpu(leaf: Any) -> Any:
+    return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
 
 
 def _to_numpy(leaf: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +78,9 @@ def make_report(
         )
     criterion = copy.deepcopy(criterion)
     criterion.to(torch.device("cpu"))
+    if isinstance(outputs, Mapping):  # the logits of transformers, or the only entry
+        found = criterion.compared_prediction({key: _to_tensor(value) for key, value in outputs.items()}, None)
+        outputs = found if isinstance(found, Tensor) else outputs
     repeats = positive_int("bootstrap", bootstrap) if bootstrap else 0
     prediction, targets = _as_tensors(criterion, outputs, y)
     if criterion.kind == "multiclass":
@@ -85,6 +88,10 @@ def make_report(
     losses = sample_losses(criterion, prediction, targets)
     options: dict[str, Any] = {"losses": losses, "bootstrap": Bootstrap(repeats, seed)}
     return _build(criterion, prediction, targets, names_of(class_names, None), threshold, options)
+
+
+def _to_tensor(value: Any) -> Any:
+    return from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _build(

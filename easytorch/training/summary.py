@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from easytorch._utils import train_mode
 from easytorch._utils.api_hints import SUMMARY_HINTS, check_options
@@ -20,7 +21,7 @@ from easytorch._utils.html_table import format_pairs, format_table
 from easytorch._utils.notebook import SHOWN_NUMBERS, Output, in_notebook
 from easytorch._utils.paths import printable
 from easytorch._utils.pytree import map_leaves
-from easytorch._utils.rng import preserve_rng_state
+from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch.data.arrays import as_predict_data
 from easytorch.data.loader import as_single_batch
 from easytorch.diagnostics.torch_errors import translate_errors
@@ -40,7 +41,9 @@ def print_summary(model: Model, x: Any, **options: Any) -> Any:
     check_options("Model.summary", options, list(inspect.signature(torchinfo.summary).parameters)[1:-1], SUMMARY_HINTS)
     if _is_shape(x):
         x = torch.zeros(tuple(x))
-    if x is not None:
+    if isinstance(x, DataLoader):
+        table = _summarize_batch(model, _first_batch(x), **options)
+    elif x is not None:
         table = _summarize_batch(model, as_single_batch(as_predict_data(x, model.signature)), **options)
     else:
         table = _summarize_last_fit(model, **options)
@@ -52,6 +55,12 @@ def print_summary(model: Model, x: Any, **options: Any) -> Any:
         sizes = estimate_memory(model.module, model.optimizer, model.strategy.gradient_copies)
         print(textwrap.fill(format_memory(sizes), LINE_WIDTH))
     return table
+
+
+def _first_batch(loader: DataLoader[Any]) -> Any:
+    """Return the first batch of ``loader``; random states are restored."""
+    with preserve_rng_state(), preserve_generators([loader.sampler, loader.dataset, loader.collate_fn]):
+        return next(iter(loader))
 
 
 def format_model(model: Model) -> str:
