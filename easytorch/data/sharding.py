@@ -27,6 +27,7 @@ from easytorch._utils.internal import is_internal
 from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size, count_batches
 from easytorch.data.combined import CombinedLoader
+from easytorch.data.webdatasets import is_split_by_rank
 from easytorch.data.without_data import WithoutData, shard_steps
 from easytorch.distributed.agreement import as_reported
 from easytorch.distributed.process_group import SingleProcess
@@ -96,7 +97,8 @@ def is_presharded(loader: Any) -> bool:
     samplers = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
     if any(hasattr(sampler, "num_replicas") for sampler in samplers):
         return True
-    return getattr(dataset if dataset is not None else loader, "_distributed", None) is not None
+    source = dataset if dataset is not None else loader
+    return getattr(source, "_distributed", None) is not None or is_split_by_rank(source)
 
 
 def _uses_distributed_sampler(loader: Any) -> bool:
