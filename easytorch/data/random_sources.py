@@ -115,7 +115,8 @@ class RandomSources:
         A stream is read again from its start, so its objects have the state of the start of a pass.
         """
         scan = self._scan()
-        is_read_again = not isinstance(self.loader, DataLoader) or scan.sources is scan.samples
+        # A loader that saves itself saves a stream too.
+        is_read_again = not isinstance(self.loader, DataLoader) or isinstance(self.loader.dataset, IterableDataset)
         samples = {} if is_read_again else scan.samples
         return samples | walk({"validation": self.validation_loader}, samples.values())
 
