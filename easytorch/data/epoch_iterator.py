@@ -57,6 +57,7 @@ from easytorch.data.fast_loaders import (
 from easytorch.data.random_sources import RandomSources
 from easytorch.data.resumable_sampler import ResumableSampler, Resume, order_repeats_message
 from easytorch.data.stream_check import StreamCheck
+from easytorch.data.tables import has_shuffle_buffer
 from easytorch.data.workers import iterate, refresh_workers, report_repeated_stream, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
@@ -646,6 +647,7 @@ class EpochIterator:
             generator.skip(count)
         if is_in_pass:
             self._resume = state
+            self._report_lost_samples()
         # In a pass, the counters of samplers start from their values at its start.
         self.sources.set_state({**state, "counters": {} if is_in_pass else state["counters"]})
         if self._unreproducible and (self._resume is not None or getattr(self._reader, "persistent_workers", False)):
@@ -653,6 +655,15 @@ class EpochIterator:
                 "DataLoader workers load the samples, and their random numbers cannot be restored. If the dataset draws random "
                 "numbers (augmentation), results will differ from an uninterrupted run. Wrap the dataset in "
                 "easytorch.data.seeded(dataset) for an exact resume."
+            )
+
+    def _report_lost_samples(self) -> None:
+        """Warn if the state of the loader lacks samples that its stream has read already."""
+        if self._loader_state is not None and has_shuffle_buffer(self._source()):
+            warn(
+                f"Results will differ from an uninterrupted run: the state of {type(self.loader).__name__} does not contain the "
+                "samples in the shuffle buffer of a Hugging Face stream, so they are lost. Pass a DataLoader, which reads the "
+                "batches again."
             )
 
     def get_position(self) -> Position | None:

@@ -27,6 +27,7 @@ from easytorch._utils.internal import is_internal
 from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size, count_batches
 from easytorch.data.combined import CombinedLoader
+from easytorch.data.tables import row_checksum
 from easytorch.data.webdatasets import is_split_by_rank
 from easytorch.data.without_data import WithoutData, shard_steps
 from easytorch.distributed.agreement import as_reported
@@ -85,6 +86,8 @@ def describe_size(loader: Any, group: SingleProcess, prefix: str = "") -> dict[s
     dataset = getattr(loader, "dataset", None)
     return {
         f"{prefix}samples": None if dataset is None else count_batches(dataset),
+        # split_dataset_by_node of Hugging Face gives each rank other rows of a dataset with an index.
+        f"{prefix}rows": None if dataset is None else row_checksum(dataset),
         f"{prefix}batches": count_batches(loader),
         f"{prefix}batch_size": getattr(loader, "batch_size", None),
         f"{prefix}sampler": type(getattr(loader, "sampler", None)).__name__,  # random or sequential

@@ -5,6 +5,7 @@ A frame has columns with names. A series is one column. pandas converts its own 
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, NoReturn
 
 import numpy as np
@@ -105,6 +106,24 @@ def as_values(column: Any) -> Array:
     if library_of(column) == "pyarrow":
         return np.asarray(column.to_numpy(zero_copy_only=False))
     return np.asarray(column[:] if _is_dataset_column(column) else column.to_numpy())
+
+
+def row_checksum(dataset: Any) -> int | None:
+    """Return a checksum of the first and the last row of a Hugging Face dataset as it is stored; None for other datasets."""
+    if library_of(dataset) != "datasets" or not hasattr(dataset, "with_format") or not hasattr(dataset, "__getitem__"):
+        return None
+    rows = dataset.with_format("arrow")[[0, len(dataset) - 1]]
+    return zlib.crc32(repr(rows.to_pylist()).encode())
+
+
+def has_shuffle_buffer(dataset: Any) -> bool:
+    """Return whether ``dataset`` is a stream of Hugging Face with a shuffle buffer, whose content is not part of its state."""
+    if library_of(dataset) != "datasets":
+        return False
+    stage = getattr(dataset, "_ex_iterable", None)
+    while stage is not None and getattr(stage, "buffer_size", 0) < 2:
+        stage = getattr(stage, "ex_iterable", None)
+    return stage is not None
 
 
 def refuse_unread(name: str, value: Any) -> None:

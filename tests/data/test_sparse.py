@@ -125,7 +125,9 @@ def test_a_split_stays_sparse():
 
 def test_a_run_over_sparse_data_is_resumed_exactly(tmp_path):
     def run(folder, *callbacks):
-        return fit(FORMATS["csr"], callbacks=[BackupAndRestore(folder, save_freq=1, delete_checkpoint=False), *callbacks])
+        return fit(
+            FORMATS["csr"], callbacks=[BackupAndRestore(folder, save_freq=1, delete_checkpoint=False), *callbacks]
+        )
 
     expected = run(tmp_path / "a")
     with pytest.raises(SimulatedCrash):

@@ -141,7 +141,10 @@ WRONG = {
         POLARS.with_columns(c2=pl.when(pl.int_range(50) > 5).then(pl.col("c2"))),
         r"nulls in the columns 'c2' \(6 rows\).*fill_null",
     ),
-    "nulls of Arrow": (ARROW.append_column("n", pa.array([None, 1] * 25)), r"nulls in the columns 'n' \(25 rows\).*fill"),
+    "nulls of Arrow": (
+        ARROW.append_column("n", pa.array([None, 1] * 25)),
+        r"nulls in the columns 'n' \(25 rows\).*fill",
+    ),
     "NaN of polars": (POLARS.with_columns(c2=float("nan")), r"not finite.*'c2' \(50 rows\).*fill_nan"),
     "list of polars": (pl.Series(INPUTS.tolist()), r"List\(Float64\).*list.to_array\(length\)"),
     "list of Arrow": (pa.array(INPUTS.tolist()), r"list<.*pyarrow.list_"),
