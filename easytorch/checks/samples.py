@@ -141,7 +141,7 @@ def _is_plain(loader: Any) -> bool:
 
 def _stored(dataset: Any) -> Any:
     """Return all samples of a dataset as one batch, if they are in memory as tensors; otherwise None."""
-    if isinstance(dataset, (ArrayDataset, InMemory)):
+    if isinstance(dataset, InMemory) or (isinstance(dataset, ArrayDataset) and dataset.is_dense):
         return dataset.tree
     return dataset.tensors if type(dataset) is TensorDataset else None
 

@@ -1,6 +1,6 @@
 """Arrays as one dataset, and the meaning of lists, tuples and dicts as data.
 
-The first row that matches decides. "Array" stands for a tensor, a NumPy array, a frame or a series.
+The first row that matches decides. "Array" stands for a tensor, a NumPy array, a sparse matrix, a frame or a series.
 
 ==================  ====================================================  ==============================================
 call                ``x``                                                 meaning
@@ -45,6 +45,8 @@ from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import NUMBERS, PAD_HINT, from_numpy, unpack
+from easytorch.data.sparse import SparseRows, as_dense, has_sparse, is_sparse
+from easytorch.data.tables import as_array, get_names, is_frame, is_pandas, is_series, library_of, select_columns
 
 if TYPE_CHECKING:
     from easytorch.typing import TargetLike
@@ -61,6 +63,9 @@ class ArrayDataset(Dataset[Any]):
     Args:
         tree: Tensors, arrays or frames of equal length, in dicts, lists and tuples.
 
+    Attributes:
+        tree: The same as tensors; a sparse matrix as ``SparseRows``, whose rows become dense when they are loaded.
+
     Raises:
         ValueError: If the lengths differ.
         TypeError: If a value is not numeric.
@@ -72,13 +77,14 @@ class ArrayDataset(Dataset[Any]):
 
     def __init__(self, tree: TargetLike) -> None:
         self.tree = as_tensors(tree)
-        lengths = sorted({len(leaf) for leaf in leaves(self.tree) if isinstance(leaf, Tensor)})
+        lengths = sorted({len(leaf) for leaf in leaves(self.tree) if isinstance(leaf, (Tensor, SparseRows))})
         if len(lengths) > 1:
             raise ValueError(
                 "Inputs, targets and weights have different lengths: expected one row for each sample in all of them, "
                 f"received {' and '.join(map(str, lengths))} rows in {describe(self.tree)}. Check that len(x) == len(y)."
             )
         self.size = lengths[0] if lengths else 0
+        self.is_dense = not has_sparse(leaves(self.tree))
 
     def __len__(self) -> int:
         return self.size
@@ -147,7 +153,9 @@ def as_tensor(leaf: Any) -> Any:
     """Return an array, frame, series or list of numbers as a tensor; a frame's columns become floats."""
     if leaf is None:
         return None
-    tensor = leaf if isinstance(leaf, Tensor) else _convert(leaf)
+    if is_sparse(leaf):
+        return SparseRows(leaf)
+    tensor = leaf if isinstance(leaf, Tensor) else _convert(as_array(leaf))
     if tensor.ndim == 0:
         raise ValueError(
             f"Expected one row for each sample, received the single number {tensor.item()}. Pass an array, for example "
@@ -194,6 +202,8 @@ def is_image(value: Any) -> bool:
 
 def _convert(leaf: Any) -> Tensor:
     check_is_read("the data", leaf)
+    if isinstance(leaf, Tensor):  # a column of a Hugging Face dataset
+        return leaf
     if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy"):
         return from_numpy(_frame_values(leaf))
     if hasattr(leaf, "to_numpy"):
@@ -247,8 +257,8 @@ def _list_values(numbers: Any) -> np.ndarray[Any, Any]:
 
 
 def is_array(leaf: Any) -> bool:
-    """Return whether ``leaf`` is a tensor, an array, a frame or a series."""
-    return isinstance(leaf, (Tensor, np.ndarray)) or (hasattr(leaf, "to_numpy") and hasattr(leaf, "__len__"))
+    """Return whether ``leaf`` is a tensor, an array, a sparse matrix, a frame or a series."""
+    return isinstance(leaf, (Tensor, np.ndarray)) or is_frame(leaf) or is_series(leaf) or is_sparse(leaf)
 
 
 def is_map_style(x: Any) -> bool:
@@ -256,6 +266,16 @@ def is_map_style(x: Any) -> bool:
     if isinstance(x, Dataset):
         return True
     return hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, (list, tuple, Mapping, str, bytes))
+
+
+def as_torch_samples(dataset: Any) -> Any:
+    """Return a Hugging Face dataset with tensors as samples, unless a transform makes them; anything else as it is.
+
+    Without a format its samples have lists of numbers, of which ``default_collate`` makes a list of tensors.
+    """
+    if library_of(dataset) != "datasets" or not hasattr(dataset, "with_format") or has_custom_transform(dataset):
+        return dataset
+    return dataset.with_format("torch")
 
 
 def has_custom_transform(dataset: Any) -> bool:
@@ -288,7 +308,7 @@ def is_arrays(x: Any, y: Any) -> bool:
 
 def check_rows(**parts: Any) -> None:
     """Raise a ``ValueError`` if two frames have the same row labels in another order."""
-    frames = [(name, part) for name, part in parts.items() if hasattr(part, "to_numpy") and hasattr(part, "index")]
+    frames = [(name, part) for name, part in parts.items() if is_pandas(part)]
     for name, frame in frames[1:]:
         first_name, first = frames[0]
         if (
@@ -305,7 +325,7 @@ def check_rows(**parts: Any) -> None:
 def column_names(x: Any) -> list[Any] | None:
     """Return the column names of the inputs ``x``, or of the inputs in ``(x, y)``; None if they are not a frame."""
     x = x[0] if isinstance(x, tuple) and x else x
-    return list(x.columns) if hasattr(x, "columns") and hasattr(x, "to_numpy") else None
+    return get_names(x) if is_frame(x) else None
 
 
 def match_columns(x: Any, names: list[Any] | None) -> Any:
@@ -323,7 +343,7 @@ def match_columns(x: Any, names: list[Any] | None) -> Any:
     if missing or unknown:
         parts = [f"lacks {missing[:5]}" * bool(missing), f"has the unknown columns {unknown[:5]}" * bool(unknown)]
         raise ValueError(f"The frame {' and '.join(filter(None, parts))}. Pass the columns of fit(): {names[:20]}.")
-    return x[names]
+    return select_columns(x, names)
 
 
 def keep_column_order(x: Any, names: list[Any] | None) -> Any:
@@ -348,6 +368,8 @@ def check_finite(tree: Any, columns: list[Any] | None) -> None:
     )
     for name, part in parts.items():
         for leaf in leaves(part):
+            if isinstance(leaf, SparseRows):
+                leaf = leaf.sums_of_rows()
             if (
                 not isinstance(leaf, Tensor)
                 or not (leaf.is_floating_point() or leaf.is_complex())
@@ -357,8 +379,8 @@ def check_finite(tree: Any, columns: list[Any] | None) -> None:
             where = _describe_rows(leaf, columns if name == "inputs" else None)
             raise ValueError(
                 f"The {name} have values that are not finite (NaN or infinity): {where}. Fill them, for example with "
-                "frame.fillna(frame.median()), or drop the rows. If the module handles them, pass "
-                "DataLoader(TensorDataset(x, y), batch_size=32), which is not checked."
+                "frame.fillna(frame.median()) of pandas or frame.fill_nan(0) of polars, or drop the rows. If the module handles "
+                "them, pass DataLoader(TensorDataset(x, y), batch_size=32), which is not checked."
             )
 
 
@@ -389,7 +411,7 @@ def _may_be_samples(x: Any, y: Any) -> bool:
     """Return whether ``x`` is a list of arrays of one shape, as many as there are targets."""
     if not isinstance(x, list) or len(x) < 2 or not _have_one_shape(x):
         return False
-    return (is_array(y) or isinstance(y, list)) and len(y) == len(x)
+    return (is_array(y) or isinstance(y, list)) and not is_sparse(y) and len(y) == len(x)
 
 
 def _have_one_shape(arrays: list[Any]) -> bool:
@@ -444,7 +466,7 @@ def arrays_to_device(x: Any, to_device: Callable[[Any], Any]) -> Any:
     """Return inputs ``x`` with NumPy arrays and frames as tensors on the device; inputs without any are unchanged."""
     if isinstance(x, Tensor) or not any(is_array(leaf) and not isinstance(leaf, Tensor) for leaf in leaves(x)):
         return x
-    return to_device(map_leaves(lambda leaf: as_tensor(leaf) if is_array(leaf) else leaf, x))
+    return to_device(as_dense(map_leaves(lambda leaf: as_tensor(leaf) if is_array(leaf) else leaf, x)))
 
 
 def as_predict_data(x: Any, signature: ForwardSignature, list_length: int = 0) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch.data.data_sets import DataSets
+from easytorch.data.tables import as_labels_array, find_categories, reads
 
 # Names in a message.
 MAX_NAMES = 8
@@ -193,8 +194,11 @@ def is_text(labels: Any) -> bool:
     if isinstance(labels, (list, tuple)):
         labels = labels[:1] and [labels[0][0]] if _is_column(labels) else labels
         return any(isinstance(label, str) for label in labels)
+    labels = as_labels_array(labels)
+    if isinstance(labels, list):
+        return is_text(labels)
     if not isinstance(labels, np.ndarray):
-        if not hasattr(labels, "to_numpy"):
+        if reads(labels) or not hasattr(labels, "to_numpy"):
             return False
         dtypes = labels.dtypes if hasattr(labels, "columns") else [labels.dtype]
         if {getattr(dtype, "kind", "O") for dtype in dtypes} <= set("biufcmM"):
@@ -220,7 +224,8 @@ def _find_text_key(x: Any) -> str | None:
 
 def _read_labels(labels: Any) -> tuple[list[str], list[str] | None]:
     """Return the labels, ``[N]``, and the categories if they are categorical."""
-    categories = getattr(getattr(labels, "dtype", None), "categories", None)
+    categories = find_categories(labels)
+    labels = as_labels_array(labels)
     if hasattr(labels, "to_numpy"):
         labels = labels.to_numpy()
     values = labels if isinstance(labels, np.ndarray) else np.array(labels, dtype=object)

@@ -56,6 +56,8 @@ from easytorch.data.fast_loaders import (
 )
 from easytorch.data.random_sources import RandomSources
 from easytorch.data.resumable_sampler import ResumableSampler, Resume, order_repeats_message
+from easytorch.data.stream_check import StreamCheck
+from easytorch.data.tables import has_shuffle_buffer
 from easytorch.data.workers import iterate, refresh_workers, report_repeated_stream, shield_workers
 from easytorch.distributed.process_group import SingleProcess
 from easytorch.errors import ResumeError
@@ -64,7 +66,9 @@ if TYPE_CHECKING:
     from easytorch.training.state import TrainState
 
 # Entries of a checkpoint that a resumed run which has read nothing yet passes on unchanged.
-UNREAD_KEYS = ("passes", "batches_used", "rng_at_start", "order_checksum", "loader", "offset", "has_ended", "counters")
+UNREAD_KEYS = (
+    "passes", "batches_used", "rng_at_start", "order_checksum", "stream_checksum", "loader", "offset", "has_ended", "counters",
+)  # fmt: skip
 
 # Indices that are drawn at most to find the order of the last pass again.
 MAX_DRAWN = 10_000_000
@@ -159,6 +163,9 @@ class EpochIterator:
         self._reader, self._shards = self._make_reader(
             sharding.shard_loader(refresh_workers(shield_workers(loader)), self.group, True, batch_size)
         )
+        # A stream has no order to compare, and is read again.
+        is_stream = self._sampler is None and not hasattr(self._reader, "load_state_dict")
+        self._stream_check = StreamCheck() if is_stream and type(loader) not in (list, tuple) else None
         self._check_has_rounds()
         self._stream = self._repeat() if self.steps else None
         self._lookahead: list[Window] = []  # the window that was read to see whether there is one
@@ -295,6 +302,8 @@ class EpochIterator:
             batches = itertools.islice(batches, len(self.loader) - skip)  # type: ignore[arg-type]  # it has one, if read again
         if not skip:
             batches = report_repeated_stream(self._reader, batches)
+        if self._stream_check is not None:
+            batches = self._stream_check.watch(batches)
         if self._weigh is not None:
             batches = map(self._apply_weights, batches)
         if self._shards is not None:
@@ -397,6 +406,8 @@ class EpochIterator:
             position.passes, position.batches_used = resume["passes"], resume["batches_used"]
             position.offset, position.rng_at_start = resume.get("offset", 0), dict(resume["rng_at_start"])
             position.has_ended = resume["has_ended"]
+            if self._stream_check is not None:
+                self._stream_check.expected = resume["stream_checksum"]
             self._now = self.sources.get_state() | {"counters": resume["counters"]}
             self._rewind()
         persists = getattr(self._reader, "persistent_workers", False)
@@ -516,8 +527,14 @@ class EpochIterator:
         discarded = list(itertools.islice(batches, count))
         if len(discarded) < count:
             raise ResumeError(f"The run stopped after {count} batches of a pass, but the data has fewer now.")
+        if self._stream_check is not None:
+            self._stream_check.compare(discarded[-1], type(self._source()).__name__, count)
         if self.needs_batch_every_step and discarded[-1] is not sharding.NO_BATCH:
             self._padding_batch = self._apply_weights(discarded[-1])
+
+    def _source(self) -> Any:
+        """Return the dataset of the loader, or the loader if it has none."""
+        return self.loader.dataset if isinstance(self.loader, DataLoader) else self.loader
 
     def _make_reader(self, loader: Any) -> tuple[Any, Any]:
         """Return what batches are read from, and what knows the rounds of several ranks (None with one rank)."""
@@ -569,6 +586,7 @@ class EpochIterator:
             **now,
             "order_checksum": None if sampler is None else sampler.checksum(position.batches_used),
             "last_order": self._get_last_order() if between_passes else None,
+            "stream_checksum": None if between_passes or self._stream_check is None else self._stream_check.checksum,
             "loader": self._get_loader_state(between_passes),
             "size": self._size(),
             "window_size": self.window_size,
@@ -629,6 +647,7 @@ class EpochIterator:
             generator.skip(count)
         if is_in_pass:
             self._resume = state
+            self._report_lost_samples()
         # In a pass, the counters of samplers start from their values at its start.
         self.sources.set_state({**state, "counters": {} if is_in_pass else state["counters"]})
         if self._unreproducible and (self._resume is not None or getattr(self._reader, "persistent_workers", False)):
@@ -636,6 +655,15 @@ class EpochIterator:
                 "DataLoader workers load the samples, and their random numbers cannot be restored. If the dataset draws random "
                 "numbers (augmentation), results will differ from an uninterrupted run. Wrap the dataset in "
                 "easytorch.data.seeded(dataset) for an exact resume."
+            )
+
+    def _report_lost_samples(self) -> None:
+        """Warn if the state of the loader lacks samples that its stream has read already."""
+        if self._loader_state is not None and has_shuffle_buffer(self._source()):
+            warn(
+                f"Results will differ from an uninterrupted run: the state of {type(self.loader).__name__} does not contain the "
+                "samples in the shuffle buffer of a Hugging Face stream, so they are lost. Pass a DataLoader, which reads the "
+                "batches again."
             )
 
     def get_position(self) -> Position | None:
@@ -711,6 +739,7 @@ class EpochIterator:
             "batches_used": skipped if is_single else 0,
             "offset": 0 if is_single else skipped,
             "order_checksum": None,
+            "stream_checksum": None,
             "last_order": None,
             "loader": None,
         }

@@ -76,7 +76,9 @@ class Rows(NamedTuple):
 
 
 def _find_rows(dataset: Any) -> Rows | None:
-    """Return the tensors of ``dataset``, or None if its samples are not in memory."""
+    """Return the tensors of ``dataset``, or None if its samples are not in memory or become dense when they are loaded."""
+    if isinstance(dataset, ArrayDataset) and not dataset.is_dense:
+        return None
     if type(dataset) is BatchedArrayDataset:
         return Rows(dataset.tree, None, as_batch)
     if type(dataset) is ArrayDataset:

@@ -20,7 +20,7 @@ from easytorch._utils.rng import get_host_rng_state, preserve_rng_state
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
 from easytorch.checkpoint import files
-from easytorch.data.arrays import WrapperDataset, load_samples
+from easytorch.data.arrays import WrapperDataset, as_torch_samples, load_samples
 
 if TYPE_CHECKING:
     from easytorch.typing import DatasetLike, DeviceLike, PathLike
@@ -67,6 +67,7 @@ def in_memory(
     """
     cache = None if cache is None else to_path(cache, "cache")
     _check_arguments(dataset, cache)
+    dataset = as_torch_samples(dataset)
     size = len(dataset)  # type: ignore[arg-type]  # _check_arguments requires a length
     start = time.perf_counter()
     probes = _load_probes(dataset)

@@ -31,12 +31,12 @@ from easytorch.data.arrays import (
     BatchedArrayDataset,
     as_batch,
     as_tensors,
+    as_torch_samples,
     check_batches,
     check_finite,
     check_is_read,
     check_rows,
     column_names,
-    has_custom_transform,
     is_arrays,
     is_map_style,
     load_samples,
@@ -70,7 +70,10 @@ from easytorch.data.sample_weights import (
     with_sample_weight,
 )
 from easytorch.data.seeded import SeededDataset
+from easytorch.data.sparse import as_dense
 from easytorch.data.splits import draws_all_samples, split_loader
+from easytorch.data.tables import as_array, refuse_unread
+from easytorch.data.webdatasets import as_plain_loader, yields_batches
 from easytorch.data.without_data import WithoutData
 from easytorch.data.workers import shield_workers
 from easytorch.distributed.process_group import SingleProcess
@@ -121,9 +124,7 @@ def as_loader(
     x, y, sample_weight = unpack_tuple(x, y, as_weights(sample_weight))
     _check_type(x, y)
     check_rows(x=x, y=y, sample_weight=sample_weight)
-    # A Hugging Face dataset returns lists of numbers unless its format is set.
-    if hasattr(x, "with_format") and not has_custom_transform(x):
-        x = x.with_format("torch")
+    x = as_torch_samples(x)
     size = positive_int("batch_size", DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
     _check_shuffle(x, shuffle)
     options: dict[str, Any] = {"shuffle": bool(shuffle), "generator": private_generator(shuffle)}
@@ -133,6 +134,9 @@ def as_loader(
     if is_keras_sequence(x):
         refuse_arguments(x, batch_size=batch_size, sample_weight=sample_weight)
         x = DataLoader(KerasSequence(x), batch_size=None, shuffle=bool(shuffle), generator=private_generator(shuffle))
+    if yields_batches(x):
+        refuse_arguments(x, batch_size=batch_size, shuffle=shuffle or None, sample_weight=sample_weight)
+        return as_plain_loader(x, shield_workers)
     if isinstance(x, IterableDataset):
         refuse_arguments(x, sample_weight=sample_weight)
         return DataLoader(x, size)
@@ -175,7 +179,7 @@ class KerasSequence(Dataset[Any]):
 
 
 def _check_type(x: Any, y: Any) -> None:
-    """Raise a ``TypeError`` for None, a class, a file name, an image, a range or a sparse matrix."""
+    """Raise a ``TypeError`` for None, a class, a file name, an image, a range or data that must be read first."""
     if x is None or isinstance(x, type):
         raise TypeError(
             f"Expected data, received {'None' if x is None else f'the class {x.__name__}'}. Pass {ACCEPTED}."
@@ -194,8 +198,7 @@ def _check_type(x: Any, y: Any) -> None:
     for name, value in (("x", x), ("y", y)):
         if isinstance(value, range):
             raise TypeError(f"Expected data, received {value!r} as {name}. Pass numpy.array({name}).")
-        if hasattr(value, "toarray") and hasattr(value, "nnz"):
-            raise TypeError(f"Expected a dense array, received a sparse {type(value).__name__}. Pass {name}.toarray().")
+        refuse_unread(name, value)
 
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
@@ -212,16 +215,20 @@ def _array_dataset(x: Any, y: Any, sample_weight: Any) -> ArrayDataset:
     """Return arrays, in any nesting, as one dataset."""
     x, y = stack_samples(x, y)
     if y is None and isinstance(x, Mapping):
-        x = {key: map_leaves(as_labels, value) if key in LABEL_KEYS else value for key, value in x.items()}
+        x = {key: map_leaves(_as_labels, value) if key in LABEL_KEYS else value for key, value in x.items()}
         if sample_weight is not None:  # an entry, since the dict has the targets too
             x, sample_weight = add_weight(x, sample_weight), None
-    y = map_leaves(as_labels, y)
+    y = map_leaves(_as_labels, y)
     dataset = BatchedArrayDataset((x, y, sample_weight) if sample_weight is not None else x if y is None else (x, y))
     if len(dataset):
         weights = _get_weights(dataset.tree)
         check_is_weight(weights)
         check_weights(WEIGHT_KEY, weights)
     return dataset
+
+
+def _as_labels(leaf: Any) -> Any:
+    return as_labels(as_array(leaf))
 
 
 def _get_weights(tree: Any) -> Any:
@@ -553,5 +560,5 @@ def as_single_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
     check_rows(x=x, y=y, sample_weight=sample_weight)
     if y is None and sample_weight is None:
-        return x if is_batch_object(x) else as_tensors(x)
-    return _array_dataset(x, y, as_weights(sample_weight)).tree
+        return x if is_batch_object(x) else as_dense(as_tensors(x))
+    return as_dense(_array_dataset(x, y, as_weights(sample_weight)).tree)

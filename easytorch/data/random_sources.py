@@ -24,6 +24,7 @@ from easytorch._utils.rng import (
 )
 from easytorch._utils.warnings import warn
 from easytorch.data.combined import CombinedLoader
+from easytorch.data.webdatasets import counts_passes
 
 # The largest list or array of a sampler that is saved.
 MAX_VALUES = 10_000_000
@@ -114,7 +115,8 @@ class RandomSources:
         A stream is read again from its start, so its objects have the state of the start of a pass.
         """
         scan = self._scan()
-        is_read_again = not isinstance(self.loader, DataLoader) or scan.sources is scan.samples
+        # A loader that saves itself saves a stream too.
+        is_read_again = not isinstance(self.loader, DataLoader) or isinstance(self.loader.dataset, IterableDataset)
         samples = {} if is_read_again else scan.samples
         return samples | walk({"validation": self.validation_loader}, samples.values())
 
@@ -249,6 +251,8 @@ def has_set_epoch(source: Any) -> bool:
 def _draws_order(source: Any) -> bool:
     """Return whether ``source`` is a sampler, or a stream of the program."""
     kind = type(source)
+    if counts_passes(source):
+        return True
     if isinstance(source, (nn.Module, DataLoader)) or not hasattr(kind, "__iter__"):
         return False
     return isinstance(source, Sampler) or is_user_class(kind)

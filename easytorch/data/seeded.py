@@ -22,7 +22,7 @@ from easytorch._utils.rng import (
     set_host_rng_state,
 )
 from easytorch._utils.tracebacks import hide_internal_frames
-from easytorch.data.arrays import WrapperDataset
+from easytorch.data.arrays import WrapperDataset, as_torch_samples
 
 if TYPE_CHECKING:
     from easytorch.typing import DatasetLike
@@ -46,7 +46,7 @@ def seeded(dataset: DatasetLike, seed: int = 0) -> Dataset[Any]:
         >>> train = easytorch.data.seeded(datasets.CIFAR10("data", transform=augment))
         >>> model.fit(DataLoader(train, batch_size=64, shuffle=True, num_workers=4), epochs=5)
     """
-    return SeededDataset(dataset, seed)
+    return SeededDataset(as_torch_samples(dataset), seed)
 
 
 class SeededDataset(WrapperDataset):

@@ -27,6 +27,8 @@ from easytorch._utils.internal import is_internal
 from easytorch.data.arrays import as_batch
 from easytorch.data.batch import batch_size, count_batches
 from easytorch.data.combined import CombinedLoader
+from easytorch.data.tables import row_checksum
+from easytorch.data.webdatasets import is_split_by_rank
 from easytorch.data.without_data import WithoutData, shard_steps
 from easytorch.distributed.agreement import as_reported
 from easytorch.distributed.process_group import SingleProcess
@@ -84,6 +86,8 @@ def describe_size(loader: Any, group: SingleProcess, prefix: str = "") -> dict[s
     dataset = getattr(loader, "dataset", None)
     return {
         f"{prefix}samples": None if dataset is None else count_batches(dataset),
+        # split_dataset_by_node of Hugging Face gives each rank other rows of a dataset with an index.
+        f"{prefix}rows": None if dataset is None else row_checksum(dataset),
         f"{prefix}batches": count_batches(loader),
         f"{prefix}batch_size": getattr(loader, "batch_size", None),
         f"{prefix}sampler": type(getattr(loader, "sampler", None)).__name__,  # random or sequential
@@ -96,7 +100,8 @@ def is_presharded(loader: Any) -> bool:
     samplers = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
     if any(hasattr(sampler, "num_replicas") for sampler in samplers):
         return True
-    return getattr(dataset if dataset is not None else loader, "_distributed", None) is not None
+    source = dataset if dataset is not None else loader
+    return getattr(source, "_distributed", None) is not None or is_split_by_rank(source)
 
 
 def _uses_distributed_sampler(loader: Any) -> bool:

@@ -26,13 +26,14 @@ from torch.utils.data import (
 from easytorch._utils import torch_private
 from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.internal import is_internal
-from easytorch._utils.pytree import are_instances
+from easytorch._utils.pytree import are_instances, leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.data.arrays import (
     ArrayDataset,
     WrapperDataset,
     as_batch,
+    as_torch_samples,
     has_custom_transform,
     is_array,
     is_map_style,
@@ -41,6 +42,7 @@ from easytorch.data.arrays import (
 )
 from easytorch.data.batch import Batch, from_numpy, unpack
 from easytorch.data.in_memory import InMemory
+from easytorch.data.sparse import has_sparse
 
 if TYPE_CHECKING:
     from easytorch.typing import DataLike, DatasetLike, TargetLike
@@ -98,6 +100,7 @@ def _as_samples(data: Any, y: Any) -> Any:
         return ArrayDataset((data, y))
     if isinstance(data, IterableDataset):
         raise ValueError("Cannot split an IterableDataset, because it has no length. Pass validation_data instead.")
+    data = as_torch_samples(data)
     if is_sample_list(data) or (is_map_style(data) and not is_array(data)):
         return data
     return ArrayDataset(data)
@@ -215,7 +218,8 @@ def all_targets(loader: DataLike) -> Any:
     if not draws_all_samples(loader) or changes_samples(loader):
         return None
     if isinstance(dataset, ArrayDataset):
-        return unpack(dataset.tree).y
+        targets = unpack(dataset.tree).y
+        return None if has_sparse(leaves(targets)) else targets
     return targets_of(dataset, trusted_only=True)
 
 

@@ -190,7 +190,7 @@ def dict_error(failure: Failure) -> Exception | None:
     if not isinstance(batch, Mapping):  # (x, y) with a dict of inputs
         return _arguments_error(failure, signature, x)
     (name,), (first, *others) = signature.names, x
-    target = others[0] if others else next((key for key in LABEL_KEYS if key in batch), "y")
+    target = next((key for key in LABEL_KEYS if key in batch), others[0] if others else "y")
     cause = str(failure.error).splitlines()[0].partition(", but expected one of")[0]
     return TypeError(
         f"{type(failure.module).__name__}.forward expects {name!r}, but the batch has {quote_list([*batch])}, so the whole dict "
@@ -206,6 +206,15 @@ def _not_a_tensor_error(failure: Failure, layer: nn.Module, received: Any) -> Ex
     problem = f"{_title(failure, layer)} expects a tensor, received {describe(received)}."
     if received is None:
         return TypeError(f"{problem} Add the missing return statement to the forward() of the layer before it.")
+    if (
+        isinstance(received, list)
+        and received
+        and all(isinstance(part, Tensor) and part.ndim == 1 for part in received)
+    ):
+        return TypeError(
+            f"{problem} torch makes such a list from samples with lists of numbers. Return tensors from the dataset; of Hugging "
+            "Face pass DataLoader(dataset.with_format('torch'), batch_size=32)."
+        )
     return TypeError(
         f"{problem} An LSTM or GRU returns (output, state), attention returns (output, weights). Pass on the output alone in a "
         "custom forward(): output, _ = self.lstm(x)."

@@ -27,7 +27,7 @@ GRACE_SECONDS = 3.0
 # Seconds in which the report of a rank that has closed its connections arrives.
 REPORT_SECONDS = 2.0
 
-DATA_ARGUMENTS = ("samples", "batches", "batch_size", "sampler", "validation")
+DATA_ARGUMENTS = ("samples", "rows", "batches", "batch_size", "sampler", "validation")
 SAME_CALLS = (
     "All ranks must make the same calls in the same order. Make each call on every rank, without 'if rank == 0': rank 0 prints "
     "and writes files, and all ranks get the results."

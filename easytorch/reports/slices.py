@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from easytorch._utils.pytree import to_numpy
+from easytorch.data.tables import as_values, get_column, get_names, is_frame, is_series
 from easytorch.reports.base import Array, Report, Row
 
 # A column of more different numbers is divided into quarters.
@@ -143,8 +144,8 @@ def read_columns(by: Any, x: Any, count: int) -> dict[str, Array]:
     """
     if isinstance(by, Mapping):
         return {str(name): _column(name, value, x, count) for name, value in by.items()}
-    if hasattr(by, "columns") and hasattr(by, "iloc"):
-        return {str(name): by[name].to_numpy() for name in by.columns}
+    if is_frame(by):
+        return {str(name): as_values(get_column(by, name)) for name in get_names(by)}
     if isinstance(by, (list, tuple)) and by and all(isinstance(name, str) for name in by) and len(by) != count:
         return {name: _column(name, name, x, count) for name in by}
     name = by if isinstance(by, str) else getattr(by, "__name__", getattr(by, "name", None) or "by")
@@ -157,12 +158,12 @@ def _column(name: Any, value: Any, x: Any, count: int) -> Array:
         try:
             value = source[value]
         except (KeyError, IndexError, TypeError):
-            columns = list(getattr(x, "columns", x if isinstance(x, Mapping) else []))
+            columns = get_names(x) if is_frame(x) else list(x) if isinstance(x, Mapping) else []
             raise ValueError(
                 f"by={value!r} is no column of x, which has {columns}. Pass by={{{value!r}: values}}."
             ) from None
     elif callable(value):
         value = value(x)
-    if hasattr(value, "to_numpy"):
-        return np.asarray(value.to_numpy())
+    if is_series(value):
+        return as_values(value)
     return np.asarray(to_numpy(value))

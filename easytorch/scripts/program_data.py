@@ -133,7 +133,7 @@ def _dataset_lines(run: RunDescription, data: DataInfo, suffix: str, name: str) 
     assert run.fit is not None
     assert run.train is not None
     class_names = run.fit.class_names
-    has_columns = run.train.form.x is not None and run.train.form.x.kind == "frame"
+    has_columns = run.train.form.x is not None and run.train.form.x.kind.endswith("frame")
     parts = {"x": data.form.x, "y": data.form.y, "sample_weight": data.form.sample_weight}
     dtypes = iter(data.dtypes)
     tensors = []
@@ -141,19 +141,37 @@ def _dataset_lines(run: RunDescription, data: DataInfo, suffix: str, name: str) 
         if form is not None:
             dtype = data.weight_dtype if key == "sample_weight" else next(dtypes, "")
             # The columns of validation data get the order of those of the training data.
-            columns = "[x.columns]" if suffix and form.kind == "frame" and has_columns else ""
+            columns = ""
+            if suffix and form.kind.endswith("frame") and has_columns:
+                columns = ".select(x.column_names)" if form.kind == "pyarrow frame" else "[x.columns]"
             tensors.append(_tensor_expression(f"{key}{suffix}{columns}", form, dtype, class_names))
     return [f"{name} = TensorDataset({', '.join(tensors)})"]
+
+
+# The values of frames, series and sparse matrices as an array or a list, by the kind of an ``ArrayForm``.
+VALUES = {
+    "frame": '{name}.to_numpy("float64")',
+    "series": "{name}.to_numpy()",
+    "polars frame": '{name}.to_numpy().astype("float64")',
+    "polars series": "{name}.to_numpy()",
+    "pyarrow series": "{name}.to_numpy(zero_copy_only=False)",
+    "datasets series": "{name}[:]",
+    "sparse": "{name}.toarray()",
+}
 
 
 def _tensor_expression(name: str, form: ArrayForm, dtype: str, class_names: tuple[str, ...]) -> str:
     """Return an expression of the tensor of an array ``name`` that the user has passed."""
     if form.kind == "text":
-        return f"torch.tensor([class_names.index(label) for label in {name}])"
+        values = f"{name}.to_pylist()" if form.library == "pyarrow" else name
+        return f"torch.tensor([class_names.index(label) for label in {values}])"
     if form.kind == "tensor":
         return name if form.dtype == dtype else f"{name}.to(torch.{dtype})"
-    values = {"frame": f'{name}.to_numpy("float64")', "series": f"{name}.to_numpy()"}.get(form.kind, name)
-    end = "" if form.dtype == dtype and form.kind != "frame" else f", dtype=torch.{dtype}"
+    if form.kind == "pyarrow frame":
+        column = "torch.tensor(column.to_numpy(zero_copy_only=False), dtype=torch.float64)"
+        return f"torch.stack([{column} for column in {name}.columns], 1).to(torch.{dtype})"
+    values = VALUES.get(form.kind, "{name}").format(name=name)
+    end = "" if form.dtype == dtype and "frame" not in form.kind else f", dtype=torch.{dtype}"
     return f"torch.tensor({values}{end})"
 
 

@@ -23,6 +23,8 @@ from easytorch.data.arrays import is_array, is_arrays, is_map_style, unpack_tupl
 from easytorch.data.combined import CombinedLoader
 from easytorch.data.data_sets import DataSets
 from easytorch.data.loader import is_keras_sequence
+from easytorch.data.sparse import is_sparse
+from easytorch.data.tables import is_frame, is_series, library_of, reads
 
 if TYPE_CHECKING:
     from easytorch.model import Model
@@ -33,14 +35,17 @@ class ArrayForm:
     """What is known of one array without its values.
 
     Attributes:
-        kind: ``"tensor"``, ``"array"``, ``"frame"``, ``"series"``, ``"list"``, ``"text"`` or ``"several"``.
+        kind: ``"tensor"``, ``"array"``, ``"sparse"``, ``"frame"``, ``"series"``, ``"list"``, ``"text"`` or ``"several"``.
+            A frame or series of another library than pandas has its name: ``"polars frame"``.
         dtype: The name of the dtype, such as ``"float32"``; empty if it has none.
         shape: The shape, as far as it is known.
+        library: The library of the array, if it is a frame or a series of another one than pandas.
     """
 
     kind: str
     dtype: str = ""
     shape: tuple[int, ...] = ()
+    library: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +243,13 @@ def _array_form(value: Any) -> ArrayForm:
         return ArrayForm("several")
     if not is_array(value):
         return ArrayForm("list", shape=np.shape(value) if isinstance(value, list) else ())
-    kind = "tensor" if isinstance(value, Tensor) else "array"
-    if hasattr(value, "to_numpy"):
-        kind = "frame" if hasattr(value, "columns") else "series"
-    dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
-    return ArrayForm(kind, dtype, tuple(getattr(value, "shape", (len(value),))))
+    kind = "tensor" if isinstance(value, Tensor) else "sparse" if is_sparse(value) else "array"
+    if is_frame(value) or is_series(value):
+        kind = "frame" if is_frame(value) else "series"
+        kind = f"{library_of(value)} {kind}" if reads(value) else kind
+    dtype = "" if reads(value) else str(getattr(value, "dtype", "")).removeprefix("torch.")
+    shape = tuple(getattr(value, "shape", None) or (len(value),))
+    return ArrayForm(kind, dtype, shape, library_of(value) if reads(value) else "")
 
 
 def _as_plain_weights(weights: Any) -> Any:

@@ -98,6 +98,9 @@ WITH_PROGRAMS = [
 ]
 
 
+# WebDataset leaves the files of its shards to the garbage collector, and torchdata calls a deprecated function of torch.
+@pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 @pytest.mark.parametrize("path", WITH_PROGRAMS, ids=get_name)
 def test_programs_of_a_page_print_the_quoted_output(path, tmp_path, monkeypatch, capsys):
     """Skip programs with a comment ``# pip install package`` if the package is missing."""

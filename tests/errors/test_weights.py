@@ -122,13 +122,6 @@ def test_split_of_an_iterable_dataset_is_reported(data):
     assert "data.split" not in message
 
 
-@pytest.mark.parametrize("verb", ["fit", "predict"])
-def test_sparse_matrix_is_reported_with_toarray(verb):
-    sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed").csr_matrix(X.numpy())
-    run = {"fit": lambda: fit(compiled(), sparse, Y), "predict": lambda: compiled().predict(sparse, verbose=0)}
-    refused(run[verb], "csr_matrix", r"x\.toarray\(\)", kind=TypeError)
-
-
 def test_integral_floats_are_accepted_as_steps():
     model = compiled()
     options = {"steps_per_epoch": 6 / 2, "validation_data": (X, Y), "validation_steps": 4 / 2}
