@@ -17,6 +17,8 @@ from easytorch.callbacks.lr_schedulers import LearningRateScheduler, LRScheduler
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.optuna import OptunaPruning
 from easytorch.callbacks.out_of_memory import SplitOnOutOfMemory
+from easytorch.callbacks.ray import RayReport
+from easytorch.callbacks.slurm import SlurmRequeue
 from easytorch.callbacks.stop_after import StopAfter
 
 __all__ = [
@@ -37,9 +39,11 @@ __all__ = [
     "ModelCheckpoint",
     "Monitor",
     "OptunaPruning",
+    "RayReport",
     "ReduceLROnPlateau",
     "SWA",
     "Schedule",
+    "SlurmRequeue",
     "SplitOnOutOfMemory",
     "StopAfter",
     "TensorBoard",
