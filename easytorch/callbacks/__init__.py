@@ -18,6 +18,8 @@ from easytorch.callbacks.mlflow_logger import MLflowLogger
 from easytorch.callbacks.nan import TerminateOnNaN
 from easytorch.callbacks.optuna import OptunaPruning
 from easytorch.callbacks.out_of_memory import SplitOnOutOfMemory
+from easytorch.callbacks.ray import RayReport
+from easytorch.callbacks.slurm import SlurmRequeue
 from easytorch.callbacks.stop_after import StopAfter
 from easytorch.callbacks.tensorboard import TensorBoard
 from easytorch.callbacks.tracker import Tracker
@@ -43,9 +45,11 @@ __all__ = [
     "ModelCheckpoint",
     "Monitor",
     "OptunaPruning",
+    "RayReport",
     "ReduceLROnPlateau",
     "SWA",
     "Schedule",
+    "SlurmRequeue",
     "SplitOnOutOfMemory",
     "StopAfter",
     "TensorBoard",

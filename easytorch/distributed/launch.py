@@ -31,7 +31,7 @@ from easytorch._utils.integers import positive_int
 from easytorch._utils.notebook import in_notebook
 from easytorch._utils.pytree import describe
 from easytorch._utils.tracebacks import hide_internal_frames
-from easytorch.distributed import agreement
+from easytorch.distributed import agreement, slurm
 
 START_METHODS = ("auto", "fork", "spawn")
 
@@ -231,7 +231,7 @@ def _receive(rank: Rank) -> Any:
 
 @contextlib.contextmanager
 def _forward_signals(ranks: list[Rank]) -> Iterator[None]:
-    """Forward Ctrl-C and SIGTERM to the ranks, which stop in order, and continue to wait for them."""
+    """Forward Ctrl-C, SIGTERM and warnings of SLURM to the ranks, which stop in order, and continue to wait for them."""
 
     def forward(number: int, _: Any) -> None:
         for rank in ranks:
@@ -242,10 +242,11 @@ def _forward_signals(ranks: list[Rank]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, forward)}
-    # A SIGTERM handler of the user ends this process, and thereby the ranks.
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, forward)
+    handlers: dict[int, Any] = {signal.SIGINT: signal.signal(signal.SIGINT, forward)}
+    # A handler of the user ends this process, and thereby the ranks.
+    for number in (signal.SIGTERM, *slurm.warning_signals(os.environ)):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            handlers[number] = signal.signal(number, forward)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 from easytorch._utils import torch_private
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.terminal import print_message
-from easytorch.distributed import agreement
+from easytorch.distributed import agreement, slurm
 from easytorch.errors import RankError
 
 # torchrun sets these variables in each process that it starts.
@@ -39,14 +39,24 @@ EXIT_SECONDS = 5.0
 GRACE_SECONDS = 0.1
 
 
+def launcher_variables() -> Mapping[str, str]:
+    """Return the variables of this process, together with those that ``torchrun`` would set if ``srun`` has started it."""
+    # torchrun and other launchers may run inside srun.
+    if all(name in os.environ for name in LAUNCHER_VARIABLES):
+        return os.environ
+    return {**os.environ, **slurm.launcher_variables(os.environ)}
+
+
 def is_launched() -> bool:
-    """Return whether ``torchrun``, ``easytorch.launch`` or another launcher started this process as one of several."""
-    return all(name in os.environ for name in LAUNCHER_VARIABLES)
+    """Return whether ``torchrun``, ``srun``, ``easytorch.launch`` or another launcher started this process as one of several."""
+    variables = launcher_variables()
+    return all(name in variables for name in LAUNCHER_VARIABLES)
 
 
 def local_rank() -> int:
     """Return the rank of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    variables = launcher_variables()
+    return int(variables.get("LOCAL_RANK", variables.get("RANK", "0")))
 
 
 class GroupHolder:
@@ -154,7 +164,8 @@ class ProcessGroup(SingleProcess):
             if not is_launched():
                 raise RuntimeError(
                     "Distributed training needs a launcher, but this process was started without one. Start the program with "
-                    "'torchrun --nproc-per-node=2 train.py', or call easytorch.launch(function, processes=2)."
+                    "'torchrun --nproc-per-node=2 train.py', in a job of SLURM with 'srun python train.py', or call "
+                    "easytorch.launch(function, processes=2)."
                 )
             _connect(device, datetime.timedelta(seconds=timeout))
         self.rank, self.world_size, self.splits_data = dist.get_rank(), dist.get_world_size(), splits
@@ -277,6 +288,11 @@ def _connect(device: torch.device, timeout: datetime.timedelta) -> None:
     backend = "gloo"
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    variables = launcher_variables()
+    if variables is not os.environ:
+        slurm.check_address(variables["MASTER_ADDR"])
+    # Set for torch and for the program, which may read them, too.
+    os.environ.update(variables)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = _create_store(rank, world_size, timeout)
     _wait_for_ranks(store, rank, world_size, timeout.total_seconds())
@@ -299,6 +315,8 @@ def _wait_for_ranks(store: Any, rank: int, world_size: int, timeout: float) -> N
         if not missing:
             return
         fix = "All ranks must make this call: do not put compile() below 'if rank == 0:'."
+        if slurm.step_name(os.environ):
+            fix += " If each task of srun is to train alone, pass strategy='one'."
         names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
         if time.monotonic() >= deadline:
             raise RankError(f"Rank {rank} has waited {timeout:.0f} s for {names} in compile(). {fix}")
@@ -311,15 +329,29 @@ def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> An
 
     A launcher gives restarted processes the same store, with the addresses of processes that have ended: see
     https://github.com/pytorch/pytorch/issues/135712. The ranks of several machines may count different attempts, so that the
-    attempt is part of the prefix on one machine only.
+    attempt is part of the prefix on one machine only. A step of SLURM has a name, which keeps it apart from other steps and jobs
+    with the same port.
+
+    Raises:
+        RankError: If another program uses the port.
     """
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # missing in the type stubs of torch
-        address, port, is_master=is_server, timeout=timeout, wait_for_workers=False, multi_tenant=True
-    )
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # missing in the type stubs of torch
+            address, port, is_master=is_server, timeout=timeout, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise RankError(
+            f"Rank 0 cannot listen on port {port} of this machine, which another program uses. Set MASTER_PORT to a free port, "
+            "the same for all ranks."
+        ) from error
     on_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if on_one_machine else "any"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun inside srun restarts processes without a new step
+        attempt = slurm.step_name(os.environ) or attempt
     prefix = f"easytorch/attempt-{attempt}"
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # missing in the type stubs of torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
 from easytorch.data.batch import Window, divide, make_to_device, one_if_zero
 from easytorch.data.eval_iterator import EvalIterator
+from easytorch.distributed import slurm
 from easytorch.distributed.process_group import SingleProcess, is_launched
 from easytorch.optimizer_group import OptimizerGroup, OwnedLosses, members_of, parameters_of
 from easytorch.strategies.checkpoints import Checkpoints
@@ -120,8 +122,11 @@ class Strategy(HelpfulInit):
 
     @staticmethod
     def auto(device: str | torch.device = "auto", precision: str = "fp32", jit_compile: bool = False) -> Strategy:
-        """Return ``DataParallel`` in a process that ``torchrun`` started, otherwise the strategy for one device."""
-        return Strategy.kinds["ddp" if is_launched() else "one"](device, precision, jit_compile)
+        """Return ``DataParallel`` in a process that ``torchrun`` or ``srun`` started, otherwise the strategy for one device."""
+        if is_launched():
+            return Strategy.kinds["ddp"](device, precision, jit_compile)
+        slurm.warn_without_srun(os.environ)
+        return Strategy.kinds["one"](device, precision, jit_compile)
 
     @staticmethod
     def of(strategy: StrategyLike, device: torch.device, *, precision: str, jit_compile: bool) -> Strategy:

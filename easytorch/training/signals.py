@@ -1,8 +1,9 @@
-"""Ctrl-C, SIGTERM and the agreement of ranks to stop."""
+"""Ctrl-C, signals of a cluster and the agreement of ranks to stop."""
 
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from easytorch._utils.terminal import print_message
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import BackupAndRestore, saved_places
 from easytorch.callbacks.stop_after import StopAfter
+from easytorch.distributed import slurm
 from easytorch.distributed.process_group import is_launched
 from easytorch.errors import escape_lines
 from easytorch.strategies.control import INTERRUPT, STOP
@@ -24,7 +26,7 @@ DUPLICATE_SIGNAL_SECONDS = 2.0  # time in which a launcher forwards a signal tha
 
 
 class Interruption(BaseException):
-    """Leaves the loop after an update, because Ctrl-C or SIGTERM was received."""
+    """Leaves the loop after an update, because Ctrl-C, SIGTERM or a warning of SLURM was received."""
 
 
 class StopConsensus(Callback):
@@ -51,6 +53,9 @@ class StopConsensus(Callback):
 class SignalHandler(Callback):
     """Turns Ctrl-C and SIGTERM into a normal end after the current update; a second signal stops immediately.
 
+    In a job of SLURM, SIGUSR1 and SIGUSR2 do the same: the job was submitted with ``--signal``, and its time ends soon. The SIGTERM
+    that follows them does not stop immediately.
+
     All ranks stop after the same update. A launcher forwards signals to its processes, so a second signal within
     ``DUPLICATE_SIGNAL_SECONDS`` is treated as a duplicate.
 
@@ -65,11 +70,15 @@ class SignalHandler(Callback):
         self._received_at = 0.0
         self._report = "when training had ended."
         self._previous: dict[int, Any] = {}
+        self._warnings: tuple[int, ...] = ()  # signals that a cluster sends before the time of a job ends
         self._asks_ranks = False
 
     def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
-            for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+            self._warnings = slurm.warning_signals(os.environ)
+            defaults |= {number: signal.SIG_DFL for number in self._warnings}
+            for number, default in defaults.items():
                 current = signal.getsignal(number)
                 if current == default or _belongs_to_asyncio(current):
                     self._previous[number] = signal.signal(number, self._receive)
@@ -80,6 +89,11 @@ class SignalHandler(Callback):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number in self._warnings:
+            return
+        if self.signal in self._warnings and number == signal.SIGTERM:
+            self.signal = number  # the job is canceled, or its time is over
+            return
         if self.signal is not None:
             if is_launched() and time.monotonic() - self._received_at < DUPLICATE_SIGNAL_SECONDS:
                 return
@@ -129,7 +143,7 @@ class SignalHandler(Callback):
         """Return the name of the signal that was received; empty if there was none."""
         if self.signal is None:
             return ""
-        return "SIGTERM" if self.signal == signal.SIGTERM else "Ctrl-C"
+        return "Ctrl-C" if self.signal == signal.SIGINT else signal.Signals(self.signal).name
 
     def exit_or_return(self, on_interrupt: str) -> None:
         """End the program after a signal, or return.
@@ -139,7 +153,7 @@ class SignalHandler(Callback):
                 an interactive session only.
 
         Raises:
-            SystemExit: After SIGTERM, with status 143.
+            SystemExit: After SIGTERM, with status 143; after SIGUSR1 and SIGUSR2 in SLURM, with 138 and 140.
             KeyboardInterrupt: After Ctrl-C.
         """
         reason = self.model.history.stop_reason
@@ -147,9 +161,9 @@ class SignalHandler(Callback):
             if self.model.history.interrupted and self.params["verbose"] != 0:
                 self._print(f"{reason[:1].upper()}{reason[1:]} {self._report}")
             return
-        if self.signal == signal.SIGTERM:
-            self._print(f"Stopped by SIGTERM {self._report} The exit status is {128 + signal.SIGTERM}.")
-            raise SystemExit(128 + signal.SIGTERM) from None
+        if self.signal != signal.SIGINT:
+            self._print(f"Stopped by {self.describe()} {self._report} The exit status is {128 + self.signal}.")
+            raise SystemExit(128 + self.signal) from None
         if on_interrupt == "return" or (on_interrupt == "auto" and is_interactive()):
             self._print(f"Stopped by Ctrl-C {self._report} fit() returns the history.")
             return
