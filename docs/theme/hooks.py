@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: version, index of error messages, descriptions, and links to the other language."""
+"""Hooks of mkdocs: version, index of error messages, descriptions, llms.txt, and links to the other language."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 import error_index  # noqa: E402  # the folder of hooks is no package
+
+PAGES: dict[str, dict[str, str]] = {}  # the line of each English page in llms.txt, by section and URL
 
 
 def on_config(config: Any) -> Any:
@@ -37,6 +39,17 @@ def on_page_content(content: str, page: Any, **context: Any) -> None:
         paragraph = re.search(r"<p>(.+?)</p>", content, re.S)
         text = html.unescape(re.sub(r"<[^>]+>", "", paragraph[1])) if paragraph else page.title
         page.meta["description"] = textwrap.shorten(text, 160, placeholder=" ...").replace('"', "'")
+    if not page.url.startswith("zh/"):
+        section = page.ancestors[-1].title if page.ancestors else "Start"
+        PAGES.setdefault(section, {})[page.url or "./"] = f"[{page.title}]({page.url or './'}): {page.meta['description']}"
+
+
+def on_post_build(config: Any) -> None:
+    """Write llms.txt, a list of all English pages for language models, see https://llmstxt.org."""
+    lines = [f"# {config.site_name}", "", f"> {config.site_description.strip()}"]
+    for section, pages in PAGES.items():
+        lines += ["", f"## {section}", "", *(f"- {page}" for page in pages.values())]
+    Path(config.site_dir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def on_post_page(output: str, **context: Any) -> str:
