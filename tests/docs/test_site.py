@@ -26,7 +26,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    str(path.relative_to(ROOT / "docs").with_suffix("")).removesuffix("index").rstrip("/") + "/"
+    re.sub(r"(^|/)index$", "", path.relative_to(ROOT / "docs").with_suffix("").as_posix()) + "/"
     for path in ROOT.glob("docs/**/*.md")
 )
 DESKTOP, PHONE = (1280, 800), (390, 844)
@@ -245,7 +245,7 @@ RESULTS = """[...document.querySelectorAll(".md-search-result__link")].map(link 
         ("EarlyStopping", "", "api/callbacks/"),
         ("EarlyStopping", "zh/", "api/callbacks/"),
         ("jupyter", "", "guides/notebooks/"),
-        ("reproducible", "", "guides/precision-and-devices/"),
+        ("reproducibility", "", "guides/precision-and-devices/"),
         ("onnx", "", "guides/export/"),
         ("loss is nan", "", "guides/troubleshooting/"),
         ("samples of a batch differ in shape", "", "guides/error-index/"),
