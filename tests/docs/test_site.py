@@ -248,7 +248,7 @@ RESULTS = """[...document.querySelectorAll(".md-search-result__link")].map(link 
         ("reproducibility", "", "guides/precision-and-devices/"),
         ("onnx", "", "guides/export/"),
         ("loss is nan", "", "guides/troubleshooting/"),
-        ("samples of a batch differ in shape", "", "guides/error-index/"),
+        ("pad_sequence", "", "guides/error-index/"),
         ("earlystopping", "guides/callbacks/", "api/callbacks/"),
         ("学习率", "zh/", "zh/get-started/"),
     ],
