@@ -37,8 +37,10 @@ SECTIONS = {
     "_utils": "Names, numbers and paths",
     "": "Other",
 }
-SHORT = 25  # characters of text without placeholders; less cannot be recognized
+SHORT = 18  # characters of text without placeholders; less cannot be recognized
 ERROR = re.compile(r"(\w*Error|\w*Warning|\w+_error|warn)$")
+
+SENTENCE = re.compile(r"\.(?:⟨[^⟩]*⟩)?(?: |$)")
 
 
 class Message(NamedTuple):
@@ -93,7 +95,7 @@ def _messages(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, s
                 yield "ValueError", f"Layer ⟨name⟩, ⟨description⟩, {problem} (the input is ⟨received⟩). {fix}"
             elif ERROR.match(name):
                 for text in _choices(node.args[0], constants):
-                    if len(re.sub(r"⟨.*?⟩", "", text)) >= SHORT and ". " in f"{text} ":
+                    if len(re.sub(r"⟨.*?⟩", "", text)) >= SHORT and SENTENCE.search(text):
                         kind = "warning" if name == "warn" else name if name.endswith(("Error", "Warning")) else ""
                         yield kind, text
         yield from _messages(node, constants)

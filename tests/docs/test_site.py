@@ -26,10 +26,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    str(path.relative_to(ROOT / "docs").with_suffix("")).removesuffix("index").rstrip("/") + "/"
+    re.sub(r"(^|/)index$", "", path.relative_to(ROOT / "docs").with_suffix("").as_posix()) + "/"
     for path in ROOT.glob("docs/**/*.md")
 )
 DESKTOP, PHONE = (1280, 800), (390, 844)
+# Their programs are laid out when their text is next revised.
+WIDE_PAGES = {f"guides/{name}/" for name in ("callbacks", "data", "find-lr", "many-processes", "resume", "tune-speed")}
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(
@@ -165,7 +167,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"the site was not built: {package} is not installed")
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    process = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stdout + process.stderr
     return folder
 
@@ -209,6 +211,10 @@ WIDTH = """(() => {
     ).map(node => node.outerHTML.slice(0, 100)).slice(0, 5)]
 })()"""
 
+# The longest lines of code that a reader has to scroll for
+CUT = """[...document.querySelectorAll("article pre > code")].filter(code => code.scrollWidth > code.clientWidth + 1)
+    .map(code => code.innerText.split("\\n").sort((a, b) => b.length - a.length)[0])"""
+
 
 @pytest.mark.browser
 @in_a_browser
@@ -238,6 +244,11 @@ RESULTS = """[...document.querySelectorAll(".md-search-result__link")].map(link 
     [
         ("EarlyStopping", "", "api/callbacks/"),
         ("EarlyStopping", "zh/", "api/callbacks/"),
+        ("jupyter", "", "guides/notebooks/"),
+        ("reproducibility", "", "guides/precision-and-devices/"),
+        ("onnx", "", "guides/export/"),
+        ("loss is nan", "", "guides/troubleshooting/"),
+        ("pad_sequence", "", "guides/error-index/"),
         ("earlystopping", "guides/callbacks/", "api/callbacks/"),
         ("学习率", "zh/", "zh/get-started/"),
     ],
@@ -259,20 +270,46 @@ def test_the_search_box_finds_a_page(words, page, target, size, address, browser
 @pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize(
-    ("page", "click", "destination"),
+    ("page", "language", "destination"),
     [
-        ("get-started/", "a[hreflang=zh]", "zh/index.html"),
-        ("zh/get-started/", "a[hreflang=en]", "index.html"),
-        ("get-started/", "nav a[href='../zh/get-started/']", "zh/get-started/"),
+        ("", "zh", "zh/"),
+        ("zh/", "en", ""),
+        ("get-started/", "zh", "zh/get-started/"),
+        ("zh/tutorials/seven-cells/", "en", "tutorials/seven-cells/"),
+        ("guides/check/", "zh", "zh/guides/check/"),
     ],
 )
-def test_a_click_opens_the_other_language(page, click, destination, address, browser):
+def test_the_language_switch_stays_on_the_page(page, language, destination, address, browser):
     browser.open(urljoin(address, page), DESKTOP)
     browser.evaluate("new Promise(done => setTimeout(done, 500))")  # until the theme has loaded its sitemaps
     browser.events.clear()
-    browser.evaluate(f'document.querySelector("{click}").click()')
+    browser.evaluate(f'document.querySelector("a[hreflang={language}]").click()')
     browser.wait_for("Page.loadEventFired")
     assert browser.evaluate("location.href") == urljoin(address, destination)
+    assert browser.errors() == []
+
+
+@pytest.mark.browser
+@in_a_browser
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in WIDE_PAGES])
+def test_no_code_of_a_page_is_cut_on_a_desktop(page, address, browser):
+    browser.open(urljoin(address, page), DESKTOP)
+    assert browser.evaluate(CUT) == []
+
+
+@pytest.mark.slow
+def test_pages_have_their_language_and_their_own_description(site):
+    pages_by_description: dict[tuple[str, str], list[str]] = {}
+    for path in site.glob("**/index.html"):
+        text, page = path.read_text(encoding="utf-8"), path.parent.relative_to(site).as_posix()
+        language = "zh" if page.split("/")[0] == "zh" else "en"
+        assert f'<html lang="{language}"' in text, page
+        is_translated = language == "en" or (ROOT / "docs" / f"{page}.md").exists() or page == "zh"
+        assert ('class="easytorch-untranslated" lang="en"' in text) != is_translated, page
+        description = re.search(r'<meta name="description" content="([^"]+)"', text)
+        assert description, page
+        pages_by_description.setdefault((language, description[1]), []).append(page)
+    assert [pages for pages in pages_by_description.values() if len(pages) > 1] == []
 
 
 class Links(HTMLParser):
