@@ -38,16 +38,14 @@ from easytorch.data import predictions
 from easytorch.data.arrays import (
     arrays_to_device,
     as_predict_data,
-    column_names,
     is_input_list,
-    keep_column_order,
     match_columns,
 )
 from easytorch.data.batch import EMPTY_DATA, Batch, BatchFunctions, Window, count_batches
 from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
 from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_name
 from easytorch.data.epoch_iterator import EpochIterator
-from easytorch.data.loader import as_loader, as_single_batch, make_fit_data
+from easytorch.data.loader import as_loader, as_single_batch
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss
@@ -62,7 +60,7 @@ from easytorch.training.attributes import AttributeState
 from easytorch.training.closures import check_closure
 from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
-from easytorch.training.fit_record import record_fit
+from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.phases import Phase, evaluate_steps
 from easytorch.training.results import History, Scores, forward_verbs
@@ -226,34 +224,22 @@ class Model:
         """
         self.require_optimizer("fit")
         y, batch_size, epochs = api_hints.read_sizes(y, sizes, batch_size, epochs)
-        labels = ClassNames(self.class_names)
-        x, y = labels.learn(keep_column_order(x, self.columns), y)  # text becomes numbers
-        validation_data = as_data_sets(validation_data, "validation_data", self.signature.names, x)
-        validation_data, class_weight = labels.encode_validation(validation_data), labels.number_keys(class_weight)
-        self.loss.check_text_labels(labels.found)
-        train_data, val_data = make_fit_data(
-            x, y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
-            validation_data=validation_data, validation_split=validation_split, validation_steps=validation_steps,
-            steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
-            group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size, ignore_index=self.loss.ignore_index,
+        data = FitData.of(
+            self, x, y, epochs=epochs, batch_size=batch_size, steps_per_epoch=steps_per_epoch, shuffle=shuffle,
+            class_weight=class_weight, sample_weight=sample_weight, validation_data=validation_data,
+            validation_split=validation_split, validation_steps=validation_steps,
         )  # fmt: skip
-        validation = Validation.of(val_data, validation_freq, validation_steps)
+        validation = Validation.of(data.validation, validation_freq, validation_steps)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
-        record = record_fit(
-            self, x, y, text_labels=labels.found, epochs=epochs, initial_epoch=initial_epoch, batch_size=batch_size,
-            shuffle=shuffle, steps_per_epoch=steps_per_epoch, validation_data=validation_data,
-            validation_split=validation_split, validation_freq=validation_freq, validation_steps=validation_steps,
-            class_weight=class_weight, sample_weight=sample_weight, callbacks=all_callbacks,
-        )  # fmt: skip
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
-            self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
-            on_interrupt=on_interrupt, validation=validation, validation_steps=validation_steps, class_names=labels.names,
-            columns=column_names(x), is_dry=dry_run, record=record,
+            self, data, validation, record=data.record(self, initial_epoch, validation_freq, all_callbacks),
+            callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), validation_steps=validation_steps,
+            on_interrupt=on_interrupt, is_dry=dry_run, verbose=verbose,
         ):  # fmt: skip
-            for epoch in train_data.epochs(self.state):
+            for epoch in data.train.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
-                logs = self.train_epoch(train_data)
+                logs = self.train_epoch(data.train)
                 self._end_epoch(epoch, logs | validation.after(epoch))
                 if self.stop_training:
                     break
