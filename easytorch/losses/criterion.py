@@ -65,7 +65,7 @@ class Criterion:
         ignore_index: The label that the loss ignores, None if it has no such label.
         may_ignore: Whether the data of the current pass may have such labels.
         entries: The entries of batches that a custom loss takes by the names of its parameters.
-        modules: The losses with parameters or buffers of their own, which are trained, saved, and in eval mode with the module.
+        modules: The losses that have parameters or buffers, which are trained, saved, and in eval mode with the module.
     """
 
     kind: str | None = None

@@ -62,7 +62,7 @@ class Strategy(HelpfulInit):
         gradient_copies: How many copies of each gradient are held in memory.
         needs_batch_every_step: Whether each rank must have a batch in each update.
         clip_count: How often ``clip`` has clipped gradients.
-        loss_modules: The losses with parameters or buffers of their own.
+        loss_modules: The losses that have parameters or buffers.
         losses: What ``backward`` got in the current update, while a callback watches it; otherwise empty.
         channels_last: Whether images and convolution weights are stored with the channels last.
         shards_weights: Whether each rank has a shard of the weights.
