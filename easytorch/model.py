@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from easytorch import optimizer_group, optimizers
-from easytorch._utils import api_hints
+from easytorch._utils import api_errors, api_hints
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     )
 
 
-@api_hints.explain_bad_arguments(
+@api_errors.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
     "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "export", "push_to_hub", "from_hub",
     "summary", "report", "check", "find_lr", "find_batch_size", "tune_speed", "to_script", "explain",
@@ -223,7 +223,7 @@ class Model:
             KeyboardInterrupt: After Ctrl-C; the best weights are restored, a checkpoint is written, and callbacks are closed.
         """
         self.require_optimizer("fit")
-        y, batch_size, epochs = api_hints.read_sizes(y, sizes, batch_size, epochs)
+        y, batch_size, epochs = api_errors.read_sizes(y, sizes, batch_size, epochs)
         data = FitData.of(
             self, x, y, epochs=epochs, batch_size=batch_size, steps_per_epoch=steps_per_epoch, shuffle=shuffle,
             class_weight=class_weight, sample_weight=sample_weight, validation_data=validation_data,
@@ -1202,7 +1202,7 @@ class Model:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not is_internal(cls):
-            api_hints.check_steps(cls)
+            api_errors.check_steps(cls)
             adapt_overrides(cls)
 
     if not TYPE_CHECKING:  # type checkers must still find misspelled attributes
@@ -1214,7 +1214,7 @@ class Model:
                     f"{type(self).__name__} has no {name!r}, because its __init__ does not call super().__init__(module) first."
                 )
             hints, known = api_hints.ATTRIBUTE_HINTS, dir(type(self))
-            raise api_hints.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)
+            raise api_errors.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)
 
     @hide_internal_frames
     def __setattr__(self, name: str, value: Any) -> None:
@@ -1227,9 +1227,9 @@ class Model:
         if isinstance(value, torch.optim.Optimizer):
             optimizers.add_rate_attributes(value)
         if is_internal(type(self)):
-            api_hints.check_assignment(name)
+            api_errors.check_assignment(name)
         if name.startswith("stop") and name not in vars(self):
-            api_hints.check_flag(name)
+            api_errors.check_flag(name)
         super().__setattr__(name, value)
 
 
@@ -1238,5 +1238,5 @@ def collect_callbacks(callbacks: Any, verbose: int | str) -> list[Any]:
     return [*as_callback_list(callbacks), *progress_callbacks(verbose)]
 
 
-COMPILE_ARGUMENTS = api_hints.argument_names(Model.compile)
+COMPILE_ARGUMENTS = api_errors.argument_names(Model.compile)
 forward_verbs(Model)  # history.evaluate(...), scores.save(...)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.api_hints import check_argument_order
+from easytorch._utils.api_errors import check_argument_order
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch._utils.warnings import warn

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from easytorch._utils import api_hints
+from easytorch._utils import api_errors
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe as describe_tree
 from easytorch._utils.pytree import leaves
@@ -69,7 +69,7 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
         ValueError, TypeError: If an argument is invalid, as in ``fit``.
     """
     arguments = _bind_arguments(model, options)
-    y, batch_size, epochs = api_hints.read_sizes(y, sizes, arguments["batch_size"], arguments["epochs"])
+    y, batch_size, epochs = api_errors.read_sizes(y, sizes, arguments["batch_size"], arguments["epochs"])
     names = (
         "shuffle", "steps_per_epoch", "class_weight", "sample_weight", "validation_data", "validation_split", "validation_steps",
     )  # fmt: skip
@@ -91,10 +91,10 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
 
 def _bind_arguments(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of ``fit``, with their defaults."""
-    defaults = api_hints.argument_defaults(type(model).fit)
+    defaults = api_errors.argument_defaults(type(model).fit)
     unknown = next((name for name in options if name not in defaults), None)
     if unknown is not None:
-        raise api_hints.unexpected_argument_error("Model.fit", unknown, options, defaults)
+        raise api_errors.unexpected_argument_error("Model.fit", unknown, options, defaults)
     return {**defaults, **options}
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils import torch_private
-from easytorch._utils.api_hints import PRECISION_HINTS, STRATEGY_HINTS, HelpfulInit
+from easytorch._utils.api_errors import HelpfulInit
+from easytorch._utils.api_hints import PRECISION_HINTS, STRATEGY_HINTS
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
