@@ -8,6 +8,8 @@ Read the loop from ``fit`` downward. Each method is one line of the method above
     train_step   one batch -> {"loss": ..., plus anything to log}
 
     evaluate -> test_epoch -> test_step          predict -> predict_step
+
+The tools at the end, such as ``check``, ``report`` and ``find_lr``, are functions of other packages.
 """
 
 from __future__ import annotations
