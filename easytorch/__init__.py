@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from easytorch import callbacks, data
-from easytorch._utils.api_hints import PACKAGE_HINTS, missing_name_error
+from easytorch._utils.api_errors import missing_name_error
+from easytorch._utils.api_hints import PACKAGE_HINTS
 from easytorch._utils.seeding import set_seed
 from easytorch._utils.tracebacks import hide_internal_frames, show_internal_frames
 from easytorch.callbacks import (

@@ -8,6 +8,8 @@ Read the loop from ``fit`` downward. Each method is one line of the method above
     train_step   one batch -> {"loss": ..., plus anything to log}
 
     evaluate -> test_epoch -> test_step          predict -> predict_step
+
+The tools at the end, such as ``check``, ``report`` and ``find_lr``, are functions of other packages.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 
 from easytorch import optimizer_group, optimizers
-from easytorch._utils import api_hints
+from easytorch._utils import api_errors, api_hints
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.integers import optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
@@ -38,16 +40,14 @@ from easytorch.data import predictions
 from easytorch.data.arrays import (
     arrays_to_device,
     as_predict_data,
-    column_names,
     is_input_list,
-    keep_column_order,
     match_columns,
 )
 from easytorch.data.batch import EMPTY_DATA, Batch, BatchFunctions, Window, count_batches
 from easytorch.data.class_names import ClassNames, number_batch, read_names, without_text_targets
 from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_name
 from easytorch.data.epoch_iterator import EpochIterator
-from easytorch.data.loader import as_loader, as_single_batch, make_fit_data
+from easytorch.data.loader import as_loader, as_single_batch
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss
@@ -62,7 +62,7 @@ from easytorch.training.attributes import AttributeState
 from easytorch.training.closures import check_closure
 from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
-from easytorch.training.fit_record import record_fit
+from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.phases import Phase, evaluate_steps
 from easytorch.training.results import History, Scores, forward_verbs
@@ -99,7 +99,7 @@ if TYPE_CHECKING:
     )
 
 
-@api_hints.explain_bad_arguments(
+@api_errors.explain_bad_arguments(
     "__init__", "compile", "fit", "evaluate", "predict", "predict_proba", "predict_classes", "predict_on_batch",
     "train_on_batch", "test_on_batch", "save", "load", "save_weights", "load_weights", "export", "push_to_hub", "from_hub",
     "summary", "report", "check", "find_lr", "find_batch_size", "tune_speed", "to_script", "explain",
@@ -227,35 +227,23 @@ class Model:
             KeyboardInterrupt: After Ctrl-C; the best weights are restored, a checkpoint is written, and callbacks are closed.
         """
         self.require_optimizer("fit")
-        y, batch_size, epochs = api_hints.read_sizes(y, sizes, batch_size, epochs)
-        labels = ClassNames(self.class_names)
-        x, y = labels.learn(keep_column_order(x, self.columns), y)  # text becomes numbers
-        validation_data = as_data_sets(validation_data, "validation_data", self.signature.names, x)
-        validation_data, class_weight = labels.encode_validation(validation_data), labels.number_keys(class_weight)
-        self.loss.check_text_labels(labels.found)
-        train_data, val_data = make_fit_data(
-            x, y, batch_size=batch_size, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
-            validation_data=validation_data, validation_split=validation_split, validation_steps=validation_steps,
-            steps_per_epoch=steps_per_epoch, epochs=epochs, window_size=self.gradient_accumulation_steps,
-            group=self.strategy.group, unpack=self.unpack, count_samples=self.batch_size, ignore_index=self.loss.ignore_index,
+        y, batch_size, epochs = api_errors.read_sizes(y, sizes, batch_size, epochs)
+        data = FitData.of(
+            self, x, y, epochs=epochs, batch_size=batch_size, steps_per_epoch=steps_per_epoch, shuffle=shuffle,
+            class_weight=class_weight, sample_weight=sample_weight, validation_data=validation_data,
+            validation_split=validation_split, validation_steps=validation_steps,
         )  # fmt: skip
-        validation = Validation.of(val_data, validation_freq, validation_steps)
+        validation = Validation.of(data.validation, validation_freq, validation_steps)
         all_callbacks = [*self.schedules, *collect_callbacks(callbacks, verbose), *BackupAndRestore.at(resume)]
-        record = record_fit(
-            self, x, y, text_labels=labels.found, epochs=epochs, initial_epoch=initial_epoch, batch_size=batch_size,
-            shuffle=shuffle, steps_per_epoch=steps_per_epoch, validation_data=validation_data,
-            validation_split=validation_split, validation_freq=validation_freq, validation_steps=validation_steps,
-            class_weight=class_weight, sample_weight=sample_weight, callbacks=all_callbacks,
-        )  # fmt: skip
         # On entry: on_train_begin, restore a stopped run, try one validation batch, handle signals. On exit: on_train_end.
         with fit_session(
-            self, train_data, val_data, callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), verbose=verbose,
-            on_interrupt=on_interrupt, validation=validation, validation_steps=validation_steps, class_names=labels.names,
-            columns=column_names(x), is_dry=dry_run, record=record,
+            self, data, validation, record=data.record(self, initial_epoch, validation_freq, all_callbacks),
+            callbacks=all_callbacks, state=self.state.plan(epochs, initial_epoch), validation_steps=validation_steps,
+            on_interrupt=on_interrupt, is_dry=dry_run, verbose=verbose,
         ):  # fmt: skip
-            for epoch in train_data.epochs(self.state):
+            for epoch in data.train.epochs(self.state):
                 self.callbacks.on_epoch_begin(epoch, {})
-                logs = self.train_epoch(train_data)
+                logs = self.train_epoch(data.train)
                 self._end_epoch(epoch, logs | validation.after(epoch))
                 if self.stop_training:
                     break
@@ -1224,7 +1212,7 @@ class Model:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not is_internal(cls):
-            api_hints.check_steps(cls)
+            api_errors.check_steps(cls)
             adapt_overrides(cls)
 
     if not TYPE_CHECKING:  # type checkers must still find misspelled attributes
@@ -1236,7 +1224,7 @@ class Model:
                     f"{type(self).__name__} has no {name!r}, because its __init__ does not call super().__init__(module) first."
                 )
             hints, known = api_hints.ATTRIBUTE_HINTS, dir(type(self))
-            raise api_hints.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)
+            raise api_errors.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)
 
     @hide_internal_frames
     def __setattr__(self, name: str, value: Any) -> None:
@@ -1249,9 +1237,9 @@ class Model:
         if isinstance(value, torch.optim.Optimizer):
             optimizers.add_rate_attributes(value)
         if is_internal(type(self)):
-            api_hints.check_assignment(name)
+            api_errors.check_assignment(name)
         if name.startswith("stop") and name not in vars(self):
-            api_hints.check_flag(name)
+            api_errors.check_flag(name)
         super().__setattr__(name, value)
 
 
@@ -1260,5 +1248,5 @@ def collect_callbacks(callbacks: Any, verbose: int | str) -> list[Any]:
     return [*as_callback_list(callbacks), *progress_callbacks(verbose)]
 
 
-COMPILE_ARGUMENTS = api_hints.argument_names(Model.compile)
+COMPILE_ARGUMENTS = api_errors.argument_names(Model.compile)
 forward_verbs(Model)  # history.evaluate(...), scores.save(...)

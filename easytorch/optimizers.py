@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.api_hints import OPTIMIZER_HINTS, missing_class_error, unexpected_argument_error
+from easytorch._utils.api_errors import missing_class_error, unexpected_argument_error
+from easytorch._utils.api_hints import OPTIMIZER_HINTS
 from easytorch._utils.registry import find, get_name, quote_list
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn

@@ -1,6 +1,6 @@
 """Types of the arguments of public functions.
 
-Use them to annotate functions of your own that pass arguments on to a ``Model``:
+Use them to annotate your functions that pass arguments on to a ``Model``:
 
     from easytorch.typing import LossLike, OptimizerLike
 

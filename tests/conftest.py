@@ -21,6 +21,19 @@ FILES_WITH_PROCESSES = (
     "tests/checkpoint/test_dcp.py",
 )
 
+# The tests of each of these files share a fixture that takes seconds, such as a built site or an executed notebook. With
+# `--dist loadgroup`, which `.ci/check slow` passes, one worker runs them all, and makes it once.
+FILES_WITH_SHARED_FIXTURES = (
+    "tests/callbacks/test_notebook_kernel.py",
+    "tests/checkpoint/test_limits.py",
+    "tests/distributed/test_disagreements.py",
+    "tests/docs/test_site.py",
+    "tests/examples/test_articles.py",
+    "tests/security/test_full_disk.py",
+    "tests/security/test_malicious_files.py",
+    "tests/test_packaging.py",
+)
+
 # A shell starts background jobs with SIGINT ignored. The tests of Ctrl-C need the handler of Python.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +47,8 @@ def pytest_collection_modifyitems(items):
         if item.nodeid.startswith(FILES_WITH_PROCESSES) and test in tests_with_case:
             item.add_marker(pytest.mark.distributed)
         tests_with_case.add(test)
+        if item.nodeid.startswith(FILES_WITH_SHARED_FIXTURES):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ class Counts(nn.Module):
 
 
 class Records(Callback):
-    """Has a list, a tensor, a generator and an object of its own."""
+    """Has a list, a tensor, a generator and a custom object."""
 
     def __init__(self):
         self.losses, self.total, self.generator = [], torch.zeros(()), torch.Generator().manual_seed(3)
@@ -368,7 +368,7 @@ def test_an_iterator_that_cannot_be_restored_is_refused():
 
 
 class TwoOptimizers(Model):
-    """Has an optimizer of its own, which a custom update steps, and a counter of the class."""
+    """Has a further optimizer, which a custom update steps, and a counter of the class."""
 
     count = 0
 

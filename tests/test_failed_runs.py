@@ -18,7 +18,7 @@ X, Y = blobs(50)
 
 
 class Noisy(Dataset):
-    """Samples with noise of the global generators and of one of its own; one of them cannot be read at first."""
+    """Samples with noise of the global generators and of a private one; one of them cannot be read at first."""
 
     def __init__(self, broken=None):
         self.broken, self.generator = broken, torch.Generator().manual_seed(3)

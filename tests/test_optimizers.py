@@ -317,7 +317,7 @@ def test_a_rate_that_is_a_tensor_is_set_in_place():
 
 
 class OptimizerWithRate(CustomOptimizer):
-    """Has an attribute of this name for a purpose of its own."""
+    """Has an attribute of this name for a custom purpose."""
 
     def __init__(self, parameters):
         super().__init__(parameters)

@@ -138,7 +138,7 @@ def cyclegan(folder, stop):
     return [model.module, *model.critics.values()]
 
 
-# DQN (PyTorch tutorial), with an environment of its own
+# DQN (PyTorch tutorial), with a custom environment
 
 
 class Walk:

@@ -27,7 +27,7 @@ OTHERS = [
 ]
 # Parameters that may be anything, by name, and why.
 MAY_BE_ANYTHING = {
-    "logs": "subclasses of Callback override hooks with annotations of their own",
+    "logs": "subclasses of Callback override hooks with other annotations",
     "batch": "the batch of a loader, in any structure",
     "by": "of Model.report: columns in a dict or a frame, or functions",
     "x": "of Model.__call__: whatever the module takes",

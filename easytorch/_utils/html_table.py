@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from easytorch._utils.paths import printable
 
-# Tables have no colors of their own, so that they fit light and dark themes.
+# Tables set no colors, so that they fit light and dark themes.
 HEADER_STYLE = "min-width:4em;text-align:right"
 TITLE_STYLE = "text-align:left;white-space:pre"
 # Epochs in a table; a longer table would be sent and stored again and again.

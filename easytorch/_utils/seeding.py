@@ -108,7 +108,7 @@ def _use_deterministic_algorithms(warn_only: bool) -> None:
 def _list_limits(deterministic: bool | str) -> list[str]:
     """Return a sentence for each reason why two runs may differ."""
     limits = [
-        "Objects with a generator of their own, such as DataLoader(generator=...) or numpy.random.default_rng(), have their own "
+        "Objects that have a generator, such as DataLoader(generator=...) or numpy.random.default_rng(), have their own "
         "seed. The workers of such a loader get theirs from it.",
         "Another device, number of threads, number of processes, or version of torch rounds differently.",
     ]

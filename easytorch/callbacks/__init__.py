@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from easytorch._utils.api_hints import CALLBACK_HINTS, missing_name_error
+from easytorch._utils.api_errors import missing_name_error
+from easytorch._utils.api_hints import CALLBACK_HINTS
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
 from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.api_hints import HelpfulInit
+from easytorch._utils.api_errors import HelpfulInit
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, quote_list

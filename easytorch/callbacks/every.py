@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any
 
-from easytorch._utils.api_hints import explain_bad_arguments
+from easytorch._utils.api_errors import explain_bad_arguments
 from easytorch._utils.integers import optional_positive_int, positive_int
 
 UNITS = ("epochs", "updates", "minutes")

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
 from easytorch._utils import torch_private
-from easytorch._utils.api_hints import EPOCH_NAMES, suggest_scheduler
+from easytorch._utils.api_errors import suggest_scheduler
+from easytorch._utils.api_hints import EPOCH_NAMES
 from easytorch._utils.integers import non_negative_int
 from easytorch._utils.registry import did_you_mean, find, quote_list, spellings
 from easytorch._utils.warnings import warn

@@ -170,7 +170,7 @@ class Agreement:
     def report(self, error: BaseException) -> BaseException:
         """Report ``error``, which leaves a call, to the other ranks; return it, or an error of another rank that caused it.
 
-        If all ranks have an error, they may go on with another call. If some have none, they wait in a collective for this
+        If all ranks have an error, they may continue with another call. If some have none, they wait in a collective for this
         rank. The connections are closed then, so that the others stop waiting.
         """
         if self.store is None or self.closed is not None or _is_reported(error):

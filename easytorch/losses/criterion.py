@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.api_hints import check_argument_order
+from easytorch._utils.api_errors import check_argument_order
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
@@ -68,7 +68,7 @@ class Criterion:
         ignored_label: The same, if the mean is certainly over all other labels.
         may_ignore: Whether the data of the current pass may have such labels.
         entries: The entries of batches that a custom loss takes by the names of its parameters.
-        modules: The losses with parameters or buffers of their own, which are trained, saved, and in eval mode with the module.
+        modules: The losses that have parameters or buffers, which are trained, saved, and in eval mode with the module.
     """
 
     kind: str | None = None

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from easytorch._utils.api_hints import METRIC_HINTS, missing_class_error
+from easytorch._utils.api_errors import missing_class_error
+from easytorch._utils.api_hints import METRIC_HINTS
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.metrics.names import NAMES
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easytorch._utils.api_hints import HelpfulInit
+from easytorch._utils.api_errors import HelpfulInit
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import get_name

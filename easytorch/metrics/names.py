@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from easytorch._utils.api_hints import check_argument_order
+from easytorch._utils.api_errors import check_argument_order
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, get_name, quote_list, spellings, unknown_name_message
 from easytorch._utils.warnings import warn

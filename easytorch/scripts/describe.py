@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from easytorch._utils import api_hints
+from easytorch._utils import api_errors
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe as describe_tree
 from easytorch._utils.pytree import leaves
@@ -20,11 +20,9 @@ from easytorch.callbacks.base import as_callback_list, check_callback
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.progress import progress_callbacks
-from easytorch.data.arrays import keep_column_order
 from easytorch.data.batch import count_batches
-from easytorch.data.class_names import ClassNames
-from easytorch.data.data_sets import as_data_sets, by_name
-from easytorch.data.loader import first_batch, make_fit_data
+from easytorch.data.data_sets import by_name
+from easytorch.data.loader import first_batch
 from easytorch.data.sample_weights import ClassWeight
 from easytorch.data.splits import targets_of
 from easytorch.diagnostics.torch_errors import translate_errors
@@ -35,7 +33,8 @@ from easytorch.scripts import describe_loss, describe_metrics, describe_optimize
 from easytorch.scripts.description import DataInfo, FitInfo, ModuleInfo, RunDescription, ValidationInfo
 from easytorch.scripts.expressions import literal
 from easytorch.training.evaluation import known_targets
-from easytorch.training.fit_record import DataForm, FitRecord, record_fit
+from easytorch.training.fit_data import FitData
+from easytorch.training.fit_record import DataForm, FitRecord
 from easytorch.training.trial import restored_data
 from easytorch.training.validation import Validation
 
@@ -71,31 +70,24 @@ def plan_fit(model: Model, x: Any, y: Any, sizes: tuple[int, ...], options: Mapp
         ValueError, TypeError: If an argument is invalid, as in ``fit``.
     """
     arguments = _bind_arguments(model, options)
-    y, batch_size, epochs = api_hints.read_sizes(y, sizes, arguments["batch_size"], arguments["epochs"])
-    labels = ClassNames(model.class_names)
-    x, y = labels.learn(keep_column_order(x, model.columns), y)
-    data = as_data_sets(arguments["validation_data"], "validation_data", model.signature.names, x)
-    data, class_weight = labels.encode_validation(data), labels.number_keys(arguments["class_weight"])
-    shared = {name: arguments[name] for name in ("shuffle", "validation_split", "validation_steps", "steps_per_epoch")}
-    shared |= {"batch_size": batch_size, "validation_data": data, "sample_weight": arguments["sample_weight"]}
-    train_data, validation = make_fit_data(
-        x, y, class_weight=class_weight, epochs=epochs, window_size=model.gradient_accumulation_steps,
-        group=SingleProcess(), unpack=model.unpack, count_samples=model.batch_size,
-        ignore_index=model.loss.ignore_index, **shared,
+    y, batch_size, epochs = api_errors.read_sizes(y, sizes, arguments["batch_size"], arguments["epochs"])
+    names = (
+        "shuffle", "steps_per_epoch", "class_weight", "sample_weight", "validation_data", "validation_split", "validation_steps",
     )  # fmt: skip
-    train_data.close()
+    data = FitData.of(
+        model, x, y, group=SingleProcess(), epochs=epochs, batch_size=batch_size,
+        **{name: arguments[name] for name in names},
+    )  # fmt: skip
+    data.train.close()
     callbacks = [
         *map(check_callback, as_callback_list(arguments["callbacks"])),
         *BackupAndRestore.at(arguments["resume"]),
     ]
     progress_callbacks(arguments["verbose"])
     model.state.plan(epochs, arguments["initial_epoch"])
-    Validation.of(validation, arguments["validation_freq"], arguments["validation_steps"])
-    record = record_fit(
-        model, x, y, text_labels=labels.found, epochs=epochs, class_weight=class_weight, callbacks=callbacks,
-        initial_epoch=arguments["initial_epoch"], validation_freq=arguments["validation_freq"], **shared,
-    )  # fmt: skip
-    return Plan(record, train_data.loader, validation, _read_first(train_data.loader))
+    Validation.of(data.validation, arguments["validation_freq"], arguments["validation_steps"])
+    record = data.record(model, arguments["initial_epoch"], arguments["validation_freq"], callbacks)
+    return Plan(record, data.train.loader, data.validation, _read_first(data.train.loader))
 
 
 def _read_first(loader: Any) -> Any:
@@ -106,10 +98,10 @@ def _read_first(loader: Any) -> Any:
 
 def _bind_arguments(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of ``fit``, with their defaults."""
-    defaults = api_hints.argument_defaults(type(model).fit)
+    defaults = api_errors.argument_defaults(type(model).fit)
     unknown = next((name for name in options if name not in defaults), None)
     if unknown is not None:
-        raise api_hints.unexpected_argument_error("Model.fit", unknown, options, defaults)
+        raise api_errors.unexpected_argument_error("Model.fit", unknown, options, defaults)
     return {**defaults, **options}
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils import torch_private
-from easytorch._utils.api_hints import PRECISION_HINTS, STRATEGY_HINTS, HelpfulInit
+from easytorch._utils.api_errors import HelpfulInit
+from easytorch._utils.api_hints import PRECISION_HINTS, STRATEGY_HINTS
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
@@ -64,7 +65,7 @@ class Strategy(HelpfulInit):
         gradient_copies: How many copies of each gradient are held in memory.
         needs_batch_every_step: Whether each rank must have a batch in each update.
         clip_count: How often ``clip`` has clipped gradients.
-        loss_modules: The losses with parameters or buffers of their own.
+        loss_modules: The losses that have parameters or buffers.
         losses: What ``backward`` got in the current update, while a callback watches it; otherwise empty.
         channels_last: Whether images and convolution weights are stored with the channels last.
         shards_weights: Whether each rank has a shard of the weights.

@@ -42,7 +42,7 @@ class ControlChannel(nn.Module, SingleProcessControl):
     DDP and FSDP synchronize gradients when the wrapped module is called. Wrapping the step itself, instead of the user's module,
     lets a step call any part of that module.
 
-    The flags are the gradient of one extra parameter, so that they need no collective and no synchronization of their own:
+    The flags are the gradient of one extra parameter, so that they need no further collective and no synchronization:
     two requests to stop, the clock of rank 0, and NaN if the loss is not finite. They are read after each update on a CPU. On
     an accelerator, where reading waits for the device, they are read every ``EVERY`` updates.
 
@@ -50,7 +50,7 @@ class ControlChannel(nn.Module, SingleProcessControl):
         module: The user's module.
         device: The device of the module.
         group: The ranks that train together.
-        loss_modules: The losses with parameters or buffers of their own; None without any.
+        loss_modules: The losses that have parameters or buffers; None without any.
     """
 
     EVERY = 16

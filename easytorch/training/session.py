@@ -35,6 +35,7 @@ from easytorch.training.consensus import ReplicaCheck, SharedLogs, fit_arguments
 from easytorch.training.data_check import check_validation_data, compared_with_validation
 from easytorch.training.dry_run import dry_run
 from easytorch.training.evaluation import if_same_on_all_ranks, known_targets
+from easytorch.training.fit_data import FitData
 from easytorch.training.fit_record import FitRecord
 from easytorch.training.overrides import measured_once
 from easytorch.training.phases import plan_phases
@@ -53,18 +54,15 @@ _START_OF_FIT = threading.Lock()
 @contextlib.contextmanager
 def fit_session(
     model: Model,
-    train_data: EpochIterator,
-    val_data: Any,
+    data: FitData,
+    validation: Validation,
     *,
+    record: FitRecord,
     callbacks: list[Callback],
     state: TrainState,
-    verbose: Any,
     on_interrupt: str,
-    validation: Validation,
-    record: FitRecord,
-    class_names: Any = None,
-    columns: list[Any] | None = None,
-    is_dry: bool = False,
+    is_dry: bool,
+    verbose: Any,
     **arguments: Any,
 ) -> Iterator[None]:
     """Run the epochs of a fit inside, with everything that happens before and after them.
@@ -76,9 +74,10 @@ def fit_session(
     """
     on_interrupt = find("on_interrupt", on_interrupt, ON_INTERRUPT)
     is_dry = boolean("dry_run", is_dry)
+    train_data = data.train
     run = dry_run(model, train_data, callbacks, validation, verbose) if is_dry else contextlib.nullcontext(callbacks)
     verbose = 0 if is_dry else verbose
-    with _only_fit(model, train_data), run as callbacks, _named_data(model, class_names, columns):
+    with _only_fit(model, train_data), run as callbacks, _named_data(model, data.class_names, data.columns):
         model.strategy.release_weights()
         optimizer = model.require_optimizer("fit")
         check_optimizer_is_current(optimizer, model.module, model.loss.modules.own_parameters())
@@ -94,13 +93,17 @@ def fit_session(
         train_data.sources.others = {"model": model, "callbacks": own_callbacks}
         # A custom update may use its batches in any way, so every rank must have one.
         train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
-        arguments |= {"validation_freq": str(validation.frequency), "class_names": str(class_names), "dry_run": is_dry}
-        arguments |= fit_arguments(model, train_data, val_data, callbacks, state)
+        arguments |= {
+            "validation_freq": str(validation.frequency),
+            "class_names": str(data.class_names),
+            "dry_run": is_dry,
+        }
+        arguments |= fit_arguments(model, train_data, data.validation, callbacks, state)
         with (
             model.strategy.group.call("fit", **arguments),
             update_session(model, active, state),
             signals,
-            _training(model, train_data, val_data, active, signals, record),
+            _training(model, train_data, data.validation, active, signals, record),
         ):
             yield
     signals.exit_or_return(on_interrupt)

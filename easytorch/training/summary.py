@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from easytorch._utils import train_mode
-from easytorch._utils.api_hints import SUMMARY_HINTS, check_options
+from easytorch._utils.api_errors import check_options
+from easytorch._utils.api_hints import SUMMARY_HINTS
 from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.html_table import format_pairs, format_table
 from easytorch._utils.notebook import SHOWN_NUMBERS, Output, in_notebook

@@ -139,7 +139,7 @@ def search(
         first: The smallest size.
         last: The largest size.
         usage: How to use the suggestion.
-        finds_largest: Whether to go on when larger sizes are no faster.
+        finds_largest: Whether to continue when larger sizes are no faster.
         clock: Returns the time in seconds.
 
     Raises:

@@ -63,7 +63,7 @@ def test_tensors_and_arrays_are_read_as_they_were_written(tmp_path):
         assert np.array_equal(step.action, expected.action)
         assert step.action.dtype == expected.action.dtype
     assert torch.equal(last, torch.eye(2))
-    found[0].state.add_(1)  # each has memory of its own
+    found[0].state.add_(1)  # they share no memory
     assert torch.equal(found[1].state, steps[1].state)
 
 

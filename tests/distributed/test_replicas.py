@@ -197,7 +197,7 @@ def test_unused_parameters_of_one_rank_name_the_option(unused_on):
 
 
 class TwoSteps(Model):
-    """An update of its own, which does not look for unused parameters."""
+    """A custom update, which does not look for unused parameters."""
 
     def update(self, window):
         for batch in window:

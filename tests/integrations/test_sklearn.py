@@ -44,7 +44,7 @@ EXPECTED = {
 }
 
 
-# The checks make data of their own, for which the learning rate has to be right.
+# The checks make their data, for which the learning rate has to be right.
 @pytest.mark.slow
 @parametrize_with_checks(
     [Classifier(lr=0.01, epochs=20, device="cpu"), Regressor(lr=0.01, epochs=100, device="cpu")],

@@ -310,7 +310,7 @@ def test_a_parameter_group_that_a_callback_adds_is_resumed(tmp_path):
 
 
 class Lookahead(torch.optim.Optimizer):
-    """Averages the weights of another optimizer every two updates; its state dict has a form of its own."""
+    """Averages the weights of another optimizer every two updates; its state dict has a custom form."""
 
     def __init__(self, base):
         self.base, self.count = base, 0

@@ -463,7 +463,7 @@ class Hidden(Stepped):
 
 
 class Adversarial(Model):
-    """Trains a critic with an optimizer and a schedule of its own in ``update``."""
+    """Trains a critic with a further optimizer and schedule in ``update``."""
 
     def __init__(self) -> None:
         super().__init__(Net(), device="cpu")
@@ -558,7 +558,7 @@ class ExtraState(Net):
 
 
 class OwnNoise(Net):
-    """Draws from a generator of its own."""
+    """Draws from a private generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -786,7 +786,7 @@ class Counting(torch.optim.SGD):
 
 
 class Two(torch.optim.Optimizer):
-    """Two optimizers in one, with a state dict of its own form."""
+    """Two optimizers in one, with a custom state dict."""
 
     def __init__(self, parameters: Any) -> None:
         parameters = list(parameters)

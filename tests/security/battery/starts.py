@@ -109,7 +109,7 @@ def start(program: Program, folder: Path, callbacks: list[Callback] | None = Non
 
 
 def fork(program: Program, folder: Path, callbacks: list[Callback] | None = None) -> Process:
-    """Start ``program`` in a process with a group of its own."""
+    """Start ``program`` in a process with a new process group."""
     descriptor, path = tempfile.mkstemp()
     os.close(descriptor)
     process = os.fork()

@@ -18,7 +18,7 @@ SIZE = 60_000
 
 
 def attack(kills: int, reads: int, seed: int) -> tuple[int, int, list[str]]:
-    """Kill ``kills`` writers while ``reads`` reads go on; return kills, reads, and what was read wrongly."""
+    """Kill ``kills`` writers during ``reads`` reads; return kills, reads, and what was read wrongly."""
     rng, broken, done = random.Random(seed), [], 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.pt"
