@@ -70,6 +70,10 @@ EXAMPLES = {
     "multi_input": ["-"],
     "huggingface_model": ["-"],
     "many_processes": ["-"],
+    "tabular": ["-"],
+    "image_folder": ["-"],
+    "text_classification": ["-"],
+    "time_series": ["-"],
 }  # fmt: skip
 
 BF16 = ["--precision", "bf16"]
