@@ -4,7 +4,7 @@
 
 The table is synthetic, so the program needs no download: 4,000 customers with three numbers and two categories, of which
 a tenth is missing. The target is whether a customer leaves. Numbers are standardized with the statistics of the training
-rows. A missing number becomes the median, and a further column says that it was missing. A category becomes an index of
+rows. A missing number becomes the median, and a further column marks that it was missing. A category becomes an index of
 an embedding. Index 0 stands for a category that is missing or that the training rows lack. The baseline is the logistic
 regression of scikit-learn on the same columns, with one-hot categories.
 """

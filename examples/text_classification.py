@@ -26,7 +26,7 @@ args = options.parse_args()
 torch.manual_seed(args.seed)
 
 GOOD, BAD = ["good", "funny", "clever", "touching", "brilliant"], ["boring", "silly", "weak", "loud", "dull"]
-NOUNS = ["plot", "music", "cast", "ending", "dialogue"]
+NOUNS = ["plot", "music", "cast", "ending", "story"]
 
 
 def make_sentences(count: int, seed: int) -> list[tuple[str, str]]:
