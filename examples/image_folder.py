@@ -73,9 +73,9 @@ net = models.resnet18(weights=models.ResNet18_Weights.IMAGENET1K_V1 if args.pret
 net.fc = nn.Linear(net.fc.in_features, len(train_images.classes))
 model = easytorch.Model(net)
 if args.pretrained:
-    backbone = [name for name, _ in net.named_children() if name != "fc"]
     model.compile("adamw", "cross_entropy", metrics=["accuracy"], lr=1e-3)
-    model.fit(train_loader, epochs=2, validation_data=val_loader, callbacks=[Freeze(*backbone)], verbose=2)
+    head_alone = Freeze("conv1", "bn1", "layer[1-4]")
+    model.fit(train_loader, epochs=2, validation_data=val_loader, callbacks=[head_alone], verbose=2)
 model.compile("adamw", "cross_entropy", metrics=["accuracy"], lr=1e-4 if args.pretrained else 1e-3)
 history = model.fit(train_loader, epochs=4 if args.quick else 8, validation_data=val_loader, verbose=2)
 
