@@ -189,8 +189,9 @@ class Model:
         A later fit does not change it; ``model.history`` always has all epochs.
 
         Args:
-            x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays or pandas frames, dicts or tuples of these, ``(x, y)`` in
-                one tuple, a Hugging Face dataset, a generator, a function that returns one, or a list of batches. None calls
+            x: A ``DataLoader``, a ``Dataset``, tensors, NumPy arrays, frames of pandas, polars or Arrow, sparse matrices,
+                dicts or tuples of these, ``(x, y)`` in one tuple, a Hugging Face dataset, a WebDataset pipeline, a generator, a
+                function that returns one, or a list of batches. None calls
                 ``train_step(None)``, which makes its data itself, ``steps_per_epoch`` times in an epoch.
             y: The targets, unless ``x`` contains them. Labels may be text; their sorted names become ``class_names``. An integer
                 means ``epochs``: ``fit(loader, 5)``.

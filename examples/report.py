@@ -71,6 +71,10 @@ EXAMPLES = {
     "multi_input": ["-"],
     "huggingface_model": ["-"],
     "many_processes": ["-"],
+    "tabular": ["-"],
+    "image_folder": ["-"],
+    "text_classification": ["-"],
+    "time_series": ["-"],
 }  # fmt: skip
 
 # The pages of the tutorials. The others are linked to their source.

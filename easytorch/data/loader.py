@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_SIZE = 32
 ACCEPTED = (
-    "a DataLoader, a Dataset, tensors, NumPy arrays or pandas frames (x, y), dicts or tuples of these, a generator, a "
+    "a DataLoader, a Dataset, tensors, NumPy arrays or frames (x, y), dicts or tuples of these, a generator, a "
     "function that returns one, or a list of batches"
 )
 # Why an argument has no effect on some kinds of data.

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from easytorch.data.batch import unpack
 from easytorch.data.class_names import ClassNames
 from easytorch.data.predictions import find_shuffling_sampler
+from easytorch.data.sparse import is_sparse
+from easytorch.data.tables import is_frame
 from easytorch.reports.base import Comparison, Report
 from easytorch.reports.build import make_report
 from easytorch.reports.estimate import Estimate
@@ -76,7 +78,8 @@ def input_reader(x: Any) -> Callable[[int], Any] | None:
         hasattr(x, "__getitem__")
         and hasattr(x, "__len__")
         and not isinstance(x, (Mapping, list, tuple))
-        and not hasattr(x, "iloc")
+        and not is_frame(x)  # an index of Arrow is that of a column
+        and not is_sparse(x)
     ):
         return lambda index: unpack(x[index]).x if isinstance(x[index], (tuple, list)) else x[index]
     return None

@@ -10,11 +10,13 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import scipy.sparse as sp
 import torch
 from torch import nn
 
 from easytorch import Model
 from easytorch.data import split
+from easytorch.reports import input_reader
 from tests.loops import blobs, same_weights
 
 INPUTS, LABELS = (part.numpy() for part in blobs(50))
@@ -187,3 +189,7 @@ print(sorted({"polars", "pyarrow", "datasets", "webdataset", "torchdata", "panda
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_report_never_reads_a_column_as_a_sample():
+    assert all(input_reader(x) is None for x in (POLARS, ARROW, sp.csr_array(INPUTS)))
