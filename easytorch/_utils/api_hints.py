@@ -26,7 +26,7 @@ Class = TypeVar("Class", bound=type)
 
 IMPORT_FROM = opcode.opmap["IMPORT_FROM"]
 
-WANDB_HINT = "WandbLogger(project, update_freq=100). For what wandb.watch logs, add easytorch.callbacks.GradientStatistics(every=100)"
+WANDB_HINT = "WandbLogger(project, update_freq=100); for what wandb.watch logs, add GradientStatistics(every=100)"
 TRACKER_HINT = "a subclass of easytorch.callbacks.Tracker with about 20 lines; see the guide about trackers"
 
 # Arguments of the methods of Model.
