@@ -465,8 +465,9 @@ class Tracker(Callback):
 
     def _warn_of_existing_points(self) -> None:
         """Warn if the user has passed a run that has points, and does not resume it."""
-        first = {"epoch": self.model.state.first, "step": self.model.state.step}
-        if not self._is_resumed and any(step >= min(first.values()) for step in self._last_steps.values()):
+        state, last = self.model.state, self._last_steps
+        is_repeated = last.get("loss", -1) >= state.first or last.get(f"{UPDATE_PREFIX}loss", -1) > state.step
+        if not self._is_resumed and is_repeated:
             warn(
                 f"The run {self.run_id!r} of {type(self).__name__} has points already, and points up to these are not written "
                 "again. Use another run, or fit(resume=...) to continue the training of this one."
