@@ -415,6 +415,16 @@ def test_a_missing_library_is_an_error_with_the_pip_command(cls, package, extra,
         cls()
 
 
+def test_an_unknown_option_of_a_library_is_an_error_with_a_hint():
+    pytest.importorskip("wandb")
+    with pytest.raises(
+        TypeError, match=r"WandbLogger has no argument 'save_dir'\. Use WandbLogger\(\.\.\., dir='runs'\)"
+    ):
+        WandbLogger(save_dir="runs")
+    with pytest.raises(TypeError, match="no argument 'projct'.* Did you mean 'project'"):
+        WandbLogger(projct="digits")
+
+
 # TensorBoard
 
 

@@ -89,7 +89,7 @@ def run_program(name, mode):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert process.returncode == (-9 if mode != "run" else 0), process.stderr
