@@ -192,7 +192,7 @@ class Tracker(Callback):
     # Methods for the user
 
     def log_values(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Write numbers or texts of your own at an update.
+        """Write further numbers or texts at an update.
 
         Args:
             values: The values by name.

@@ -421,8 +421,8 @@ def test_an_unknown_option_of_a_library_is_an_error_with_a_hint():
         TypeError, match=r"WandbLogger has no argument 'save_dir'\. Use WandbLogger\(\.\.\., dir='runs'\)"
     ):
         WandbLogger(save_dir="runs")
-    with pytest.raises(TypeError, match=r"no argument 'projct'.* Did you mean 'project'"):
-        WandbLogger(projct="digits")
+    with pytest.raises(TypeError, match=r"no argument 'projects'.* Did you mean 'project'"):
+        WandbLogger(projects="digits")
 
 
 # TensorBoard
