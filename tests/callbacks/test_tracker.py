@@ -269,7 +269,7 @@ def test_images_become_bytes(image, shape, extremes):
 # Runs
 
 
-def test_a_second_fit_continues_the_run_and_another_model_does_not(file_tracker):
+def test_a_second_fit_of_the_same_model_continues_the_run(file_tracker):
     model = new_model()
     for _ in range(2):
         train(model, 2, file_tracker)
