@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-WANDB_HINT = "WandbLogger(project, update_freq=100). For what wandb.watch logs, add easytorch.callbacks.GradientStatistics(every=100)"
+WANDB_HINT = "WandbLogger(project, update_freq=100); for what wandb.watch logs, add GradientStatistics(every=100)"
 TRACKER_HINT = "a subclass of easytorch.callbacks.Tracker with about 20 lines; see the guide about trackers"
 
 # Arguments of the methods of Model.
@@ -178,7 +178,7 @@ OPTION_HINTS = {
     "MLflowLogger.log_freq": "update_freq=",
     "TrackioLogger.log_freq": "update_freq=",
     "TrackioLogger.id": "name=",
-    "WandbLogger.save_dir": "dir=",
+    "WandbLogger.save_dir": "WandbLogger(..., dir='runs')",
     "WandbLogger.offline": "mode='offline'",
     "WandbLogger.version": "id=",
     "WandbLogger.log_freq": "update_freq=",

@@ -23,6 +23,8 @@ from easytorch.callbacks.tracker import Tracker, last_of
 STATUSES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 # MLflow waits for minutes for a server that does not answer. A variable that the user has set takes precedence.
 SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# Stores that are a name and no URI.
+NAMED_STORES = ("databricks", "databricks-uc", "uc")
 MAX_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6_000
 MAX_TAG_LENGTH = 8_000
@@ -196,7 +198,7 @@ class MLflowLogger(Tracker):
 def _check_uri(uri: str) -> str:
     """Return ``uri``; raise a ``ValueError`` if it is a folder."""
     scheme = urlparse(uri).scheme
-    if scheme in ("", "file") or len(scheme) == 1:
+    if uri not in NAMED_STORES and (scheme in ("", "file") or len(scheme) == 1):
         folder = uri.removeprefix("file://")
         raise ValueError(
             f"tracking_uri={uri!r} is a folder, and MLflow 3 has no store of files. Pass a database: "

@@ -112,7 +112,7 @@ class TensorBoard(Tracker):
         """Write the row of hyperparameters, and close the files."""
         try:
             rows = self.model.history.rows
-            if self.write_hparams and rows and status == "finished":
+            if self.write_hparams and rows and status == "finished" and self._has_begun:
                 last = {f"hparam/{name}": value for name, value in split_values(rows[-1])[0].items()}
                 writer = self._open_writer("train")
                 writer.add_hparams(dict(self._run_config), last, run_name=".", global_step=self.model.state.epoch)

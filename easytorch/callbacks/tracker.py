@@ -9,6 +9,7 @@ import json
 import numbers
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -191,7 +192,7 @@ class Tracker(Callback):
     # Methods for the user
 
     def log_values(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Write numbers or texts of your own at an update.
+        """Write further numbers or texts at an update.
 
         Args:
             values: The values by name.
@@ -201,6 +202,7 @@ class Tracker(Callback):
             RuntimeError: Before the first fit, as in all methods ``log_...``.
         """
         self._record(values, "step", self._current_step("log_values", step))
+        self._close_after_fit()
 
     def log_image(self, name: str, image: object, step: int | None = None) -> None:
         """Write an image, in a hook or after a fit.
@@ -277,6 +279,7 @@ class Tracker(Callback):
             raise FileNotFoundError(f"There is no file {str(source)!r} to upload.")
         if self._attempt(self._open, now=True):
             self._attempt(lambda: self.write_file(source, name or source.name), now=True)
+        self._close_after_fit()
 
     def _current_step(self, method: str, step: int | None) -> int:
         if self._owner is None and not hasattr(self, "model"):
@@ -355,7 +358,7 @@ class Tracker(Callback):
         if self.model.callbacks.diverged:
             self._status = "failed"
         self._flush(now=True)
-        if self._is_open and self.log_model and self._status == "finished":
+        if self.log_model and self._status == "finished":
             self._attempt(self._upload_model, now=True)
         if self._waiting:
             warn(
@@ -363,6 +366,7 @@ class Tracker(Callback):
                 "last checkpoint when the run continues."
             )
         self._close(self._status)
+        self._has_begun = False
 
     def close_on_failure(self) -> None:
         """End the run."""
@@ -403,6 +407,7 @@ class Tracker(Callback):
     def _send_point(self, point: Point) -> None:
         self._waiting.append(point)
         self._flush()
+        self._close_after_fit()
 
     def _flush(self, now: bool = False) -> None:
         """Write the points that wait, the oldest first.
@@ -427,6 +432,11 @@ class Tracker(Callback):
                 for name, pixels in new.items():
                     self.write_image(name, pixels, point.axis, point.step)
             self._remember(self._waiting.popleft())
+
+    def _close_after_fit(self) -> None:
+        """End a run that a method has opened outside of a fit."""
+        if not self._has_begun and self._is_writer():
+            self._close(self._status)
 
     def _remember(self, point: Point) -> None:
         if point.kind == "image":
@@ -455,14 +465,16 @@ class Tracker(Callback):
 
     def _warn_of_existing_points(self) -> None:
         """Warn if the user has passed a run that has points, and does not resume it."""
-        first = {"epoch": self.model.state.first, "step": self.model.state.step}
-        if not self._is_resumed and any(step >= min(first.values()) for step in self._last_steps.values()):
+        state, last = self.model.state, self._last_steps
+        is_repeated = last.get("loss", -1) >= state.first or last.get(f"{UPDATE_PREFIX}loss", -1) > state.step
+        if not self._is_resumed and is_repeated:
             warn(
                 f"The run {self.run_id!r} of {type(self).__name__} has points already, and points up to these are not written "
                 "again. Use another run, or fit(resume=...) to continue the training of this one."
             )
 
     def _upload_model(self) -> None:
+        self._open()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.pt"
             self.model.save(path)
@@ -485,7 +497,10 @@ class Tracker(Callback):
         # Names and delays of trackers are random numbers, which must not change those of training.
         states = get_host_rng_state()
         try:
-            with self.quiet():
+            with self.quiet(), warnings.catch_warnings():
+                # What libraries use among themselves. As an error it would stop the tracker.
+                for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning):
+                    warnings.simplefilter("ignore", category)
                 action()
         except (Exception, SystemExit) as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS

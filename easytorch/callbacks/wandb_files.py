@@ -32,8 +32,13 @@ def read_history(path: Path) -> Iterator[dict[str, Any]]:
     """
     for record in _read_messages(path):
         if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            yield {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                name, *inner = item.nested_key or [item.key]
+                # The entries of a dict, such as that of an image, are stored one by one.
+                place, key = (row.setdefault(name, {}), ".".join(inner)) if inner else (row, name)
+                place[key] = json.loads(item.value_json)
+            yield row
 
 
 def has_ended(path: Path) -> bool:

@@ -269,7 +269,7 @@ def test_images_become_bytes(image, shape, extremes):
 # Runs
 
 
-def test_a_second_fit_continues_the_run_and_another_model_does_not(file_tracker):
+def test_a_second_fit_of_the_same_model_continues_the_run(file_tracker):
     model = new_model()
     for _ in range(2):
         train(model, 2, file_tracker)
@@ -413,6 +413,16 @@ def test_a_missing_library_is_an_error_with_the_pip_command(cls, package, extra,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf'pip install "easytorch-fit\[{extra}\]"'):
         cls()
+
+
+def test_an_unknown_option_of_a_library_is_an_error_with_a_hint():
+    pytest.importorskip("wandb")
+    with pytest.raises(
+        TypeError, match=r"WandbLogger has no argument 'save_dir'\. Use WandbLogger\(\.\.\., dir='runs'\)"
+    ):
+        WandbLogger(save_dir="runs")
+    with pytest.raises(TypeError, match=r"no argument 'projects'.* Did you mean 'project'"):
+        WandbLogger(projects="digits")
 
 
 # TensorBoard

@@ -49,7 +49,7 @@ LOGGERS = {
     ),
     "mlflow": ("MLflowLogger('digits', tracking_uri='sqlite:///mlflow.db', update_freq=1)", "pass"),
     "trackio": ("TrackioLogger('digits', update_freq=1)", "import time; time.sleep(2)"),
-    "tensorboard": ("TensorBoard('logs', update_freq=1)", "logger._flush_writers()"),
+    "tensorboard": ("TensorBoard('logs', update_freq=1)", "pass"),
 }
 
 
@@ -60,7 +60,6 @@ def environment(folder):
     for path in variables.values():
         Path(path).mkdir(parents=True, exist_ok=True)
     return variables | {
-        "WANDB_MODE": "",
         "HF_HUB_OFFLINE": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "HOME": str(folder),
@@ -72,7 +71,8 @@ def _isolated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def require(name):
@@ -89,7 +89,7 @@ def run_program(name, mode):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert process.returncode == (-9 if mode != "run" else 0), process.stderr
@@ -137,8 +137,18 @@ def points_of_tensorboard(run_id):
         yield from ((tag.removeprefix("epoch_"), event.step) for event in events.Scalars(tag))
 
 
-@pytest.mark.parametrize("mode", ["kill", "kill flush"])
-@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio", "tensorboard"])
+# MLflow writes at once; the tests of trackers have a TensorBoard that has written everything.
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("wandb", "kill"),
+        ("wandb", "kill flush"),
+        ("mlflow", "kill"),
+        ("trackio", "kill"),
+        ("trackio", "kill flush"),
+        ("tensorboard", "kill"),
+    ],
+)
 def test_a_killed_run_continues_without_double_points(name, mode):
     """With "flush", the library has written all points; otherwise it may have lost some in its memory."""
     require(name)
@@ -311,8 +321,7 @@ def test_trackio_prints_nothing_and_changes_no_weight(capfd):
 def read_local(logger):
     from trackio.sqlite_storage import SQLiteStorage
 
-    logger.close_run("finished")
-    logger._is_open = False
+    logger._close("finished")
     steps: dict[str, list[int]] = {}
     for row in SQLiteStorage.get_logs("digits", run=logger.run_id):
         for name in row:
