@@ -173,6 +173,7 @@ def run(kills: int, folder: Path, address: str, points: list[str] | None = None,
             print(found, file=sys.stderr)
         weights = files.read(final)
         report.equal &= all(torch.equal(weights[key], value) for key, value in expected.items())
+        print(report, flush=True)
     report.seconds = time.monotonic() - started_at
     return report
 

@@ -188,9 +188,9 @@ def test_kills_during_requests_lose_nothing(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_resume_from_s3(strategy, folder):
-    (expected, losses, _), *_ = run_ranks(test_dcp.train, f"{folder}/complete", None, 6, strategy)
-    run_ranks(test_dcp.train, f"{folder}/stopped", 4, 6, strategy)
-    for weights, again, (step, _) in run_ranks(test_dcp.train, f"{folder}/stopped", None, 6, strategy):
+    expected, losses, _ = run_ranks(test_dcp.train, f"{folder}/complete", None, 6, strategy, timeout=240)[0]
+    run_ranks(test_dcp.train, f"{folder}/stopped", 4, 6, strategy, timeout=240)
+    for weights, again, (step, _) in run_ranks(test_dcp.train, f"{folder}/stopped", None, 6, strategy, timeout=240):
         assert step == 4
         assert furthest(weights, expected) == 0
         assert again == losses
