@@ -1,6 +1,7 @@
 """Runs and files on an S3 server."""
 
 import collections
+import functools
 import os
 import signal
 import subprocess
@@ -188,9 +189,10 @@ def test_kills_during_requests_lose_nothing(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_resume_from_s3(strategy, folder):
-    expected, losses, _ = run_ranks(test_dcp.train, f"{folder}/complete", None, 6, strategy, timeout=240)[0]
-    run_ranks(test_dcp.train, f"{folder}/stopped", 4, 6, strategy, timeout=240)
-    for weights, again, (step, _) in run_ranks(test_dcp.train, f"{folder}/stopped", None, 6, strategy, timeout=240):
+    train = functools.partial(test_dcp.train, save_freq=4)
+    expected, losses, _ = run_ranks(train, f"{folder}/complete", None, 6, strategy, timeout=240)[0]
+    run_ranks(train, f"{folder}/stopped", 4, 6, strategy, timeout=240)
+    for weights, again, (step, _) in run_ranks(train, f"{folder}/stopped", None, 6, strategy, timeout=240):
         assert step == 4
         assert furthest(weights, expected) == 0
         assert again == losses
