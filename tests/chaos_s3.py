@@ -152,7 +152,7 @@ def run(kills: int, folder: Path, address: str, points: list[str] | None = None,
             point = None if points is None or report.kills >= kills else points[report.kills % len(points)]
             process = fork(lambda name=name, point=point: train(f"s3://{BUCKET}/{name}", folder, point))
             if points is None and report.kills < kills:
-                deadline = time.monotonic() + rng.uniform(0, length)
+                deadline = time.monotonic() + rng.uniform(0, 0.5 * length)
                 while time.monotonic() < deadline and not final.exists():
                     time.sleep(0.001)
                 if not final.exists():
