@@ -164,6 +164,8 @@ OPTION_HINTS = {
     "ModelCheckpoint.asynchronous": "save_in_background=True",
     "ModelCheckpoint.async_save": "save_in_background=True",
     "BackupAndRestore.asynchronous": "save_in_background=True",
+    "BackupAndRestore.storage_options": "fsspec.config.conf['s3'] = {...}, for the whole program",
+    "ModelCheckpoint.storage_options": "fsspec.config.conf['s3'] = {...}, for the whole program",
     "ModelCheckpoint.period": "save_freq=Every(epochs=2)",
     "ModelCheckpoint.filename": "filepath='runs/{epoch:02d}.pt'",
     "ModelCheckpoint.save_last": "fit(..., resume='run/'), which saves the newest state",

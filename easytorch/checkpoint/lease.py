@@ -73,6 +73,8 @@ class Lease(Lock):
             if not self._create():
                 return False
             self._warn_if_unconditional()
+            if self._read() != self._written:  # two created it at the same moment, in a store that permits it
+                return False
         elif not self._is_free(current) or not self._replace(current):
             return False
         self._is_held = True

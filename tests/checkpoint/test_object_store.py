@@ -91,7 +91,7 @@ def test_model_and_weights_are_saved_and_loaded():
 def test_missing_names_get_a_suggestion():
     model().save("memory://models/model.pt")
     with pytest.raises(FileNotFoundError, match=r"Did you mean 'model\.pt'"):
-        model().load("memory://models/modle.pt")
+        model().load("memory://models/modell.pt")
     with pytest.raises(ValueError, match="is a folder"):
         model().load_weights("memory://models")
 
