@@ -87,6 +87,9 @@ def test_no_block_of_a_page_is_empty(path):
     assert not empty, f"{get_name(path)}: empty blocks at lines {empty}"
 
 
+# torch_geometric and peft call these when they are imported and when they wrap a model.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
 def test_programs_of_a_page_print_the_quoted_output(path, tmp_path, monkeypatch, capsys):
     """Skip programs with a comment ``# pip install package`` if the package is missing."""
