@@ -89,7 +89,7 @@ def without_caches(outputs: Any) -> Any:
         return outputs
     kept = {key: value for key, value in outputs.items() if key not in caches}
     kind: Any = type(outputs)
-    return kind(**kept) if dataclasses.is_dataclass(kind) else kept
+    return kind(**kept) if dataclasses.is_dataclass(outputs) else kept
 
 
 def is_cache(value: Any) -> bool:
