@@ -79,7 +79,7 @@ def make_report(
     criterion = copy.deepcopy(criterion)
     criterion.to(torch.device("cpu"))
     if isinstance(outputs, Mapping):  # the logits of transformers, or the only entry
-        found = criterion.compared_prediction({key: _array_to_tensor(value) for key, value in outputs.items()}, None)
+        found = criterion.compared_prediction({key: _to_tensor(value) for key, value in outputs.items()}, None)
         outputs = found if isinstance(found, Tensor) else outputs
     repeats = positive_int("bootstrap", bootstrap) if bootstrap else 0
     prediction, targets = _as_tensors(criterion, outputs, y)
@@ -88,10 +88,6 @@ def make_report(
     losses = sample_losses(criterion, prediction, targets)
     options: dict[str, Any] = {"losses": losses, "bootstrap": Bootstrap(repeats, seed)}
     return _build(criterion, prediction, targets, names_of(class_names, None), threshold, options)
-
-
-def _array_to_tensor(value: Any) -> Any:
-    return from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _build(
