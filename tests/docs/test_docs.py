@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -81,6 +81,15 @@ def get_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+# Pages whose programs import libraries that take many seconds.
+SLOW_PAGES = [ROOT / "docs/guides/models-of-others.md"]
+
+
+def pages_with_programs() -> list[Any]:
+    pages = [path for path in PROSE if programs(path)]
+    return [pytest.param(path, marks=[pytest.mark.slow] * (path in SLOW_PAGES), id=get_name(path)) for path in pages]
+
+
 @pytest.mark.parametrize("path", PROSE, ids=get_name)
 def test_no_block_of_a_page_is_empty(path):
     empty = [block.line for block in blocks(path.read_text(encoding="utf-8")) if not block.text.strip()]
@@ -90,7 +99,7 @@ def test_no_block_of_a_page_is_empty(path):
 # torch_geometric and peft call these when they are imported and when they wrap a model.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("path", [path for path in PROSE if programs(path)], ids=get_name)
+@pytest.mark.parametrize("path", pages_with_programs())
 def test_programs_of_a_page_print_the_quoted_output(path, tmp_path, monkeypatch, capsys):
     """Skip programs with a comment ``# pip install package`` if the package is missing."""
     if importlib.util.find_spec("matplotlib"):
