@@ -70,8 +70,8 @@ class LRScheduler(Callback):
             ``load_state_dict()``, or a scheduler of timm; or a function that creates one from the optimizer.
         step_every: ``"update"`` or ``"epoch"``. None decides by the class: ``OneCycleLR`` and ``CyclicLR`` count updates;
             ``StepLR``, ``MultiStepLR``, ``ExponentialLR`` and ``ReduceLROnPlateau`` count epochs. Others, such as
-            ``CosineAnnealingLR``, count what their length is equal to: the updates or the epochs of the fit. Those of timm
-            count what ``t_in_epochs`` says.
+            ``CosineAnnealingLR``, count what their length is equal to: the updates or the epochs of the fit. Those of
+            timm count epochs if their ``t_in_epochs`` is True, else updates.
         monitor: Name of the value for ``ReduceLROnPlateau``; by default ``val_loss`` with validation data, else ``loss``.
 
     Raises:

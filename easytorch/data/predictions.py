@@ -87,9 +87,9 @@ def without_caches(outputs: Any) -> Any:
     caches = [key for key in outputs if is_cache(outputs[key])] if isinstance(outputs, Mapping) else []
     if not caches:
         return outputs
-    kept = {key: value for key, value in outputs.items() if key not in caches}
+    others = {key: value for key, value in outputs.items() if key not in caches}
     kind: Any = type(outputs)
-    return kind(**kept) if dataclasses.is_dataclass(kind) else kept
+    return kind(**others) if dataclasses.is_dataclass(outputs) else others
 
 
 def is_cache(value: Any) -> bool:

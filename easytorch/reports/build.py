@@ -90,10 +90,6 @@ def make_report(
     return _build(criterion, prediction, targets, names_of(class_names, None), threshold, options)
 
 
-def _to_tensor(value: Any) -> Any:
-    return from_numpy(value) if isinstance(value, np.ndarray) else value
-
-
 def _build(
     loss: SingleLoss,
     y_pred: Tensor,

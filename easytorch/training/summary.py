@@ -21,9 +21,10 @@ from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.html_table import format_pairs, format_table
 from easytorch._utils.notebook import SHOWN_NUMBERS, Output, in_notebook
 from easytorch._utils.paths import printable
-from easytorch._utils.pytree import map_leaves
+from easytorch._utils.pytree import leaves, map_leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch.data.arrays import as_predict_data
+from easytorch.data.batch_objects import is_batch_object
 from easytorch.data.loader import as_single_batch
 from easytorch.diagnostics.torch_errors import translate_errors
 from easytorch.optimizer_group import learning_rates, members_of
@@ -141,12 +142,14 @@ def summarize_layers(module: nn.Module, x: Any, device: torch.device, **options:
 
     Args:
         module: The module. Its modes, its weights and the random states are unchanged afterwards.
-        x: Inputs, one batch or a part of it. With None the table has no shapes.
+        x: Inputs, one batch or a part of it. With None, or an object such as a graph, the table has no shapes.
         device: The device of the module.
         options: Passed to ``torchinfo.summary``.
     """
     import torchinfo
 
+    if any(map(is_batch_object, leaves(x))):  # torchinfo knows the sizes of tensors only
+        x = None
     columns = ("output_size", "num_params", "mult_adds") if x is not None else ("num_params", "trainable")
     options = {
         "col_names": columns,

@@ -242,3 +242,10 @@ def test_labels_of_edges_are_the_targets_of_link_prediction():
 def test_export_of_a_graph_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is a graph"):
         compiled(Nodes()).export(tmp_path / "net.pt2", [Graph(*nodes(4))])
+
+
+def test_summary_of_graphs_is_a_table_without_shapes():
+    model = compiled(Nodes())
+    loader = DataLoader(SAMPLES, 4, collate_fn=collate)
+    assert "Linear" in str(model.summary(collate(SAMPLES[:2])))
+    assert "Linear" in str(Model(Graphs(), device="cpu").summary(loader))

@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -101,6 +101,9 @@ WITH_PROGRAMS = [
 # WebDataset leaves the files of its shards to the garbage collector, and torchdata calls a deprecated function of torch.
 @pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+# torch_geometric and peft call these when they are imported and when they wrap a model.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("path", WITH_PROGRAMS, ids=get_name)
 def test_programs_of_a_page_print_the_quoted_output(path, tmp_path, monkeypatch, capsys):
     """Skip programs with a comment ``# pip install package`` if the package is missing."""
