@@ -1157,6 +1157,7 @@ class Model:
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
+        verbose: int | str = "auto",
     ) -> BatchSizes:
         """Return the samples per second of several batch sizes; the model stays as it is.
 
@@ -1171,6 +1172,8 @@ class Model:
             class_weight: See ``fit``.
             sample_weight: See ``fit``.
             shuffle: See ``fit``.
+            verbose: 0 displays nothing. ``"auto"`` displays the running measurement on a line of a terminal or notebook that
+                disappears, and a line per measurement everywhere else; 2 displays lines everywhere.
 
         Raises:
             RuntimeError: If the model has no optimizer, or ``fit`` is running.
@@ -1182,7 +1185,7 @@ class Model:
         """
         return sizes.find_batch_size(
             self, x, y, min_size=min_size, max_size=max_size, class_weight=class_weight, sample_weight=sample_weight,
-            shuffle=shuffle,
+            shuffle=shuffle, verbose=verbose,
         )  # fmt: skip
 
     def tune_speed(
@@ -1195,6 +1198,7 @@ class Model:
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
+        verbose: int | str = "auto",
     ) -> Speeds:
         """Measure what makes this program faster on this machine; the model stays as it is.
 
@@ -1209,6 +1213,8 @@ class Model:
             class_weight: See ``fit``.
             sample_weight: See ``fit``.
             shuffle: See ``fit``.
+            verbose: 0 displays nothing. ``"auto"`` displays the running measurement on a line of a terminal or notebook that
+                disappears, and a line per measurement everywhere else; 2 displays lines everywhere.
 
         Raises:
             RuntimeError: If the model has no optimizer, or ``fit`` is running.
@@ -1219,7 +1225,7 @@ class Model:
         """
         return speed.tune_speed(
             self, x, y, seconds=seconds, batch_size=batch_size, class_weight=class_weight, sample_weight=sample_weight,
-            shuffle=shuffle,
+            shuffle=shuffle, verbose=verbose,
         )  # fmt: skip
 
     def log_names(self) -> list[str]:
