@@ -17,7 +17,7 @@ from easytorch.checks.probe import FIT_RATES, FIT_SAMPLES, Probe, Row, final_los
 # A trial of Adam must reduce the loss of one batch to less than this share.
 FIT_SHARE = 0.9
 MIN_STEPS = 20
-# A trial with so few values of a sample, which may hardly tell the samples apart, must reduce the loss to less than this share.
+# A trial with so few values of a sample, in which samples may hardly differ, must reduce the loss to less than this share.
 FEW_VALUES, SLIGHT_SHARE = 4, 0.99
 # The first loss, times this, is what a few updates on the same batch must not exceed.
 DIVERGED = 3.0
@@ -40,7 +40,7 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
     elif last > FIT_SHARE * first and _has_few_parameters(probe):
         yield info(f"{text}; so few parameters cannot fit any batch.", last)
     elif SLIGHT_SHARE * first > last > FIT_SHARE * first and _has_few_inputs(probe):
-        yield info(f"{text}; inputs of so few values may not tell the samples apart.", last)
+        yield info(f"{text}; inputs of so few values may not distinguish the samples.", last)
     elif (
         first > 0
         and _is_above(last, first, probe)
