@@ -146,7 +146,8 @@ def _has_few_inputs(probe: Probe) -> bool:
     tensors = list(leaves(probe.batch.x)) if probe.batch is not None else []
     if not tensors or not all(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in tensors):
         return False
-    return sum(tensor[:1].numel() for tensor in tensors) <= FEW_VALUES
+    values: int = sum(tensor[:1].numel() for tensor in tensors)
+    return values <= FEW_VALUES
 
 
 def _momentum(probe: Probe) -> float:
