@@ -1036,6 +1036,7 @@ class Model:
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
+        verbose: int | str = "auto",
     ) -> BatchSizes:
         """Return the samples per second of several batch sizes, and the largest that fits; the model stays as it is.
 
@@ -1044,6 +1045,8 @@ class Model:
             y, class_weight, sample_weight, shuffle: As in ``fit``.
             min_size: The first size; each further one is twice as large.
             max_size: The last size; None for the number of samples.
+            verbose: 0 displays nothing. ``"auto"`` displays the running measurement on a line of a terminal or notebook that
+                disappears, and a line per measurement everywhere else; 2 displays lines everywhere.
 
         Raises:
             RuntimeError: If the model has no optimizer, or ``fit`` is running.
@@ -1057,7 +1060,7 @@ class Model:
 
         return find_batch_size(
             self, x, y, min_size=min_size, max_size=max_size, class_weight=class_weight, sample_weight=sample_weight,
-            shuffle=shuffle,
+            shuffle=shuffle, verbose=verbose,
         )  # fmt: skip
 
     def tune_speed(
@@ -1070,12 +1073,15 @@ class Model:
         class_weight: ClassWeightLike | None = None,
         sample_weight: SampleWeightLike | None = None,
         shuffle: bool | None = None,
+        verbose: int | str = "auto",
     ) -> Speeds:
         """Return which settings make this program faster on this machine; the model stays as it is.
 
         Args:
             x, y, batch_size, class_weight, sample_weight, shuffle: The training data, as in ``fit``. It is read several times.
             seconds: The time for all measurements.
+            verbose: 0 displays nothing. ``"auto"`` displays the running measurement on a line of a terminal or notebook that
+                disappears, and a line per measurement everywhere else; 2 displays lines everywhere.
 
         Raises:
             RuntimeError: If the model has no optimizer, or ``fit`` is running.
@@ -1088,7 +1094,7 @@ class Model:
 
         return tune_speed(
             self, x, y, seconds=seconds, batch_size=batch_size, class_weight=class_weight, sample_weight=sample_weight,
-            shuffle=shuffle,
+            shuffle=shuffle, verbose=verbose,
         )  # fmt: skip
 
     def export(

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from easytorch._utils.paths import printable
 
 # Tables set no colors, so that they fit light and dark themes.
 HEADER_STYLE = "min-width:4em;text-align:right"
 TITLE_STYLE = "text-align:left;white-space:pre"
+# Notebooks break the text of cells, which would spread an interval over three lines. Only sentences break.
+CELL_STYLE = "white-space:nowrap"
+TEXT_STYLE = "text-align:left;white-space:normal;min-width:16em;max-width:40em"
+# Characters of a cell from which its column has sentences.
+SENTENCE = 40
 # Epochs in a table; a longer table would be sent and stored again and again.
 MAX_EPOCHS = 20
 MAX_TEXT = 2000  # characters
 
 
-def format_table(rows: Iterable[Mapping[str, str]], names: Iterable[str] = (), title: str = "") -> str:
+def format_table(
+    rows: Iterable[Mapping[str, str]], names: Iterable[str] = (), title: str = "", sentences: Collection[str] = ()
+) -> str:
     """Return ``rows`` as an HTML table with one column per name.
 
     Args:
         rows: Cells by name of their column. The first column is aligned to the left.
         names: Names of the columns that come first; those of ``rows`` follow.
         title: Text above the table.
+        sentences: Columns whose text breaks into lines, besides those with long cells.
     """
     rows = list(rows)
     names = list(dict.fromkeys([*names, *(name for row in rows for name in row)]))
-    head = "".join(
-        f'<th style="{HEADER_STYLE if i else TITLE_STYLE}">{escape_text(name)}</th>' for i, name in enumerate(names)
-    )
-    body = "".join(f"<tr>{_format_cells(row, names)}</tr>" for row in rows)
-    table = f'<table class="easytorch"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    long = {name for name in names[1:] if any(len(row.get(name, "")) > SENTENCE for row in rows)} | set(sentences)
+    styles = [TEXT_STYLE if name in long else CELL_STYLE for name in names]
+    styles[:1] = [TITLE_STYLE]
+    heads = [TITLE_STYLE if name in long or not i else HEADER_STYLE for i, name in enumerate(names)]
+    table = f'<table class="easytorch"><thead>{_format_row("th", names, heads)}</thead><tbody>'
+    table += "".join(_format_row("td", [row.get(name, "") for name in names], styles) for row in rows)
+    table += "</tbody></table>"
     return f"<div>{escape_text(title)}</div>{table}" if title else table
+
+
+def scrolling(page: str) -> str:
+    """Return HTML that scrolls in a narrow window."""
+    return f'<div style="overflow-x:auto">{page}</div>'
 
 
 def format_epochs(rows: Sequence[Mapping[str, str]], names: Iterable[str], count: int) -> str:
@@ -42,10 +57,9 @@ def format_epochs(rows: Sequence[Mapping[str, str]], names: Iterable[str], count
 
 def format_pairs(pairs: Mapping[str, str], title: str) -> str:
     """Return ``pairs`` as an HTML table with one row per name, below ``title``."""
-    body = "".join(
-        f'<tr><td style="{TITLE_STYLE}">{escape_text(name)}</td><td style="text-align:left">{escape_text(text)}</td></tr>'
-        for name, text in pairs.items()
-    )
+    is_long = any(len(text) > SENTENCE for text in pairs.values())
+    styles = [TITLE_STYLE, TEXT_STYLE if is_long else f"text-align:left;{CELL_STYLE}"]
+    body = "".join(_format_row("td", pair, styles) for pair in pairs.items())
     return f'<div>{escape_text(title)}</div><table class="easytorch"><tbody>{body}</tbody></table>'
 
 
@@ -54,6 +68,6 @@ def escape_text(text: str) -> str:
     return html.escape(printable(text, MAX_TEXT))
 
 
-def _format_cells(row: Mapping[str, str], names: list[str]) -> str:
-    cells = [escape_text(row.get(name, "")) for name in names]
-    return f'<td style="{TITLE_STYLE}">{cells[0]}</td>' + "".join(f"<td>{cell}</td>" for cell in cells[1:])
+def _format_row(tag: str, cells: Iterable[str], styles: Iterable[str]) -> str:
+    parts = (f'<{tag} style="{style}">{escape_text(cell)}</{tag}>' for cell, style in zip(cells, styles, strict=True))
+    return f"<tr>{''.join(parts)}</tr>"

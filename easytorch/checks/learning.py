@@ -17,7 +17,7 @@ from easytorch.checks.probe import FIT_RATES, FIT_SAMPLES, Probe, Row, final_los
 # A trial of Adam must reduce the loss of one batch to less than this share.
 FIT_SHARE = 0.9
 MIN_STEPS = 20
-# A trial with so few values of a sample, which may hardly tell the samples apart, must reduce the loss to less than this share.
+# A trial with so few values of a sample, in which samples may hardly differ, must reduce the loss to less than this share.
 FEW_VALUES, SLIGHT_SHARE = 4, 0.99
 # A module with a smaller share of trained parameters need not fit a batch.
 TRAINED_SHARE = 0.1
@@ -42,7 +42,7 @@ def cannot_fit_batch(probe: Probe) -> Iterator[Finding]:
     elif last > FIT_SHARE * first and _has_few_parameters(probe):
         yield info(f"{text}; so few parameters cannot fit any batch.", last)
     elif SLIGHT_SHARE * first > last > FIT_SHARE * first and _has_few_inputs(probe):
-        yield info(f"{text}; inputs of so few values may not tell the samples apart.", last)
+        yield info(f"{text}; inputs of so few values may not distinguish the samples.", last)
     elif last > FIT_SHARE * first and _is_mostly_frozen(probe):
         yield info(f"{text}; most parameters are frozen, so the module need not be able to fit it.", last)
     elif (
@@ -150,7 +150,8 @@ def _has_few_inputs(probe: Probe) -> bool:
     tensors = list(leaves(probe.batch.x)) if probe.batch is not None else []
     if not tensors or not all(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in tensors):
         return False
-    return sum(tensor[:1].numel() for tensor in tensors) <= FEW_VALUES
+    values: int = sum(tensor[:1].numel() for tensor in tensors)
+    return values <= FEW_VALUES
 
 
 def _is_mostly_frozen(probe: Probe) -> bool:

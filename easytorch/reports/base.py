@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from easytorch._utils.html_table import format_pairs, format_table
+from easytorch._utils.html_table import format_pairs, format_table, scrolling
 from easytorch._utils.pytree import to_numpy
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.text_table import align, format_rows, format_value
@@ -167,8 +167,7 @@ class Report:
         for name, rows in self.tables.items():
             shown = [{key: format_value(value) for key, value in row.items()} for row in rows[:SHOWN_ROWS]]
             parts.append(format_table(shown, title=name) if shown else "")
-        # A wide table scrolls in a narrow window, instead of broken intervals.
-        return f'<div style="overflow-x:auto;white-space:nowrap">{"<br>".join(filter(None, parts))}</div>'
+        return scrolling("<br>".join(filter(None, parts)))
 
     def plot(self, path: str | Path | None = None, show: bool | None = None) -> Any:
         """Draw the report, and return the matplotlib figure.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from easytorch._utils.html_table import escape_text, format_table
+from easytorch._utils.html_table import escape_text, format_table, scrolling
 from easytorch._utils.text_table import format_rows, format_value
 
 Row = dict[str, Any]
@@ -80,7 +80,7 @@ class Measurement:
         """Return the table for a notebook."""
         rows = [{name: format_value(value) for name, value in _shown(row).items()} for row in self.shown_rows()]
         text = "".join(f"<div>{escape_text(line)}</div>" for line in [self.reason, *self.notes])
-        return format_table(rows, title=self.title) + text
+        return scrolling(format_table(rows, title=self.title) + text)
 
 
 def _shown(row: Row) -> Row:

@@ -32,7 +32,7 @@ LOADER = ("num_workers", "pin_memory", "batch_size")
 TEXTS = {"in_memory": "easytorch.data.in_memory(dataset)", "threads": "torch.set_num_threads({})"}
 # Settings that change what is trained, so that they are measured and never recommended.
 OTHER_TRAINING = ("batch_size",)
-# Time to load the samples for in_memory.
+# Time to load the samples for in_memory, and to try the compiler.
 LOADING_SECONDS = 10.0
 MODULES_2D = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -103,9 +103,12 @@ class Candidates:
     def _find_compiler_problem(self) -> str:
         if self.model.strategy.jit_compile:
             return ""
-        with warnings.catch_warnings(record=True) as caught, preserve_rng_state():
-            warnings.simplefilter("always")
-            works = compiler_works(self.model.device)
+        try:
+            with warnings.catch_warnings(record=True) as caught, preserve_rng_state(), time_limit(LOADING_SECONDS):
+                warnings.simplefilter("always")
+                works = compiler_works(self.model.device)
+        except TimeoutError as error:
+            return str(error)
         return "" if works else _first_line(str(caught[-1].message)) if caught else "torch.compile does not work"
 
     # Data

@@ -15,6 +15,7 @@ from easytorch.optimizer_group import OptimizerGroup
 from easytorch.optimizers import SAM, needs_closure
 from easytorch.training.trial import trial
 from easytorch.tuning.base import Measurement, Row
+from easytorch.tuning.loaders import check_data
 from easytorch.tuning.progress import StepDisplay
 from easytorch.tuning.range_test import (
     RangeTest,
@@ -228,6 +229,7 @@ def find_lr(
     non_negative_int("runs", runs)
     _check_range(min_lr, max_lr, count)
     _check_optimizer(model)
+    check_data("find_lr", x, y)
     base = find_base_rates(model)
     ratios = [rate / base[0] if base[0] else 1.0 for rate in base]
 

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from easytorch._utils import torch_private
 from easytorch._utils.integers import positive_int
-from easytorch.data.arrays import is_arrays, is_map_style
+from easytorch.data.arrays import check_is_read, is_arrays, is_map_style
 from easytorch.data.batch import count_batches
 from easytorch.data.loader import DEFAULT_BATCH_SIZE, as_loader, is_indexed
+
+
+def check_data(method: str, x: Any, y: Any) -> None:
+    """Raise a ``TypeError`` for what is no data, and for a number in the place of the targets, which would have no effect.
+
+    Args:
+        method: The name of the method, for the message.
+        x: The data.
+        y: The targets.
+    """
+    check_is_read("x", x)
+    if isinstance(y, Number):
+        raise TypeError(
+            f"{method}() takes the targets as its second argument, received the number {y!r}. It has no epochs and no positional "
+            f"batch_size: {method}(x, y), or {method}(loader)."
+        )
 
 
 def takes_batch_size(x: Any, y: Any) -> bool:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from easytorch._utils.integers import optional_positive_int, positive_int
 from easytorch.data.batch import count_batches
 from easytorch.tuning.base import Measurement
-from easytorch.tuning.loaders import check_batch_size, count_samples, takes_batch_size, with_batch_size
+from easytorch.tuning.loaders import check_batch_size, check_data, count_samples, takes_batch_size, with_batch_size
+from easytorch.tuning.progress import StepDisplay
 from easytorch.tuning.timing import Timing, UpdateTimer, measure_updates
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ KNEE = 0.9
 GAIN = 1.05
 # Measurements of each size, whose median counts.
 ROUNDS = 3
-WARMUP, UPDATES, SECONDS = 2, 5, 0.2
+# The last of them is only of sizes with this share of the highest throughput.
+CONTENDER = 0.7
+WARMUP, UPDATES, SECONDS = 2, 5, 0.1
 # Time after which no further size and no further round starts.
 MAX_SECONDS = 60.0
 # A batch that takes longer on a CPU is the last one.
@@ -100,6 +103,7 @@ def find_batch_size(
     *,
     min_size: int = 8,
     max_size: int | None = None,
+    verbose: int | str = "auto",
     **options: Any,
 ) -> BatchSizes:
     """Return the throughput of several batch sizes, and a suggestion; see ``Model.find_batch_size``."""
@@ -109,6 +113,7 @@ def find_batch_size(
             "find_batch_size() works in one process: with several, a rank whose batch does not fit would leave the others "
             "waiting. Call it in a program with one process."
         )
+    check_data("find_batch_size", x, y)
     count = _check_data(x, y)
     first = positive_int("min_size", min_size)
     last = optional_positive_int("max_size", max_size) or count or 65_536
@@ -120,7 +125,10 @@ def find_batch_size(
     usage = "Use it: DataLoader(..., batch_size={})" if isinstance(x, DataLoader) else "Use it: fit(..., batch_size={})"
     on_accelerator = model.device.type != "cpu"
     measure = functools.partial(_measure, model, x, y, options=options)
-    return search(measure, first, min(last, count or last), usage=usage, finds_largest=on_accelerator)
+    with StepDisplay("find_batch_size", verbose) as display:
+        return search(
+            measure, first, min(last, count or last), usage=usage, finds_largest=on_accelerator, show=display.show
+        )
 
 
 def search(
@@ -130,6 +138,7 @@ def search(
     *,
     usage: str = "Use it: batch_size={}",
     finds_largest: bool = False,
+    show: Callable[[str], None] = lambda step: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BatchSizes:
     """Double the batch size until it does not fit or is no faster, and measure all sizes several times.
@@ -140,6 +149,7 @@ def search(
         last: The largest size.
         usage: How to use the suggestion.
         finds_largest: Whether to continue when larger sizes are no faster.
+        show: Displays the step that is running.
         clock: Returns the time in seconds.
 
     Raises:
@@ -151,6 +161,7 @@ def search(
     end = ""
     size = first
     while not end:
+        show(f"batch size {size}")
         timing = _try(measure, size)
         if timing is None:
             failed.append(size)
@@ -164,8 +175,9 @@ def search(
             f"A batch of {first} samples does not fit in memory. Pass a smaller min_size, such as min_size={max(1, first // 8)}."
         )
     if failed:
+        show(f"the largest size that fits, from {max(timings)} to {min(failed)}")
         _narrow(measure, timings, failed)
-    _repeat(measure, timings, lambda: clock() - start < MAX_SECONDS)
+    _repeat(measure, timings, lambda: clock() - start < MAX_SECONDS, show)
     return BatchSizes(timings, failed, end, usage)
 
 
@@ -196,10 +208,22 @@ def _narrow(measure: Measure, timings: dict[int, list[Timing]], failed: list[int
             timings[size] = [timing]
 
 
-def _repeat(measure: Measure, timings: dict[int, list[Timing]], has_time: Callable[[], bool]) -> None:
-    """Measure all sizes again, in another order in each round, so that a slow moment of the machine does not decide."""
+def _repeat(
+    measure: Measure,
+    timings: dict[int, list[Timing]],
+    has_time: Callable[[], bool],
+    show: Callable[[str], None],
+) -> None:
+    """Measure the sizes again, in another order in each round, so that a slow moment of the machine does not decide.
+
+    The last round leaves out the sizes of which no measurement comes near the highest throughput.
+    """
     for i in range(1, ROUNDS):
-        for size in sorted(timings, reverse=bool(i % 2)):
+        rates = {size: max(timing.samples / timing.seconds for timing in each) for size, each in timings.items()}
+        share = CONTENDER if i == ROUNDS - 1 else 0.0
+        sizes = sorted((size for size in rates if rates[size] >= share * max(rates.values())), reverse=bool(i % 2))
+        show(f"round {i + 1} of {ROUNDS}, batch sizes {min(sizes)} to {max(sizes)}")
+        for size in sizes:
             if not has_time():
                 return
             timing = _try(measure, size)

@@ -17,6 +17,8 @@ from easytorch.tuning.candidates import (
     describe,
     describe_usage,
 )
+from easytorch.tuning.loaders import check_data
+from easytorch.tuning.progress import StepDisplay
 from easytorch.tuning.settings import Program
 from easytorch.tuning.timing import Timing, UpdateTimer
 
@@ -123,6 +125,7 @@ class SpeedSearch:
         skipped: Why others cannot be tried, by their text.
         has_same_batches: Whether a setting trains on the same batches, so that the losses can be compared.
         seconds: The time limit.
+        show: Displays the step that is running.
         clock: Returns the time in seconds.
     """
 
@@ -134,9 +137,10 @@ class SpeedSearch:
         *,
         has_same_batches: Callable[[Setting], bool] = lambda setting: True,
         seconds: float = 60.0,
+        show: Callable[[str], None] = lambda step: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._measure, self._has_same_batches = measure, has_same_batches
+        self._measure, self._has_same_batches, self._show = measure, has_same_batches, show
         self._seconds, self._clock, self._start = seconds, clock, clock()
         # Compilation takes long, so it is tried last.
         ordered = sorted(settings, key=lambda setting: "jit_compile" in setting)
@@ -165,11 +169,13 @@ class SpeedSearch:
 
     def _prepare(self) -> None:
         """Choose the number of updates, and try each setting once."""
+        self._show("present settings")
         first = self._measure({}, MIN_UPDATES, None)
         self.seconds_per_update = first.seconds
         self._updates = max(MIN_UPDATES, min(MAX_UPDATES, round(SECONDS / max(self.seconds_per_update, 1e-9))))
         for name, setting in self.settings.items():
             start = self._clock()
+            self._show(f"first try of {name}")
             if setting.get("jit_compile"):
                 self._try(name, MIN_UPDATES, COMPILE_SHARE * self._seconds)
                 self._compile_seconds = self._clock() - start
@@ -184,13 +190,19 @@ class SpeedSearch:
             start = self._clock()
             if not active:
                 return
+            elapsed = start - self._start
+            self._show(f"round {i + 1} of {len(active)} settings, after {elapsed:.0f} of at most {self._seconds:.0f} s")
             self._run_round(active[i % len(active) :] + active[: i % len(active)])
             if self._is_over(end - (self._clock() - start)):
                 return
 
     def _run_round(self, names: Sequence[str]) -> None:
+        start = self._clock()
         before = self._measure({}, self._updates, None)
-        for name in names:
+        for i, name in enumerate(names):
+            # A setting, and the present ones after it, take about two of the 1 + 2 * i measurements so far.
+            if i and self._is_over(self._seconds - 2 * (self._clock() - start) / (1 + 2 * i)):
+                return
             timing = self._try(name, self._updates)
             after = self._measure({}, self._updates, None)
             if timing is not None:
@@ -199,8 +211,6 @@ class SpeedSearch:
                 self._compare_losses(name, timing, after)
             self._ratios[CONTROL].append(after.seconds_per_sample / before.seconds_per_sample)
             before, self.seconds_per_update = after, after.seconds
-            if self._is_over(self._seconds):
-                return
 
     def _try(self, name: str, updates: int, limit: float | None = None) -> Timing | None:
         """Return the time of ``updates`` with a setting; after an error, None, and the setting is skipped."""
@@ -315,6 +325,7 @@ def tune_speed(
     seconds: float = 60.0,
     batch_size: int | None = None,
     shuffle: bool | None = None,
+    verbose: int | str = "auto",
     **options: Any,
 ) -> Speeds:
     """Measure what makes training faster on this machine; see ``Model.tune_speed``."""
@@ -323,18 +334,22 @@ def tune_speed(
     optional_positive_number("seconds", seconds)
     if model.strategy.group.world_size > 1:
         raise ValueError("tune_speed() measures one process. Call it in a program with one process.")
-    candidates = Candidates(model, x, y, batch_size=batch_size, shuffle=shuffle)
-    program = Program(model, candidates, options)
+    check_data("tune_speed", x, y)
+    with StepDisplay("tune_speed", verbose) as display:
+        display.show("which settings can be tried")
+        candidates = Candidates(model, x, y, batch_size=batch_size, shuffle=shuffle)
+        program = Program(model, candidates, options)
 
-    def measure(setting: Setting, updates: int, limit: float | None) -> Timing:
-        timer = UpdateTimer(WARMUP + 2 * setting.get("num_workers", 0), updates)
-        return program.measure(setting, timer, limit)
+        def measure(setting: Setting, updates: int, limit: float | None) -> Timing:
+            timer = UpdateTimer(WARMUP + 2 * setting.get("num_workers", 0), updates)
+            return program.measure(setting, timer, limit)
 
-    left = max(1.0, seconds - (time.perf_counter() - start))
-    search = SpeedSearch(
-        measure, candidates.settings, candidates.skipped, has_same_batches=program.has_same_batches, seconds=left
-    )
-    search.run()
+        left = max(1.0, seconds - (time.perf_counter() - start))
+        search = SpeedSearch(
+            measure, candidates.settings, candidates.skipped, has_same_batches=program.has_same_batches, seconds=left,
+            show=display.show,
+        )  # fmt: skip
+        search.run()
     return Speeds(search)
 
 

@@ -177,4 +177,4 @@ def test_the_row_of_the_unfinished_epoch_stays(results, name):
 
 def test_an_interrupted_row_has_the_values_of_its_last_update(results):
     page = results["interrupt"].pages[0]
-    assert re.search(r"stopped at 3/8</td><td>[^<]+</td><td>\d\.\d{4}</td><td>\d\.\d{4}</td>", page)
+    assert re.search(r"stopped at 3/8</td><td[^>]*>[^<]+</td><td[^>]*>\d\.\d{4}</td><td[^>]*>\d\.\d{4}</td>", page)

@@ -262,20 +262,46 @@ def curve():
 def test_the_rate_with_the_lowest_loss_is_suggested():
     scores = compare_rates(lambda rate: abs(np.log10(rate / 0.003)), 0.01, 5)
     found = LearningRates(curve(), scores)
-    assert len(scores) == 5
+    assert len(scores) == 3
     assert found.suggestion == pytest.approx(0.004, rel=0.01)
     assert f"{found.suggestion:g}. It has the lowest loss after 100 updates" in found.reason
 
 
-def test_the_comparison_goes_on_while_the_best_rate_is_outermost():
-    small = compare_rates(lambda rate: rate, 1.0, 5)
-    assert len(small) == 8
-    large = compare_rates(lambda rate: -rate, 1.0, 5)
-    assert max(large) == pytest.approx(2.5**4)
-    unstable = compare_rates(lambda rate: float("inf") if rate > 1e-2 else -rate, 1.0, 5)
+def tried_rates(score, middle=1.0, runs=6, **options):
+    tried = []
+
+    def record(rate):
+        tried.append(round(np.log(rate / middle) / np.log(2.5)))
+        return score(rate)
+
+    scores = compare_rates(record, middle, runs, **options)
+    return tried, scores
+
+
+def test_the_comparison_follows_the_loss_downhill():
+    assert tried_rates(lambda rate: rate)[0] == [0, -1, -2, -3, -4, -5]
+    assert tried_rates(lambda rate: -rate)[0] == [0, -1, 1, 2, 3, 4]
+    assert tried_rates(lambda rate: abs(np.log(rate)))[0] == [0, -1, 1]
+    assert tried_rates(lambda rate: rate, runs=2)[0] == [0, -1]
+    unstable = compare_rates(lambda rate: float("inf") if rate > 1e-2 else -rate, 1.0, 7)
     assert min(unstable, key=unstable.get) < 1e-2
     with pytest.raises(ValueError, match="diverged with all rates down to"):
         compare_rates(lambda rate: float("inf"), 1.0, 5)
+
+
+def test_the_comparison_ends_where_the_loss_is_flat():
+    losses = {0: 1.0, -1: 0.97, -2: 0.5}
+    tried, scores = tried_rates(lambda rate: losses[round(np.log(rate) / np.log(2.5))], start=3.0, lowest=0.5)
+    assert tried == [0, -1]
+    assert min(scores.values()) == 0.97
+
+
+def test_a_rate_that_learns_nothing_is_too_large():
+    # All rates down to 0.16 leave the loss at that of chance, some a little lower than others.
+    losses = {0: 2.30, -1: 2.31, -2: 2.29, -3: 1.0, -4: 1.5}
+    tried, scores = tried_rates(lambda rate: losses[round(np.log(rate) / np.log(2.5))], start=2.3, lowest=0.8)
+    assert tried == [0, -1, -2, -3, -4]
+    assert min(scores.values()) == 1.0
 
 
 def test_a_quarter_of_the_rate_is_suggested_without_runs():
