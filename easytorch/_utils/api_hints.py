@@ -32,6 +32,8 @@ WANDB_HINT = (
 )
 
 # Arguments of the methods of Model.
+SLURM_HINT = "SlurmRequeue() for auto_requeue; processes that srun starts are found without an object"
+
 ARGUMENT_HINTS = {
     "learning_rate": "compile(..., lr=0.001)",
     "validation_batch_size": "the batch_size of a DataLoader: validation_data=DataLoader(dataset, 64)",
@@ -448,6 +450,12 @@ CALLBACK_HINTS = {
     "GradientAccumulationScheduler": "compile(..., gradient_accumulation_steps=4)",
     "Timer": "StopAfter(hours=3)",
     "StopAtStep": "StopAfter(updates=10_000)",
+    "SLURMEnvironment": SLURM_HINT,
+    "RayTrainReportCallback": "RayReport()",
+    "TuneReportCallback": "RayReport()",
+    "TuneReportCheckpointCallback": "RayReport()",
+    "ReportCheckpointCallback": "RayReport()",
+    "PyTorchLightningPruningCallback": "OptunaPruning(trial)",
     "EvaluateEvery": "fit(..., validation_freq=easytorch.Every(updates=500))",
     "ModelSummary": "model.summary()",
     "OneCycleScheduler": "compile(..., scheduler='one_cycle')",

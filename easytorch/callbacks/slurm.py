@@ -21,7 +21,7 @@ TIMEOUT = 60.0
 
 
 class SlurmRequeue(Callback):
-    """Put the job of SLURM back into its queue when its time ends or it is preempted; the next run of the job continues exactly.
+    """Put the job of SLURM back into its queue when its time ends or it is preempted; its next run continues exactly.
 
     Submit the job with ``#SBATCH --signal=USR1@120`` and ``#SBATCH --requeue``, and start the program with ``srun``. Two minutes
     before the time limit, SLURM sends SIGUSR1. ``fit`` then leaves after the current update on all ranks and saves a checkpoint,

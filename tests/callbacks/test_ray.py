@@ -84,7 +84,7 @@ def tuned(config):
     if config["lr"] < 1e-3:
         callbacks = callbacks[:1]
     model = new_model(config["lr"])
-    model.fit(x, y, config["epochs"], validation_data=(x_val, y_val), callbacks=callbacks, verbose=0)
+    model.fit(x, y, epochs=config["epochs"], validation_data=(x_val, y_val), callbacks=callbacks, verbose=0)
     return model
 
 

@@ -434,5 +434,5 @@ def test_a_port_in_use_is_an_error_with_the_fix(tmp_path):
 
 def expect_port_error():
     if os.environ["SLURM_PROCID"] == "0":
-        with pytest.raises(RankError, match="cannot listen on port .* Set MASTER_PORT to a free port"):
+        with pytest.raises(RankError, match=r"cannot listen on port .* Set MASTER_PORT to a free port"):
             Model(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
