@@ -275,7 +275,7 @@ def test_another_signal_does_not_requeue(number, in_job, scontrol, tmp_path):
     [
         ("JobState=RUNNING PreemptTime=2026-01-02T03:04:05", ["show job 41", "requeue 41"]),
         ("JobState=RUNNING PreemptTime=None", ["show job 41"]),
-        ("JobState=CANCELLED PreemptTime=None", ["show job 41"]),
+        ("JobState=COMPLETING PreemptTime=None", ["show job 41"]),
         ("JobState=PENDING PreemptTime=2026-01-02T03:04:05", ["show job 41"]),
     ],
     ids=["preempted", "running", "canceled", "requeued by SLURM"],
