@@ -202,16 +202,17 @@ def test_a_warning_of_a_job_saves_the_run(number, status, in_job, tmp_path, caps
     assert same_weights(fit(resume=tmp_path).module, fit().module)
 
 
-def test_sigterm_after_a_warning_ends_the_same_way(in_job, tmp_path):
+def test_sigterm_after_a_warning_ends_the_same_way(in_job, scontrol, tmp_path):
     in_job({"SLURM_JOB_ID": "41"})
     both = LambdaCallback(
         on_train_batch_end=lambda batch, logs: [os.kill(os.getpid(), n) for n in (signal.SIGUSR1, signal.SIGTERM)]
     )
     requeue = SlurmRequeue()
     with pytest.raises(SystemExit) as caught:
-        fit(both, requeue, resume=tmp_path)
+        fit(both, requeue, resume=tmp_path / "run")
     # The job is canceled, or its time is over.
     assert caught.value.code == 143
+    assert scontrol() == ["show job 41"]
     assert not requeue.requeued
 
 
