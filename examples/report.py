@@ -70,6 +70,8 @@ EXAMPLES = {
     "multi_input": ["-"],
     "huggingface_model": ["-"],
     "many_processes": ["-"],
+    "ray_train": ["-"],
+    "ray_tune": ["-"],
 }  # fmt: skip
 
 BF16 = ["--precision", "bf16"]

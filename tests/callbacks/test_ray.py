@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -52,6 +53,20 @@ def session():
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def limit():
+    """End a test that hangs; on a busy machine, each process of Ray takes a minute to start."""
+
+    def end(number, frame):
+        raise TimeoutError("Ray has not finished in 10 minutes")
+
+    previous = signal.signal(signal.SIGALRM, end)
+    signal.alarm(600)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
 class FailOnce(Callback):
     """Fails in one rank in the middle of an epoch, the first time."""
 
@@ -91,7 +106,7 @@ def tuned(config):
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # those of Ray
-def test_tune_prunes_trials_and_resumes_one_exactly(session, tmp_path, monkeypatch):
+def test_tune_prunes_trials_and_resumes_one_exactly(session, limit, tmp_path, monkeypatch):
     from examples import ray_tune
 
     space = {"marker": str(tmp_path / "failed"), "report": True}
@@ -118,7 +133,7 @@ def with_space(config, space):
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("default")  # those of Ray
-def test_train_restarts_its_workers_and_continues_exactly(session, tmp_path):
+def test_train_restarts_its_workers_and_continues_exactly(session, limit, tmp_path):
     from examples import ray_train
 
     failing = FailOnce(tmp_path / "failed", rank=1)
