@@ -26,7 +26,14 @@ def train(config):
     x, y = torch.tensor(digits.images / 16, dtype=torch.float32).flatten(1), torch.tensor(digits.target)
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
     model = easytorch.Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
-    model.fit(x, y, config["epochs"], validation_split=0.2, callbacks=[RayReport(), *config["callbacks"]], verbose=0)
+    model.fit(
+        x,
+        y,
+        epochs=config["epochs"],
+        validation_split=0.2,
+        callbacks=[RayReport(), *config["callbacks"]],
+        verbose=0,
+    )
 
 
 def run(epochs, storage, callbacks=(), failures=3):

@@ -35,7 +35,7 @@ def new_model(lr):
 def train(config):
     x, x_val, y, y_val = load()
     model = new_model(config["lr"])
-    model.fit(x, y, config["epochs"], validation_data=(x_val, y_val), callbacks=[RayReport()], verbose=0)
+    model.fit(x, y, epochs=config["epochs"], validation_data=(x_val, y_val), callbacks=[RayReport()], verbose=0)
 
 
 def search(lrs, epochs, storage):

@@ -75,6 +75,8 @@ EXAMPLES = {
     "image_folder": ["-"],
     "text_classification": ["-"],
     "time_series": ["-"],
+    "ray_train": ["-"],
+    "ray_tune": ["-"],
 }  # fmt: skip
 
 # The pages of the tutorials. The others are linked to their source.

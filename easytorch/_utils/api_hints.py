@@ -11,6 +11,8 @@ WANDB_HINT = "WandbLogger(project, update_freq=100); for what wandb.watch logs, 
 TRACKER_HINT = "a subclass of easytorch.callbacks.Tracker with about 20 lines; see the guide about trackers"
 
 # Arguments of the methods of Model.
+SLURM_HINT = "SlurmRequeue() for auto_requeue; processes that srun starts are found without an object"
+
 ARGUMENT_HINTS = {
     "learning_rate": "compile(..., lr=0.001)",
     "validation_batch_size": "the batch_size of a DataLoader: validation_data=DataLoader(dataset, 64)",
@@ -485,6 +487,12 @@ CALLBACK_HINTS = {
     "GradientAccumulationScheduler": "compile(..., gradient_accumulation_steps=4)",
     "Timer": "StopAfter(hours=3)",
     "StopAtStep": "StopAfter(updates=10_000)",
+    "SLURMEnvironment": SLURM_HINT,
+    "RayTrainReportCallback": "RayReport()",
+    "TuneReportCallback": "RayReport()",
+    "TuneReportCheckpointCallback": "RayReport()",
+    "ReportCheckpointCallback": "RayReport()",
+    "PyTorchLightningPruningCallback": "OptunaPruning(trial)",
     "EvaluateEvery": "fit(..., validation_freq=easytorch.Every(updates=500))",
     "ModelSummary": "model.summary()",
     "OneCycleScheduler": "compile(..., scheduler='one_cycle')",

@@ -64,7 +64,7 @@ class RayReport(BackupAndRestore):
         return None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Check the names, and get the checkpoint of the run from Ray."""
+        """Check the names, and that no other callback resumes the run."""
         for name in (self.metrics or {}).values():
             check_log_name(name, "RayReport reports", self.model)
         if self.checkpoint and any(
@@ -82,26 +82,30 @@ class RayReport(BackupAndRestore):
             )
         if self.checkpoint:
             super().on_train_begin(logs)
-        self._ray = None if self._is_silent else _find_session()
+
+    def redirect(self, folder: Path) -> None:
+        """Report nothing."""
+        self._is_silent, self._ray = True, None
+        super().redirect(folder)
+
+    def on_restore(self) -> None:
+        """Get the checkpoint of the run from Ray, and resume from it, if there is one."""
+        if not self._is_silent:
+            self._ray = _find_session()
+            self._download()
+        if self.checkpoint:
+            super().on_restore()
+
+    def _download(self) -> None:
         # The path is the same on all machines, so that each rank finds the checkpoint that rank 0 chooses.
         group = self.model.strategy.group
         folder = group.broadcast(tempfile.mkdtemp(prefix="easytorch-ray-") if group.is_main else "")
         self._shown = self.source = self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = None if self._ray is None or not self.checkpoint else self._ray.get_checkpoint()
+        checkpoint = self._ray.get_checkpoint() if self.checkpoint else None
         if checkpoint is not None:
             checkpoint.to_directory(folder)
         group.barrier()
-
-    def redirect(self, folder: Path) -> None:
-        """Report nothing."""
-        self._is_silent = True
-        super().redirect(folder)
-
-    def on_restore(self) -> None:
-        """Resume from the checkpoint of Ray, if there is one."""
-        if self.checkpoint:
-            super().on_restore()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Do nothing: a report belongs to an epoch."""
@@ -142,7 +146,7 @@ class RayReport(BackupAndRestore):
     def on_train_end(self, logs: Any = None) -> None:
         """Remove the local files."""
         self._release_lock()
-        if self.model.strategy.group.is_main and self._redirected is None:
+        if self.model.strategy.group.is_main and self._ray is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

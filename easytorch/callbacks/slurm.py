@@ -21,21 +21,21 @@ TIMEOUT = 60.0
 
 
 class SlurmRequeue(Callback):
-    """Put the job of SLURM back into its queue when its time ends or it is preempted; the next run of the job continues exactly.
+    """Requeue a job of SLURM when its time ends or it is preempted; the next run of the job continues exactly.
 
     Submit the job with ``#SBATCH --signal=USR1@120`` and ``#SBATCH --requeue``, and start the program with ``srun``. Two minutes
     before the time limit, SLURM sends SIGUSR1. ``fit`` then leaves after the current update on all ranks and saves a checkpoint,
     callbacks finish, and rank 0 calls ``scontrol requeue``. SLURM starts the same batch script again.
 
     A job that SLURM preempts gets SIGTERM, and is requeued in the same way: SLURM itself requeues only jobs that still run when
-    their grace time is over. ``scancel`` sends SIGTERM as well; rank 0 asks SLURM whether the job is preempted, so that a job that
-    a user cancels is not requeued. ``fit`` saves a checkpoint in each case.
+    their grace time is over. ``scancel`` sends SIGTERM as well. Rank 0 asks SLURM whether the job is preempted, so that a job
+    that a user cancels is not requeued. ``fit`` saves a checkpoint in each case.
 
     Outside of SLURM this callback does nothing.
 
     Args:
-        signal: The signal of ``#SBATCH --signal``: ``"SIGUSR1"``, ``"SIGUSR2"`` or ``"SIGTERM"``, after which ``scancel`` requeues
-            the job, too.
+        signal: The signal of ``#SBATCH --signal``: ``"SIGUSR1"``, ``"SIGUSR2"``, or ``"SIGTERM"``, after which ``scancel``
+            requeues the job, too.
 
     Attributes:
         requeued: Whether the job was requeued in the last ``fit``.

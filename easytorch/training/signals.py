@@ -53,8 +53,8 @@ class StopConsensus(Callback):
 class SignalHandler(Callback):
     """Turns Ctrl-C and SIGTERM into a normal end after the current update; a second signal stops immediately.
 
-    In a job of SLURM, SIGUSR1 and SIGUSR2 do the same: the job was submitted with ``--signal``, and its time ends soon. The SIGTERM
-    that follows them does not stop immediately.
+    In a job of SLURM, SIGUSR1 and SIGUSR2 do the same: the job was submitted with ``--signal``, and its time ends soon. The
+    SIGTERM that follows them does not stop immediately.
 
     All ranks stop after the same update. A launcher forwards signals to its processes, so a second signal within
     ``DUPLICATE_SIGNAL_SECONDS`` is treated as a duplicate.
@@ -77,7 +77,7 @@ class SignalHandler(Callback):
         if threading.current_thread() is threading.main_thread():
             defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
             self._warnings = slurm.warning_signals(os.environ)
-            defaults |= {number: signal.SIG_DFL for number in self._warnings}
+            defaults |= dict.fromkeys(self._warnings, signal.SIG_DFL)
             for number, default in defaults.items():
                 current = signal.getsignal(number)
                 if current == default or _belongs_to_asyncio(current):

@@ -202,16 +202,17 @@ def test_a_warning_of_a_job_saves_the_run(number, status, in_job, tmp_path, caps
     assert same_weights(fit(resume=tmp_path).module, fit().module)
 
 
-def test_sigterm_after_a_warning_ends_the_same_way(in_job, tmp_path):
+def test_sigterm_after_a_warning_ends_the_same_way(in_job, scontrol, tmp_path):
     in_job({"SLURM_JOB_ID": "41"})
     both = LambdaCallback(
         on_train_batch_end=lambda batch, logs: [os.kill(os.getpid(), n) for n in (signal.SIGUSR1, signal.SIGTERM)]
     )
     requeue = SlurmRequeue()
     with pytest.raises(SystemExit) as caught:
-        fit(both, requeue, resume=tmp_path)
+        fit(both, requeue, resume=tmp_path / "run")
     # The job is canceled, or its time is over.
     assert caught.value.code == 143
+    assert scontrol() == ["show job 41"]
     assert not requeue.requeued
 
 
@@ -275,7 +276,7 @@ def test_another_signal_does_not_requeue(number, in_job, scontrol, tmp_path):
     [
         ("JobState=RUNNING PreemptTime=2026-01-02T03:04:05", ["show job 41", "requeue 41"]),
         ("JobState=RUNNING PreemptTime=None", ["show job 41"]),
-        ("JobState=CANCELLED PreemptTime=None", ["show job 41"]),
+        ("JobState=COMPLETING PreemptTime=None", ["show job 41"]),
         ("JobState=PENDING PreemptTime=2026-01-02T03:04:05", ["show job 41"]),
     ],
     ids=["preempted", "running", "canceled", "requeued by SLURM"],
@@ -434,5 +435,5 @@ def test_a_port_in_use_is_an_error_with_the_fix(tmp_path):
 
 def expect_port_error():
     if os.environ["SLURM_PROCID"] == "0":
-        with pytest.raises(RankError, match="cannot listen on port .* Set MASTER_PORT to a free port"):
+        with pytest.raises(RankError, match=r"cannot listen on port .* Set MASTER_PORT to a free port"):
             Model(torch.nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy")
