@@ -41,7 +41,9 @@ def on_page_content(content: str, page: Any, **context: Any) -> None:
         page.meta["description"] = textwrap.shorten(text, 160, placeholder=" ...").replace('"', "'")
     if not page.url.startswith("zh/"):
         section = page.ancestors[-1].title if page.ancestors else "Start"
-        PAGES.setdefault(section, {})[page.url or "./"] = f"[{page.title}]({page.url or './'}): {page.meta['description']}"
+        PAGES.setdefault(section, {})[page.url or "./"] = (
+            f"[{page.title}]({page.url or './'}): {page.meta['description']}"
+        )
 
 
 def on_post_build(config: Any) -> None:
