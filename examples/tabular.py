@@ -2,11 +2,10 @@
 
     python examples/tabular.py [--quick] [--seed N]
 
-The table is synthetic, so the program needs no download: 4,000 customers with three numbers and two categories, of which
-a tenth is missing. The target is whether a customer leaves. Numbers are standardized with the statistics of the training
-rows. A missing number becomes the median, and a further column marks that it was missing. A category becomes an index of
-an embedding. Index 0 stands for a category that is missing or that the training rows lack. The baseline is the logistic
-regression of scikit-learn on the same columns, with one-hot categories.
+The table is synthetic: 4,000 customers with three numbers and two categories, of which a tenth is missing. The target is
+whether a customer leaves. A missing number becomes the median of the training rows, and a further column marks it. A
+category becomes an index of an embedding; 0 stands for a category that is missing or unknown. The baseline is the
+logistic regression of scikit-learn.
 """
 
 import argparse
@@ -47,8 +46,8 @@ class Encoder:
 
     def __init__(self, train: pd.DataFrame) -> None:
         self.median, self.mean, self.std = (getattr(train[NUMBERS], name)() for name in ("median", "mean", "std"))
-        self.indices = {name: {value: i for i, value in enumerate(sorted(train[name].dropna().unique()), 1)}
-                        for name in CATEGORIES}  # fmt: skip
+        values = {name: sorted(train[name].dropna().unique()) for name in CATEGORIES}
+        self.indices = {name: {value: i for i, value in enumerate(values[name], 1)} for name in CATEGORIES}
 
     def __call__(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         numbers = (frame[NUMBERS].fillna(self.median) - self.mean) / self.std
@@ -65,14 +64,8 @@ class TableNet(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleList(nn.Embedding(size, 4) for size in sizes)
         inputs = numbers + 4 * len(sizes)
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, width),
-            nn.ReLU(),
-            nn.Dropout(0.1),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, 2),
-        )
+        layers = nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, width), nn.ReLU()
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
 
     def forward(self, numbers: torch.Tensor, categories: torch.Tensor) -> torch.Tensor:
         vectors = [embedding(categories[:, i]) for i, embedding in enumerate(self.embeddings)]

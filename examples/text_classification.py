@@ -82,18 +82,10 @@ class Classifier(nn.Module):
         return self.head((x * counts).sum(1) / counts.sum(1))
 
 
-class WordCounts(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weights = nn.EmbeddingBag(size, 2, mode="sum", padding_idx=0)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.weights(tokens)
-
-
 loaders = [DataLoader(data, 32, shuffle=data is train, collate_fn=collate) for data in (train, val)]
 models = {}
-for name, net in (("transformer", Classifier(len(words) + 2)), ("word counts", WordCounts(len(words) + 2))):
+word_counts = nn.EmbeddingBag(len(words) + 2, 2, mode="sum", padding_idx=0)  # a weight for each word and class
+for name, net in (("transformer", Classifier(len(words) + 2)), ("word counts", word_counts)):
     models[name] = easytorch.Model(net).compile("adamw", "cross_entropy", metrics=["accuracy"], lr=2e-3)
     models[name].fit(loaders[0], epochs=4, validation_data=loaders[1], verbose=2 if name == "transformer" else 0)
 

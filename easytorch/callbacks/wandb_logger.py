@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import re
 import time
@@ -225,6 +224,8 @@ def _has_key() -> bool:
     """Return whether W&B finds an API key without asking for it."""
     if any(os.environ.get(name) for name in KEY_VARIABLES):
         return True
+    import netrc
+
     host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None

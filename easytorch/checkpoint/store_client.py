@@ -88,7 +88,7 @@ def call(verb: str, url: str, request: Callable[[Any], Result]) -> Result:
 
 
 def client(url: str) -> Any:
-    """Return the file system of fsspec for ``url``, without caches of its own."""
+    """Return the file system of fsspec for ``url``, without its caches."""
     check_installed(url.split("://", 1)[0])
     import fsspec
 

@@ -270,7 +270,7 @@ def _refuse_others(reader: Any, others: list[tuple[str, Any]]) -> NoReturn:
     encode = reader.encode.format(names=[name for name, _ in others][:MAX_FOUND])
     raise TypeError(
         f"Expected numbers in the columns of the frame, but these have other values: {_list(found)}. Drop them, or encode them: "
-        f"{encode}. Rows of numbers, such as embeddings, are an input of their own: fit({{'tabular': frame, 'text': column}}, y)."
+        f"{encode}. Rows of numbers, such as embeddings, are a separate input: fit({{'tabular': frame, 'text': column}}, y)."
     )
 
 

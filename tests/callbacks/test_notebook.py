@@ -126,7 +126,7 @@ def test_a_table_shows_the_last_epochs_and_the_number_of_the_others(notebook, cl
     history = fit(150, clock.after_batches(0.01))
     assert [row[0] for row in rows(notebook.page)] == [f"{epoch}/150" for epoch in range(131, 151)]
     assert "... 130 earlier epochs: history.to_frame()" in notebook.page
-    assert max(map(len, notebook.pages)) < 5000
+    assert max(map(len, notebook.pages)) < 6000
     notebook.start_cell()
     assert "... 130 earlier epochs: history.to_frame()" in history._repr_html_()
     assert [row[0] for row in rows(history._repr_html_())] == [str(epoch) for epoch in range(131, 151)]

@@ -212,13 +212,8 @@ def test_navigation_lists_exactly_the_pages():
 
 # Width and description
 
-# Their programs are laid out when their text is next revised.
-WIDE_PAGES = {
-    f"docs/guides/{name}.md" for name in ("callbacks", "data", "find-lr", "many-processes", "resume", "tune-speed")
-}
 
-
-@pytest.mark.parametrize("path", [path for path in PROSE if get_name(path) not in WIDE_PAGES], ids=get_name)
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
 def test_programs_of_a_page_have_at_most_80_columns(path):
     wide = [
         f"{get_name(path)}:{block.line}: {line}"

@@ -30,8 +30,6 @@ PAGES = sorted(
     for path in ROOT.glob("docs/**/*.md")
 )
 DESKTOP, PHONE = (1280, 800), (390, 844)
-# Their programs are laid out when their text is next revised.
-WIDE_PAGES = {f"guides/{name}/" for name in ("callbacks", "data", "find-lr", "many-processes", "resume", "tune-speed")}
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(
@@ -291,7 +289,7 @@ def test_the_language_switch_stays_on_the_page(page, language, destination, addr
 
 @pytest.mark.browser
 @in_a_browser
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in WIDE_PAGES])
+@pytest.mark.parametrize("page", PAGES)
 def test_no_code_of_a_page_is_cut_on_a_desktop(page, address, browser):
     browser.open(urljoin(address, page), DESKTOP)
     assert browser.evaluate(CUT) == []
