@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import error_index  # noqa: E402  # the folder of hooks is no package
 
 PAGES: dict[str, dict[str, str]] = {}  # the line of each English page in llms.txt, by section and URL
+SUMMARY: list[str] = []  # the description of the site in the first language, which is English
 
 
 def on_config(config: Any) -> Any:
@@ -23,6 +24,7 @@ def on_config(config: Any) -> Any:
     version = re.search(r'^__version__ = "(.+)"', source, re.M)
     assert version, "easytorch/__init__.py has no __version__"
     config.extra["version_label"] = f"v{version[1]}"
+    SUMMARY.append(config.site_description.strip())
     return config
 
 
@@ -48,7 +50,7 @@ def on_page_content(content: str, page: Any, **context: Any) -> None:
 
 def on_post_build(config: Any) -> None:
     """Write llms.txt, a list of all English pages for language models, see https://llmstxt.org."""
-    lines = [f"# {config.site_name}", "", f"> {config.site_description.strip()}"]
+    lines = [f"# {config.site_name}", "", f"> {SUMMARY[0]}"]
     for section, pages in PAGES.items():
         lines += ["", f"## {section}", "", *(f"- {page}" for page in pages.values())]
     Path(config.site_dir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
