@@ -14,8 +14,10 @@ from urllib.request import url2pathname
 MAX_NAME_LENGTH = 255
 # The start of a URL. A scheme of one letter is a drive of Windows.
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-# What is left of a URL that was a pathlib.Path, which joins slashes.
-COLLAPSED_URL = re.compile(r"(s3|s3a|gs|gcs|memory|file|az|abfs|abfss|http|https|hf|r2):/(?!/)", re.IGNORECASE)
+# A URL without "://": misspelled, or a pathlib.Path, which joins slashes.
+NEAR_URL = re.compile(r"(s3|s3a|gs|gcs|memory|file|az|abfs|abfss|http|https|hf|r2)(:/?(?!/)|//)", re.IGNORECASE)
+# A URL of fsspec in another one.
+CHAINED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+::")
 
 
 def to_path(path: Any, argument: str = "path") -> Path:
@@ -44,7 +46,8 @@ def to_text(path: Any, argument: str = "path") -> str:
     """Return ``path`` as text; see ``to_path``.
 
     Raises:
-        ValueError: If it is None, empty, contains a null character, or was a URL that a ``pathlib.Path`` has changed.
+        ValueError: If it is None, empty, contains a null character, or is a URL without ``://``, such as a ``pathlib.Path`` makes
+            of a URL.
         TypeError: If it is not a path.
     """
     if path is None:
@@ -65,10 +68,17 @@ def to_text(path: Any, argument: str = "path") -> str:
         )
     if "\0" in text:
         raise ValueError(f"{argument} contains a null character: received {text!r}. Remove it.")
-    if match := COLLAPSED_URL.match(text):
+    if match := NEAR_URL.match(text):
         url = f"{match[1]}://{text[match.end() :]}"
+        reason = "a URL needs '://'" if isinstance(path, str) else "a Path has joined the slashes"
         raise ValueError(
-            f"{argument} must be a URL as text, received {path!r}: a Path has joined the slashes. Pass {argument}={url!r}."
+            f"{argument} must be a path or a URL as text, received {path!r}: {reason}. Pass {argument}={url!r}, or "
+            f"{'./' + text!r} for a file of this name."
+        )
+    if CHAINED_URL.match(text):
+        raise ValueError(
+            f"{argument} must be a path or one URL, received {text!r}. Chained URLs of fsspec are not supported. Pass the URL "
+            f"of the store alone: {argument}={text.rpartition('::')[2]!r}."
         )
     return text
 

@@ -60,8 +60,14 @@ class ObjectStore:
         The clients send a checksum of each part, which the store verifies.
 
         Raises:
-            OSError: If the file cannot be written or uploaded; an existing object is unchanged.
+            OSError: If the file cannot be written or uploaded, or the location is a folder; an existing object is unchanged.
         """
+        # A store permits both an object and a folder of one name. Names of files have a suffix, and need no request.
+        if not location.suffix and self.is_folder(location):
+            raise IsADirectoryError(
+                errno.EISDIR,
+                f"Cannot write {str(location)!r}: it is a folder. Pass a file, such as '{location}/model.pt'.",
+            )
         with _open_temporary(location, needed) as raw:
             file = ErrorRecordingFile(raw)
             try:

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 # Columns of a table whose names are reported; a row of more values is no row of a table.
 MAX_COLUMNS = 1000
+# A longer list has rows, not inputs.
+MAX_INPUTS = 64
 # Columns with wrong values that a message names.
 MAX_FOUND = 10
 
@@ -308,7 +310,7 @@ def is_arrays(x: Any, y: Any) -> bool:
 
 def check_rows(**parts: Any) -> None:
     """Raise a ``ValueError`` if two frames have the same row labels in another order."""
-    frames = [(name, part) for name, part in parts.items() if is_pandas(part)]
+    frames = [(name, frame) for name, part in parts.items() for frame in _find_frames(part)]
     for name, frame in frames[1:]:
         first_name, first = frames[0]
         if (
@@ -316,10 +318,22 @@ def check_rows(**parts: Any) -> None:
             and not frame.index.equals(first.index)
             and frame.index.sort_values().equals(first.index.sort_values())
         ):
+            first_name, name = (
+                (first_name, name) if first_name != name else (f"a frame of {name}", f"another frame of {name}")
+            )
             raise ValueError(
                 f"The rows of {first_name} and {name} have the same labels in another order, and rows are matched by "
                 f"position. Use {name}.loc[{first_name}.index], or reset_index(drop=True) in both if the positions match."
             )
+
+
+def _find_frames(part: Any) -> Iterator[Any]:
+    """Yield the frames and series of pandas in ``part``; long lists are rows, not inputs."""
+    if is_pandas(part):
+        yield part
+    elif isinstance(part, Mapping) or (isinstance(part, (list, tuple)) and len(part) <= MAX_INPUTS):
+        for inner in part.values() if isinstance(part, Mapping) else part:
+            yield from _find_frames(inner)
 
 
 def column_names(x: Any) -> list[Any] | None:

@@ -121,9 +121,10 @@ def as_loader(
         >>> for inputs, targets in as_loader(x, y, batch_size=64, shuffle=True):
         ...     print(inputs.shape)
     """
+    inputs, targets, weights = unpack_tuple(x, y, sample_weight)
+    check_rows(x=inputs, y=targets, sample_weight=weights)  # before tensors lose the labels of rows
     x, y, sample_weight = unpack_tuple(x, y, as_weights(sample_weight))
     _check_type(x, y)
-    check_rows(x=x, y=y, sample_weight=sample_weight)
     x = as_torch_samples(x)
     size = positive_int("batch_size", DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
     _check_shuffle(x, shuffle)

@@ -34,6 +34,7 @@ from easytorch.data.arrays import (
     WrapperDataset,
     as_batch,
     as_torch_samples,
+    check_rows,
     has_custom_transform,
     is_array,
     is_map_style,
@@ -96,6 +97,7 @@ def split(
 
 def _as_samples(data: Any, y: Any) -> Any:
     """Return ``data`` as a map-style dataset or a list of samples."""
+    check_rows(x=data, y=y)
     if y is not None:
         return ArrayDataset((data, y))
     if isinstance(data, IterableDataset):

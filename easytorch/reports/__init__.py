@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from easytorch.data.arrays import check_rows
 from easytorch.data.batch import unpack
 from easytorch.data.class_names import ClassNames
 from easytorch.data.predictions import find_shuffling_sampler
@@ -59,6 +60,7 @@ def report_on(
     if by is not None:
         from easytorch.reports.slices import read_columns
 
+        check_rows(x=x, y=y, by=by)
         report.add_slices(read_columns(by, x, report.count))
     return report
 

@@ -1,6 +1,7 @@
 """Runs and files in object stores, without a server."""
 
 import json
+import re
 from pathlib import Path
 
 import fsspec
@@ -130,6 +131,26 @@ def test_path_objects_that_were_urls_are_refused():
         fit(1, Path("s3://bucket/run"))
     with pytest.raises(ValueError, match=r"Pass path='gs://bucket/model\.pt'"):
         model().save("gs:/bucket/model.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("s3:bucket/run", "resume='s3://bucket/run'"),
+        ("s3//bucket/run", "resume='s3://bucket/run'"),
+        ("memory:run", "resume='memory://run'"),
+        ("simplecache::memory://run", "resume='memory://run'"),
+    ],
+)
+def test_misspelled_urls_are_no_local_folders(text, fix):
+    with pytest.raises(ValueError, match=re.escape(fix)):
+        fit(1, text)
+
+
+def test_a_folder_is_not_overwritten_by_a_file(store):
+    fit(1, "memory://b/run")
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        model().save("memory://b/run")
 
 
 @pytest.mark.parametrize(

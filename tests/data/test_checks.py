@@ -23,6 +23,7 @@ from torch.utils.data import (
 
 from easytorch import Model
 from easytorch.callbacks import LambdaCallback
+from easytorch.data import split
 from easytorch.data.batch import unpack
 from easytorch.data.sample_weights import ClassWeight
 
@@ -275,6 +276,34 @@ def test_predict_does_not_warn_of_a_sampler_in_order():
 # Frames
 
 FRAME = pd.DataFrame(X.numpy(), columns=["a", "b", "c", "d"])
+
+
+WEIGHTS = pd.Series(torch.linspace(0.5, 2, 24).numpy())
+ROWS_IN_ANOTHER_ORDER = {
+    "fit, weights": lambda model, x, y: model.fit(x, y, sample_weight=WEIGHTS[::-1], verbose=0),
+    "fit, weights in a tuple": lambda model, x, y: model.fit((x, y, WEIGHTS[::-1]), verbose=0),
+    "evaluate, weights": lambda model, x, y: model.evaluate(x, y, sample_weight=WEIGHTS[::-1], verbose=0),
+    "two inputs": lambda model, x, y: model.fit({"a": x, "b": x[::-1]}, y, verbose=0),
+    "inputs in a tuple": lambda model, x, y: model.fit((x, x), y[::-1], verbose=0),
+    "text labels": lambda model, x, y: model.fit(x, y.map(str)[::-1], verbose=0),
+    "validation": lambda model, x, y: model.fit(x, y, validation_data=(x, y[::-1]), verbose=0),
+    "split": lambda model, x, y: split(x, y[::-1]),
+    "one batch": lambda model, x, y: model.train_on_batch(x, y, sample_weight=WEIGHTS[::-1]),
+    "report": lambda model, x, y: model.report(x, y, by=y[::-1], verbose=0),
+    "report, dict": lambda model, x, y: model.report(x, y, by={"group": y[::-1]}, verbose=0),
+}
+
+
+@pytest.mark.parametrize("call", ROWS_IN_ANOTHER_ORDER.values(), ids=list(ROWS_IN_ANOTHER_ORDER))
+def test_all_frames_of_a_call_need_the_same_row_order(call):
+    with pytest.raises(ValueError, match="same labels in another order"):
+        call(classifier(), FRAME, pd.Series(Y.numpy()))
+
+
+def test_weights_with_the_labels_of_the_rows_are_accepted():
+    model = classifier()
+    scores = model.evaluate(FRAME, pd.Series(Y.numpy()), sample_weight=WEIGHTS, verbose=0)
+    assert scores == model.evaluate(X, Y, sample_weight=WEIGHTS.to_numpy(), verbose=0)
 
 
 def test_rows_of_frames_in_another_order_are_refused():
