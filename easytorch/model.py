@@ -925,8 +925,15 @@ class Model:
         """Return mistakes in the model and its data, with a fix for each, before training; everything stays as it is.
 
         Args:
-            x, y, batch_size, validation_data, validation_split, steps_per_epoch, class_weight, sample_weight, shuffle: The data,
-                as in ``fit``. Samples are read, and a few updates are tried on one batch.
+            x: The data, as in ``fit``. Samples are read, and a few updates are tried on one batch.
+            y: The targets, unless ``x`` contains them.
+            batch_size: See ``fit``; so are all arguments up to ``shuffle``.
+            validation_data: See ``fit``.
+            validation_split: See ``fit``.
+            steps_per_epoch: See ``fit``.
+            class_weight: See ``fit``.
+            sample_weight: See ``fit``.
+            shuffle: See ``fit``.
             ignore: Names of checks that do not run: ``ignore=["unbalanced_labels"]``.
             checks: Further checks: functions of a ``Probe`` that yield findings.
 
@@ -951,7 +958,10 @@ class Model:
         """Return in about a dozen sentences what ``fit`` will do with these arguments.
 
         Args:
-            x, y, sizes, options: The arguments of ``fit``. Without any, the sentences are about ``compile`` alone.
+            x: The data, as in ``fit``. Without any argument, the sentences are about ``compile`` alone.
+            y: The targets, unless ``x`` contains them.
+            sizes: ``batch_size`` and ``epochs``, as in ``fit``.
+            options: The other arguments of ``fit``.
 
         Raises:
             RuntimeError: If ``compile`` was not called.
@@ -973,7 +983,10 @@ class Model:
         validation ``x_val`` and ``y_val``, ``val_data`` or ``val_loader``. Functions of the user are called by name.
 
         Args:
-            x, y, sizes, options: The arguments of ``fit``, for the program of a new run. Without any, it is that of the last fit.
+            x: The data, as in ``fit``, for the program of a new run. Without any argument, it is that of the last fit.
+            y: The targets, unless ``x`` contains them.
+            sizes: ``batch_size`` and ``epochs``, as in ``fit``.
+            options: The other arguments of ``fit``.
 
         Raises:
             ValueError: If the program would not do exactly what ``fit`` does, or there are neither arguments nor a last fit.
@@ -1003,11 +1016,16 @@ class Model:
         """Return a learning rate for training on ``x``, from a range test and short trainings; the model stays as it is.
 
         Args:
-            x, y, batch_size, class_weight, sample_weight, shuffle: The training data, as in ``fit``. It is read several times.
+            x: The training data, as in ``fit``. It is read several times.
+            y: The targets, unless ``x`` contains them.
             min_lr: The first rate of the range test.
             max_lr: The last rate of the range test.
             updates: Number of updates of the range test and of each short training, at least 20.
             runs: Number of short trainings at most; with 0 the suggestion is a quarter of the rate with the lowest loss.
+            batch_size: See ``fit``.
+            class_weight: See ``fit``.
+            sample_weight: See ``fit``.
+            shuffle: See ``fit``.
             verbose: 0 displays nothing. ``"auto"`` displays the running training on a line of a terminal or notebook that
                 disappears, and a line per training everywhere else; 2 displays lines everywhere.
 
@@ -1042,9 +1060,12 @@ class Model:
 
         Args:
             x: Arrays, a dataset, or a ``DataLoader``, whose batch size is replaced.
-            y, class_weight, sample_weight, shuffle: As in ``fit``.
+            y: The targets of arrays.
             min_size: The first size; each further one is twice as large.
             max_size: The last size; None for the number of samples.
+            class_weight: See ``fit``.
+            sample_weight: See ``fit``.
+            shuffle: See ``fit``.
             verbose: 0 displays nothing. ``"auto"`` displays the running measurement on a line of a terminal or notebook that
                 disappears, and a line per measurement everywhere else; 2 displays lines everywhere.
 
@@ -1078,8 +1099,13 @@ class Model:
         """Return which settings make this program faster on this machine; the model stays as it is.
 
         Args:
-            x, y, batch_size, class_weight, sample_weight, shuffle: The training data, as in ``fit``. It is read several times.
+            x: The training data, as in ``fit``. It is read several times.
+            y: The targets, unless ``x`` contains them.
             seconds: The time for all measurements.
+            batch_size: See ``fit``.
+            class_weight: See ``fit``.
+            sample_weight: See ``fit``.
+            shuffle: See ``fit``.
             verbose: 0 displays nothing. ``"auto"`` displays the running measurement on a line of a terminal or notebook that
                 disappears, and a line per measurement everywhere else; 2 displays lines everywhere.
 

@@ -84,6 +84,14 @@ def get_name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", PROSE, ids=get_name)
+def test_blocks_of_files_include_them(path):
+    text = path.read_text(encoding="utf-8")
+    assert "8 < --" not in text, "A formatter has changed the markers of included files."
+    titles = [block for block in blocks(text) if re.search(r'title="(examples|tests)/', block.info)]
+    assert all('--8<-- "' in block.text for block in titles)
+
+
+@pytest.mark.parametrize("path", PROSE, ids=get_name)
 def test_no_block_of_a_page_is_empty(path):
     empty = [block.line for block in blocks(path.read_text(encoding="utf-8")) if not block.text.strip()]
     assert not empty, f"{get_name(path)}: empty blocks at lines {empty}"
