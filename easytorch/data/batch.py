@@ -132,7 +132,7 @@ def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch
     inputs: Any = {key: value for key, value in batch.items() if key in signature.names}
     label = _find_label_key(batch, inputs, signature)
     if not inputs:
-        inputs = {key: value for key, value in batch.items() if key not in (label, WEIGHT_KEY)}
+        inputs = {key: value for key, value in batch.items() if key not in (label, WEIGHT_KEY) and not _is_metadata(key)}
         # {"image": x, "label": y} for a module with one argument
         if len(inputs) == 1 and not signature.any_keyword:
             (inputs,) = inputs.values()
@@ -142,12 +142,17 @@ def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch
 def _find_label_key(batch: Mapping[str, Any], inputs: Mapping[str, Any], signature: ForwardSignature) -> str | None:
     label = next((key for key in LABEL_KEYS if key in batch), None)
     # If only one entry remains, it is the target.
-    remaining = [key for key in batch if key not in inputs and key != WEIGHT_KEY] if inputs else []
+    remaining = [key for key in batch if key not in inputs and key != WEIGHT_KEY and not _is_metadata(key)] if inputs else []
     # forward(x, y) demands coordinates x and y, and the only other entry is the target.
     is_input = label in signature.required_names and label not in ("labels", "label")
     if len(remaining) == 1 and (label is None or is_input):
         return remaining[0]
     return label
+
+
+def _is_metadata(key: Any) -> bool:
+    """Return whether an entry belongs to no sample, such as ``__key__`` and ``__url__`` of WebDataset."""
+    return isinstance(key, str) and key.startswith("__")
 
 
 def select_inputs(batch: Any, x: Any, signature: ForwardSignature) -> Any:

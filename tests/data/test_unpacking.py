@@ -79,3 +79,10 @@ def test_a_step_with_the_parts_of_a_batch_equals_the_loop(weights, as_dict):
         model = kind(net, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
         model.fit(data, epochs=2, batch_size=16, shuffle=False, verbose=0)
     assert furthest(*nets) < 1e-6
+
+
+def test_metadata_of_webdataset_is_no_input():
+    batch = {"__key__": ["a", "b"], "__url__": ["u", "u"], "image": X[:2], "label": Y[:2]}
+    x, y, _ = unpack(batch, nn.Linear(8, 3))
+    assert x is batch["image"]
+    assert y is batch["label"]
