@@ -25,8 +25,8 @@ def refuse_sparse_tensors(**parts: Any) -> None:
         for leaf in leaves(part):
             if isinstance(leaf, Tensor) and leaf.layout in SPARSE_LAYOUTS:
                 raise TypeError(
-                    f"{name} is a sparse tensor of torch, {str(leaf.layout).removeprefix('torch.')}, which is not split "
-                    f"into batches. Pass scipy.sparse.csr_array(...), whose rows become dense in each batch, or {name}.to_dense()."
+                    f"{name} is a sparse tensor of torch, {str(leaf.layout).removeprefix('torch.')}, which is not split into "
+                    f"batches. Pass scipy.sparse.csr_array(...), whose rows become dense in each batch, or {name}.to_dense()."
                 )
 
 
