@@ -30,6 +30,7 @@ from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.train_mode import in_eval_mode, in_train_mode
+from easytorch.callbacks.advice import WarnOnMisspelledEntry
 from easytorch.callbacks.base import CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
@@ -48,6 +49,7 @@ from easytorch.data.class_names import ClassNames, number_batch, read_names, wit
 from easytorch.data.data_sets import DataSets, as_data_sets, by_name, merge_by_name
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import as_loader, as_single_batch
+from easytorch.data.tables import refuse_column_names
 from easytorch.diagnostics.module_checks import check_module
 from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss
@@ -369,6 +371,7 @@ class Model:
 
     def _load_data(self, x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> Iterable[Any]:
         """Return the batches of one data set of ``evaluate``."""
+        refuse_column_names(x, y=y, sample_weight=sample_weight)
         x, y = ClassNames(self.class_names).encode(x, y)
         return as_loader(match_columns(x, self.columns), y, sample_weight, batch_size=batch_size)
 
@@ -378,7 +381,7 @@ class Model:
         """Return the scores of one data set, called ``data_set`` if there are several in the data called ``name``."""
         self.loss.prepare(known_targets(self, loader), self.class_names)
         params = {"verbose": verbose, "data": f"{data_set!r} of {name}" if data_set else name, "data_set": data_set}
-        callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, params)
+        callback_list = CallbackList([*collect_callbacks(callbacks, verbose), WarnOnMisspelledEntry()], self, params)
         with reporting_errors(self, callback_list, "evaluate", loader, steps=steps):
             return self.test_epoch(loader, steps)
 
@@ -459,8 +462,9 @@ class Model:
             An array, or the structure of the module's outputs with arrays.
         """
         return self._predict(
-            x, targets=targets, batch_size=batch_size, steps=steps, to=to, callbacks=callbacks, verbose=verbose
-        )
+            x, targets=targets, batch_size=batch_size, steps=steps, to=to, verbose=verbose,
+            callbacks=[*as_callback_list(callbacks), WarnOnMisspelledEntry()],
+        )  # fmt: skip
 
     def predict_proba(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
         """Return probabilities: the outputs after the softmax, exp or sigmoid that belongs to the loss."""

@@ -20,6 +20,8 @@ from easytorch._utils.train_mode import in_eval_mode, preserve_module
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, has_hook
 from easytorch.callbacks.nan import TerminateOnNaN
+from easytorch.data.batch import find_misspelled_entry
+from easytorch.losses.loss_arguments import takes_argument
 from easytorch.losses.modules import referenced_modules
 from easytorch.optimizer_group import OptimizerGroup, parameters_of
 
@@ -151,6 +153,47 @@ def _as_array(leaf: Any) -> Any:
         leaf = leaf.detach().cpu()
         return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
     return np.asarray(leaf)
+
+
+class WarnOnMisspelledEntry(Callback):
+    """Warn before the first step about an entry of a dict that is ignored, if an argument of the module is similar."""
+
+    all_ranks = False
+
+    def __init__(self) -> None:
+        self._messages = {""}
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Check the first batch of a fit."""
+        self._check("on_train_batch_begin", self.model.metrics.current_batches(), ("train_step", "update", "unpack"))
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Check the first batch of the first evaluation."""
+        self._check("on_test_batch_begin", self.model.metrics.current_batches(), ("train_step", "test_step", "unpack"))
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Check the first batch of a prediction, which the logs have after its step."""
+        self._check("on_predict_batch_end", [(logs or {})["batch"]], ("predict_step", "unpack"))
+
+    def _check(self, hook: str, batches: list[Any], methods: tuple[str, ...]) -> None:
+        """Check the first of ``batches``, unless one of ``methods`` is custom and may use its entries."""
+        model = self.model
+        model.callbacks.disconnect(self, hook)
+        if not batches or any(map(model.overrides, methods)):
+            return
+        predicts = hook == "on_predict_batch_end"
+        message = find_misspelled_entry(batches[0], model.signature, model.loss.entries, predicts=predicts)
+        if message not in self._messages and (predicts or not self._takes_batch()):
+            self._messages.add(message)
+            warn(message)
+
+    def _takes_batch(self) -> bool:
+        """Return whether a loss or a metric of the user gets the whole batch."""
+        functions = filter(callable, self.model.loss.functions())
+        further = (entry.metric.further_arguments for entry in self.model.metrics.entries)
+        return any(takes_argument(function, "batch") for function in functions) or any(
+            "batch" in arguments.names for arguments in further if arguments is not None
+        )
 
 
 class WarnOnUnscaledInputs(Callback):

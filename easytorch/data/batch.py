@@ -15,10 +15,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from easytorch._utils.forward_signature import LABEL_KEYS, ForwardSignature
 from easytorch._utils.pytree import describe, leaves, map_leaves
+from easytorch._utils.registry import did_you_mean
 from easytorch._utils.warnings import warn
 from easytorch.data.batch_objects import is_batch_object, object_size, read_size, unpack_object
 
 WEIGHT_KEY = "sample_weight"
+# "attn_mask" may be "attention_mask"; "pixel_mask" is not "pixel_values".
+MIN_ENTRY_SIMILARITY = 0.75
 # Types of numbers in an array of objects.
 NUMBERS = (int, float, np.number, np.bool_)
 PAD_HINT = "Pad them to one length with torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
@@ -132,7 +135,9 @@ def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch
     inputs: Any = {key: value for key, value in batch.items() if key in signature.names}
     label = _find_label_key(batch, inputs, signature)
     if not inputs:
-        inputs = {key: value for key, value in batch.items() if key not in (label, WEIGHT_KEY) and not _is_metadata(key)}
+        inputs = {
+            key: value for key, value in batch.items() if key not in (label, WEIGHT_KEY) and not _is_metadata(key)
+        }
         # {"image": x, "label": y} for a module with one argument
         if len(inputs) == 1 and not signature.any_keyword:
             (inputs,) = inputs.values()
@@ -142,7 +147,9 @@ def _unpack_dict(batch: Mapping[str, Any], signature: ForwardSignature) -> Batch
 def _find_label_key(batch: Mapping[str, Any], inputs: Mapping[str, Any], signature: ForwardSignature) -> str | None:
     label = next((key for key in LABEL_KEYS if key in batch), None)
     # If only one entry remains, it is the target.
-    remaining = [key for key in batch if key not in inputs and key != WEIGHT_KEY and not _is_metadata(key)] if inputs else []
+    remaining = (
+        [key for key in batch if key not in inputs and key != WEIGHT_KEY and not _is_metadata(key)] if inputs else []
+    )
     # forward(x, y) demands coordinates x and y, and the only other entry is the target.
     is_input = label in signature.required_names and label not in ("labels", "label")
     if len(remaining) == 1 and (label is None or is_input):
@@ -153,6 +160,39 @@ def _find_label_key(batch: Mapping[str, Any], inputs: Mapping[str, Any], signatu
 def _is_metadata(key: Any) -> bool:
     """Return whether an entry belongs to no sample, such as ``__key__`` and ``__url__`` of WebDataset."""
     return isinstance(key, str) and key.startswith("__")
+
+
+def find_misspelled_entry(
+    batch: Any, signature: ForwardSignature, loss_entries: Collection[str] = frozenset(), *, predicts: bool = False
+) -> str:
+    """Return a message about an entry of a dict that nothing takes, if a parameter of the module without a value is similar.
+
+    Args:
+        batch: A batch of any kind; the message is empty unless it is a dict.
+        signature: The arguments of the module.
+        loss_entries: The entries that a custom loss or metric takes.
+        predicts: Whether targets have no effect, so that an entry is no target unless it has a name for targets.
+    """
+    if not isinstance(batch, Mapping) or isinstance(batch, _Combined):
+        return ""
+    x, y, _ = unpack(batch, signature, loss_entries)
+    if not isinstance(x, Mapping) or set(signature.names).isdisjoint(x):  # the module gets all entries
+        return ""
+    missing = [name for name in signature.names if name not in x and (name != signature.label or y is None)]
+    for key in batch:
+        is_target = batch[key] is y and (not predicts or key in LABEL_KEYS)
+        if key in x or is_target or key == WEIGHT_KEY or key in loss_entries:
+            continue
+        # A module may have more numbered inputs than the batch: image_1 and image_2.
+        names = [name for name in missing if _digits(name) == _digits(key)]
+        suggestion = did_you_mean(key, names, MIN_ENTRY_SIMILARITY)
+        if suggestion:
+            return f"The entry {key!r} of the batch is ignored.{suggestion}"
+    return ""
+
+
+def _digits(name: Any) -> str:
+    return "".join(filter(str.isdigit, str(name)))
 
 
 def select_inputs(batch: Any, x: Any, signature: ForwardSignature) -> Any:

@@ -70,7 +70,7 @@ from easytorch.data.sample_weights import (
     with_sample_weight,
 )
 from easytorch.data.seeded import SeededDataset
-from easytorch.data.sparse import as_dense
+from easytorch.data.sparse import as_dense, refuse_sparse_tensors
 from easytorch.data.splits import draws_all_samples, split_loader
 from easytorch.data.tables import as_array, refuse_unread
 from easytorch.data.webdatasets import as_plain_loader, yields_batches
@@ -200,6 +200,8 @@ def _check_type(x: Any, y: Any) -> None:
         if isinstance(value, range):
             raise TypeError(f"Expected data, received {value!r} as {name}. Pass numpy.array({name}).")
         refuse_unread(name, value)
+    if is_arrays(x, y):
+        refuse_sparse_tensors(x=x, y=y)
 
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:

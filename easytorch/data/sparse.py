@@ -8,13 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easytorch._utils.pytree import map_leaves
+from easytorch._utils.pytree import leaves, map_leaves
 from easytorch.data.batch import from_numpy
+
+SPARSE_LAYOUTS = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 
 
 def is_sparse(x: Any) -> bool:
     """Return whether ``x`` is a sparse matrix or array of SciPy."""
     return hasattr(x, "toarray") and hasattr(x, "nnz")
+
+
+def refuse_sparse_tensors(**parts: Any) -> None:
+    """Raise a ``TypeError`` if a tensor in ``parts``, by the name of an argument, is sparse, in a layout of torch."""
+    for name, part in parts.items():
+        for leaf in leaves(part):
+            if isinstance(leaf, Tensor) and leaf.layout in SPARSE_LAYOUTS:
+                raise TypeError(
+                    f"{name} is a sparse tensor of torch, {str(leaf.layout).removeprefix('torch.')}, which is not split into "
+                    f"batches. Pass scipy.sparse.csr_array(...), whose rows become dense in each batch, or {name}.to_dense()."
+                )
 
 
 class SparseRows:

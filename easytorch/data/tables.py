@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from easytorch._utils.forward_signature import LABEL_KEYS
+
 # Columns with wrong values that a message names.
 MAX_FOUND = 10
 
@@ -124,6 +126,35 @@ def has_shuffle_buffer(dataset: Any) -> bool:
     while stage is not None and getattr(stage, "buffer_size", 0) < 2:
         stage = getattr(stage, "ex_iterable", None)
     return stage is not None
+
+
+def refuse_column_names(x: Any, **arguments: Any) -> None:
+    """Raise a ``TypeError`` if one of ``arguments`` is the name of a column of the frame ``x`` instead of its values."""
+    for name, value in arguments.items():
+        if isinstance(value, str) and is_frame(x) and value in get_names(x):
+            rest, column = _split_off(x, value)
+            raise TypeError(
+                f"{name} must have the values for each row, received the name of a column, {value!r}. Pass {name}={column}, and "
+                f"{rest} as x."
+            )
+
+
+def refuse_no_targets(frame: Any) -> NoReturn:
+    """Raise the ``ValueError`` of a ``frame`` that ``fit`` received without targets."""
+    names = get_names(frame)
+    name = next((name for name in names if str(name).lower() in LABEL_KEYS), None)
+    rest, column = _split_off(frame, (names or ["target"])[-1] if name is None else name)
+    condition = f" if the targets are in {column}" if name is None else ""
+    raise ValueError(
+        f"fit() received a frame without targets. Pass fit({rest}, {column}){condition}. To reconstruct the inputs, pass "
+        "fit(frame, frame)."
+    )
+
+
+def _split_off(frame: Any, name: Any) -> tuple[str, str]:
+    """Return the code for a frame without the column ``name``, and that for the column."""
+    drop = {"polars": "drop({!r})", "pyarrow": "drop_columns({!r})"}.get(library_of(frame), "drop(columns={!r})")
+    return f"frame.{drop.format(name)}", f"frame[{name!r}]"
 
 
 def refuse_unread(name: str, value: Any) -> None:

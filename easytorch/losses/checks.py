@@ -21,6 +21,9 @@ from easytorch.losses.names import SIGNED_TARGET_LOSSES
 if TYPE_CHECKING:
     from easytorch.losses.criterion import SingleLoss
 
+# The label of pixels without a class in most data sets for segmentation.
+VOID_LABEL = 255
+
 
 class FirstBatchCheck:
     """Every check of the outputs and targets of a loss.
@@ -305,6 +308,8 @@ def label_range_error(low: int, high: int, classes: int) -> Exception | None:
         )
     else:
         fix = f"Give the last layer {high + 1} outputs, or renumber the labels."
+        if high == VOID_LABEL:
+            fix += f" If {high} marks values without a label, use nn.CrossEntropyLoss(ignore_index={high})."
     return ValueError(f"The labels go from {low} to {high}, but the module has {outputs}. {fix}")
 
 

@@ -125,6 +125,12 @@ class LossArguments:
         )
 
 
+def takes_argument(function: Any, name: str) -> bool:
+    """Return whether a loss or a metric has the parameter ``name``."""
+    signature = _find_signature(function)
+    return signature is not None and name in signature.parameters
+
+
 def _find_signature(function: Any) -> inspect.Signature | None:
     """Return the signature of a function or of a module's ``forward``; None for a built-in function."""
     try:

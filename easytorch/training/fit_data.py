@@ -11,7 +11,10 @@ from easytorch.data.class_names import ClassNames
 from easytorch.data.data_sets import as_data_sets
 from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import make_fit_data
+from easytorch.data.tables import is_frame, refuse_column_names, refuse_no_targets
 from easytorch.distributed.process_group import SingleProcess
+from easytorch.losses.criterion import SingleLoss
+from easytorch.training.evaluation import TARGET_METHODS
 from easytorch.training.fit_record import FitRecord, record_fit
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ class FitData:
             TypeError: If the kind of data is not supported.
             ValueError: If the data or an argument is invalid.
         """
+        refuse_column_names(x, y=y, sample_weight=arguments.get("sample_weight"))
+        _check_has_targets(model, x, y)
         labels = ClassNames(model.class_names)
         x, y = labels.learn(keep_column_order(x, model.columns), y)
         validation_data = labels.encode_validation(
@@ -86,3 +91,10 @@ class FitData:
             model, text_labels=self.text_labels, initial_epoch=initial_epoch, validation_freq=validation_freq,
             callbacks=callbacks, **self.arguments,
         )  # fmt: skip
+
+
+def _check_has_targets(model: Model, x: Any, y: Any) -> None:
+    """Raise a ``ValueError`` if ``x`` is a frame without targets ``y``, which the loss certainly needs."""
+    needs_targets = isinstance(model.loss, SingleLoss) and not model.loss.is_custom
+    if y is None and is_frame(x) and needs_targets and not any(map(model.overrides, TARGET_METHODS)):
+        refuse_no_targets(x)

@@ -17,6 +17,7 @@ from easytorch.callbacks.advice import (
     WarnOnEndlessData,
     WarnOnEndlessValidation,
     WarnOnLeakedGradients,
+    WarnOnMisspelledEntry,
     WarnOnNonFiniteLoss,
     WarnOnSummedLoss,
     WarnOnUnscaledInputs,
@@ -205,6 +206,7 @@ def _prepared_loss(model: Model, loader: Any) -> Iterator[None]:
 def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, Any]) -> CallbackList:
     """Return the callbacks of a fit, with those that every fit has."""
     advice: list[Callback] = [WarnOnNonFiniteLoss(), WarnOnUntrainedParameters(), WarnOnUnscaledInputs()]
+    advice.append(WarnOnMisspelledEntry())
     if any(isinstance(callback, BackupAndRestore) for callback in callbacks):
         advice.append(FinishRestore())
     if not params["steps"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 import pandas
@@ -76,6 +77,56 @@ def test_unsupported_data_is_reported_with_what_is_supported(data, name):
 def test_text_columns_of_a_frame_are_named():
     frame = pandas.DataFrame({"height": [1.0, 2.0], "town": ["Rome", "Oslo"]})
     refused(lambda: fit(compiled(), frame, [0, 1]), r"'town' \('Rome' in row 0\)", "get_dummies", kind=TypeError)
+
+
+def frame_with_target(name):
+    return pandas.DataFrame(X.numpy(), columns=list("abcdefgh")).assign(**{name: Y.numpy()})
+
+
+def test_a_frame_without_targets_is_reported():
+    code = r"fit\(frame\.drop\(columns='{0}'\), frame\['{0}'\]\)"
+    refused(lambda: fit(compiled(), frame_with_target("y")), "frame without targets", code.format("y"), kind=ValueError)
+    refused(
+        lambda: fit(compiled(), frame_with_target("price")), code.format("price") + " if the targets", kind=ValueError
+    )
+
+
+def test_a_frame_is_enough_if_a_custom_loss_needs_no_targets():
+    x = frame_with_target("y")[list("abcdefgh")]
+    assert "loss" in fit(compiled(loss=lambda y_pred, y: y_pred.square().mean()), x).history
+
+
+@pytest.mark.parametrize(
+    ("library", "code"),
+    [("pandas", r"drop\(columns='y'\)"), ("polars", r"drop\('y'\)"), ("pyarrow", r"drop_columns\('y'\)")],
+)
+def test_the_name_of_a_column_is_no_target(library, code):
+    convert = {"polars": "from_pandas", "pyarrow": "Table.from_pandas"}
+    frame = frame_with_target("y")
+    if library != "pandas":
+        frame = operator.attrgetter(convert[library])(pytest.importorskip(library))(frame)
+    parts = (r"name of a column, 'y'", rf"Pass y=frame\['y'\], and frame\.{code} as x")
+    refused(lambda: fit(compiled(), frame, "y"), *parts, kind=TypeError)
+    refused(lambda: compiled().evaluate(frame, "y"), *parts, kind=TypeError)
+
+
+def test_the_name_of_a_column_is_no_sample_weight():
+    def train():
+        fit(compiled(), frame_with_target("w"), Y, sample_weight="w")
+
+    refused(train, r"sample_weight=frame\['w'\]", r"frame\.drop\(columns='w'\) as x", kind=TypeError)
+
+
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")  # torch's note on its beta state
+def test_sparse_tensors_of_torch_are_reported(layout):
+    x = X.to_sparse(layout=getattr(torch, layout))
+    parts = (f"x is a sparse tensor of torch, {layout}", "csr_array", r"x\.to_dense\(\)")
+    refused(lambda: fit(compiled(), x, Y), *parts, kind=TypeError)
+    refused(lambda: fit(compiled(), {"x": x}, Y), *parts, kind=TypeError)
+    refused(lambda: compiled().evaluate(x, Y, verbose=0), *parts, kind=TypeError)
+    refused(lambda: compiled().predict(x, verbose=0), *parts, kind=TypeError)
+    refused(lambda: fit(compiled(), X, Y, validation_data=(x, Y)), "In validation_data: ", *parts, kind=TypeError)
 
 
 def test_the_first_value_that_is_no_number_is_named():

@@ -48,6 +48,15 @@ def test_label_range_error_shows_range_and_classes(data, labels, parts):
     refused(lambda: fit(model, *data(labels), **options), *parts, kind=ValueError)
 
 
+def test_the_void_label_of_segmentation_is_recognized():
+    y = torch.zeros(4, 8, 8, dtype=torch.int64)
+    y[0, 0] = 255
+    images = torch.rand(4, 3, 8, 8)
+    parts = "0 to 255", "256 outputs", r"CrossEntropyLoss\(ignore_index=255\)"
+    refused(lambda: fit(compiled(nn.Conv2d(3, 3, 1)), images, y), *parts, kind=ValueError)
+    fit(compiled(nn.Conv2d(3, 3, 1), loss=nn.CrossEntropyLoss(ignore_index=255)), images, y)
+
+
 @pytest.mark.parametrize(
     "loss", [nn.CrossEntropyLoss(), functional.cross_entropy, "nll"], ids=["object", "function", "nll"]
 )

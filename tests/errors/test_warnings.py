@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from easytorch import Model
@@ -172,3 +175,91 @@ def test_a_loss_that_is_not_finite_does_not_end_a_run_on_custom_batches():
     with pytest.warns(UserWarning, match="The loss of epoch 1 is nan"):
         model.fit(data, epochs=2, verbose=0)
     assert model.state.epoch == 2
+
+
+# Entries of a dict that nothing takes
+
+
+class Masked(nn.Module):
+    """A module with optional inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None, **options):
+        return self.head(input_ids if attention_mask is None else input_ids * attention_mask)
+
+
+def entries(**others):
+    return {"input_ids": X, "labels": Y} | others
+
+
+def warnings_of(run):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("name", ["attention_masks", "attn_mask", "attentionmask"])
+def test_a_misspelled_entry_of_a_dict_warns_once(name):
+    model, batch = compiled(Masked()), entries(**{name: torch.ones_like(X)})
+    message = [f"The entry {name!r} of the batch is ignored. Did you mean 'attention_mask'?"]
+    assert warnings_of(lambda: fit(model, batch, epochs=2, validation_data=batch)) == message
+    assert warnings_of(lambda: model.evaluate(batch, verbose=0)) == message
+    assert warnings_of(lambda: model.predict(batch, verbose=0)) == message
+    del batch["labels"]
+    assert warnings_of(lambda: model.predict(batch, verbose=0)) == message
+
+
+def test_a_misspelled_entry_of_the_validation_data_warns():
+    batch = entries(attention_masks=torch.ones_like(X))
+    assert len(warnings_of(lambda: fit(compiled(Masked()), entries(), validation_data=batch))) == 1
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"attention_mask": torch.ones_like(X)},
+        {"attention_mask": torch.ones_like(X), "attention_masks": torch.ones_like(X)},
+        {"special_tokens_mask": X, "offset_mapping": X, "length": Y, "idx": Y, "word_ids": Y, "target": Y},
+        {"sample_weight": torch.ones(len(X))},
+    ],
+    ids=["none", "right", "both", "others", "weight"],
+)
+def test_other_entries_of_a_dict_do_not_warn(others):
+    model = compiled(Masked())
+    assert not warnings_of(lambda: fit(model, entries(**others)))
+    assert not warnings_of(lambda: model.predict(entries(**others), verbose=0))
+
+
+def test_entries_that_a_loss_takes_do_not_warn():
+    def by_name(y_pred, y, attention_masks):
+        return functional.cross_entropy(y_pred, y) * attention_masks.mean()
+
+    def by_batch(y_pred, y, batch):
+        return functional.cross_entropy(y_pred, y) * batch["attention_masks"].mean()
+
+    data = entries(attention_masks=torch.ones_like(X))
+    assert not warnings_of(lambda: fit(compiled(Masked(), loss=by_name), data))
+    assert not warnings_of(lambda: fit(compiled(Masked(), loss=by_batch), data))
+
+
+def test_entries_that_a_custom_step_may_take_do_not_warn():
+    class Custom(Model):
+        def train_step(self, batch):
+            y_pred = self({"input_ids": batch["input_ids"], "attention_mask": batch["attention_masks"]})
+            return {"loss": self.loss(y_pred, batch["labels"])}
+
+    model = Custom(Masked(), device="cpu").compile("sgd", "cross_entropy")
+    assert not warnings_of(lambda: fit(model, entries(attention_masks=torch.ones_like(X))))
+
+
+def test_a_numbered_entry_is_no_misspelling_of_another():
+    class Two(nn.Linear):
+        def forward(self, image_1, image_2=None):
+            return super().forward(image_1)
+
+    assert not warnings_of(lambda: fit(compiled(Two(8, 3)), {"image_1": X, "image_3": X, "labels": Y}))
