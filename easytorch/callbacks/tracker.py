@@ -150,6 +150,7 @@ class Tracker(Callback):
         self._run_config: dict[str, Any] = flatten(self.config)
         self._notices: list[str] = []  # warnings to raise outside of calls of the tracker
         self._refused: set[str] = set()  # names of which the fit has warned
+        self._suspects: set[str] = set()  # names that have failed since the tracker has accepted one
 
     # What a subclass implements
 
@@ -482,8 +483,8 @@ class Tracker(Callback):
         refused: set[str] = set()
         first_error: BaseException | None = None
         while queue:
-            failed_names = {name for point in failed for name in point.content}
-            point = next((other for other in queue if not failed_names.issuperset(other.content)), None)
+            suspects = self._suspects | self._refused if failed else self._suspects
+            point = _first_with_other_names(queue, suspects.union(*(other.content for other in failed)))
             if in_a_row > FAILURES_IN_A_ROW or (in_a_row == FAILURES_IN_A_ROW and point is None):
                 break
             point = point or queue[0]
@@ -493,9 +494,10 @@ class Tracker(Callback):
                 self._refuse(point, error)
                 continue
             has_parts = error is not None and len(point.content) > 1
-            if error is None or (has_parts and self._try_parts(point, failed_names)):
+            if error is None or (has_parts and self._try_parts(point, suspects)):
                 # The tracker is not away, so that it refuses what fails now.
                 in_a_row, first_error = 0, None
+                self._suspects.clear()
                 for other in failed:
                     other_error = self._try_point(other)
                     if other_error is not None and len(other.content) > 1:
@@ -509,6 +511,10 @@ class Tracker(Callback):
             if error is not None and point in self._waiting:
                 failed.append(point)
                 first_error, in_a_row = first_error or error, in_a_row + 1
+        # The next attempt starts with other names, because what the tracker refuses may be first. It starts again after all.
+        self._suspects |= {name for point in failed for name in point.content}
+        if self._suspects.issuperset(name for point in points if point in self._waiting for name in point.content):
+            self._suspects.clear()
         return first_error
 
     def _keep_new(self, point: Point) -> bool:
@@ -684,6 +690,14 @@ class Tracker(Callback):
     def quiet(self) -> Iterator[None]:
         """Call the library of the tracker inside, without output that would disturb the progress bar."""
         yield
+
+
+def _first_with_other_names(points: Iterable[Point], names: Collection[str]) -> Point | None:
+    """Return the first point without ``names``, or else the first with some other name, or None."""
+    others = [point for point in points if any(name not in names for name in point.content)] if names else points
+    return next(
+        (point for point in others if not any(name in names for name in point.content)), next(iter(others), None)
+    )
 
 
 def check_options(cls: type, function: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -445,7 +445,7 @@ def selective(tmp_path):
     return Selective(tmp_path / "runs")
 
 
-@pytest.mark.filterwarnings("ignore:Selective failed")
+@pytest.mark.filterwarnings("ignore:Selective (failed|has refused values of 8 names)")
 @pytest.mark.parametrize("retry_seconds", [0.0, 60.0])
 def test_several_refused_metrics_do_not_block_others(selective, retry_seconds, monkeypatch):
     monkeypatch.setattr(tracker, "RETRY_SECONDS", retry_seconds)
@@ -546,6 +546,18 @@ def _fit_on_a_rank(tmp_path):
     logger.log_image("picture", torch.rand(4, 4))
     model.strategy.group.barrier()
     return [path.name for path in (tmp_path / "runs").iterdir()]
+
+
+@pytest.mark.filterwarnings("ignore:Selective (failed|has refused values of 10 names)")
+def test_refused_points_of_many_names_are_passed_in_time(selective, monkeypatch):
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
+    calls = [{f"{i}{part}" * 300: 1.0 for part in "ab"} for i in range(5)]
+    train(new_model(), 1, selective)
+    selective._waiting.extend(tracker.Point("values", values, "step", 1) for values in calls)
+    with pytest.warns(UserWarning, match="refused"):
+        train(selective.model, 3, selective)
+    assert [step for step, _ in selective.points("loss")] == [0, 1, 2, 3]
+    assert not selective._waiting
 
 
 # Libraries
