@@ -150,7 +150,7 @@ class Tracker(Callback):
         self._run_config: dict[str, Any] = flatten(self.config)
         self._notices: list[str] = []  # warnings to raise outside of calls of the tracker
         self._refused: set[str] = set()  # names of which the fit has warned
-        self._suspects: set[str] = set()  # names that have failed since the tracker has accepted one
+        self._failed: list[Point] = []  # points that have failed since the tracker has accepted one
 
     # What a subclass implements
 
@@ -483,8 +483,9 @@ class Tracker(Callback):
         refused: set[str] = set()
         first_error: BaseException | None = None
         while queue:
-            suspects = self._suspects | self._refused if failed else self._suspects
-            point = _first_with_other_names(queue, suspects.union(*(other.content for other in failed)))
+            suspects = set[str]().union(*(other.content for other in [*failed, *self._failed]))
+            suspects |= self._refused if failed else set()
+            point = _first_with_other_names(queue, suspects)
             if in_a_row > FAILURES_IN_A_ROW or (in_a_row == FAILURES_IN_A_ROW and point is None):
                 break
             point = point or queue[0]
@@ -497,8 +498,11 @@ class Tracker(Callback):
             if error is None or (has_parts and self._try_parts(point, suspects)):
                 # The tracker is not away, so that it refuses what fails now.
                 in_a_row, first_error = 0, None
-                self._suspects.clear()
-                for other in failed:
+                again = [*failed, *(other for other in self._failed if other in queue)]
+                self._failed = []
+                for other in again:
+                    if other in queue:
+                        queue.remove(other)
                     other_error = self._try_point(other)
                     if other_error is not None and len(other.content) > 1:
                         self._try_parts(other, accepts=True)
@@ -512,9 +516,10 @@ class Tracker(Callback):
                 failed.append(point)
                 first_error, in_a_row = first_error or error, in_a_row + 1
         # The next attempt starts with other names, because what the tracker refuses may be first. It starts again after all.
-        self._suspects |= {name for point in failed for name in point.content}
-        if self._suspects.issuperset(name for point in points if point in self._waiting for name in point.content):
-            self._suspects.clear()
+        self._failed = [point for point in self._failed if point in self._waiting and point not in failed] + failed
+        suspects = {name for point in self._failed for name in point.content}
+        if suspects.issuperset(name for point in points if point in self._waiting for name in point.content):
+            self._failed = []
         return first_error
 
     def _keep_new(self, point: Point) -> bool:

@@ -400,6 +400,20 @@ def test_a_tracker_that_recovers_gets_all_points(tmp_path, monkeypatch):
     assert same_weights(plain.module, model.module)
 
 
+@pytest.mark.filterwarnings("ignore:Unreachable")
+@pytest.mark.parametrize("seed", range(6))
+def test_a_tracker_that_fails_at_random_gets_each_point_once(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
+    (tmp_path / "runs").mkdir()
+    start = random.Random(seed).randrange(1, 12)
+    logger = Unreachable(tmp_path / "runs", range(start, start + 4 * seed + 1), update_freq=1)
+    model = new_model()
+    train(model, 4, logger)
+    train(model, 1, logger)
+    for name, steps in {"loss": range(5), "batch_loss": range(1, 16), "batch_lr": range(1, 16)}.items():
+        assert sorted(step for step, _ in logger.points(name)) == list(steps)
+
+
 @pytest.mark.filterwarnings("ignore:Unreachable failed")
 def test_a_tracker_that_does_not_answer_is_not_asked_often(tmp_path):
     (tmp_path / "runs").mkdir()
