@@ -136,7 +136,7 @@ class WandbLogger(Tracker):
         if len(loggers) > 1 and not (has_own and len(set(given)) == len(given)):
             raise ValueError(
                 f"callbacks has {len(loggers)} WandbLogger, and W&B has one run at a time, so that one would end the run of "
-                'another. Pass one, or reinit="create_new" to each of them, or to each a run of its own as run=....'
+                'another. Pass one, or reinit="create_new" to each of them, or a separate run to each as run=....'
             )
         super().on_train_begin(logs)
 
