@@ -16,8 +16,9 @@ def to_pixels(image: Any) -> Pixels:
 
     Args:
         image: A tensor or an array, ``[height, width]``, ``[channels, height, width]`` or ``[height, width, channels]``. Bytes
-            stay as they are, and True is white. Other numbers from 0 to 1 are black to white; if some are outside of this range,
-            the lowest is black and the highest white. Values that are not finite are black.
+            stay as they are, as do other integers from 0 to 255 if one is above 1. True is white. Other numbers from 0 to 1 are
+            black to white, also integers, as of a mask; if some are outside of this range, the lowest is black and the highest
+            white. Values that are not finite are black.
 
     Raises:
         ValueError: If the shape is not that of an image.
@@ -36,8 +37,8 @@ def to_pixels(image: Any) -> Pixels:
             "An image must be [height, width], [channels, height, width] or [height, width, channels] with 1, 3 or 4 channels, "
             f"received an array of shape {list(np.shape(image))}. For a batch of images, pass one of them: images[0]."
         )
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
+    if array.dtype == np.uint8 or (array.dtype.kind in "iu" and array.min() >= 0 and 1 < array.max() <= 255):
+        return np.ascontiguousarray(array, dtype=np.uint8)
     values = array.astype(np.float64)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,32 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def merge_config(described: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the hyperparameters of a fit and those of the user, and a warning, or no text, about those that differ.
+
+    The names of the fit keep their true values. Another value of the user is under ``config.<name>``.
+
+    Args:
+        described: What ``describe_run`` has returned.
+        given: The hyperparameters of the user, flat.
+    """
+    config, different = dict(described), []
+    for name, value in given.items():
+        if name not in described:
+            config[name] = value
+        elif value != described[name] and str(value) != str(described[name]):
+            config[f"config.{name}"] = value
+            different.append(f"{name}={value!r} (the fit has {described[name]!r})")
+    if not different:
+        return config, ""
+    warning = (
+        f"config has other values than the fit: {', '.join(different)}. The run keeps the true values, and has those of config "
+        f"as {', '.join(name for name in config if name.removeprefix('config.') in described and name not in described)}. "
+        "Remove or rename them."
+    )
+    return config, warning
+
+
 def _as_plain(value: Any) -> Any:
     """Return ``value`` as a number, a bool or text; None stays None."""
     if value is None or isinstance(value, (bool, str)):
@@ -89,6 +116,8 @@ def _as_text(value: Any) -> str:
         return value
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_as_text(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
+        return json.dumps([as_jsonable(part) for part in value])
     if isinstance(value, (list, tuple, set, frozenset)):
         return ", ".join(map(_as_text, value))
     if isinstance(value, torch.optim.Optimizer):
@@ -96,3 +125,12 @@ def _as_text(value: Any) -> str:
     if isinstance(value, torch.nn.Module):
         return repr(value).partition("\n")[0] if value.extra_repr() else type(value).__name__
     return get_name(value) if callable(value) else str(value)
+
+
+def as_jsonable(value: Any) -> Any:
+    """Return ``value`` with its lists and dicts, as what JSON holds."""
+    if isinstance(value, Mapping):
+        return {str(name): as_jsonable(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_jsonable(part) for part in value]
+    return _as_plain(value)

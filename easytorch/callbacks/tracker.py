@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from easytorch._utils.rng import get_host_rng_state, set_host_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.every import Every, as_every
-from easytorch.callbacks.run_config import describe_run, flatten
+from easytorch.callbacks.run_config import as_jsonable, describe_run, flatten, merge_config
 from easytorch.optimizer_group import learning_rates
 
 if TYPE_CHECKING:
@@ -41,9 +41,15 @@ RETRY_SECONDS = 60.0
 MAX_WAITING = 10_000
 # Values that a checkpoint holds because the tracker may have lost them. W&B writes its file in blocks of 32 KiB.
 MAX_RECENT_VALUES = 2_000
+# Failures in a row after which a tracker is regarded as away.
+FAILURES_IN_A_ROW = 2
+# Attempts to write images before these are dropped. They are large, and they are in no checkpoint.
+MAX_IMAGE_ATTEMPTS = 3
+# Warnings of a fit about what a tracker refuses.
+MAX_REFUSAL_WARNINGS = 5
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Point:
     """What is written at one step.
 
@@ -52,12 +58,16 @@ class Point:
         content: Numbers, texts, or images as bytes, by name.
         axis: ``"epoch"`` or ``"step"``.
         step: The index of the epoch from 0, or the number of updates.
+        call: The method of the user that wrote it; empty for values of training.
+        attempts: The number of failed attempts to write it, of an image.
     """
 
     kind: str
     content: dict[str, Any]
     axis: str
     step: int
+    call: str = ""
+    attempts: int = 0
 
 
 class Tracker(Callback):
@@ -68,7 +78,8 @@ class Tracker(Callback):
     the update, as well as ``batch_lr``, what ``GradientStatistics`` measures, and validations between updates.
 
     A failure of a tracker is a warning, once in a fit, and training continues. What could not be written is stored, also in
-    checkpoints. It is written a minute later, at the end of the fit, or by a resumed run.
+    checkpoints. It is written a minute later, at the end of the fit, or by a resumed run. A value that a tracker refuses,
+    although it accepts others, is dropped with a warning that names it. Images and files never delay numbers.
 
     A run that ``fit(resume=...)`` continues is the same run of the tracker. Points that it has are not written again.
     A second fit of the same model with the same object continues the run; a fit of another model starts a new one.
@@ -77,7 +88,8 @@ class Tracker(Callback):
     Args:
         update_freq: ``"epoch"`` to write only the values of epochs. An integer, or an ``Every`` of updates or minutes, to also
             write values of updates after this many updates. Reading them waits for the device.
-        config: Further hyperparameters by name; nested dicts become names with points.
+        config: Further hyperparameters by name; nested dicts become names with points, and lists with dicts JSON. One that
+            differs from a hyperparameter of the fit, such as ``lr``, is written as ``config.lr``, with a warning.
         log_model: Whether to upload the model, as ``Model.save`` writes it, at the end of a fit that neither failed nor was
             interrupted.
 
@@ -133,9 +145,12 @@ class Tracker(Callback):
         self._unsure: list[Point] = []  # points of the checkpoint that the tracker may have lost
         self._last_steps: Mapping[str, int] = {}  # the last step of each name before the run was continued
         self._is_resumed = self._has_warned = self._has_begun = self._was_open = False
-        self._retry_at = 0.0
+        self._retry_at = self._retry_images_at = 0.0
         self._status = "finished"
         self._run_config: dict[str, Any] = flatten(self.config)
+        self._notices: list[str] = []  # warnings to raise outside of calls of the tracker
+        self._refused: set[str] = set()  # names of which the fit has warned
+        self._failed: list[Point] = []  # points that have failed since the tracker has accepted one
 
     # What a subclass implements
 
@@ -200,8 +215,14 @@ class Tracker(Callback):
 
         Raises:
             RuntimeError: Before the first fit, as in all methods ``log_...``.
+            TypeError: If ``values`` is no dict, or ``step`` no integer.
         """
-        self._record(values, "step", self._current_step("log_values", step))
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"log_values() takes a dict of values by name, received {type(values).__name__}. "
+                'Call log_values({"score": 0.5}).'
+            )
+        self._record(values, "step", self._current_step("log_values", step), "log_values")
         self._close_after_fit()
 
     def log_image(self, name: str, image: object, step: int | None = None) -> None:
@@ -210,30 +231,34 @@ class Tracker(Callback):
         Args:
             name: The name.
             image: A tensor or an array, ``[height, width]``, ``[channels, height, width]`` or ``[height, width, channels]``.
-                Bytes stay as they are. Numbers from 0 to 1 are black to white; if some are outside of this range, the lowest is
-                black and the highest white.
+                Integers from 0 to 255 are bytes, also of another dtype than uint8 if one is above 1. Other numbers from 0 to 1
+                are black to white; if some are outside of this range, the lowest is black and the highest white.
             step: The number of updates; by default the current one.
 
         Raises:
+            TypeError: If ``name`` is no name, as in ``log_image(image, name)``.
             ValueError: If the shape is not that of an image.
 
         Examples:
             >>> def on_epoch_end(self, epoch, logs=None):
             ...     logger.log_image("reconstruction", self.model.predict(x[:1])[0])
         """
+        name = check_name("log_image", name, "image")
         step = self._current_step("log_image", step)
         if self._is_writer():
-            self._send_point(Point("image", {self.format_name(name): to_pixels(image)}, "step", step))
+            self._send_point(Point("image", {self.format_name(name): to_pixels(image)}, "step", step, "log_image"))
 
     def log_figure(self, name: str, figure: object, step: int | None = None) -> None:
         """Write a figure of matplotlib as an image.
 
         Raises:
-            TypeError: If it is no figure.
+            TypeError: If it is no figure, or ``name`` no name, as in ``log_figure(figure, name)``.
         """
+        name = check_name("log_figure", name, "figure")
         step = self._current_step("log_figure", step)
         if self._is_writer():
-            self._send_point(Point("image", {self.format_name(name): figure_to_pixels(figure)}, "step", step))
+            pixels = figure_to_pixels(figure)
+            self._send_point(Point("image", {self.format_name(name): pixels}, "step", step, "log_figure"))
 
     def log_report(self, report: object, name: str = "report", step: int | None = None) -> None:
         """Write the numbers and the picture of ``model.report(x, y)``.
@@ -258,7 +283,7 @@ class Tracker(Callback):
         for entry, estimate in report.summary.items():
             values |= {f"{name}/{entry}": estimate.value, f"{name}/{entry}_low": estimate.low}
             values[f"{name}/{entry}_high"] = estimate.high
-        self._record(values, "step", step)
+        self._record(values, "step", step, "log_report")
         self.log_figure(name, report.plot(show=False), step)
 
     def log_file(self, path: str | Path, name: str | None = None) -> None:
@@ -278,7 +303,7 @@ class Tracker(Callback):
         if not source.is_file():
             raise FileNotFoundError(f"There is no file {str(source)!r} to upload.")
         if self._attempt(self._open, now=True):
-            self._attempt(lambda: self.write_file(source, name or source.name), now=True)
+            self._attempt(lambda: self.write_file(source, name or source.name), now=True, is_file=True)
         self._close_after_fit()
 
     def _current_step(self, method: str, step: int | None) -> int:
@@ -286,7 +311,9 @@ class Tracker(Callback):
             raise RuntimeError(
                 f"{method}() writes to the run of a fit, and there was none. Call fit(..., callbacks=[logger]) first."
             )
-        return self.model.state.step if step is None else step
+        if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral)):
+            raise TypeError(f"step of {method}() must be an integer, received {step!r}.")
+        return self.model.state.step if step is None else int(step)
 
     def _is_writer(self) -> bool:
         return not self._is_dry and self.model.strategy.group.is_main
@@ -299,7 +326,9 @@ class Tracker(Callback):
             self._close("finished")
             self._reset()
         self._owner, self._is_dry, self._has_warned, self._status = self.model, False, False, "finished"
-        self._is_resumed, self._has_begun, self._retry_at, self._last_steps = False, False, 0.0, {}
+        self._is_resumed, self._has_begun, self._last_steps = False, False, {}
+        self._retry_at = self._retry_images_at = 0.0
+        self._refused = set()
         is_sharded = any(hasattr(parameter, "to_local") for parameter in self.model.module.parameters())
         if self.log_model and is_sharded:
             raise ValueError(
@@ -359,7 +388,9 @@ class Tracker(Callback):
             self._status = "failed"
         self._flush(now=True)
         if self.log_model and self._status == "finished":
-            self._attempt(self._upload_model, now=True)
+            self._attempt(self._upload_model, now=True, is_file=True)
+        if len(self._refused) > MAX_REFUSAL_WARNINGS:
+            warn(f"{type(self).__name__} has refused values of {len(self._refused)} names in all; they are dropped.")
         if self._waiting:
             warn(
                 f"{type(self).__name__} could not write {len(self._waiting)} points. fit(resume=...) writes those before the "
@@ -393,15 +424,15 @@ class Tracker(Callback):
     def _record_update(self, values: Mapping[str, Any], step: int) -> None:
         self._record({f"{UPDATE_PREFIX}{name}": value for name, value in values.items()}, "step", step)
 
-    def _record(self, values: Mapping[str, Any], axis: str, step: int) -> None:
+    def _record(self, values: Mapping[str, Any], axis: str, step: int, call: str = "") -> None:
         """Write numbers and texts, now or when the tracker works again."""
         if not self._is_writer():
             return
-        numbers_by_name, texts = split_values({self.format_name(name): value for name, value in values.items()})
+        numbers_by_name, texts = split_values({self.format_name(str(name)): value for name, value in values.items()})
         if numbers_by_name:
-            self._waiting.append(Point("values", numbers_by_name, axis, step))
+            self._waiting.append(Point("values", numbers_by_name, axis, step, call))
         if texts:
-            self._waiting.append(Point("text", texts, axis, step))
+            self._waiting.append(Point("text", texts, axis, step, call))
         self._flush()
 
     def _send_point(self, point: Point) -> None:
@@ -410,28 +441,159 @@ class Tracker(Callback):
         self._close_after_fit()
 
     def _flush(self, now: bool = False) -> None:
-        """Write the points that wait, the oldest first.
+        """Write the points that wait, the oldest first, and images last.
 
         Args:
             now: Also soon after a failure.
         """
-        if self._waiting:
-            self._attempt(self._write_waiting, now=now)
+        has_numbers = any(point.kind != "image" for point in self._waiting)
+        if has_numbers and not self._attempt(self._write_numbers, now=now):
+            return
+        # A store of images may be away while the numbers can be written, and must not delay them.
+        if self._waiting and (now or time.monotonic() >= self._retry_images_at):
+            self._attempt(self._write_images, now=now)
 
-    def _write_waiting(self) -> None:
+    def _write_numbers(self) -> None:
         self._open()
-        while self._waiting:
-            point = self._waiting[0]
-            last = self._last_steps
-            new = {name: value for name, value in point.content.items() if last.get(name, -1) < point.step}
-            if new and point.kind == "values":
-                self.write(new, point.axis, point.step)
-            elif new and point.kind == "text":
-                self.write_text(new, point.axis, point.step)
-            elif new:
-                for name, pixels in new.items():
+        error = self._find_error([point for point in self._waiting if point.kind != "image"])
+        if error is not None:
+            raise error
+
+    def _write_images(self) -> None:
+        self._open()
+        images = [point for point in self._waiting if point.kind == "image"]
+        error = self._find_error(images)
+        if error is None:
+            return
+        self._retry_images_at = time.monotonic() + RETRY_SECONDS
+        self._report_failure(error)
+        for point in images:
+            point.attempts += 1
+            if point.attempts >= MAX_IMAGE_ATTEMPTS and point in self._waiting:
+                self._refuse(point, error)
+
+    def _find_error(self, points: list[Point]) -> BaseException | None:
+        """Write ``points``, and return the error of those that failed and wait.
+
+        A point that fails is written again after another one has succeeded. If it fails then too, the tracker refuses it, and
+        it is dropped. After a failure the oldest point with another name is next, so that the points of a name stay in order.
+        After failures in a row without such a point, or if that fails too, the tracker is away.
+        """
+        queue, failed, in_a_row = deque(filter(self._keep_new, points)), list[Point](), 0
+        refused: set[str] = set()
+        first_error: BaseException | None = None
+        while queue:
+            suspects = set[str]().union(*(other.content for other in [*failed, *self._failed]))
+            suspects |= self._refused if failed else set()
+            point = _first_with_other_names(queue, suspects)
+            if in_a_row > FAILURES_IN_A_ROW or (in_a_row == FAILURES_IN_A_ROW and point is None):
+                break
+            point = point or queue[0]
+            queue.remove(point)
+            error = self._try_point(point)
+            if error is not None and refused.issuperset(point.content):
+                self._refuse(point, error)
+                continue
+            has_parts = error is not None and len(point.content) > 1
+            if error is None or (has_parts and self._try_parts(point, suspects)):
+                # The tracker is not away, so that it refuses what fails now.
+                in_a_row, first_error = 0, None
+                again = [*failed, *(other for other in self._failed if other in queue)]
+                self._failed = []
+                for other in again:
+                    if other in queue:
+                        queue.remove(other)
+                    other_error = self._try_point(other)
+                    if other_error is not None and len(other.content) > 1:
+                        self._try_parts(other, accepts=True)
+                    elif other_error is not None:
+                        refused |= other.content.keys()
+                        self._refuse(other, other_error)
+                failed.clear()
+            elif has_parts:
+                in_a_row += 1
+            if error is not None and point in self._waiting:
+                failed.append(point)
+                first_error, in_a_row = first_error or error, in_a_row + 1
+        # The next attempt starts with other names, because what the tracker refuses may be first. It starts again after all.
+        self._failed = [point for point in self._failed if point in self._waiting and point not in failed] + failed
+        suspects = {name for point in self._failed for name in point.content}
+        if suspects.issuperset(name for point in points if point in self._waiting for name in point.content):
+            self._failed = []
+        return first_error
+
+    def _keep_new(self, point: Point) -> bool:
+        """Discard the values of a point that the run has already, and return whether there are others."""
+        last = self._last_steps
+        point.content = {name: value for name, value in point.content.items() if last.get(name, -1) < point.step}
+        if not point.content:
+            self._discard(point)
+        return bool(point.content)
+
+    def _try_point(self, point: Point) -> BaseException | None:
+        """Write a point and remove it from those that wait, or return the error."""
+        try:
+            if point.kind == "values":
+                self.write(point.content, point.axis, point.step)
+            elif point.kind == "text":
+                self.write_text(point.content, point.axis, point.step)
+            else:
+                for name, pixels in point.content.items():
                     self.write_image(name, pixels, point.axis, point.step)
-            self._remember(self._waiting.popleft())
+        except (Exception, SystemExit) as error:
+            return error
+        self._remember(point)
+        self._discard(point)
+        return None
+
+    def _try_parts(self, point: Point, suspects: Collection[str] = (), accepts: bool = False) -> bool:
+        """Write the values of a point that failed one by one, and return whether the tracker accepts some.
+
+        Those that it does not accept are dropped after another attempt. The point waits, with the values that are left, if the
+        tracker is away.
+
+        Args:
+            point: The point.
+            suspects: Names of points that have failed, which are last.
+            accepts: Whether the tracker has just accepted another point, so that it is not away.
+        """
+        # Long names are a frequent reason.
+        names = sorted(point.content, key=lambda name: (name in suspects or name in self._refused, len(name)))
+        failed: list[Point] = []
+        in_a_row = 0 if accepts else FAILURES_IN_A_ROW - 1
+        for name in names:
+            part = dataclasses.replace(point, content={name: point.content[name]})
+            if self._try_point(part) is None:
+                point.content = {other: value for other, value in point.content.items() if other != name}
+                in_a_row = 0
+                continue
+            failed.append(part)
+            in_a_row += name not in self._refused or len(failed) == len(names)
+            if not accepts and in_a_row >= FAILURES_IN_A_ROW:
+                return len(point.content) < len(names)
+        self._discard(point)
+        for part in failed:
+            error = self._try_point(part)
+            if error is not None:
+                self._refuse(part, error)
+        return True
+
+    def _refuse(self, point: Point, error: BaseException) -> None:
+        """Drop a point, with a warning that names it."""
+        self._discard(point)
+        new = [name for name in point.content if name not in self._refused]
+        self._refused.update(new)
+        if new and len(self._refused) <= MAX_REFUSAL_WARNINGS:
+            names = ", ".join(repr(name if len(name) <= 40 else f"{name[:40]}\N{HORIZONTAL ELLIPSIS}") for name in new)
+            what = f"{point.call}({names})" if point.call else f"The value {names}"
+            self._notices.append(
+                f"{what} was refused by {type(self).__name__}, and is not written: "
+                f"{type(error).__name__}: {_one_line(error)}"
+            )
+
+    def _discard(self, point: Point) -> None:
+        if point in self._waiting:  # unlike a part of a point
+            self._waiting.remove(point)
 
     def _close_after_fit(self) -> None:
         """End a run that a method has opened outside of a fit."""
@@ -452,7 +614,9 @@ class Tracker(Callback):
             return
         continues = self.run_id is not None
         if self.model.train_data is not None:  # within a fit
-            self._run_config = describe_run(self.model, self.params) | flatten(self.config)
+            self._run_config, warning = merge_config(describe_run(self.model, self.params), flatten(self.config))
+            if warning and not self._was_open:
+                self._notices.append(f"{type(self).__name__}: {warning}")
         self.run_id = self.open_run(self.run_id, self._run_config)
         if continues and (self._is_resumed or not self._was_open):
             last_steps = self.read_last_steps()
@@ -485,17 +649,19 @@ class Tracker(Callback):
             self._is_open = False
             self._attempt(lambda: self.close_run(status), now=True)
 
-    def _attempt(self, action: Callable[[], None], now: bool = False) -> bool:
+    def _attempt(self, action: Callable[[], None], now: bool = False, is_file: bool = False) -> bool:
         """Call ``action``, and return whether it succeeded; a failure is a warning, once in a fit.
 
         Args:
             action: What to do with the tracker.
             now: Also soon after a failure.
+            is_file: Whether a failure does not delay what is written next.
         """
         if not now and time.monotonic() < self._retry_at:
             return False
         # Names and delays of trackers are random numbers, which must not change those of training.
         states = get_host_rng_state()
+        failure: BaseException | None = None
         try:
             with self.quiet(), warnings.catch_warnings():
                 # What libraries use among themselves. As an error it would stop the tracker.
@@ -503,23 +669,40 @@ class Tracker(Callback):
                     warnings.simplefilter("ignore", category)
                 action()
         except (Exception, SystemExit) as error:
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            if not self._has_warned:
-                self._has_warned = True
-                text = " ".join(str(error).split())
-                warn(
-                    f"{type(self).__name__} failed; training continues, and what it could not write is written later. "
-                    f"{type(error).__name__}: {text[:300]}"
-                )
-            return False
+            failure = error
+            if not is_file:
+                self._retry_at = time.monotonic() + RETRY_SECONDS
         finally:
             set_host_rng_state(states)
-        return True
+        if failure is not None:
+            self._report_failure(failure, is_file)
+        notices, self._notices = self._notices, []
+        for notice in notices:
+            warn(notice)
+        return failure is None
+
+    def _report_failure(self, error: BaseException, is_file: bool = False) -> None:
+        """Warn of a failure, once in a fit."""
+        if not self._has_warned:
+            self._has_warned = True
+            later = "this file is not written" if is_file else "what it could not write is written later"
+            self._notices.insert(
+                0,
+                f"{type(self).__name__} failed; training continues, and {later}. {type(error).__name__}: {_one_line(error)}",
+            )
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
         """Call the library of the tracker inside, without output that would disturb the progress bar."""
         yield
+
+
+def _first_with_other_names(points: Iterable[Point], names: Collection[str]) -> Point | None:
+    """Return the first point without ``names``, or else the first with some other name, or None."""
+    others = [point for point in points if any(name not in names for name in point.content)] if names else points
+    return next(
+        (point for point in others if not any(name in names for name in point.content)), next(iter(others), None)
+    )
 
 
 def check_options(cls: type, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -530,6 +713,16 @@ def check_options(cls: type, function: Callable[..., Any], options: Mapping[str,
             hint = OPTION_HINTS.get(f"{cls.__name__}.{name}")
             fix = f" Use {hint}." if hint else did_you_mean(name, [*inspect.signature(cls).parameters, *known])
             raise TypeError(f"{cls.__name__} has no argument {name!r}.{fix}")
+
+
+def check_name(method: str, name: object, content: str) -> str:
+    """Return ``name`` as text; raise a ``TypeError`` that shows the call if it is no name."""
+    if not isinstance(name, (str, numbers.Real)):
+        raise TypeError(
+            f"{method}() takes a name and then the {content}, received {type(name).__name__} as the name. "
+            f'Call {method}("name", {content}).'
+        )
+    return str(name)
 
 
 def split_values(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
@@ -543,7 +736,7 @@ def split_values(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str,
         elif isinstance(value, str):
             texts[name] = value
         elif value is not None:
-            texts[name] = json.dumps(value.tolist() if hasattr(value, "tolist") else value, default=str)
+            texts[name] = json.dumps(as_jsonable(value.tolist() if hasattr(value, "tolist") else value))
     return found, texts
 
 
@@ -562,6 +755,10 @@ def last_of(points: Iterable[tuple[str, int]]) -> dict[str, int]:
     for name, step in points:
         steps[name] = max(step, steps.get(name, step))
     return steps
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _size(value: Any) -> int:

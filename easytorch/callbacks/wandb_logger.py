@@ -45,6 +45,8 @@ class WandbLogger(Tracker):
 
     If ``wandb.init()`` has started a run, as in a sweep, this run is used, and its end is left to the user.
 
+    Two ``WandbLogger`` of one fit need a run each: ``reinit="create_new"``, or ``run=``, in both.
+
     Args:
         project: The name of the project; by default that of the environment variable ``WANDB_PROJECT``.
         name: The name of the run; by default W&B chooses one.
@@ -60,7 +62,7 @@ class WandbLogger(Tracker):
     Raises:
         ImportError: If wandb is not installed.
         TypeError: If ``wandb.init`` has no such argument.
-        ValueError: If ``mode`` is unknown, or another argument is invalid.
+        ValueError: If ``mode`` is unknown, or another argument is invalid; in ``fit``, if two ``WandbLogger`` have the same run.
 
     Examples:
         >>> logger = WandbLogger("digits", mode="offline", update_freq=100)
@@ -108,7 +110,8 @@ class WandbLogger(Tracker):
         """Start or continue a run."""
         wandb = _import_wandb()
         if self.run is None or self.run.id != run_id:
-            active = self._given_run or wandb.run
+            # A new run in addition to others is not the active one.
+            active = self._given_run or (None if self._creates_new() else wandb.run)
             if active is not None and active in _OWN_RUNS:
                 active.finish()
                 active = None
@@ -118,6 +121,24 @@ class WandbLogger(Tracker):
         self.run.config.update(dict(config), allow_val_change=True)
         self._row = max(self._row, int(self.run.step or 0))
         return str(self.run.id)
+
+    def _creates_new(self) -> bool:
+        """Return whether the run may exist together with others in this process."""
+        settings = self.options.get("settings")
+        default = settings.get("reinit") if isinstance(settings, Mapping) else getattr(settings, "reinit", None)
+        return bool(self.options.get("reinit", default) == "create_new")
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check the arguments."""
+        loggers = [callback for callback in self.model.callbacks.callbacks if isinstance(callback, WandbLogger)]
+        has_own = all(logger._given_run is not None or logger._creates_new() for logger in loggers)
+        given = [id(logger._given_run) for logger in loggers if logger._given_run is not None]
+        if len(loggers) > 1 and not (has_own and len(set(given)) == len(given)):
+            raise ValueError(
+                f"callbacks has {len(loggers)} WandbLogger, and W&B has one run at a time, so that one would end the run of "
+                'another. Pass one, or reinit="create_new" to each of them, or a separate run to each as run=....'
+            )
+        super().on_train_begin(logs)
 
     def _init(self, wandb: Any, run_id: str | None) -> Any:
         options = {"settings": wandb.Settings(silent=True, console="off"), **self.options}

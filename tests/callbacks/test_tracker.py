@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import signal
 import sys
 
@@ -172,6 +173,25 @@ def test_a_run_has_the_hyperparameters(tmp_path):
     assert "CrossEntropyLoss" in config["loss"]
 
 
+def test_config_never_replaces_a_true_hyperparameter(tmp_path):
+    logger = new_tracker(tmp_path, config={"lr": 99, "epochs": "1", "blocks": [{"width": 8}, {"width": nn.ReLU}]})
+    model = Model(nn.Linear(8, 3), device="cpu").compile("sgd", "cross_entropy", lr=0.01)
+    with pytest.warns(UserWarning, match=r"lr=99 \(the fit has 0\.01\).*as config\.lr\. Remove or rename") as warned:
+        train(model, 1, logger)
+    assert len(warned) == 1
+    config = logger.lines("open")[0]["open"]
+    assert (config["lr"], config["config.lr"], config["epochs"]) == (0.01, 99, 1)
+    assert "config.epochs" not in config
+    assert json.loads(config["blocks"]) == [{"width": 8}, {"width": "ReLU"}]
+
+
+def test_names_of_values_become_text(file_tracker):
+    train(new_model(), 1, file_tracker)
+    file_tracker.log_values({3: 1.0, "list": [{("a", 1): 2}]})
+    assert file_tracker.points("3") == [(3, 1.0)]
+    assert not file_tracker._waiting
+
+
 def test_the_model_is_uploaded_after_the_best_weights_are_back(tmp_path):
     train(new_model(), 1, logger := new_tracker(tmp_path, log_model=True))
     assert logger.lines("file")[0]["file"] == "model.pt"
@@ -241,6 +261,16 @@ def test_wrong_arguments_of_methods_are_errors(file_tracker, tmp_path):
         file_tracker.log_figure("figure", "file.png")
     with pytest.raises(FileNotFoundError, match="to upload"):
         file_tracker.log_file(tmp_path / "missing")
+    with pytest.raises(TypeError, match=r"log_values\(\) takes a dict.*float\. Call log_values\(\{"):
+        file_tracker.log_values(0.5)
+    with pytest.raises(
+        TypeError, match=r'log_figure\(\) takes a name.*list as the name\. Call log_figure\("name", figure\)'
+    ):
+        file_tracker.log_figure([], "f")
+    with pytest.raises(TypeError, match=r"log_image\(\) takes a name and then the image, received Tensor"):
+        file_tracker.log_image(torch.rand(3, 3), "f")
+    with pytest.raises(TypeError, match=r"step of log_values\(\) must be an integer, received 'epoch'"):
+        file_tracker.log_values({"a": 1}, "epoch")
     with pytest.raises(ValueError, match=r"config=vars\(args\)"):
         Tracker(config=object())
 
@@ -253,6 +283,10 @@ def test_wrong_arguments_of_methods_are_errors(file_tracker, tmp_path):
         (torch.tensor([[-1.0, 3.0]]), (1, 2, 1), (0, 255)),
         (torch.tensor([[0.25, math.nan]]), (1, 2, 1), (0, 64)),
         (torch.tensor([[True, False]]), (1, 2, 1), (0, 255)),
+        (torch.tensor([[10, 20]]), (1, 2, 1), (10, 20)),
+        (np.array([[3, 255]], np.uint16), (1, 2, 1), (3, 255)),
+        (torch.tensor([[0, 1]]), (1, 2, 1), (0, 255)),
+        (torch.tensor([[0, 1000]]), (1, 2, 1), (0, 255)),
         (torch.full((2, 2), 0.2, dtype=torch.bfloat16), (2, 2, 1), (51, 51)),
         (torch.zeros(3, 5, 7), (5, 7, 3), (0, 0)),
         (torch.zeros(5, 7, 4), (5, 7, 4), (0, 0)),
@@ -366,13 +400,27 @@ def test_a_tracker_that_recovers_gets_all_points(tmp_path, monkeypatch):
     assert same_weights(plain.module, model.module)
 
 
+@pytest.mark.filterwarnings("ignore:Unreachable")
+@pytest.mark.parametrize("seed", range(6))
+def test_a_tracker_that_fails_at_random_gets_each_point_once(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
+    (tmp_path / "runs").mkdir()
+    start = random.Random(seed).randrange(1, 12)
+    logger = Unreachable(tmp_path / "runs", range(start, start + 4 * seed + 1), update_freq=1)
+    model = new_model()
+    train(model, 4, logger)
+    train(model, 1, logger)
+    for name, steps in {"loss": range(5), "batch_loss": range(1, 16), "batch_lr": range(1, 16)}.items():
+        assert sorted(step for step, _ in logger.points(name)) == list(steps)
+
+
 @pytest.mark.filterwarnings("ignore:Unreachable failed")
 def test_a_tracker_that_does_not_answer_is_not_asked_often(tmp_path):
     (tmp_path / "runs").mkdir()
     logger = Unreachable(tmp_path / "runs", range(100), update_freq=1)
     with pytest.warns(UserWarning, match=r"could not write 12 points\. fit\(resume=\.\.\.\)"):
         train(new_model(), 3, logger)
-    assert logger.attempts == 2  # once, and at the end
+    assert logger.attempts <= 2 + 4  # a point and its first value; at the end a point of other names too
 
 
 @pytest.mark.filterwarnings("ignore:Unreachable")
@@ -383,6 +431,118 @@ def test_points_that_were_not_written_are_in_the_checkpoint(tmp_path):
     history = train(new_model(), 3, works := Unreachable(tmp_path / "runs", ()), resume=tmp_path / "run")
     assert works.run_id == broken.run_id
     assert works.points("loss") == list(enumerate(history["loss"]))
+
+
+class Selective(FileTracker):
+    """A tracker that refuses long names, and images while their store is away."""
+
+    images_work, is_away = False, False
+
+    def write(self, values, axis, step):
+        if self.is_away:
+            raise ConnectionError("no answer")
+        if any(len(name) > 250 for name in values):
+            raise ValueError("name too long")
+        super().write(values, axis, step)
+
+    def write_image(self, name, pixels, axis, step):
+        if not self.images_work:
+            raise ConnectionError("no store")
+        super().write_image(name, pixels, axis, step)
+
+    write_file = write_image
+
+
+@pytest.fixture
+def selective(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return Selective(tmp_path / "runs")
+
+
+@pytest.mark.filterwarnings("ignore:Selective (failed|has refused values of 8 names)")
+@pytest.mark.parametrize("retry_seconds", [0.0, 60.0])
+def test_several_refused_metrics_do_not_block_others(selective, retry_seconds, monkeypatch):
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", retry_seconds)
+    refused = {name * 300: 1.0 for name in "abcd"}
+    selective.update_freq = Every(updates=1)
+    bad = LambdaCallback(
+        on_train_batch_end=lambda batch, logs: selective.on_log(refused, selective.model.state.step),
+        on_epoch_end=lambda epoch, logs: logs.update(refused),
+    )
+    with pytest.warns(UserWarning, match="was refused by Selective"):
+        history = train(new_model(), 4, bad, selective)
+    for name in ("loss", "val_loss", "lr"):
+        assert selective.points(name) == list(enumerate(history[name]))
+    assert [step for step, _ in selective.points("batch_lr")] == list(range(1, 13))
+
+
+def test_a_refused_metric_is_named_and_does_not_block_others(selective):
+    bad = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update({"x" * 300: 1.0}))
+    with pytest.warns(
+        UserWarning, match=r"The value 'x{40}…' was refused by Selective.*ValueError: name too long"
+    ) as warned:
+        history = train(new_model(), 3, bad, selective)
+    assert len(warned) == 1
+    for name in ("loss", "val_loss", "lr"):
+        assert selective.points(name) == list(enumerate(history[name]))
+    assert not selective._waiting
+
+
+@pytest.mark.filterwarnings("ignore:Selective failed")
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_refused_calls_are_named_and_do_not_block_numbers(selective, count, tmp_path):
+    def log(batch, logs):
+        if selective.model.state.step == 1:
+            for i in range(count):
+                selective.log_values({f"x{i % 2}" * 200: 1.0})
+
+    with pytest.warns(UserWarning, match="refused") as warned:
+        history = train(new_model(), 2, LambdaCallback(on_train_batch_end=log), selective, resume=tmp_path / "run")
+    messages = [str(warning.message) for warning in warned]
+    assert "Selective failed; training continues" in messages[0]
+    assert re.search(r"log_values\('(x0){20}…'\) was refused by Selective", messages[1])
+    assert len(messages) == 2 + (count > 1)
+    assert selective.points("loss") == list(enumerate(history["loss"]))
+    assert not selective._waiting
+
+
+@pytest.mark.filterwarnings("ignore:Selective")
+def test_a_checkpoint_with_refused_points_does_not_block_the_next(selective, tmp_path):
+    log = LambdaCallback(on_epoch_end=lambda *_: selective.log_values({"x" * 300: 1.0}))
+    selective.is_away = True
+    train(new_model(), 2, log, selective, resume=tmp_path / "run")
+    with pytest.warns(UserWarning, match="refused by Selective"):
+        history = train(new_model(), 3, works := Selective(tmp_path / "runs"), resume=tmp_path / "run")
+    assert works.points("loss") == list(enumerate(history["loss"]))
+    assert len(tracker._from_json(json.dumps([["values", {"loss": 1.0}, "epoch", 0]]))) == 1  # of an older file
+
+
+@pytest.mark.filterwarnings("ignore:Selective could not write 6 points")
+def test_images_and_files_never_delay_numbers(selective, tmp_path):
+    (tmp_path / "notes.txt").write_text("good")
+
+    def log(batch, logs):
+        selective.log_image("picture", torch.rand(4, 4))
+        selective.log_file(tmp_path / "notes.txt")
+        selective.log_values({"mine": 1.0})
+        assert selective.points("mine")[-1][0] == selective.model.state.step
+
+    with pytest.warns(UserWarning, match="Selective failed; training continues"):
+        history = train(new_model(), 2, LambdaCallback(on_train_batch_end=log), selective)
+    assert selective.points("loss") == list(enumerate(history["loss"]))
+    selective.images_work = True
+    train(selective.model, 1, selective)
+    assert len(selective.lines("image")) == 6
+
+
+@pytest.mark.filterwarnings("ignore:Selective")
+def test_images_are_dropped_after_three_attempts(selective, monkeypatch):
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
+    log = LambdaCallback(on_train_batch_end=lambda *_: selective.log_image("picture", torch.rand(4, 4)))
+    with pytest.warns(UserWarning, match=r"log_image\('picture'\) was refused by Selective.*ConnectionError: no store"):
+        train(new_model(), 4, log, selective)
+    assert len(selective._waiting) <= 3
+    assert [step for step, _ in selective.points("loss")] == [0, 1, 2, 3]
 
 
 def test_only_rank_0_writes(tmp_path):
@@ -400,6 +560,18 @@ def _fit_on_a_rank(tmp_path):
     logger.log_image("picture", torch.rand(4, 4))
     model.strategy.group.barrier()
     return [path.name for path in (tmp_path / "runs").iterdir()]
+
+
+@pytest.mark.filterwarnings("ignore:Selective (failed|has refused values of 10 names)")
+def test_refused_points_of_many_names_are_passed_in_time(selective, monkeypatch):
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
+    calls = [{f"{i}{part}" * 300: 1.0 for part in "ab"} for i in range(5)]
+    train(new_model(), 1, selective)
+    selective._waiting.extend(tracker.Point("values", values, "step", 1) for values in calls)
+    with pytest.warns(UserWarning, match="refused"):
+        train(selective.model, 3, selective)
+    assert [step for step, _ in selective.points("loss")] == [0, 1, 2, 3]
+    assert not selective._waiting
 
 
 # Libraries
@@ -423,6 +595,15 @@ def test_an_unknown_option_of_a_library_is_an_error_with_a_hint():
         WandbLogger(save_dir="runs")
     with pytest.raises(TypeError, match=r"no argument 'projects'.* Did you mean 'project'"):
         WandbLogger(projects="digits")
+
+
+def test_two_wandb_loggers_of_one_run_are_refused_before_training():
+    pytest.importorskip("wandb")
+    loggers = [WandbLogger("a", mode="disabled"), WandbLogger("b", mode="disabled")]
+    model = new_model()
+    with pytest.raises(ValueError, match=r'callbacks has 2 WandbLogger.*Pass one, or reinit="create_new"'):
+        train(model, 1, *loggers)
+    assert model.state.step == 0
 
 
 # TensorBoard

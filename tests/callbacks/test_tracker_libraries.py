@@ -207,6 +207,17 @@ def test_wandb_uses_a_run_of_the_user_and_leaves_it_open(wandb_logger):
     other.finish()
 
 
+def test_two_wandb_loggers_have_separate_runs_with_create_new():
+    require("wandb")
+    loggers = [WandbLogger(name, mode="offline", reinit="create_new") for name in ("a", "b")]
+    train(new_model(), 2, *loggers)
+    first, second = loggers
+    assert first.run_id != second.run_id
+    assert [logger.run.summary["epoch"] for logger in loggers] == [1, 1]
+    for logger in loggers:
+        logger.finish()
+
+
 def test_wandb_without_a_key_asks_for_none_and_warns():
     require("wandb")
     with pytest.warns(UserWarning, match=r"There is no API key of W&B, so the run is only in .*`wandb sync`"):
