@@ -21,7 +21,12 @@ from easytorch.callbacks.wandb_files import read_history
 from tests.loops import same_weights
 from tests.scripted import new_model, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow uses functions of SQLAlchemy that are deprecated.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
+]
 
 # The program of a process that may be killed, or fail, after an update.
 PROGRAM = """
