@@ -260,7 +260,7 @@ def make_fit(program: Program, setting: Setting, device: torch.device, **options
 def make_network(program: Program, setting: Setting, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     network = program.make().to(device)
-    return network.to(memory_format=torch.channels_last) if setting.channels_last else network  # type: ignore[call-overload]  # missing in the stubs of torch
+    return network.to(memory_format=torch.channels_last) if setting.channels_last else network
 
 
 @contextlib.contextmanager
@@ -403,7 +403,7 @@ def measure_data(device: torch.device, quick: bool) -> list[list[str]]:
     accelerated = device.type != "cpu"
     workers = {"num_workers": 0 if quick else 4, "pin_memory": accelerated, "persistent_workers": not quick}
     kinds = {
-        "DataLoader, 4 workers, pinned memory": DataLoader(data, program.batch_size, shuffle=True, **workers),  # type: ignore[arg-type]  # mypy joins the types of the dict
+        "DataLoader, 4 workers, pinned memory": DataLoader(data, program.batch_size, shuffle=True, **workers),
         "DataLoader without workers": DataLoader(data, program.batch_size, shuffle=True),
         "TensorDataset on the device": DataLoader(on_device, program.batch_size, shuffle=True),
     }

@@ -1,13 +1,15 @@
 """fastai: https://docs.fast.ai/learner.html. It requires validation data, so it gets one batch."""
 
+import importlib
 from functools import partial
 
-from fastai.callback.progress import ProgressCallback  # noqa: F401  # registers the bar of every Learner
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Callback, Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
+
+importlib.import_module("fastai.callback.progress")  # adds the progress bar to every Learner
 
 
 def make_learner(task, train, valid):

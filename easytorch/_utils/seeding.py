@@ -6,6 +6,7 @@ import numbers
 import os
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +95,8 @@ def _check_seed(seed: Any) -> int:
 
 def _use_deterministic_algorithms(warn_only: bool) -> None:
     if os.environ.get(CUBLAS_VARIABLE) not in CUBLAS_WORKSPACES:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # not annotated in torch
+        is_initialized: Callable[[], bool] = torch.cuda.is_initialized
+        if torch.cuda.is_available() and is_initialized():
             warn(
                 f"{CUBLAS_VARIABLE} is read when the GPU is first used, which has happened already, so matrix products may raise "
                 f"an error. Call set_seed() earlier, or set {CUBLAS_VARIABLE}={CUBLAS_WORKSPACE} before Python starts."

@@ -133,7 +133,7 @@ def release_process_groups(*holders: type) -> None:
     A group ends its threads when nothing refers to it. The wrappers cannot communicate afterwards.
     """
     kinds = (*holders, *_group_holders())
-    groups = (dist.ProcessGroup, dist.Reducer, dist.Logger)  # type: ignore[attr-defined]  # missing in the type stubs of torch
+    groups = tuple(getattr(dist, name) for name in ("ProcessGroup", "Reducer", "Logger"))
     for thing in gc.get_objects():
         if not issubclass(type(thing), kinds):
             continue

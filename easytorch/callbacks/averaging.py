@@ -178,8 +178,8 @@ class EMA(Averaging):
 
     def make_function(self) -> Callable[..., None]:
         """Return the function that adds weights to their averages."""
-        function: Callable[..., None] = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]  # not annotated in torch
-        return function
+        make: Callable[[float], Callable[..., None]] = get_ema_multi_avg_fn
+        return make(self.decay)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Add the new weights to the average."""
@@ -213,8 +213,8 @@ class SWA(Averaging):
 
     def make_function(self) -> Callable[..., None]:
         """Return the function that adds weights to their averages."""
-        function: Callable[..., None] = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # not annotated in torch
-        return function
+        make: Callable[[], Callable[..., None]] = get_swa_multi_avg_fn
+        return make()
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start a new average, or continue that of an earlier fit."""
@@ -308,13 +308,15 @@ class Average(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Add the weights of ``model``, and copy what is not averaged."""
         pairs = list(self.pairs(model))
+        update: Callable[..., None] | None = self.multi_avg_fn
+        assert update is not None, "__init__ passes it to torch"
         for (_, dtype), indices in _group_by_dtype(pairs).items():
             averages, weights = ([pairs[i][side] for i in indices] for side in (0, 1))
             if not self.n_averaged or not (dtype.is_floating_point or dtype.is_complex):
                 for averaged, weight in zip(averages, weights, strict=True):
                     averaged.copy_(weight)
             else:
-                self.multi_avg_fn(averages, weights, self.n_averaged)  # type: ignore[misc]  # torch declares it optional; __init__ sets it
+                update(averages, weights, self.n_averaged)
         for averaged, current in zip(self.module.parameters(), model.parameters(), strict=True):
             if not current.requires_grad:
                 averaged.copy_(current)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import inspect
@@ -70,7 +71,7 @@ class Point:
     attempts: int = 0
 
 
-class Tracker(Callback):
+class Tracker(Callback, abc.ABC):
     """Base class of callbacks that write a run to an experiment tracker; override ``open_run``, ``write`` and ``close_run``.
 
     A run starts with the first epoch of a fit. It gets the hyperparameters, the values of each epoch under the names of the
@@ -154,6 +155,7 @@ class Tracker(Callback):
 
     # What a subclass implements
 
+    @abc.abstractmethod
     def open_run(self, run_id: str | None, config: Mapping[str, Any]) -> str | None:
         """Start a run, or continue one, and return its identifier.
 
@@ -161,7 +163,6 @@ class Tracker(Callback):
             run_id: The identifier of the run to continue; None for a new one.
             config: The hyperparameters by name: numbers, bools and text.
         """
-        raise NotImplementedError
 
     def read_last_steps(self) -> Mapping[str, int] | None:
         """Return the last step of each name that the continued run has; by default None, which is unknown.
@@ -174,6 +175,7 @@ class Tracker(Callback):
         """Return the name of a value as the tracker accepts it; by default unchanged."""
         return name
 
+    @abc.abstractmethod
     def write(self, values: Mapping[str, float], axis: str, step: int) -> None:
         """Write numbers.
 
@@ -182,7 +184,6 @@ class Tracker(Callback):
             axis: ``"epoch"`` or ``"step"``.
             step: The index of the epoch from 0, or the number of updates.
         """
-        raise NotImplementedError
 
     def write_text(self, texts: Mapping[str, str], axis: str, step: int) -> None:
         """Write texts by name, also lists as JSON; by default nothing."""

@@ -127,7 +127,7 @@ def _copy(tree: Any, storages: dict[tuple[torch.device, int], torch.UntypedStora
     if isinstance(tree, dict):
         copied = type(tree)((key, _copy(value, storages)) for key, value in tree.items())
         if hasattr(tree, "_metadata"):  # the versions of modules, in a state dict
-            copied._metadata = tree._metadata  # type: ignore[attr-defined]  # nn.Module.state_dict() sets it too
+            vars(copied)["_metadata"] = tree._metadata
         return copied
     if isinstance(tree, (list, tuple)):
         return type(tree)([_copy(item, storages) for item in tree])

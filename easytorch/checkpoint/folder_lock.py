@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import os
@@ -29,7 +30,7 @@ _guard = threading.Lock()
 _held: dict[str, Lock] = {}
 
 
-class Lock:
+class Lock(abc.ABC):
     """Exclusive use of the folder of a run.
 
     Args:
@@ -44,9 +45,9 @@ class Lock:
         self._shown, self._key, self.is_active, self._pid = folder, key, is_active, os.getpid()
 
     @property
+    @abc.abstractmethod
     def is_held(self) -> bool:
         """Whether this process holds the lock: no other run uses the folder, as far as the storage knows."""
-        raise NotImplementedError
 
     @property
     def is_lost(self) -> bool:
@@ -88,15 +89,17 @@ class Lock:
         if self.is_lost:
             raise self._error(self._read_holder())
 
+    @abc.abstractmethod
     def _try_to_acquire(self) -> bool:
         """Return False if another process holds the lock; True if this one does, or if there are no locks."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _release(self) -> None:
-        raise NotImplementedError
+        """Release the lock, if this process holds it."""
 
+    @abc.abstractmethod
     def _read_holder(self) -> str:
-        raise NotImplementedError
+        """Return which process holds the lock, for messages."""
 
     def _pause(self) -> float:
         """Return the seconds until the next attempt."""

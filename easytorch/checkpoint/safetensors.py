@@ -11,13 +11,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from easytorch.checkpoint.storage import Location
 from easytorch.errors import FileError
+
+if TYPE_CHECKING:
+    import io
 
 # The key of the checksum in the metadata.
 CHECKSUM = "easytorch.sha256"
@@ -93,7 +96,8 @@ def read(file: IO[bytes], path: Location, device: torch.device | str) -> dict[st
         metadata = header.pop("__metadata__", None) or {}
         checksum = _find_checksum(metadata)
         values = torch.empty(_check_entries(header), dtype=torch.uint8)
-        if file.readinto(values.numpy()) != len(values) or file.read(1):  # type: ignore[attr-defined]  # of every file opened with "rb"
+        # Files that are opened for binary reading are such readers.
+        if cast("io.BufferedReader", file).readinto(values.numpy().data) != len(values) or file.read(1):
             raise ValueError("it does not hold as many bytes as its header lists")
         if checksum is not None:
             digest = hashlib.sha256(_canonical(header))

@@ -85,7 +85,7 @@ class Conversion:
         if not versions:
             return plain
         state = OrderedDict(plain)
-        state._metadata = self.convert(dict(versions), "_metadata", depth + 1)  # type: ignore[attr-defined]  # nn.Module.state_dict() sets it too
+        vars(state)["_metadata"] = self.convert(dict(versions), "_metadata", depth + 1)
         return state
 
     def _check_key(self, key: Any, where: str) -> Any:

@@ -82,7 +82,7 @@ def with_versions(values: Mapping[str, Any], versions: Mapping[str, Any]) -> dic
     """Return a state dict with the ``versions`` of its modules."""
     state = OrderedDict(values)
     if versions:
-        state._metadata = dict(versions)  # type: ignore[attr-defined]  # nn.Module.state_dict() sets it too
+        vars(state)["_metadata"] = dict(versions)
     return state
 
 

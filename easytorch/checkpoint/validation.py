@@ -28,9 +28,9 @@ FREE_MEMORY = 64 * 2**20
 MEMORY_OF_MEMBER = 2560
 BLOCK = 2**20
 
-# What zipfile raises for a damaged archive: also struct.error for a header that is too short, NotImplementedError for an
-# unknown compression, and RuntimeError for a file that seems to be encrypted.
-ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError, RuntimeError, struct.error)
+# What zipfile raises for a damaged archive: also struct.error for a header that is too short, and RuntimeError for a file
+# that seems to be encrypted or to have an unknown compression.
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, struct.error)
 
 # The names that a pickle of tensors and plain values needs. torch.load(weights_only=True) allows more, for example
 # bytearray(n), with which a file of a few bytes allocates gigabytes.

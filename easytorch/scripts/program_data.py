@@ -163,7 +163,7 @@ VALUES = {
 def _tensor_expression(name: str, form: ArrayForm, dtype: str, class_names: tuple[str, ...]) -> str:
     """Return an expression of the tensor of an array ``name`` that the user has passed."""
     if form.kind == "text":
-        values = f"{name}.to_pylist()" if form.library == "pyarrow" else name
+        values = f"{name}.to_pylist()" if form.package == "pyarrow" else name
         return f"torch.tensor([class_names.index(label) for label in {values}])"
     if form.kind == "tensor":
         return name if form.dtype == dtype else f"{name}.to(torch.{dtype})"

@@ -39,13 +39,13 @@ class ArrayForm:
             A frame or series of another library than pandas has its name: ``"polars frame"``.
         dtype: The name of the dtype, such as ``"float32"``; empty if it has none.
         shape: The shape, as far as it is known.
-        library: The library of the array, if it is a frame or a series of another one than pandas.
+        package: The library of the array, if it is a frame or a series of another one than pandas.
     """
 
     kind: str
     dtype: str = ""
     shape: tuple[int, ...] = ()
-    library: str = ""
+    package: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -272,7 +272,7 @@ def test_wrong_arguments_of_methods_are_errors(file_tracker, tmp_path):
     with pytest.raises(TypeError, match=r"step of log_values\(\) must be an integer, received 'epoch'"):
         file_tracker.log_values({"a": 1}, "epoch")
     with pytest.raises(ValueError, match=r"config=vars\(args\)"):
-        Tracker(config=object())
+        FileTracker(tmp_path, config=object())
 
 
 @pytest.mark.parametrize(
