@@ -34,6 +34,10 @@ FILES_WITH_SHARED_FIXTURES = (
     "tests/test_packaging.py",
 )
 
+# Ray replaces signal handlers of the process outside of Python, and forked ranks inherit them: SIGINT then crashes a rank.
+# `.ci/check slow` runs these files in a process of their own, and a run of all tests runs them last.
+FILES_THAT_CHANGE_THE_PROCESS = ("tests/callbacks/test_ray.py",)
+
 # A shell starts background jobs with SIGINT ignored. The tests of Ctrl-C need the handler of Python.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,6 +53,9 @@ def pytest_collection_modifyitems(items):
         tests_with_case.add(test)
         if item.nodeid.startswith(FILES_WITH_SHARED_FIXTURES):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.nodeid.startswith(FILES_THAT_CHANGE_THE_PROCESS):
+            item.add_marker(pytest.mark.isolated)
+    items.sort(key=lambda item: item.get_closest_marker("isolated") is not None)
 
 
 @pytest.fixture(autouse=True)
