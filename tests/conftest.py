@@ -7,6 +7,8 @@ import sys
 # Tiny modules gain nothing from threads, and tests on a busy machine lose much. The variable is for the processes that
 # tests start: two workers whose children each use all cores take ten times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The compiler of torch starts a pool of processes otherwise, which takes longer than compiling a tiny module.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import pytest
 import torch
