@@ -23,19 +23,6 @@ FILES_WITH_PROCESSES = (
     "tests/checkpoint/test_dcp.py",
 )
 
-# The tests of each of these files share a fixture that takes seconds, such as a built site or an executed notebook. With
-# `--dist loadgroup`, which `.ci/check slow` passes, one worker runs them all, and makes it once.
-FILES_WITH_SHARED_FIXTURES = (
-    "tests/callbacks/test_notebook_kernel.py",
-    "tests/checkpoint/test_limits.py",
-    "tests/distributed/test_disagreements.py",
-    "tests/docs/test_site.py",
-    "tests/examples/test_articles.py",
-    "tests/security/test_full_disk.py",
-    "tests/security/test_malicious_files.py",
-    "tests/test_packaging.py",
-)
-
 # Ray replaces signal handlers of the process outside of Python, and forked ranks inherit them: SIGINT then crashes a rank.
 # `.ci/check slow` runs these files in a process of their own, and a run of all tests runs them last.
 FILES_THAT_CHANGE_THE_PROCESS = ("tests/callbacks/test_ray.py",)
@@ -53,8 +40,6 @@ def pytest_collection_modifyitems(items):
         if item.nodeid.startswith(FILES_WITH_PROCESSES) and test in tests_with_case:
             item.add_marker(pytest.mark.distributed)
         tests_with_case.add(test)
-        if item.nodeid.startswith(FILES_WITH_SHARED_FIXTURES):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if item.nodeid.startswith(FILES_THAT_CHANGE_THE_PROCESS):
             item.add_marker(pytest.mark.isolated)
     items.sort(key=lambda item: item.get_closest_marker("isolated") is not None)
