@@ -70,10 +70,28 @@ def as_array(value: Any) -> Any:
         ValueError: If a value is null.
     """
     if _is_dataset_column(value):
-        return value[:]
+        return _without_none(value[:])
     if library_of(value) not in READERS or not (is_frame(value) or is_series(value)):
         return value
     return _read_frame(value) if is_frame(value) else _read_series(value)
+
+
+def _without_none(values: Any) -> Any:
+    """Return ``values``, a column of a Hugging Face dataset; raise a ``ValueError`` if a row has None."""
+    row = next((row for row, value in enumerate(values) if has_none(value)), None) if isinstance(values, list) else None
+    if row is not None:
+        raise ValueError(
+            f"A column of a Hugging Face dataset has None in row {row}, {values[row]!r}. Drop the rows from the dataset first: "
+            "dataset.filter(lambda row: row[name] is not None), or None not in row[name] for a column of lists."
+        )
+    return values
+
+
+def has_none(value: Any) -> bool:
+    """Return whether ``value`` is None, or a list with None, nested or not."""
+    if not isinstance(value, list):
+        return value is None
+    return None in value or (bool(value) and isinstance(value[0], list) and any(map(has_none, value)))
 
 
 def as_labels_array(value: Any) -> Any:

@@ -32,12 +32,20 @@ from easytorch.diagnostics.loss_errors import (
     metric_error,
     optimizer_error,
 )
+from easytorch.diagnostics.table_errors import (
+    null_error,
+    plain_rows_error,
+    table_error,
+)
 from easytorch.distributed.agreement import is_connection_error
 from easytorch.errors import RankError
 
 # The first rule that returns an error wins. Each looks for calls of certain functions in the traceback. A call comes after the
 # calls that it may contain: layers run inside of forward(), and the loss may run inside of a metric.
 RULES: tuple[Callable[[Failure], Exception | None], ...] = (
+    null_error,
+    table_error,
+    plain_rows_error,
     collate_error,
     evaluation_error,
     missing_forward_error,
@@ -56,18 +64,21 @@ RULES: tuple[Callable[[Failure], Exception | None], ...] = (
 
 
 @contextlib.contextmanager
-def translate_errors(module: nn.Module, *, x: Any = None, without_gradients: bool = False) -> Iterator[None]:
+def translate_errors(
+    module: nn.Module, *, x: Any = None, without_gradients: bool = False, data: Any = None
+) -> Iterator[None]:
     """Replace an exception by one that explains it, with the original as its cause.
 
     Args:
         module: The module that runs inside.
         x: The input of ``predict``; None outside of it. An error about dimensions then explains how to add one.
         without_gradients: Whether steps run without gradients inside.
+        data: The loader of the batches; None if it is unknown.
     """
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
-        explanation = explain(Failure(error, module, x, without_gradients))
+        explanation = explain(Failure(error, module, x, without_gradients, data))
         if explanation is None:
             raise
         raise explanation from error
