@@ -241,7 +241,6 @@ def find_lr(
             model.fit(x, y, epochs=1, steps_per_epoch=len(test.rates), callbacks=[test], verbose=0, **options)
         return test
 
-    curve = _read_curve(train(geometric_rates(min_lr, max_lr, count)), min_lr)
     with StepDisplay("find_lr", verbose, model.strategy.group.is_main) as display:
         display.show(f"range test of up to {count} updates, lr from {min_lr:g} to {max_lr:g}")
         curve = _read_curve(train(geometric_rates(min_lr, max_lr, count)), min_lr)
