@@ -13,6 +13,7 @@ from easytorch.checks.gradients import non_finite_gradients
 from easytorch.checks.labels import unscaled_targets
 from easytorch.checks.outputs import expected_loss, lowest_loss
 from easytorch.checks.probe import FIT_RATES, FIT_SAMPLES, Probe, Row, final_loss
+from easytorch.optimizers import SAM, needs_closure
 
 # A trial of Adam must reduce the loss of one batch to less than this share.
 FIT_SHARE = 0.9
@@ -79,7 +80,7 @@ def high_learning_rate(probe: Probe) -> Iterator[Finding]:
             "Use a lower learning rate, a tenth of it or less: model.find_lr(x, y).",
             curve[-1],
         )
-    elif ratio is not None and ratio[1] > LARGE_UPDATE and probe.is_untrained:
+    elif ratio is not None and ratio[1] > LARGE_UPDATE and probe.is_untrained and not _finds_steps(probe):
         yield warning(
             f"The first update with lr={_rates(probe)} changes {ratio[0]!r} by {ratio[1]:.2g} times its size; 0.001 is usual.",
             "Use a lower learning rate: model.find_lr(x, y).",
@@ -164,6 +165,12 @@ def _momentum(probe: Probe) -> float:
     optimizer = probe.model.optimizer
     assert optimizer is not None
     return max(float(group.get("momentum", 0.0)) for group in optimizer.param_groups)
+
+
+def _finds_steps(probe: Probe) -> bool:
+    """Return whether the optimizer determines the length of its steps, as LBFGS does."""
+    optimizer = probe.model.optimizer
+    return needs_closure(optimizer) and not isinstance(optimizer, SAM)
 
 
 def _rates(probe: Probe) -> str:
