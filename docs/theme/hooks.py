@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: version, index of error messages, descriptions, llms.txt, and links to the other language."""
+"""Hooks of mkdocs: version, index of error messages, descriptions, llms.txt, notebooks, and links to the other language."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 import error_index  # noqa: E402  # the folder of hooks is no package
+import notebooks  # noqa: E402
 
 PAGES: dict[str, dict[str, str]] = {}  # the line of each English page in llms.txt, by section and URL
 SUMMARY: list[str] = []  # the description of the site in the first language, which is English
@@ -35,8 +36,8 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
     return markdown.replace(error_index.MARKER, error_index.render())
 
 
-def on_page_content(content: str, page: Any, **context: Any) -> None:
-    """Describe a page without a description by its first paragraph."""
+def on_page_content(content: str, page: Any, config: Any, **context: Any) -> str:
+    """Describe a page without a description by its first paragraph, and link the notebook of a tutorial."""
     if "description" not in page.meta:
         paragraph = re.search(r"<p>(.+?)</p>", content, re.S)
         text = html.unescape(re.sub(r"<[^>]+>", "", paragraph[1])) if paragraph else page.title
@@ -46,10 +47,16 @@ def on_page_content(content: str, page: Any, **context: Any) -> None:
         PAGES.setdefault(section, {})[page.url or "./"] = (
             f"[{page.title}]({page.url or './'}): {page.meta['description']}"
         )
+    notebook = notebooks.file_of(page.file.src_uri)
+    if not notebook:
+        return content
+    language = "zh" if page.file.src_uri.startswith("zh/") else "en"
+    return content.replace("</h1>", "</h1>\n" + notebooks.links(notebook, page.url, config.repo_url, language), 1)
 
 
 def on_post_build(config: Any) -> None:
-    """Write llms.txt, a list of all English pages for language models, see https://llmstxt.org."""
+    """Write the notebooks, and llms.txt, a list of all English pages for language models, see https://llmstxt.org."""
+    notebooks.write_all(Path(config.site_dir), config.site_url, config.repo_url)
     lines = [f"# {config.site_name}", "", f"> {SUMMARY[0]}"]
     for section, pages in PAGES.items():
         lines += ["", f"## {section}", "", *(f"- {page}" for page in pages.values())]
