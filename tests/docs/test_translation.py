@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GUIDES = ("callbacks", "data", "resume", "saving", "troubleshooting")
+GUIDES = ("callbacks", "data", "losses-and-metrics", "resume", "saving", "troubleshooting")
 REQUIRED = {
     "index.md",
     "get-started.md",
