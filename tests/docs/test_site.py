@@ -327,8 +327,9 @@ class Links(HTMLParser):
 
 @pytest.mark.slow
 def test_every_link_of_the_built_site_has_a_target(site):
-    """This includes generated links: navigation, languages, and reference."""
+    """This includes generated links: navigation, languages, reference, and notebooks in the branch of the site."""
     host = "http://site/"
+    branch = re.compile(r"https://colab\.research\.google\.com/github/[\w-]+/[\w-]+/blob/gh-pages/")
     pages = {
         f"{host}{path.relative_to(site)}".removesuffix("index.html"): Links(path.read_text(encoding="utf-8"))
         for path in site.glob("**/*.html")
@@ -336,7 +337,7 @@ def test_every_link_of_the_built_site_has_a_target(site):
     }
     for page, content in pages.items():
         for link in content.links:
-            target = urljoin(page, link)
+            target = branch.sub(host, urljoin(page, link))
             if not target.startswith(host):
                 assert re.match(r"(https?|mailto|data):", target), f"{page} links to {link!r}"
                 continue
