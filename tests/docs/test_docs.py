@@ -48,7 +48,7 @@ def blocks(text: str) -> Iterator[Block]:
         output = None
         if (
             following
-            and following["info"].strip() in ("", "text")
+            and following["info"].strip() in ("", "text", "{ .text .wrap }")
             and not text[match.end() : following.start()].strip()
         ):
             output = body(following)
