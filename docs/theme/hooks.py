@@ -120,3 +120,8 @@ def on_post_page(output: str, page: Any, **context: Any) -> str:
     if count != 1:
         raise ValueError(f"{page.url} has {count} settings of the theme; expected 1.")
     return output
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """Write the page for missing addresses once, in English; each language would overwrite it."""
+    return "" if template_name == "404.html" and str(config.theme["language"]) != "en" else output
