@@ -229,7 +229,10 @@ class Agreement:
                 if any(text in str(error) for text in NO_ANSWER)
                 else "the connection to another rank was lost."
             )
-        return RankError(f"Rank {self.rank} stopped in {self._place()}, because {message} See the error of that rank.")
+        return RankError(
+            f"Rank {self.rank} stopped in {self._place()}, because of another process: {message} Fix the error of that rank; "
+            "this one is a consequence."
+        )
 
     def report_end(self, error: BaseException | None = None) -> None:
         """Report that this process ends; called at its exit, once."""
