@@ -215,7 +215,7 @@ def _split(text: str) -> tuple[str, str]:
     """
     text = " ".join(text.split())
     sentence = r"(\.(?:⟨[^⟩]*⟩)?|^⟨problem⟩) (?=[A-Z⟨])|(?<=[^ ]\.)(?=⟨[^⟩]*⟩$)|: (?=pip install )"
-    for end in (sentence, r"(: ⟨[^⟩]*⟩) (?=[A-Z])"):
+    for end in (sentence, r"((?::|because) ⟨[^⟩]*⟩) (?=[A-Z])"):
         problem, _, fix = re.sub(end, "\\1\n", text, count=1).partition("\n")
         if fix:
             break

@@ -229,10 +229,7 @@ class Agreement:
                 if any(text in str(error) for text in NO_ANSWER)
                 else "the connection to another rank was lost."
             )
-        return RankError(
-            f"Rank {self.rank} stopped in {self._place()}, because of another process: {message} Fix the error of that rank; "
-            "this one is a consequence."
-        )
+        return RankError(f"Rank {self.rank} stopped in {self._place()}, because {message} See the error of that rank.")
 
     def report_end(self, error: BaseException | None = None) -> None:
         """Report that this process ends; called at its exit, once."""

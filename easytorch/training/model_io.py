@@ -407,7 +407,7 @@ def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
     before, now = _comparable_arguments(content), _comparable_arguments(compile_arguments.encode(model))
     for change in _changes(before, {name: value for name, value in now.items() if name in before}):
         warn(
-            f"{change}; the run continues with the new value, so results will differ from the original run. To avoid it, pass "
+            f"{change}; continuing with the new value, so results will differ from the original run. To avoid it, pass "
             "the old value to compile()."
         )
     if _is_named_optimizer(content["compiled"]) and _is_named_optimizer(model.compile_args):

@@ -357,7 +357,7 @@ def test_unused_metric_warns_once_per_fit(kind, verbose):
         model.fit(X, Y, epochs=3, validation_data=(X, Y), callbacks=[EarlyStopping("val_accuracy")], verbose=verbose)
     messages = [str(warning.message) for warning in caught if "never updated" in str(warning.message)]
     assert messages == [
-        "accuracy was never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or remove it from "
+        "accuracy was never updated. Call self.metrics.update(y_pred, y) in train_step and test_step, or remove it from "
         "compile()."
     ]
 
