@@ -1256,7 +1256,8 @@ class Model:
         def __getattr__(self, name: str) -> Any:
             if "module" not in vars(self):
                 raise AttributeError(
-                    f"{type(self).__name__} has no {name!r}, because its __init__ does not call super().__init__(module) first."
+                    f"{type(self).__name__} has no {name!r}, because Model is not initialized. Call super().__init__("
+                    "module) in the first line of __init__."
                 )
             hints, known = api_hints.ATTRIBUTE_HINTS, dir(type(self))
             raise api_errors.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)

@@ -173,7 +173,7 @@ class EMA(Averaging):
     def __init__(self, decay: float = 0.999, keep_average: bool = False) -> None:
         super().__init__(keep_average)
         if not 0 <= decay <= 1:
-            raise ValueError(f"decay must be between 0 and 1, received {decay!r}.")
+            raise ValueError(f"decay must be between 0 and 1, received {decay!r}. Use EMA(decay=0.999).")
         self.decay = decay
 
     def make_function(self) -> Callable[..., None]:

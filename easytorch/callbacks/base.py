@@ -67,7 +67,11 @@ class Callback(HelpfulInit):
         super().__init_subclass__(**options)
         for name in vars(cls):
             if name.startswith("on_") and not hasattr(Callback, name) and name not in KERAS_ALIASES.values():
-                warn(f"{cls.__name__}.{name} is not a hook and is never called.{did_you_mean(name, HOOKS)}")
+                fix = did_you_mean(name, HOOKS) or f" The hooks are {quote_list(HOOKS)}."
+                warn(
+                    f"{cls.__name__}.{name} is not a hook and is never called.{fix} If your code calls it, choose a name that "
+                    "does not start with 'on_'."
+                )
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Run before the first epoch of a fit.

@@ -145,12 +145,12 @@ def check_log_name(name: str, source: str, model: Model) -> None:
         or (model.logs_are_open() and not did_you_mean(name, names, cutoff=0.85))
     ):
         return
-    fix = ""
+    fix = did_you_mean(name, names)
     if name.startswith("val_") and not any(known.startswith("val_") for known in names):
-        fix = " Pass validation_data or validation_split to fit()."
+        fix += " Pass validation_data or validation_split to fit()."
     raise ValueError(
-        f"{source} {name!r}, which the logs will not contain.{did_you_mean(name, names)}{fix} "
-        f"They will contain {quote_list(names)}."
+        f"{source} {name!r}, which the logs will not contain.{fix} The logs will contain {quote_list(names)}: pass one of these "
+        "names, or add a metric in compile()."
     )
 
 
@@ -316,7 +316,9 @@ class EarlyStopping(Monitor):
 def _check_target(target: Any) -> float | None:
     is_number = isinstance(target, numbers.Real) and not isinstance(target, bool) and math.isfinite(target)
     if target is not None and not is_number:
-        raise ValueError(f"target must be a number that the monitored value is to reach, received {target!r}.")
+        raise ValueError(
+            f"target must be a number that the monitored value is to reach, received {target!r}. Use target=0.99."
+        )
     return None if target is None else float(target)
 
 

@@ -46,7 +46,7 @@ class Freeze(Callback):
 
     def __init__(self, *patterns: str, until: int | None = None) -> None:
         if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-            raise ValueError(f"Freeze() needs names of layers, such as Freeze('backbone'), received {patterns!r}.")
+            raise ValueError(f"Freeze() needs names of layers, received {patterns!r}. Use Freeze('backbone').")
         self.patterns = patterns
         self.until = optional_positive_int("until", until)
         # What was trained before the fit. By name, since a strategy may replace the parameters.

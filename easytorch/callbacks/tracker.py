@@ -302,7 +302,7 @@ class Tracker(Callback, abc.ABC):
         if not self._is_writer():
             return
         if not source.is_file():
-            raise FileNotFoundError(f"There is no file {str(source)!r} to upload.")
+            raise FileNotFoundError(f"There is no file {str(source)!r} to upload. Pass the path of a file that exists.")
         if self._attempt(self._open, now=True):
             self._attempt(lambda: self.write_file(source, name or source.name), now=True, is_file=True)
         self._close_after_fit()
@@ -313,7 +313,9 @@ class Tracker(Callback, abc.ABC):
                 f"{method}() writes to the run of a fit, and there was none. Call fit(..., callbacks=[logger]) first."
             )
         if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral)):
-            raise TypeError(f"step of {method}() must be an integer, received {step!r}.")
+            raise TypeError(
+                f"step of {method}() must be an integer, received {step!r}. Leave it out to use the number of the last update."
+            )
         return self.model.state.step if step is None else int(step)
 
     def _is_writer(self) -> bool:
@@ -391,11 +393,14 @@ class Tracker(Callback, abc.ABC):
         if self.log_model and self._status == "finished":
             self._attempt(self._upload_model, now=True, is_file=True)
         if len(self._refused) > MAX_REFUSAL_WARNINGS:
-            warn(f"{type(self).__name__} has refused values of {len(self._refused)} names in all; they are dropped.")
+            warn(
+                f"{type(self).__name__} has refused values of {len(self._refused)} names in all; they are dropped. The warnings "
+                "about the first names state the reasons."
+            )
         if self._waiting:
             warn(
-                f"{type(self).__name__} could not write {len(self._waiting)} points. fit(resume=...) writes those before the "
-                "last checkpoint when the run continues."
+                f"{type(self).__name__} could not write {len(self._waiting)} points. Run fit(..., resume=folder) again: it "
+                "writes the points before the last checkpoint."
             )
         self._close(self._status)
         self._has_begun = False

@@ -85,7 +85,10 @@ class WandbLogger(Tracker):
     ) -> None:
         check_options(WandbLogger, _import_wandb().init, options)
         if mode not in (None, "online", "offline", "disabled"):
-            raise ValueError(f"mode must be 'online', 'offline' or 'disabled', received {mode!r}.")
+            raise ValueError(
+                f"mode must be 'online', 'offline' or 'disabled', received {mode!r}. Use WandbLogger(..., mode='offline') to "
+                "write files without a network."
+            )
         self.project, self.name, self.mode, self.options = project, name, mode, options
         self._given_id = id
         self._given_run: Any = run

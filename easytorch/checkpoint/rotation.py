@@ -47,7 +47,8 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
     paths = list_checkpoints(folder)
     if not paths:
         raise FileNotFoundError(
-            f"There is no checkpoint in {str(folder)!r}: expected a file named like {step_path(folder, 123).name!r}."
+            f"There is no checkpoint in {str(folder)!r}. Expected a file named like {step_path(folder, 123).name!r}: pass the "
+            "folder of fit(resume=folder) or BackupAndRestore(folder)."
         )
     errors: list[FileError] = []
     for path in paths:
@@ -60,7 +61,9 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
             errors.append(FileError(str(error)))
             continue
         if errors:
-            warn(f"{errors[0]} The older checkpoint {path.name!r} is used instead.")
+            warn(
+                f"The newest checkpoint cannot be read: {errors[0]} The older checkpoint {path.name!r} is used instead."
+            )
         return path, content
     raise FileError(
         f"None of the {len(paths)} checkpoints in {str(folder)!r} is intact. The newest: {errors[0]}"

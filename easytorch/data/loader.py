@@ -207,7 +207,7 @@ def _check_type(x: Any, y: Any) -> None:
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
     if shuffle is not None and not isinstance(shuffle, (bool, np.bool_)):
-        raise ValueError(f"shuffle must be True or False, received {shuffle!r}.")
+        raise ValueError(f"shuffle must be True or False, received {shuffle!r}. Use shuffle=True.")
     if shuffle and isinstance(x, IterableDataset):
         raise ValueError(
             f"shuffle=True has no effect on {type(x).__name__}: an IterableDataset decides the order itself. Shuffle inside it, "

@@ -117,7 +117,7 @@ def _choose_start_method(start: str) -> str:
         RuntimeError: If a copy of this process could not use the accelerator.
     """
     if start not in START_METHODS:
-        raise ValueError(f"start must be 'auto', 'fork' or 'spawn', received {start!r}.")
+        raise ValueError(f"start must be 'auto', 'fork' or 'spawn', received {start!r}. Use start='auto'.")
     if start == "auto":
         start = "fork" if in_notebook() else "spawn"
     if start == "fork" and torch.accelerator.is_available() and torch.get_device_module().is_initialized():

@@ -175,7 +175,10 @@ class Estimator(BaseEstimator):
         arguments: dict[str, Any] = {"epochs": positive_int("epochs", self.epochs), "callbacks": self.callbacks_ or ()}
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-                raise ValueError(f"validation_data expects a pair (X, y), received {describe(validation_data)}.")
+                raise ValueError(
+                    f"validation_data expects a pair (X, y), received {describe(validation_data)}. Use fit(X, y, "
+                    "validation_data=(X_val, y_val))."
+                )
             x_val, y_val = validation_data
             arguments["validation_data"] = self._read(x_val, y_val, False)
         elif self.validation_split:
@@ -198,7 +201,9 @@ class Estimator(BaseEstimator):
         _check_is_array(x)
         if y is None:
             name = type(self).__name__
-            raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
+            raise ValueError(
+                f"This {name} estimator requires y to be passed, but the target y is None. Pass the targets: fit(X, y)."
+            )
         x, y = validate_data(
             self, x, y, reset=is_new, dtype=self._feature_dtype(), allow_nd=True, multi_output=True, y_numeric=False,
             ensure_min_samples=1,
@@ -275,10 +280,15 @@ class Estimator(BaseEstimator):
             return copy.deepcopy(self.module)
         factory = make_perceptron if self.module is None else self.module
         if not callable(factory):
-            raise TypeError(f"module expects a class or function that makes a torch.nn.Module, received {factory!r}.")
+            raise TypeError(
+                f"module expects a class or function that makes a torch.nn.Module, received {factory!r}. Use "
+                f"{type(self).__name__}(module=Net) with a class Net(nn.Module)."
+            )
         module = factory(**_complete_options(factory, options, self._facts()))
         if not isinstance(module, nn.Module):
-            raise TypeError(f"module must make a torch.nn.Module, but {factory!r} returned {type(module).__name__}.")
+            raise TypeError(
+                f"module must make a torch.nn.Module, but {factory!r} returned {type(module).__name__}. Return the module."
+            )
         return module
 
     def _facts(self) -> dict[str, int]:
@@ -473,7 +483,10 @@ class Classifier(ClassifierMixin, Estimator):
         known = self.classes_.tolist()
         unknown = [label for label in self.class_weight if label not in known]
         if unknown:
-            raise ValueError(f"class_weight has a weight for the class {unknown[0]!r}, but the classes are {known}.")
+            raise ValueError(
+                f"class_weight has a weight for the class {unknown[0]!r}, but the classes are {known}. Use the classes of y as "
+                f"keys: class_weight={{{known[0]!r}: 1.0}}."
+            )
         return {"class_weight": {known.index(label): weight for label, weight in self.class_weight.items()}}
 
     def _facts(self) -> dict[str, int]:
@@ -486,7 +499,10 @@ class Classifier(ClassifierMixin, Estimator):
         if is_new:
             self._learn_labels(y, is_multilabel, classes)
         if is_multilabel != self._is_multilabel or (is_multilabel and y.shape[1] != len(self.classes_)):
-            raise ValueError(f"y has the shape {list(y.shape)}, but fit() had other labels: {len(self.classes_)}.")
+            raise ValueError(
+                f"y has the shape {list(y.shape)}, but fit() had other labels: {len(self.classes_)}. Pass y in the format of "
+                "fit(), or call fit() for the new labels."
+            )
         if is_multilabel:
             return y.astype("float32")
         y = column_or_1d(y, warn=is_new)
@@ -510,7 +526,10 @@ class Classifier(ClassifierMixin, Estimator):
         self.classes_ = np.unique(y if classes is None else np.asarray(classes))
         self._is_multilabel, count = False, len(self.classes_)
         if count < 2:
-            raise ValueError(f"A Classifier needs at least 2 classes, but y has one class: {self.classes_.tolist()}.")
+            raise ValueError(
+                f"A Classifier needs at least 2 classes, but y has one class: {self.classes_.tolist()}. Add samples of another "
+                "class, or use partial_fit(X, y, classes=...) if later parts have them."
+            )
         is_binary = self._criterion().kind == "binary"
         if is_binary and count > 2:
             raise ValueError(f"loss={self.loss!r} is for two classes, but y has {count}. Pass loss='cross_entropy'.")
@@ -618,7 +637,8 @@ class Regressor(RegressorMixin, Estimator):
             self._target_shape, self.n_outputs_ = y.shape[1:], 1 if y.ndim == 1 else y.shape[1]
         if y.shape[1:] != self._target_shape:
             raise ValueError(
-                f"y must have the shape {['N', *self._target_shape]} as in fit(), received {list(y.shape)}."
+                f"y must have the shape {['N', *self._target_shape]} as in fit(), received {list(y.shape)}. Use y.reshape("
+                f"{', '.join(map(str, (-1, *self._target_shape)))}), or call fit() for other targets."
             )
         return y.reshape(len(y), -1)
 
@@ -696,7 +716,10 @@ def _read_weights(sample_weight: Any, x: Array) -> Array | None:
         return None
     weights: Array = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
     if not weights.any():
-        raise ValueError("Sample weights must contain at least one non-zero number.")
+        raise ValueError(
+            "Sample weights must contain at least one non-zero number, received only zeros. Leave out sample_weight for equal "
+            "weights."
+        )
     return (weights / weights.mean()).astype("float32")
 
 

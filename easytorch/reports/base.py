@@ -53,7 +53,7 @@ class Report:
         self, y: Array, predicted: Array, losses: Array | None, bootstrap: Bootstrap, indices: Array | None = None
     ) -> None:
         if not len(y):
-            raise ValueError("A report needs at least one sample, received none.")
+            raise ValueError("A report needs at least one sample, received none. Pass data that is not empty.")
         self.y, self.predicted, self.losses, self.bootstrap = y, predicted, losses, bootstrap
         self.indices = np.arange(len(y)) if indices is None else indices
         self.summary: dict[str, Estimate] = {}

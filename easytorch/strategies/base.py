@@ -41,7 +41,7 @@ SHARDED = "_easytorch_control"
 
 
 def _missing_module(*_: Any) -> Any:
-    raise RuntimeError("The strategy has no module: call prepare(module) first.")
+    raise RuntimeError("The strategy has no module. Call strategy.prepare(module) first, as Model does.")
 
 
 class Strategy(HelpfulInit):

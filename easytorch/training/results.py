@@ -168,7 +168,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in self.history:
             raise AttributeError(f"A history has no attribute {name!r}. Its values are items: history[{name!r}].")
-        raise AttributeError(f"A history has no attribute {name!r}.")
+        raise AttributeError(f"A history has no attribute {name!r}. Its values are items, such as history['loss'].")
 
     @hide_internal_frames
     def __getitem__(self, name: str) -> list[float]:
@@ -249,7 +249,9 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         rows = [row for row in (self.validations if self.follows_updates(monitor) else rows) if monitor in row]
         rows = [row for row in rows if not math.isnan(row[monitor])]
         if not rows:
-            raise ValueError(f"{monitor!r} was NaN in each epoch: {values}.")
+            raise ValueError(
+                f"{monitor!r} was NaN in each epoch: {values}. Train with callbacks=[TerminateOnNaN()], which finds the cause."
+            )
         return (min if mode == "min" else max)(rows, key=lambda row: row[monitor])
 
     @hide_internal_frames
@@ -447,7 +449,7 @@ def _to_rows(state: Mapping[str, Any], count: int) -> list[dict[str, float]]:
 def _no_column_message(name: Any, columns: Mapping[str, Any]) -> str:
     """Return the message for a name that is not in the history."""
     if not columns:
-        return f"The history has no {name!r}, because no epoch has ended yet."
+        return f"The history has no {name!r}, because no epoch has ended yet. Call fit() first."
     full_name = str(name).replace("acc", "accuracy")
     suggestion = f" Did you mean {full_name!r}?" if full_name in columns else did_you_mean(name, columns)
     training_name = str(name).removeprefix("val_")
