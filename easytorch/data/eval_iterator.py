@@ -30,7 +30,8 @@ class EvalIterator:
 
     def __init__(self, loader: Any, steps: int | None = None, group: SingleProcess | None = None) -> None:
         self.group = group = group or SingleProcess()
-        self._reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, group, training=False)))
+        reader = as_tensor_batches(sharding.shard_loader(loader, group, training=False), shares_rows=True)
+        self._reader = as_map_batches(reader)
         steps = optional_positive_int("steps", steps)
         self._steps = steps if steps is None else -(-(steps - group.rank) // group.world_size)
         self.before_first: Callable[[], object] = bool

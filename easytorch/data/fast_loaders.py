@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from easytorch._utils import torch_private
 from easytorch._utils.pytree import leaves, map_leaves
 from easytorch.data.arrays import ArrayDataset, BatchedArrayDataset, as_batch, load_samples
 from easytorch.data.in_memory import InMemory
@@ -31,9 +33,11 @@ from easytorch.data.sharding import Bounds, ShardedBatchSampler
 
 # These draw the complete order at the start of a pass; a custom sampler may draw during the pass.
 KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
+# The bytes to which torch aligns the memory of a new tensor.
+ALIGNMENT = 64
 
 
-def as_tensor_batches(loader: Any) -> Any:
+def as_tensor_batches(loader: Any, *, shares_rows: bool = False) -> Any:
     """Return the batches of ``loader`` as ``TensorBatches`` if its samples are in memory, otherwise ``loader``."""
     if not _is_plain(loader) or type(loader.sampler) not in KNOWN_SAMPLERS:
         return loader
@@ -46,7 +50,7 @@ def as_tensor_batches(loader: Any) -> Any:
     if getattr(loader.sampler, "generator", None) is torch.default_generator:
         return loader
     rows = _find_rows(loader.dataset)
-    return loader if rows is None or loader.collate_fn is not rows.collate else TensorBatches(loader, rows)
+    return loader if rows is None or loader.collate_fn is not rows.collate else TensorBatches(loader, rows, shares_rows)
 
 
 def is_known_order(sampler: Any) -> bool:
@@ -108,11 +112,12 @@ class TensorBatches:
     Args:
         loader: A loader that ``as_tensor_batches`` accepts.
         rows: The tensors of its dataset.
+        shares_rows: Whether batches in order may be views of the tensors. Otherwise they are copies.
     """
 
-    def __init__(self, loader: DataLoader[Any], rows: Rows) -> None:
+    def __init__(self, loader: DataLoader[Any], rows: Rows, shares_rows: bool = False) -> None:
         self.loader: Any = loader
-        self.rows = rows
+        self.rows, self.shares_rows = rows, shares_rows
         self.bounds: Bounds = []
         self._known_checksum = (0, 0)  # of the first batches of this pass, and their number
         self.order = torch.empty(0, dtype=torch.int64)
@@ -143,14 +148,17 @@ class TensorBatches:
         draw_base_seed(self.loader)
         # A callback may have replaced the tensors since the last pass.
         rows = self.rows = _find_rows(self.loader.dataset) or self.rows
-        self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
+        self.order = torch_private.draw_order(self.loader.sampler)
         self.bounds, self._known_checksum = self._get_bounds(), (0, 0)
         used = self._skip()
         in_order = type(self.loader.sampler) is SequentialSampler and rows.positions is None
-        take = _make_slice(rows.tree) if in_order else _make_select(rows, self.order)
-        for start, end in self.bounds[used:]:
-            if end > start:
-                yield take(start, end)
+        bounds = [(start, end) for start, end in self.bounds[used:] if end > start]
+        if in_order:
+            yield from _share_rows(rows.tree, bounds) if self.shares_rows else _copy_rows(rows.tree, bounds)
+            return
+        take = _make_select(rows, self.order)
+        for start, end in bounds:
+            yield take(start, end)
 
     def _get_bounds(self) -> Bounds:
         """Return where each batch of this rank starts and ends in the order."""
@@ -181,15 +189,55 @@ def draw_base_seed(loader: DataLoader[Any]) -> None:
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
 
 
-def _make_slice(tree: Any) -> Callable[[int, int], Any]:
-    """Return a function that copies consecutive rows, so that a module can change its input in place."""
+def _copy_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
+    """Yield copies of consecutive rows, so that a module can change its input in place."""
+    for start, end in bounds:
+        yield map_leaves(functools.partial(_copy, start, end), tree)
 
-    def take(start: int, end: int) -> Any:
-        return map_leaves(
-            lambda leaf: None if leaf is None else leaf[start:end].clone(memory_format=torch.contiguous_format), tree
-        )
 
-    return take
+def _share_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
+    """Yield consecutive rows without copies, unless the module changes its input in place.
+
+    The first batch is a copy, which shows whether it does.
+
+    Raises:
+        RuntimeError: If a later batch is changed in place.
+    """
+    rows = [leaf for leaf in leaves(tree) if leaf is not None]
+    # Tensors of the inference mode do not count their changes.
+    if torch.is_inference_mode_enabled() or any(leaf.is_inference() for leaf in rows) or not bounds:
+        yield from _copy_rows(tree, bounds)
+        return
+    first = next(_copy_rows(tree, bounds[:1]))
+    yield first
+    copies = [leaf for leaf in leaves(first) if leaf is not None]
+    start, end = bounds[0]
+    if any(
+        torch_private.version(copy) or not torch.equal(copy, leaf[start:end])
+        for copy, leaf in zip(copies, rows, strict=True)
+    ):
+        yield from _copy_rows(tree, bounds[1:])
+        return
+    versions = list(map(torch_private.version, rows))
+    for start, end in bounds[1:]:
+        yield map_leaves(functools.partial(_share, start, end), tree)
+        if list(map(torch_private.version, rows)) != versions:
+            raise RuntimeError(
+                f"The module changed its input in place for the samples {start} to {end - 1}, but not for the first batch, so "
+                "the data has other values now. Change a copy: x = x.clone() at the start of forward."
+            )
+
+
+def _copy(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
+    return None if leaf is None else leaf[start:end].clone(memory_format=torch.contiguous_format)
+
+
+def _share(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
+    """Return rows of ``leaf``; a copy unless they lie in memory as a copy would, with which kernels compute the same bits."""
+    if leaf is None:
+        return None
+    rows = leaf[start:end]
+    return rows if rows.is_contiguous() and not rows.data_ptr() % ALIGNMENT else _copy(start, end, leaf)
 
 
 def _make_select(rows: Rows, order: Tensor) -> Callable[[int, int], Any]:

@@ -117,6 +117,58 @@ def test_in_place_change_of_the_input_preserves_the_data():
     assert torch.equal(X, before)
 
 
+class Recording(nn.Module):
+    """Records the memory of its inputs, and may change them in place."""
+
+    def __init__(self, change=lambda x: None):
+        super().__init__()
+        self.layer, self.change, self.addresses = nn.Linear(16, 3), change, []
+
+    def forward(self, x):
+        self.addresses.append(x.data_ptr())
+        self.change(x)
+        return self.layer(x)
+
+
+def evaluate_rows(module, rows, **options):
+    """Return the addresses of the inputs in an evaluation in batches of 8, relative to the data."""
+    model = Model(module, device="cpu").compile(loss="cross_entropy")
+    model.evaluate(rows, torch.zeros(len(rows), dtype=torch.long), batch_size=8, verbose=0, **options)
+    return [address - rows.data_ptr() for address in module.addresses]
+
+
+def test_evaluation_in_order_copies_only_the_first_batch():
+    rows = torch.randn(40, 16)
+    assert evaluate_rows(Recording(), rows)[1:] == [8 * 16 * 4 * i for i in range(1, 5)]
+    expected = Recording()
+    with torch.inference_mode():
+        assert not set(evaluate_rows(expected, rows)) & set(range(40 * 16 * 4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.mul_(2), lambda x: x.data.mul_(2), lambda x: x.masked_fill_(x.isnan(), 0)],
+    ids=["in place", "past autograd", "a change that keeps the values"],
+)
+def test_batches_that_a_module_changes_are_copies(change):
+    rows = torch.randn(40, 16)
+    before = rows.clone()
+    assert not set(evaluate_rows(Recording(change), rows)) & set(range(40 * 16 * 4))
+    assert torch.equal(rows, before)
+
+
+def test_rows_at_unaligned_addresses_are_copied():
+    rows = torch.randn(1 + 40 * 16)[1:].view(40, 16)
+    assert not set(evaluate_rows(Recording(), rows)) & set(range(40 * 16 * 4))
+
+
+def test_late_change_of_the_input_is_an_error():
+    rows = torch.zeros(40, 16)
+    rows[20] = 9
+    with pytest.raises(RuntimeError, match="in place for the samples 16 to 23"):
+        evaluate_rows(Recording(lambda x: x.div_(9) if x.max() > 1 else x), rows)
+
+
 @pytest.mark.filterwarnings("ignore:The outputs have another order")
 def test_batch_sampler_decides_which_samples_are_drawn():
     def loader():
