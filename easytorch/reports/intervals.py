@@ -214,7 +214,9 @@ def normal_intervals(
             to, back = FUNCTIONS[scale]
             if scale is Scale.SHARE:
                 value, draws = np.clip(value, edge, 1 - edge), np.clip(draws, edge, 1 - edge)
-            estimates.append(Estimate(float(value), *(back(end) for end in _interval(to(value), to(draws), factor)[1:])))
+            estimates.append(
+                Estimate(float(value), *(back(end) for end in _interval(to(value), to(draws), factor)[1:]))
+            )
     return [Estimate(float(value), *each[1:]) for value, each in zip(values, estimates, strict=True)]
 
 

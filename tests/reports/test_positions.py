@@ -151,9 +151,7 @@ def test_intervals_of_dependent_positions_cover_95_percent(kind):
         counts = generator.binomial(totals, generator.beta(8, 2, size=60)).astype(float)
         if kind == "share":
             return proportion_of_clusters(counts, totals)
-        return Bootstrap(400, seed).of_samples(
-            lambda w: (w @ counts / (w @ totals))[:, None], 60, [Scale.SHARE]
-        )[0]
+        return Bootstrap(400, seed).of_samples(lambda w: (w @ counts / (w @ totals))[:, None], 60, [Scale.SHARE])[0]
 
     assert 0.93 <= coverage(draw, 0.8) <= 0.97
 

@@ -267,6 +267,21 @@ def test_the_rate_with_the_lowest_loss_is_suggested():
     assert f"{found.suggestion:g}. It has the lowest loss after 100 updates" in found.reason
 
 
+@pytest.mark.parametrize("larger", [1.5, 2.3, float("inf")])
+def test_the_suggestion_keeps_away_from_a_rate_that_fails(larger):
+    found = LearningRates(curve(), {0.004: 1.2, 0.01: 0.5, 0.025: larger})
+    assert found.suggestion == 0.0063
+    assert "the next larger rate hardly learns" in found.reason
+    assert str(found).count("lowest loss") == 2
+
+
+def test_the_range_test_runs_once():
+    model, seen = new_model(), []
+    model.module.register_forward_hook(lambda *_: seen.append(1))
+    model.find_lr(X, Y, updates=30, runs=0, verbose=0)
+    assert len(seen) <= 31
+
+
 def tried_rates(score, middle=1.0, runs=6, **options):
     tried = []
 
@@ -327,7 +342,7 @@ def test_short_trainings_have_the_same_weights_and_batches():
 
 
 def test_a_result_is_a_table_a_frame_a_dict_and_a_picture(tmp_path):
-    found = LearningRates(curve(), {0.001: 1.0, 0.01: 0.5, 0.1: float("inf")})
+    found = LearningRates(curve(), {0.001: 1.0, 0.01: 0.5, 0.025: 1.0, 0.1: float("inf")})
     assert found.suggestion == 0.01
     text = str(found)
     assert "model.optimizer.lr = 0.01, or compile(..., lr=0.01)" in text
@@ -336,7 +351,7 @@ def test_a_result_is_a_table_a_frame_a_dict_and_a_picture(tmp_path):
     assert len(text.splitlines()) < 12
     assert list(found.to_frame().columns) == ["lr", "loss", "smoothed"]
     assert found.to_dict()["suggestion"] == 0.01
-    assert found._repr_html_().count("<tr>") == 4
+    assert found._repr_html_().count("<tr>") == 5
     found.plot(path=tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
