@@ -73,7 +73,9 @@ def items() -> Iterator[Item]:
                 static = inspect.getattr_static(value, member)
                 function = getattr(static, "__func__", getattr(static, "fget", getattr(static, "func", static)))
                 is_property = isinstance(static, (property, functools.cached_property))
-                if function.__module__.startswith("easytorch"):  # the estimators have methods of scikit-learn
+                if getattr(function, "__module__", "").startswith(
+                    "easytorch"
+                ):  # the estimators have methods of scikit-learn
                     yield Item(f"{name}.{member}", function, page, is_property)
 
 
