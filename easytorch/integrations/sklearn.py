@@ -132,6 +132,12 @@ class Estimator(BaseEstimator):
 
         Args:
             deep: Has no effect; parameters are no estimators.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.get_params()["epochs"]
+            2
         """
         parameters: dict[str, Any] = super().get_params(deep=False)
         return parameters | self._options
@@ -139,8 +145,17 @@ class Estimator(BaseEstimator):
     def set_params(self, **params: Any) -> Self:
         """Set parameters by name, and return the estimator.
 
+        Args:
+            params: The values by name.
+
         Raises:
             ValueError: If there is no such parameter.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.set_params(lr=0.01, module__hidden=32).lr
+            0.01
         """
         names = set(self._get_param_names())
         self._set_options({name: value for name, value in params.items() if name not in names}, ValueError)
@@ -166,6 +181,11 @@ class Estimator(BaseEstimator):
 
         Raises:
             ValueError, TypeError: If a parameter or the data is invalid.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> fitted = classifier.fit(x.numpy(), y.numpy())
         """
         is_new = not (self.warm_start and hasattr(self, "model_"))
         if not is_new:
@@ -438,6 +458,14 @@ class Classifier(ClassifierMixin, Estimator):
             y: As in ``fit``.
             classes: All labels, in the first call; None for those in ``y``.
             sample_weight: As in ``fit``.
+
+        Raises:
+            ValueError: If ``class_weight="balanced"``, or a label is not among ``classes``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> fitted = classifier.partial_fit(x.numpy(), y.numpy(), classes=[0, 1, 2])
         """
         is_new = not hasattr(self, "model_")
         if self.class_weight == "balanced":
@@ -452,7 +480,17 @@ class Classifier(ClassifierMixin, Estimator):
         return self._train(inputs, targets, sample_weight, is_new, self._options_of("fit__") | {"epochs": 1})
 
     def predict(self, X: Any) -> Array:
-        """Return the label of each sample, or 0 or 1 for each of several labels."""
+        """Return the label of each sample, or 0 or 1 for each of several labels.
+
+        Args:
+            X: Features, as in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.fit(x.numpy(), y.numpy()).predict(x.numpy()).shape
+            (60,)
+        """
         outputs, loss = self._outputs(X), self._trained_loss()
         if self._is_multilabel or loss.kind == "binary":
             labels = loss.classes(outputs.double()).numpy().astype(int)
@@ -462,8 +500,17 @@ class Classifier(ClassifierMixin, Estimator):
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each label, ``[N, labels]``, in the order of ``classes_``.
 
+        Args:
+            X: Features, as in ``fit``.
+
         Raises:
             ValueError: If the loss is custom, so that it is not known what the outputs mean.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.fit(x.numpy(), y.numpy()).predict_proba(x.numpy()).shape
+            (60, 3)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
         probabilities: Array = loss.probabilities(outputs.double()).numpy()
@@ -610,6 +657,11 @@ class Regressor(RegressorMixin, Estimator):
             X: As in ``fit``.
             y: As in ``fit``.
             sample_weight: As in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Regressor
+            >>> regressor = Regressor(epochs=2, random_state=0)
+            >>> fitted = regressor.partial_fit(x.numpy(), y.float().numpy())
         """
         is_new = not hasattr(self, "model_")
         if not is_new:
@@ -620,6 +672,15 @@ class Regressor(RegressorMixin, Estimator):
         """Return the predictions, ``[N]`` or ``[N, outputs]`` as ``y`` in ``fit``.
 
         For ``"poisson_nll"`` on logarithms they are the rates.
+
+        Args:
+            X: Features, as in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Regressor
+            >>> regressor = Regressor(epochs=2, random_state=0)
+            >>> regressor.fit(x.numpy(), y.float().numpy()).predict(x.numpy()).shape
+            (60,)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
         if loss.family is nn.PoissonNLLLoss and getattr(loss.function, "log_input", True):
