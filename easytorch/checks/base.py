@@ -74,7 +74,7 @@ def error(message: str, fix: str, value: Any = None) -> Finding:
         >>> def large_batches(probe):
         ...     if probe.batch_size > 10_000:
         ...         yield easytorch.checks.error("The batch is large.", "Pass a smaller batch_size.")
-        >>> report = model.check(x, y, checks=[large_batches], verbose=0)
+        >>> report = model.check(x, y, checks=[large_batches])
     """
     return Finding("error", message, fix, value=value)
 
@@ -91,7 +91,7 @@ def warning(message: str, fix: str, value: Any = None) -> Finding:
         >>> def large_batches(probe):
         ...     if probe.batch_size > 10_000:
         ...         yield easytorch.checks.warning("The batch is large.", "Pass a smaller batch_size.")
-        >>> report = model.check(x, y, checks=[large_batches], verbose=0)
+        >>> report = model.check(x, y, checks=[large_batches])
     """
     return Finding("warning", message, fix, value=value)
 
@@ -108,7 +108,7 @@ def info(message: str, value: Any = None, fix: str = "") -> Finding:
         >>> def large_batches(probe):
         ...     if probe.batch_size > 10_000:
         ...         yield easytorch.checks.info(f"A batch has {probe.batch_size} samples.", probe.batch_size)
-        >>> report = model.check(x, y, checks=[large_batches], verbose=0)
+        >>> report = model.check(x, y, checks=[large_batches])
     """
     return Finding("info", message, fix, value=value)
 

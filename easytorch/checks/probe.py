@@ -125,7 +125,7 @@ class Probe:
         >>> def check_it(probe):
         ...     print(probe.batch_size, probe.loss)
         ...     return []
-        >>> report = model.check(x, y, checks=[check_it], verbose=0)
+        >>> report = model.check(x, y, checks=[check_it])
     """
 
     model: Model
@@ -176,7 +176,7 @@ class Probe:
             >>> def check_it(probe):
             ...     head = probe.head_of("")
             ...     return []
-            >>> report = model.check(x, y, checks=[check_it], verbose=0)
+            >>> report = model.check(x, y, checks=[check_it])
         """
         if len(self.heads) == 1:
             return self.heads[0]

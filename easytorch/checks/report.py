@@ -86,7 +86,7 @@ class CheckReport(Sequence[Finding]):
         """Return the findings as plain values: a list of rows for each severity.
 
         Examples:
-            >>> report = model.check(x, y, verbose=0)
+            >>> report = model.check(x, y)
             >>> findings = report.to_dict()
         """
         return {severity: [_row(finding) for finding in self._select(severity)] for severity in SEVERITIES}
@@ -98,7 +98,7 @@ class CheckReport(Sequence[Finding]):
             ImportError: If pandas is not installed.
 
         Examples:
-            >>> report = model.check(x, y, verbose=0)
+            >>> report = model.check(x, y)
             >>> frame = report.to_frame()
         """
         try:
@@ -144,7 +144,7 @@ class CheckReport(Sequence[Finding]):
             ValueError: If no step could be tried, so that there is nothing to draw.
 
         Examples:
-            >>> report = model.check(x, y, verbose=0)
+            >>> report = model.check(x, y)
             >>> figure = report.plot(path="check.png", show=False)
         """
         if not self._panels:

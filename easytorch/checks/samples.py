@@ -44,7 +44,7 @@ class Samples:
         >>> def check_it(probe):
         ...     print(probe.train.rows, probe.train.count)
         ...     return []
-        >>> report = model.check(x, y, checks=[check_it], verbose=0)
+        >>> report = model.check(x, y, checks=[check_it])
     """
 
     x: Parts
@@ -69,7 +69,7 @@ class Samples:
             >>> def check_it(probe):
             ...     shapes = [values.shape for name, values in probe.train.tables()]
             ...     return []
-            >>> report = model.check(x, y, checks=[check_it], verbose=0)
+            >>> report = model.check(x, y, checks=[check_it])
         """
         for name, part in self.x.items():
             if part.ndim == 2 and part.is_floating_point() and len(part) > 1:
@@ -82,7 +82,7 @@ class Samples:
             >>> def check_it(probe):
             ...     shapes = [values.shape for name, values in probe.train.images()]
             ...     return []
-            >>> report = model.check(x, y, checks=[check_it], verbose=0)
+            >>> report = model.check(x, y, checks=[check_it])
         """
         for name, part in self.x.items():
             if part.ndim in (4, 5) and not part.is_complex():
@@ -99,7 +99,7 @@ class Samples:
             >>> def check_it(probe):
             ...     title = probe.train.column("", 3)
             ...     return []
-            >>> report = model.check(x, y, checks=[check_it], verbose=0)
+            >>> report = model.check(x, y, checks=[check_it])
         """
         known = self.columns is not None and name == "" and index < len(self.columns)
         title = repr(self.columns[index]) if known and self.columns is not None else str(index)

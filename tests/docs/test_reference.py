@@ -23,6 +23,8 @@ PAGES = [path for path in sorted(ROOT.glob("docs/api/*.md")) if path.stem not in
 # An entry of the reference, and its members: "false" for none, else a list.
 ENTRY = re.compile(r"^::: ([\w.]+)\n((?:    .*\n)*)", re.M)
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Examples):")
+# Classes that methods of Model return. Users do not create them, so their arguments are internal.
+RETURNED = ("BatchSizes", "CallbackList", "CheckReport", "LearningRates", "Report", "Samples", "Scores", "Speeds")
 # Methods that a subclass defines. The example of the class shows how.
 TO_DEFINE = {
     Callback: ("on_", "state_dict", "load_state_dict"),
@@ -94,7 +96,7 @@ ITEMS = list(items())
 
 
 def parameters(item: Item) -> set[str]:
-    if item.is_property or (inspect.isclass(item.value) and not inspect.isfunction(item.value.__init__)):
+    if item.is_property or item.title in RETURNED or (inspect.isclass(item.value) and not inspect.isfunction(item.value.__init__)):
         return set()
     return {name for name in inspect.signature(item.function).parameters if name not in ("self", "cls")}
 
@@ -148,7 +150,7 @@ def test_every_error_that_a_function_raises_is_described():
     for item in ITEMS:
         described = item.entries("Raises")
         classes = {name for name in raised(item) if name[0].isupper()}
-        if (classes - described) or (raised(item) and not described):
+        if item.title not in RETURNED and ((classes - described) or (raised(item) and not described)):
             missing[item.title] = raised(item)
     assert not missing
 
