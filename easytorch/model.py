@@ -128,7 +128,7 @@ class Model:
         stop_predicting: Set it to True in a callback to end ``predict`` after the current batch.
 
     Examples:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+        >>> net = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 3))
         >>> model = Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
         >>> model.fit(train_loader, epochs=5, validation_data=val_loader)
     """
@@ -620,8 +620,8 @@ class Model:
             ValueError: If the loss does not determine classes, or ``threshold`` has no effect.
 
         Examples:
-            >>> model.fit(x, ["cat", "dog", "cat"])
-            >>> model.predict_classes(x)
+            >>> history = model.fit(x[:3], ["cat", "dog", "cat"], verbose=0)
+            >>> names = model.predict_classes(x, verbose=0)
             array(['cat', 'dog', 'cat'], dtype='<U3')
         """
         self._require_arguments("predict_classes", FOR_PREDICTION)
@@ -1020,7 +1020,7 @@ class Model:
             ...     def on_test_batch_end(self, batch, logs=None):
             ...         if batch == 0:
             ...             x, y, _ = self.model.unpack(self.model.current_batch)
-            ...             show(x, self.model(x))
+            ...             print(x.shape, self.model(x).shape)
         """
         batches = self.metrics.current_batches()
         if not batches:
@@ -1110,7 +1110,7 @@ class Model:
 
         Examples:
             >>> report = model.report(x_test, y_test)
-            >>> report.compare(old_model.report(x_test, y_test))
+            >>> comparison = report.compare(old_model.report(x_test, y_test))
         """
         from easytorch.reports import report_on
 
@@ -1155,7 +1155,8 @@ class Model:
             ValueError: If an argument is invalid, or the data is a generator, which can be read only once.
 
         Examples:
-            >>> assert not model.check(x, y).problems
+            >>> for finding in model.check(x, y).problems:
+            ...     print(finding.message, finding.fix)
         """
         from easytorch.checks import check_model
 
@@ -1362,7 +1363,7 @@ class Model:
                 file is unchanged then.
 
         Examples:
-            >>> model.export("digits.onnx", probabilities=True)
+            >>> path = model.export("digits.onnx", x, probabilities=True)
         """
         from easytorch.export import export_model
 
@@ -1392,7 +1393,7 @@ class Model:
             ImportError: If huggingface_hub is not installed.
 
         Examples:
-            >>> model.push_to_hub("ada/digits", report=model.report(x_test, y_test))
+            >>> model.push_to_hub("ada/digits", report=model.report(x_test, y_test))  # doctest: +SKIP
         """
         from easytorch.export import hub
 
@@ -1422,7 +1423,7 @@ class Model:
             FileError: If the files are missing, damaged, or belong to another module.
 
         Examples:
-            >>> model = easytorch.Model.from_hub(make_net(), "ada/digits")
+            >>> model = easytorch.Model.from_hub(make_net(), "ada/digits")  # doctest: +SKIP
         """
         from easytorch.export import hub
 

@@ -108,9 +108,10 @@ class Averaging(Callback, abc.ABC):
             A context manager.
 
         Examples:
+            >>> ema = EMA(0.99)
+            >>> history = model.fit(x, y, callbacks=[ema], verbose=0)
             >>> with ema.averaged():
-            ...     model.evaluate(x, y)
-            ...     model.save_weights("averaged.pt")
+            ...     path = model.save_weights("averaged.pt")
         """
         self._load_average()
         try:

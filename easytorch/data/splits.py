@@ -306,7 +306,7 @@ def targets_of(dataset: DatasetLike, *, trusted_only: bool = False) -> Tensor | 
         A tensor with one row for each sample, or None.
 
     Examples:
-        >>> targets_of(TensorDataset(x, torch.tensor([0, 1, 1])))
+        >>> targets_of(TensorDataset(x[:3], torch.tensor([0, 1, 1])))
         tensor([0, 1, 1])
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):

@@ -414,10 +414,12 @@ class Classifier(ClassifierMixin, Estimator):
         n_iter_: The number of epochs.
 
     Examples:
+        >>> from sklearn.model_selection import cross_val_score
+        >>> from easytorch.integrations.sklearn import Classifier
         >>> def make_net(n_features_in, n_outputs, hidden=64):
         ...     return nn.Sequential(nn.Linear(n_features_in, hidden), nn.ReLU(), nn.Linear(hidden, n_outputs))
         >>> classifier = Classifier(make_net, module__hidden=128, lr=0.01, epochs=20, random_state=0)
-        >>> cross_val_score(classifier, X, y)
+        >>> scores = cross_val_score(classifier, x.numpy(), y.numpy())
     """
 
     def __init__(
@@ -643,8 +645,12 @@ class Regressor(RegressorMixin, Estimator):
         n_iter_: The number of epochs.
 
     Examples:
-        >>> regressor = make_pipeline(StandardScaler(), Regressor(make_net, lr=0.01, random_state=0))
-        >>> TransformedTargetRegressor(regressor, transformer=StandardScaler()).fit(X, y)
+        >>> from sklearn.compose import TransformedTargetRegressor
+        >>> from sklearn.preprocessing import StandardScaler
+        >>> from easytorch.integrations.sklearn import Regressor
+        >>> regressor = Regressor(lr=0.01, random_state=0)
+        >>> scaled = TransformedTargetRegressor(regressor, transformer=StandardScaler())
+        >>> fitted = scaled.fit(x.numpy(), y.float().numpy())
     """
 
     @_check_arguments

@@ -234,7 +234,7 @@ class Report:
             ValueError: If its targets differ.
 
         Examples:
-            >>> print(new.report(x, y).compare(old.report(x, y)))
+            >>> print(model.report(x, y).compare(old_model.report(x, y)))
         """
         from easytorch.reports import comparison
 

@@ -106,7 +106,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     Examples:
         >>> history = model.fit(loader, epochs=5)
-        >>> history["loss"][-1], history.best("val_accuracy")["epoch"]
+        >>> loss, epoch = history["loss"][-1], history.best("loss")["epoch"]
     """
 
     def __init__(self) -> None:
@@ -198,7 +198,8 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         An epoch with ``validation_freq=Every(updates=500)`` may have several; its row has the values of the last one.
 
         Examples:
-            >>> pandas.DataFrame(history.validations).plot("update", "val_loss")
+            >>> history = model.fit(x, y, 20, 4, validation_data=(x, y), validation_freq=Every(updates=2), verbose=0)
+            >>> losses = [row["val_loss"] for row in history.validations]
         """
         places = self._validations.places
         return [

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 import textwrap
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,20 +84,18 @@ def members(value: Any, options: str) -> list[str]:
     if not inspect.isclass(value) or "members: false" in options:
         return []
     listed = re.findall(r"^        - (\w+)$", options, re.M)
-    own = [name for name, member in vars(value).items() if not name.startswith("_") and hasattr(member, "__doc__")]
-    is_shown = (
-        inspect.isfunction,
-        inspect.isdatadescriptor,
-        lambda member: isinstance(member, (classmethod, staticmethod)),
-    )
-    return listed or [name for name in own if any(test(vars(value)[name]) for test in is_shown)]
+    kinds = (types.FunctionType, property, functools.cached_property, classmethod, staticmethod)
+    return listed or [
+        name for name, member in vars(value).items() if not name.startswith("_") and isinstance(member, kinds)
+    ]
 
 
 ITEMS = list(items())
 
 
 def parameters(item: Item) -> set[str]:
-    if item.is_property or item.title in RETURNED or (inspect.isclass(item.value) and not inspect.isfunction(item.value.__init__)):
+    has_init = not inspect.isclass(item.value) or inspect.isfunction(item.value.__init__)
+    if item.is_property or item.title in RETURNED or not has_init:
         return set()
     return {name for name in inspect.signature(item.function).parameters if name not in ("self", "cls")}
 
