@@ -68,7 +68,14 @@ class Monitor(Callback):
         self.reset()
 
     def reset(self) -> None:
-        """Reset the best value."""
+        """Reset the best value.
+
+        Examples:
+            >>> monitor = Monitor("val_loss", mode="min")
+            >>> monitor.reset()
+            >>> monitor.best
+            inf
+        """
         self.best = math.inf if self.direction == "min" else -math.inf
 
     def read_value(self, logs: Mapping[str, float]) -> float | None:
@@ -79,6 +86,14 @@ class Monitor(Callback):
 
         Raises:
             ValueError: If no epoch provides the value.
+
+        Examples:
+            >>> class PrintBest(Monitor):
+            ...     def on_epoch_end(self, epoch, logs=None):
+            ...         value = self.read_value(logs)
+            ...         if value is not None and self.is_better(value):
+            ...             self.best = value
+            >>> history = model.fit(x, y, validation_data=(x, y), callbacks=[PrintBest("val_loss")], verbose=0)
         """
         if self.monitor in logs:
             return logs[self.monitor]
@@ -97,7 +112,17 @@ class Monitor(Callback):
         return self.monitor in self.model.recorded_history.last_validated_names()
 
     def is_better(self, value: float) -> bool:
-        """Return whether ``value`` improves on the best value by more than ``min_delta``; NaN never does."""
+        """Return whether ``value`` improves on the best value by more than ``min_delta``; NaN never does.
+
+        Args:
+            value: The value of an epoch or a validation.
+
+        Examples:
+            >>> monitor = Monitor("val_loss", mode="min", min_delta=0.01)
+            >>> monitor.best = 0.5
+            >>> monitor.is_better(0.495)
+            False
+        """
         if self.direction == "min":
             return value + self.min_delta < self.best
         return value - self.min_delta > self.best

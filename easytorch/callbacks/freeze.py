@@ -41,7 +41,7 @@ class Freeze(Callback):
         Gradual unfreezing from the top, as in ULMFiT (Howard and Ruder, 2018):
 
         >>> stages = [Freeze("layer4", until=1), Freeze("layer3", until=2), Freeze("conv1", "bn1", "layer[12]", until=3)]
-        >>> model.fit(loader, 10, callbacks=stages)
+        >>> model.fit(loader, 10, callbacks=stages)  # doctest: +SKIP
     """
 
     def __init__(self, *patterns: str, until: int | None = None) -> None:

@@ -81,6 +81,7 @@ class LRScheduler(Callback):
         TypeError: If ``scheduler`` is neither a scheduler nor a function.
 
     Examples:
+        >>> from torch.optim.lr_scheduler import CosineAnnealingLR
         >>> scheduler = LRScheduler(lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000), step_every="update")
         >>> model.compile("adam", "cross_entropy", scheduler=scheduler)
     """

@@ -65,9 +65,9 @@ class WandbLogger(Tracker):
         ValueError: If ``mode`` is unknown, or another argument is invalid; in ``fit``, if two ``WandbLogger`` have the same run.
 
     Examples:
-        >>> logger = WandbLogger("digits", mode="offline", update_freq=100)
-        >>> model.fit(x, y, epochs=3, callbacks=[logger])
-        >>> logger.log_report(model.report(x_test, y_test))
+        >>> logger = WandbLogger("digits", mode="offline", update_freq=100)  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=3, callbacks=[logger])  # doctest: +SKIP
+        >>> logger.log_report(model.report(x_test, y_test))  # doctest: +SKIP
     """
 
     def __init__(

@@ -72,9 +72,9 @@ def launch(
 
     Examples:
         >>> def train():
-        ...     model = Model(net()).compile("adam", "cross_entropy")
+        ...     model = Model(make_net()).compile("adam", "cross_entropy")
         ...     return model.fit(x, y, epochs=5).history
-        >>> histories = easytorch.launch(train, processes=2)
+        >>> histories = easytorch.launch(train, processes=2)  # doctest: +SKIP
     """
     world_size = positive_int("processes", processes)
     method = _choose_start_method(start)

@@ -132,6 +132,12 @@ class Estimator(BaseEstimator):
 
         Args:
             deep: Has no effect; parameters are no estimators.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.get_params()["epochs"]
+            2
         """
         parameters: dict[str, Any] = super().get_params(deep=False)
         return parameters | self._options
@@ -139,8 +145,17 @@ class Estimator(BaseEstimator):
     def set_params(self, **params: Any) -> Self:
         """Set parameters by name, and return the estimator.
 
+        Args:
+            params: The values by name.
+
         Raises:
             ValueError: If there is no such parameter.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.set_params(lr=0.01, module__hidden=32).lr
+            0.01
         """
         names = set(self._get_param_names())
         self._set_options({name: value for name, value in params.items() if name not in names}, ValueError)
@@ -166,6 +181,11 @@ class Estimator(BaseEstimator):
 
         Raises:
             ValueError, TypeError: If a parameter or the data is invalid.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> fitted = classifier.fit(x.numpy(), y.numpy())
         """
         is_new = not (self.warm_start and hasattr(self, "model_"))
         if not is_new:
@@ -394,10 +414,12 @@ class Classifier(ClassifierMixin, Estimator):
         n_iter_: The number of epochs.
 
     Examples:
+        >>> from sklearn.model_selection import cross_val_score
+        >>> from easytorch.integrations.sklearn import Classifier
         >>> def make_net(n_features_in, n_outputs, hidden=64):
         ...     return nn.Sequential(nn.Linear(n_features_in, hidden), nn.ReLU(), nn.Linear(hidden, n_outputs))
         >>> classifier = Classifier(make_net, module__hidden=128, lr=0.01, epochs=20, random_state=0)
-        >>> cross_val_score(classifier, X, y)
+        >>> scores = cross_val_score(classifier, x.numpy(), y.numpy())
     """
 
     def __init__(
@@ -438,6 +460,14 @@ class Classifier(ClassifierMixin, Estimator):
             y: As in ``fit``.
             classes: All labels, in the first call; None for those in ``y``.
             sample_weight: As in ``fit``.
+
+        Raises:
+            ValueError: If ``class_weight="balanced"``, or a label is not among ``classes``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> fitted = classifier.partial_fit(x.numpy(), y.numpy(), classes=[0, 1, 2])
         """
         is_new = not hasattr(self, "model_")
         if self.class_weight == "balanced":
@@ -452,7 +482,17 @@ class Classifier(ClassifierMixin, Estimator):
         return self._train(inputs, targets, sample_weight, is_new, self._options_of("fit__") | {"epochs": 1})
 
     def predict(self, X: Any) -> Array:
-        """Return the label of each sample, or 0 or 1 for each of several labels."""
+        """Return the label of each sample, or 0 or 1 for each of several labels.
+
+        Args:
+            X: Features, as in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.fit(x.numpy(), y.numpy()).predict(x.numpy()).shape
+            (60,)
+        """
         outputs, loss = self._outputs(X), self._trained_loss()
         if self._is_multilabel or loss.kind == "binary":
             labels = loss.classes(outputs.double()).numpy().astype(int)
@@ -462,8 +502,17 @@ class Classifier(ClassifierMixin, Estimator):
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each label, ``[N, labels]``, in the order of ``classes_``.
 
+        Args:
+            X: Features, as in ``fit``.
+
         Raises:
             ValueError: If the loss is custom, so that it is not known what the outputs mean.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.fit(x.numpy(), y.numpy()).predict_proba(x.numpy()).shape
+            (60, 3)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
         probabilities: Array = loss.probabilities(outputs.double()).numpy()
@@ -596,8 +645,12 @@ class Regressor(RegressorMixin, Estimator):
         n_iter_: The number of epochs.
 
     Examples:
-        >>> regressor = make_pipeline(StandardScaler(), Regressor(make_net, lr=0.01, random_state=0))
-        >>> TransformedTargetRegressor(regressor, transformer=StandardScaler()).fit(X, y)
+        >>> from sklearn.compose import TransformedTargetRegressor
+        >>> from sklearn.preprocessing import StandardScaler
+        >>> from easytorch.integrations.sklearn import Regressor
+        >>> regressor = Regressor(lr=0.01, random_state=0)
+        >>> scaled = TransformedTargetRegressor(regressor, transformer=StandardScaler())
+        >>> fitted = scaled.fit(x.numpy(), y.float().numpy())
     """
 
     @_check_arguments
@@ -610,6 +663,11 @@ class Regressor(RegressorMixin, Estimator):
             X: As in ``fit``.
             y: As in ``fit``.
             sample_weight: As in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Regressor
+            >>> regressor = Regressor(epochs=2, random_state=0)
+            >>> fitted = regressor.partial_fit(x.numpy(), y.float().numpy())
         """
         is_new = not hasattr(self, "model_")
         if not is_new:
@@ -620,6 +678,15 @@ class Regressor(RegressorMixin, Estimator):
         """Return the predictions, ``[N]`` or ``[N, outputs]`` as ``y`` in ``fit``.
 
         For ``"poisson_nll"`` on logarithms they are the rates.
+
+        Args:
+            X: Features, as in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Regressor
+            >>> regressor = Regressor(epochs=2, random_state=0)
+            >>> regressor.fit(x.numpy(), y.float().numpy()).predict(x.numpy()).shape
+            (60,)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
         if loss.family is nn.PoissonNLLLoss and getattr(loss.function, "log_input", True):

@@ -106,7 +106,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     Examples:
         >>> history = model.fit(loader, epochs=5)
-        >>> history["loss"][-1], history.best("val_accuracy")["epoch"]
+        >>> loss, epoch = history["loss"][-1], history.best("loss")["epoch"]
     """
 
     def __init__(self) -> None:
@@ -198,7 +198,8 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         An epoch with ``validation_freq=Every(updates=500)`` may have several; its row has the values of the last one.
 
         Examples:
-            >>> pandas.DataFrame(history.validations).plot("update", "val_loss")
+            >>> history = model.fit(x, y, 20, 4, validation_data=(x, y), validation_freq=Every(updates=2), verbose=0)
+            >>> losses = [row["val_loss"] for row in history.validations]
         """
         places = self._validations.places
         return [
@@ -238,9 +239,15 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             monitor: The value to compare.
             mode: ``"min"``, ``"max"``, or ``"auto"`` for the mode of the metric.
 
+        Returns:
+            The values of the epoch by name, and its index as ``"epoch"``.
+
         Raises:
             KeyError: If the history has no such value.
             ValueError: If it was NaN in each epoch.
+
+        Examples:
+            >>> epoch = history.best("val_loss")["epoch"]
         """
         values, mode = self[monitor], find("mode", mode, {"auto": "auto", "min": "min", "max": "max"})
         if mode == "auto":
@@ -256,7 +263,14 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     @hide_internal_frames
     def to_frame(self) -> Any:
-        """Return a pandas frame with one row per epoch."""
+        """Return a pandas frame with one row per epoch.
+
+        Raises:
+            ImportError: If pandas is not installed.
+
+        Examples:
+            >>> frame = history.to_frame()
+        """
         try:
             import pandas
         except ImportError as error:
@@ -486,6 +500,12 @@ class Scores(ModelVerbs):
 
     Attributes:
         data: A description of the data that was measured.
+
+    Examples:
+        >>> scores = model.evaluate(x, y, verbose=0)
+        >>> loss, accuracy = scores
+        >>> scores["accuracy"] == scores.accuracy == accuracy
+        True
     """
 
     def __init__(self, values: dict[str, float], model: Model, data: str = "the given data") -> None:
@@ -529,11 +549,20 @@ class Scores(ModelVerbs):
         return ", ".join(f"{name} {value:{spec}}" for name, value in self.items()) if spec else str(self)
 
     def keys(self) -> list[str]:
-        """Return the names, the loss first."""
+        """Return the names, the loss first.
+
+        Examples:
+            >>> model.evaluate(x, y, verbose=0).keys()
+            ['loss', 'accuracy']
+        """
         return list(self._values)
 
     def items(self) -> list[tuple[str, float]]:
-        """Return names and values."""
+        """Return names and values.
+
+        Examples:
+            >>> values = dict(model.evaluate(x, y, verbose=0).items())
+        """
         return list(self._values.items())
 
     def __eq__(self, other: object) -> bool:
