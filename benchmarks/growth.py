@@ -253,7 +253,11 @@ def measure_processes(count: int, rounds: int) -> dict[str, Any]:
 
 
 def measure_all(args: Any) -> dict[str, Any]:
-    conditions = {"machine": get_processor(), "torch": torch.__version__, "clock": "wall" if args.pin is None else "CPU"}
+    conditions = {
+        "machine": get_processor(),
+        "torch": torch.__version__,
+        "clock": "wall" if args.pin is None else "CPU",
+    }
     results: dict[str, Any] = {"conditions": conditions, "points": {}}
     if args.json and args.json.exists():
         results = json.loads(args.json.read_text())
@@ -261,7 +265,9 @@ def measure_all(args: Any) -> dict[str, Any]:
         points = results["points"].setdefault(curve, {})
         counts = PROCESSES if curve == "processes" else CURVES[curve][2]
         for count in counts:
-            if (count > args.largest and curve != "processes") or points.get(str(count), {}).get("commit") == get_revision():
+            if (count > args.largest and curve != "processes") or points.get(str(count), {}).get(
+                "commit"
+            ) == get_revision():
                 continue
             if curve == "processes":
                 point = measure_processes(count, args.rounds)

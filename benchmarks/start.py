@@ -34,8 +34,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--task", help=argparse.SUPPRESS)  # of a process that this program starts
     options.add_argument("--folder", type=Path, default=Path(), help=argparse.SUPPRESS)
+    options.add_argument(
+        "--only", type=lambda text: text.split(","), default=[*TASKS][1:], help=", ".join([*TASKS][1:])
+    )
     options.add_argument("--rounds", type=int, default=5, help="measurements of each row")
-    options.add_argument("--width", type=int, default=4560, help="width of the 12 linear layers: 4560 for 1 GB of weights")
+    options.add_argument(
+        "--width", type=int, default=4560, help="width of the 12 linear layers: 4560 for 1 GB of weights"
+    )
     options.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the history")
     options.add_argument("--pin", type=int, metavar="CPU", help="run on this core only")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
@@ -59,11 +64,12 @@ def main() -> None:
 def measure_all(args: Any) -> dict[str, Any]:
     """Return the median seconds of each task, with torch and with easytorch."""
     compileall.compile_dir(ROOT / "easytorch", quiet=1)  # like an installed package
-    results: dict[str, Any] = {"machine": get_processor(), "easytorch": get_revision(), "seconds": {}}
+    sizes = {"epochs": args.epochs, "gigabytes": 4 * LAYERS * args.width * (args.width + 1) / 1e9}
+    results: dict[str, Any] = {"machine": get_processor(), "easytorch": get_revision(), **sizes, "seconds": {}}
     with tempfile.TemporaryDirectory() as folder:
         for preparation in ("history", "weights"):
             run_task(f"prepare:{preparation}", args, folder)
-        for name in (name for name in TASKS if name != "prepare"):
+        for name in args.only:
             seconds: dict[str, list[float]] = {who: [] for who in TASKS[name]}
             for _ in range(args.rounds):
                 for who, measured in seconds.items():
@@ -88,8 +94,14 @@ def print_results(results: dict[str, Any]) -> None:
     """Print the table."""
     rows = [["", "plain torch, s", "easytorch, s", "difference, s"]]
     for name, seconds in results["seconds"].items():
+        title = TITLES.get(name, name).format(**results)
         rows.append(
-            [name, f"{seconds['torch']:.3f}", f"{seconds['easytorch']:.3f}", f"{seconds['easytorch'] - seconds['torch']:+.3f}"]
+            [
+                title,
+                f"{seconds['torch']:.3f}",
+                f"{seconds['easytorch']:.3f}",
+                f"{seconds['easytorch'] - seconds['torch']:+.3f}",
+            ]
         )
     print(f"\n{results['machine']}; easytorch {results['easytorch']}.\n")
     print_table(rows)
@@ -312,15 +324,21 @@ def wait_between_epochs() -> Any:
     return LambdaCallback(on_epoch_begin=lambda epoch, logs: time.sleep(8.0 if epoch else 0.0))
 
 
+TITLES = {
+    "resume": "resume, with a history of {epochs:,} epochs",
+    "save": "save, {gigabytes:.2f} GB",
+    "load": "load, {gigabytes:.2f} GB",
+    "checkpoint": "wait of training for a checkpoint, {gigabytes:.2f} GB",
+}
 TASKS: dict[str, dict[str, Callable[[Any], float]]] = {
     "prepare": {"history": prepare_history, "weights": prepare_weights},
     "import": {"torch": import_torch, "easytorch": import_easytorch},
     "compile": {"torch": compile_torch, "easytorch": compile_easytorch},
     "first step": {"torch": step_with_torch, "easytorch": step_with_easytorch},
-    "resume after 10,000 epochs": {"torch": resume_with_torch, "easytorch": resume_with_easytorch},
-    "save 1 GB": {"torch": save_with_torch, "easytorch": save_with_easytorch},
-    "load 1 GB": {"torch": load_with_torch, "easytorch": load_with_easytorch},
-    "wait for a checkpoint of 1 GB": {"torch": save_with_torch, "easytorch": wait_with_easytorch},
+    "resume": {"torch": resume_with_torch, "easytorch": resume_with_easytorch},
+    "save": {"torch": save_with_torch, "easytorch": save_with_easytorch},
+    "load": {"torch": load_with_torch, "easytorch": load_with_easytorch},
+    "checkpoint": {"torch": save_with_torch, "easytorch": wait_with_easytorch},
 }
 
 

@@ -37,9 +37,15 @@ KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, SubsetRandomSampler, Weighte
 ALIGNMENT = 64
 
 
-def as_tensor_batches(loader: Any, *, shares_rows: bool = False) -> Any:
-    """Return the batches of ``loader`` as ``TensorBatches`` if its samples are in memory, otherwise ``loader``."""
-    if not _is_plain(loader) or type(loader.sampler) not in KNOWN_SAMPLERS:
+def as_tensor_batches(loader: Any, *, shares_rows: bool = False, pins: bool = False) -> Any:
+    """Return the batches of ``loader`` as ``TensorBatches`` if its samples are in memory, otherwise ``loader``.
+
+    Args:
+        loader: The loader.
+        shares_rows: See ``TensorBatches``.
+        pins: See ``TensorBatches``; so are the batches of a loader with ``pin_memory``.
+    """
+    if not _is_in_process(loader) or type(loader.sampler) not in KNOWN_SAMPLERS:
         return loader
     batch_sampler = loader.batch_sampler
     inner = batch_sampler.batch_sampler if isinstance(batch_sampler, ShardedBatchSampler) else batch_sampler
@@ -50,7 +56,10 @@ def as_tensor_batches(loader: Any, *, shares_rows: bool = False) -> Any:
     if getattr(loader.sampler, "generator", None) is torch.default_generator:
         return loader
     rows = _find_rows(loader.dataset)
-    return loader if rows is None or loader.collate_fn is not rows.collate else TensorBatches(loader, rows, shares_rows)
+    if rows is None or loader.collate_fn is not rows.collate:
+        return loader
+    pins = pins or (loader.pin_memory and torch.accelerator.is_available())
+    return TensorBatches(loader, rows, shares_rows=shares_rows, pins=pins)
 
 
 def is_known_order(sampler: Any) -> bool:
@@ -60,9 +69,9 @@ def is_known_order(sampler: Any) -> bool:
     return type(inner) in (*KNOWN_SAMPLERS, DistributedSampler)
 
 
-def _is_plain(loader: Any) -> bool:
+def _is_in_process(loader: Any) -> bool:
     """Return whether ``loader`` is a ``DataLoader`` of torch that works in this process."""
-    return type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
+    return type(loader) is DataLoader and not loader.num_workers
 
 
 class Rows(NamedTuple):
@@ -113,11 +122,12 @@ class TensorBatches:
         loader: A loader that ``as_tensor_batches`` accepts.
         rows: The tensors of its dataset.
         shares_rows: Whether batches in order may be views of the tensors. Otherwise they are copies.
+        pins: Whether batches on the CPU are in pinned memory, which an accelerator reads while the program continues.
     """
 
-    def __init__(self, loader: DataLoader[Any], rows: Rows, shares_rows: bool = False) -> None:
+    def __init__(self, loader: DataLoader[Any], rows: Rows, *, shares_rows: bool = False, pins: bool = False) -> None:
         self.loader: Any = loader
-        self.rows, self.shares_rows = rows, shares_rows
+        self.rows, self.shares_rows, self.pins = rows, shares_rows and not pins, pins
         self.bounds: Bounds = []
         self._known_checksum = (0, 0)  # of the first batches of this pass, and their number
         self.order = torch.empty(0, dtype=torch.int64)
@@ -154,9 +164,10 @@ class TensorBatches:
         in_order = type(self.loader.sampler) is SequentialSampler and rows.positions is None
         bounds = [(start, end) for start, end in self.bounds[used:] if end > start]
         if in_order:
-            yield from _share_rows(rows.tree, bounds) if self.shares_rows else _copy_rows(rows.tree, bounds)
+            read = _share_rows if self.shares_rows else _pin_rows if self.pins else _copy_rows
+            yield from read(rows.tree, bounds)
             return
-        take = _make_select(rows, self.order)
+        take = _make_select(rows, self.order, self.pins)
         for start, end in bounds:
             yield take(start, end)
 
@@ -193,6 +204,12 @@ def _copy_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
     """Yield copies of consecutive rows, so that a module can change its input in place."""
     for start, end in bounds:
         yield map_leaves(functools.partial(_copy, start, end), tree)
+
+
+def _pin_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
+    """Yield copies of consecutive rows in pinned memory."""
+    for start, end in bounds:
+        yield map_leaves(functools.partial(_pinned_copy, start, end), tree)
 
 
 def _share_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
@@ -232,6 +249,17 @@ def _copy(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
     return None if leaf is None else leaf[start:end].clone(memory_format=torch.contiguous_format)
 
 
+def _pinned_copy(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
+    if leaf is None or not leaf.is_cpu:
+        return _copy(start, end, leaf)
+    return new_pinned(end - start, leaf).copy_(leaf[start:end])
+
+
+def new_pinned(count: int, like: Tensor) -> Tensor:
+    """Return ``count`` uninitialized rows in pinned memory, with the shape and dtype of those of ``like``."""
+    return torch.empty((count, *like.shape[1:]), dtype=like.dtype, pin_memory=True)
+
+
 def _share(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
     """Return rows of ``leaf``; a copy unless they lie in memory as a copy would, with which kernels compute the same bits."""
     if leaf is None:
@@ -240,8 +268,8 @@ def _share(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
     return rows if rows.is_contiguous() and not rows.data_ptr() % ALIGNMENT else _copy(start, end, leaf)
 
 
-def _make_select(rows: Rows, order: Tensor) -> Callable[[int, int], Any]:
-    """Return a function that copies the rows between two places in ``order``."""
+def _make_select(rows: Rows, order: Tensor, pins: bool) -> Callable[[int, int], Any]:
+    """Return a function that copies the rows between two places in ``order``, to pinned memory if it ``pins``."""
     positions = order if rows.positions is None else rows.positions[order]
     is_negative = positions < 0
     if bool(is_negative.any()):
@@ -253,12 +281,25 @@ def _make_select(rows: Rows, order: Tensor) -> Callable[[int, int], Any]:
         indices = {device: positions[start:end] for device, positions in on_device.items()}
         return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, indices[leaf.device]), rows.tree)
 
-    return take
+    def take_pinned(start: int, end: int) -> Any:
+        indices = {device: positions[start:end] for device, positions in on_device.items()}
+        return map_leaves(functools.partial(_select_pinned, indices), rows.tree)
+
+    return take_pinned if pins else take
+
+
+def _select_pinned(indices: Mapping[torch.device, Tensor], leaf: Tensor | None) -> Tensor | None:
+    if leaf is None:
+        return None
+    rows = indices[leaf.device]
+    if not leaf.is_cpu or leaf.requires_grad:  # out= does not record gradients
+        return leaf.index_select(0, rows)
+    return torch.index_select(leaf, 0, rows, out=new_pinned(len(rows), leaf))
 
 
 def as_map_batches(loader: Any) -> Any:
     """Return the batches of ``loader`` as ``MapBatches`` if it is plain and map-style, otherwise ``loader``."""
-    if not _is_plain(loader) or loader.batch_sampler is None:
+    if not _is_in_process(loader) or loader.pin_memory or loader.batch_sampler is None:
         return loader
     return loader if isinstance(loader.dataset, (IterableDataset, MapDataPipe)) else MapBatches(loader)
 

@@ -18,8 +18,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from easytorch import Model
+from easytorch import Model, Strategy
 from easytorch.callbacks import LambdaCallback
+from easytorch.data import fast_loaders
 from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from tests.loops import blobs, hand_loop, mlp, same_weights, twins
 
@@ -155,6 +156,50 @@ def test_batches_that_a_module_changes_are_copies(change):
     before = rows.clone()
     assert not set(evaluate_rows(Recording(change), rows)) & set(range(40 * 16 * 4))
     assert torch.equal(rows, before)
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Let the CPU take the place of an accelerator, and return the tensors that would be in pinned memory."""
+    tensors = []
+
+    def new_pinned(count, like):
+        tensors.append(torch.empty((count, *like.shape[1:]), dtype=like.dtype))
+        return tensors[-1]
+
+    monkeypatch.setattr(fast_loaders, "new_pinned", new_pinned)
+    monkeypatch.setattr(Strategy, "pins_batches", True)
+    return tensors
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_for_an_accelerator_are_in_pinned_memory(pinned, shuffle):
+    received = []
+
+    class Watching(Model):
+        def train_step(self, batch):
+            received.extend(batch)
+            return super().train_step(batch)
+
+    model = Watching(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(DataLoader(ROWS, 8, shuffle=shuffle), validation_data=(X, Y), verbose=0)
+    assert received
+    assert {id(tensor) for tensor in received} <= {id(tensor) for tensor in pinned}
+
+
+def test_pinned_batches_have_the_same_rows(pinned):
+    for make in LOADERS.values():
+        torch.manual_seed(3)
+        batches = list(as_tensor_batches(make(), pins=True))
+        torch.manual_seed(3)
+        for batch, other in zip(batches, make(), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def test_loader_with_pin_memory_is_sliced():
+    batches = as_tensor_batches(DataLoader(ROWS, 8, pin_memory=True))
+    assert isinstance(batches, TensorBatches)
+    assert batches.pins == torch.accelerator.is_available()
 
 
 def test_rows_at_unaligned_addresses_are_copied():
