@@ -68,7 +68,7 @@ from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.phases import Phase, evaluate_steps
 from easytorch.training.results import History, Scores, forward_verbs
-from easytorch.training.session import fit_session, reporting_errors, update_session
+from easytorch.training.session import active_callbacks, fit_session, reporting_errors, update_session
 from easytorch.training.state import TrainState
 from easytorch.training.summary import format_model, print_summary
 from easytorch.training.validation import Validation
@@ -579,7 +579,7 @@ class Model:
         """
         return self._predict(
             x, targets=targets, batch_size=batch_size, steps=steps, to=to, verbose=verbose,
-            callbacks=[*as_callback_list(callbacks), WarnOnMisspelledEntry()],
+            callbacks=callbacks,
         )  # fmt: skip
 
     def predict_proba(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
@@ -647,7 +647,8 @@ class Model:
         data = x if targets else as_predict_data(x, self.signature, self.input_list_length)
         loader = predictions.warn_if_shuffled(as_loader(data, batch_size=batch_size))
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
-        callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, {"verbose": verbose})
+        active = [*collect_callbacks(callbacks, verbose), WarnOnMisspelledEntry()]
+        callback_list = CallbackList(active, self, {"verbose": verbose})
         session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
         with session, self.strategy.evaluating(), in_eval_mode(self.module), torch.no_grad(), collector:
             batches = self.strategy.batches(loader, steps)
@@ -833,9 +834,12 @@ class Model:
         self.require_optimizer("train_on_batch")
         batch = self._as_batch(x, y, sample_weight)
         call = self.strategy.group.call("train_on_batch")
-        with call, update_session(self, CallbackList([], self, {})), separate_metrics(self):
+        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        with call, update_session(self, checks), separate_metrics(self):
             window = Window([batch])
             window.functions = BatchFunctions(self.batch_size, self.unpack)
+            self.metrics.window = window
+            checks.on_train_batch_begin(0, {})
             self.update(window)
             self.state.step += 1
             return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
@@ -855,7 +859,8 @@ class Model:
         """
         self.require_compiled("test_on_batch")
         batch = self._as_batch(x, y, sample_weight)
-        with self.strategy.group.call("test_on_batch"):
+        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        with self.strategy.group.call("test_on_batch"), active_callbacks(self, checks):
             return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: DataLike) -> Any:
