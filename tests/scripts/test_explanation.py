@@ -129,7 +129,7 @@ def test_what_ends_saves_and_prints_is_named(tmp_path, monkeypatch):
     assert text["learning rate"] == "The learning rate is multiplied by 0.5 when val_loss has not improved for 1 epoch."
     assert "The model is saved to best.pt after each epoch that improves val_loss." in text["files"]
     assert re.search(r"complete state of the run is saved in \S*run", text["files"])
-    assert text["output"] == "One line per epoch shows loss, accuracy, the same with val_ and lr."
+    assert text["output"] == "One line per epoch shows loss, accuracy, the same of the validation and lr."
     assert "(10 samples, 20% of the data, always the same, with the same share of each class)" in text["validation"]
     assert list(tmp_path.iterdir()) == []
 
