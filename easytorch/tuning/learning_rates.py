@@ -268,15 +268,7 @@ def find_lr(
 
         scores = compare_rates(score, curve.best_rate, runs, start=curve.first_loss, lowest=curve.lowest_loss)
     names, can_assign = group_names(model.require_optimizer("find_lr")), _can_assign(model)
-    return LearningRates(
-        curve,
-        scores,
-        updates=count,
-        ratios=ratios,
-        names=names,
-        can_assign=can_assign,
-        has_schedule=bool(model.schedules),
-    )
+    return LearningRates(curve, scores, updates=count, ratios=ratios, names=names, can_assign=can_assign)
 
 
 def compare_rates(
