@@ -246,9 +246,9 @@ SEARCH = """(async query => {
     document.querySelector("#__search").checked = true
     input.focus()
     type("")
-    await until(() => !links().length, 30)
+    await until(() => !links().length, 10)
     type(query)
-    await until(() => links().length, 30)
+    await until(() => links().length, 10)
     return [...new Set(links().map(link => link.href.split(/[?#]/)[0]))]
 })"""
 QUERIES = {
