@@ -85,10 +85,11 @@ def _divide_search_index(site: Path) -> None:
         return  # the build of one language; that of all languages calls the hook again
     translated = {entry["location"].partition("#")[0] for entry in chinese}
     chinese += [entry for entry in english if entry["location"].partition("#")[0] not in translated]
-    languages = {"": (english, "en", ["en"]), "zh": (chinese, "zh", index["config"]["lang"])}
-    for folder, (entries, language, scripts) in languages.items():
+    # Single characters such as 不 are stop words, and are parts of words.
+    languages = {"": (english, "en", {"lang": ["en"]}), "zh": (chinese, "zh", {"pipeline": []})}
+    for folder, (entries, language, settings) in languages.items():
         (site / folder / "search").mkdir(parents=True, exist_ok=True)
-        config = index["config"] | {"lang": scripts}
+        config = index["config"] | settings
         config["fields"] |= {"keywords": config["fields"]["title"]}
         text = json.dumps({"config": config, "docs": _add_keywords(entries, language)})
         (site / folder / "search/search_index.json").write_text(text, encoding="utf-8")
