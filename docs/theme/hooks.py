@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 import error_index  # noqa: E402  # the folder of hooks is no package
+import keywords  # noqa: E402
 import notebooks  # noqa: E402
 
 PAGES: dict[str, dict[str, str]] = {}  # the line of each English page in llms.txt, by section and URL
@@ -80,12 +81,29 @@ def _divide_search_index(site: Path) -> None:
         if entry["location"].startswith("zh/")
     ]
     english = [entry for entry in index["docs"] if not entry["location"].startswith("zh/")]
+    if not english:
+        return  # the build of one language; that of all languages calls the hook again
     translated = {entry["location"].partition("#")[0] for entry in chinese}
     chinese += [entry for entry in english if entry["location"].partition("#")[0] not in translated]
-    (site / "zh/search").mkdir(parents=True, exist_ok=True)
-    (site / "zh/search/search_index.json").write_text(json.dumps(index | {"docs": chinese}), encoding="utf-8")
-    settings = index["config"] | {"lang": ["en"]}  # without the scripts of other languages
-    file.write_text(json.dumps({"config": settings, "docs": english}), encoding="utf-8")
+    languages = {"": (english, "en", ["en"]), "zh": (chinese, "zh", index["config"]["lang"])}
+    for folder, (entries, language, scripts) in languages.items():
+        (site / folder / "search").mkdir(parents=True, exist_ok=True)
+        config = index["config"] | {"lang": scripts}
+        config["fields"] |= {"keywords": config["fields"]["title"]}
+        text = json.dumps({"config": config, "docs": _add_keywords(entries, language)})
+        (site / folder / "search/search_index.json").write_text(text, encoding="utf-8")
+
+
+def _add_keywords(entries: list[dict[str, Any]], language: str) -> list[dict[str, Any]]:
+    """Add the words that a page is also found by, which the search does not show."""
+    pages = {re.sub(r"(^|/)index\.md$|\.md$", "/", page): words for page, words in keywords.KEYWORDS.items()}
+    missing = pages.keys() - {entry["location"] for entry in entries}
+    if missing:
+        raise ValueError(f"keywords.py lists pages that do not exist: {sorted(missing)}")
+    return [
+        entry | {"keywords": pages[entry["location"]][language == "zh"]} if entry["location"] in pages else entry
+        for entry in entries
+    ]
 
 
 def on_post_page(output: str, page: Any, **context: Any) -> str:
