@@ -48,7 +48,8 @@ def read(page: str) -> str:
 
 def sections(page: str) -> list[Section]:
     parts = re.split(r"^(#+) (.+)\n", FENCE.sub("", read(page)), flags=re.M)[1:]
-    found, anchors = [], Counter()
+    found: list[Section] = []
+    anchors: Counter[str] = Counter()
     for marks, heading, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         explicit = re.search(r"\{#([\w-]+)\}", heading)
         words = re.sub(r"[^\w\s-]", "", LINK.sub(lambda link: link[0][1:].partition("]")[0], heading).lower()).strip()
@@ -135,13 +136,6 @@ def test_chinese_punctuation_is_full_width_with_spaces(page):
     assert not found
 
 
-class Loader(pytest.importorskip("yaml").SafeLoader):  # type: ignore[misc]
-    """Loader that reads the tags of mkdocs as plain values."""
-
-
-Loader.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
-
-
 def titles(part: Any) -> list[str]:
     if isinstance(part, str):
         return []
@@ -151,8 +145,12 @@ def titles(part: Any) -> list[str]:
 
 
 def test_navigation_has_a_chinese_title_for_each_entry():
-    import yaml
+    yaml = pytest.importorskip("yaml")
 
+    class Loader(yaml.SafeLoader):
+        """Loader that reads the tags of mkdocs as plain values."""
+
+    Loader.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
     config = yaml.load(read("../mkdocs.yml"), Loader)
     i18n = next(plugin["i18n"] for plugin in config["plugins"] if "i18n" in plugin)
     chinese = next(language for language in i18n["languages"] if language["locale"] == "zh")["nav_translations"]
