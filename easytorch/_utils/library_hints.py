@@ -130,7 +130,7 @@ COMPILE_ARGUMENTS = {
 # Arguments of classes.
 OPTIONS = {
     "EarlyStopping.comp": "mode='min', or 'max'",
-    "EarlyStopping.reset_on_fit": "Not needed: each fit() starts anew",
+    "EarlyStopping.reset_on_fit": "Not needed: each fit() starts with a new count",
     "EarlyStopping.load_best": "restore_best_weights=True",
     "EarlyStopping.threshold": "min_delta=",
     "EarlyStopping.early_stopping_threshold": "min_delta=",

@@ -46,7 +46,7 @@ class Item(NamedTuple):
         """The function with the arguments."""
         return inspect.unwrap(self.value.__init__) if inspect.isclass(self.value) else inspect.unwrap(self.value)
 
-    @functools.cached_property
+    @property
     def sections(self) -> dict[str, str]:
         """The text of each section of the docstring; that before the first one has the empty name."""
         texts: dict[str, list[str]] = {"": []}
