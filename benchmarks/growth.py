@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -60,6 +61,11 @@ class Program:
     def timed_epochs(self) -> int:
         """The number of epochs at the end that are measured."""
         return max(1, self.epochs // 10)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether an epoch is a part of the data, and the next epoch continues there."""
+        return self.steps * BATCH < len(getattr(self.data, "dataset", ()))
 
 
 # The curves
@@ -151,10 +157,13 @@ def train_with_loop(program: Program) -> Iterator[int]:
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, fused=True)
     hooks = [Silent() for _ in range(program.callbacks)]
     module.train()
-    history = []
+    history: list[list[float]] = []
+    batches: Iterator[Any] = iter(())
     for epoch in range(program.epochs):
         total, sums = torch.zeros(()), [torch.zeros(()) for _ in program.metrics]
-        for step, (x, y) in enumerate(program.data):
+        if not program.is_part or not epoch:
+            batches = iter(program.data)
+        for step, (x, y) in enumerate(itertools.islice(batches, program.steps)):
             output = module(x)
             loss = criterion(output, y)
             loss.backward()
@@ -165,8 +174,6 @@ def train_with_loop(program: Program) -> Iterator[int]:
                 metric_sum += metric(output.detach(), y).mean()
             for hook in hooks:
                 hook.on_train_batch_end(step, {})
-            if step + 1 == program.steps:
-                break
         history.append([value.item() / program.steps for value in (total, *sums)])
         yield epoch
 
@@ -176,8 +183,7 @@ def train_with_fit(program: Program) -> Iterator[int]:
     model = Model(program.module, device="cpu").compile("sgd", "cross_entropy", metrics=program.metrics, lr=1e-3)
     clock = Clock()
     callbacks = [*(Silent() for _ in range(program.callbacks)), clock]
-    has_all = program.steps * BATCH >= len(getattr(program.data, "dataset", ()))
-    steps = None if has_all else program.steps
+    steps = program.steps if program.is_part else None
     model.fit(program.data, epochs=program.epochs, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
     yield from clock.ends
 
@@ -200,7 +206,7 @@ class Clock(Callback):
 
 
 def measure_point(curve: str, count: int, who: str, is_pinned: bool) -> dict[str, float]:
-    """Train in this process, and return the microseconds of a step, the seconds up to the first epoch's end and the memory."""
+    """Train in this process, and return the microseconds of a step, the seconds of the first epoch and the memory."""
     warm_up()
     program = CURVES[curve][1](count)
     gc.collect()
@@ -214,7 +220,7 @@ def measure_point(curve: str, count: int, who: str, is_pinned: bool) -> dict[str
     seconds = times[-1][kind] - times[-1 - program.timed_epochs][kind]
     return {
         "microseconds": 1e6 * seconds / program.timed_epochs / program.steps,
-        "total_seconds": times[-1][kind] - start[kind],
+        "first_seconds": times[1][kind] - start[kind],
         "memory_mb": (peak_rss() - before) / 2**20,
     }
 
@@ -296,11 +302,13 @@ def print_results(results: dict[str, Any]) -> None:
     print(f"\n{conditions['machine']}; torch {conditions['torch']}; easytorch {', '.join(sorted(commits))}.")
     for curve, points in results["points"].items():
         title = "processes" if curve == "processes" else CURVES[curve][0]
-        rows = [[title, "loop, µs", "fit, µs", "fit / loop", "loop, MB", "fit, MB"]]
+        rows = [[title, "loop, µs", "fit, µs", "fit / loop", "first epoch: loop, s", "fit, s", "loop, MB", "fit, MB"]]
         for count, point in points.items():
-            memory = [f"{point[who]['memory_mb']:.1f}" if "memory_mb" in point[who] else "" for who in ("loop", "fit")]
-            times = [f"{point[who]['microseconds']:,.0f}" for who in ("loop", "fit")]
-            rows.append([f"{int(count):,}", *times, f"{point['ratio']:.2f}", *memory])
+            times, first, memory = (
+                [format(point[who][key], kind) if key in point[who] else "" for who in ("loop", "fit")]
+                for key, kind in (("microseconds", ",.0f"), ("first_seconds", ".2f"), ("memory_mb", ",.1f"))
+            )
+            rows.append([f"{int(count):,}", *times, f"{point['ratio']:.2f}", *first, *memory])
         print(f"\n### {title[0].upper()}{title[1:]}\n")
         print_table(rows)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -128,7 +128,7 @@ class TensorBatches:
     def __init__(self, loader: DataLoader[Any], rows: Rows, *, shares_rows: bool = False, pins: bool = False) -> None:
         self.loader: Any = loader
         self.rows, self.shares_rows, self.pins = rows, shares_rows and not pins, pins
-        self.bounds: Bounds = []
+        self.bounds: Sequence[tuple[int, int]] = ()
         self._known_checksum = (0, 0)  # of the first batches of this pass, and their number
         self.order = torch.empty(0, dtype=torch.int64)
         self.start()
@@ -144,7 +144,7 @@ class TensorBatches:
         """Return the checksum of the first ``used`` batches: that of a ``ResumableSampler`` for the same order."""
         count, checksum = self._known_checksum if self._known_checksum[0] <= used else (0, 0)
         order = self.order.numpy()
-        for start, end in self.bounds[count:used]:
+        for start, end in map(self.bounds.__getitem__, range(count, used)):
             checksum = zlib.crc32(order[start:end].data, checksum)
         self._known_checksum = used, checksum
         return checksum
@@ -162,7 +162,8 @@ class TensorBatches:
         self.bounds, self._known_checksum = self._get_bounds(), (0, 0)
         used = self._skip()
         in_order = type(self.loader.sampler) is SequentialSampler and rows.positions is None
-        bounds = [(start, end) for start, end in self.bounds[used:] if end > start]
+        remaining = map(self.bounds.__getitem__, range(used, len(self.bounds)))
+        bounds = (bound for bound in remaining if bound[1] > bound[0])
         if in_order:
             read = _share_rows if self.shares_rows else _pin_rows if self.pins else _copy_rows
             yield from read(rows.tree, bounds)
@@ -171,18 +172,15 @@ class TensorBatches:
         for start, end in bounds:
             yield take(start, end)
 
-    def _get_bounds(self) -> Bounds:
+    def _get_bounds(self) -> Sequence[tuple[int, int]]:
         """Return where each batch of this rank starts and ends in the order."""
         batch_sampler, count = self.loader.batch_sampler, len(self.order)
-        size = batch_sampler.batch_size
-        bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
-        if self.loader.drop_last:
-            bounds = bounds[: count // size]
+        bounds = EvenBounds(count, batch_sampler.batch_size, self.loader.drop_last)
         if not isinstance(batch_sampler, ShardedBatchSampler):
             return bounds
         batch_sampler.check_order(self.order, len(bounds))
         batch_sampler.group.seed_per_rank()
-        return batch_sampler.select_bounds(bounds)
+        return batch_sampler.select_bounds(list(bounds))
 
     def _skip(self) -> int:
         """Return the number of batches to skip; raise a ``ResumeError`` if they have another order."""
@@ -195,24 +193,51 @@ class TensorBatches:
         return resume.batches_used
 
 
+class EvenBounds(Sequence[tuple[int, int]]):
+    """Where batches of one size start and end, computed when they are read, since data may have millions of them.
+
+    Args:
+        count: The number of samples.
+        size: The samples of a batch.
+        drop_last: Whether to leave out an incomplete last batch.
+    """
+
+    def __init__(self, count: int, size: int, drop_last: bool) -> None:
+        self.count, self.size = count, size
+        self.starts = range(0, count - size + 1 if drop_last else count, size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Bounds: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = self.starts[index]
+        return start, min(start + self.size, self.count)
+
+
 def draw_base_seed(loader: DataLoader[Any]) -> None:
     """Draw the seed that a ``DataLoader`` draws for its workers at the start of each pass, even without workers."""
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
 
 
-def _copy_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
+def _copy_rows(tree: Any, bounds: Iterator[tuple[int, int]]) -> Iterator[Any]:
     """Yield copies of consecutive rows, so that a module can change its input in place."""
     for start, end in bounds:
         yield map_leaves(functools.partial(_copy, start, end), tree)
 
 
-def _pin_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
+def _pin_rows(tree: Any, bounds: Iterator[tuple[int, int]]) -> Iterator[Any]:
     """Yield copies of consecutive rows in pinned memory."""
     for start, end in bounds:
         yield map_leaves(functools.partial(_pinned_copy, start, end), tree)
 
 
-def _share_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
+def _share_rows(tree: Any, bounds: Iterator[tuple[int, int]]) -> Iterator[Any]:
     """Yield consecutive rows without copies, unless the module changes its input in place.
 
     The first batch is a copy, which shows whether it does.
@@ -222,21 +247,23 @@ def _share_rows(tree: Any, bounds: Bounds) -> Iterator[Any]:
     """
     rows = [leaf for leaf in leaves(tree) if leaf is not None]
     # Tensors of the inference mode do not count their changes.
-    if torch.is_inference_mode_enabled() or any(leaf.is_inference() for leaf in rows) or not bounds:
+    if torch.is_inference_mode_enabled() or any(leaf.is_inference() for leaf in rows):
         yield from _copy_rows(tree, bounds)
         return
-    first = next(_copy_rows(tree, bounds[:1]))
+    start, end = next(bounds, (0, 0))
+    if end == start:
+        return
+    first = map_leaves(functools.partial(_copy, start, end), tree)
     yield first
     copies = [leaf for leaf in leaves(first) if leaf is not None]
-    start, end = bounds[0]
     if any(
         torch_private.version(copy) or not torch.equal(copy, leaf[start:end])
         for copy, leaf in zip(copies, rows, strict=True)
     ):
-        yield from _copy_rows(tree, bounds[1:])
+        yield from _copy_rows(tree, bounds)
         return
     versions = list(map(torch_private.version, rows))
-    for start, end in bounds[1:]:
+    for start, end in bounds:
         yield map_leaves(functools.partial(_share, start, end), tree)
         if list(map(torch_private.version, rows)) != versions:
             raise RuntimeError(
@@ -271,9 +298,8 @@ def _share(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
 def _make_select(rows: Rows, order: Tensor, pins: bool) -> Callable[[int, int], Any]:
     """Return a function that copies the rows between two places in ``order``, to pinned memory if it ``pins``."""
     positions = order if rows.positions is None else rows.positions[order]
-    is_negative = positions < 0
-    if bool(is_negative.any()):
-        positions = torch.where(is_negative, positions + len(next(leaves(rows.tree))), positions)
+    if len(positions) and positions.min() < 0:
+        positions = torch.where(positions < 0, positions + len(next(leaves(rows.tree))), positions)
     # On the device of each tensor, so that a step copies nothing.
     on_device = {leaf.device: positions.to(leaf.device) for leaf in leaves(rows.tree) if leaf is not None}
 
