@@ -17,6 +17,8 @@ Array = np.ndarray[Any, Any]
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # in percent
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
+# Above this area, the draws depend on whether a few samples are in them.
+HIGH_AREA = 0.9
 # Numbers that are drawn at a time, so that a bootstrap over many samples does not fill the memory.
 CHUNK = 5_000_000
 # Numbers that one bootstrap reads, which takes less than a minute; more samples and columns get fewer repeats.
@@ -251,8 +253,8 @@ def area_intervals(values: Array, drawn: Array, positives: Array, count: int) ->
     """Return AUC and average precision of each class, then both means, with normal intervals of their logits.
 
     Near 0 and 1 the draws are skewed, and percentiles contain the true value too rarely. The smallest step of an area from 0 or 1
-    depends on the number of samples of the class, and so does the variance of the average precision. The standard deviation of a
-    logit is at most that of a share of the rarer class, the interval of Boyd et al.
+    depends on the number of samples of the class, and so does the variance of the average precision. Above 0.9, the standard
+    deviation of a logit is at most that of a share of the rarer class, as in the interval of Boyd et al.
 
     Source: M. S. Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2, for the area below the ROC curve; K. Boyd,
     K. H. Eng and C. D. Page, Area under the precision-recall curve: point estimates and confidence intervals, 2013.
@@ -272,6 +274,6 @@ def area_intervals(values: Array, drawn: Array, positives: Array, count: int) ->
     rarer = np.maximum(np.minimum(members, count - members), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         limits = 1 / np.sqrt(np.r_[rarer, members, np.nan, np.nan] * values * (1 - values))
-    limits = np.where(np.isfinite(limits), limits, np.inf)
+    limits = np.where((values > HIGH_AREA) & np.isfinite(limits), limits, np.inf)
     scales = [Scale.SHARE] * len(values)
     return normal_intervals(values, drawn, scales, count, factors=factors, edges=edges, limits=limits)
