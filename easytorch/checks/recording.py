@@ -188,10 +188,8 @@ class Recorder(TorchFunctionMode):
             # A narrow layer between two wide ones limits the rank, and has a meaning.
             is_wide = first.out_features >= min(first.in_features, layer.out_features)
             return is_wide and (are_neighbors or not source.is_normalized)
-        if not isinstance(layer, CONVOLUTIONS) or not isinstance(first, type(layer)):
-            return False
         # Separable and pointwise convolutions need no function between them, nor those whose values a sum reads too.
-        return are_neighbors and all(part.groups == 1 and max(part.kernel_size) > 1 for part in (layer, first))
+        return are_neighbors and type(layer) is type(first) and _is_full(layer) and _is_full(first)
 
     def _are_in_one_sequence(self, first: str, second: str) -> bool:
         """Return whether two layers are in the same ``nn.Sequential``, so that nothing else reads the values between them."""
@@ -241,6 +239,11 @@ class Recorder(TorchFunctionMode):
         is_over_samples = dim in (0, -result.ndim) and result.ndim > 1 and len(result) == self.batch_size
         if is_over_samples and result.requires_grad:
             self.recording.batch_softmaxes.append(self._layer)
+
+
+def _is_full(layer: nn.Module) -> bool:
+    """Return whether a layer is a convolution over several pixels and all channels."""
+    return isinstance(layer, CONVOLUTIONS) and layer.groups == 1 and max(layer.kernel_size) > 1
 
 
 Observer = Callable[[Recorder, Tensor, Any, Any], None]

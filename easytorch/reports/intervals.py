@@ -17,6 +17,8 @@ Array = np.ndarray[Any, Any]
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # in percent
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
+# Above this area, the draws depend on whether a few samples are in them.
+HIGH_AREA = 0.9
 # Numbers that are drawn at a time, so that a bootstrap over many samples does not fill the memory.
 CHUNK = 5_000_000
 # Numbers that one bootstrap reads, which takes less than a minute; more samples and columns get fewer repeats.
@@ -185,6 +187,7 @@ def normal_intervals(
     *,
     factors: Array | None = None,
     edges: Array | None = None,
+    limits: Array | None = None,
 ) -> list[Estimate]:
     """Return values with normal intervals on their scales, minus the bias that the draws show.
 
@@ -197,12 +200,15 @@ def normal_intervals(
         count: The number of samples.
         factors: The half width of each interval in standard deviations of the draws; None for that of ``count`` samples.
         edges: How near a share of a draw may be to 0 and 1, of each value; None for half of a sample.
+        limits: The largest standard deviation of the draws, on the scale of each value. Draws that exceed it depend on single
+            samples, and tell nothing about the bias; None for no limit.
     """
     if factors is None:
         factors = np.full(len(values), stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt(count / (count - 1)))
     edges = np.full(len(values), 0.5 / count) if edges is None else edges
+    limits = np.full(len(values), np.inf) if limits is None else limits
     estimates = []
-    for value, draws, scale, factor, edge in zip(values, drawn.T, scales, factors, edges, strict=True):
+    for value, draws, scale, factor, edge, limit in zip(values, drawn.T, scales, factors, edges, limits, strict=True):
         draws = draws[~np.isnan(draws)]
         if np.isnan(value) or len(draws) < 2 or (scale is Scale.SHARE and value in (0, 1)):
             estimates.append(Estimate(float(value)))
@@ -214,9 +220,12 @@ def normal_intervals(
             to, back = FUNCTIONS[scale]
             if scale is Scale.SHARE:
                 value, draws = np.clip(value, edge, 1 - edge), np.clip(draws, edge, 1 - edge)
-            estimates.append(
-                Estimate(float(value), *(back(end) for end in _interval(to(value), to(draws), factor)[1:]))
-            )
+            center, draws = float(to(value)), to(draws)
+            if draws.std(ddof=1) > limit:
+                ends = Estimate(center, center - factor * limit, center + factor * limit)
+            else:
+                ends = _interval(center, draws, factor)
+            estimates.append(Estimate(float(value), back(ends.low), back(ends.high)))
     return [Estimate(float(value), *each[1:]) for value, each in zip(values, estimates, strict=True)]
 
 
@@ -244,7 +253,8 @@ def area_intervals(values: Array, drawn: Array, positives: Array, count: int) ->
     """Return AUC and average precision of each class, then both means, with normal intervals of their logits.
 
     Near 0 and 1 the draws are skewed, and percentiles contain the true value too rarely. The smallest step of an area from 0 or 1
-    depends on the number of samples of the class, and so does the variance of the average precision.
+    depends on the number of samples of the class, and so does the variance of the average precision. Above 0.9, the standard
+    deviation of a logit is at most that of a share of the rarer class, as in the interval of Boyd et al.
 
     Source: M. S. Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2, for the area below the ROC curve; K. Boyd,
     K. H. Eng and C. D. Page, Area under the precision-recall curve: point estimates and confidence intervals, 2013.
@@ -261,4 +271,9 @@ def area_intervals(values: Array, drawn: Array, positives: Array, count: int) ->
     edges = np.r_[auc_edges, precision_edges, auc_edges.mean(), precision_edges.mean()]
     spread = np.sqrt(members / np.maximum(members - 1, 1))
     factors = Z * np.r_[np.ones(len(members)), spread, 1, math.sqrt(count / (count - 1))]
-    return normal_intervals(values, drawn, [Scale.SHARE] * len(values), count, factors=factors, edges=edges)
+    rarer = np.maximum(np.minimum(members, count - members), 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        limits = 1 / np.sqrt(np.r_[rarer, members, np.nan, np.nan] * values * (1 - values))
+    limits = np.where((values > HIGH_AREA) & np.isfinite(limits), limits, np.inf)
+    scales = [Scale.SHARE] * len(values)
+    return normal_intervals(values, drawn, scales, count, factors=factors, edges=edges, limits=limits)
