@@ -46,8 +46,10 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
     """
     paths = list_checkpoints(folder)
     if not paths:
+        other = min(map(str, to_location(folder).glob("*.pt")), default=None)
         raise FileNotFoundError(
             f"There is no checkpoint in {str(folder)!r}: expected a file named like {step_path(folder, 123).name!r}."
+            f"{'' if other is None else f' Pass a file: {other!r}.'}"
         )
     errors: list[FileError] = []
     for path in paths:
