@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from easytorch.diagnostics.data_errors import add_batch_dimension_advice, collate_error
+from easytorch.diagnostics.data_errors import add_batch_dimension_advice, collate_error, detection_error
 from easytorch.diagnostics.frames import Failure
 from easytorch.diagnostics.layer_errors import (
     dict_error,
@@ -32,6 +32,12 @@ from easytorch.diagnostics.loss_errors import (
     metric_error,
     optimizer_error,
 )
+from easytorch.diagnostics.module_loss_errors import (
+    decoder_input_error,
+    module_loss_error,
+    text_length_error,
+    vocabulary_error,
+)
 from easytorch.diagnostics.table_errors import (
     null_error,
     plain_rows_error,
@@ -47,11 +53,15 @@ RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     table_error,
     plain_rows_error,
     collate_error,
+    detection_error,
     evaluation_error,
     missing_forward_error,
     missing_label_error,
     dict_error,
     text_error,
+    decoder_input_error,
+    vocabulary_error,
+    module_loss_error,
     swapped_error,
     layer_error,
     forward_error,
@@ -88,6 +98,9 @@ def explain(failure: Failure) -> Exception | None:
     """Return an error that explains ``failure``, None if no rule applies."""
     if isinstance(failure.error, (torch.OutOfMemoryError, RankError)) or is_connection_error(failure.error):
         return None
+    too_long = text_length_error(failure)
+    if too_long is not None:  # torch's reason is a dimension, but no sample lacks one
+        return too_long
     explanations = (rule(failure) for rule in RULES)
     explanation = next((error for error in explanations if error is not None), None)
     return add_batch_dimension_advice(failure, explanation)
