@@ -49,7 +49,10 @@ KEYWORDS = {
         "学习率 预热 梯度累积 梯度裁剪 冻结",
     ),
     "how-to/predictions.md": ("inference", "预测 推理 阈值"),
-    "how-to/runs.md": ("seed reproducible reproduce run early stopping best weights", "早停 检查点 断点续训 可复现 回调 超参数"),
+    "how-to/runs.md": (
+        "seed reproducible reproduce run early stopping best weights",
+        "早停 检查点 断点续训 可复现 回调 超参数",
+    ),
     "how-to/scale.md": ("cuda oom", "显存不足 混合精度 多卡 导出 加速"),
     "performance.md": ("benchmark", "速度 对比 基准"),
     "tutorials/autoencoder.md": ("", "自编码器"),
