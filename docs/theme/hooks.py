@@ -75,20 +75,21 @@ def _divide_search_index(site: Path) -> None:
     """Search each language in its pages. Pages without a translation are found in English, and stay in the Chinese site."""
     file = site / "search/search_index.json"
     index = json.loads(file.read_text(encoding="utf-8"))
-    chinese = [
-        entry | {"location": entry["location"].removeprefix("zh/")}
-        for entry in index["docs"]
-        if entry["location"].startswith("zh/")
-    ]
     english = [entry for entry in index["docs"] if not entry["location"].startswith("zh/")]
     if not english:
         return  # the build of one language; that of all languages calls the hook again
-    translated = {entry["location"].partition("#")[0] for entry in chinese}
-    chinese += [entry for entry in english if entry["location"].partition("#")[0] not in translated]
-    languages = {"": (english, "en", ["en"]), "zh": (chinese, "zh", index["config"]["lang"])}
-    for folder, (entries, language, scripts) in languages.items():
+    pages = {path.relative_to(ROOT / "docs/zh").as_posix() for path in (ROOT / "docs/zh").rglob("*.md")}
+    translated = {re.sub(r"(^|(?<=/))index\.md$", "", page).replace(".md", "/") for page in pages}
+    chinese = []
+    for entry in index["docs"]:
+        location = entry["location"].removeprefix("zh/")
+        if (location.partition("#")[0] in translated) == entry["location"].startswith("zh/"):
+            chinese.append(entry | {"location": location})
+    # Single characters such as 不 are stop words, and are parts of words.
+    languages = {"": (english, "en", {"lang": ["en"]}), "zh": (chinese, "zh", {"pipeline": []})}
+    for folder, (entries, language, settings) in languages.items():
         (site / folder / "search").mkdir(parents=True, exist_ok=True)
-        config = index["config"] | {"lang": scripts}
+        config = index["config"] | settings
         config["fields"] |= {"keywords": config["fields"]["title"]}
         text = json.dumps({"config": config, "docs": _add_keywords(entries, language)})
         (site / folder / "search/search_index.json").write_text(text, encoding="utf-8")

@@ -246,9 +246,9 @@ SEARCH = """(async query => {
     document.querySelector("#__search").checked = true
     input.focus()
     type("")
-    await until(() => !links().length, 30)
+    await until(() => !links().length, 10)
     type(query)
-    await until(() => links().length, 30)
+    await until(() => links().length, 10)
     return [...new Set(links().map(link => link.href.split(/[?#]/)[0]))]
 })"""
 QUERIES = {
@@ -302,6 +302,16 @@ QUERIES = {
     "keras": "coming-from-keras/",
     "lightning": "coming-from-lightning/",
     "install": "get-started/",
+    # Tasks of newcomers
+    "train on my CSV": "how-to/data/",
+    "continue after a crash": "guides/resume/",
+    "use two GPUs": "guides/many-processes/",
+    "log to MLflow": "guides/trackers/",
+    "what does this error mean": "guides/errors/",
+    "stop early and keep the best weights": "how-to/runs/",
+    "unbalanced classes": "tutorials/datasets/",
+    "export to ONNX": "guides/export/",
+    "reproduce a run": "how-to/runs/",
 }
 CHINESE_QUERIES = {
     "训练": "zh/tutorials/seven-cells/",
