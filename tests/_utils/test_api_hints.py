@@ -182,7 +182,7 @@ def test_a_missing_call_of_super_init_is_reported():
         def __init__(self, module):
             self.net = module
 
-    with pytest.raises(AttributeError, match=r"its __init__ does not call super\(\).__init__\(module\)"):
+    with pytest.raises(AttributeError, match=r"Call super\(\).__init__\(module\) in the first line"):
         ModelWithoutSuper(mlp()).compile("sgd", "mse")
 
 

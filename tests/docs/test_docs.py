@@ -263,11 +263,22 @@ def error_index():
     return module
 
 
-def test_error_index_has_every_section_and_600_messages(error_index):
+def test_error_index_has_every_section_and_700_messages(error_index):
     sections = error_index.collect()
-    assert sum(map(len, sections.values())) >= 600
+    assert sum(map(len, sections.values())) >= 700
     assert set(error_index.SECTIONS.values()) - set(sections) <= {"Other"}
-    assert all(message.problem for messages in sections.values() for message in messages)
+
+
+def test_error_index_has_kind_problem_and_fix_of_each_message(error_index):
+    incomplete = [message for messages in error_index.collect().values() for message in messages if not all(message)]
+    assert not incomplete, "An error states the fix after the problem: 'Expected x, received y. Pass z.'"
+
+
+def test_error_index_has_installation_and_returned_messages(error_index):
+    messages = {message for section in error_index.collect().values() for message in section}
+    assert ("ImportError", "LivePlot needs matplotlib", "pip install matplotlib") in messages
+    kinds = {message.problem.partition(" ")[0]: message.kind for message in messages}
+    assert kinds["⟨name⟩=⟨value⟩"] == "ValueError"  # returned by a function, and raised by another one
 
 
 def test_error_index_has_the_messages_of_real_errors(error_index):

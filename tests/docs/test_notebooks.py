@@ -100,7 +100,7 @@ def test_colab_opens_the_branch_that_the_workflow_writes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["time-series", "tensors-to-network", "text-classification"])
+@pytest.mark.parametrize("name", ["tensor-shapes", "time-series", "text-classification"])
 def test_a_notebook_runs_in_a_kernel(name, tmp_path):
     """These need no download, and are the quickest. The programs of the others run in other tests."""
     nbclient = pytest.importorskip("nbclient")

@@ -154,5 +154,14 @@ def test_navigation_has_a_chinese_title_for_each_entry():
     config = yaml.load(read("../mkdocs.yml"), Loader)
     i18n = next(plugin["i18n"] for plugin in config["plugins"] if "i18n" in plugin)
     chinese = next(language for language in i18n["languages"] if language["locale"] == "zh")["nav_translations"]
-    names = {"Keras", "Lightning", "scikit-learn", "Model", "Strategy"}  # which are the same in Chinese
+    names = {
+        "Keras",
+        "Lightning",
+        "fastai",
+        "skorch",
+        "Hugging Face Trainer",
+        "scikit-learn",
+        "Model",
+        "Strategy",
+    }  # which are the same in Chinese
     assert set(titles(config["nav"])) - names == set(chinese)
