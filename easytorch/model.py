@@ -622,7 +622,6 @@ class Model:
         Examples:
             >>> history = model.fit(x[:3], ["cat", "dog", "cat"], verbose=0)
             >>> names = model.predict_classes(x, verbose=0)
-            array(['cat', 'dog', 'cat'], dtype='<U3')
         """
         self._require_arguments("predict_classes", FOR_PREDICTION)
         find_classes = functools.partial(self.loss.classes, threshold=threshold)
