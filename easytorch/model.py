@@ -68,7 +68,7 @@ from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.phases import Phase, evaluate_steps
 from easytorch.training.results import History, Scores, forward_verbs
-from easytorch.training.session import fit_session, reporting_errors, update_session
+from easytorch.training.session import active_callbacks, fit_session, reporting_errors, update_session
 from easytorch.training.state import TrainState
 from easytorch.training.summary import format_model, print_summary
 from easytorch.training.validation import Validation
@@ -131,6 +131,14 @@ class Model:
         >>> net = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 3))
         >>> model = Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
         >>> model.fit(train_loader, epochs=5, validation_data=val_loader)
+
+        A custom training step:
+
+        >>> class CustomModel(Model):
+        ...     def train_step(self, batch):
+        ...         x, y, _ = self.unpack(batch)
+        ...         y_pred = self(x)
+        ...         return {"loss": self.loss(y_pred, y), "mean_output": y_pred.mean()}
     """
 
     def __init__(self, module: nn.Module, device: DeviceLike = "auto") -> None:
@@ -271,17 +279,7 @@ class Model:
         """Pass once over the training data, and return the means over all samples of all ranks.
 
         Args:
-            train_data: The windows of batches of an epoch, one for each update.
-
-        Returns:
-            The means by name.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def train_epoch(self, train_data):
-            ...         logs = super().train_epoch(train_data)
-            ...         return logs | {"epoch_is_even": float(self.state.epoch % 2 == 0)}
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+            train_data: The windows of batches, one for each update.
         """
         state, metrics, callbacks = self.state, self.metrics, self.callbacks
         update = callbacks.wrap_update(self.update)  # self.update, unless a callback repeats it
@@ -297,19 +295,7 @@ class Model:
         return to_floats(self.strategy.merge_metrics(metrics).compute())
 
     def update(self, window: Window) -> None:
-        """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch.
-
-        Args:
-            window: The batches of one update.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         super().update(window)
-            ...         for parameter in self.module.parameters():
-            ...             parameter.data.clamp_(-1, 1)
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
-        """
+        """Update the weights once, by the gradients of all batches in ``window``, as if they were one batch."""
         strategy = self.strategy  # The comments describe each call on one device in fp32.
         for phase in self.phases:  # one, unless each of several optimizers has a step
             strategy.run_closure(self._compute_gradients, window, phase)  # self._compute_gradients(window, phase)
@@ -330,21 +316,9 @@ class Model:
         strategy.clip(phase.optimizer, self.clip_grad_norm, self.clip_grad_value)  # clip_grad_norm_(...)
 
     def train_step(self, batch: Any) -> dict[str, Any]:
-        """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged.
-
-        Args:
-            batch: A batch of the data, on the device.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def train_step(self, batch):
-            ...         inputs, targets, _ = self.unpack(batch)
-            ...         outputs = self(inputs)
-            ...         return {"loss": self.loss(outputs, targets), "mean_output": outputs.mean()}
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
-        """
+        """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
         x, y, sample_weight = self.unpack(batch)
-        y_pred = self(self.loss.inputs(x, y, batch, self.signature))  # self(x), unless the module needs y for its loss
+        y_pred = self(self.loss.inputs(x, y, batch))  # self(x), or with y if the module computes the loss
         self.metrics.update(y_pred, y, sample_weight, batch)
         return self.loss.terms(y_pred, y, sample_weight, batch)  # {"loss": ...}; with several outputs, the loss of each
 
@@ -385,18 +359,7 @@ class Model:
         return scores
 
     def test_step(self, batch: Any) -> dict[str, Any]:
-        """Return the loss of ``batch`` and other values to log; by default what ``train_step`` returns.
-
-        Args:
-            batch: A batch of the data, on the device.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def test_step(self, batch):
-            ...         inputs, targets, _ = self.unpack(batch)
-            ...         return {"loss": self.loss(self(inputs), targets)}
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
-        """
+        """Return the loss of ``batch`` and other values to log; by default what ``train_step`` returns."""
         return evaluate_steps(self, batch)
 
     def evaluate(
@@ -579,7 +542,7 @@ class Model:
         """
         return self._predict(
             x, targets=targets, batch_size=batch_size, steps=steps, to=to, verbose=verbose,
-            callbacks=[*as_callback_list(callbacks), WarnOnMisspelledEntry()],
+            callbacks=callbacks,
         )  # fmt: skip
 
     def predict_proba(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
@@ -646,7 +609,8 @@ class Model:
         data = x if targets else as_predict_data(x, self.signature, self.input_list_length)
         loader = predictions.warn_if_shuffled(as_loader(data, batch_size=batch_size))
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
-        callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, {"verbose": verbose})
+        active = [*collect_callbacks(callbacks, verbose), WarnOnMisspelledEntry()]
+        callback_list = CallbackList(active, self, {"verbose": verbose})
         session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
         with session, self.strategy.evaluating(), in_eval_mode(self.module), torch.no_grad(), collector:
             batches = self.strategy.batches(loader, steps)
@@ -832,9 +796,12 @@ class Model:
         self.require_optimizer("train_on_batch")
         batch = self._as_batch(x, y, sample_weight)
         call = self.strategy.group.call("train_on_batch")
-        with call, update_session(self, CallbackList([], self, {})), separate_metrics(self):
+        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        with call, update_session(self, checks), separate_metrics(self):
             window = Window([batch])
             window.functions = BatchFunctions(self.batch_size, self.unpack)
+            self.metrics.window = window
+            checks.on_train_batch_begin(0, {})
             self.update(window)
             self.state.step += 1
             return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
@@ -854,7 +821,8 @@ class Model:
         """
         self.require_compiled("test_on_batch")
         batch = self._as_batch(x, y, sample_weight)
-        with self.strategy.group.call("test_on_batch"):
+        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        with self.strategy.group.call("test_on_batch"), active_callbacks(self, checks):
             return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: DataLike) -> Any:

@@ -516,16 +516,16 @@ CALLBACK_HINTS = {
     "Checkpoint": "ModelCheckpoint(filepath)",
 }
 
-# Techniques of fastai, composer and Keras that need no class here; docs/guides/recipes.md has a program for each.
+# Techniques of fastai, composer and Keras that need no class here; docs/how-to/techniques.md has a program for each.
 RECIPE_HINTS = {
-    "MixUp": "a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
-    "CutMix": "a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
+    "MixUp": "a collate_fn of the DataLoader that mixes a batch; see the how-to 'Training techniques'",
+    "CutMix": "a collate_fn of the DataLoader that mixes a batch; see the how-to 'Training techniques'",
     "RandomErasing": "torchvision.transforms.v2.RandomErasing() in the dataset",
     "LabelSmoothing": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing=0.1))",
     "LabelSmoothingCrossEntropy": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing=0.1))",
-    "GradientNoise": "a callback with on_before_optimizer_step; see the guide 'Recipes'",
-    "MCDropoutCallback": "a custom predict_step(self, batch); see the guide 'Recipes'",
-    "NTXentLoss": "a custom train_step(self, batch) with two views; see the guide 'Recipes'",
+    "GradientNoise": "a callback with on_before_optimizer_step; see the how-to 'Training techniques'",
+    "MCDropoutCallback": "a custom predict_step(self, batch); see the how-to 'Training techniques'",
+    "NTXentLoss": "a custom train_step(self, batch) with two views; see the how-to 'Training techniques'",
 }
 CALLBACK_HINTS |= RECIPE_HINTS
 PACKAGE_HINTS |= RECIPE_HINTS

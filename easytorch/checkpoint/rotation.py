@@ -46,9 +46,10 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
     """
     paths = list_checkpoints(folder)
     if not paths:
+        other = min(map(str, to_location(folder).glob("*.pt")), default=None)
+        fix = "the folder of fit(resume=folder) or BackupAndRestore(folder)" if other is None else f"a file: {other!r}"
         raise FileNotFoundError(
-            f"There is no checkpoint in {str(folder)!r}. Expected a file named like {step_path(folder, 123).name!r}: pass the "
-            "folder of fit(resume=folder) or BackupAndRestore(folder)."
+            f"There is no checkpoint in {str(folder)!r}. Expected a file named like {step_path(folder, 123).name!r}: pass {fix}."
         )
     errors: list[FileError] = []
     for path in paths:

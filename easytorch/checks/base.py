@@ -113,10 +113,10 @@ def info(message: str, value: Any = None, fix: str = "") -> Finding:
     return Finding("info", message, fix, value=value)
 
 
-# What the sentence with the fix starts with, in the messages of this package.
+# What the sentence with the fix starts with, in the messages of this package: "Use ...", "For two classes, use ...".
 IMPERATIVES = re.compile(
-    r"(?<=\. )(?:Add|Change|Check|Convert|Divide|End|Freeze|Give|If|Keep|Let|Look|Override|Pad|Pass|Put|Remove|Renumber|Replace|"
-    r"Return|Scale|Set|Use)\b"
+    r"(?<=\. )(?:(?:Add|Change|Check|Convert|Divide|End|Freeze|Give|If|Keep|Let|Look|Override|Pad|Pass|Put|Remove|Renumber|"
+    r"Replace|Return|Scale|Set|Use)\b|(?:For|To) [^.,]+, (?:add|give|pass|use)\b|[^.:]+: (?:pass|use)\b)"
 )
 
 

@@ -88,6 +88,12 @@ class Samples:
             if part.ndim in (4, 5) and not part.is_complex():
                 yield name, part
 
+    def series(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the values ``[N, steps, columns]`` of each input with several rows of numbers per sample."""
+        for name, part in self.x.items():
+            if part.ndim == 3 and part.is_floating_point() and len(part) > 1:
+                yield name, part
+
     def column(self, name: str, index: int) -> str:
         """Return how to call a column of the input ``name``.
 
@@ -135,8 +141,13 @@ def read_samples(
     if not _is_plain(loader):
         samples.in_order = y  # of the first batches, which were read as fit reads them
     elif _is_sequential(loader):
-        samples.in_order = labels or (y if tree is not None else {})
+        samples.in_order = labels or (y if indices is None else _sort_rows(y, indices))
     return samples
+
+
+def _sort_rows(parts: Parts, indices: Tensor) -> Parts:
+    """Return rows, which belong to the first of ``indices``, by increasing index."""
+    return {name: part[indices[: len(part)].argsort()] for name, part in parts.items()}
 
 
 def as_parts(tree: Any) -> Parts:

@@ -174,7 +174,8 @@ class Estimator(BaseEstimator):
         """Train a new module, and return the estimator.
 
         Args:
-            X: Features, ``[N, features]`` or ``[N, ...]``: an array, a frame, or nested lists.
+            X: Features, ``[N, features]`` or ``[N, ...]``: an array, a frame, nested lists, or a sparse matrix, of which only the
+                rows of a batch become dense.
             y: Targets.
             sample_weight: One weight per sample. Only ratios of weights matter: their mean is set to 1.
             validation_data: ``(X, y)`` to evaluate after each epoch, for early stopping and ``history_``.
@@ -226,7 +227,7 @@ class Estimator(BaseEstimator):
             )
         x, y = validate_data(
             self, x, y, reset=is_new, dtype=self._feature_dtype(), allow_nd=True, multi_output=True, y_numeric=False,
-            ensure_min_samples=1,
+            ensure_min_samples=1, accept_sparse="csr",
         )  # fmt: skip
         return x, self._read_targets(y, is_new, classes)
 
@@ -319,13 +320,18 @@ class Estimator(BaseEstimator):
         """Raise a ``ValueError`` unless the ``outputs`` for one sample are as many as the loss needs."""
         raise NotImplementedError
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     # Prediction
 
     def _outputs(self, x: Any) -> Tensor:
         """Return the outputs for features of the user."""
         check_is_fitted(self, "model_")
         _check_is_array(x)
-        inputs = validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True)
+        inputs = validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True, accept_sparse="csr")
         return _run(self.model_, inputs, self.model_.loss)
 
     def _loss_argument(self) -> Any:
@@ -804,7 +810,7 @@ def _check_labels(y: Array) -> None:
 
 def _check_is_array(x: Any) -> None:
     """Raise a ``TypeError`` if ``x`` is data that scikit-learn cannot index."""
-    is_sparse = hasattr(x, "toarray")  # which scikit-learn refuses
+    is_sparse = hasattr(x, "toarray")
     if isinstance(x, (DataLoader, Dataset, Mapping)) and not is_sparse:
         raise TypeError(
             f"An estimator of scikit-learn takes arrays and frames, received a {type(x).__name__}. Pass X and y as arrays, or "

@@ -82,12 +82,17 @@ class Report:
 
     def score(self, members: Array) -> Estimate:
         """Return the score of the samples ``members``, ``[N]`` of booleans."""
-        from easytorch.reports.intervals import proportion
+        from easytorch.reports.intervals import Scale, proportion
 
         scores = self.scores()[members]
         if scores.dtype == bool:
             return proportion(scores.sum(), len(scores))
-        return self.bootstrap.of_samples(lambda weights: (weights @ scores / weights.sum(1))[:, None], len(scores))[0]
+
+        def measure(weights: Array) -> Array:
+            means: Array = (weights @ scores / weights.sum(1))[:, None]
+            return means
+
+        return self.bootstrap.of_samples(measure, len(scores), [Scale.POSITIVE])[0]
 
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return the rows of the table of worst samples."""

@@ -553,7 +553,12 @@ class Strategy(HelpfulInit):
 
     def batches(self, loader: DataLike, steps: int | None = None) -> EvalIterator:
         """Return this rank's batches of ``loader`` for evaluation or prediction: all, or the first ``steps``."""
-        return EvalIterator(loader, steps, self.group)
+        return EvalIterator(loader, steps, self.group, pins=self.pins_batches)
+
+    @property
+    def pins_batches(self) -> bool:
+        """Whether batches of data in memory are in pinned memory, which the device reads while the program continues."""
+        return self.device.type == "cuda"
 
     def merge_metrics(self, metrics: MetricCollection) -> MetricCollection:
         """Return the metrics over the samples of all ranks."""

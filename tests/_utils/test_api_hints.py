@@ -96,7 +96,7 @@ def test_suggested_arguments_exist():
         ),
         (
             lambda: easytorch.callbacks.CutMix(),
-            "Use a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
+            "Use a collate_fn of the DataLoader that mixes a batch; see the how-to 'Training techniques'",
         ),
         (lambda: easytorch.losses.LabelSmoothingCrossEntropy(), r"CrossEntropyLoss\(label_smoothing=0\.1\)"),
         (lambda: easytorch.EarlyStoping(), r"Did you mean 'EarlyStopping'"),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from easytorch import Model
 from easytorch.callbacks import Callback, Tracker
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Examples):")
 RETURNED = ("BatchSizes", "CallbackList", "CheckReport", "LearningRates", "Report", "Samples", "Scores", "Speeds")
 # Methods that a subclass defines. The example of the class shows how.
 TO_DEFINE = {
+    Model: ("train_epoch", "train_step", "update", "test_step", "test_epoch", "predict_step"),
     Callback: ("on_", "state_dict", "load_state_dict"),
     Tracker: ("open_", "read_", "format_", "write", "close_"),
 }
@@ -76,7 +78,8 @@ def items() -> Iterator[Item]:
                 static = inspect.getattr_static(value, member)
                 function = getattr(static, "__func__", getattr(static, "fget", getattr(static, "func", static)))
                 is_property = isinstance(static, (property, functools.cached_property))
-                if function.__module__.startswith("easytorch"):  # the estimators have methods of scikit-learn
+                # The estimators have methods of scikit-learn.
+                if getattr(function, "__module__", "").startswith("easytorch"):
                     yield Item(f"{name}.{member}", function, page, is_property)
 
 
@@ -95,7 +98,7 @@ ITEMS = list(items())
 
 def parameters(item: Item) -> set[str]:
     has_init = not inspect.isclass(item.value) or inspect.isfunction(item.value.__init__)
-    if item.is_property or item.title in RETURNED or not has_init:
+    if item.is_property or item.title in RETURNED or is_to_define(item) or not has_init:
         return set()
     return {name for name in inspect.signature(item.function).parameters if name not in ("self", "cls")}
 
