@@ -583,7 +583,7 @@ class Model:
             ValueError: If the loss does not determine classes, or ``threshold`` has no effect.
 
         Examples:
-            >>> history = model.fit(x[:3], ["cat", "dog", "cat"], verbose=0)
+            >>> history = model.fit(x[:3], ["cat", "dog", "bird"], verbose=0)
             >>> names = model.predict_classes(x, verbose=0)
         """
         self._require_arguments("predict_classes", FOR_PREDICTION)
