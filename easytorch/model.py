@@ -583,9 +583,8 @@ class Model:
             ValueError: If the loss does not determine classes, or ``threshold`` has no effect.
 
         Examples:
-            >>> history = model.fit(x[:3], ["cat", "dog", "cat"], verbose=0)
+            >>> history = model.fit(x[:3], ["cat", "dog", "bird"], verbose=0)
             >>> names = model.predict_classes(x, verbose=0)
-            array(['cat', 'dog', 'cat'], dtype='<U3')
         """
         self._require_arguments("predict_classes", FOR_PREDICTION)
         find_classes = functools.partial(self.loss.classes, threshold=threshold)

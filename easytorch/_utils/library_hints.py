@@ -75,7 +75,7 @@ ARGUMENTS = {
     "bf16": "compile(..., precision='bf16')",
     "torch_compile": "compile(..., jit_compile=True)",
     "label_smoothing_factor": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing=0.1))",
-    "gradient_checkpointing": "module.gradient_checkpointing_enable() before Model(module), or the guide 'Recipes'",
+    "gradient_checkpointing": "module.gradient_checkpointing_enable() before Model(module), or the how-to 'Training techniques'",
     "dataloader_num_workers": "DataLoader(dataset, num_workers=2)",
     "dataloader_drop_last": "DataLoader(dataset, 64, shuffle=True, drop_last=True)",
     "data_collator": COLLATE,
@@ -160,7 +160,7 @@ ATTRIBUTES = {
     "fit_flat_cos": "compile(..., scheduler='cosine') and fit(x, y, epochs=3)",
     "fit_sgdr": "compile(..., scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: "
     "torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=10), step_every='epoch'))",
-    "tta": "the mean of predict_proba(...) of augmented inputs; see the guide 'Recipes'",
+    "tta": "the mean of predict_proba(...) of augmented inputs; see the how-to 'Training techniques'",
     "to_fp16": "compile(..., precision='fp16')",
     "to_bf16": "compile(..., precision='bf16')",
     "to_fp32": "compile(..., precision='fp32'), which is the default",

@@ -268,8 +268,9 @@ class Tracker(Callback, abc.ABC):
             ValueError: If the shape is not that of an image.
 
         Examples:
-            >>> def on_epoch_end(self, epoch, logs=None):
-            ...     logger.log_image("reconstruction", self.model.predict(x[:1])[0])
+            >>> logger = TensorBoard("logs")
+            >>> history = model.fit(x, y, callbacks=[logger], verbose=0)
+            >>> logger.log_image("noise", torch.rand(1, 28, 28))
         """
         name = check_name("log_image", name, "image")
         step = self._current_step("log_image", step)

@@ -29,7 +29,7 @@ class Finding:
         value: The number behind the message, if there is one.
 
     Examples:
-        >>> finding = Finding("warning", "The batch is large.", "Pass a smaller batch_size.")
+        >>> finding = easytorch.checks.Finding("warning", "The batch is large.", "Pass a smaller batch_size.")
         >>> finding.is_problem
         True
     """

@@ -215,7 +215,7 @@ def batch_size(batch: Any) -> int:
             inputs may have another first dimension; all other parts must agree.
 
     Examples:
-        >>> easytorch.data.batch_size((images, labels))
+        >>> easytorch.data.batch_size((images[:32], labels[:32]))
         32
     """
     # By far the most frequent cases, once for each batch.

@@ -296,7 +296,7 @@ class Comparison:
         Examples:
             >>> report = model.report(x, y, verbose=0)
             >>> comparison = report.compare(report)
-            >>> difference = comparison.to_dict()["difference"]
+            >>> numbers = comparison.to_dict()
         """
         return {"name": self.name, "first": self.first, "second": self.second, "difference": _plain(self.difference),
                 "p_value": self.p_value, "test": self.test, "better": self.better}  # fmt: skip

@@ -58,7 +58,7 @@ def make_report(
 
     Examples:
         >>> outputs = model.predict(x, to="outputs.npy")
-        >>> print(make_report(outputs, y, "cross_entropy", class_names=["cat", "dog", "bird"]))
+        >>> print(easytorch.reports.make_report(outputs, y, "cross_entropy", class_names=["cat", "dog", "bird"]))
     """
     try:
         from easytorch.reports.intervals import Bootstrap
