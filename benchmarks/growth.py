@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth --pin 1 --json growth.json --figure growth.svg --markdown growth.md
 
-Each point is measured in a process of its own, which trains with the loop or with ``fit`` and reports the seconds of the last
+Each point is measured in a separate process, which trains with the loop or with ``fit`` and reports the seconds of the last
 epoch and its peak memory. With ``--pin`` the seconds are CPU seconds. ``--json`` saves each point; the same command continues
 after a stop. A curve of easytorch is steeper than that of torch if the ratio of the two grows with the number.
 """
@@ -14,6 +14,7 @@ import contextlib
 import gc
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -234,7 +235,7 @@ def warm_up() -> None:
 
 
 def run_in_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Return the result of ``function`` in a process of its own, in which memory starts anew."""
+    """Return the result of ``function`` in a separate process, with fresh memory."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with context.Pool(1) as pool:
         return pool.apply(function, args)
@@ -317,6 +318,7 @@ def draw_figure(results: dict[str, Any], path: Path) -> None:
     """Draw the time of a step of each curve, in one column that is readable on a phone."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     gray, accent = "#808080", "#e64a19"
     style = {
@@ -335,9 +337,12 @@ def draw_figure(results: dict[str, Any], path: Path) -> None:
             axes.set_xscale("symlog" if 0 in counts else "log")
             axes.set_yscale("log")
             low, high = axes.get_ylim()
-            axes.set_ylim(min(low, high / 10), high)
+            axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_locator(LogLocator())
             title = "processes" if curve == "processes" else CURVES[curve][0]
-            axes.set_title(f"Microseconds of a step by {title}", fontsize=9, loc="left")
+            axes.set_title(f"Step, µs, by {title}", fontsize=9, loc="left")
             axes.spines[["top", "right"]].set_visible(False)
             if curve == curves[0][0]:
                 axes.legend(frameon=False, fontsize=8)

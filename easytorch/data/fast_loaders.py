@@ -197,14 +197,14 @@ class EvenBounds(Sequence[tuple[int, int]]):
     """Where batches of one size start and end, computed when they are read, since data may have millions of them.
 
     Args:
-        count: The number of samples.
+        samples: The number of samples.
         size: The samples of a batch.
         drop_last: Whether to leave out an incomplete last batch.
     """
 
-    def __init__(self, count: int, size: int, drop_last: bool) -> None:
-        self.count, self.size = count, size
-        self.starts = range(0, count - size + 1 if drop_last else count, size)
+    def __init__(self, samples: int, size: int, drop_last: bool) -> None:
+        self.samples, self.size = samples, size
+        self.starts = range(0, samples - size + 1 if drop_last else samples, size)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -217,7 +217,7 @@ class EvenBounds(Sequence[tuple[int, int]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         start = self.starts[index]
-        return start, min(start + self.size, self.count)
+        return start, min(start + self.size, self.samples)
 
 
 def draw_base_seed(loader: DataLoader[Any]) -> None:
