@@ -299,7 +299,7 @@ class Model:
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
         x, y, sample_weight = self.unpack(batch)
-        y_pred = self(self.loss.inputs(x, y, batch, self.signature))  # self(x), unless the module needs y for its loss
+        y_pred = self(self.loss.inputs(x, y, batch))  # self(x), or with y if the module computes the loss
         self.metrics.update(y_pred, y, sample_weight, batch)
         return self.loss.terms(y_pred, y, sample_weight, batch)  # {"loss": ...}; with several outputs, the loss of each
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.api_errors import check_argument_order
-from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch._utils.warnings import warn
@@ -94,7 +93,7 @@ class Criterion:
     def bind(self, model: Any) -> None:
         """Let custom losses that take ``model``, ``module`` or ``x`` use ``model``."""
 
-    def inputs(self, x: Any, y: Any, batch: Any, signature: ForwardSignature) -> Any:
+    def inputs(self, x: Any, y: Any, batch: Any) -> Any:
         """Return what the module gets in a step: the inputs ``x``, with the targets ``y`` if the module computes the loss.
 
         Raises:
