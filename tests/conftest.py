@@ -24,7 +24,7 @@ FILES_WITH_PROCESSES = (
 )
 
 # Ray replaces signal handlers of the process outside of Python, and forked ranks inherit them: SIGINT then crashes a rank.
-# `.ci/check slow` runs these files in a process of their own, and a run of all tests runs them last.
+# `.ci/check slow` runs these files in a separate process, and a run of all tests runs them last.
 FILES_THAT_CHANGE_THE_PROCESS = ("tests/callbacks/test_ray.py",)
 
 # A shell starts background jobs with SIGINT ignored. The tests of Ctrl-C need the handler of Python.

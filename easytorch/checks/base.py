@@ -27,6 +27,11 @@ class Finding:
         fix: What to do; empty for a fact.
         name: The name of the check.
         value: The number behind the message, if there is one.
+
+    Examples:
+        >>> finding = Finding("warning", "The batch is large.", "Pass a smaller batch_size.")
+        >>> finding.is_problem
+        True
     """
 
     severity: str
@@ -58,17 +63,53 @@ def check(function: Check) -> Check:
 
 
 def error(message: str, fix: str, value: Any = None) -> Finding:
-    """Return a finding about a program that cannot work."""
+    """Return a finding about a program that cannot work.
+
+    Args:
+        message: What is wrong, in a sentence.
+        fix: What to do, in a sentence.
+        value: The number behind the message, if there is one.
+
+    Examples:
+        >>> def large_batches(probe):
+        ...     if probe.batch_size > 10_000:
+        ...         yield easytorch.checks.error("The batch is large.", "Pass a smaller batch_size.")
+        >>> report = model.check(x, y, checks=[large_batches])
+    """
     return Finding("error", message, fix, value=value)
 
 
 def warning(message: str, fix: str, value: Any = None) -> Finding:
-    """Return a finding about a program whose result will be worse than it could be."""
+    """Return a finding about a program whose result will be worse than it could be.
+
+    Args:
+        message: What is wrong, in a sentence.
+        fix: What to do, in a sentence.
+        value: The number behind the message, if there is one.
+
+    Examples:
+        >>> def large_batches(probe):
+        ...     if probe.batch_size > 10_000:
+        ...         yield easytorch.checks.warning("The batch is large.", "Pass a smaller batch_size.")
+        >>> report = model.check(x, y, checks=[large_batches])
+    """
     return Finding("warning", message, fix, value=value)
 
 
 def info(message: str, value: Any = None, fix: str = "") -> Finding:
-    """Return a fact."""
+    """Return a fact.
+
+    Args:
+        message: The fact, in a sentence.
+        value: The number behind the message, if there is one.
+        fix: What could be done, if anything.
+
+    Examples:
+        >>> def large_batches(probe):
+        ...     if probe.batch_size > 10_000:
+        ...         yield easytorch.checks.info(f"A batch has {probe.batch_size} samples.", probe.batch_size)
+        >>> report = model.check(x, y, checks=[large_batches])
+    """
     return Finding("info", message, fix, value=value)
 
 

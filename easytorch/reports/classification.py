@@ -244,7 +244,7 @@ class MultilabelReport(Report):
         if y.shape != probabilities.shape or not np.isin(y, (0, 1)).all():
             raise ValueError(
                 f"Expected labels 0 and 1 in the shape of the outputs, {list(probabilities.shape)}, received labels "
-                f"{list(y.shape)} from {y.min():.4g} to {y.max():.4g}."
+                f"{list(y.shape)} from {y.min():.4g} to {y.max():.4g}. Pass one column of 0 and 1 for each label."
             )
         super().__init__(y.astype(int), (probabilities > threshold).astype(int), losses, bootstrap)
         self.probabilities, self.threshold = probabilities, threshold

@@ -265,7 +265,8 @@ def read_positions(
     positions = Positions(*map(np.concatenate, zip(*parts, strict=True)))
     if not len(positions.y):
         raise ValueError(
-            f"A report needs at least one label, but all labels are {ignore_index}, which the loss ignores."
+            f"A report needs at least one label, but all labels are {ignore_index}, which the loss ignores. Pass samples with "
+            "labels of classes."
         )
     return positions
 

@@ -43,7 +43,8 @@ class RegressionReport(Report):
         y, predicted = (np.asarray(values, dtype=float).reshape(len(values), -1) for values in (y, predicted))
         if y.shape != predicted.shape:
             raise ValueError(
-                f"Expected targets in the shape of the predictions, {predicted.shape}, received {y.shape}."
+                f"Expected targets in the shape of the predictions, {predicted.shape}, received {y.shape}. Pass one target for "
+                "each output."
             )
         super().__init__(y, predicted, losses, bootstrap)
         self.errors = predicted - y
@@ -51,7 +52,10 @@ class RegressionReport(Report):
             self.losses = (self.errors**2).mean(1)
         self.names = [str(i) for i in range(y.shape[1])] if names is None else list(names)
         if len(self.names) != y.shape[1]:
-            raise ValueError(f"names expects {y.shape[1]} names, one for each output, received {self.names}.")
+            raise ValueError(
+                f"names expects {y.shape[1]} names, one for each output, received {self.names}. Pass them in the order of the "
+                "outputs."
+            )
         self._measure()
 
     def scores(self) -> Array:

@@ -34,7 +34,11 @@ class Explanation:
         self.sentences = sentences
 
     def to_dict(self) -> dict[str, str]:
-        """Return the sentences by subject."""
+        """Return the sentences by subject.
+
+        Examples:
+            >>> sentences = model.explain(x, y, epochs=5).to_dict()
+        """
         return dict(self.sentences)
 
     def __str__(self) -> str:

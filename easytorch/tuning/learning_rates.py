@@ -103,6 +103,9 @@ class LearningRates(Measurement):
 
         Raises:
             ValueError: If the model has other parameter groups, or a scheduler object computes its rates.
+
+        Examples:
+            >>> model.find_lr(x, y, verbose=0).apply(model)
         """
         groups = model.require_optimizer("apply").param_groups
         if len(groups) != len(self._ratios):
@@ -135,7 +138,11 @@ class LearningRates(Measurement):
         return [(self.title, self._draw)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the curve, the short trainings, the suggestion and the reason as plain values."""
+        """Return the curve, the short trainings, the suggestion and the reason as plain values.
+
+        Examples:
+            >>> scores = model.find_lr(x, y, verbose=0).to_dict()
+        """
         scores = [{"lr": rate, "loss": loss} for rate, loss in self.scores.items()]
         return super().to_dict() | {"scores": scores, "group_rates": dict(self.group_rates), "diverged": self.diverged}
 

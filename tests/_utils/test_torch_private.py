@@ -35,6 +35,10 @@ def test_torch_has_the_shapes_of_autograd_nodes():
     assert not torch_private.has_node_of_shape(pairs.mean().grad_fn, torch.Size([3, 3]), pairs.grad_fn)
 
 
+def test_torch_draws_a_permutation_as_expected():
+    assert torch_private._draws_a_permutation()
+
+
 def new_optimizer():
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
