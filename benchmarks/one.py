@@ -1,9 +1,10 @@
-"""Measurement of one library and one workload in this process.
+"""Measurement of one library.
 
-    python -m benchmarks.one mlp easytorch --quick
+    python -m benchmarks.one mlp easytorch --quick     prints the result of one workload as a line of JSON
+    python -m benchmarks.one --serve easytorch         measures a workload for each line that it reads, as ``peers`` does
 
-It prints the result as one line of JSON. The seconds are those of an epoch or a call after the warm-up, or of the
-import without torch.
+The seconds are those of an epoch or a call after the warm-up, or of the import without torch. With ``--pin`` they are CPU
+seconds: on one core with one thread these are the seconds on an idle machine, whatever else runs on this one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,14 @@ from benchmarks.plan import CONTESTANTS, PLAN
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("workload", choices=PLAN)
+    options = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter, epilog=__doc__
+    )
+    options.add_argument("workload", nargs="?", choices=PLAN)
     options.add_argument("contestant", choices=CONTESTANTS)
+    options.add_argument("--serve", action="store_true", help="read lines of a workload and a file for its result")
     options.add_argument("--quick", action="store_true", help="use little data")
-    options.add_argument("--pin", type=int, metavar="CPU", help="run on this core only")
+    options.add_argument("--pin", type=int, metavar="CPU", help="run on this core only, with one thread")
     args = options.parse_args()
     os.environ.setdefault("KERAS_BACKEND", "torch")
     if args.pin is not None:
@@ -34,23 +40,75 @@ def main() -> None:
 
     if args.pin is not None:
         torch.set_num_threads(1)
-    result = time_import(args.contestant) if args.workload == "import" else run(args)
-    print("\n" + json.dumps(result | {"peak_mb": round(peak_rss() / 2**20, 1)}), flush=True)
+    if args.serve:
+        serve(args)
+    elif args.workload is None:
+        options.error("expected a workload or --serve")
+    else:
+        print("\n" + json.dumps(measure(args.workload, args)), flush=True)
 
 
-def run(args: Any) -> dict[str, Any]:
+def serve(args: Any) -> None:
+    """Measure the workload of each line in a new process, a copy of this one, which has imported the library."""
+    for line in sys.stdin:
+        workload, result = line.rstrip("\n").split("\t")
+        if workload != "import":
+            import_contestant(args.contestant)
+        if sys.platform != "linux":  # where libraries do not support fork
+            write_result(workload, args, Path(result))
+            return
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.setpgid(0, 0)
+            write_result(workload, args, Path(result))
+            sys.stdout.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            write(Path(result), {"error": f"the process died with status {status}"})
+
+
+def write_result(workload: str, args: Any, path: Path) -> None:
+    """Write the result of a workload, or the error."""
+    try:
+        result = measure(workload, args)
+    except BaseException as error:
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    write(path, result)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result atomically."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result))
+    temporary.replace(path)
+
+
+def import_contestant(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.contestants.{CONTESTANTS[name].file or name}")
+
+
+def measure(workload: str, args: Any) -> dict[str, Any]:
     """Return the seconds of the measured passes, and a number that shows whether the training worked."""
+    clock = time.perf_counter if args.pin is None else time.process_time
+    result = time_import(args.contestant, clock) if workload == "import" else run(workload, args, clock)
+    return result | {"peak_mb": round(peak_rss() / 2**20, 1)}
+
+
+def run(workload: str, args: Any, clock: Callable[[], float]) -> dict[str, Any]:
     from benchmarks import workloads
 
-    contestant = importlib.import_module(f"benchmarks.contestants.{args.contestant}")
-    times: list[float] = []
-    task = workloads.task(args.workload, args.quick, lambda *_: times.append(time.perf_counter()))
+    contestant = import_contestant(args.contestant)
+    times: list[tuple[float, float]] = []
+    task = workloads.task(workload, args.quick, lambda *_: times.append((clock(), time.perf_counter())))
     function = getattr(contestant, task.workload.verb, None)
     if function is None:
         raise ValueError(
-            f"The contestant {args.contestant} does not define {task.workload.verb}(), which {args.workload} needs."
+            f"The contestant {args.contestant} does not define {task.workload.verb}(), which {workload} needs."
         )
-    before, start = peak_rss(), time.perf_counter()
+    before, start = peak_rss(), clock()
     if task.workload.verb == "fit":
         function(task)
         check = compute_loss(task)
@@ -62,9 +120,11 @@ def run(args: Any) -> dict[str, Any]:
         check = float(result) if task.workload.verb == "evaluate" else float(abs(result).mean())
     if len(times) != task.epochs:
         raise RuntimeError(f"Expected {task.epochs} passes, received {len(times)}. Call task.tick() after every pass.")
+    seconds, wall_seconds = ((times[-1][i] - times[0][i]) / (len(times) - 1) for i in range(2))
     return {
-        "seconds": (times[-1] - times[0]) / (len(times) - 1),
-        "first_seconds": times[0] - start,
+        "seconds": seconds,
+        "wall_seconds": wall_seconds,
+        "first_seconds": times[0][0] - start,
         "check": check,
         "before_mb": round(before / 2**20, 1),
     }
@@ -81,12 +141,12 @@ def compute_loss(task: Any) -> float:
         return task.loss(task.module(x), y).item()
 
 
-def time_import(name: str) -> dict[str, float]:
+def time_import(name: str, clock: Callable[[], float]) -> dict[str, float]:
     """Return the import time of the library's modules in seconds. Torch is already imported."""
-    start = time.perf_counter()
+    start = clock()
     for module in CONTESTANTS[name].modules:
         importlib.import_module(module)
-    return {"seconds": time.perf_counter() - start, "check": 0.0}
+    return {"seconds": clock() - start, "check": 0.0}
 
 
 def peak_rss() -> int:

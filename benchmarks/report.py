@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan import CONTESTANTS, PLAN
+from benchmarks.plan import AGAIN, CONTESTANTS, LIBRARIES, PLAN
 
 # Largest relative difference between the check of a contestant and that of the plain loop
 TOLERANCE = 0.15
@@ -42,28 +42,69 @@ def compute_medians(rounds: list[dict[str, Any]], key: str) -> dict[str, float]:
 
 
 def select_rounds(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the rounds of every measured workload, in the order of the plan."""
-    rounds_by_name = {name: results["rounds"].get(name, []) for name in PLAN}
-    return {name: rounds for name, rounds in rounds_by_name.items() if compute_ratios(name, rounds)}
+    """Return the rounds of every measured workload, in the order of the plan; only those of its last commit."""
+    selected = {}
+    for name in PLAN:
+        rounds = [cells for cells in results["rounds"].get(name, []) if cells]
+        rounds = [cells for cells in rounds if find_commit(cells) == find_commit(rounds[-1])]
+        if compute_ratios(name, rounds):
+            selected[name] = rounds
+    return selected
+
+
+def find_commit(cells: dict[str, Any]) -> str:
+    """Return the commit of a round."""
+    return str(next(iter(cells.values()))["commit"])
+
+
+def compare(first: str, second: str, rounds: list[dict[str, Any]]) -> list[float]:
+    """Return the time of one contestant divided by that of another one, in each round that has both."""
+    pairs = [(cells[first], cells[second]) for cells in rounds if first in cells and second in cells]
+    return [one["seconds"] / other["seconds"] for one, other in pairs]
 
 
 def print_report(results: dict[str, Any]) -> None:
-    """Print a table for each workload, and a table of all medians."""
+    """Print the conditions, a table of all medians, one compared with the libraries, and a table for each workload."""
     conditions = results["conditions"]
-    print(f"\n{conditions['machine']}; threads: {conditions['threads']}; size: {conditions['size']}")
-    print(", ".join(f"{name} {version}" for name, version in conditions["versions"].items()))
-    print(f"Real data: {', '.join(conditions['real data']) or 'none, random numbers'}")
     rounds_by_name = select_rounds(results)
-    for workload, rounds in rounds_by_name.items():
-        print_workload(workload, rounds, results["failed"].get(workload, {}))
+    commits = dict.fromkeys(find_commit(rounds[0]) for rounds in rounds_by_name.values())
+    print(f"\n{conditions['machine']}; threads: {conditions['threads']}; size: {conditions['size']}.")
+    print(
+        f"easytorch {', '.join(commits)}, " + ", ".join(f"{key} {v}" for key, v in conditions["versions"].items()) + "."
+    )
+    print(f"Real data: {', '.join(conditions['real data']) or 'none, random numbers'}.")
     if rounds_by_name:
         print_medians(rounds_by_name)
+        print_against_libraries(rounds_by_name)
+    for workload, rounds in rounds_by_name.items():
+        print_workload(workload, rounds, results["failed"].get(workload, {}))
+
+
+def print_against_libraries(rounds_by_name: dict[str, list[dict[str, Any]]]) -> None:
+    """Print our time divided by that of each library, and the range of the library next to itself where it was measured."""
+    names = [name for name in LIBRARIES if any(name in cells for rounds in rounds_by_name.values() for cells in rounds)]
+    if not names:
+        return
+    rows = [["our time / theirs", *(CONTESTANTS[name].title for name in names)]]
+    for workload, rounds in rounds_by_name.items():
+        ratios = {name: compare("easytorch", name, rounds) for name in names}
+        cells = [f"{statistics.median(values):.2f}" if values else "" for values in ratios.values()]
+        rows.append([PLAN[workload].title, *(f"**{cell}**" if cell and float(cell) > 1 else cell for cell in cells)])
+        controls = [compare(f"{name}{AGAIN}", name, rounds) for name in names]
+        if any(controls):
+            ranges = [f"{min(values):.2f} - {max(values):.2f}" if values else "" for values in controls]
+            rows.append(["the library next to itself", *ranges])
+    print("\nMedians; larger than 1.00 in bold. Ranges: the same library twice in each round, which is the noise.\n")
+    print_table(rows)
 
 
 def print_workload(workload: str, rounds: list[dict[str, Any]], failed: dict[str, str]) -> None:
     seconds, peaks = compute_medians(rounds, "seconds"), compute_medians(rounds, "peak_mb")
     checks = compute_medians(rounds, "check")
-    print(f"\n{PLAN[workload].title} ({len(rounds)} round{'s' * (len(rounds) > 1)}; goal {PLAN[workload].goal:.2f})\n")
+    plural = "s" * (len(rounds) > 1)
+    print(
+        f"\n{PLAN[workload].title} ({len(rounds)} round{plural} at {find_commit(rounds[0])}; goal {PLAN[workload].goal:.2f})\n"
+    )
     rows = [["", "median", "quartiles", "seconds", "peak MB", "check", ""]]
     for name, values in compute_ratios(workload, rounds).items():
         low, middle, high = quartiles(values)
@@ -93,7 +134,7 @@ def print_medians(rounds_by_name: dict[str, list[dict[str, Any]]]) -> None:
         for name in CONTESTANTS
         if any(name in compute_ratios(workload, rounds) for workload, rounds in rounds_by_name.items())
     ]
-    names = [name for name in names if name != "raw"]
+    names = [name for name in names if name != "raw" and (name == f"raw{AGAIN}" or not name.endswith(AGAIN))]
     rows = [["", "goal", *(CONTESTANTS[name].title for name in names)]]
     for workload, rounds in rounds_by_name.items():
         ratios = compute_ratios(workload, rounds)
@@ -115,31 +156,32 @@ def print_table(rows: list[list[str]]) -> None:
 def draw_figure(results: dict[str, Any], path: Path) -> None:
     """Draw a panel for each workload, with the median as a dot and the quartiles as a line.
 
-    The colors are readable on light and dark pages.
+    The panels are in one column, so that they are readable on a phone, in colors for light and dark pages.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     gray, accent, blue = "#808080", "#e64a19", "#5c85d6"
     panels = [
-        (PLAN[name].title, compute_ratios(name, rounds), 1.0 if name != "import" else None)
+        (PLAN[name].title, without_controls(compute_ratios(name, rounds)), 1.0 if name != "import" else None)
         for name, rounds in select_rounds(results).items()
     ]
-    if rounds := results["rounds"].get("mlp"):
-        peaks = {name: [results[name]["peak_mb"] for results in rounds if name in results] for name in CONTESTANTS}
-        panels.append(
-            ("Peak memory of the first workload, MB", {name: values for name, values in peaks.items() if values}, None)
-        )
+    if rounds := select_rounds(results).get("mlp"):
+        peaks = {name: [cells[name]["peak_mb"] for cells in rounds if name in cells] for name in CONTESTANTS}
+        title = "Peak memory of the first workload, MB"
+        panels.append((title, without_controls({name: values for name, values in peaks.items() if values}), None))
     style = {
         "svg.fonttype": "none", "svg.hashsalt": "easytorch", "font.family": "sans-serif", "font.size": 9,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), gray),
     }  # fmt: skip
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.7 * columns, 2.7 * lines), layout="constrained")
-        for index, (title, values_by_name, reference) in enumerate(panels):
-            axes = figure.add_subplot(lines, columns, index + 1)
+        heights = [2 + len(values_by_name) for _, values_by_name, _ in panels]
+        figure = Figure(figsize=(3.75, 0.17 * sum(heights)), layout="constrained")
+        for (title, values_by_name, reference), axes in zip(
+            panels,
+            figure.subplots(len(panels), gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0],
+            strict=True,
+        ):
             for row, (name, values) in enumerate(values_by_name.items()):
                 low, middle, high = quartiles(values)
                 color = {"easytorch": accent, "raw": gray}.get(name, blue)
@@ -159,3 +201,8 @@ def draw_figure(results: dict[str, Any], path: Path) -> None:
             axes.tick_params(length=0)
         figure.savefig(path, transparent=True, metadata={"Date": None} if path.suffix == ".svg" else None)
     print(f"\nFigure written to {path}")
+
+
+def without_controls(values_by_name: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return the values without those of the control contestants, except that of the plain loop."""
+    return {name: v for name, v in values_by_name.items() if name == f"raw{AGAIN}" or not name.endswith(AGAIN)}

@@ -7,17 +7,18 @@ until then the fallback works, only slower.
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import profiler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 # The bytes that one message of a broadcast carries at most.
 BROADCAST_BYTES = 250 * 1024 * 1024
@@ -91,6 +92,49 @@ def zero_grad(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+
+
+def draw_order(sampler: Any) -> Tensor:
+    """Return the indices that ``sampler`` yields, with the same random numbers, without an integer of Python for each.
+
+    The algorithm of ``RandomSampler`` is private to torch. It is compared with torch's once, and left to torch if it differs.
+    """
+    if type(sampler) is SequentialSampler:
+        return torch.arange(len(sampler))
+    is_permutation = type(sampler) is RandomSampler and not sampler.replacement
+    if is_permutation and len(sampler) == len(sampler.data_source) and _draws_a_permutation():
+        return _permutation(len(sampler), sampler.generator)
+    return torch.tensor(list(sampler), dtype=torch.int64)
+
+
+def _permutation(count: int, generator: torch.Generator | None) -> Tensor:
+    """Return what ``RandomSampler`` draws."""
+    if generator is None:
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=generator)
+    torch.randperm(count, generator=generator)  # of a part of a pass, which is empty
+    return order
+
+
+@functools.cache
+def _draws_a_permutation() -> bool:
+    """Return whether ``RandomSampler`` of this version of torch draws what ``_permutation`` does."""
+
+    def draw_list(sampler: Any) -> list[int]:
+        return list(sampler)
+
+    def draw_tensor(sampler: Any) -> list[int]:
+        return [int(index) for index in _permutation(5, sampler.generator)]
+
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        for draw in (draw_list, draw_tensor):
+            torch.manual_seed(0)
+            generator = torch.Generator().manual_seed(1)
+            orders = [draw(RandomSampler(range(5))), draw(RandomSampler(range(5), generator=generator))]
+            results.append((orders, torch.rand(1).item(), torch.rand(1, generator=generator).item()))
+    return results[0] == results[1]
 
 
 def broadcast_coalesced(tensors: list[Tensor]) -> None:
@@ -191,6 +235,22 @@ def shut_down_workers(iterator: Any) -> None:
 def version(tensor: Tensor) -> int:
     """Return a number that changes when the values of ``tensor`` are changed in place; 0 if torch has none."""
     return int(getattr(tensor, "_version", 0))
+
+
+def graph_leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the leaves that get a gradient from ``tensors``, each once; none if torch hides the graph."""
+    nodes = [tensor.grad_fn for tensor in tensors]
+    seen, found = set(nodes), []
+    while nodes:
+        node: Any = nodes.pop()
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            found.append(variable)
+        for following, _ in getattr(node, "next_functions", ()):
+            if following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return found
 
 
 def cpu_has_bf16() -> bool:

@@ -107,6 +107,7 @@ class EpochIterator:
         validation_loader: The validation batches, or ``DataSets`` of these, whose generators are saved and restored too.
         batch_size: Returns the number of samples of a batch.
         unpack: Splits a batch into inputs, targets and weights.
+        pins: Whether batches of data in memory are in pinned memory.
 
     Attributes:
         needs_batch_every_step: Whether a rank without a batch gets its last batch again as padding, which counts nothing.
@@ -133,8 +134,10 @@ class EpochIterator:
         validation_loader: Any = None,
         batch_size: Callable[[Any], int] = batch_size,
         unpack: Callable[[Any], Batch] = unpack,
+        pins: bool = False,
     ) -> None:
         _check_has_batches(loader)
+        self._pins = pins
         self.loader, self.validation_loader = loader, validation_loader
         self.sources = RandomSources(loader, validation_loader)
         self.window_size, self.steps = window_size, optional_positive_int("steps_per_epoch", steps)
@@ -526,7 +529,10 @@ class EpochIterator:
             )
         discarded = list(itertools.islice(batches, count))
         if len(discarded) < count:
-            raise ResumeError(f"The run stopped after {count} batches of a pass, but the data has fewer now.")
+            raise ResumeError(
+                f"The run stopped after {count} batches of a pass, but the data has fewer now. Pass the data of the stopped run, "
+                "or start a new run in another folder."
+            )
         if self._stream_check is not None:
             self._stream_check.compare(discarded[-1], type(self._source()).__name__, count)
         if self.needs_batch_every_step and discarded[-1] is not sharding.NO_BATCH:
@@ -541,7 +547,10 @@ class EpochIterator:
         if isinstance(loader, CombinedLoader):
             loader = CombinedBatches(
                 loader,
-                {name: EpochIterator(part, group=self.group) for name, part in self.loader.parts.items()},
+                {
+                    name: EpochIterator(part, group=self.group, pins=self._pins)
+                    for name, part in self.loader.parts.items()
+                },
                 group=self.group,
                 window_size=self.window_size,
                 is_weighted=not is_internal(self._functions.batch_size),
@@ -549,7 +558,8 @@ class EpochIterator:
             )
         if not isinstance(loader, DataLoader):
             return loader, None if self.group.world_size == 1 else loader
-        reader, shards = as_tensor_batches(loader), None if self.group.world_size == 1 else loader.batch_sampler
+        reader = as_tensor_batches(loader, pins=self._pins)
+        shards = None if self.group.world_size == 1 else loader.batch_sampler
         if isinstance(reader, TensorBatches):
             self._sampler = reader
             return reader, shards

@@ -23,14 +23,19 @@ class EvalIterator:
         loader: The batches of all ranks.
         steps: Number of batches of all ranks; None for all.
         group: The ranks that share the data.
+        pins: Whether batches of data in memory are in pinned memory.
 
     Attributes:
         before_first: Called before the first batch.
     """
 
-    def __init__(self, loader: Any, steps: int | None = None, group: SingleProcess | None = None) -> None:
+    def __init__(
+        self, loader: Any, steps: int | None = None, group: SingleProcess | None = None, *, pins: bool = False
+    ) -> None:
         self.group = group = group or SingleProcess()
-        self._reader = as_map_batches(as_tensor_batches(sharding.shard_loader(loader, group, training=False)))
+        shard = sharding.shard_loader(loader, group, training=False)
+        reader = as_tensor_batches(shard, shares_rows=True, pins=pins)
+        self._reader = as_map_batches(reader)
         steps = optional_positive_int("steps", steps)
         self._steps = steps if steps is None else -(-(steps - group.rank) // group.world_size)
         self.before_first: Callable[[], object] = bool

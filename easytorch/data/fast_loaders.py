@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from easytorch._utils import torch_private
 from easytorch._utils.pytree import leaves, map_leaves
 from easytorch.data.arrays import ArrayDataset, BatchedArrayDataset, as_batch, load_samples
 from easytorch.data.in_memory import InMemory
@@ -31,11 +33,19 @@ from easytorch.data.sharding import Bounds, ShardedBatchSampler
 
 # These draw the complete order at the start of a pass; a custom sampler may draw during the pass.
 KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
+# The bytes to which torch aligns the memory of a new tensor.
+ALIGNMENT = 64
 
 
-def as_tensor_batches(loader: Any) -> Any:
-    """Return the batches of ``loader`` as ``TensorBatches`` if its samples are in memory, otherwise ``loader``."""
-    if not _is_plain(loader) or type(loader.sampler) not in KNOWN_SAMPLERS:
+def as_tensor_batches(loader: Any, *, shares_rows: bool = False, pins: bool = False) -> Any:
+    """Return the batches of ``loader`` as ``TensorBatches`` if its samples are in memory, otherwise ``loader``.
+
+    Args:
+        loader: The loader.
+        shares_rows: See ``TensorBatches``.
+        pins: See ``TensorBatches``; so are the batches of a loader with ``pin_memory``.
+    """
+    if not _is_in_process(loader) or type(loader.sampler) not in KNOWN_SAMPLERS:
         return loader
     batch_sampler = loader.batch_sampler
     inner = batch_sampler.batch_sampler if isinstance(batch_sampler, ShardedBatchSampler) else batch_sampler
@@ -46,7 +56,10 @@ def as_tensor_batches(loader: Any) -> Any:
     if getattr(loader.sampler, "generator", None) is torch.default_generator:
         return loader
     rows = _find_rows(loader.dataset)
-    return loader if rows is None or loader.collate_fn is not rows.collate else TensorBatches(loader, rows)
+    if rows is None or loader.collate_fn is not rows.collate:
+        return loader
+    pins = pins or (loader.pin_memory and torch.accelerator.is_available())
+    return TensorBatches(loader, rows, shares_rows=shares_rows, pins=pins)
 
 
 def is_known_order(sampler: Any) -> bool:
@@ -56,9 +69,9 @@ def is_known_order(sampler: Any) -> bool:
     return type(inner) in (*KNOWN_SAMPLERS, DistributedSampler)
 
 
-def _is_plain(loader: Any) -> bool:
+def _is_in_process(loader: Any) -> bool:
     """Return whether ``loader`` is a ``DataLoader`` of torch that works in this process."""
-    return type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
+    return type(loader) is DataLoader and not loader.num_workers
 
 
 class Rows(NamedTuple):
@@ -108,12 +121,14 @@ class TensorBatches:
     Args:
         loader: A loader that ``as_tensor_batches`` accepts.
         rows: The tensors of its dataset.
+        shares_rows: Whether batches in order may be views of the tensors. Otherwise they are copies.
+        pins: Whether batches on the CPU are in pinned memory, which an accelerator reads while the program continues.
     """
 
-    def __init__(self, loader: DataLoader[Any], rows: Rows) -> None:
+    def __init__(self, loader: DataLoader[Any], rows: Rows, *, shares_rows: bool = False, pins: bool = False) -> None:
         self.loader: Any = loader
-        self.rows = rows
-        self.bounds: Bounds = []
+        self.rows, self.shares_rows, self.pins = rows, shares_rows and not pins, pins
+        self.bounds: Sequence[tuple[int, int]] = ()
         self._known_checksum = (0, 0)  # of the first batches of this pass, and their number
         self.order = torch.empty(0, dtype=torch.int64)
         self.start()
@@ -129,7 +144,7 @@ class TensorBatches:
         """Return the checksum of the first ``used`` batches: that of a ``ResumableSampler`` for the same order."""
         count, checksum = self._known_checksum if self._known_checksum[0] <= used else (0, 0)
         order = self.order.numpy()
-        for start, end in self.bounds[count:used]:
+        for start, end in map(self.bounds.__getitem__, range(count, used)):
             checksum = zlib.crc32(order[start:end].data, checksum)
         self._known_checksum = used, checksum
         return checksum
@@ -143,27 +158,29 @@ class TensorBatches:
         draw_base_seed(self.loader)
         # A callback may have replaced the tensors since the last pass.
         rows = self.rows = _find_rows(self.loader.dataset) or self.rows
-        self.order = torch.tensor(list(self.loader.sampler), dtype=torch.int64)
+        self.order = torch_private.draw_order(self.loader.sampler)
         self.bounds, self._known_checksum = self._get_bounds(), (0, 0)
         used = self._skip()
         in_order = type(self.loader.sampler) is SequentialSampler and rows.positions is None
-        take = _make_slice(rows.tree) if in_order else _make_select(rows, self.order)
-        for start, end in self.bounds[used:]:
-            if end > start:
-                yield take(start, end)
+        remaining = map(self.bounds.__getitem__, range(used, len(self.bounds)))
+        bounds = (bound for bound in remaining if bound[1] > bound[0])
+        if in_order:
+            read = _share_rows if self.shares_rows else _pin_rows if self.pins else _copy_rows
+            yield from read(rows.tree, bounds)
+            return
+        take = _make_select(rows, self.order, self.pins)
+        for start, end in bounds:
+            yield take(start, end)
 
-    def _get_bounds(self) -> Bounds:
+    def _get_bounds(self) -> Sequence[tuple[int, int]]:
         """Return where each batch of this rank starts and ends in the order."""
         batch_sampler, count = self.loader.batch_sampler, len(self.order)
-        size = batch_sampler.batch_size
-        bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
-        if self.loader.drop_last:
-            bounds = bounds[: count // size]
+        bounds = EvenBounds(count, batch_sampler.batch_size, self.loader.drop_last)
         if not isinstance(batch_sampler, ShardedBatchSampler):
             return bounds
         batch_sampler.check_order(self.order, len(bounds))
         batch_sampler.group.seed_per_rank()
-        return batch_sampler.select_bounds(bounds)
+        return batch_sampler.select_bounds(list(bounds))
 
     def _skip(self) -> int:
         """Return the number of batches to skip; raise a ``ResumeError`` if they have another order."""
@@ -176,28 +193,113 @@ class TensorBatches:
         return resume.batches_used
 
 
+class EvenBounds(Sequence[tuple[int, int]]):
+    """Where batches of one size start and end, computed when they are read, since data may have millions of them.
+
+    Args:
+        count: The number of samples.
+        size: The samples of a batch.
+        drop_last: Whether to leave out an incomplete last batch.
+    """
+
+    def __init__(self, count: int, size: int, drop_last: bool) -> None:
+        self.count, self.size = count, size
+        self.starts = range(0, count - size + 1 if drop_last else count, size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Bounds: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = self.starts[index]
+        return start, min(start + self.size, self.count)
+
+
 def draw_base_seed(loader: DataLoader[Any]) -> None:
     """Draw the seed that a ``DataLoader`` draws for its workers at the start of each pass, even without workers."""
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
 
 
-def _make_slice(tree: Any) -> Callable[[int, int], Any]:
-    """Return a function that copies consecutive rows, so that a module can change its input in place."""
-
-    def take(start: int, end: int) -> Any:
-        return map_leaves(
-            lambda leaf: None if leaf is None else leaf[start:end].clone(memory_format=torch.contiguous_format), tree
-        )
-
-    return take
+def _copy_rows(tree: Any, bounds: Iterator[tuple[int, int]]) -> Iterator[Any]:
+    """Yield copies of consecutive rows, so that a module can change its input in place."""
+    for start, end in bounds:
+        yield map_leaves(functools.partial(_copy, start, end), tree)
 
 
-def _make_select(rows: Rows, order: Tensor) -> Callable[[int, int], Any]:
-    """Return a function that copies the rows between two places in ``order``."""
+def _pin_rows(tree: Any, bounds: Iterator[tuple[int, int]]) -> Iterator[Any]:
+    """Yield copies of consecutive rows in pinned memory."""
+    for start, end in bounds:
+        yield map_leaves(functools.partial(_pinned_copy, start, end), tree)
+
+
+def _share_rows(tree: Any, bounds: Iterator[tuple[int, int]]) -> Iterator[Any]:
+    """Yield consecutive rows without copies, unless the module changes its input in place.
+
+    The first batch is a copy, which shows whether it does.
+
+    Raises:
+        RuntimeError: If a later batch is changed in place.
+    """
+    rows = [leaf for leaf in leaves(tree) if leaf is not None]
+    # Tensors of the inference mode do not count their changes.
+    if torch.is_inference_mode_enabled() or any(leaf.is_inference() for leaf in rows):
+        yield from _copy_rows(tree, bounds)
+        return
+    start, end = next(bounds, (0, 0))
+    if end == start:
+        return
+    first = map_leaves(functools.partial(_copy, start, end), tree)
+    yield first
+    copies = [leaf for leaf in leaves(first) if leaf is not None]
+    if any(
+        torch_private.version(copy) or not torch.equal(copy, leaf[start:end])
+        for copy, leaf in zip(copies, rows, strict=True)
+    ):
+        yield from _copy_rows(tree, bounds)
+        return
+    versions = list(map(torch_private.version, rows))
+    for start, end in bounds:
+        yield map_leaves(functools.partial(_share, start, end), tree)
+        if list(map(torch_private.version, rows)) != versions:
+            raise RuntimeError(
+                f"The module changed its input in place for the samples {start} to {end - 1}, but not for the first batch, so "
+                "the data has other values now. Change a copy: x = x.clone() at the start of forward."
+            )
+
+
+def _copy(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
+    return None if leaf is None else leaf[start:end].clone(memory_format=torch.contiguous_format)
+
+
+def _pinned_copy(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
+    if leaf is None or not leaf.is_cpu:
+        return _copy(start, end, leaf)
+    return new_pinned(end - start, leaf).copy_(leaf[start:end])
+
+
+def new_pinned(count: int, like: Tensor) -> Tensor:
+    """Return ``count`` uninitialized rows in pinned memory, with the shape and dtype of those of ``like``."""
+    return torch.empty((count, *like.shape[1:]), dtype=like.dtype, pin_memory=True)
+
+
+def _share(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
+    """Return rows of ``leaf``; a copy unless they lie in memory as a copy would, with which kernels compute the same bits."""
+    if leaf is None:
+        return None
+    rows = leaf[start:end]
+    return rows if rows.is_contiguous() and not rows.data_ptr() % ALIGNMENT else _copy(start, end, leaf)
+
+
+def _make_select(rows: Rows, order: Tensor, pins: bool) -> Callable[[int, int], Any]:
+    """Return a function that copies the rows between two places in ``order``, to pinned memory if it ``pins``."""
     positions = order if rows.positions is None else rows.positions[order]
-    is_negative = positions < 0
-    if bool(is_negative.any()):
-        positions = torch.where(is_negative, positions + len(next(leaves(rows.tree))), positions)
+    if len(positions) and positions.min() < 0:
+        positions = torch.where(positions < 0, positions + len(next(leaves(rows.tree))), positions)
     # On the device of each tensor, so that a step copies nothing.
     on_device = {leaf.device: positions.to(leaf.device) for leaf in leaves(rows.tree) if leaf is not None}
 
@@ -205,12 +307,25 @@ def _make_select(rows: Rows, order: Tensor) -> Callable[[int, int], Any]:
         indices = {device: positions[start:end] for device, positions in on_device.items()}
         return map_leaves(lambda leaf: None if leaf is None else leaf.index_select(0, indices[leaf.device]), rows.tree)
 
-    return take
+    def take_pinned(start: int, end: int) -> Any:
+        indices = {device: positions[start:end] for device, positions in on_device.items()}
+        return map_leaves(functools.partial(_select_pinned, indices), rows.tree)
+
+    return take_pinned if pins else take
+
+
+def _select_pinned(indices: Mapping[torch.device, Tensor], leaf: Tensor | None) -> Tensor | None:
+    if leaf is None:
+        return None
+    rows = indices[leaf.device]
+    if not leaf.is_cpu or leaf.requires_grad:  # out= does not record gradients
+        return leaf.index_select(0, rows)
+    return torch.index_select(leaf, 0, rows, out=new_pinned(len(rows), leaf))
 
 
 def as_map_batches(loader: Any) -> Any:
     """Return the batches of ``loader`` as ``MapBatches`` if it is plain and map-style, otherwise ``loader``."""
-    if not _is_plain(loader) or loader.batch_sampler is None:
+    if not _is_in_process(loader) or loader.pin_memory or loader.batch_sampler is None:
         return loader
     return loader if isinstance(loader.dataset, (IterableDataset, MapDataPipe)) else MapBatches(loader)
 

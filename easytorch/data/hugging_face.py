@@ -56,8 +56,8 @@ def refuse_nulls(dataset: Any, unpack: Callable[[Any], Any]) -> None:
     nulls = find_nulls(dataset, used)
     if nulls:
         raise ValueError(
-            f"{describe_nulls(nulls)} If the module handles NaN, pass DataLoader(dataset.with_format('torch'), batch_size=32), "
-            "which is not checked."
+            f"The dataset has None in the columns {describe_nulls(nulls)}. {null_fixes(nulls)} If the module handles NaN, pass "
+            "DataLoader(dataset.with_format('torch'), batch_size=32), which is not checked."
         )
 
 
@@ -97,16 +97,20 @@ def _count_nulls(array: Any) -> int:
 
 
 def describe_nulls(nulls: dict[str, Nulls]) -> str:
-    """Return which rows of which columns have None, and how to remove them."""
-    found = [
+    """Return the columns and rows with None."""
+    return ", ".join(
         f"{name!r} (row {first}{f' and {count - 1} more' if count > 1 else ''})"
         for name, (first, count, _) in list(nulls.items())[:MAX_FOUND]
-    ]
+    )
+
+
+def null_fixes(nulls: dict[str, Nulls]) -> str:
+    """Return how to remove None from the first column."""
     name, (*_, is_row) = next(iter(nulls.items()))
     test = f"row[{name!r}] is not None" if is_row else f"None not in row[{name!r}]"
     return (
-        f"The dataset has None in the columns {', '.join(found)}. Drop the rows, dataset.filter(lambda row: {test}), or fill "
-        f"them with dataset.map(...). If the column is not needed, dataset.remove_columns([{name!r}])."
+        f"Drop the rows, dataset.filter(lambda row: {test}), or fill them with dataset.map(...). If the column is not needed, "
+        f"dataset.remove_columns([{name!r}])."
     )
 
 

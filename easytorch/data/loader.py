@@ -207,7 +207,7 @@ def _check_type(x: Any, y: Any) -> None:
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
     if shuffle is not None and not isinstance(shuffle, (bool, np.bool_)):
-        raise ValueError(f"shuffle must be True or False, received {shuffle!r}.")
+        raise ValueError(f"shuffle must be True or False, received {shuffle!r}. Use shuffle=True.")
     if shuffle and isinstance(x, IterableDataset):
         raise ValueError(
             f"shuffle=True has no effect on {type(x).__name__}: an IterableDataset decides the order itself. Shuffle inside it, "
@@ -349,6 +349,7 @@ def make_fit_data(
     unpack: Callable[[Any], Batch] = unpack,
     count_samples: Callable[[Any], int] = count_samples,
     ignore_index: int | None = None,
+    pins: bool = False,
 ) -> tuple[EpochIterator, Any]:
     """Return the iterator over the training data and the batches of the validation data.
 
@@ -362,6 +363,7 @@ def make_fit_data(
         unpack: Splits a batch into inputs, targets and weights.
         count_samples: Returns the number of samples of a batch.
         ignore_index: The label that the loss ignores.
+        pins: Whether batches of data in memory are in pinned memory.
 
     Returns:
         An ``EpochIterator``, and an iterable of batches, ``DataSets`` of these, or None.
@@ -412,6 +414,7 @@ def make_fit_data(
         validation_loader=validation,
         batch_size=count_samples,
         unpack=unpack,
+        pins=pins,
     )
     if isinstance(validation, DataSets):
         return train_data, validation.convert(shield_workers, "validation_data")

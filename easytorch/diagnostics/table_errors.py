@@ -12,7 +12,7 @@ from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.registry import quote_list
 from easytorch.data.arrays import is_image
 from easytorch.data.class_names import is_text
-from easytorch.data.hugging_face import describe_nulls, find_dataset, find_nulls, has_rows, is_plain
+from easytorch.data.hugging_face import describe_nulls, find_dataset, find_nulls, has_rows, is_plain, null_fixes
 from easytorch.data.tables import has_none
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.losses.criterion import SingleLoss
@@ -37,7 +37,7 @@ def null_error(failure: Failure) -> Exception | None:
     if dataset is None or (samples is None and target is None):
         return None
     if nulls := find_nulls(dataset) if has_rows(dataset) else {}:
-        return ValueError(describe_nulls(nulls))
+        return ValueError(f"The dataset has None in the columns {describe_nulls(nulls)}. {null_fixes(nulls)}")
     if target is not None:
         return _missing_error(f"A target {target!r} of the batch is NaN, as None is in torch", target)
     name = next((name for sample in samples or () for name in _names_of_none(sample)), None)

@@ -138,7 +138,7 @@ def _find_batch(model: Model, x: Any) -> Any:
     )
     batch = next(iter(as_loader(data, batch_size=None)), None)
     if batch is None:
-        raise ValueError("export() needs an example of the inputs, but x has no samples.")
+        raise ValueError("export() needs an example of the inputs, but x has no samples. Pass one sample: x[:1].")
     return batch
 
 

@@ -78,7 +78,8 @@ class FitData:
         arguments |= {"validation_data": validation_data, "class_weight": labels.number_keys(class_weight)}
         train, validation = make_fit_data(
             x, y, window_size=model.gradient_accumulation_steps, group=model.strategy.group if group is None else group,
-            unpack=model.unpack, count_samples=model.batch_size, ignore_index=model.loss.ignore_index, **arguments,
+            unpack=model.unpack, count_samples=model.batch_size, ignore_index=model.loss.ignore_index,
+            pins=model.strategy.pins_batches, **arguments,
         )  # fmt: skip
         arguments |= {"x": x, "y": y}
         return cls(train, validation, column_names(x), labels.names, labels.found, arguments)

@@ -35,6 +35,10 @@ def test_torch_has_the_shapes_of_autograd_nodes():
     assert not torch_private.has_node_of_shape(pairs.mean().grad_fn, torch.Size([3, 3]), pairs.grad_fn)
 
 
+def test_torch_draws_a_permutation_as_expected():
+    assert torch_private._draws_a_permutation()
+
+
 def new_optimizer():
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
@@ -287,6 +291,12 @@ def test_torch_has_the_probes_of_x86_instructions():
         assert type(torch.cpu._is_avx512_bf16_supported()) is bool
         assert type(torch.cpu._is_amx_tile_supported()) is bool
     assert type(cpu_has_bf16()) is bool
+
+
+def test_the_leaves_of_a_graph_are_its_weights():
+    net, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    found = torch_private.graph_leaves([net(x).relu(), net(x), x])
+    assert {id(leaf) for leaf in found} == {id(parameter) for parameter in net.parameters()}
 
 
 def test_torch_reads_whether_an_optimizer_has_stepped():

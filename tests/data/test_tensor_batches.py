@@ -18,8 +18,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from easytorch import Model
+from easytorch import Model, Strategy
 from easytorch.callbacks import LambdaCallback
+from easytorch.data import fast_loaders
 from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from tests.loops import blobs, hand_loop, mlp, same_weights, twins
 
@@ -115,6 +116,102 @@ def test_in_place_change_of_the_input_preserves_the_data():
         model.evaluate(DataLoader(ROWS, 8), verbose=0)
         model.predict(DataLoader(ROWS, 8), verbose=0)
     assert torch.equal(X, before)
+
+
+class Recording(nn.Module):
+    """Records the memory of its inputs, and may change them in place."""
+
+    def __init__(self, change=lambda x: None):
+        super().__init__()
+        self.layer, self.change, self.addresses = nn.Linear(16, 3), change, []
+
+    def forward(self, x):
+        self.addresses.append(x.data_ptr())
+        self.change(x)
+        return self.layer(x)
+
+
+def evaluate_rows(module, rows, **options):
+    """Return the addresses of the inputs in an evaluation in batches of 8, relative to the data."""
+    model = Model(module, device="cpu").compile(loss="cross_entropy")
+    model.evaluate(rows, torch.zeros(len(rows), dtype=torch.long), batch_size=8, verbose=0, **options)
+    return [address - rows.data_ptr() for address in module.addresses]
+
+
+def test_evaluation_in_order_copies_only_the_first_batch():
+    rows = torch.randn(40, 16)
+    assert evaluate_rows(Recording(), rows)[1:] == [8 * 16 * 4 * i for i in range(1, 5)]
+    expected = Recording()
+    with torch.inference_mode():
+        assert not set(evaluate_rows(expected, rows)) & set(range(40 * 16 * 4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.mul_(2), lambda x: x.data.mul_(2), lambda x: x.masked_fill_(x.isnan(), 0)],
+    ids=["in place", "past autograd", "a change that keeps the values"],
+)
+def test_batches_that_a_module_changes_are_copies(change):
+    rows = torch.randn(40, 16)
+    before = rows.clone()
+    assert not set(evaluate_rows(Recording(change), rows)) & set(range(40 * 16 * 4))
+    assert torch.equal(rows, before)
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Let the CPU take the place of an accelerator, and return the tensors that would be in pinned memory."""
+    tensors = []
+
+    def new_pinned(count, like):
+        tensors.append(torch.empty((count, *like.shape[1:]), dtype=like.dtype))
+        return tensors[-1]
+
+    monkeypatch.setattr(fast_loaders, "new_pinned", new_pinned)
+    monkeypatch.setattr(Strategy, "pins_batches", True)
+    return tensors
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_for_an_accelerator_are_in_pinned_memory(pinned, shuffle):
+    received = []
+
+    class Watching(Model):
+        def train_step(self, batch):
+            received.extend(batch if self.module.training else ())  # a validation batch is tried before
+            return super().train_step(batch)
+
+    model = Watching(mlp(), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(DataLoader(ROWS, 8, shuffle=shuffle), validation_data=(X, Y), verbose=0)
+    assert received
+    assert {id(tensor) for tensor in received} <= {id(tensor) for tensor in pinned}
+
+
+def test_pinned_batches_have_the_same_rows(pinned):
+    for make in LOADERS.values():
+        torch.manual_seed(3)
+        batches = list(as_tensor_batches(make(), pins=True))
+        torch.manual_seed(3)
+        for batch, other in zip(batches, make(), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def test_loader_with_pin_memory_is_sliced():
+    batches = as_tensor_batches(DataLoader(ROWS, 8, pin_memory=True))
+    assert isinstance(batches, TensorBatches)
+    assert batches.pins == torch.accelerator.is_available()
+
+
+def test_rows_at_unaligned_addresses_are_copied():
+    rows = torch.randn(1 + 40 * 16)[1:].view(40, 16)
+    assert not set(evaluate_rows(Recording(), rows)) & set(range(40 * 16 * 4))
+
+
+def test_late_change_of_the_input_is_an_error():
+    rows = torch.zeros(40, 16)
+    rows[20] = 9
+    with pytest.raises(RuntimeError, match="in place for the samples 16 to 23"):
+        evaluate_rows(Recording(lambda x: x.div_(9) if x.max() > 1 else x), rows)
 
 
 @pytest.mark.filterwarnings("ignore:The outputs have another order")
