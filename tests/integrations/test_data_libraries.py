@@ -161,7 +161,7 @@ def test_a_transform_makes_tensors_of_images():
     with pytest.raises(ValueError, match=r"rows of the column 'image' .*differ in size.*resize images in a transform"):
         train(sizes.cast_column("image", datasets.Image()))
     with pytest.raises(TypeError, match=r"'image' of the dataset has PIL images.*with_transform"):
-        train(DataLoader(rows, 8))
+        fit(DataLoader(rows, 8))
 
 
 def test_data_that_must_be_selected_names_the_fix():
