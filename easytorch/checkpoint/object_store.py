@@ -85,7 +85,7 @@ class ObjectStore:
         """Download the object to a temporary file of this machine, and return the open file."""
         raw = _open_temporary(location, 0)
         try:
-            store_client.call("read", location.url, lambda client: client.get_file(location.url, _name_of(raw)))
+            store_client.call("read", location.url, lambda client: _download(client, location, _name_of(raw)))
         except (store_client.MissingObjectError, FileExistsError) as error:  # of a folder, the latter
             raw.close()
             raise _missing_error(location) from error
@@ -130,6 +130,13 @@ def _upload(client: Any, name: str, location: RemotePath, size: int) -> None:
     received = client.info(location.url)["size"]
     if received != size:
         raise OSError(errno.EIO, f"the store has {received:,} of {size:,} bytes")
+
+
+def _download(client: Any, location: RemotePath, name: str) -> None:
+    if store_client.protocol_of(location.url) == "gs":
+        # gcsfs deletes the local file if the object is missing, which fails, and hides the reason.
+        client.info(location.url)
+    client.get_file(location.url, name)
 
 
 def _abort_uploads(client: Any, folder: RemotePath) -> None:

@@ -51,7 +51,7 @@ class SparseRows:
         if len(matrix.shape) != 2:
             raise ValueError(
                 f"Expected a sparse matrix with one row for each sample, received the shape {list(matrix.shape)}. Pass "
-                "x.reshape(len, columns), or x.toarray()."
+                "x[[i]] for one row, x.reshape(len, columns), or x.toarray()."
             )
         self.matrix = matrix.tocsr()
         if self.matrix.dtype.kind not in "biuf":

@@ -108,15 +108,22 @@ def _collation_error(dataset: Any, samples: list[Any]) -> Exception | None:
                 f"The column {name!r} of the dataset has PIL images, expected tensors of one size. Pass "
                 f"{AS_TENSORS.format(name=name)}."
             )
-        lengths = sorted({len(sample[name]) for sample in samples if hasattr(sample.get(name), "__len__")})
-        if len(lengths) > 1 and not isinstance(value, str):
+        sizes = sorted({_size_of(sample.get(name)) for sample in samples} - {""})
+        if len(sizes) > 1:
             return ValueError(
-                f"The rows of the column {name!r} of the dataset differ in length, for example {lengths[0]} and {lengths[-1]}. "
+                f"The rows of the column {name!r} of the dataset differ in size, for example {sizes[0]} and {sizes[-1]}. "
                 "Pad texts in the tokenizer, tokenizer(text, padding='max_length', truncation=True, max_length=128), or in each "
                 "batch: DataLoader(dataset, 32, collate_fn=transformers.DataCollatorWithPadding(tokenizer)), without columns of "
                 "text. Pad other rows with torch.nn.utils.rnn.pad_sequence in a collate_fn, and resize images in a transform."
             )
     return None
+
+
+def _size_of(row: Any) -> str:
+    """Return the size of a row that has one, for a message."""
+    if isinstance(row, Tensor):
+        return str(list(row.shape)) if row.ndim else ""
+    return str([len(row)]) if isinstance(row, list) else ""
 
 
 def table_error(failure: Failure) -> Exception | None:

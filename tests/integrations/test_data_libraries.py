@@ -157,6 +157,11 @@ def test_a_transform_makes_tensors_of_images():
     assert same_weights(train(rows.with_transform(to_tensors)), expected)
     with pytest.raises(TypeError, match=r"received uint8.*Divide images by 255"):
         train(rows)
+    sizes = datasets.Dataset.from_dict({"image": [image.new("RGB", (8, 8 + i)) for i in range(4)], "label": [0, 1] * 2})
+    with pytest.raises(ValueError, match=r"rows of the column 'image' .*differ in size.*resize images in a transform"):
+        train(sizes.cast_column("image", datasets.Image()))
+    with pytest.raises(TypeError, match=r"'image' of the dataset has PIL images.*with_transform"):
+        fit(DataLoader(rows, 8))
 
 
 def test_data_that_must_be_selected_names_the_fix():
@@ -241,7 +246,7 @@ def test_rows_without_a_format_name_the_fix():
     for convert in (lambda rows: rows, lambda rows: DataLoader(rows, 2), lambda rows: rows.to_iterable_dataset()):
         with pytest.raises(TypeError, match=r"'text' of the dataset is text, 'q'.*tokenizer\(row\['text'\]"):
             fit(convert(text))
-        with pytest.raises(ValueError, match="rows of the column 'x' of the dataset differ in length"):
+        with pytest.raises(ValueError, match="rows of the column 'x' of the dataset differ in size"):
             fit(convert(ragged))
         with pytest.raises(TypeError, match="'label' of the dataset is text"):
             fit(convert(names.with_format("torch")))

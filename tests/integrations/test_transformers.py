@@ -294,8 +294,8 @@ WRONG = {
         r"labels 0 to 2 \(config.num_labels=3\), received labels from 1 to 3.*num_labels=4",
     ),
     "negative label": (bert, IDS, LABELS - 1, r"received labels from -1 to 1\. Number the classes from 0"),
-    "float labels": (bert, IDS, FLOATS, r"problem_type='multi_label_classification'.*float32 \[\d\].*pass y.long\(\)"),
-    "one-hot labels": (bert, IDS, HOT, r"shape \[\d\], one for each sample.*y.float\(\).*y.argmax\(1\)"),
+    "float labels": (bert, IDS, FLOATS, r"problem_type='multi_label_classification'.*float32 \[\d+\].*pass y.long\(\)"),
+    "one-hot labels": (bert, IDS, HOT, r"shape \[\d+\], one for each sample.*y.float\(\).*y.argmax\(1\)"),
     "integers for several labels": (several_labels, IDS, HOT, r"expects labels as floats.*Pass y.float\(\)"),
     "long text": (
         bert,
@@ -304,7 +304,7 @@ WRONG = {
         r"40 tokens.*at most 32 \(config.max_position_embeddings=32\).*max_length=32",
     ),
     "long text of gpt2": (gpt2, LONG, LONG, r"at most 32 \(config.n_positions=32\).*truncation=True"),
-    "positions after the padding": (roberta, LONG[:, :32], LABELS[:4], r"32 tokens.*at most 30 .*max_length=30"),
+    "positions after the padding": (roberta, 5 * LONG[:, :32], LABELS[:4], r"32 tokens.*at most 30 .*max_length=30"),
     "tokens": (bert, IDS + 40, LABELS, r"has the tokens 0 to 49 \(config.vocab_size=50\).*resize_token_embeddings"),
     "labels of tokens": (
         gpt2,
@@ -312,7 +312,7 @@ WRONG = {
         IDS + 40,
         r"labels 0 to 49 \(config.vocab_size=50\).*Use the tokenizer of this model",
     ),
-    "labels of texts": (gpt2, IDS, LABELS, r"shape \[\d+, 10\], one for each token, received int64 \[\d\]"),
+    "labels of texts": (gpt2, IDS, LABELS, r"shape \[\d+, 10\], one for each token, received int64 \[\d+\]"),
     "float tokens": (gpt2, IDS, IDS.float(), r"class numbers as int64, received float32.*y.long\(\)"),
 }
 
