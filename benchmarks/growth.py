@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth --pin 1 --json growth.json --figure growth.svg --markdown growth.md
 
-Each point is measured in a process of its own, which trains with the loop or with ``fit`` and reports the seconds of the last
+Each point is measured in a separate process, which trains with the loop or with ``fit`` and reports the seconds of the last
 epoch and its peak memory. With ``--pin`` the seconds are CPU seconds. ``--json`` saves each point; the same command continues
 after a stop. A curve of easytorch is steeper than that of torch if the ratio of the two grows with the number.
 """
@@ -234,7 +234,7 @@ def warm_up() -> None:
 
 
 def run_in_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Return the result of ``function`` in a process of its own, in which memory starts anew."""
+    """Return the result of ``function`` in a separate process, with new memory."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with context.Pool(1) as pool:
         return pool.apply(function, args)

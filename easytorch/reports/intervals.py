@@ -201,7 +201,7 @@ def normal_intervals(
         factors: The half width of each interval in standard deviations of the draws; None for that of ``count`` samples.
         edges: How near a share of a draw may be to 0 and 1, of each value; None for half of a sample.
         limits: The largest standard deviation of the draws, on the scale of each value. Draws that exceed it depend on single
-            samples, and tell nothing about the bias; None for no limit.
+            samples, and do not show the bias; None for no limit.
     """
     if factors is None:
         factors = np.full(len(values), stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt(count / (count - 1)))
