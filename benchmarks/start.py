@@ -3,7 +3,7 @@
     python -m benchmarks.start --pin 1 --json start.json --markdown start.md
 
 Import, ``compile``, the first step, resume of a run with a long history, and saving and loading of a large model. Each is
-measured in processes of its own, in turns. With ``--pin`` the seconds of what only computes are CPU seconds; those of files
+measured in separate processes, in turns. With ``--pin`` the seconds of what only computes are CPU seconds; those of files
 are wall-clock seconds.
 """
 
@@ -80,7 +80,7 @@ def measure_all(args: Any) -> dict[str, Any]:
 
 
 def run_task(task: str, args: Any, folder: str) -> float:
-    """Return the seconds that a process of its own measured."""
+    """Return the seconds that a separate process measured."""
     command = [sys.executable, "-m", "benchmarks.start", "--task", task, "--folder", folder]
     command += ["--width", str(args.width), "--epochs", str(args.epochs)]
     command += [] if args.pin is None else ["--pin", str(args.pin)]
