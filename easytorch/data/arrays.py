@@ -365,7 +365,7 @@ def match_columns(x: Any, names: list[Any] | None) -> Any:
     if twice is not None:
         raise ValueError(
             f"The columns of the frame have another order than in fit(), and {twice!r} is the name of several. Pass the columns "
-            f"in the order of fit(), {names[:20]}, or give each a name of its own."
+            f"in the order of fit(), {names[:20]}, or give each a different name."
         )
     return select_columns(x, names)
 
