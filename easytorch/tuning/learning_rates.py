@@ -170,8 +170,8 @@ class LearningRates(Measurement):
         if not self._is_lowered:
             return f"Suggestion: {suggestion:g}. It has the lowest loss after {self._updates} updates. {test}"
         return (
-            f"Suggestion: {suggestion:g}, somewhat below {self._best:.2g}, which has the lowest loss after {self._updates} updates: "
-            f"a longer training without a schedule needs a smaller rate. {test}"
+            f"Suggestion: {suggestion:g}, somewhat below {self._best:.2g}, which has the lowest loss after {self._updates} "
+            f"updates: a longer training without a schedule needs a smaller rate. {test}"
         )
 
     def _usage(self, suggestion: float, can_assign: bool) -> str:
