@@ -89,7 +89,14 @@ class Samples:
                 yield name, part
 
     def series(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the values ``[N, steps, columns]`` of each input with several rows of numbers per sample."""
+        """Yield the name and the values ``[N, steps, columns]`` of each input with several rows of numbers per sample.
+
+        Examples:
+            >>> def check_it(probe):
+            ...     shapes = [values.shape for name, values in probe.train.series()]
+            ...     return []
+            >>> report = model.check(x, y, checks=[check_it])
+        """
         for name, part in self.x.items():
             if part.ndim == 3 and part.is_floating_point() and len(part) > 1:
                 yield name, part
