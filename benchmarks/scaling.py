@@ -17,7 +17,7 @@ from math import log2
 
 from benchmarks.report import print_table
 
-PROCESSES = (1, 2, 4, 8, 16, 64, 256, 1024)
+PROCESSES = (1, 8, 16, 64, 256, 1024)
 PER_MACHINE = 8
 WITHIN = 300e9  # bytes per second and device: NVLink
 BETWEEN = {"InfiniBand": 25e9, "Ethernet": 10e9 / 8 / 8}  # 200 Gbit/s for each device; 10 Gbit/s for a machine
@@ -26,9 +26,9 @@ BUCKET = 25e6  # bytes, the default of DistributedDataParallel
 BACKWARD = 2 / 3  # of a step
 
 CASES = {
-    "an MLP for MNIST": (109_386, 1e-3),
-    "a ResNet-50": (25.6e6, 0.1),
-    "a language model": (1.3e9, 1.0),
+    "MLP for MNIST": (109_386, 1e-3),
+    "ResNet-50": (25.6e6, 0.1),
+    "language model": (1.3e9, 1.0),
 }
 
 
@@ -57,11 +57,11 @@ def efficiency(parameters: float, seconds: float, processes: int, between: float
 
 
 def rows(cases: dict[str, tuple[float, float]], between: float) -> list[list[str]]:
-    """Return a table with the efficiency of each case and the equivalent number of processes without communication."""
+    """Return a table with the speedup and the efficiency of each case, by the number of processes."""
     table = [["processes", *cases]]
     for count in PROCESSES:
         shares = [efficiency(*case, count, between) for case in cases.values()]
-        table.append([f"{count:,}", *(f"{share:.0%}, as {count * share:,.1f}" for share in shares)])
+        table.append([f"{count:,}", *(f"{count * share:,.1f} ({share:.0%})" for share in shares)])
     return table
 
 

@@ -68,7 +68,7 @@ from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
 from easytorch.training.phases import Phase, evaluate_steps
 from easytorch.training.results import History, Scores, forward_verbs
-from easytorch.training.session import fit_session, reporting_errors, update_session
+from easytorch.training.session import active_callbacks, fit_session, reporting_errors, update_session
 from easytorch.training.state import TrainState
 from easytorch.training.summary import format_model, print_summary
 from easytorch.training.validation import Validation
@@ -128,9 +128,17 @@ class Model:
         stop_predicting: Set it to True in a callback to end ``predict`` after the current batch.
 
     Examples:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+        >>> net = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 3))
         >>> model = Model(net).compile("adam", "cross_entropy", metrics=["accuracy"])
         >>> model.fit(train_loader, epochs=5, validation_data=val_loader)
+
+        A custom training step:
+
+        >>> class CustomModel(Model):
+        ...     def train_step(self, batch):
+        ...         x, y, _ = self.unpack(batch)
+        ...         y_pred = self(x)
+        ...         return {"loss": self.loss(y_pred, y), "mean_output": y_pred.mean()}
     """
 
     def __init__(self, module: nn.Module, device: DeviceLike = "auto") -> None:
@@ -224,10 +232,17 @@ class Model:
             verbose: 0 prints nothing; 1 or ``"auto"`` a live bar in a terminal, a bar and a table in a notebook, and lines
                 elsewhere; 2 one line per epoch.
 
+        Returns:
+            The history of all epochs.
+
         Raises:
             RuntimeError: If the model has no optimizer.
             ValueError, TypeError: If an argument or the data is invalid; checked before the first update.
             KeyboardInterrupt: After Ctrl-C; the best weights are restored, a checkpoint is written, and callbacks are closed.
+
+        Examples:
+            >>> history = model.fit(x, y, epochs=2, batch_size=20, validation_split=0.2, verbose=0)
+            >>> history = model.fit(train_loader, 2, validation_data=val_loader, callbacks=[EarlyStopping(patience=3)], verbose=0)
         """
         self.require_optimizer("fit")
         y, batch_size, epochs = api_errors.read_sizes(y, sizes, batch_size, epochs)
@@ -261,7 +276,11 @@ class Model:
         self.callbacks.on_epoch_end(epoch, logs)
 
     def train_epoch(self, train_data: Iterable[Window]) -> dict[str, float]:
-        """Pass once over the training data, and return the means over all samples of all ranks."""
+        """Pass once over the training data, and return the means over all samples of all ranks.
+
+        Args:
+            train_data: The windows of batches, one for each update.
+        """
         state, metrics, callbacks = self.state, self.metrics, self.callbacks
         update = callbacks.wrap_update(self.update)  # self.update, unless a callback repeats it
         for window in train_data:  # of a resumed epoch, the remaining windows
@@ -299,14 +318,28 @@ class Model:
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": scalar tensor to minimize, ...}``; all other values are logged."""
         x, y, sample_weight = self.unpack(batch)
-        y_pred = self(self.loss.inputs(x, y, batch, self.signature))  # self(x), unless the module needs y for its loss
+        y_pred = self(self.loss.inputs(x, y, batch))  # self(x), or with y if the module computes the loss
         self.metrics.update(y_pred, y, sample_weight, batch)
         return self.loss.terms(y_pred, y, sample_weight, batch)  # {"loss": ...}; with several outputs, the loss of each
 
     # Evaluation
 
     def test_epoch(self, loader: Iterable[Any], steps: int | None = None) -> dict[str, float]:
-        """Pass once over ``loader`` in eval mode, and return the means over all samples of all ranks."""
+        """Pass once over ``loader`` in eval mode, and return the means over all samples of all ranks.
+
+        Args:
+            loader: The batches.
+            steps: The number of batches; None for all.
+
+        Returns:
+            The means by name.
+
+        Raises:
+            ValueError: If there is no batch.
+
+        Examples:
+            >>> logs = model.test_epoch(val_loader)
+        """
         batches = self.strategy.batches(loader, steps)
         self.callbacks.params["test_steps"] = count_batches(batches)
         self.stop_evaluating = False
@@ -357,6 +390,11 @@ class Model:
         Raises:
             RuntimeError: If ``compile`` was not called.
             ValueError: If there is no data.
+
+        Examples:
+            >>> loss, accuracy = model.evaluate(test_loader, verbose=0)
+            >>> scores = model.evaluate(x, y, batch_size=20, verbose=0)
+            >>> names = list(scores.keys())
         """
         self.require_compiled("evaluate")
         if x is None:
@@ -401,7 +439,18 @@ class Model:
     # Prediction
 
     def predict_step(self, batch: Any) -> Any:
-        """Return the outputs of the module for the inputs of ``batch``."""
+        """Return the outputs of the module for the inputs of ``batch``.
+
+        Args:
+            batch: A batch of the data, on the device.
+
+        Examples:
+            >>> class Probabilities(Model):
+            ...     def predict_step(self, batch):
+            ...         return super().predict_step(batch).softmax(1)
+            >>> Probabilities(net).predict(x, verbose=0).shape
+            (60, 3)
+        """
         return self(batch_functions.select_inputs(batch, self.unpack(batch).x, self.signature))
 
     def __call__(self, x: Any, *, training: bool | None = None) -> Any:
@@ -410,6 +459,13 @@ class Model:
         Args:
             x: The inputs.
             training: True runs the module in train mode, False in eval mode; None in the mode in which it is.
+
+        Returns:
+            What the module returns.
+
+        Examples:
+            >>> model(x[:2]).shape
+            torch.Size([2, 3])
         """
         if isinstance(x, torch.Tensor) and training is None:  # by far the most frequent case
             return self.signature.call(self.strategy.forward, x)
@@ -424,6 +480,17 @@ class Model:
         """Split a batch into inputs, targets and sample weights; missing parts are None.
 
         Labels that are text become class numbers, if they are in ``class_names``.
+
+        Args:
+            batch: ``(x, y)``, ``(x, y, sample_weight)``, ``x``, or a dict with an entry such as ``labels``.
+
+        Returns:
+            The parts as ``Batch(x, y, sample_weight)``.
+
+        Examples:
+            >>> inputs, targets, weights = model.unpack((x, y))
+            >>> weights is None
+            True
         """
         parts = batch_functions.unpack(batch, self.signature, self.loss.entries, self.loss.ignored_label)
         if self.class_names is None or not isinstance(parts.y, (list, tuple)):
@@ -432,7 +499,15 @@ class Model:
         return parts if y is parts.y else parts._replace(y=self.strategy.to_device(y))
 
     def batch_size(self, batch: Any) -> int:
-        """Return the number of samples in ``batch``, by which its loss is weighted."""
+        """Return the number of samples in ``batch``, by which its loss is weighted.
+
+        Args:
+            batch: The batch.
+
+        Examples:
+            >>> model.batch_size((x, y))
+            60
+        """
         return batch_functions.batch_size(batch)
 
     def predict(
@@ -460,14 +535,26 @@ class Model:
 
         Returns:
             An array, or the structure of the module's outputs with arrays.
+
+        Examples:
+            >>> model.predict(x, verbose=0).shape
+            (60, 3)
         """
         return self._predict(
             x, targets=targets, batch_size=batch_size, steps=steps, to=to, verbose=verbose,
-            callbacks=[*as_callback_list(callbacks), WarnOnMisspelledEntry()],
+            callbacks=callbacks,
         )  # fmt: skip
 
     def predict_proba(self, x: DataLike, *, batch_size: int | None = None, verbose: int | str = "auto") -> Any:
-        """Return probabilities: the outputs after the softmax, exp or sigmoid that belongs to the loss."""
+        """Return probabilities: the outputs after the softmax, exp or sigmoid that belongs to the loss.
+
+        Args:
+            x, batch_size, verbose: See ``predict``.
+
+        Examples:
+            >>> model.predict_proba(x, verbose=0).shape
+            (60, 3)
+        """
         self._require_arguments("predict_proba", FOR_PREDICTION)
         return self._predict(x, self.loss.probabilities, batch_size=batch_size, verbose=verbose)
 
@@ -496,8 +583,8 @@ class Model:
             ValueError: If the loss does not determine classes, or ``threshold`` has no effect.
 
         Examples:
-            >>> model.fit(x, ["cat", "dog", "cat"])
-            >>> model.predict_classes(x)
+            >>> history = model.fit(x[:3], ["cat", "dog", "cat"], verbose=0)
+            >>> names = model.predict_classes(x, verbose=0)
             array(['cat', 'dog', 'cat'], dtype='<U3')
         """
         self._require_arguments("predict_classes", FOR_PREDICTION)
@@ -523,7 +610,8 @@ class Model:
         data = x if targets else as_predict_data(x, self.signature, self.input_list_length)
         loader = predictions.warn_if_shuffled(as_loader(data, batch_size=batch_size))
         collector = self.strategy.output_collector(predictions.OutputCollector.to(to))
-        callback_list = CallbackList(collect_callbacks(callbacks, verbose), self, {"verbose": verbose})
+        active = [*collect_callbacks(callbacks, verbose), WarnOnMisspelledEntry()]
+        callback_list = CallbackList(active, self, {"verbose": verbose})
         session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
         with session, self.strategy.evaluating(), in_eval_mode(self.module), torch.no_grad(), collector:
             batches = self.strategy.batches(loader, steps)
@@ -652,13 +740,33 @@ class Model:
         return self
 
     def require_compiled(self, method: str) -> None:
-        """Raise a ``RuntimeError`` if ``compile`` was not called before ``method``."""
+        """Raise a ``RuntimeError`` if ``compile`` was not called before ``method``.
+
+        Args:
+            method: The name of the method, for the message.
+
+        Raises:
+            RuntimeError: If ``compile`` was not called.
+
+        Examples:
+            >>> model.require_compiled("my_method")
+        """
         self._require_arguments(method, FOR_EVALUATION)
         if self.compile_args is None:
             raise RuntimeError(f"{method}() needs a compiled model. Call model.compile('adam', 'cross_entropy') first.")
 
     def require_optimizer(self, method: str) -> torch.optim.Optimizer:
-        """Return the optimizer; raise a ``RuntimeError`` if there is none for ``method``."""
+        """Return the optimizer; raise a ``RuntimeError`` if there is none for ``method``.
+
+        Args:
+            method: The name of the method, for the message.
+
+        Raises:
+            RuntimeError: If ``compile`` was not called, or without an optimizer.
+
+        Examples:
+            >>> optimizer = model.require_optimizer("my_method")
+        """
         self._require_arguments(method)
         self.require_compiled(method)
         if self.optimizer is None:
@@ -676,13 +784,25 @@ class Model:
     def train_on_batch(
         self, x: DataLike, y: TargetLike | None = None, sample_weight: SampleWeightLike | None = None
     ) -> Scores:
-        """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch."""
+        """Update the weights once, by one batch ``x``, ``y``, and return the scores of this batch.
+
+        Args:
+            x: The inputs of the batch: a tensor, an array, or a dict or tuple of these.
+            y: The targets.
+            sample_weight: One weight per sample.
+
+        Examples:
+            >>> scores = model.train_on_batch(x[:20], y[:20])
+        """
         self.require_optimizer("train_on_batch")
         batch = self._as_batch(x, y, sample_weight)
         call = self.strategy.group.call("train_on_batch")
-        with call, update_session(self, CallbackList([], self, {})), separate_metrics(self):
+        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        with call, update_session(self, checks), separate_metrics(self):
             window = Window([batch])
             window.functions = BatchFunctions(self.batch_size, self.unpack)
+            self.metrics.window = window
+            checks.on_train_batch_begin(0, {})
             self.update(window)
             self.state.step += 1
             return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
@@ -690,14 +810,32 @@ class Model:
     def test_on_batch(
         self, x: DataLike, y: TargetLike | None = None, sample_weight: SampleWeightLike | None = None
     ) -> Scores:
-        """Return the scores of one batch in eval mode."""
+        """Return the scores of one batch in eval mode.
+
+        Args:
+            x: The inputs of the batch.
+            y: The targets.
+            sample_weight: One weight per sample.
+
+        Examples:
+            >>> scores = model.test_on_batch(x[:20], y[:20])
+        """
         self.require_compiled("test_on_batch")
         batch = self._as_batch(x, y, sample_weight)
-        with self.strategy.group.call("test_on_batch"):
+        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        with self.strategy.group.call("test_on_batch"), active_callbacks(self, checks):
             return Scores(self.test_epoch([batch]), self, "this batch")
 
     def predict_on_batch(self, x: DataLike) -> Any:
-        """Return the outputs for one batch as NumPy arrays, in eval mode."""
+        """Return the outputs for one batch as NumPy arrays, in eval mode.
+
+        Args:
+            x: The inputs of the batch.
+
+        Examples:
+            >>> model.predict_on_batch(x[:20]).shape
+            (20, 3)
+        """
         batch = as_single_batch(match_columns(without_text_targets(x), self.columns))
         is_input = is_input_list(batch, self.input_list_length) or (
             isinstance(batch, tuple) and self.signature.takes(len(batch))
@@ -721,9 +859,16 @@ class Model:
         The file is written atomically. ``torch.load(path, weights_only=True)["module"]`` is the state dict of the module. All
         ranks must call this; the main rank writes.
 
+        Args:
+            path: The file, or a URL. The name may have any ending except ``.safetensors``.
+
         Raises:
             OSError: If the file cannot be written; an existing file is unchanged then.
             ValueError: If the name ends in ``.safetensors``, which can contain only weights.
+
+        Examples:
+            >>> path = model.save("digits.pt")
+            >>> loaded = Model(net).load("digits.pt")
         """
         return model_io.save(self, path)
 
@@ -734,15 +879,29 @@ class Model:
         argument was an object that a file cannot hold, such as a custom loss or a scheduler, methods that need it raise an error
         that names it. Pass it to ``compile``, then call ``load`` again.
 
+        Args:
+            path: A file of ``save``, a folder of checkpoints, or a URL of one of these.
+
         Raises:
             FileNotFoundError: If there is no such file.
             FileError: If it is not such a file, is damaged, or belongs to another module; the model is unchanged then.
+
+        Examples:
+            >>> path = model.save("digits.pt")
+            >>> loaded = Model(net).load("digits.pt")
         """
         model_io.load(self, path)
         return self
 
     def save_weights(self, path: PathLike) -> Location:
-        """Write the state dict of the module, as safetensors if the name ends in ``.safetensors``, and return the path."""
+        """Write the state dict of the module, as safetensors if the name ends in ``.safetensors``, and return the path.
+
+        Args:
+            path: The file, or a URL.
+
+        Examples:
+            >>> path = model.save_weights("digits.safetensors")
+        """
         return model_io.save_weights(self, path)
 
     def load_weights(self, path: PathLike, *, strict: bool = True) -> Self:
@@ -756,12 +915,20 @@ class Model:
         Raises:
             FileNotFoundError: If there is no such file.
             FileError: If it has no weights, is damaged, or belongs to another module; the model is unchanged then.
+
+        Examples:
+            >>> path = model.save_weights("weights.pt")
+            >>> loaded = Model(net).load_weights("weights.pt")
         """
         model_io.load_weights(self, path, strict)
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that ``save`` writes: tensors and plain values, the weights as ``"module"``."""
+        """Return everything that ``save`` writes: tensors and plain values, the weights as ``"module"``.
+
+        Examples:
+            >>> weights = model.state_dict()["module"]
+        """
         return model_io.state_dict(self)
 
     def training_state(self) -> dict[str, Any]:
@@ -821,7 +988,7 @@ class Model:
             ...     def on_test_batch_end(self, batch, logs=None):
             ...         if batch == 0:
             ...             x, y, _ = self.model.unpack(self.model.current_batch)
-            ...             show(x, self.model(x))
+            ...             print(x.shape, self.model(x).shape)
         """
         batches = self.metrics.current_batches()
         if not batches:
@@ -843,11 +1010,21 @@ class Model:
             x: Inputs, a ``DataLoader``, whose first batch is used, or the shape of a batch of floats such as ``(32, 20)``, which
                 determine the shapes in the table. By default those of the last fit; without any there are no shapes.
             options: Passed to ``torchinfo.summary``.
+
+        Examples:
+            >>> statistics = model.summary((20, 20))
         """
         return print_summary(self, x, **options)
 
     def log_names(self) -> list[str]:
-        """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks."""
+        """Return the names of the logs of the current fit, apart from those added by custom steps and callbacks.
+
+        Examples:
+            >>> class PrintNames(Callback):
+            ...     def on_train_begin(self, logs=None):
+            ...         print(self.model.log_names())
+            >>> history = model.fit(x, y, callbacks=[PrintNames()], verbose=0)
+        """
         losses = [*optimizer_group.loss_names(self.optimizer), *self.loss.term_names()]
         prefixes, rates = (
             self.callbacks.params["validation_prefixes"],
@@ -901,7 +1078,7 @@ class Model:
 
         Examples:
             >>> report = model.report(x_test, y_test)
-            >>> report.compare(old_model.report(x_test, y_test))
+            >>> comparison = report.compare(old_model.report(x_test, y_test))
         """
         from easytorch.reports import report_on
 
@@ -946,7 +1123,8 @@ class Model:
             ValueError: If an argument is invalid, or the data is a generator, which can be read only once.
 
         Examples:
-            >>> assert not model.check(x, y).problems
+            >>> for finding in model.check(x, y).problems:
+            ...     print(finding.message, finding.fix)
         """
         from easytorch.checks import check_model
 
@@ -1153,7 +1331,7 @@ class Model:
                 file is unchanged then.
 
         Examples:
-            >>> model.export("digits.onnx", probabilities=True)
+            >>> path = model.export("digits.onnx", x, probabilities=True)
         """
         from easytorch.export import export_model
 
@@ -1183,7 +1361,7 @@ class Model:
             ImportError: If huggingface_hub is not installed.
 
         Examples:
-            >>> model.push_to_hub("ada/digits", report=model.report(x_test, y_test))
+            >>> model.push_to_hub("ada/digits", report=model.report(x_test, y_test))  # doctest: +SKIP
         """
         from easytorch.export import hub
 
@@ -1213,7 +1391,7 @@ class Model:
             FileError: If the files are missing, damaged, or belong to another module.
 
         Examples:
-            >>> model = easytorch.Model.from_hub(make_net(), "ada/digits")
+            >>> model = easytorch.Model.from_hub(make_net(), "ada/digits")  # doctest: +SKIP
         """
         from easytorch.export import hub
 
@@ -1256,7 +1434,8 @@ class Model:
         def __getattr__(self, name: str) -> Any:
             if "module" not in vars(self):
                 raise AttributeError(
-                    f"{type(self).__name__} has no {name!r}, because its __init__ does not call super().__init__(module) first."
+                    f"{type(self).__name__} has no {name!r}, because Model is not initialized. Call super().__init__("
+                    "module) in the first line of __init__."
                 )
             hints, known = api_hints.ATTRIBUTE_HINTS, dir(type(self))
             raise api_errors.missing_attribute_error(f"A {type(self).__name__}", name, hints, known)

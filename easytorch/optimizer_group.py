@@ -317,8 +317,8 @@ def check_options(optimizer: Any, options: Mapping[str, Any], arguments: Collect
         return
     if not optimizer or not all(isinstance(name, str) and name for name in optimizer):
         raise ValueError(
-            "A dict of optimizers needs names of submodules as keys, such as {'backbone': 'adamw', 'head': 'adam'}, received "
-            f"{dict(optimizer)!r}."
+            f"A dict of optimizers needs names of submodules as keys, received {dict(optimizer)!r}. Use {{'backbone': 'adamw', "
+            "'head': 'adam'}."
         )
     if options:
         name, value = next(iter(options.items()))
@@ -362,8 +362,8 @@ def resolve_optimizer(
     if not isinstance(optimizer, Mapping):
         if update_every is not None:
             raise ValueError(
-                f"update_every={update_every!r} needs a dict of optimizers: compile({{'generator': 'adam', 'critic': 'adam'}}, "
-                "update_every={'generator': 5})."
+                f"update_every={update_every!r} needs a dict of optimizers. Use compile({{'generator': 'adam', 'critic': "
+                "'adam'}, update_every={'generator': 5})."
             )
         own = loss_modules.own_parameters()
         return optimizers.resolve_optimizer(optimizer, module, lr, own, options, arguments)
@@ -433,8 +433,8 @@ def _split_pair(name: str, value: Any) -> tuple[Any, Mapping[str, Any]]:
         return value, {}
     if len(value) != 2 or not isinstance(value[1], Mapping):
         raise TypeError(
-            f"The optimizer {name!r} must be a name, a class, a function, an object, or a pair: ('adamw', {{'lr': 1e-5}}), "
-            f"received {value!r}."
+            f"The optimizer {name!r} must be a name, a class, a function, an object, or a pair, received {value!r}. Use "
+            f"{{{name!r}: ('adamw', {{'lr': 1e-5}})}}."
         )
     kind, options = value
     if isinstance(kind, torch.optim.Optimizer) and options:
@@ -523,7 +523,9 @@ def _check_update_every(update_every: Any, names: Collection[str]) -> None:
     if update_every is None:
         return
     if not isinstance(update_every, Mapping):
-        raise TypeError(f"update_every must be a dict such as {{{next(iter(names))!r}: 5}}, received {update_every!r}.")
+        raise TypeError(
+            f"update_every must be a dict, received {update_every!r}. Use update_every={{{next(iter(names))!r}: 5}}."
+        )
     for name, every in update_every.items():
         if name not in names:
             raise ValueError(
@@ -543,4 +545,6 @@ def _is_same(first: Any, second: Any) -> bool:
 
 
 def _hook_error(method: str) -> ValueError:
-    return ValueError(f"Register the hook on one of the optimizers: model.optimizer['name'].{method}(hook).")
+    return ValueError(
+        f"{method}() needs one of the optimizers of the group. Use model.optimizer['name'].{method}(hook)."
+    )

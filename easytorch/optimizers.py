@@ -460,7 +460,8 @@ def _call_factory(
     optimizer = _create(factory, parameters, all_options, all_options)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"The optimizer function {factory!r} must return a torch.optim.Optimizer, received {optimizer!r}."
+            f"The optimizer function {factory!r} must return a torch.optim.Optimizer, received {optimizer!r}. Use lambda "
+            "parameters: torch.optim.Adam(parameters)."
         )
     return optimizer
 

@@ -86,6 +86,8 @@ PAGES = {
     "tune_with_optuna": "Tune with Optuna", "cross_validation": "k-fold cross-validation", "autoencoder": "Autoencoder",
     "denoising": "Denoise images", "vae": "Variational autoencoder", "seven_cells": "Train a digit classifier",
     "numpy_to_pytorch": "From NumPy to PyTorch", "fashion_cnn": "Classify clothing images",
+    "tabular": "Table data", "image_folder": "Folder of images", "text_classification": "Text classification",
+    "time_series": "Time series",
 }  # fmt: skip
 SOURCE = "https://github.com/easytorch-fit/easytorch/blob/main/examples"
 
@@ -226,7 +228,8 @@ def format_page(table: list[tuple[str, ...]], seeds: list[int], machine: str) ->
         if figure.endswith("parameters") and not reference:
             continue
         key = name.split()[0]
-        page = f"tutorials/{key.replace('_', '-')}.md" if key in PAGES else f"{SOURCE}/{key}.py"
+        file = "table" if key == "tabular" else key.replace("_", "-")
+        page = f"tutorials/{file}.md" if key in PAGES else f"{SOURCE}/{key}.py"
         cells = [f"[{PAGES.get(key, key)}]({page})", figure, as_percent(figure, reference), as_percent(figure, result)]
         if reference:
             with_article.append([cells[0], article, *cells[1:], seconds])
@@ -244,12 +247,20 @@ description: "Results of every tutorial program, compared with the article that 
 
 # Tutorial results
 
-Every program of the [tutorials](tutorials/index.md) is run to its end and compared with its article.
-Results are means over the seeds {", ".join(map(str, seeds))} ± the standard deviation{exception}.
-If an article has no number, the one here is what its original program reaches.
-Times are for a whole run, data and figures included, on {machine}.
+Most [tutorials](tutorials/index.md) follow an article.
+These tables compare the results of their programs with the numbers of the articles.
+
+| | |
+|---|---|
+| hardware and version | {machine} |
+| results | mean ± standard deviation over the seeds {", ".join(map(str, seeds))}{exception} |
+| times | a whole run, with data and figures |
+
+## Tutorials
 
 {format_table(["tutorial", "article", "result", "in the article", "easytorch", "time"], with_article)}
+
+If an article has no number, the table shows the result of its original program.
 
 ## Programs without an article
 

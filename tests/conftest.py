@@ -7,6 +7,8 @@ import sys
 # Tiny modules gain nothing from threads, and tests on a busy machine lose much. The variable is for the processes that
 # tests start: two workers whose children each use all cores take ten times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The compiler of torch starts a pool of processes otherwise, which takes longer than compiling a tiny module.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import pytest
 import torch
@@ -21,18 +23,9 @@ FILES_WITH_PROCESSES = (
     "tests/checkpoint/test_dcp.py",
 )
 
-# The tests of each of these files share a fixture that takes seconds, such as a built site or an executed notebook. With
-# `--dist loadgroup`, which `.ci/check slow` passes, one worker runs them all, and makes it once.
-FILES_WITH_SHARED_FIXTURES = (
-    "tests/callbacks/test_notebook_kernel.py",
-    "tests/checkpoint/test_limits.py",
-    "tests/distributed/test_disagreements.py",
-    "tests/docs/test_site.py",
-    "tests/examples/test_articles.py",
-    "tests/security/test_full_disk.py",
-    "tests/security/test_malicious_files.py",
-    "tests/test_packaging.py",
-)
+# Ray replaces signal handlers of the process outside of Python, and forked ranks inherit them: SIGINT then crashes a rank.
+# `.ci/check slow` runs these files in a separate process, and a run of all tests runs them last.
+FILES_THAT_CHANGE_THE_PROCESS = ("tests/callbacks/test_ray.py",)
 
 # A shell starts background jobs with SIGINT ignored. The tests of Ctrl-C need the handler of Python.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -47,8 +40,9 @@ def pytest_collection_modifyitems(items):
         if item.nodeid.startswith(FILES_WITH_PROCESSES) and test in tests_with_case:
             item.add_marker(pytest.mark.distributed)
         tests_with_case.add(test)
-        if item.nodeid.startswith(FILES_WITH_SHARED_FIXTURES):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.nodeid.startswith(FILES_THAT_CHANGE_THE_PROCESS):
+            item.add_marker(pytest.mark.isolated)
+    items.sort(key=lambda item: item.get_closest_marker("isolated") is not None)
 
 
 @pytest.fixture(autouse=True)

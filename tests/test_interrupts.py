@@ -406,7 +406,7 @@ def test_sigterm_to_a_launch_ends_all_processes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("program", "kills"), [("classifier", 20), ("background", 20), ("frequent", 20), ("gan", 5)])
+@pytest.mark.parametrize(("program", "kills"), [("classifier", 10), ("background", 10), ("frequent", 10), ("gan", 5)])
 def test_kills_at_random_moments_lose_nothing(program, kills, tmp_path):
     from tests.chaos import PROGRAMS, run
 

@@ -1,4 +1,4 @@
-"""The recipes of the guide: formulas and training equal plain torch, also after a stop."""
+"""The training techniques of the documentation: formulas and training equal plain torch, also after a stop."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ X, Y = torch.rand(48, 1, 8, 8, generator=GENERATOR), torch.arange(48) % 10
 def read_recipes():
     """Return the functions and classes of the page."""
     page = types.ModuleType("recipes")
-    for block in programs(ROOT / "docs/guides/recipes.md"):
+    for block in programs(ROOT / "docs/how-to/techniques.md"):
         tree = ast.parse(block.text)
         tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS)]
-        exec(compile(tree, "recipes.md", "exec"), vars(page))
+        exec(compile(tree, "techniques.md", "exec"), vars(page))
     return page
 
 

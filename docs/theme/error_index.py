@@ -39,17 +39,19 @@ SECTIONS = {
 }
 SHORT = 18  # characters of text without placeholders; less cannot be recognized
 ERROR = re.compile(r"(\w*Error|\w*Warning|\w+_error|warn)$")
+WRITER = re.compile(r"\w+_(message|warning)$")  # functions that return a message
 
-SENTENCE = re.compile(r"\.(?:⟨[^⟩]*⟩)?(?: |$)")
+# What ends the problem of a message: a sentence, or what stands before an installation command.
+SENTENCE = re.compile(r"\.(?:⟨[^⟩]*⟩)?(?: |$)|: pip install ")
 
 
 class Message(NamedTuple):
     """A message with placeholders such as ``⟨name⟩``.
 
     Attributes:
-        kind: The class of the error, ``"warning"``, or an empty string if it varies.
+        kind: The class of the error, or ``"warning"``.
         problem: The first sentence.
-        fix: The other sentences.
+        fix: The other sentences: the cause and the fix.
     """
 
     kind: str
@@ -62,11 +64,12 @@ def collect() -> dict[str, list[Message]]:
     paths = sorted(PACKAGE.glob("**/*.py"))
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
     constants = {name: value for tree in trees.values() for name, value in _constants(tree)}
+    kinds = {writer: kind for tree in trees.values() for writer, kind in _writer_kinds(tree)}
     sections: dict[str, list[Message]] = {title: [] for title in SECTIONS.values()}
     seen = set()
     for path, tree in trees.items():
         module = path.relative_to(PACKAGE).with_suffix("").as_posix().split("/")[0]
-        for kind, text in _messages(tree, constants):
+        for kind, text in _messages(tree, constants, kinds):
             message = Message(kind, *_split(text))
             if message[1:] not in seen:
                 seen.add(message[1:])
@@ -82,11 +85,30 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 yield node.targets[0].id, re.sub(r"\{(\w+)[^}]*\}", r"⟨\1⟩", text)
 
 
-def _messages(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield kinds and texts, with the texts of local variables put in."""
+def _writer_kinds(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the functions whose result is passed to an error, with its class."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Call):
+            name, writer = (ast.unparse(call.func).rpartition(".")[2] for call in (node, node.args[0]))
+            if ERROR.match(name) and name != "warn" and WRITER.match(writer):
+                yield writer, name
+
+
+def _messages(tree: ast.AST, constants: dict[str, str], kinds: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield kinds and texts, with the texts of local variables put in.
+
+    Args:
+        tree: A module or a part of one.
+        constants: Texts by the name of the variable.
+        kinds: Classes of errors by the name of the function that writes the message; all other functions write warnings.
+    """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef):
-            yield from _messages(node, constants | dict(_locals(node)))
+            local = constants | dict(_locals(node))
+            if WRITER.match(node.name):
+                yield from _returned(node, kinds.get(node.name, "warning"), local)
+            yield from _messages(node, local, kinds)
+            yield from _assigned(node, local)
             continue
         if isinstance(node, ast.Call) and node.args:
             name = ast.unparse(node.func).rpartition(".")[2]
@@ -94,11 +116,43 @@ def _messages(tree: ast.AST, constants: dict[str, str]) -> Iterator[tuple[str, s
                 problem, fix = (_template(argument, constants) or _placeholder(argument) for argument in node.args[:2])
                 yield "ValueError", f"Layer ⟨name⟩, ⟨description⟩, {problem} (the input is ⟨received⟩). {fix}"
             elif ERROR.match(name):
-                for text in _choices(node.args[0], constants):
-                    if len(re.sub(r"⟨.*?⟩", "", text)) >= SHORT and SENTENCE.search(text):
-                        kind = "warning" if name == "warn" else name if name.endswith(("Error", "Warning")) else ""
-                        yield kind, text
-        yield from _messages(node, constants)
+                kind = _kind(name)
+                # The second argument of an OSError is the message, the first its number.
+                texts = (text for argument in node.args[:2] for text in _choices(argument, constants))
+                yield from ((kind, text) for text in texts if _is_message(text))
+        yield from _messages(node, constants, kinds)
+
+
+def _returned(function: ast.FunctionDef, kind: str, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the messages that a function returns."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Return) and node.value is not None:
+            yield from ((kind, text) for text in _choices(node.value, constants) if _is_message(text))
+
+
+def _assigned(function: ast.FunctionDef, constants: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the messages of variables that are assigned several times and then passed to an error or a warning."""
+    kinds = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Name):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if ERROR.match(name) and node.args[0].id not in constants:
+                kinds[node.args[0].id] = _kind(name)
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in kinds:
+            texts = filter(_is_message, _choices(node.value, constants))
+            yield from ((kinds[node.targets[0].id], text) for text in texts)
+
+
+def _kind(name: str) -> str:
+    """Return the kind of a message for the name of the class or function that it is passed to."""
+    return "warning" if name == "warn" else name if name.endswith(("Error", "Warning")) else ""
+
+
+def _is_message(text: str) -> bool:
+    """Return whether a text is a whole message; a part of one starts in lower case and has no full stop."""
+    is_part = text[:1].islower() and not text.endswith((".", "⟩"))
+    return len(re.sub(r"⟨.*?⟩", "", text)) >= SHORT and bool(SENTENCE.search(text)) and not is_part
 
 
 def _locals(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
@@ -155,16 +209,26 @@ def _placeholder(node: ast.AST) -> str:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return the first sentence, and the rest."""
+    """Return the problem, which is the first sentence, and the rest.
+
+    An installation command and a placeholder at the end are the rest. A message with a message in it ends after that.
+    """
     text = " ".join(text.split())
-    problem, _, fix = re.sub(r"(\.(?:⟨[^⟩]*⟩)?|^⟨problem⟩) (?=[A-Z⟨])", "\\1\n", text, count=1).partition("\n")
+    sentence = r"(\.(?:⟨[^⟩]*⟩)?|^⟨problem⟩) (?=[A-Z⟨])|(?<=[^ ]\.)(?=⟨[^⟩]*⟩$)|: (?=pip install )"
+    for end in (sentence, r"((?::|because) ⟨[^⟩]*⟩) (?=[A-Z])"):
+        problem, _, fix = re.sub(end, "\\1\n", text, count=1).partition("\n")
+        if fix:
+            break
     return problem, fix
 
 
 def pattern(message: Message) -> str:
     """Return a regular expression for the whole text of a message."""
-    parts = re.split(r"⟨[^⟩]*⟩", f"{message.problem} {message.fix}".strip())
-    return r"[\s\S]*".join(map(re.escape, parts))
+    # Between problem and fix there may be a space, a colon, or the space at the start of the fix.
+    problem, fix = (
+        r"[\s\S]*".join(map(re.escape, re.split(r"⟨[^⟩]*⟩", part))) for part in (message.problem, message.fix)
+    )
+    return rf"{problem}:?\s*{fix}"
 
 
 def _cell(text: str) -> str:

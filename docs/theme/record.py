@@ -153,9 +153,9 @@ def write_terminal(path: Path) -> None:
         if first == 0 and last >= seconds:
             texts.append(element)
             continue
-        begin, finish = 100 * first / seconds, 100 * last / seconds
-        steps = [f"0%{{opacity:{int(begin == 0)}}}"]
-        steps += [f"{begin:.3f}%{{opacity:1}}"] if begin else []
+        start, finish = 100 * first / seconds, 100 * last / seconds
+        steps = [f"0%{{opacity:{int(start == 0)}}}"]
+        steps += [f"{start:.3f}%{{opacity:1}}"] if start else []
         steps += [f"{finish:.3f}%{{opacity:0}}"] if last < seconds else ["100%{opacity:1}"]
         rules.append(
             f"@keyframes k{number}{{{''.join(steps)}}}#t{number}{{animation:k{number} {seconds:.1f}s step-end infinite}}"

@@ -18,6 +18,7 @@ from easytorch._utils.api_hints import (
     ARGUMENT_HINTS,
     ATTRIBUTE_HINTS,
     BATCH_STEPS,
+    COMPILE_ARGUMENTS,
     COMPILE_HINT_DEFAULTS,
     COMPILE_HINTS,
     IGNORED_ATTRIBUTES,
@@ -25,6 +26,7 @@ from easytorch._utils.api_hints import (
     OPTION_HINTS,
     OVERRIDABLE_STEPS,
     PREDICTION_NAMES,
+    PREFIX_HINTS,
     SCHEDULER_HINTS,
     SCHEDULER_NAMES,
     STOP_FLAGS,
@@ -315,7 +317,7 @@ def unexpected_argument_error(
         suggestion = _format_hint(hint)
     elif option_of_others:
         suggestion = option_of_others
-    elif argument in ARGUMENT_HINTS:
+    elif argument in ARGUMENT_HINTS or _find_prefix_hint(argument):
         suggestion = _suggest_argument(title, argument, names)
     else:
         suggestion = did_you_mean(argument, names) or otherwise or _suggest_argument(title, argument, names)
@@ -336,13 +338,24 @@ def argument_defaults(method: Callable[..., Any]) -> dict[str, Any]:
 
 def _suggest_argument(title: str, argument: str, names: list[str]) -> str:
     """Return what to use instead of ``argument``, which the function ``title`` does not have."""
-    is_method = "." in title
-    hint = ARGUMENT_HINTS.get(argument) if is_method else OPTION_HINTS.get(f"{title}.{argument}")
-    renamed = re.fullmatch(r"(\w+)=", hint or "")
-    if hint is not None and (renamed is None or renamed[1] in names):  # another method may have the argument
+    hint = OPTION_HINTS.get(f"{title}.{argument}")
+    if hint is None and title.startswith("Model"):
+        hint = ARGUMENT_HINTS.get(argument) or _find_prefix_hint(argument)
+        renamed = re.match(r"(\w+)=", hint or "")
+        if hint is not None and renamed is not None and renamed[1] not in names:  # an argument of fit or compile
+            method = "compile" if renamed[1] in COMPILE_ARGUMENTS else "fit"
+            value, *rest = re.split(r"(?=, (?:or|which) )", hint, maxsplit=1)
+            hint = f"{method}(..., {value}{'...' * value.endswith('=')}){''.join(rest)}"
+    if hint is not None:
         return _format_hint(hint)
     name = title.rpartition(".")[2]
     return did_you_mean(argument, names) or f" {name}() takes {', '.join(names) or 'no arguments'}."
+
+
+def _find_prefix_hint(argument: str) -> str | None:
+    """Return the hint for an argument of skorch such as ``optimizer__momentum``."""
+    hint = next((hint for prefix, hint in PREFIX_HINTS.items() if argument.startswith(prefix)), None)
+    return None if hint is None else hint.format(option=argument.partition("__")[2])
 
 
 def _format_hint(hint: str) -> str:

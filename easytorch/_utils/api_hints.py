@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from easytorch._utils import library_hints
+
 WANDB_HINT = "WandbLogger(project, update_freq=100); for what wandb.watch logs, add GradientStatistics(every=100)"
 TRACKER_HINT = "a subclass of easytorch.callbacks.Tracker with about 20 lines; see the guide about trackers"
 
@@ -40,8 +42,8 @@ ARGUMENT_HINTS = {
     "max_epochs": "epochs=",
     "num_epochs": "epochs=",
     "weighted": "weighted_metrics=",
-    "validation_metrics": "metrics=['accuracy', 'f1_macro'] and validation_only=['f1_macro']",
-    "val_metrics": "metrics=['accuracy', 'f1_macro'] and validation_only=['f1_macro']",
+    "validation_metrics": "metrics=['accuracy', 'f1_macro'], validation_only=['f1_macro']",
+    "val_metrics": "metrics=['accuracy', 'f1_macro'], validation_only=['f1_macro']",
     "run_eagerly": "jit_compile=False, which is the default",
     "mixed_precision": "precision='bf16'",
     "accumulate_grad_batches": "compile(..., gradient_accumulation_steps=4)",
@@ -134,6 +136,8 @@ COMPILE_HINTS = {
     "optimizer_options": "each option as an argument: compile('sgd', ..., momentum=0.9)",
 }
 COMPILE_HINT_DEFAULTS: dict[str, Any] = {"beta_1": 0.9, "beta_2": 0.999, "beta1": 0.9, "beta2": 0.999}
+# Arguments of compile that hints name; those of fit are all others.
+COMPILE_ARGUMENTS = ("optimizer", "weighted_metrics", "jit_compile", "precision", "metrics", "lr")
 COMPILE_HINT_DEFAULTS |= {"d_optimizer": "adam", "g_optimizer": "adam"}
 
 # Arguments of classes.
@@ -478,6 +482,8 @@ CALLBACK_HINTS = {
     "TrackioCallback": "TrackioLogger(project)",
     "TensorBoardCallback": "TensorBoard(log_dir)",
     "CometLogger": TRACKER_HINT,
+    "CometCallback": TRACKER_HINT,
+    "NeptuneCallback": TRACKER_HINT,
     "NeptuneLogger": TRACKER_HINT,
     "SacredLogger": TRACKER_HINT,
     "TensorBoardLogger": "TensorBoard(log_dir)",
@@ -510,16 +516,16 @@ CALLBACK_HINTS = {
     "Checkpoint": "ModelCheckpoint(filepath)",
 }
 
-# Techniques of fastai, composer and Keras that need no class here; docs/guides/recipes.md has a program for each.
+# Techniques of fastai, composer and Keras that need no class here; docs/how-to/techniques.md has a program for each.
 RECIPE_HINTS = {
-    "MixUp": "a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
-    "CutMix": "a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
+    "MixUp": "a collate_fn of the DataLoader that mixes a batch; see the how-to 'Training techniques'",
+    "CutMix": "a collate_fn of the DataLoader that mixes a batch; see the how-to 'Training techniques'",
     "RandomErasing": "torchvision.transforms.v2.RandomErasing() in the dataset",
     "LabelSmoothing": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing=0.1))",
     "LabelSmoothingCrossEntropy": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing=0.1))",
-    "GradientNoise": "a callback with on_before_optimizer_step; see the guide 'Recipes'",
-    "MCDropoutCallback": "a custom predict_step(self, batch); see the guide 'Recipes'",
-    "NTXentLoss": "a custom train_step(self, batch) with two views; see the guide 'Recipes'",
+    "GradientNoise": "a callback with on_before_optimizer_step; see the how-to 'Training techniques'",
+    "MCDropoutCallback": "a custom predict_step(self, batch); see the how-to 'Training techniques'",
+    "NTXentLoss": "a custom train_step(self, batch) with two views; see the how-to 'Training techniques'",
 }
 CALLBACK_HINTS |= RECIPE_HINTS
 PACKAGE_HINTS |= RECIPE_HINTS
@@ -561,6 +567,19 @@ METRIC_HINTS = {
     "MeanIoU": "torchmetrics.JaccardIndex(task='multiclass', num_classes=n) in compile(..., metrics=[...])",
     "CosineSimilarity": "a function: lambda y_pred, y: torch.nn.functional.cosine_similarity(y_pred, y)",
     "ConfusionMatrix": "model.report(x, y).confusion",
+}
+
+ARGUMENT_HINTS = library_hints.ARGUMENTS | ARGUMENT_HINTS
+PREFIX_HINTS = library_hints.PREFIXES
+COMPILE_HINTS = library_hints.COMPILE_ARGUMENTS | COMPILE_HINTS
+OPTION_HINTS = library_hints.OPTIONS | OPTION_HINTS
+ATTRIBUTE_HINTS = library_hints.ATTRIBUTES | ATTRIBUTE_HINTS
+CALLBACK_HINTS = library_hints.CALLBACKS | CALLBACK_HINTS
+# The package has all callbacks; History is a class of it.
+PACKAGE_HINTS = {
+    **{name: hint for name, hint in CALLBACK_HINTS.items() if name != "History"},
+    **library_hints.PACKAGE,
+    **PACKAGE_HINTS,
 }
 
 # Values of precision.

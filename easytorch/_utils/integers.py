@@ -43,7 +43,7 @@ def _check_int(name: str, value: Any, *, minimum: int, expected: str) -> int:
     is_in_range = is_number and minimum <= value < LIMIT
     if is_in_range and value == int(value):
         return int(value)
-    fix = f" Use {name}={math.ceil(value)}." if is_in_range else ""
+    fix = f" Use {name}={math.ceil(value) if is_in_range else minimum}."
     if isinstance(value, str) and value.strip().isdecimal():
         fix = f" Use {name}={int(value)}, without quotes."
     raise ValueError(f"{name} must be {expected}, received {value!r}.{fix}")
@@ -57,7 +57,7 @@ def boolean(name: str, value: Any) -> bool:
     """
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
-    raise TypeError(f"{name} must be True or False, received {value!r}.")
+    raise TypeError(f"{name} must be True or False, received {value!r}. Use {name}=True or {name}=False.")
 
 
 def optional_boolean(name: str, value: Any) -> bool | None:
@@ -76,6 +76,6 @@ def optional_positive_number(name: str, value: Any) -> float | None:
         ValueError: If ``value`` is neither.
     """
     if value is not None and (isinstance(value, (str, bool)) or not value > 0):
-        raise ValueError(f"{name} must be a number above 0 or None, received {value!r}.")
+        raise ValueError(f"{name} must be a number above 0 or None, received {value!r}. Use {name}=1.0.")
     number: float | None = value
     return number

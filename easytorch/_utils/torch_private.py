@@ -11,7 +11,7 @@ import functools
 import gc
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -235,6 +235,22 @@ def shut_down_workers(iterator: Any) -> None:
 def version(tensor: Tensor) -> int:
     """Return a number that changes when the values of ``tensor`` are changed in place; 0 if torch has none."""
     return int(getattr(tensor, "_version", 0))
+
+
+def graph_leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the leaves that get a gradient from ``tensors``, each once; none if torch hides the graph."""
+    nodes = [tensor.grad_fn for tensor in tensors]
+    seen, found = set(nodes), []
+    while nodes:
+        node: Any = nodes.pop()
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            found.append(variable)
+        for following, _ in getattr(node, "next_functions", ()):
+            if following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return found
 
 
 def cpu_has_bf16() -> bool:

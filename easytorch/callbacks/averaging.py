@@ -35,6 +35,14 @@ class Averaging(Callback, abc.ABC):
     Raises:
         ValueError: In ``fit``, with ``strategy="fsdp"`` or with a second average.
         TypeError: In ``fit``, if the module cannot be copied.
+
+    Examples:
+        >>> class RunningMean(Averaging):
+        ...     def make_function(self):
+        ...         return torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+        ...     def on_train_batch_end(self, batch, logs=None):
+        ...         self.average.update_parameters(self.model.module)
+        >>> history = model.fit(x, y, callbacks=[RunningMean()], verbose=0)
     """
 
     # At the end of training a callback that restores the best weights runs later.
@@ -49,7 +57,11 @@ class Averaging(Callback, abc.ABC):
 
     @abc.abstractmethod
     def make_function(self) -> Callable[..., None]:
-        """Return the function that adds weights to their averages, as ``AveragedModel`` calls it."""
+        """Return the function that adds weights to their averages, as ``AveragedModel`` calls it.
+
+        Examples:
+            >>> function = EMA(decay=0.99).make_function()
+        """
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start a new average, or continue that of an earlier fit of the same module."""
@@ -92,10 +104,14 @@ class Averaging(Callback, abc.ABC):
     def averaged(self) -> Iterator[None]:
         """Load the average into the module for the block, and restore the training weights afterwards.
 
+        Returns:
+            A context manager.
+
         Examples:
+            >>> ema = EMA(0.99)
+            >>> history = model.fit(x, y, callbacks=[ema], verbose=0)
             >>> with ema.averaged():
-            ...     model.evaluate(x, y)
-            ...     model.save_weights("averaged.pt")
+            ...     path = model.save_weights("averaged.pt")
         """
         self._load_average()
         try:
@@ -173,7 +189,7 @@ class EMA(Averaging):
     def __init__(self, decay: float = 0.999, keep_average: bool = False) -> None:
         super().__init__(keep_average)
         if not 0 <= decay <= 1:
-            raise ValueError(f"decay must be between 0 and 1, received {decay!r}.")
+            raise ValueError(f"decay must be between 0 and 1, received {decay!r}. Use EMA(decay=0.999).")
         self.decay = decay
 
     def make_function(self) -> Callable[..., None]:

@@ -67,7 +67,11 @@ class Callback(HelpfulInit):
         super().__init_subclass__(**options)
         for name in vars(cls):
             if name.startswith("on_") and not hasattr(Callback, name) and name not in KERAS_ALIASES.values():
-                warn(f"{cls.__name__}.{name} is not a hook and is never called.{did_you_mean(name, HOOKS)}")
+                fix = did_you_mean(name, HOOKS) or f" The hooks are {quote_list(HOOKS)}."
+                warn(
+                    f"{cls.__name__}.{name} is not a hook and is never called.{fix} If your code calls it, choose a name that "
+                    "does not start with 'on_'."
+                )
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Run before the first epoch of a fit.
@@ -241,7 +245,17 @@ class Callback(HelpfulInit):
         """
 
     def print_message(self, text: str) -> None:
-        """Print ``text`` on rank 0."""
+        """Print ``text`` on rank 0.
+
+        Args:
+            text: The message, in one line.
+
+        Examples:
+            >>> class Announce(Callback):
+            ...     def on_epoch_end(self, epoch, logs=None):
+            ...         self.print_message(f"epoch {epoch} is over")
+            >>> history = model.fit(x, y, callbacks=[Announce()])
+        """
         if self.model.strategy.group.is_main:
             print_message(escape_lines(text), sys.stdout)
 
@@ -295,6 +309,11 @@ class CallbackList(Callback):
         active: The callbacks that run on this rank.
         diverged: True after a non-finite loss; checkpoints are no longer written.
         has_leaked: True after a step that left gradients of the optimizer's parameters, which were deleted.
+
+    Examples:
+        >>> callbacks = CallbackList([CSVLogger("log.csv")], model, {"epochs": 5})
+        >>> len(callbacks.active)
+        1
     """
 
     def __init__(self, callbacks: Iterable[Any], model: Model, params: dict[str, Any]) -> None:

@@ -398,7 +398,7 @@ class BackupAndRestore(Callback):
     def _record_write_error(self, error: OSError) -> None:
         self._write_error = error
         if self.model.strategy.group.is_main:
-            warn(f"{error} Training continues and will try to write the next checkpoint.")
+            warn(f"No checkpoint was written: {error} Training continues, and will write the next checkpoint.")
 
     def _delete_old(self) -> None:
         if not self.model.strategy.group.is_main:
@@ -688,7 +688,7 @@ class ModelCheckpoint(Monitor):
 
     def _record_write_error(self, error: OSError) -> None:
         self._write_error = error
-        warn(f"{error} Training continues and will try to write the next file.")
+        warn(f"No file was written: {error} Training continues, and will write the next file.")
 
     def _make_distinct(self, name: str, is_best: bool) -> str:
         """Return ``name``, or with a number appended if it is the name of a file that must stay.

@@ -68,7 +68,14 @@ class Monitor(Callback):
         self.reset()
 
     def reset(self) -> None:
-        """Reset the best value."""
+        """Reset the best value.
+
+        Examples:
+            >>> monitor = Monitor("val_loss", mode="min")
+            >>> monitor.reset()
+            >>> monitor.best
+            inf
+        """
         self.best = math.inf if self.direction == "min" else -math.inf
 
     def read_value(self, logs: Mapping[str, float]) -> float | None:
@@ -79,6 +86,14 @@ class Monitor(Callback):
 
         Raises:
             ValueError: If no epoch provides the value.
+
+        Examples:
+            >>> class PrintBest(Monitor):
+            ...     def on_epoch_end(self, epoch, logs=None):
+            ...         value = self.read_value(logs)
+            ...         if value is not None and self.is_better(value):
+            ...             self.best = value
+            >>> history = model.fit(x, y, validation_data=(x, y), callbacks=[PrintBest("val_loss")], verbose=0)
         """
         if self.monitor in logs:
             return logs[self.monitor]
@@ -97,7 +112,17 @@ class Monitor(Callback):
         return self.monitor in self.model.recorded_history.last_validated_names()
 
     def is_better(self, value: float) -> bool:
-        """Return whether ``value`` improves on the best value by more than ``min_delta``; NaN never does."""
+        """Return whether ``value`` improves on the best value by more than ``min_delta``; NaN never does.
+
+        Args:
+            value: The value of an epoch or a validation.
+
+        Examples:
+            >>> monitor = Monitor("val_loss", mode="min", min_delta=0.01)
+            >>> monitor.best = 0.5
+            >>> monitor.is_better(0.495)
+            False
+        """
         if self.direction == "min":
             return value + self.min_delta < self.best
         return value - self.min_delta > self.best
@@ -145,12 +170,12 @@ def check_log_name(name: str, source: str, model: Model) -> None:
         or (model.logs_are_open() and not did_you_mean(name, names, cutoff=0.85))
     ):
         return
-    fix = ""
+    fix = did_you_mean(name, names)
     if name.startswith("val_") and not any(known.startswith("val_") for known in names):
-        fix = " Pass validation_data or validation_split to fit()."
+        fix += " Pass validation_data or validation_split to fit()."
     raise ValueError(
-        f"{source} {name!r}, which the logs will not contain.{did_you_mean(name, names)}{fix} "
-        f"They will contain {quote_list(names)}."
+        f"{source} {name!r}, which the logs will not contain.{fix} The logs will contain {quote_list(names)}: pass one of these "
+        "names, or add a metric in compile()."
     )
 
 
@@ -316,7 +341,9 @@ class EarlyStopping(Monitor):
 def _check_target(target: Any) -> float | None:
     is_number = isinstance(target, numbers.Real) and not isinstance(target, bool) and math.isfinite(target)
     if target is not None and not is_number:
-        raise ValueError(f"target must be a number that the monitored value is to reach, received {target!r}.")
+        raise ValueError(
+            f"target must be a number that the monitored value is to reach, received {target!r}. Use target=0.99."
+        )
     return None if target is None else float(target)
 
 

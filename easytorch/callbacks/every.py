@@ -42,13 +42,15 @@ class Every:
         values = {unit: getattr(self, unit) for unit in UNITS if getattr(self, unit) is not None}
         if len(values) != 1:
             received = ", ".join(f"{unit}={value!r}" for unit, value in values.items()) or "no argument"
-            raise ValueError(f"Every() takes exactly one of epochs, updates and minutes, received {received}.")
+            raise ValueError(
+                f"Every() takes exactly one of epochs, updates and minutes, received {received}. Use Every(epochs=2)."
+            )
         object.__setattr__(self, "epochs", optional_positive_int("epochs", self.epochs))
         object.__setattr__(self, "updates", optional_positive_int("updates", self.updates))
         if self.minutes is not None:
             check_minutes(self.minutes)
             if not self.minutes:
-                raise ValueError(f"minutes must be a positive number, received {self.minutes!r}.")
+                raise ValueError(f"minutes must be a positive number, received {self.minutes!r}. Use minutes=10.")
 
     @property
     def unit(self) -> str:
@@ -102,7 +104,7 @@ def check_minutes(minutes: Any) -> None:
     """Raise a ``ValueError`` unless ``minutes`` is a finite number of 0 or more."""
     is_number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
     if not is_number or not math.isfinite(minutes) or minutes < 0:
-        raise ValueError(f"minutes must be a non-negative number, received {minutes!r}.")
+        raise ValueError(f"minutes must be a non-negative number, received {minutes!r}. Use minutes=10.")
 
 
 def _suggest_every(value: Any) -> str:

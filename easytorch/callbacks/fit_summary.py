@@ -45,6 +45,19 @@ def find_best(model: Model, epochs: Iterable[int], rows: Iterable[Mapping[str, A
     return None
 
 
+def describe_restored(model: Model, best: Best | None) -> str:
+    """Return that ``EarlyStopping`` has restored, or is about to restore, the weights of an epoch; else an empty string."""
+    epochs = [
+        callback.best_epoch
+        for callback in model.callbacks.callbacks
+        if isinstance(callback, EarlyStopping) and callback.restore_best_weights and callback.best_epoch is not None
+    ]
+    if not epochs:
+        return ""
+    is_best = best is not None and best.epoch == epochs[-1]
+    return ", weights restored" if is_best else f"  weights of epoch {epochs[-1] + 1} restored"
+
+
 def _list_quantities(model: Model) -> list[tuple[str, str]]:
     """Return names and directions: what stops training, selects files, or is monitored otherwise, and then the losses."""
     monitors = [callback for callback in model.callbacks.callbacks if isinstance(callback, Monitor)]

@@ -41,12 +41,12 @@ class Freeze(Callback):
         Gradual unfreezing from the top, as in ULMFiT (Howard and Ruder, 2018):
 
         >>> stages = [Freeze("layer4", until=1), Freeze("layer3", until=2), Freeze("conv1", "bn1", "layer[12]", until=3)]
-        >>> model.fit(loader, 10, callbacks=stages)
+        >>> model.fit(loader, 10, callbacks=stages)  # doctest: +SKIP
     """
 
     def __init__(self, *patterns: str, until: int | None = None) -> None:
         if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-            raise ValueError(f"Freeze() needs names of layers, such as Freeze('backbone'), received {patterns!r}.")
+            raise ValueError(f"Freeze() needs names of layers, received {patterns!r}. Use Freeze('backbone').")
         self.patterns = patterns
         self.until = optional_positive_int("until", until)
         # What was trained before the fit. By name, since a strategy may replace the parameters.

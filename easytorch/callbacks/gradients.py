@@ -45,7 +45,7 @@ class GradientStatistics(Callback):
 
     Examples:
         >>> model.fit(loader, 5, callbacks=[GradientStatistics(every=100), TensorBoard("logs")])
-        >>> history["grad_norm/conv1"]
+        >>> norms = [name for name in model.history if name.startswith("grad_norm")]
     """
 
     # Before the loggers, which write what it adds to the logs.

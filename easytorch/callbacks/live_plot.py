@@ -28,7 +28,7 @@ class LivePlot(Callback):
             will not contain a name.
 
     Examples:
-        >>> model.fit(x, y, epochs=100, validation_split=0.2, callbacks=[LivePlot()])
+        >>> model.fit(x, y, epochs=3, validation_split=0.2, callbacks=[LivePlot()])
     """
 
     # After the table of epochs.

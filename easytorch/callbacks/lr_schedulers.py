@@ -81,6 +81,7 @@ class LRScheduler(Callback):
         TypeError: If ``scheduler`` is neither a scheduler nor a function.
 
     Examples:
+        >>> from torch.optim.lr_scheduler import CosineAnnealingLR
         >>> scheduler = LRScheduler(lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000), step_every="update")
         >>> model.compile("adam", "cross_entropy", scheduler=scheduler)
     """
@@ -89,7 +90,10 @@ class LRScheduler(Callback):
         self, scheduler: SchedulerLike | None, step_every: str | None = None, monitor: str | None = None
     ) -> None:
         if step_every not in (None, "update", "epoch"):
-            raise ValueError(f"step_every must be 'update' or 'epoch', received {step_every!r}.")
+            raise ValueError(
+                f"step_every must be 'update' or 'epoch', received {step_every!r}. Use step_every='update' for a schedule that "
+                "counts updates."
+            )
         self.scheduler: Any = scheduler
         self.step_every, self.monitor = step_every, monitor
         self._factory: Any = None if _is_scheduler(scheduler) else scheduler
@@ -292,7 +296,10 @@ class Schedule(LRScheduler):
             "scheduler", name, self.NAMES, otherwise="a torch.optim.lr_scheduler or a function that creates one"
         )
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup must be a share of all updates, from 0 to below 1, received {warmup!r}.")
+            raise ValueError(
+                f"warmup must be a share of all updates, from 0 to below 1, received {warmup!r}. Use warmup=0.05 for the first "
+                "5%."
+            )
         super().__init__(None, "update")
         self.warmup = 0.0 if self.name == "cosine" else warmup
         # The learning rate of each parameter group, which is the maximum of the schedule.
@@ -419,7 +426,10 @@ class LearningRateScheduler(Callback):
 
     def __init__(self, schedule: Callable[..., float], verbose: int = 0) -> None:
         if not callable(schedule):
-            raise TypeError(f"schedule must be a function schedule(epoch, lr), received {schedule!r}.")
+            raise TypeError(
+                f"schedule must be a function schedule(epoch, lr), received {schedule!r}. Use LearningRateScheduler(lambda "
+                "epoch, lr: 0.95 * lr)."
+            )
         self.schedule, self.verbose = schedule, verbose
         # The last epoch whose learning rate was set: a resumed epoch must not set it again.
         self.applied_epoch: int | None = None
@@ -444,7 +454,10 @@ class LearningRateScheduler(Callback):
         self.applied_epoch = epoch
         rate = self.schedule(*((epoch, _read_lr(self.model)) if _takes_two(self.schedule) else (epoch,)))
         if not isinstance(rate, (numbers.Real, Tensor)):
-            raise TypeError(f"schedule must return the learning rate as a number, received {rate!r} for epoch {epoch}.")
+            raise TypeError(
+                f"schedule must return the learning rate as a number, received {rate!r} for epoch {epoch}. Return a float, such "
+                "as 0.95 * lr."
+            )
         # The function may draw a random number, or measure something on its rank.
         rate = self.model.strategy.group.broadcast(float(rate))
         _set_rates(self.model, [rate * ratio for ratio in self._ratios])
@@ -494,7 +507,9 @@ class ReduceLROnPlateau(Monitor):
     ) -> None:
         super().__init__(monitor, mode, min_delta)
         if not factor < 1:
-            raise ValueError(f"factor must be below 1 to reduce the learning rate, received {factor!r}.")
+            raise ValueError(
+                f"factor must be below 1 to reduce the learning rate, received {factor!r}. Use factor=0.1."
+            )
         self.factor, self.min_lr, self.verbose = factor, min_lr, verbose
         self.patience, self.cooldown = non_negative_int("patience", patience), non_negative_int("cooldown", cooldown)
         self.wait = self.cooldown_left = 0
@@ -607,7 +622,7 @@ def _create_scheduler(factory: Any, optimizer: Optimizer) -> Any:
     if not callable(factory):
         raise TypeError(
             "scheduler must be a torch.optim.lr_scheduler or a function that creates one from the optimizer, received "
-            f"{factory!r}."
+            f"{factory!r}. Use lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)."
         )
     _check_takes_optimizer(factory)
     try:

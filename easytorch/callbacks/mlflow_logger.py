@@ -63,9 +63,9 @@ class MLflowLogger(Tracker):
         ValueError: If ``tracking_uri`` is a folder, which MLflow 3 does not support, or another argument is invalid.
 
     Examples:
-        >>> logger = MLflowLogger("digits", tracking_uri="sqlite:///mlflow.db", log_model=True)
-        >>> model.fit(x, y, epochs=3, callbacks=[logger])
-        >>> logger.log_report(model.report(x_test, y_test))
+        >>> logger = MLflowLogger("digits", tracking_uri="sqlite:///mlflow.db", log_model=True)  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=3, callbacks=[logger])  # doctest: +SKIP
+        >>> logger.log_report(model.report(x_test, y_test))  # doctest: +SKIP
     """
 
     def __init__(

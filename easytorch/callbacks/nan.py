@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,15 @@ from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.checkpoint import files, state_dicts
 from easytorch.optimizer_group import OptimizerGroup, members_of
+
+# What to change, by the origin of the loss.
+FIX_OF_DATA = "remove or fill the values of these samples that are NaN or infinite"
+FIX_OF_WEIGHTS = "load weights that are finite, such as an earlier checkpoint"
+FIX_OF_STEPS = "use a lower learning rate, compile(..., clip_grad_norm=1.0), or precision='bf16' in place of 'fp16'"
+FIX_OF_LOSS = (
+    "use a loss that takes logits, such as 'cross_entropy' or 'bce_with_logits', or bound what the loss divides by or takes the "
+    "logarithm of: x.clamp(min=1e-7)"
+)
 
 
 class UpdateRecord(NamedTuple):
@@ -156,18 +165,17 @@ class TerminateOnNaN(Callback):
     def _terminate(self, update: UpdateRecord, is_over: bool = False) -> None:
         """Stop training and report the origin; ``is_over`` if the optimizer has used the loss already."""
         state, optimizer = self.model.state, self.model.require_optimizer("fit")
-        title = (
-            f"The loss is not finite in update {state.step + (not is_over)} (epoch {state.epoch + 1}). Training stops with the "
-            f"weights from {'after' if is_over else 'before'} this update."
-        )
         stepped = optimizer.stepped if isinstance(optimizer, OptimizerGroup) and not is_over else ()
-        if stepped:
-            title += f" Only {quote_list(stepped)} made a step in it before."
+        note = f" Only {quote_list(stepped)} made a step in it before." if stepped else ""
         if is_over:
-            title += (
-                " To stop before it, call self.callbacks.on_before_optimizer_step() before self.strategy.step(...)."
-            )
-        self.report = "\n  ".join([title, *self._replay(update)])
+            note += " To stop before it, call self.callbacks.on_before_optimizer_step() before self.strategy.step(...)."
+        self.report = _stop_message(
+            state.step + (not is_over),
+            state.epoch + 1,
+            side="after" if is_over else "before",
+            note=note,
+            origin_and_fix="".join(f"\n  {line}" for line in self._replay(update)),
+        )
         if self.path is not None:
             self.report += f"\n  {self._write(self.path, update, self.report)}"
         # Optimizers skip parameters without gradients; a custom update may have several.
@@ -196,7 +204,7 @@ class TerminateOnNaN(Callback):
     def _replay(self, update: UpdateRecord) -> list[str]:
         """Run the batches again with a hook on every module, and return the findings, one line each."""
         if self.model.overrides("update"):
-            return ["The update is custom, so its steps are not run again"]
+            return ["The update is custom, so its steps are not run again", f"Fix: {FIX_OF_STEPS}"]
         model, hook = self.model, FirstNonFiniteHook(self.model.module)
         metrics, model.metrics = model.metrics, model.metrics.new_copy()
         try:
@@ -218,8 +226,13 @@ class TerminateOnNaN(Callback):
             model.metrics = metrics
         group = model.strategy.group
         if group.world_size > 1:
-            return [f"The loss of rank {group.rank} is finite: see the report of another rank"]
-        return ["The loss is finite when it is computed again: the module changes, or uses other random generators"]
+            return [
+                f"The loss of rank {group.rank} is finite: the report of another rank states the origin and the fix"
+            ]
+        return [
+            "The loss is finite when it is computed again: the module changes, or uses other random generators",
+            f"Fix: {FIX_OF_STEPS}",
+        ]
 
     def _describe(self, batch: Any, terms: list[str], hook: FirstNonFiniteHook, indices: Any) -> list[str]:
         """Return the findings about a batch.
@@ -244,8 +257,9 @@ class TerminateOnNaN(Callback):
             lines.append(f"First module with an output that is not finite: {hook.first}")
         elif not rows["targets"]:
             lines.append("The output of every module is finite: check the loss and its weights")
-        samples = _describe_samples(rows["inputs"] or rows["targets"] or hook.rows, indices)
-        return [*lines, samples] if samples else lines
+        if samples := _describe_samples(rows["inputs"] or rows["targets"] or hook.rows, indices):
+            lines.append(samples)
+        return [*lines, f"Fix: {_find_fix(rows, parameters, hook.first)}"]
 
 
 class FirstNonFiniteHook:
@@ -280,6 +294,22 @@ class FirstNonFiniteHook:
                 self.rows = find_non_finite_rows(output)
 
         return check_output
+
+
+def _stop_message(update: int, epoch: int, *, side: str, note: str, origin_and_fix: str) -> str:
+    return (
+        f"The loss is not finite in update {update} (epoch {epoch}). Training stops with the weights from {side} this "
+        f"update.{note}{origin_and_fix}"
+    )
+
+
+def _find_fix(rows: Mapping[str, list[int]], parameters: Sequence[str], first: str | None) -> str:
+    """Return the fix for what was found, the earliest origin first."""
+    if rows["inputs"] or rows["targets"]:
+        return FIX_OF_DATA
+    if parameters:
+        return FIX_OF_WEIGHTS
+    return FIX_OF_LOSS if first is None else FIX_OF_STEPS
 
 
 def _training_steps(model: Any) -> list[Any]:

@@ -42,12 +42,13 @@ class OptunaPruning(Monitor):
             is not that of the study.
 
     Examples:
+        >>> import optuna
         >>> def objective(trial):
         ...     lr = trial.suggest_float("lr", 1e-5, 0.1, log=True)
-        ...     model = Model(net()).compile("adam", "cross_entropy", ["accuracy"], lr=lr)
+        ...     model = Model(make_net()).compile("adam", "cross_entropy", ["accuracy"], lr=lr)
         ...     history = model.fit(x, y, epochs=10, validation_split=0.2, callbacks=[OptunaPruning(trial, "val_accuracy")])
         ...     return history["val_accuracy"][-1]
-        >>> optuna.create_study(direction="maximize").optimize(objective, n_trials=20)
+        >>> optuna.create_study(direction="maximize").optimize(objective, n_trials=3)
     """
 
     def __init__(self, trial: Any, monitor: str = "val_loss") -> None:

@@ -195,9 +195,10 @@ class SplitOnOutOfMemory(Callback):
             " Attributes that forward() or train_step() count may include the failed attempt." if changed else ""
         )
         warn(
-            f"Update {self.model.state.step + 1} ran out of memory with batches of {max(window.sizes)} samples, and was repeated "
-            f"with {self.batch_size}, accumulating gradients; so are all later updates.{effect}{attributes} To save the failed "
-            f"attempt, use batch_size={self.batch_size} in the data and compile(..., gradient_accumulation_steps={steps})."
+            f"Update {self.model.state.step + 1} ran out of memory with batches of {max(window.sizes)} samples. It was "
+            f"repeated with batches of {self.batch_size}, accumulating gradients, as all later updates will "
+            f"be.{effect}{attributes} To save the failed attempt, use batch_size={self.batch_size} in the data and compile(..., "
+            f"gradient_accumulation_steps={steps})."
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from easytorch._utils.timer import compute_fractions
 from easytorch.callbacks.advice import AdviseOnSlowData
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.checkpoint import saved_places
-from easytorch.callbacks.fit_summary import find_best
+from easytorch.callbacks.fit_summary import describe_restored, find_best
 from easytorch.callbacks.gradients import NAMES_BY_LAYER
 from easytorch.callbacks.line_layout import Forms, fit_to_width
 from easytorch.callbacks.time_left import FitClock, PassClock
@@ -282,6 +282,7 @@ class LineDisplay(Callback):
         if best is not None:
             name, value = printable(best.name), format_number(best.name, best.value)
             parts["best"] = [f"  best {name} {value} in epoch {best.epoch + 1}"]
+        parts["restored"] = [describe_restored(self.model, best)]
         if places:
             parts["places"] = [f"  saved in {' and '.join(printable(repr(place)) for place in places)}"]
         self.print_parts(parts)

@@ -41,11 +41,11 @@ class RayReport(BackupAndRestore):
         RuntimeError: In ``fit``, outside of a function that Ray runs.
 
     Examples:
-        >>> def train(config):
+        >>> def train(config):  # doctest: +SKIP
         ...     model = Model(net()).compile("adam", "cross_entropy", ["accuracy"], lr=config["lr"])
         ...     model.fit(x, y, epochs=10, validation_split=0.2, callbacks=[RayReport()])
-        >>> tuner = ray.tune.Tuner(train, param_space={"lr": ray.tune.loguniform(1e-4, 0.1)})
-        >>> results = tuner.fit()
+        >>> tuner = ray.tune.Tuner(train, param_space={"lr": ray.tune.loguniform(1e-4, 0.1)})  # doctest: +SKIP
+        >>> results = tuner.fit()  # doctest: +SKIP
     """
 
     def __init__(

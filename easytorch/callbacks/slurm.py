@@ -56,7 +56,10 @@ class SlurmRequeue(Callback):
         name = str(signal).upper()
         name = name if name.startswith("SIG") else f"SIG{name}"
         if name not in SIGNALS:
-            raise ValueError(f"signal must be one of {quote_list(SIGNALS)}, received {signal!r}.")
+            raise ValueError(
+                f"signal must be one of {quote_list(SIGNALS)}, received {signal!r}. Use the signal of #SBATCH --signal, such as "
+                "SlurmRequeue(signal='SIGUSR1')."
+            )
         self.signal, self.requeued = name, False
         self._is_due, self._is_active = False, True
 

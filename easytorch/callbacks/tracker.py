@@ -172,7 +172,11 @@ class Tracker(Callback, abc.ABC):
         return None
 
     def format_name(self, name: str) -> str:
-        """Return the name of a value as the tracker accepts it; by default unchanged."""
+        """Return the name of a value as the tracker accepts it; by default unchanged.
+
+        Args:
+            name: The name in the logs, such as ``"val_loss"``.
+        """
         return name
 
     @abc.abstractmethod
@@ -186,13 +190,31 @@ class Tracker(Callback, abc.ABC):
         """
 
     def write_text(self, texts: Mapping[str, str], axis: str, step: int) -> None:
-        """Write texts by name, also lists as JSON; by default nothing."""
+        """Write texts by name, also lists as JSON; by default nothing.
+
+        Args:
+            texts: The texts by name.
+            axis: ``"epoch"`` or ``"step"``.
+            step: The index of the epoch from 0, or the number of updates.
+        """
 
     def write_image(self, name: str, pixels: np.ndarray[Any, np.dtype[np.uint8]], axis: str, step: int) -> None:
-        """Write an image, ``[height, width, 1, 3 or 4]`` of bytes; by default nothing."""
+        """Write an image, ``[height, width, 1, 3 or 4]`` of bytes; by default nothing.
+
+        Args:
+            name: The name of the image.
+            pixels: Bytes, ``[height, width, 1, 3 or 4]``.
+            axis: ``"epoch"`` or ``"step"``.
+            step: The index of the epoch from 0, or the number of updates.
+        """
 
     def write_file(self, path: Path, name: str) -> None:
-        """Upload the file ``path`` as ``name``; by default nothing."""
+        """Upload the file ``path`` as ``name``; by default nothing.
+
+        Args:
+            path: The file.
+            name: Its name in the tracker.
+        """
 
     def close_run(self, status: str) -> None:
         """End the run, which a later fit may continue.
@@ -217,6 +239,11 @@ class Tracker(Callback, abc.ABC):
         Raises:
             RuntimeError: Before the first fit, as in all methods ``log_...``.
             TypeError: If ``values`` is no dict, or ``step`` no integer.
+
+        Examples:
+            >>> logger = TensorBoard("logs")
+            >>> history = model.fit(x, y, callbacks=[logger], verbose=0)
+            >>> logger.log_values({"test_accuracy": 0.9})
         """
         if not isinstance(values, Mapping):
             raise TypeError(
@@ -252,8 +279,18 @@ class Tracker(Callback, abc.ABC):
     def log_figure(self, name: str, figure: object, step: int | None = None) -> None:
         """Write a figure of matplotlib as an image.
 
+        Args:
+            name: The name.
+            figure: The figure of matplotlib.
+            step: The number of updates; by default the current one.
+
         Raises:
             TypeError: If it is no figure, or ``name`` no name, as in ``log_figure(figure, name)``.
+
+        Examples:
+            >>> logger = TensorBoard("logs")
+            >>> history = model.fit(x, y, callbacks=[logger], verbose=0)
+            >>> logger.log_figure("curves", history.plot(show=False))
         """
         name = check_name("log_figure", name, "figure")
         step = self._current_step("log_figure", step)
@@ -274,6 +311,11 @@ class Tracker(Callback, abc.ABC):
 
         Raises:
             TypeError: If it is no report.
+
+        Examples:
+            >>> logger = TensorBoard("logs")
+            >>> history = model.fit(x, y, callbacks=[logger], verbose=0)
+            >>> logger.log_report(model.report(x, y, verbose=0), "test")
         """
         step = self._current_step("log_report", step)
         if not hasattr(report, "summary") or not hasattr(report, "plot"):
@@ -296,13 +338,19 @@ class Tracker(Callback, abc.ABC):
 
         Raises:
             FileNotFoundError: If there is no such file.
+
+        Examples:
+            >>> logger = TensorBoard("logs")
+            >>> history = model.fit(x, y, callbacks=[logger], verbose=0)
+            >>> path = model.save("digits.pt")
+            >>> logger.log_file("digits.pt")
         """
         self._current_step("log_file", None)
         source = to_absolute_path(path)
         if not self._is_writer():
             return
         if not source.is_file():
-            raise FileNotFoundError(f"There is no file {str(source)!r} to upload.")
+            raise FileNotFoundError(f"There is no file {str(source)!r} to upload. Pass the path of a file that exists.")
         if self._attempt(self._open, now=True):
             self._attempt(lambda: self.write_file(source, name or source.name), now=True, is_file=True)
         self._close_after_fit()
@@ -313,7 +361,9 @@ class Tracker(Callback, abc.ABC):
                 f"{method}() writes to the run of a fit, and there was none. Call fit(..., callbacks=[logger]) first."
             )
         if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral)):
-            raise TypeError(f"step of {method}() must be an integer, received {step!r}.")
+            raise TypeError(
+                f"step of {method}() must be an integer, received {step!r}. Leave it out to use the number of the last update."
+            )
         return self.model.state.step if step is None else int(step)
 
     def _is_writer(self) -> bool:
@@ -391,11 +441,14 @@ class Tracker(Callback, abc.ABC):
         if self.log_model and self._status == "finished":
             self._attempt(self._upload_model, now=True, is_file=True)
         if len(self._refused) > MAX_REFUSAL_WARNINGS:
-            warn(f"{type(self).__name__} has refused values of {len(self._refused)} names in all; they are dropped.")
+            warn(
+                f"{type(self).__name__} has refused values of {len(self._refused)} names in all; they are dropped. The warnings "
+                "about the first names state the reasons."
+            )
         if self._waiting:
             warn(
-                f"{type(self).__name__} could not write {len(self._waiting)} points. fit(resume=...) writes those before the "
-                "last checkpoint when the run continues."
+                f"{type(self).__name__} could not write {len(self._waiting)} points. Run fit(..., resume=folder) again: it "
+                "writes the points before the last checkpoint."
             )
         self._close(self._status)
         self._has_begun = False

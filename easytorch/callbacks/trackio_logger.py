@@ -44,7 +44,7 @@ class TrackioLogger(Tracker):
         TypeError: If ``trackio.init`` has no such argument.
 
     Examples:
-        >>> model.fit(x, y, epochs=3, callbacks=[TrackioLogger("digits", update_freq=100)])
+        >>> model.fit(x, y, epochs=3, callbacks=[TrackioLogger("digits", update_freq=100)])  # doctest: +SKIP
     """
 
     def __init__(

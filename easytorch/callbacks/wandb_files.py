@@ -58,7 +58,9 @@ def _read_messages(path: Path) -> Iterator[Any]:
 def _read_records(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise ValueError(f"{str(path)!r} is no file of Weights & Biases.")
+        raise ValueError(
+            f"{str(path)!r} is no file of Weights & Biases. Pass a file run-....wandb in 'wandb/offline-run-...'."
+        )
     position, fragments = FILE_HEADER, b""
     while position + RECORD_HEADER.size <= len(data):
         rest = BLOCK - position % BLOCK

@@ -65,9 +65,9 @@ class WandbLogger(Tracker):
         ValueError: If ``mode`` is unknown, or another argument is invalid; in ``fit``, if two ``WandbLogger`` have the same run.
 
     Examples:
-        >>> logger = WandbLogger("digits", mode="offline", update_freq=100)
-        >>> model.fit(x, y, epochs=3, callbacks=[logger])
-        >>> logger.log_report(model.report(x_test, y_test))
+        >>> logger = WandbLogger("digits", mode="offline", update_freq=100)  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=3, callbacks=[logger])  # doctest: +SKIP
+        >>> logger.log_report(model.report(x_test, y_test))  # doctest: +SKIP
     """
 
     def __init__(
@@ -85,7 +85,10 @@ class WandbLogger(Tracker):
     ) -> None:
         check_options(WandbLogger, _import_wandb().init, options)
         if mode not in (None, "online", "offline", "disabled"):
-            raise ValueError(f"mode must be 'online', 'offline' or 'disabled', received {mode!r}.")
+            raise ValueError(
+                f"mode must be 'online', 'offline' or 'disabled', received {mode!r}. Use WandbLogger(..., mode='offline') to "
+                "write files without a network."
+            )
         self.project, self.name, self.mode, self.options = project, name, mode, options
         self._given_id = id
         self._given_run: Any = run

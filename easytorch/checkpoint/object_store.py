@@ -177,4 +177,5 @@ def _missing_error(location: RemotePath) -> FileNotFoundError | FileError:
     if location.is_dir():
         return FileError(f"{location.url!r} is a folder. Pass the path of a file in it.")
     names = [path.name for path in location.parent.glob("*")]
-    return FileNotFoundError(f"There is no file {location.url!r}.{did_you_mean(location.name, map(printable, names))}")
+    fix = did_you_mean(location.name, map(printable, names)) or " Pass the URL of a file that exists."
+    return FileNotFoundError(f"There is no file {location.url!r}.{fix}")

@@ -46,8 +46,10 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
     """
     paths = list_checkpoints(folder)
     if not paths:
+        other = min(map(str, to_location(folder).glob("*.pt")), default=None)
+        fix = "the folder of fit(resume=folder) or BackupAndRestore(folder)" if other is None else f"a file: {other!r}"
         raise FileNotFoundError(
-            f"There is no checkpoint in {str(folder)!r}: expected a file named like {step_path(folder, 123).name!r}."
+            f"There is no checkpoint in {str(folder)!r}. Expected a file named like {step_path(folder, 123).name!r}: pass {fix}."
         )
     errors: list[FileError] = []
     for path in paths:
@@ -60,7 +62,9 @@ def read_newest(folder: str | os.PathLike[str], device: torch.device | str = "cp
             errors.append(FileError(str(error)))
             continue
         if errors:
-            warn(f"{errors[0]} The older checkpoint {path.name!r} is used instead.")
+            warn(
+                f"The newest checkpoint cannot be read: {errors[0]} The older checkpoint {path.name!r} is used instead."
+            )
         return path, content
     raise FileError(
         f"None of the {len(paths)} checkpoints in {str(folder)!r} is intact. The newest: {errors[0]}"

@@ -136,7 +136,7 @@ def merge_state_dict(
             raise
     warn(
         f"{len(mismatch.missing) + len(mismatch.reshaped)} of {len(current)} weights keep their values, because "
-        f"{str(path)!r} does not fit the module (strict=False):\n{mismatch.table()}\n"
+        f"{str(path)!r} does not fit the module (strict=False).\n{mismatch.table()}\n"
         "If they should have been loaded, build the module with the layers and sizes that were saved."
     )
     return {**current, **fitting}

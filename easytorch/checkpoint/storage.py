@@ -109,7 +109,8 @@ class LocalStorage:
             folder = location.parent
             names = [file.name for file in folder.glob("*") if file.is_file()] if folder.exists() else []
             hint = did_you_mean(location.name, map(paths.printable, names))
-            raise FileNotFoundError(f"There is no file {str(location)!r}.{hint}")
+            fix = hint or f" Check the path; the current folder is {str(Path.cwd())!r}."
+            raise FileNotFoundError(f"There is no file {str(location)!r}.{fix}")
         if location.is_dir():
             raise FileError(f"{str(location)!r} is a folder. Pass the path of a file in it.")
         if not location.is_file():  # a pipe would wait for a writer

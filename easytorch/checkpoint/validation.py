@@ -119,7 +119,10 @@ def check_content(tree: Any, path: Location) -> Any:
                 value.layout == torch.strided
                 and value.numel() * value.element_size() > value.untyped_storage().nbytes()
             ):
-                raise FileError(f"{str(path)!r} is damaged: a tensor in it needs more memory than the file holds.")
+                raise FileError(
+                    f"{str(path)!r} is damaged: a tensor in it needs more memory than the file holds. Copy the file again from "
+                    "its source, or load another checkpoint."
+                )
             return value
         if not isinstance(value, (dict, list, tuple)):
             return value

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.registry import did_you_mean
+from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.warnings import collected_warnings
 
 # The import of a module registers its checks. This is the order of the findings: causes come before their effects.
@@ -129,7 +129,8 @@ def _select(functions: list[Check], ignore: Collection[str]) -> list[Check]:
     known = {function.__name__: function for function in functions}
     for name in ignore:
         if name not in known:
-            raise ValueError(f"ignore names no check: {name!r}.{did_you_mean(name, known)}")
+            fix = did_you_mean(name, known) or f" Pass names of {quote_list(known)}."
+            raise ValueError(f"ignore names no check: {name!r}.{fix}")
     return [function for name, function in known.items() if name not in ignore]
 
 

@@ -27,6 +27,11 @@ class Finding:
         fix: What to do; empty for a fact.
         name: The name of the check.
         value: The number behind the message, if there is one.
+
+    Examples:
+        >>> finding = Finding("warning", "The batch is large.", "Pass a smaller batch_size.")
+        >>> finding.is_problem
+        True
     """
 
     severity: str
@@ -58,24 +63,60 @@ def check(function: Check) -> Check:
 
 
 def error(message: str, fix: str, value: Any = None) -> Finding:
-    """Return a finding about a program that cannot work."""
+    """Return a finding about a program that cannot work.
+
+    Args:
+        message: What is wrong, in a sentence.
+        fix: What to do, in a sentence.
+        value: The number behind the message, if there is one.
+
+    Examples:
+        >>> def large_batches(probe):
+        ...     if probe.batch_size > 10_000:
+        ...         yield easytorch.checks.error("The batch is large.", "Pass a smaller batch_size.")
+        >>> report = model.check(x, y, checks=[large_batches])
+    """
     return Finding("error", message, fix, value=value)
 
 
 def warning(message: str, fix: str, value: Any = None) -> Finding:
-    """Return a finding about a program whose result will be worse than it could be."""
+    """Return a finding about a program whose result will be worse than it could be.
+
+    Args:
+        message: What is wrong, in a sentence.
+        fix: What to do, in a sentence.
+        value: The number behind the message, if there is one.
+
+    Examples:
+        >>> def large_batches(probe):
+        ...     if probe.batch_size > 10_000:
+        ...         yield easytorch.checks.warning("The batch is large.", "Pass a smaller batch_size.")
+        >>> report = model.check(x, y, checks=[large_batches])
+    """
     return Finding("warning", message, fix, value=value)
 
 
 def info(message: str, value: Any = None, fix: str = "") -> Finding:
-    """Return a fact."""
+    """Return a fact.
+
+    Args:
+        message: The fact, in a sentence.
+        value: The number behind the message, if there is one.
+        fix: What could be done, if anything.
+
+    Examples:
+        >>> def large_batches(probe):
+        ...     if probe.batch_size > 10_000:
+        ...         yield easytorch.checks.info(f"A batch has {probe.batch_size} samples.", probe.batch_size)
+        >>> report = model.check(x, y, checks=[large_batches])
+    """
     return Finding("info", message, fix, value=value)
 
 
-# What the sentence with the fix starts with, in the messages of this package.
+# What the sentence with the fix starts with, in the messages of this package: "Use ...", "For two classes, use ...".
 IMPERATIVES = re.compile(
-    r"(?<=\. )(?:Add|Change|Check|Convert|Divide|End|Freeze|Give|If|Keep|Let|Look|Override|Pad|Pass|Put|Remove|Renumber|Replace|"
-    r"Return|Scale|Set|Use)\b"
+    r"(?<=\. )(?:(?:Add|Change|Check|Convert|Divide|End|Freeze|Give|If|Keep|Let|Look|Override|Pad|Pass|Put|Remove|Renumber|"
+    r"Replace|Return|Scale|Set|Use)\b|(?:For|To) [^.,]+, (?:add|give|pass|use)\b|[^.:]+: (?:pass|use)\b)"
 )
 
 

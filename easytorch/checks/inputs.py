@@ -9,7 +9,7 @@ from torch import Tensor
 
 from easytorch.checks.base import Finding, check, error, info, warning
 from easytorch.checks.probe import Probe
-from easytorch.checks.samples import Samples
+from easytorch.checks.samples import Samples, as_parts
 
 # Layers of torch start with weights for inputs of mean 0 and standard deviation 1 (LeCun et al., Efficient BackProp, 1998, 4.3).
 # Ten times larger values saturate a sigmoid and make the first losses as much larger.
@@ -19,6 +19,8 @@ LARGE_PIXEL = 20.0
 # The share of columns that have their minimum in common, as the pixels of images have.
 PIXEL_SHARE = 0.9
 SHOWN_COLUMNS = 5
+# Equal samples that are no chance.
+MIN_EQUAL = 4
 
 
 @check
@@ -114,13 +116,19 @@ def constant_columns(probe: Probe) -> Iterator[Finding]:
 
 @check
 def identical_samples(probe: Probe) -> Iterator[Finding]:
-    """Find a data set whose samples are all the same."""
-    parts = [part for part in probe.train.x.values() if len(part) > 1]
-    if parts and probe.train.rows >= 4 and all(bool((part == part[:1]).all()) for part in parts):
-        yield error(
-            f"The inputs of all {probe.train.rows:,} samples that were read are the same.",
-            "Check that __getitem__ uses its index, and that the inputs are not overwritten.",
-        )
+    """Find a data set whose samples are all the same, or the same within a batch."""
+    in_batch = as_parts(probe.batch.x) if probe.batch is not None and probe.batch_size >= MIN_EQUAL else {}
+    for parts, text in (
+        (probe.train.x, f"all {probe.train.rows:,} samples that were read"),
+        (in_batch, f"all {probe.batch_size:,} samples of the first batch"),
+    ):
+        several = [part for part in parts.values() if len(part) >= MIN_EQUAL]
+        if several and all(bool((part == part[:1]).all()) for part in several):
+            yield error(
+                f"The inputs of {text} are the same.",
+                "Check that __getitem__ uses its index, and that the inputs are not overwritten: return a copy of a buffer.",
+            )
+            return
 
 
 def data_sets(probe: Probe) -> Iterator[tuple[str, Samples]]:

@@ -18,6 +18,10 @@ MAJORITY = 0.9
 MIN_SAMPLES = 20
 # A column with such a correlation is the target, up to rounding.
 PERFECT_CORRELATION = 0.9999
+# The same for a step of a series, up to rounding of 32 bits.
+EXACT_CORRELATION = 1 - 1e-10
+# Values of a sample above which they are not compared with the targets.
+MAX_WIDTH = 20_000
 # Losses that compare values by their difference.
 DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 LARGE_TARGET = 100.0
@@ -75,21 +79,24 @@ def unused_outputs(probe: Probe) -> Iterator[Finding]:
 
 @check
 def leaking_column(probe: Probe) -> Iterator[Finding]:
-    """Find a column of the inputs that is the target, or a multiple of it."""
-    for name, table in probe.train.tables():
+    """Find a column of the inputs that is the target, or a multiple of it; also a step of a series."""
+    columns = [(name, table, PERFECT_CORRELATION) for name, table in probe.train.tables()]
+    # Neighbors in a smooth series have almost the same value.
+    columns += [(name, part.flatten(1), EXACT_CORRELATION) for name, part in probe.train.series()]
+    for name, table, limit in columns:
         rows, width = table.shape
-        if rows < MIN_SAMPLES or width < 2:
+        if rows < MIN_SAMPLES or not 2 <= width <= MAX_WIDTH:
             continue
         for target, y in probe.train.y.items():
             for value in _target_columns(y, rows, width):
                 correlation = correlate(table, value)
                 column = int(correlation.argmax())
-                if float(correlation[column]) > PERFECT_CORRELATION:
+                if float(correlation[column]) > limit:
                     label = f" {target!r}" if target else ""
                     yield error(
-                        f"The {probe.train.column(name, column)} of the inputs has a correlation of "
+                        f"The {_title(probe, name, column)} of the inputs has a correlation of "
                         f"{float(correlation[column]):.5f} with the target{label}: the answer is among the inputs.",
-                        "Remove this column from the inputs.",
+                        "Remove it from the inputs.",
                         float(correlation[column]),
                     )
                     return
@@ -150,6 +157,15 @@ def _target_columns(y: Tensor, rows: int, width: int) -> Iterator[Tensor]:
         classes = torch.unique(column)
         if 2 < len(classes) <= MAX_CLASSES and not y.is_floating_point():
             yield from ((column == each).double() for each in classes)
+
+
+def _title(probe: Probe, name: str, index: int) -> str:
+    """Return how to call a column of a table, or a value of a series."""
+    part = probe.train.x[name]
+    if part.ndim == 2:
+        return probe.train.column(name, index)
+    step, column = divmod(index, part.shape[2])
+    return f"column {column} in step {step}{f' of {name!r}' * bool(name)}"
 
 
 def correlate(table: Tensor, value: Tensor) -> Tensor:

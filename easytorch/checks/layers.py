@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
+from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import quote_list
+from easytorch._utils.torch_private import graph_leaves
 from easytorch.callbacks.averaging import BATCH_NORMS
 from easytorch.checks.base import Finding, check, error, info, warning
 from easytorch.checks.probe import Probe, named_parameters
@@ -37,6 +39,28 @@ def untrained_parameters(probe: Probe) -> Iterator[Finding]:
             "Pass all parameters to the optimizer, or freeze these with requires_grad_(False). A layer that is created after "
             "the optimizer needs a new compile().",
             names,
+        )
+
+
+@check
+def unregistered_parameters(probe: Probe) -> Iterator[Finding]:
+    """Find weights that the outputs depend on and that the module does not know, such as those of layers in a list."""
+    known = {id(p) for p in named_parameters(probe.model).values()}
+    inputs = [leaf for leaf in leaves(probe.batch.x if probe.batch else None) if isinstance(leaf, Tensor)]
+    # Gradients of the inputs, as for an adversarial example or a differential equation.
+    shapes = {leaf.shape for leaf in inputs}
+    found = [
+        leaf for leaf in graph_leaves(head.y_pred for head in probe.heads)
+        if id(leaf) not in known and leaf.shape not in shapes and leaf.ndim
+    ]  # fmt: skip
+    if found:
+        listed = [str(list(leaf.shape)) for leaf in found[:SHOWN_NAMES]]
+        more = f" and {len(found) - SHOWN_NAMES} more" if len(found) > SHOWN_NAMES else ""
+        yield error(
+            f"The outputs depend on weights that are no parameters of the module, of shape {', '.join(listed)}{more}: they are "
+            "neither trained nor saved.",
+            "Create layers in __init__(), in nn.ModuleList instead of a list, and tensors as nn.Parameter(tensor).",
+            len(found),
         )
 
 
@@ -86,13 +110,13 @@ def idle_activations(probe: Probe) -> Iterator[Finding]:
 
 @check
 def linear_layers(probe: Probe) -> Iterator[Finding]:
-    """Find two linear layers without an activation function between them."""
+    """Find two linear layers or convolutions without an activation function between them."""
     pairs = [] if probe.recording is None else list(dict.fromkeys(probe.recording.linear_pairs))
     if pairs:
         (first, second), others = pairs[0], len(pairs) - 1
         more = f" The same holds for {others} more pair{'s' * (others > 1)}." if others else ""
         yield warning(
-            f"{second!r} follows {first!r} without an activation function: together they are one linear layer.{more}",
+            f"{second!r} follows {first!r} without an activation function: together they are one linear function.{more}",
             "Put nn.ReLU() between them.",
             pairs,
         )

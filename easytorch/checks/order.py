@@ -19,6 +19,8 @@ FEW_RUNS = -4.0
 SORTED_CORRELATION = 0.95
 # Shares of the validation samples that are in the training data: a few, and most.
 SOME_SHARED, MOST_SHARED = 0.01, 0.5
+# Columns that decide whether rows are equal by chance.
+MAX_COLUMNS = 256
 # Equal samples that are no chance, if only a part of the training data was read.
 MIN_HITS = 3
 
@@ -100,7 +102,22 @@ def _shared(train: Samples, val: Samples) -> tuple[float, float]:
     share = hits / len(second) if coverage == 1 or hits >= MIN_HITS else 0.0
     _, counts = torch.unique(first, return_counts=True)
     repeated = float(counts[counts > 1].sum() / len(first))
-    return min(share / max(coverage, 1e-9), 1.0), repeated
+    expected = min(repeated, _chance_of_equal_rows([train.x[name] for name in names]))
+    return min(share / max(coverage, 1e-9), 1.0), expected
+
+
+def _chance_of_equal_rows(parts: list[Tensor]) -> float:
+    """Return about the probability that a further row equals one of these by chance; 0 for images and many numbers.
+
+    Two rows are equal with the product of the probabilities for their columns, if these are independent. Columns depend on each
+    other, so the root of the product is taken.
+    """
+    count, logarithm = min(map(len, parts)), 0.0
+    for part in parts:
+        for column in part[:count].reshape(count, -1)[:, :MAX_COLUMNS].T:
+            counts = torch.unique(column, return_counts=True)[1].double()
+            logarithm += math.log(float((counts / count).square().sum()))
+    return 1 - math.exp(-count * math.exp(logarithm / 2))
 
 
 def _hash_rows(parts: list[Tensor]) -> Tensor:

@@ -131,7 +131,7 @@ def loss_at_start(probe: Probe) -> Iterator[Finding]:
         text = f"The loss{name} before training is {value:.4g}; {description} has {expected_value:.4g}."
         if value > limit:
             fix = (
-                "Scale the targets, or set the bias of the last layer to the mean of the targets."
+                "Scale the targets, set the bias of the last layer to their mean, or use smaller initial weights."
                 if head.loss.family in DISTANCES
                 else "Scale the inputs, and use smaller weights in the last layer. Check that outputs and labels have one order."
             )

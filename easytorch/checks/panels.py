@@ -28,8 +28,10 @@ def make_panels(probe: Probe) -> dict[str, Callable[[Any], None]]:
     if curves:
         panels["loss of one batch"] = _lines(curves)
     if panels:
-        sizes = {name: size / 1e6 for name, size in memory_by_part(probe).items()}
-        panels["memory in MB"] = _bars(sizes, is_log=False)
+        sizes = memory_by_part(probe)
+        power = min(max(int(math.log10(max([*sizes.values(), 1]))) // 3, 1), 3)
+        unit = {1: "KB", 2: "MB", 3: "GB"}[power]
+        panels[f"memory in {unit}"] = _bars({name: size / 1000**power for name, size in sizes.items()}, is_log=False)
     return panels
 
 

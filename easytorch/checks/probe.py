@@ -120,6 +120,12 @@ class Probe:
         data_seconds: The time to get a batch.
         data_advice: How to load data faster; empty if it is in memory.
         step_seconds: The time of an update.
+
+    Examples:
+        >>> def check_it(probe):
+        ...     print(probe.batch_size, probe.loss)
+        ...     return []
+        >>> report = model.check(x, y, checks=[check_it])
     """
 
     model: Model
@@ -161,7 +167,17 @@ class Probe:
         return self.model.state.step == 0
 
     def head_of(self, name: str) -> Head | None:
-        """Return the head with the targets ``name``."""
+        """Return the head with the targets ``name``.
+
+        Args:
+            name: The name of the targets; an empty text if there is only one output.
+
+        Examples:
+            >>> def check_it(probe):
+            ...     head = probe.head_of("")
+            ...     return []
+            >>> report = model.check(x, y, checks=[check_it])
+        """
         if len(self.heads) == 1:
             return self.heads[0]
         return next((head for head in self.heads if head.name in (name, f"output_{name}")), None)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from easytorch._utils import torch_private
 from easytorch.callbacks.averaging import BATCH_NORMS
 
 RELUS = {F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_}
@@ -23,6 +24,9 @@ DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F
 SOFTMAXES = {F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax}
 # Layers that pass on the values of a linear layer, so that the next one follows it directly.
 PASSIVE = (nn.Identity, nn.Dropout, nn.Flatten, nn.Unflatten)
+# Linear functions of the inputs that need an activation function before the next one of their kind.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LINEAR = (nn.Linear, *CONVOLUTIONS)
 # The first layers that have weights for the inputs.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
 
@@ -40,6 +44,30 @@ class Activation:
     layer: str
     kind: str
     share: float
+
+
+@dataclasses.dataclass
+class Source:
+    """A linear layer or a convolution whose values a tensor has.
+
+    Attributes:
+        name: The name of the layer.
+        layer: The layer.
+        tensor: The tensor. It is held, so that no other tensor gets its identity.
+        version: The version of the tensor, which a function in place changes.
+        is_normalized: Whether batch normalization came in between.
+    """
+
+    name: str
+    layer: nn.Module
+    tensor: Tensor
+    version: int
+    is_normalized: bool = False
+
+    def moved_to(self, tensor: Tensor, is_normalized: bool) -> Source:
+        """Return the source of ``tensor``, which has the same values."""
+        version = torch_private.version(tensor)
+        return Source(self.name, self.layer, tensor, version, self.is_normalized or is_normalized)
 
 
 @dataclasses.dataclass
@@ -83,11 +111,12 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.module, self.batch_size = module, batch_size
         self.recording = Recording()
+        self._layers = dict(module.named_modules())
         self._names = {layer: name or type(layer).__name__ for name, layer in module.named_modules()}
         self._has_signals = any(isinstance(layer, nn.Conv1d) for layer in module.modules())
         self._running: list[str] = []
-        # The tensors are held, so that no other tensor gets their identity.
-        self._sources: dict[int, tuple[str, nn.Linear, Tensor]] = {}
+        self._incoming: list[Source | None] = []
+        self._sources: dict[int, Source] = {}
         self._handles: list[Any] = []
 
     @contextlib.contextmanager
@@ -111,7 +140,7 @@ class Recorder(TorchFunctionMode):
         finally:
             for handle in self._handles:
                 handle.remove()
-            self._sources, self._handles, self._running = {}, [], []
+            self._sources, self._handles, self._running, self._incoming = {}, [], [], []
             weights = {parameter.untyped_storage().data_ptr() for parameter in self.module.parameters()}
             self.recording.saved_bytes = sum(size for place, size in storages.items() if place not in weights)
 
@@ -119,34 +148,53 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         name = self._names[layer]
-        self._running.append(name)
-        self.recording.called.add(name)
         value = inputs[0] if inputs else None
+        # What a layer got, before dropout in place changes it.
+        found = self._find_source(value)
+        self._running.append(name)
+        self._incoming.append(found)
+        self.recording.called.add(name)
         if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
             return
         if self.recording.first_input is None and isinstance(layer, WEIGHTED):
             self.recording.first_input = float(value.detach().float().square().mean().sqrt())
-        if isinstance(layer, nn.Linear) and id(value) in self._sources:
-            previous, source, _ = self._sources[id(value)]
-            # A narrow layer between two wide ones limits the rank, and has a meaning.
-            if source.out_features >= min(source.in_features, layer.out_features):
-                self.recording.linear_pairs.append((previous, name))
+        if found is not None and self._are_one_layer(found, name, layer):
+            self.recording.linear_pairs.append((found.name, name))
         if isinstance(layer, BATCH_NORMS) and layer.training:
             self.recording.batch_norms[name] = value.numel() // max(value.shape[1], 1) if value.ndim > 1 else 0
 
     def _leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        name = self._running.pop()
+        name, found = self._running.pop(), self._incoming.pop()
         if layer is self.module and self.recording.outputs is None:
             self.recording.outputs = output
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        if isinstance(layer, nn.Linear):
-            self._sources[id(output)] = (name, layer, output)
-        elif isinstance(layer, PASSIVE) and inputs and id(inputs[0]) in self._sources:
-            previous, source, _ = self._sources[id(inputs[0])]
-            self._sources[id(output)] = (previous, source, output)
+        if isinstance(layer, LINEAR):
+            self._sources[id(output)] = Source(name, layer, output, torch_private.version(output))
+        elif found is not None and isinstance(layer, (*PASSIVE, *BATCH_NORMS)):
+            self._sources[id(output)] = found.moved_to(output, isinstance(layer, BATCH_NORMS))
         if not any(True for _ in layer.children()) and output.numel() > 1:
             self.recording.scales[name] = float(output.detach().float().std())
+
+    def _find_source(self, value: Any) -> Source | None:
+        """Return the source of ``value``; None if it has none, or other values by now."""
+        source = self._sources.get(id(value))
+        return source if source is not None and torch_private.version(source.tensor) == source.version else None
+
+    def _are_one_layer(self, source: Source, name: str, layer: nn.Module) -> bool:
+        """Return whether a layer and the one before it could be one."""
+        first, are_neighbors = source.layer, self._are_in_one_sequence(source.name, name)
+        if isinstance(layer, nn.Linear) and isinstance(first, nn.Linear):
+            # A narrow layer between two wide ones limits the rank, and has a meaning.
+            is_wide = first.out_features >= min(first.in_features, layer.out_features)
+            return is_wide and (are_neighbors or not source.is_normalized)
+        # Separable and pointwise convolutions need no function between them, nor those whose values a sum reads too.
+        return are_neighbors and type(layer) is type(first) and _is_full(layer) and _is_full(first)
+
+    def _are_in_one_sequence(self, first: str, second: str) -> bool:
+        """Return whether two layers are in the same ``nn.Sequential``, so that nothing else reads the values between them."""
+        parent = first.rpartition(".")[0]
+        return parent == second.rpartition(".")[0] and isinstance(self._layers.get(parent), nn.Sequential)
 
     # Functions
 
@@ -191,6 +239,11 @@ class Recorder(TorchFunctionMode):
         is_over_samples = dim in (0, -result.ndim) and result.ndim > 1 and len(result) == self.batch_size
         if is_over_samples and result.requires_grad:
             self.recording.batch_softmaxes.append(self._layer)
+
+
+def _is_full(layer: nn.Module) -> bool:
+    """Return whether a layer is a convolution over several pixels and all channels."""
+    return isinstance(layer, CONVOLUTIONS) and layer.groups == 1 and max(layer.kernel_size) > 1
 
 
 Observer = Callable[[Recorder, Tensor, Any, Any], None]

@@ -26,9 +26,9 @@ class CheckReport(Sequence[Finding]):
 
     Examples:
         >>> report = model.check(x, y)
-        >>> assert not report.problems
+        >>> messages = [finding.message for finding in report.problems]
         >>> "constant_columns" in report
-        >>> report["loss_at_start"].fix
+        False
     """
 
     def __init__(self, findings: Sequence[Finding], title: str, panels: Panels) -> None:
@@ -83,7 +83,12 @@ class CheckReport(Sequence[Finding]):
     # Output
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the findings as plain values: a list of rows for each severity."""
+        """Return the findings as plain values: a list of rows for each severity.
+
+        Examples:
+            >>> report = model.check(x, y)
+            >>> findings = report.to_dict()
+        """
         return {severity: [_row(finding) for finding in self._select(severity)] for severity in SEVERITIES}
 
     def to_frame(self) -> Any:
@@ -91,6 +96,10 @@ class CheckReport(Sequence[Finding]):
 
         Raises:
             ImportError: If pandas is not installed.
+
+        Examples:
+            >>> report = model.check(x, y)
+            >>> frame = report.to_frame()
         """
         try:
             import pandas
@@ -133,6 +142,10 @@ class CheckReport(Sequence[Finding]):
         Raises:
             ImportError: If matplotlib is not installed.
             ValueError: If no step could be tried, so that there is nothing to draw.
+
+        Examples:
+            >>> report = model.check(x, y)
+            >>> figure = report.plot(path="check.png", show=False)
         """
         if not self._panels:
             raise ValueError("There is nothing to draw, because no training step could be tried. Fix the errors first.")

@@ -39,6 +39,12 @@ class Samples:
         columns: Names of the columns, if the inputs are a frame.
         is_weighted: Whether the samples have weights.
         dataset: The data set, and ``indices`` of it that are used; None for all or unknown.
+
+    Examples:
+        >>> def check_it(probe):
+        ...     print(probe.train.rows, probe.train.count)
+        ...     return []
+        >>> report = model.check(x, y, checks=[check_it])
     """
 
     x: Parts
@@ -57,19 +63,50 @@ class Samples:
         return min((len(part) for part in self.x.values()), default=0)
 
     def tables(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the values ``[N, columns]`` of each input with one row of numbers per sample."""
+        """Yield the name and the values ``[N, columns]`` of each input with one row of numbers per sample.
+
+        Examples:
+            >>> def check_it(probe):
+            ...     shapes = [values.shape for name, values in probe.train.tables()]
+            ...     return []
+            >>> report = model.check(x, y, checks=[check_it])
+        """
         for name, part in self.x.items():
             if part.ndim == 2 and part.is_floating_point() and len(part) > 1:
                 yield name, part
 
     def images(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the values ``[N, channels, height, width]`` of each input that may be images."""
+        """Yield the name and the values ``[N, channels, height, width]`` of each input that may be images.
+
+        Examples:
+            >>> def check_it(probe):
+            ...     shapes = [values.shape for name, values in probe.train.images()]
+            ...     return []
+            >>> report = model.check(x, y, checks=[check_it])
+        """
         for name, part in self.x.items():
             if part.ndim in (4, 5) and not part.is_complex():
                 yield name, part
 
+    def series(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the values ``[N, steps, columns]`` of each input with several rows of numbers per sample."""
+        for name, part in self.x.items():
+            if part.ndim == 3 and part.is_floating_point() and len(part) > 1:
+                yield name, part
+
     def column(self, name: str, index: int) -> str:
-        """Return how to call a column of the input ``name``."""
+        """Return how to call a column of the input ``name``.
+
+        Args:
+            name: The name of the input; empty for the only one.
+            index: The index of the column, from 0.
+
+        Examples:
+            >>> def check_it(probe):
+            ...     title = probe.train.column("", 3)
+            ...     return []
+            >>> report = model.check(x, y, checks=[check_it])
+        """
         known = self.columns is not None and name == "" and index < len(self.columns)
         title = repr(self.columns[index]) if known and self.columns is not None else str(index)
         return f"column {title}{f' of {name!r}' * bool(name)}"
@@ -104,8 +141,13 @@ def read_samples(
     if not _is_plain(loader):
         samples.in_order = y  # of the first batches, which were read as fit reads them
     elif _is_sequential(loader):
-        samples.in_order = labels or (y if tree is not None else {})
+        samples.in_order = labels or (y if indices is None else _sort_rows(y, indices))
     return samples
+
+
+def _sort_rows(parts: Parts, indices: Tensor) -> Parts:
+    """Return rows, which belong to the first of ``indices``, by increasing index."""
+    return {name: part[indices[: len(part)].argsort()] for name, part in parts.items()}
 
 
 def as_parts(tree: Any) -> Parts:

@@ -57,6 +57,10 @@ MAX_COLUMNS = 1000
 MAX_INPUTS = 64
 # Columns with wrong values that a message names.
 MAX_FOUND = 10
+COLLATE_DETECTION = (
+    "A detector takes a list of images and a list of dicts. Pass DataLoader(samples, batch_size=2, collate_fn=lambda batch: "
+    "tuple(zip(*batch)))."
+)
 
 
 class ArrayDataset(Dataset[Any]):
@@ -357,6 +361,12 @@ def match_columns(x: Any, names: list[Any] | None) -> Any:
     if missing or unknown:
         parts = [f"lacks {missing[:5]}" * bool(missing), f"has the unknown columns {unknown[:5]}" * bool(unknown)]
         raise ValueError(f"The frame {' and '.join(filter(None, parts))}. Pass the columns of fit(): {names[:20]}.")
+    twice = next((name for name in columns if columns.count(name) > 1 or names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"The columns of the frame have another order than in fit(), and {twice!r} is the name of several. Pass the columns "
+            f"in the order of fit(), {names[:20]}, or give each a name of its own."
+        )
     return select_columns(x, names)
 
 
@@ -445,6 +455,10 @@ def check_batches(batches: Sequence[Any]) -> None:
         raise ValueError(
             "The data is empty: expected a list of batches, received a list of length 0. Check how it was created."
         )
+    if is_detection_sample(batches[0]):
+        raise ValueError(
+            f"Expected a list of batches, received a list of samples: {describe(batches[0])}. {COLLATE_DETECTION}"
+        )
     if _is_sample(batches[0]):
         raise ValueError(
             f"Expected a list of batches, received a list of samples: its first item is {describe(batches[0])}. Pass "
@@ -455,6 +469,13 @@ def check_batches(batches: Sequence[Any]) -> None:
             f"Expected a list of batches, but [{describe(batches[0])}, {describe(batches[1])}] looks like inputs and targets. "
             "Pass them as a tuple, (x, y)."
         )
+
+
+def is_detection_sample(item: Any) -> bool:
+    """Return whether ``item`` is one image with a dict of its boxes."""
+    if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[1], Mapping):
+        return False
+    return "boxes" in item[1] and isinstance(item[0], (Tensor, np.ndarray)) and item[0].ndim <= 3
 
 
 def _is_sample(item: Any) -> bool:

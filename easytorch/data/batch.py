@@ -40,8 +40,8 @@ class Batch(NamedTuple):
         sample_weight: One weight per sample; for several outputs in the structure of the targets.
 
     Examples:
-        >>> x, y, sample_weight = model.unpack(batch)
-        >>> model.unpack(batch).y
+        >>> x, y, sample_weight = model.unpack((x, y))
+        >>> targets = model.unpack((x, y)).y
     """
 
     x: Any

@@ -43,8 +43,9 @@ def combine(loaders: Mapping[str, DataLike] | Sequence[DataLike], mode: str = "l
         TypeError: If a loader does not return batches.
 
     Examples:
-        >>> both = combine({"labeled": labeled_loader, "unlabeled": unlabeled_loader})
-        >>> model.fit(both, epochs=5)  # train_step gets {"labeled": ..., "unlabeled": ...}
+        >>> both = combine({"labeled": train_loader, "unlabeled": val_loader})
+        >>> list(next(iter(both)))  # what train_step gets
+        ['labeled', 'unlabeled']
     """
     if not isinstance(loaders, (Mapping, list, tuple)):
         raise TypeError(

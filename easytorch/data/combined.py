@@ -61,7 +61,7 @@ class CombinedLoader(Iterable[Any]):
                     iterators[name] = iter(self.parts[name])
                     batches[name] = next(iterators[name], END)
                 if batches[name] is END:
-                    raise ValueError(f"The loader {name!r} of combine() is empty: it has no batch.")
+                    raise ValueError(f"The loader {name!r} of combine() has no batch. Pass a loader that has data.")
             yield self.make_batch({name: batches[name] for name in self.parts})
 
     def _ends_with(self, cycled: Collection[str]) -> bool:

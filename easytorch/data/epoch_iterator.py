@@ -529,7 +529,10 @@ class EpochIterator:
             )
         discarded = list(itertools.islice(batches, count))
         if len(discarded) < count:
-            raise ResumeError(f"The run stopped after {count} batches of a pass, but the data has fewer now.")
+            raise ResumeError(
+                f"The run stopped after {count} batches of a pass, but the data has fewer now. Pass the data of the stopped run, "
+                "or start a new run in another folder."
+            )
         if self._stream_check is not None:
             self._stream_check.compare(discarded[-1], type(self._source()).__name__, count)
         if self.needs_batch_every_step and discarded[-1] is not sharding.NO_BATCH:

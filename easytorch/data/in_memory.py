@@ -62,7 +62,7 @@ def in_memory(
         MemoryError: If it is larger than the memory of this machine; raised after the first samples.
 
     Examples:
-        >>> train = easytorch.data.in_memory(datasets.MNIST("data", transform=transforms.ToTensor()))
+        >>> train = easytorch.data.in_memory(dataset)
         >>> model.fit(DataLoader(train, batch_size=64, shuffle=True), epochs=5)
     """
     cache = None if cache is None else to_path(cache, "cache")

@@ -59,6 +59,7 @@ from easytorch.data.combined import CombinedLoader
 from easytorch.data.data_sets import DataSets
 from easytorch.data.endless import check_has_end
 from easytorch.data.epoch_iterator import EpochIterator
+from easytorch.data.hugging_face import refuse_nulls
 from easytorch.data.in_memory import InMemory
 from easytorch.data.sample_weights import (
     ClassWeight,
@@ -206,7 +207,7 @@ def _check_type(x: Any, y: Any) -> None:
 
 def _check_shuffle(x: Any, shuffle: Any) -> None:
     if shuffle is not None and not isinstance(shuffle, (bool, np.bool_)):
-        raise ValueError(f"shuffle must be True or False, received {shuffle!r}.")
+        raise ValueError(f"shuffle must be True or False, received {shuffle!r}. Use shuffle=True.")
     if shuffle and isinstance(x, IterableDataset):
         raise ValueError(
             f"shuffle=True has no effect on {type(x).__name__}: an IterableDataset decides the order itself. Shuffle inside it, "
@@ -382,6 +383,7 @@ def make_fit_data(
     if shuffle is None and is_indexed(x, y):
         shuffle = True
     columns = column_names(x)
+    refuse_nulls(x, unpack)
     if class_weight is not None and isinstance(x, CombinedLoader):
         raise ValueError(
             "class_weight has no effect on combined loaders, whose batches only train_step can read. Weight the loss there."
@@ -395,8 +397,9 @@ def make_fit_data(
     if validation_data is not None:
         once = epochs == 1 or validation_steps is not None
         convert = functools.partial(
-            _validation_loader, columns=columns, batch_size=batch_size, once=once, steps=validation_steps
-        )
+            _validation_loader,
+            columns=columns, batch_size=batch_size, once=once, steps=validation_steps, unpack=unpack,
+        )  # fmt: skip
         is_several = isinstance(validation_data, DataSets)
         validation = validation_data.convert(convert, "validation_data") if is_several else convert(validation_data)
     elif validation_split:
@@ -466,7 +469,13 @@ def require_end(loader: Any, name: str, steps: int | None) -> None:
 
 
 def _validation_loader(
-    data: Any, *, columns: list[Any] | None, batch_size: int | None, once: bool, steps: int | None
+    data: Any,
+    *,
+    columns: list[Any] | None,
+    batch_size: int | None,
+    once: bool,
+    steps: int | None,
+    unpack: Callable[[Any], Batch],
 ) -> Iterable[Any]:
     """Return the batches of ``validation_data``, which are read ``once`` or more often, ``steps`` batches each time."""
     data = match_columns(data, columns)
@@ -476,6 +485,7 @@ def _validation_loader(
         )
     size = batch_size if is_indexed(data) or isinstance(data, IterableDataset) else None
     try:
+        refuse_nulls(data, unpack)
         validation = as_loader(data, batch_size=size)
         _check_finite(validation, column_names(data))
         require_end(validation, "validation_steps", steps)

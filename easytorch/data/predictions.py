@@ -109,8 +109,10 @@ def pair_with_targets(outputs: Any, y: Any) -> tuple[Any, Any]:
         )
     if isinstance(outputs, SampleList):
         raise ValueError(
-            "targets=True needs outputs with one row for each sample, but the module returned a list with one entry for each "
-            "sample. Collect the targets in predict_step."
+            "targets=True and report() need outputs with one row for each sample, but the module returned a list with one entry "
+            "for each sample, as detectors do. To measure detections, pass compile() a metric of all images, such as "
+            "torchmetrics.detection.MeanAveragePrecision() or an easytorch.EpochMetric, name it in validation_only=[...], and "
+            "call evaluate(data). For the targets beside the outputs, collect them in predict_step."
         )
     return outputs, y
 

@@ -17,6 +17,7 @@ from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.data.arrays import WrapperDataset, as_tensor, as_tensors, load_samples
 from easytorch.data.batch import WEIGHT_KEY, Batch, from_numpy, unpack
+from easytorch.data.sparse import is_sparse
 from easytorch.data.splits import all_targets, changes_samples, load_targets, targets_of
 
 # The target that cross-entropy ignores.
@@ -88,7 +89,17 @@ def as_weights(weight: Any) -> Any:
     """Return an argument ``sample_weight``, in which whole numbers are weights too, with floats."""
     if isinstance(weight, list) and not weight:
         return torch.zeros(0)
-    return map_leaves(_as_floats, as_tensors(weight))
+    if is_sparse(weight):
+        raise TypeError(
+            "sample_weight must have one number for each sample, received a sparse matrix. Pass "
+            "sample_weight.toarray().ravel()."
+        )
+    try:
+        return map_leaves(_as_floats, as_tensors(weight))
+    except (TypeError, ValueError) as error:
+        # A subclass may need other arguments.
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"In sample_weight: {error}") from error
 
 
 def _as_floats(leaf: Any) -> Any:

@@ -43,8 +43,8 @@ def seeded(dataset: DatasetLike, seed: int = 0) -> Dataset[Any]:
         seed: Another seed gives other random numbers.
 
     Examples:
-        >>> train = easytorch.data.seeded(datasets.CIFAR10("data", transform=augment))
-        >>> model.fit(DataLoader(train, batch_size=64, shuffle=True, num_workers=4), epochs=5)
+        >>> train = easytorch.data.seeded(dataset)
+        >>> model.fit(DataLoader(train, batch_size=64, shuffle=True), epochs=5)
     """
     return SeededDataset(as_torch_samples(dataset), seed)
 

@@ -210,8 +210,15 @@ def _can_split(loader: DataLoader[Any]) -> bool:
 def all_targets(loader: DataLike) -> Any:
     """Return the targets of all samples of ``loader``, in the structure that the samples have.
 
+    Args:
+        loader: A ``DataLoader``, or a list of batches.
+
     Returns:
         Tensors, or None if the targets are unknown until the samples are loaded.
+
+    Examples:
+        >>> all_targets(train_loader).shape
+        torch.Size([60])
     """
     if type(loader) in (list, tuple):
         return _labels_of_batches(loader)
@@ -299,7 +306,7 @@ def targets_of(dataset: DatasetLike, *, trusted_only: bool = False) -> Tensor | 
         A tensor with one row for each sample, or None.
 
     Examples:
-        >>> targets_of(TensorDataset(x, torch.tensor([0, 1, 1])))
+        >>> targets_of(TensorDataset(x[:3], torch.tensor([0, 1, 1])))
         tensor([0, 1, 1])
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):

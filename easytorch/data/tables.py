@@ -60,6 +60,11 @@ def get_column(frame: Any, name: Any) -> Any:
     return frame.column(name) if library_of(frame) == "pyarrow" else frame[name]
 
 
+def get_columns(frame: Any) -> list[Any]:
+    """Return all columns of a frame of polars or Arrow, of which those of Arrow may have the same name."""
+    return list(frame.columns if library_of(frame) == "pyarrow" else frame.get_columns())
+
+
 def as_array(value: Any) -> Any:
     """Return a frame or series of polars, Arrow or Hugging Face as an array; anything else, such as a frame of pandas, as it is.
 
@@ -70,10 +75,28 @@ def as_array(value: Any) -> Any:
         ValueError: If a value is null.
     """
     if _is_dataset_column(value):
-        return value[:]
+        return _without_none(value[:])
     if library_of(value) not in READERS or not (is_frame(value) or is_series(value)):
         return value
     return _read_frame(value) if is_frame(value) else _read_series(value)
+
+
+def _without_none(values: Any) -> Any:
+    """Return ``values``, a column of a Hugging Face dataset; raise a ``ValueError`` if a row has None."""
+    row = next((row for row, value in enumerate(values) if has_none(value)), None) if isinstance(values, list) else None
+    if row is not None:
+        raise ValueError(
+            f"A column of a Hugging Face dataset has None in row {row}, {values[row]!r}. Drop the rows from the dataset first: "
+            "dataset.filter(lambda row: row[name] is not None), or None not in row[name] for a column of lists."
+        )
+    return values
+
+
+def has_none(value: Any) -> bool:
+    """Return whether ``value`` is None, or a list with None, nested or not."""
+    if not isinstance(value, list):
+        return value is None
+    return None in value or (bool(value) and isinstance(value[0], list) and any(map(has_none, value)))
 
 
 def as_labels_array(value: Any) -> Any:
@@ -274,14 +297,14 @@ READERS: dict[str, Any] = {"polars": _Polars, "pyarrow": _Arrow}
 
 def _read_frame(frame: Any) -> Array:
     reader, names = READERS[library_of(frame)], get_names(frame)
-    columns = [get_column(frame, name) for name in names]
+    columns = get_columns(frame)
     others = [(name, column) for name, column in zip(names, columns, strict=True) if reader.kind(column) != "numbers"]
     if others:
         _refuse_others(reader, others)
-    counts = {name: reader.count_nulls(column) for name, column in zip(names, columns, strict=True)}
-    found = [f"{name!r} ({count} rows)" for name, count in counts.items() if count]
+    counts = [(name, reader.count_nulls(column)) for name, column in zip(names, columns, strict=True)]
+    found = [f"{name!r} ({count} rows)" for name, count in counts if count]
     if found:
-        first = next(name for name, count in counts.items() if count)
+        first = next(name for name, count in counts if count)
         raise ValueError(
             f"The frame has nulls in the columns {_list(found)}. Fill them, for example with {reader.fill.format(name=first)}, "
             "or drop the rows, in the targets too."

@@ -21,6 +21,9 @@ def unpack(batch: Any, module: nn.Module | None = None) -> Batch:
             ``target``, ``y``) of a dict is the target, ``sample_weight`` has the weights, and all others are inputs.
         module: The module that takes the inputs. The entries of a dict that have the names of its arguments are the inputs.
 
+    Returns:
+        A ``Batch(x, y, sample_weight)``.
+
     Raises:
         ValueError: If a tuple has more than three parts.
 

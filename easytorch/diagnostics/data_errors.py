@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from easytorch._utils.internal import is_internal
-from easytorch.data.arrays import is_array
+from easytorch._utils.pytree import describe
+from easytorch.data.arrays import COLLATE_DETECTION, is_array, is_detection_sample
 from easytorch.data.predictions import check_one_row_per_sample
 from easytorch.diagnostics.frames import Failure, calls_of, code_of
+from easytorch.strategies.base import Strategy
 
 # What torch and Python write about a wrong number of dimensions.
 DIMENSION_ERROR = re.compile(r"dimension|shape|\bsizes?\b|\dD\b|to unpack|tuple index out of range", re.IGNORECASE)
@@ -22,6 +26,8 @@ MAX_SAMPLE_DIMENSIONS = 3
 def collate_error(failure: Failure) -> Exception | None:
     """Return why the samples of a dataset do not fit into a batch."""
     text = str(failure.error)
+    if any(map(is_detection_sample, _first_samples(failure))):
+        return ValueError(f"The samples of a batch are images with dicts of boxes. {COLLATE_DETECTION}")
     # A worker passes its traceback on as text.
     in_worker = "DataLoader worker" in text and "collate" in text
     if not in_worker and not calls_of(failure.frames, default_collate):
@@ -43,11 +49,32 @@ def collate_error(failure: Failure) -> Exception | None:
     return None
 
 
+def detection_error(failure: Failure) -> Exception | None:
+    """Return how to make batches for a detector, if one of torch has joined the images and the dicts of boxes."""
+    batch = next((batch for _, _, batch in calls_of(failure.frames, Strategy.run)), None)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        return None
+    if not isinstance(batch[1], Mapping) or "boxes" not in batch[1]:
+        return None
+    return ValueError(f"The batch has one tensor of images and one dict, {describe(batch)}. {COLLATE_DETECTION}")
+
+
+def _first_samples(failure: Failure) -> list[Any]:
+    calls = calls_of(failure.frames, default_collate)
+    samples = calls[-1][0] if calls else None
+    return samples[:1] if isinstance(samples, list) else []
+
+
 def _sample_type_error(name: str) -> Exception:
     if name.startswith("PIL."):
         return TypeError(
             "A sample of the dataset contains a PIL image, expected a tensor. Pass "
             "transform=torchvision.transforms.ToTensor() to the dataset."
+        )
+    if name.startswith("torch_geometric."):
+        return TypeError(
+            f"A sample of the dataset is a graph, {name}, of which torch's DataLoader makes no batch. Pass "
+            "torch_geometric.loader.DataLoader(dataset, batch_size=32, shuffle=True)."
         )
     return TypeError(
         f"A sample of the dataset contains an object of type {name}, expected tensors, arrays or numbers. Convert it in "

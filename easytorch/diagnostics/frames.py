@@ -23,12 +23,14 @@ class Failure:
         module: The module that the model trains.
         x: The input of ``predict``; None outside of it.
         without_gradients: Whether the step ran without gradients, as in ``evaluate``.
+        data: The loader of the batches; None if it is unknown.
     """
 
     error: Exception
     module: nn.Module
     x: Any = None
     without_gradients: bool = False
+    data: Any = None
 
     @functools.cached_property
     def frames(self) -> list[FrameType]:

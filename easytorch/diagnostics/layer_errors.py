@@ -230,7 +230,7 @@ def _title(failure: Failure, layer: nn.Module) -> str:
 def _input_error(failure: Failure, layer: nn.Module, x: Tensor) -> Exception:
     title, received = _title(failure, layer), describe(x)
     parameter = next(layer.parameters(), None)
-    if isinstance(layer, nn.Embedding):
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return _embedding_error(failure, layer, x)
     if parameter is not None and parameter.device != x.device:
         return RuntimeError(
@@ -258,7 +258,7 @@ def _input_error(failure: Failure, layer: nn.Module, x: Tensor) -> Exception:
     return explanation
 
 
-def _embedding_error(failure: Failure, layer: nn.Embedding, x: Tensor) -> Exception:
+def _embedding_error(failure: Failure, layer: nn.Embedding | nn.EmbeddingBag, x: Tensor) -> Exception:
     title, rows = _title(failure, layer), layer.num_embeddings
     if x.is_floating_point():
         return TypeError(

@@ -72,9 +72,9 @@ def launch(
 
     Examples:
         >>> def train():
-        ...     model = Model(net()).compile("adam", "cross_entropy")
+        ...     model = Model(make_net()).compile("adam", "cross_entropy")
         ...     return model.fit(x, y, epochs=5).history
-        >>> histories = easytorch.launch(train, processes=2)
+        >>> histories = easytorch.launch(train, processes=2)  # doctest: +SKIP
     """
     world_size = positive_int("processes", processes)
     method = _choose_start_method(start)
@@ -117,7 +117,7 @@ def _choose_start_method(start: str) -> str:
         RuntimeError: If a copy of this process could not use the accelerator.
     """
     if start not in START_METHODS:
-        raise ValueError(f"start must be 'auto', 'fork' or 'spawn', received {start!r}.")
+        raise ValueError(f"start must be 'auto', 'fork' or 'spawn', received {start!r}. Use start='auto'.")
     if start == "auto":
         start = "fork" if in_notebook() else "spawn"
     if start == "fork" and torch.accelerator.is_available() and torch.get_device_module().is_initialized():

@@ -106,8 +106,8 @@ def pick_format(path: Path) -> Format:
     """
     if path.suffix not in FORMATS:
         raise ValueError(
-            f"export() writes files that end in {quote_list(FORMATS)}, received {str(path)!r}. save() and save_weights() write "
-            "files for training and for other programs with torch."
+            f"export() writes files that end in {quote_list(FORMATS)}, received {str(path)!r}. Use export('model.onnx'), or "
+            "save() and save_weights() for files that torch reads."
         )
     return FORMATS[path.suffix]()
 

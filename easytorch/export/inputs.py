@@ -48,7 +48,9 @@ class Inputs(NamedTuple):
         """
         dimensions = _check_dynamic(dynamic)
         batch = model.strategy.to_device(_find_batch(model, x))
-        tree = map_leaves(_to_cpu, select_inputs(batch, model.unpack(batch).x, model.signature))
+        parts = model.unpack(batch)
+        tree = select_inputs(batch, parts.x, model.signature)
+        tree = map_leaves(_to_cpu, _with_decoder_inputs(model, tree, parts.y))
         if isinstance(tree, Mapping):  # without targets the module computes no loss
             tree = {name: value for name, value in tree.items() if name != model.signature.label}
         if any(hasattr(each, "num_nodes") or hasattr(each, "edge_index") for each in (batch, *leaves(tree))):
@@ -96,6 +98,17 @@ class Inputs(NamedTuple):
         return [*leaves(self.args), *leaves(self.kwargs)]
 
 
+def _with_decoder_inputs(model: Model, inputs: Any, y: Any) -> Any:
+    """Return ``inputs`` with those of the decoder, which a model of transformers makes from the labels while it trains."""
+    make = getattr(model.module, "prepare_decoder_input_ids_from_labels", None)
+    if make is None:
+        return inputs
+    named = model.signature.with_label(inputs, y)
+    if not isinstance(named, Mapping) or "decoder_input_ids" in named or not isinstance(named.get("labels"), Tensor):
+        return inputs
+    return {**named, "decoder_input_ids": make(labels=named["labels"])}
+
+
 def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments by the names that the ``forward`` of ``module`` has for them."""
     return inspect.signature(module.forward).bind(*args, **kwargs).arguments
@@ -125,7 +138,7 @@ def _find_batch(model: Model, x: Any) -> Any:
     )
     batch = next(iter(as_loader(data, batch_size=None)), None)
     if batch is None:
-        raise ValueError("export() needs an example of the inputs, but x has no samples.")
+        raise ValueError("export() needs an example of the inputs, but x has no samples. Pass one sample: x[:1].")
     return batch
 
 

@@ -132,6 +132,12 @@ class Estimator(BaseEstimator):
 
         Args:
             deep: Has no effect; parameters are no estimators.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.get_params()["epochs"]
+            2
         """
         parameters: dict[str, Any] = super().get_params(deep=False)
         return parameters | self._options
@@ -139,8 +145,17 @@ class Estimator(BaseEstimator):
     def set_params(self, **params: Any) -> Self:
         """Set parameters by name, and return the estimator.
 
+        Args:
+            params: The values by name.
+
         Raises:
             ValueError: If there is no such parameter.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.set_params(lr=0.01, module__hidden=32).lr
+            0.01
         """
         names = set(self._get_param_names())
         self._set_options({name: value for name, value in params.items() if name not in names}, ValueError)
@@ -159,13 +174,19 @@ class Estimator(BaseEstimator):
         """Train a new module, and return the estimator.
 
         Args:
-            X: Features, ``[N, features]`` or ``[N, ...]``: an array, a frame, or nested lists.
+            X: Features, ``[N, features]`` or ``[N, ...]``: an array, a frame, nested lists, or a sparse matrix, of which only the
+                rows of a batch become dense.
             y: Targets.
             sample_weight: One weight per sample. Only ratios of weights matter: their mean is set to 1.
             validation_data: ``(X, y)`` to evaluate after each epoch, for early stopping and ``history_``.
 
         Raises:
             ValueError, TypeError: If a parameter or the data is invalid.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> fitted = classifier.fit(x.numpy(), y.numpy())
         """
         is_new = not (self.warm_start and hasattr(self, "model_"))
         if not is_new:
@@ -175,7 +196,10 @@ class Estimator(BaseEstimator):
         arguments: dict[str, Any] = {"epochs": positive_int("epochs", self.epochs), "callbacks": self.callbacks_ or ()}
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-                raise ValueError(f"validation_data expects a pair (X, y), received {describe(validation_data)}.")
+                raise ValueError(
+                    f"validation_data expects a pair (X, y), received {describe(validation_data)}. Use fit(X, y, "
+                    "validation_data=(X_val, y_val))."
+                )
             x_val, y_val = validation_data
             arguments["validation_data"] = self._read(x_val, y_val, False)
         elif self.validation_split:
@@ -198,10 +222,12 @@ class Estimator(BaseEstimator):
         _check_is_array(x)
         if y is None:
             name = type(self).__name__
-            raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
+            raise ValueError(
+                f"This {name} estimator requires y to be passed, but the target y is None. Pass the targets: fit(X, y)."
+            )
         x, y = validate_data(
             self, x, y, reset=is_new, dtype=self._feature_dtype(), allow_nd=True, multi_output=True, y_numeric=False,
-            ensure_min_samples=1,
+            ensure_min_samples=1, accept_sparse="csr",
         )  # fmt: skip
         return x, self._read_targets(y, is_new, classes)
 
@@ -275,10 +301,15 @@ class Estimator(BaseEstimator):
             return copy.deepcopy(self.module)
         factory = make_perceptron if self.module is None else self.module
         if not callable(factory):
-            raise TypeError(f"module expects a class or function that makes a torch.nn.Module, received {factory!r}.")
+            raise TypeError(
+                f"module expects a class or function that makes a torch.nn.Module, received {factory!r}. Use "
+                f"{type(self).__name__}(module=Net) with a class Net(nn.Module)."
+            )
         module = factory(**_complete_options(factory, options, self._facts()))
         if not isinstance(module, nn.Module):
-            raise TypeError(f"module must make a torch.nn.Module, but {factory!r} returned {type(module).__name__}.")
+            raise TypeError(
+                f"module must make a torch.nn.Module, but {factory!r} returned {type(module).__name__}. Return the module."
+            )
         return module
 
     def _facts(self) -> dict[str, int]:
@@ -289,13 +320,18 @@ class Estimator(BaseEstimator):
         """Raise a ``ValueError`` unless the ``outputs`` for one sample are as many as the loss needs."""
         raise NotImplementedError
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     # Prediction
 
     def _outputs(self, x: Any) -> Tensor:
         """Return the outputs for features of the user."""
         check_is_fitted(self, "model_")
         _check_is_array(x)
-        inputs = validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True)
+        inputs = validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True, accept_sparse="csr")
         return _run(self.model_, inputs, self.model_.loss)
 
     def _loss_argument(self) -> Any:
@@ -384,10 +420,12 @@ class Classifier(ClassifierMixin, Estimator):
         n_iter_: The number of epochs.
 
     Examples:
+        >>> from sklearn.model_selection import cross_val_score
+        >>> from easytorch.integrations.sklearn import Classifier
         >>> def make_net(n_features_in, n_outputs, hidden=64):
         ...     return nn.Sequential(nn.Linear(n_features_in, hidden), nn.ReLU(), nn.Linear(hidden, n_outputs))
         >>> classifier = Classifier(make_net, module__hidden=128, lr=0.01, epochs=20, random_state=0)
-        >>> cross_val_score(classifier, X, y)
+        >>> scores = cross_val_score(classifier, x.numpy(), y.numpy())
     """
 
     def __init__(
@@ -428,6 +466,14 @@ class Classifier(ClassifierMixin, Estimator):
             y: As in ``fit``.
             classes: All labels, in the first call; None for those in ``y``.
             sample_weight: As in ``fit``.
+
+        Raises:
+            ValueError: If ``class_weight="balanced"``, or a label is not among ``classes``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> fitted = classifier.partial_fit(x.numpy(), y.numpy(), classes=[0, 1, 2])
         """
         is_new = not hasattr(self, "model_")
         if self.class_weight == "balanced":
@@ -442,7 +488,17 @@ class Classifier(ClassifierMixin, Estimator):
         return self._train(inputs, targets, sample_weight, is_new, self._options_of("fit__") | {"epochs": 1})
 
     def predict(self, X: Any) -> Array:
-        """Return the label of each sample, or 0 or 1 for each of several labels."""
+        """Return the label of each sample, or 0 or 1 for each of several labels.
+
+        Args:
+            X: Features, as in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.fit(x.numpy(), y.numpy()).predict(x.numpy()).shape
+            (60,)
+        """
         outputs, loss = self._outputs(X), self._trained_loss()
         if self._is_multilabel or loss.kind == "binary":
             labels = loss.classes(outputs.double()).numpy().astype(int)
@@ -452,8 +508,17 @@ class Classifier(ClassifierMixin, Estimator):
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each label, ``[N, labels]``, in the order of ``classes_``.
 
+        Args:
+            X: Features, as in ``fit``.
+
         Raises:
             ValueError: If the loss is custom, so that it is not known what the outputs mean.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Classifier
+            >>> classifier = Classifier(epochs=2, random_state=0)
+            >>> classifier.fit(x.numpy(), y.numpy()).predict_proba(x.numpy()).shape
+            (60, 3)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
         probabilities: Array = loss.probabilities(outputs.double()).numpy()
@@ -473,7 +538,10 @@ class Classifier(ClassifierMixin, Estimator):
         known = self.classes_.tolist()
         unknown = [label for label in self.class_weight if label not in known]
         if unknown:
-            raise ValueError(f"class_weight has a weight for the class {unknown[0]!r}, but the classes are {known}.")
+            raise ValueError(
+                f"class_weight has a weight for the class {unknown[0]!r}, but the classes are {known}. Use the classes of y as "
+                f"keys: class_weight={{{known[0]!r}: 1.0}}."
+            )
         return {"class_weight": {known.index(label): weight for label, weight in self.class_weight.items()}}
 
     def _facts(self) -> dict[str, int]:
@@ -486,7 +554,10 @@ class Classifier(ClassifierMixin, Estimator):
         if is_new:
             self._learn_labels(y, is_multilabel, classes)
         if is_multilabel != self._is_multilabel or (is_multilabel and y.shape[1] != len(self.classes_)):
-            raise ValueError(f"y has the shape {list(y.shape)}, but fit() had other labels: {len(self.classes_)}.")
+            raise ValueError(
+                f"y has the shape {list(y.shape)}, but fit() had other labels: {len(self.classes_)}. Pass y in the format of "
+                "fit(), or call fit() for the new labels."
+            )
         if is_multilabel:
             return y.astype("float32")
         y = column_or_1d(y, warn=is_new)
@@ -510,7 +581,10 @@ class Classifier(ClassifierMixin, Estimator):
         self.classes_ = np.unique(y if classes is None else np.asarray(classes))
         self._is_multilabel, count = False, len(self.classes_)
         if count < 2:
-            raise ValueError(f"A Classifier needs at least 2 classes, but y has one class: {self.classes_.tolist()}.")
+            raise ValueError(
+                f"A Classifier needs at least 2 classes, but y has one class: {self.classes_.tolist()}. Add samples of another "
+                "class, or use partial_fit(X, y, classes=...) if later parts have them."
+            )
         is_binary = self._criterion().kind == "binary"
         if is_binary and count > 2:
             raise ValueError(f"loss={self.loss!r} is for two classes, but y has {count}. Pass loss='cross_entropy'.")
@@ -577,8 +651,12 @@ class Regressor(RegressorMixin, Estimator):
         n_iter_: The number of epochs.
 
     Examples:
-        >>> regressor = make_pipeline(StandardScaler(), Regressor(make_net, lr=0.01, random_state=0))
-        >>> TransformedTargetRegressor(regressor, transformer=StandardScaler()).fit(X, y)
+        >>> from sklearn.compose import TransformedTargetRegressor
+        >>> from sklearn.preprocessing import StandardScaler
+        >>> from easytorch.integrations.sklearn import Regressor
+        >>> regressor = Regressor(lr=0.01, random_state=0)
+        >>> scaled = TransformedTargetRegressor(regressor, transformer=StandardScaler())
+        >>> fitted = scaled.fit(x.numpy(), y.float().numpy())
     """
 
     @_check_arguments
@@ -591,6 +669,11 @@ class Regressor(RegressorMixin, Estimator):
             X: As in ``fit``.
             y: As in ``fit``.
             sample_weight: As in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Regressor
+            >>> regressor = Regressor(epochs=2, random_state=0)
+            >>> fitted = regressor.partial_fit(x.numpy(), y.float().numpy())
         """
         is_new = not hasattr(self, "model_")
         if not is_new:
@@ -601,6 +684,15 @@ class Regressor(RegressorMixin, Estimator):
         """Return the predictions, ``[N]`` or ``[N, outputs]`` as ``y`` in ``fit``.
 
         For ``"poisson_nll"`` on logarithms they are the rates.
+
+        Args:
+            X: Features, as in ``fit``.
+
+        Examples:
+            >>> from easytorch.integrations.sklearn import Regressor
+            >>> regressor = Regressor(epochs=2, random_state=0)
+            >>> regressor.fit(x.numpy(), y.float().numpy()).predict(x.numpy()).shape
+            (60,)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
         if loss.family is nn.PoissonNLLLoss and getattr(loss.function, "log_input", True):
@@ -618,7 +710,8 @@ class Regressor(RegressorMixin, Estimator):
             self._target_shape, self.n_outputs_ = y.shape[1:], 1 if y.ndim == 1 else y.shape[1]
         if y.shape[1:] != self._target_shape:
             raise ValueError(
-                f"y must have the shape {['N', *self._target_shape]} as in fit(), received {list(y.shape)}."
+                f"y must have the shape {['N', *self._target_shape]} as in fit(), received {list(y.shape)}. Use y.reshape("
+                f"{', '.join(map(str, (-1, *self._target_shape)))}), or call fit() for other targets."
             )
         return y.reshape(len(y), -1)
 
@@ -696,7 +789,10 @@ def _read_weights(sample_weight: Any, x: Array) -> Array | None:
         return None
     weights: Array = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
     if not weights.any():
-        raise ValueError("Sample weights must contain at least one non-zero number.")
+        raise ValueError(
+            "Sample weights must contain at least one non-zero number, received only zeros. Leave out sample_weight for equal "
+            "weights."
+        )
     return (weights / weights.mean()).astype("float32")
 
 
@@ -714,7 +810,7 @@ def _check_labels(y: Array) -> None:
 
 def _check_is_array(x: Any) -> None:
     """Raise a ``TypeError`` if ``x`` is data that scikit-learn cannot index."""
-    is_sparse = hasattr(x, "toarray")  # which scikit-learn refuses
+    is_sparse = hasattr(x, "toarray")
     if isinstance(x, (DataLoader, Dataset, Mapping)) and not is_sparse:
         raise TypeError(
             f"An estimator of scikit-learn takes arrays and frames, received a {type(x).__name__}. Pass X and y as arrays, or "

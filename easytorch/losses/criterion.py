@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.api_errors import check_argument_order
-from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.registry import did_you_mean, find, get_name, quote_list, spellings
 from easytorch._utils.warnings import warn
@@ -94,7 +93,7 @@ class Criterion:
     def bind(self, model: Any) -> None:
         """Let custom losses that take ``model``, ``module`` or ``x`` use ``model``."""
 
-    def inputs(self, x: Any, y: Any, batch: Any, signature: ForwardSignature) -> Any:
+    def inputs(self, x: Any, y: Any, batch: Any) -> Any:
         """Return what the module gets in a step: the inputs ``x``, with the targets ``y`` if the module computes the loss.
 
         Raises:
@@ -493,7 +492,7 @@ class SingleLoss(Criterion):
         """Return the loss of each value or sample.
 
         Raises:
-            ValueError: If the loss returns one number for the batch.
+            ValueError: If the loss returns one number for the batch, or a pair of a sum and a count.
         """
         values: Tensor
         if isinstance(self.function, nn.Module) and hasattr(self.function, "reduction"):
@@ -507,9 +506,16 @@ class SingleLoss(Criterion):
         if self.family is nn.CTCLoss and self.reduction == "mean":
             # The mean of CTCLoss divides the loss of each sample by the length of its target.
             values = values / torch.as_tensor(y[1], device=values.device).clamp(min=1)
-        if values.ndim == 0:
+        if not isinstance(values, Tensor) or values.ndim == 0:
+            received = (
+                "one number"
+                if isinstance(values, Tensor)
+                else "(sum, count)"
+                if isinstance(values, tuple)
+                else describe(values)
+            )
             raise ValueError(
-                f"Sample weights and reports need one loss per sample, but {get_name(self.function)!r} returns one number for "
+                f"Sample weights and reports need one loss per sample, but {get_name(self.function)!r} returns {received} for "
                 "the batch. Return one value per sample from it, or leave the weights out."
             )
         return values

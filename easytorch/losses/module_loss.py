@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.forward_signature import ForwardSignature
 from easytorch._utils.pytree import describe, leaves
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.train_mode import in_loss_mode
@@ -42,16 +41,16 @@ class ModuleLoss(Criterion):
         self._has_weighted = False  # whether batches of a window were weighted before the first check
 
     def bind(self, model: Any) -> None:
-        """Let the loss call ``model`` in an evaluation, if its module returns a loss in train mode only."""
+        """Let the loss use the arguments of the module of ``model``, and call it if it returns a loss in train mode only."""
         self._model = model
 
     def prepare(self, targets: Any, class_names: Any = None) -> None:
         """Compare the loss of the next batch with cross-entropy, which shows whether it shifts the labels."""
         self._checks_shift, self._has_weighted = True, False
 
-    def inputs(self, x: Any, y: Any, batch: Any, signature: ForwardSignature) -> Any:
+    def inputs(self, x: Any, y: Any, batch: Any) -> Any:
         """Return the inputs ``x``, with the targets ``y`` as the argument ``labels`` or ``targets`` of the module."""
-        return signature.with_label(x, y)
+        return self._model.signature.with_label(x, y)
 
     def terms(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> dict[str, Tensor]:
         """Return ``{"loss": scalar}``; of a module that returns a dict of losses, their sum and each of them."""
@@ -68,7 +67,7 @@ class ModuleLoss(Criterion):
         """
         x, y, _ = self._model.unpack(batch)
         with in_loss_mode(self._model.module), preserve_rng_state():
-            return self._model(self.inputs(x, y, batch, self._model.signature))
+            return self._model(self.inputs(x, y, batch))
 
     def __call__(self, y_pred: Any, y: Any = None, sample_weight: Any = None, batch: Any = None) -> Tensor:
         """Return the loss in the module's output."""

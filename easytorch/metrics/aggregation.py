@@ -36,19 +36,49 @@ class Mean:
         self.reset()
 
     def add(self, value: Scalar, weight: Scalar) -> None:
-        """Add the mean ``value`` of ``weight`` samples; with weight 0 it is ignored, even if it is NaN."""
+        """Add the mean ``value`` of ``weight`` samples; with weight 0 it is ignored, even if it is NaN.
+
+        Args:
+            value: The mean of some samples: a number, or a scalar tensor on any device.
+            weight: The number of these samples.
+
+        Examples:
+            >>> mean = Mean()
+            >>> mean.add(0.5, 32)
+            >>> mean.compute()
+            0.5
+        """
         self._pending.append((value, weight, weight))
         if len(self._pending) >= self.PENDING:
             self.flush()
 
     def add_sum(self, total: Scalar, count: Scalar) -> None:
-        """Add the sum ``total`` of ``count`` samples; both may be tensors on the device."""
+        """Add the sum ``total`` of ``count`` samples; both may be tensors on the device.
+
+        Args:
+            total: The sum of some samples.
+            count: The number of these samples.
+
+        Examples:
+            >>> mean = Mean()
+            >>> mean.add_sum(3.0, 4)
+            >>> mean.compute()
+            0.75
+        """
         self._pending.append((total, 1, count))
         if len(self._pending) >= self.PENDING:
             self.flush()
 
     def compute(self) -> Scalar:
-        """Return the mean of all samples since the last reset, NaN if there are none."""
+        """Return the mean of all samples since the last reset, NaN if there are none.
+
+        Examples:
+            >>> mean = Mean()
+            >>> mean.add(0.5, 3)
+            >>> mean.add(1.0, 1)
+            >>> mean.compute()
+            0.625
+        """
         total, count = self._sums()
         return total / count if isinstance(count, Tensor) or count else float("nan")
 
@@ -58,7 +88,15 @@ class Mean:
         return (bool(self._pending) or isinstance(count, Tensor)) and not count
 
     def reset(self) -> None:
-        """Remove all values."""
+        """Remove all values.
+
+        Examples:
+            >>> mean = Mean()
+            >>> mean.add(0.5, 3)
+            >>> mean.reset()
+            >>> mean.compute()
+            nan
+        """
         self._total: Scalar = 0.0
         self._count: Scalar = 0
         # Each entry is a value, the factor to multiply it by, and the number of its samples.

@@ -54,10 +54,39 @@ class Metric(HelpfulInit):
         self.reset()
 
     def check(self, y_pred: Any, y: Any) -> None:
-        """Raise a ``ValueError`` if the metric cannot measure such outputs and targets; called with the first batch of a pass."""
+        """Raise a ``ValueError`` if the metric cannot measure such outputs and targets; called with the first batch of a pass.
+
+        Args:
+            y_pred: Outputs of the module for the first batch.
+            y: Its targets.
+
+        Examples:
+            >>> class Bias(EpochMetric):
+            ...     def check(self, y_pred, y):
+            ...         if y_pred.shape != y.shape:
+            ...             raise ValueError(f"Expected outputs of shape {list(y.shape)}.")
+        """
 
     def reset(self) -> None:
-        """Remove everything measured so far."""
+        """Remove everything measured so far.
+
+        Raises:
+            NotImplementedError: If the subclass does not define it.
+
+        Examples:
+            >>> class Count(Metric):
+            ...     def reset(self):
+            ...         self.count = 0
+            ...     def update(self, y_pred, y, sample_weight=None):
+            ...         self.count += len(y)
+            ...     def compute(self):
+            ...         return self.count
+            >>> metric = Count()
+            >>> metric.update(torch.zeros(4), torch.zeros(4))
+            >>> metric.reset()
+            >>> metric.compute()
+            0
+        """
         raise NotImplementedError(f"{type(self).__name__} must define reset()")
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
@@ -67,6 +96,22 @@ class Metric(HelpfulInit):
             y_pred: Outputs of the module, detached, on the device. Values should stay there.
             y: Targets.
             sample_weight: Weights of the samples, only for ``weighted_metrics``.
+
+        Raises:
+            NotImplementedError: If the subclass does not define it.
+
+        Examples:
+            >>> class Count(Metric):
+            ...     def reset(self):
+            ...         self.count = 0
+            ...     def update(self, y_pred, y, sample_weight=None):
+            ...         self.count += len(y)
+            ...     def compute(self):
+            ...         return self.count
+            >>> metric = Count()
+            >>> metric.update(torch.zeros(4), torch.zeros(4))
+            >>> metric.compute()
+            4
         """
         raise NotImplementedError(f"{type(self).__name__} must define update(y_pred, y, sample_weight=None)")
 
@@ -74,6 +119,22 @@ class Metric(HelpfulInit):
         """Return the value over all batches since the last reset, preferably a scalar tensor.
 
         Entries of a tensor with one or two dimensions, or of a dict of numbers, are logged separately: ``name_0``, ``name_1``.
+
+        Raises:
+            NotImplementedError: If the subclass does not define it.
+
+        Examples:
+            >>> class Count(Metric):
+            ...     def reset(self):
+            ...         self.count = 0
+            ...     def update(self, y_pred, y, sample_weight=None):
+            ...         self.count += len(y)
+            ...     def compute(self):
+            ...         return self.count
+            >>> metric = Count()
+            >>> metric.update(torch.zeros(4), torch.zeros(4))
+            >>> metric.compute()
+            4
         """
         raise NotImplementedError(f"{type(self).__name__} must define compute()")
 

@@ -366,7 +366,7 @@ class MetricCollection:
         self._warnings.add("unused metrics")
         verb, pronoun = ("was", "it") if len(self.names) == 1 else ("were", "them")
         warn(
-            f"{', '.join(self.names)} {verb} never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or "
+            f"{', '.join(self.names)} {verb} never updated. Call self.metrics.update(y_pred, y) in train_step and test_step, or "
             f"remove {pronoun} from compile()."
         )
 

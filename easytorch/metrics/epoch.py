@@ -75,7 +75,10 @@ class EpochMetric(Metric):
         **options: Any,
     ) -> None:
         if not callable(function):
-            raise TypeError(f"EpochMetric expects a function of predictions and targets, received {function!r}.")
+            raise TypeError(
+                f"EpochMetric expects a function of predictions and targets, received {function!r}. Use "
+                "EpochMetric(sklearn.metrics.f1_score, average='macro')."
+            )
         self.function, self.options = function, options
         self.name = name or get_name(function)
         self.mode = None if mode is None else find("mode", mode, {"max": "max", "min": "min"})

@@ -53,7 +53,7 @@ class Report:
         self, y: Array, predicted: Array, losses: Array | None, bootstrap: Bootstrap, indices: Array | None = None
     ) -> None:
         if not len(y):
-            raise ValueError("A report needs at least one sample, received none.")
+            raise ValueError("A report needs at least one sample, received none. Pass data that is not empty.")
         self.y, self.predicted, self.losses, self.bootstrap = y, predicted, losses, bootstrap
         self.indices = np.arange(len(y)) if indices is None else indices
         self.summary: dict[str, Estimate] = {}
@@ -82,12 +82,17 @@ class Report:
 
     def score(self, members: Array) -> Estimate:
         """Return the score of the samples ``members``, ``[N]`` of booleans."""
-        from easytorch.reports.intervals import proportion
+        from easytorch.reports.intervals import Scale, proportion
 
         scores = self.scores()[members]
         if scores.dtype == bool:
             return proportion(scores.sum(), len(scores))
-        return self.bootstrap.of_samples(lambda weights: (weights @ scores / weights.sum(1))[:, None], len(scores))[0]
+
+        def measure(weights: Array) -> Array:
+            means: Array = (weights @ scores / weights.sum(1))[:, None]
+            return means
+
+        return self.bootstrap.of_samples(measure, len(scores), [Scale.POSITIVE])[0]
 
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return the rows of the table of worst samples."""
@@ -109,7 +114,12 @@ class Report:
     # Output
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as plain values: estimates are dicts with ``value``, ``low`` and ``high``."""
+        """Return all numbers as plain values: estimates are dicts with ``value``, ``low`` and ``high``.
+
+        Examples:
+            >>> report = model.report(x, y, verbose=0)
+            >>> accuracy = report.to_dict()["summary"]["accuracy"]["value"]
+        """
         tables = {
             name: [{key: _plain(value) for key, value in row.items()} for row in rows]
             for name, rows in self.tables.items()
@@ -129,6 +139,10 @@ class Report:
         Raises:
             KeyError: If there is no such table.
             ImportError: If pandas is not installed.
+
+        Examples:
+            >>> report = model.report(x, y, verbose=0)
+            >>> frame = report.to_frame("classes")
         """
         try:
             import pandas
@@ -178,6 +192,10 @@ class Report:
 
         Raises:
             ImportError: If matplotlib is not installed.
+
+        Examples:
+            >>> report = model.report(x, y, verbose=0)
+            >>> figure = report.plot(path="report.png", show=False)
         """
         try:
             from easytorch.training import curves
@@ -213,12 +231,15 @@ class Report:
     def compare(self, other: Report) -> Comparison:
         """Return whether the model of this report is better than that of ``other``, on the same samples.
 
+        Args:
+            other: The report of another model on the same samples.
+
         Raises:
             TypeError: If ``other`` is a report of another kind.
             ValueError: If its targets differ.
 
         Examples:
-            >>> print(new.report(x, y).compare(old.report(x, y)))
+            >>> print(model.report(x, y).compare(old_model.report(x, y)))
         """
         from easytorch.reports import comparison
 
@@ -236,6 +257,12 @@ class Comparison:
         p_value: Probability of a difference at least as large if both models were equally good.
         test: The statistical test.
         higher_is_better: Whether a higher score is better.
+
+    Examples:
+        >>> report = model.report(x, y, verbose=0)
+        >>> comparison = report.compare(report)
+        >>> comparison.is_significant
+        False
     """
 
     def __init__(
@@ -264,7 +291,13 @@ class Comparison:
         return "first" if (self.difference.value > 0) == self.higher_is_better else "second"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as plain values."""
+        """Return all numbers as plain values.
+
+        Examples:
+            >>> report = model.report(x, y, verbose=0)
+            >>> comparison = report.compare(report)
+            >>> difference = comparison.to_dict()["difference"]
+        """
         return {"name": self.name, "first": self.first, "second": self.second, "difference": _plain(self.difference),
                 "p_value": self.p_value, "test": self.test, "better": self.better}  # fmt: skip
 

@@ -58,7 +58,7 @@ def make_report(
 
     Examples:
         >>> outputs = model.predict(x, to="outputs.npy")
-        >>> print(make_report(outputs, y, "cross_entropy", class_names=["cat", "dog"]))
+        >>> print(make_report(outputs, y, "cross_entropy", class_names=["cat", "dog", "bird"]))
     """
     try:
         from easytorch.reports.intervals import Bootstrap
@@ -127,7 +127,8 @@ def _report_on_classes(
     counted = (labels != ignore_index).numpy()
     if not counted.any():
         raise ValueError(
-            f"A report needs at least one label, but all {len(labels)} labels are {ignore_index}, which the loss ignores."
+            f"A report needs at least one label, but all {len(labels)} labels are {ignore_index}, which the loss ignores. "
+            "Pass samples with labels of classes."
         )
     _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)) | ~torch.from_numpy(counted)[:, None])
     _check_names(names, probabilities.shape[1], "class")
@@ -177,7 +178,10 @@ def _report_on_positions(
 
 def _check_two_classes(y: Tensor) -> None:
     if not bool(((y == 0) | (y == 1)).all()):
-        raise ValueError("A report on two classes needs targets of 0 and 1, received others.")
+        raise ValueError(
+            f"A report on two classes needs targets of 0 and 1, received {y.min().item():.4g} to {y.max().item():.4g}. Convert "
+            "the targets, for example y = (y > 0).float()."
+        )
 
 
 def _report_on_labels(
@@ -217,7 +221,10 @@ def _check_finite(what: str, is_valid: Tensor) -> None:
 def _check_names(names: list[str] | None, count: int, what: str) -> None:
     """Raise a ``ValueError`` unless there is one name for each class or label."""
     if names is not None and len(names) != count:
-        raise ValueError(f"class_names expects {count} names, one for each {what}, received {len(names)}: {names}.")
+        raise ValueError(
+            f"class_names expects {count} names, one for each {what}, received {len(names)}: {names}. Pass them in the order of "
+            "the outputs."
+        )
 
 
 def _encode_text(y: Any, class_names: Any, output: str | None) -> Any:
@@ -238,9 +245,12 @@ def _as_tensors(loss: SingleLoss, outputs: Any, y: Any) -> tuple[Tensor, Tensor]
             f"{describe(targets)}. With several losses, pass output='name'."
         )
     if not len(targets):
-        raise ValueError("A report needs at least one sample, received none.")
+        raise ValueError("A report needs at least one sample, received none. Pass data that is not empty.")
     if len(prediction) != len(targets):
-        raise ValueError(f"Expected one target for each of {len(prediction)} outputs, received {len(targets)}.")
+        raise ValueError(
+            f"Expected one target for each of {len(prediction)} outputs, received {len(targets)}. Pass outputs and targets of "
+            "the same samples."
+        )
     return prediction, loss.convert_targets(prediction, targets)
 
 
@@ -256,8 +266,8 @@ def _check_labels(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
     counted, classes = labels[labels != loss.ignore_index], y_pred.shape[1]
     if len(counted) and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
         raise ValueError(
-            f"The labels are {int(counted.min())} to {int(counted.max())}, but there are {classes} classes: expected 0 to "
-            f"{classes - 1}."
+            f"The labels are {int(counted.min())} to {int(counted.max())}, but there are {classes} classes. Expected labels from "
+            f"0 to {classes - 1}: number the classes from 0, or give the module more outputs."
         )
 
 

@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from easytorch.reports.base import WORST, Array, Report, Row, find_largest
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, logit_intervals, nan_mean, proportion
+from easytorch.reports.intervals import Bootstrap, Scale, area_intervals, nan_mean, proportion
 
 # Bins of the calibration error, as in C. Guo et al., On calibration of modern neural networks, 2017.
 BINS = 15
@@ -60,10 +60,11 @@ class ClassificationReport(Report):
 
     def _measure(self) -> None:
         right = int(np.trace(self.confusion))
-        of_counts = self.bootstrap.of_counts(ConfusionScores(self.confusion), self.confusion[self.confusion > 0])
+        cells = self.confusion[self.confusion > 0]
+        of_counts = self.bootstrap.of_counts(ConfusionScores(self.confusion), cells, Scale.SHARE)
         classes = len(self.names)
         rankings = [Ranking(self.probabilities[:, i], self.y == i) for i in range(classes)]
-        curves = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), classes, logit_intervals)
+        curves = measure_areas(rankings, self.bootstrap, len(self))
         self.summary = {
             "accuracy": proportion(right, len(self)),
             "balanced_accuracy": of_counts[-2],
@@ -101,7 +102,7 @@ class ClassificationReport(Report):
             total = weights.sum(1)
             return np.column_stack([weights @ log_losses / total, weights @ brier / total])
 
-        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self))
+        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self), [Scale.POSITIVE] * 2)
         # Chance makes it larger, the more so in the draws of a bootstrap, whose intervals would rarely contain the true value.
         calibration = Estimate(float(np.abs(gaps.sum(0)).sum() / len(self)))
         return {"log_loss": log_loss, "brier_score": brier_score, "calibration_error": calibration}
@@ -243,7 +244,7 @@ class MultilabelReport(Report):
         if y.shape != probabilities.shape or not np.isin(y, (0, 1)).all():
             raise ValueError(
                 f"Expected labels 0 and 1 in the shape of the outputs, {list(probabilities.shape)}, received labels "
-                f"{list(y.shape)} from {y.min():.4g} to {y.max():.4g}."
+                f"{list(y.shape)} from {y.min():.4g} to {y.max():.4g}. Pass one column of 0 and 1 for each label."
             )
         super().__init__(y.astype(int), (probabilities > threshold).astype(int), losses, bootstrap)
         self.probabilities, self.threshold = probabilities, threshold
@@ -265,10 +266,10 @@ class MultilabelReport(Report):
                 f1 = 2 * true / (predicted + actual)
             return np.column_stack([f1, nan_mean(f1), weights @ right / weights.sum(1)])
 
-        columns = self.bootstrap.of_samples(measure, len(self))
         labels = len(self.names)
+        columns = self.bootstrap.of_samples(measure, len(self), [Scale.SHARE] * (labels + 2))
         rankings = [Ranking(self.probabilities[:, i], self.y[:, i] == 1) for i in range(labels)]
-        areas = self.bootstrap.of_samples(functools.partial(_areas_of, rankings), len(self), labels, logit_intervals)
+        areas = measure_areas(rankings, self.bootstrap, len(self))
         self.summary = {
             "exact_match": proportion(self.scores().sum(), len(self)),
             "accuracy of labels": columns[-1],
@@ -456,6 +457,14 @@ def _sums_before(values: Array) -> Array:
     sums = np.zeros((len(values) + 1, values.shape[1]))
     np.cumsum(values, axis=0, out=sums[1:])
     return sums
+
+
+def measure_areas(rankings: Sequence[Ranking], bootstrap: Bootstrap, count: int) -> list[Estimate]:
+    """Return AUC and average precision of each ranking of ``count`` samples, then both means."""
+    positives = np.array([len(ranking.positives) for ranking in rankings])
+    intervals = functools.partial(area_intervals, positives=positives, count=count)
+    statistic, scales = functools.partial(_areas_of, rankings), [Scale.SHARE] * (2 * len(rankings) + 2)
+    return bootstrap.of_samples(statistic, count, scales, len(rankings), intervals)
 
 
 def _areas_of(rankings: Sequence[Ranking], weights: Array) -> Array:

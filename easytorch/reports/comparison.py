@@ -20,7 +20,10 @@ def compare_reports(first: Report, second: Report) -> Comparison:
         ValueError: If the targets differ.
     """
     if type(first) is not type(second):
-        raise TypeError(f"Expected a {type(first).__name__} to compare with, received {type(second).__name__}.")
+        raise TypeError(
+            f"Expected a {type(first).__name__} to compare with, received {type(second).__name__}. Pass the report of another "
+            "model on the same data: report.compare(other.report(x, y))."
+        )
     if not np.array_equal(first.indices, second.indices) or not np.array_equal(first.y, second.y):
         raise ValueError(
             f"The targets of the reports differ: {len(first)} and {len(second)} samples. Compare two models on the same data, in "

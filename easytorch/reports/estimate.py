@@ -7,7 +7,17 @@ from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """A number with the bounds of its 95% interval; NaN bounds if there is no interval."""
+    """A number with the bounds of its 95% interval; NaN bounds if there is no interval.
+
+    Attributes:
+        value: The number.
+        low: The lower bound.
+        high: The upper bound.
+
+    Examples:
+        >>> str(easytorch.reports.Estimate(0.9, 0.85, 0.94))
+        '0.9 [0.85, 0.94]'
+    """
 
     value: float
     low: float = float("nan")

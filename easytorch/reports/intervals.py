@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ Array = np.ndarray[Any, Any]
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # in percent
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
-# An area of a draw that is 0 or 1 counts as so much more or less, since it has no logit.
-EDGE = 1e-6
+# Above this area, the draws depend on whether a few samples are in them.
+HIGH_AREA = 0.9
 # Numbers that are drawn at a time, so that a bootstrap over many samples does not fill the memory.
 CHUNK = 5_000_000
 # Numbers that one bootstrap reads, which takes less than a minute; more samples and columns get fewer repeats.
@@ -80,14 +81,15 @@ def ratio_variance(residuals: Array, total: float) -> float:
 
 
 def quantile(values: Array, share: float) -> Estimate:
-    """Return a quantile of ``values`` with the interval between two order statistics, which holds for any distribution.
+    """Return a quantile of ``values``, none below 0, with the interval between two order statistics, for any distribution.
+
+    Few values do not bound a high quantile: the bound is then infinite.
 
     Source: W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2.
     """
-    ordered, count = np.sort(values), len(values)
-    low, high = stats.binom.ppf([TAILS[0] / 100, TAILS[1] / 100], count, share)
-    bounds = np.clip([low - 1, high], 0, count - 1).astype(int)
-    return Estimate(float(np.quantile(values, share)), float(ordered[bounds[0]]), float(ordered[bounds[1]]))
+    ordered = np.r_[0.0, np.sort(values), np.inf]
+    low, high = stats.binom.ppf([TAILS[0] / 100, TAILS[1] / 100], len(values), share)
+    return Estimate(float(np.quantile(values, share)), float(ordered[int(low)]), float(ordered[int(high) + 1]))
 
 
 def nan_mean(values: Array) -> Array:
@@ -97,12 +99,22 @@ def nan_mean(values: Array) -> Array:
         return np.asarray(np.nansum(values, -1) / count)
 
 
+class Scale(enum.Enum):
+    """On which scale the draws of a number are about normal."""
+
+    ANY = "any"  # as they are
+    POSITIVE = "positive"  # their logarithms
+    SHARE = "share"  # their logits
+    UP_TO_1 = "up to 1"  # the logarithms of 1 minus them, for R2
+
+
 class Bootstrap:
     """Intervals from samples that are drawn again with replacement.
 
-    By default the interval is that of the percentiles, after B. Efron, Bootstrap methods: another look at the jackknife, 1979,
-    moved by the bias that the draws show, after B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter
-    10.
+    They are normal intervals on the scale of the number, minus the bias that the draws show, after B. Efron and R. J. Tibshirani,
+    An Introduction to the Bootstrap, 1993, chapters 10 and 12. The draws vary less than samples do, by a factor of
+    ``sqrt(1 - 1 / N)``, and the quantile is that of the t-distribution, after T. C. Hesterberg, What teachers should know about
+    the bootstrap, 2015, section 3.
 
     Args:
         repeats: How often all samples are drawn; 0 for no intervals.
@@ -112,7 +124,7 @@ class Bootstrap:
     def __init__(self, repeats: int, seed: int) -> None:
         self.repeats, self.seed = repeats, seed
 
-    def of_counts(self, statistic: Callable[[Array], Array], counts: Array) -> list[Estimate]:
+    def of_counts(self, statistic: Callable[[Array], Array], counts: Array, scale: Scale) -> list[Estimate]:
         """Return the entries of ``statistic(counts)``, which depends on the samples through ``counts`` alone.
 
         To draw the samples again is to draw their counts from a multinomial distribution.
@@ -120,6 +132,7 @@ class Bootstrap:
         Args:
             statistic: Returns values ``[..., values]`` for counts ``[..., kinds]``.
             counts: How many samples are of each kind, ``[kinds]``.
+            scale: The scale of all values.
         """
         values, total = np.atleast_1d(statistic(counts)), int(counts.sum())
         if not self.repeats or not total:
@@ -127,12 +140,13 @@ class Bootstrap:
         generator, step = np.random.default_rng(self.seed), max(1, CHUNK // len(counts))
         sizes = [min(step, self.repeats - start) for start in range(0, self.repeats, step)]
         drawn = [statistic(generator.multinomial(total, counts / total, size)) for size in sizes]
-        return _percentiles(values, np.concatenate(drawn))
+        return normal_intervals(values, np.concatenate(drawn), [scale] * len(values), total)
 
     def of_samples(
         self,
         statistic: Callable[[Array], Array],
         count: int,
+        scales: Sequence[Scale],
         columns: int = 1,
         intervals: Callable[[Array, Array], list[Estimate]] | None = None,
     ) -> list[Estimate]:
@@ -141,17 +155,18 @@ class Bootstrap:
         Args:
             statistic: Returns values ``[repeats, values]`` for weights ``[repeats, count]``: how often each sample is drawn.
             count: The number of samples.
+            scales: The scale of each value.
             columns: How often ``statistic`` reads all weights. If the work exceeds ``MAX_WORK``, there are fewer repeats, but at
                 least 100.
             intervals: Returns an estimate for each value, given ``[values]`` and the draws ``[repeats, values]``; None for
-                percentiles.
+                ``normal_intervals``.
         """
         values = statistic(np.ones((1, count)))[0]
         if not self.repeats or count < 2:  # the same sample again and again shows no variation
             return [Estimate(float(value)) for value in values]
         repeats = min(self.repeats, max(MIN_REPEATS, MAX_WORK // (count * columns)))
         drawn = np.concatenate([statistic(weights) for weights in self.weights(count, repeats)])
-        return (intervals or _percentiles)(values, drawn)
+        return intervals(values, drawn) if intervals else normal_intervals(values, drawn, scales, count)
 
     def weights(self, count: int, repeats: int | None = None) -> Iterator[Array]:
         """Yield arrays ``[repeats, count]``: how often each sample is drawn."""
@@ -164,43 +179,101 @@ class Bootstrap:
             yield np.bincount(indices.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
 
 
-def logit_intervals(values: Array, drawn: Array) -> list[Estimate]:
-    """Return areas, which are from 0 to 1, with normal intervals of their logits, minus the bias that the draws show.
+def normal_intervals(
+    values: Array,
+    drawn: Array,
+    scales: Sequence[Scale],
+    count: int,
+    *,
+    factors: Array | None = None,
+    edges: Array | None = None,
+    limits: Array | None = None,
+) -> list[Estimate]:
+    """Return values with normal intervals on their scales, minus the bias that the draws show.
 
-    Near 0 and 1 the draws are skewed, and percentiles contain the true value too rarely. An area of 0 or 1 has percentiles.
+    A share of 0 or 1 has no interval: its draws are all the same, however few samples there are.
+
+    Args:
+        values: ``[values]``.
+        drawn: Those of each draw, ``[repeats, values]``.
+        scales: The scale of each value.
+        count: The number of samples.
+        factors: The half width of each interval in standard deviations of the draws; None for that of ``count`` samples.
+        edges: How near a share of a draw may be to 0 and 1, of each value; None for half of a sample.
+        limits: The largest standard deviation of the draws, on the scale of each value. Draws that exceed it depend on single
+            samples, and tell nothing about the bias; None for no limit.
+    """
+    if factors is None:
+        factors = np.full(len(values), stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt(count / (count - 1)))
+    edges = np.full(len(values), 0.5 / count) if edges is None else edges
+    limits = np.full(len(values), np.inf) if limits is None else limits
+    estimates = []
+    for value, draws, scale, factor, edge, limit in zip(values, drawn.T, scales, factors, edges, limits, strict=True):
+        draws = draws[~np.isnan(draws)]
+        if np.isnan(value) or len(draws) < 2 or (scale is Scale.SHARE and value in (0, 1)):
+            estimates.append(Estimate(float(value)))
+        elif scale is Scale.POSITIVE and min(value, draws.min()) <= 0:
+            estimates.append(_interval(value, draws, factor, lowest=0.0))
+        elif scale is Scale.UP_TO_1 and max(value, draws.max()) >= 1:
+            estimates.append(_interval(value, draws, factor, highest=1.0))
+        else:
+            to, back = FUNCTIONS[scale]
+            if scale is Scale.SHARE:
+                value, draws = np.clip(value, edge, 1 - edge), np.clip(draws, edge, 1 - edge)
+            center, draws = float(to(value)), to(draws)
+            if draws.std(ddof=1) > limit:
+                ends = Estimate(center, center - factor * limit, center + factor * limit)
+            else:
+                ends = _interval(center, draws, factor)
+            estimates.append(Estimate(float(value), back(ends.low), back(ends.high)))
+    return [Estimate(float(value), *each[1:]) for value, each in zip(values, estimates, strict=True)]
+
+
+def _interval(
+    value: float, draws: Array, factor: float, lowest: float = -math.inf, highest: float = math.inf
+) -> Estimate:
+    """Return a value with its normal interval, minus the bias of its draws: they have it a second time."""
+    center, half = 2 * value - draws.mean(), factor * draws.std(ddof=1)
+    return Estimate(value, max(float(center - half), lowest), min(float(center + half), highest))
+
+
+def _unchanged(values: Any) -> Any:
+    return values
+
+
+FUNCTIONS: dict[Scale, tuple[Callable[[Any], Any], Callable[[float], float]]] = {
+    Scale.ANY: (_unchanged, float),
+    Scale.POSITIVE: (np.log, math.exp),
+    Scale.UP_TO_1: (lambda values: -np.log(1 - values), lambda value: 1 - math.exp(-value)),
+    Scale.SHARE: (special.logit, lambda value: float(special.expit(value))),
+}
+
+
+def area_intervals(values: Array, drawn: Array, positives: Array, count: int) -> list[Estimate]:
+    """Return AUC and average precision of each class, then both means, with normal intervals of their logits.
+
+    Near 0 and 1 the draws are skewed, and percentiles contain the true value too rarely. The smallest step of an area from 0 or 1
+    depends on the number of samples of the class, and so does the variance of the average precision. Above 0.9, the standard
+    deviation of a logit is at most that of a share of the rarer class, as in the interval of Boyd et al.
 
     Source: M. S. Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2, for the area below the ROC curve; K. Boyd,
     K. H. Eng and C. D. Page, Area under the precision-recall curve: point estimates and confidence intervals, 2013.
 
     Args:
-        values: The areas, ``[values]``.
-        drawn: Those of each draw, ``[repeats, values]``.
+        values: The areas, ``[2 * classes + 2]``.
+        drawn: Those of each draw, ``[repeats, 2 * classes + 2]``.
+        positives: The samples of each class, ``[classes]``.
+        count: The number of samples.
     """
-    estimates = _percentiles(values, drawn)
-    usable = (values > 0) & (values < 1) & ((~np.isnan(drawn)).sum(0) > 1)
-    if not usable.any():
-        return estimates
-    logits, center = special.logit(np.clip(drawn[:, usable], EDGE, 1 - EDGE)), special.logit(values[usable])
-    center -= np.nanmean(logits, axis=0) - center
-    half = Z * np.nanstd(logits, axis=0, ddof=1)
-    low, high = special.expit(center - half), special.expit(center + half)
-    for i, a, b in zip(np.flatnonzero(usable), low, high, strict=True):
-        estimates[i] = Estimate(float(values[i]), float(a), float(b))
-    return estimates
-
-
-def _percentiles(values: Array, drawn: Array) -> list[Estimate]:
-    """Return ``values`` with the percentiles of ``drawn``, ``[repeats, values]``, minus twice the mean of ``drawn - values``.
-
-    A statistic with a bias has it once in the sample, and a second time in the draws.
-    """
-    with np.errstate(all="ignore"):
-        defined = ~np.isnan(drawn).all(0)
-        low, high = np.full((2, len(values)), np.nan)
-        if defined.any():
-            known = drawn[:, defined]
-            bounds = np.nanpercentile(known, TAILS, axis=0) - 2 * (np.nanmean(known, axis=0) - values[defined])
-            # A share stays between 0 and 1.
-            low[defined] = np.where(np.nanmin(known, axis=0) >= 0, np.maximum(bounds[0], 0), bounds[0])
-            high[defined] = np.where(np.nanmax(known, axis=0) <= 1, np.minimum(bounds[1], 1), bounds[1])
-    return [Estimate(float(value), float(a), float(b)) for value, a, b in zip(values, low, high, strict=True)]
+    members = np.maximum(positives.astype(float), 1)
+    auc_edges = 0.5 / (members * np.maximum(count - members, 1))
+    precision_edges = 0.5 / np.maximum(members, 2) ** 2
+    edges = np.r_[auc_edges, precision_edges, auc_edges.mean(), precision_edges.mean()]
+    spread = np.sqrt(members / np.maximum(members - 1, 1))
+    factors = Z * np.r_[np.ones(len(members)), spread, 1, math.sqrt(count / (count - 1))]
+    rarer = np.maximum(np.minimum(members, count - members), 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        limits = 1 / np.sqrt(np.r_[rarer, members, np.nan, np.nan] * values * (1 - values))
+    limits = np.where((values > HIGH_AREA) & np.isfinite(limits), limits, np.inf)
+    scales = [Scale.SHARE] * len(values)
+    return normal_intervals(values, drawn, scales, count, factors=factors, edges=edges, limits=limits)

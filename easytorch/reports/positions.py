@@ -17,7 +17,7 @@ from easytorch.reports.classification import (
     score_probabilities,
 )
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, nan_mean, proportion_of_clusters
+from easytorch.reports.intervals import Bootstrap, Scale, nan_mean, proportion_of_clusters
 
 # Probabilities that are computed at a time, and numbers that one step of a bootstrap computes.
 CHUNK = 4_000_000
@@ -152,7 +152,7 @@ class PositionReport(Report):
             means = [nan_mean(values) for values in (recall, f1, iou)]
             return np.column_stack([f1, iou, *means])
 
-        return self.bootstrap.of_samples(measure, len(self))
+        return self.bootstrap.of_samples(measure, len(self), [Scale.SHARE] * (2 * true.shape[1] + 3))
 
     def _probability_scores(self) -> dict[str, Estimate]:
         """Return mean log loss, Brier score and calibration error."""
@@ -165,7 +165,7 @@ class PositionReport(Report):
             total, log_loss, brier = (weights @ sums).T
             return np.column_stack([log_loss / total, brier / total])
 
-        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self))
+        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self), [Scale.POSITIVE] * 2)
         calibration = Estimate(float(np.abs(by_bin).sum() / len(self.y)))
         return {"log_loss": log_loss, "brier_score": brier_score, "calibration_error": calibration}
 
@@ -265,7 +265,8 @@ def read_positions(
     positions = Positions(*map(np.concatenate, zip(*parts, strict=True)))
     if not len(positions.y):
         raise ValueError(
-            f"A report needs at least one label, but all labels are {ignore_index}, which the loss ignores."
+            f"A report needs at least one label, but all labels are {ignore_index}, which the loss ignores. Pass samples with "
+            "labels of classes."
         )
     return positions
 

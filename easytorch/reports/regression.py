@@ -9,7 +9,7 @@ import numpy as np
 
 from easytorch.reports.base import Array, Report, Row
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, nan_mean, quantile
+from easytorch.reports.intervals import Bootstrap, Scale, nan_mean, quantile
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 GROUPS = 5
@@ -43,7 +43,8 @@ class RegressionReport(Report):
         y, predicted = (np.asarray(values, dtype=float).reshape(len(values), -1) for values in (y, predicted))
         if y.shape != predicted.shape:
             raise ValueError(
-                f"Expected targets in the shape of the predictions, {predicted.shape}, received {y.shape}."
+                f"Expected targets in the shape of the predictions, {predicted.shape}, received {y.shape}. Pass one target for "
+                "each output."
             )
         super().__init__(y, predicted, losses, bootstrap)
         self.errors = predicted - y
@@ -51,7 +52,10 @@ class RegressionReport(Report):
             self.losses = (self.errors**2).mean(1)
         self.names = [str(i) for i in range(y.shape[1])] if names is None else list(names)
         if len(self.names) != y.shape[1]:
-            raise ValueError(f"names expects {y.shape[1]} names, one for each output, received {self.names}.")
+            raise ValueError(
+                f"names expects {y.shape[1]} names, one for each output, received {self.names}. Pass them in the order of the "
+                "outputs."
+            )
         self._measure()
 
     def scores(self) -> Array:
@@ -92,7 +96,9 @@ class RegressionReport(Report):
 
         # Sums of squares lose no digits if the targets are near 0.
         targets = targets - targets.mean(0)
-        return dict(zip(("mae", "rmse", "r2", "bias"), self.bootstrap.of_samples(measure, len(y)), strict=True))
+        scales = {"mae": Scale.POSITIVE, "rmse": Scale.POSITIVE, "r2": Scale.UP_TO_1, "bias": Scale.ANY}
+        estimates = self.bootstrap.of_samples(measure, len(y), list(scales.values()))
+        return dict(zip(scales, estimates, strict=True))
 
     def _by_target(self) -> list[Row]:
         """Return the error of the samples in each fifth of the targets."""
@@ -112,7 +118,12 @@ class RegressionReport(Report):
     def _mean_errors(self, errors: Array) -> list[Estimate]:
         """Return the mean of the absolute errors and of the errors."""
         values = np.column_stack([np.abs(errors), errors])
-        return self.bootstrap.of_samples(lambda weights: weights @ values / weights.sum(1, keepdims=True), len(errors))
+
+        def measure(weights: Array) -> Array:
+            means: Array = weights @ values / weights.sum(1, keepdims=True)
+            return means
+
+        return self.bootstrap.of_samples(measure, len(errors), [Scale.POSITIVE, Scale.ANY])
 
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return index, targets, predictions and loss of samples."""

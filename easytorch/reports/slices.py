@@ -35,7 +35,8 @@ def measure_slices(report: Report, by: Mapping[str, Array]) -> list[Row]:
         values = np.asarray(column)
         if values.ndim != 1 or len(values) != report.count:
             raise ValueError(
-                f"by={name!r} expects one value per sample, {report.count}, received shape {list(values.shape)}."
+                f"by={name!r} expects one value per sample, {report.count}, received shape {list(values.shape)}. Pass a column "
+                "of the data that was reported on."
             )
         values = values[report.indices]
         for label, members in _parts(name, values):

@@ -34,7 +34,11 @@ class Explanation:
         self.sentences = sentences
 
     def to_dict(self) -> dict[str, str]:
-        """Return the sentences by subject."""
+        """Return the sentences by subject.
+
+        Examples:
+            >>> sentences = model.explain(x, y, epochs=5).to_dict()
+        """
         return dict(self.sentences)
 
     def __str__(self) -> str:
@@ -220,9 +224,7 @@ def _rate(run: RunDescription) -> str:
 
 
 def _schedule(run: RunDescription, schedule: ScheduleInfo) -> str:
-    moment = (
-        f"after each {schedule.step_every}" if schedule.step_every else "after each update or epoch, as its length fits"
-    )
+    moment = f"after each {schedule.step_every}" if schedule.step_every else "after each update or each epoch"
     end = f", by {schedule.monitor}" if schedule.monitor else ""
     total = ""
     if (
@@ -231,7 +233,7 @@ def _schedule(run: RunDescription, schedule: ScheduleInfo) -> str:
         and schedule.title in ("cosine", "warmup_cosine", "one_cycle")
     ):
         total = f", over all {count(run.fit.updates * run.fit.epochs, 'update')}"
-    return f"The learning rate changes {moment}{end}{total}: {schedule.title}."
+    return f"The schedule {schedule.title} changes the learning rate {moment}{end}{total}."
 
 
 def _clipping(run: RunDescription) -> str:
@@ -239,7 +241,7 @@ def _clipping(run: RunDescription) -> str:
     if run.clip_value is not None:
         parts.append(f"each gradient is clipped to {run.clip_value:g}")
     if run.clip_norm is not None:
-        parts.append(f"all gradients are scaled down to the common norm {run.clip_norm:g} if it is larger")
+        parts.append(f"all gradients together are scaled down to the norm {run.clip_norm:g} if theirs is larger")
     return f"Before each optimizer step, {_join(parts)}." if parts else "Gradients are not clipped."
 
 
@@ -251,7 +253,7 @@ def _metrics(run: RunDescription) -> str:
     if not run.metric_names:
         return "Only the loss is measured."
     late = [metric.name for metric in run.metrics if not metric.in_training]
-    text = f"{names} {verb} measured over all samples of an epoch, in training with the outputs of train mode."
+    text = f"{names} {verb} measured over all samples of an epoch; in training, on the outputs of train mode."
     return f"{text} {_join(late)} only in evaluations." if late else text
 
 
@@ -287,8 +289,8 @@ def _epochs(run: RunDescription) -> str:
     if fit is None:
         return ""
     start = f", after {count(fit.first_epoch, 'earlier epoch')}" if fit.first_epoch else ""
-    total = "" if fit.updates is None else f", {count(fit.updates * fit.epochs, 'update')} in all"
-    return " ".join([f"Training has {count(fit.epochs, 'epoch')}{start}{total}.", *_stops(run, fit)])
+    total = "" if fit.updates is None else f" with {count(fit.updates * fit.epochs, 'update')}"
+    return " ".join([f"Training runs for {count(fit.epochs, 'epoch')}{total}{start}.", *_stops(run, fit)])
 
 
 def _stops(run: RunDescription, fit: FitInfo) -> Iterator[str]:
@@ -330,7 +332,7 @@ def _files(run: RunDescription) -> str:
     if texts:
         return " ".join(texts)
     others = any(not callback.is_internal or callback.name == "LambdaCallback" for callback in run.callbacks)
-    return "No file is written, except by callbacks of yours." if others else "No file is written."
+    return "No file is written, except by custom callbacks." if others else "No file is written."
 
 
 def _checkpoint(callback: CallbackRecord) -> str:
@@ -354,8 +356,8 @@ def _output(run: RunDescription, verbose: Any) -> str:
     if verbose == 0:
         return "Nothing is printed."
     names = ["loss", *run.metric_names, *["what the subclass logs"] * _has_custom_loss(run)]
-    val = ["the same with val_"] if run.validation is not None else []
-    where = "One line per epoch" if verbose == 2 else "A live bar in a terminal, one line per epoch elsewhere,"
+    val = ["the same of the validation"] if run.validation is not None else []
+    where = "One line per epoch" if verbose == 2 else "A progress bar, or one line per epoch outside of a terminal,"
     return f"{where} shows {_join([*names, *val, 'lr'])}."
 
 

@@ -21,8 +21,14 @@ class Script(str):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the program to a file, and return its path.
 
+        Args:
+            path: The file.
+
         Raises:
             OSError: If the file cannot be written.
+
+        Examples:
+            >>> path = model.to_script(x, y, epochs=2).save("train.py")
         """
         path = Path(path)
         path.write_text(self, encoding="utf-8")

@@ -41,7 +41,7 @@ SHARDED = "_easytorch_control"
 
 
 def _missing_module(*_: Any) -> Any:
-    raise RuntimeError("The strategy has no module: call prepare(module) first.")
+    raise RuntimeError("The strategy has no module. Call strategy.prepare(module) first, as Model does.")
 
 
 class Strategy(HelpfulInit):
@@ -73,6 +73,9 @@ class Strategy(HelpfulInit):
 
     Raises:
         ValueError: If the precision is unknown, or the device does not support it.
+
+    Examples:
+        >>> compiled = model.compile("adam", "cross_entropy", strategy=Strategy(precision="bf16"))
     """
 
     kinds: ClassVar[dict[str, type[Strategy]]] = {}
@@ -186,7 +189,27 @@ class Strategy(HelpfulInit):
         self.zero_grad(optimizer)
 
     def batch_weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
-        """Return the factor of each batch's loss, so that the window counts as one batch: sizes / sum(sizes) for a mean."""
+        """Return the factor of each batch's loss, so that the window counts as one batch: sizes / sum(sizes) for a mean.
+
+        Args:
+            criterion: The loss, ``model.loss``.
+            window: The batches of an update.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         self.strategy.run_closure(self.compute_gradients, window)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            ...     def compute_gradients(self, window):
+            ...         weights = self.strategy.batch_weights(self.loss, window)
+            ...         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
+            ...             with self.strategy.accumulating(sync=i == len(window) - 1):
+            ...                 outputs = self.strategy.run(self.train_step, batch)
+            ...                 self.strategy.backward(outputs["loss"], weight)
+            ...             self.metrics.record(outputs, window.sizes[i])
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+        """
         return [1.0] if len(window) == 1 else self._weights(criterion, window)
 
     def _weights(self, criterion: Criterion, window: Window) -> Iterable[Any]:
@@ -200,18 +223,78 @@ class Strategy(HelpfulInit):
         ]
 
     def run_closure(self, closure: Callable[..., None], *args: Any) -> None:
-        """Compute the gradients of an update by ``closure(*args)``, which ``step`` repeats if the optimizer needs that."""
+        """Compute the gradients of an update by ``closure(*args)``, which ``step`` repeats if the optimizer needs that.
+
+        Args:
+            closure: A function that computes the gradients of an update.
+            args: Its arguments.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         self.strategy.run_closure(self.compute_gradients, window)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            ...     def compute_gradients(self, window):
+            ...         weights = self.strategy.batch_weights(self.loss, window)
+            ...         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
+            ...             with self.strategy.accumulating(sync=i == len(window) - 1):
+            ...                 outputs = self.strategy.run(self.train_step, batch)
+            ...                 self.strategy.backward(outputs["loss"], weight)
+            ...             self.metrics.record(outputs, window.sizes[i])
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+        """
         if self.evaluations is None:
             closure(*args)
         else:
             self.evaluations.start(functools.partial(closure, *args))
 
     def accumulating(self, sync: bool) -> contextlib.AbstractContextManager[Any]:
-        """Delay the all-reduce of gradients until ``sync``; a no-op on one device."""
+        """Delay the all-reduce of gradients until ``sync``; a no-op on one device.
+
+        Args:
+            sync: Whether this is the last batch of the window.
+
+        Returns:
+            A context manager for the forward and the backward pass of one batch.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         self.strategy.run_closure(self.compute_gradients, window)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            ...     def compute_gradients(self, window):
+            ...         weights = self.strategy.batch_weights(self.loss, window)
+            ...         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
+            ...             with self.strategy.accumulating(sync=i == len(window) - 1):
+            ...                 outputs = self.strategy.run(self.train_step, batch)
+            ...                 self.strategy.backward(outputs["loss"], weight)
+            ...             self.metrics.record(outputs, window.sizes[i])
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+        """
         return _NO_OP
 
     def run(self, step: Callable[[Any], Any], batch: Any) -> Any:
-        """Return ``step(batch)``, with the batch on the device and the forward pass in the chosen precision."""
+        """Return ``step(batch)``, with the batch on the device and the forward pass in the chosen precision.
+
+        Args:
+            step: A function of a batch, such as ``model.train_step``.
+            batch: The batch, on any device.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         for batch in window:
+            ...             outputs = self.strategy.run(self.train_step, batch)
+            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
+            ...             self.metrics.record(outputs, self.batch_size(batch))
+            ...         self.strategy.unscale(self.optimizer)
+            ...         self.strategy.clip(self.optimizer, 1.0, None)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+        """
         batch = self._to_device(batch)
         if not self._uses_autocast:
             return step(batch)
@@ -238,6 +321,19 @@ class Strategy(HelpfulInit):
             loss: The loss; or ``OwnedLosses``, each of which has gradients only for the parameters of one optimizer.
             weight: The factor of the loss, or of all losses.
             options: Passed to ``Tensor.backward``.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         for batch in window:
+            ...             outputs = self.strategy.run(self.train_step, batch)
+            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
+            ...             self.metrics.record(outputs, self.batch_size(batch))
+            ...         self.strategy.unscale(self.optimizer)
+            ...         self.strategy.clip(self.optimizer, 1.0, None)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         if type(loss) is OwnedLosses:
             self._backward_each(loss, weight)
@@ -289,7 +385,24 @@ class Strategy(HelpfulInit):
         self.losses = collections.deque(maxlen=None if self._watchers > 0 else 0)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the loss scale, and by the count of a loss that returns it; otherwise a no-op."""
+        """Divide the gradients by the loss scale, and by the count of a loss that returns it; otherwise a no-op.
+
+        Args:
+            optimizer: The optimizer, or the group of several optimizers.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         for batch in window:
+            ...             outputs = self.strategy.run(self.train_step, batch)
+            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
+            ...             self.metrics.record(outputs, self.batch_size(batch))
+            ...         self.strategy.unscale(self.optimizer)
+            ...         self.strategy.clip(self.optimizer, 1.0, None)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+        """
         if self.scales_loss:
             for member in _with_gradients(optimizer):
                 self.scaler.unscale_(member)
@@ -314,6 +427,24 @@ class Strategy(HelpfulInit):
         """Clip each gradient of ``optimizer`` to ``value`` and their common norm to ``norm``; None does not clip.
 
         If each of several optimizers has a loss, the norm is that of the gradients of each.
+
+        Args:
+            optimizer: The optimizer, or the group of several optimizers.
+            norm: The largest norm of all gradients together.
+            value: The largest absolute value of each entry.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         for batch in window:
+            ...             outputs = self.strategy.run(self.train_step, batch)
+            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
+            ...             self.metrics.record(outputs, self.batch_size(batch))
+            ...         self.strategy.unscale(self.optimizer)
+            ...         self.strategy.clip(self.optimizer, 1.0, None)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         self.clip_count += 1
         if value is not None:
@@ -323,7 +454,24 @@ class Strategy(HelpfulInit):
                 nn.utils.clip_grad_norm_(parameters_of(part), norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update the parameters; under fp16 skip the update if a gradient overflowed."""
+        """Update the parameters; under fp16 skip the update if a gradient overflowed.
+
+        Args:
+            optimizer: The optimizer, or the group of several optimizers.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         for batch in window:
+            ...             outputs = self.strategy.run(self.train_step, batch)
+            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
+            ...             self.metrics.record(outputs, self.batch_size(batch))
+            ...         self.strategy.unscale(self.optimizer)
+            ...         self.strategy.clip(self.optimizer, 1.0, None)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+        """
         if self.scales_loss:
             members = _with_gradients(optimizer)
             for member in members:
@@ -364,7 +512,24 @@ class Strategy(HelpfulInit):
         """Release all but this rank's shard of the weights, also after an error; a no-op unless weights are sharded."""
 
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """Delete the gradients, also those of parameters that the optimizer does not have, which would pile up."""
+        """Delete the gradients, also those of parameters that the optimizer does not have, which would pile up.
+
+        Args:
+            optimizer: The optimizer, or the group of several optimizers.
+
+        Examples:
+            >>> class CustomModel(Model):
+            ...     def update(self, window):
+            ...         for batch in window:
+            ...             outputs = self.strategy.run(self.train_step, batch)
+            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
+            ...             self.metrics.record(outputs, self.batch_size(batch))
+            ...         self.strategy.unscale(self.optimizer)
+            ...         self.strategy.clip(self.optimizer, 1.0, None)
+            ...         self.strategy.step(self.optimizer)
+            ...         self.strategy.zero_grad(self.optimizer)
+            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
+        """
         torch_private.zero_grad(optimizer)
         for parameter in self._unowned:
             parameter.grad = None
@@ -376,7 +541,14 @@ class Strategy(HelpfulInit):
         return _NO_OP
 
     def to_device(self, batch: Any) -> Any:
-        """Return ``batch`` on the device, with floats in the dtype of the module."""
+        """Return ``batch`` on the device, with floats in the dtype of the module.
+
+        Args:
+            batch: Tensors, or dicts, lists and tuples of tensors.
+
+        Examples:
+            >>> batch = model.strategy.to_device((x, y))
+        """
         return self._to_device(batch)
 
     def batches(self, loader: DataLike, steps: int | None = None) -> EvalIterator:

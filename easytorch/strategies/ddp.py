@@ -56,6 +56,10 @@ class DataParallel(Strategy, name="ddp"):
 
     Raises:
         RuntimeError: If no launcher has started this process.
+
+    Examples:
+        >>> strategy = DataParallel(find_unused_parameters=True)  # doctest: +SKIP
+        >>> model.compile("adam", "cross_entropy", strategy=strategy)  # doctest: +SKIP
     """
 
     gradient_copies = 2  # DDP holds a second copy in its communication buffers

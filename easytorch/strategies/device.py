@@ -42,7 +42,10 @@ def pick_device(device: str | torch.device) -> torch.device:
         )
     if result.type != "cpu" and (result.index or 0) >= torch.accelerator.device_count():
         count = torch.accelerator.device_count()
-        raise ValueError(f"There is no device {device!r}: this machine has {count}, numbered from 0.")
+        raise ValueError(
+            f"There is no device {device!r}: this machine has {count}, numbered from 0. Use device='{result.type}:{count - 1}', "
+            f"or '{result.type}' for the current one."
+        )
     return result
 
 

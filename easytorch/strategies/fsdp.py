@@ -71,6 +71,10 @@ class FullySharded(DataParallel, name="fsdp"):
         RuntimeError: If no launcher has started this process, or PyTorch is older than 2.7.
 
     ``compile`` raises a ``ValueError`` for a module that cannot be sharded: with a scalar parameter, or with ``channels_last``.
+
+    Examples:
+        >>> strategy = FullySharded(unit=100_000)  # doctest: +SKIP
+        >>> model.compile("adam", "cross_entropy", strategy=strategy)  # doctest: +SKIP
     """
 
     gradient_copies = 1

@@ -42,7 +42,7 @@ def evaluation_session(model: Model, loader: Any) -> Iterator[None]:
         with (
             separate_metrics(model, evaluates=True),
             model.strategy.evaluating(),
-            translate_errors(model.module, without_gradients=True),
+            translate_errors(model.module, without_gradients=True, data=loader),
             train_mode.in_eval_mode(model.module),
             train_mode.in_eval_mode(model.loss.modules),
             torch.no_grad(),

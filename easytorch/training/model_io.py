@@ -400,10 +400,16 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
 def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
     """Warn of differences from the run that are allowed but change its results."""
     for change in _changes(content["environment"], _environment(model)):
-        warn(f"{change}; the resumed run will differ in the last bits.")
+        warn(
+            f"{change}; the resumed run will differ in the last bits. For equal results, resume in the environment of the "
+            "stopped run."
+        )
     before, now = _comparable_arguments(content), _comparable_arguments(compile_arguments.encode(model))
     for change in _changes(before, {name: value for name, value in now.items() if name in before}):
-        warn(f"{change}; continuing with the new value, so results will differ from the original run.")
+        warn(
+            f"{change}; continuing with the new value, so results will differ from the original run. To avoid it, pass "
+            "the old value to compile()."
+        )
     if _is_named_optimizer(content["compiled"]) and _is_named_optimizer(model.compile_args):
         _keep_optimizer_arguments(model, content["compiled"])
         return

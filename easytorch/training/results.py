@@ -106,7 +106,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
 
     Examples:
         >>> history = model.fit(loader, epochs=5)
-        >>> history["loss"][-1], history.best("val_accuracy")["epoch"]
+        >>> loss, epoch = history["loss"][-1], history.best("loss")["epoch"]
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class History(ModelVerbs, Mapping[str, list[float]]):
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in self.history:
             raise AttributeError(f"A history has no attribute {name!r}. Its values are items: history[{name!r}].")
-        raise AttributeError(f"A history has no attribute {name!r}.")
+        raise AttributeError(f"A history has no attribute {name!r}. Its values are items, such as history['loss'].")
 
     @hide_internal_frames
     def __getitem__(self, name: str) -> list[float]:
@@ -198,7 +198,8 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         An epoch with ``validation_freq=Every(updates=500)`` may have several; its row has the values of the last one.
 
         Examples:
-            >>> pandas.DataFrame(history.validations).plot("update", "val_loss")
+            >>> history = model.fit(x, y, 20, 4, validation_data=(x, y), validation_freq=Every(updates=2), verbose=0)
+            >>> losses = [row["val_loss"] for row in history.validations]
         """
         places = self._validations.places
         return [
@@ -238,9 +239,15 @@ class History(ModelVerbs, Mapping[str, list[float]]):
             monitor: The value to compare.
             mode: ``"min"``, ``"max"``, or ``"auto"`` for the mode of the metric.
 
+        Returns:
+            The values of the epoch by name, and its index as ``"epoch"``.
+
         Raises:
             KeyError: If the history has no such value.
             ValueError: If it was NaN in each epoch.
+
+        Examples:
+            >>> epoch = history.best("val_loss")["epoch"]
         """
         values, mode = self[monitor], find("mode", mode, {"auto": "auto", "min": "min", "max": "max"})
         if mode == "auto":
@@ -249,12 +256,21 @@ class History(ModelVerbs, Mapping[str, list[float]]):
         rows = [row for row in (self.validations if self.follows_updates(monitor) else rows) if monitor in row]
         rows = [row for row in rows if not math.isnan(row[monitor])]
         if not rows:
-            raise ValueError(f"{monitor!r} was NaN in each epoch: {values}.")
+            raise ValueError(
+                f"{monitor!r} was NaN in each epoch: {values}. Train with callbacks=[TerminateOnNaN()], which finds the cause."
+            )
         return (min if mode == "min" else max)(rows, key=lambda row: row[monitor])
 
     @hide_internal_frames
     def to_frame(self) -> Any:
-        """Return a pandas frame with one row per epoch."""
+        """Return a pandas frame with one row per epoch.
+
+        Raises:
+            ImportError: If pandas is not installed.
+
+        Examples:
+            >>> frame = history.to_frame()
+        """
         try:
             import pandas
         except ImportError as error:
@@ -447,7 +463,7 @@ def _to_rows(state: Mapping[str, Any], count: int) -> list[dict[str, float]]:
 def _no_column_message(name: Any, columns: Mapping[str, Any]) -> str:
     """Return the message for a name that is not in the history."""
     if not columns:
-        return f"The history has no {name!r}, because no epoch has ended yet."
+        return f"The history has no {name!r}, because no epoch has ended yet. Call fit() first."
     full_name = str(name).replace("acc", "accuracy")
     suggestion = f" Did you mean {full_name!r}?" if full_name in columns else did_you_mean(name, columns)
     training_name = str(name).removeprefix("val_")
@@ -484,6 +500,12 @@ class Scores(ModelVerbs):
 
     Attributes:
         data: A description of the data that was measured.
+
+    Examples:
+        >>> scores = model.evaluate(x, y, verbose=0)
+        >>> loss, accuracy = scores
+        >>> scores["accuracy"] == scores.accuracy == accuracy
+        True
     """
 
     def __init__(self, values: dict[str, float], model: Model, data: str = "the given data") -> None:
@@ -527,11 +549,20 @@ class Scores(ModelVerbs):
         return ", ".join(f"{name} {value:{spec}}" for name, value in self.items()) if spec else str(self)
 
     def keys(self) -> list[str]:
-        """Return the names, the loss first."""
+        """Return the names, the loss first.
+
+        Examples:
+            >>> model.evaluate(x, y, verbose=0).keys()
+            ['loss', 'accuracy']
+        """
         return list(self._values)
 
     def items(self) -> list[tuple[str, float]]:
-        """Return names and values."""
+        """Return names and values.
+
+        Examples:
+            >>> values = dict(model.evaluate(x, y, verbose=0).items())
+        """
         return list(self._values.items())
 
     def __eq__(self, other: object) -> bool:

@@ -102,7 +102,7 @@ def fit_session(
         arguments |= fit_arguments(model, train_data, data.validation, callbacks, state)
         with (
             model.strategy.group.call("fit", **arguments),
-            update_session(model, active, state),
+            update_session(model, active, state, train_data.loader),
             signals,
             _training(model, train_data, data.validation, active, signals, record),
         ):
@@ -225,8 +225,10 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
 
 
 @contextlib.contextmanager
-def update_session(model: Model, callbacks: CallbackList, state: TrainState | None = None) -> Iterator[None]:
-    """Update weights inside, starting from ``state``; if the first update fails, restore the model."""
+def update_session(
+    model: Model, callbacks: CallbackList, state: TrainState | None = None, loader: Any = None
+) -> Iterator[None]:
+    """Update weights inside, starting from ``state``, by batches of ``loader``; if the first update fails, restore the model."""
     optimizer, previous, stops = model.require_optimizer("fit"), model.state, model.stop_training
     model.state = state or previous
     first_step = model.state.step
@@ -237,7 +239,7 @@ def update_session(model: Model, callbacks: CallbackList, state: TrainState | No
     with (
         contextlib.ExitStack() as stack,
         active_callbacks(model, callbacks),
-        translate_errors(model.module),
+        translate_errors(model.module, data=loader),
         train_mode.in_train_mode(model.module),
         measured_once(model),
         repeated_evaluations(model),
@@ -273,7 +275,8 @@ def reporting_errors(
     require_end(loader, "steps", steps)
     group = model.strategy.group
     arguments = {**describe_size(loader, group), "steps": steps} if group.world_size > 1 else {}
-    with group.call(name, **arguments), active_callbacks(model, callbacks), translate_errors(model.module, x=x):
+    translation = translate_errors(model.module, x=x, data=loader)
+    with group.call(name, **arguments), active_callbacks(model, callbacks), translation:
         try:
             yield
         except BaseException as error:

@@ -22,6 +22,10 @@ class Measurement:
         suggestion: The value or the settings to use.
         reason: Why, in a sentence.
         notes: Further sentences, such as how to use the suggestion.
+
+    Examples:
+        >>> found = model.find_batch_size(x, y, verbose=0)
+        >>> suggestion, reason = found.suggestion, found.reason
     """
 
     title: ClassVar[str]
@@ -38,7 +42,12 @@ class Measurement:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the table, the suggestion and the reason as plain values."""
+        """Return the table, the suggestion and the reason as plain values.
+
+        Examples:
+            >>> found = model.find_batch_size(x, y, verbose=0)
+            >>> rows = found.to_dict()["rows"]
+        """
         rows = [{name: _plain(value) for name, value in row.items()} for row in self.rows]
         return {"suggestion": self.suggestion, "reason": self.reason, "notes": list(self.notes), "rows": rows}
 
@@ -47,6 +56,10 @@ class Measurement:
 
         Raises:
             ImportError: If pandas is not installed.
+
+        Examples:
+            >>> found = model.find_batch_size(x, y, verbose=0)
+            >>> frame = found.to_frame()
         """
         try:
             import pandas
@@ -63,6 +76,10 @@ class Measurement:
 
         Raises:
             ImportError: If matplotlib is not installed.
+
+        Examples:
+            >>> found = model.find_batch_size(x, y, verbose=0)
+            >>> figure = found.plot(path="sizes.png", show=False)
         """
         try:
             from easytorch.training import curves

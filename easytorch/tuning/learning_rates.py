@@ -37,6 +37,10 @@ SMOOTHING = 0.2
 SHARE = 0.25
 # The factor between the rates of two short trainings. The first has the rate with the lowest loss.
 FACTOR = 2.5
+# With a constant rate, the loss stays above its minimum by a value that is proportional to the rate (L. Bottou, F. Curtis and
+# J. Nocedal, Optimization methods for large-scale machine learning, 2018, section 4.2). A short training does not get there, so
+# that its best rate is too large for a long one. The suggestion is half of a step below it, unless a schedule lowers the rate.
+MARGIN = math.sqrt(FACTOR)
 # Two short trainings are equal if their losses differ by less than this share of the loss, or of its fall if that is smaller.
 FLAT = 0.05
 # A short training has learned nothing if its loss falls by less than this share of the fall in the range test.
@@ -76,12 +80,14 @@ class LearningRates(Measurement):
         ratios: Sequence[float] = (1.0,),
         names: Sequence[str] = ("lr",),
         can_assign: bool = True,
+        has_schedule: bool = False,
     ) -> None:
         self.rates, self.losses, self.smoothed = curve.rates, curve.losses, curve.smoothed
         self.diverged, self.scores = curve.diverged, dict(sorted(scores.items()))
         self._curve, self._ratios, self._updates = curve, list(ratios), updates
-        rate = min(scores, key=lambda key: scores[key]) if scores else SHARE * curve.best_rate
-        suggestion = round_rate(rate)
+        self._best = min(scores, key=lambda key: scores[key]) if scores else SHARE * curve.best_rate
+        self._is_lowered = bool(scores) and not has_schedule
+        suggestion = round_rate(self._best / MARGIN if self._is_lowered else self._best)
         self.group_rates = {name: suggestion * ratio for name, ratio in zip(names, ratios, strict=True)}
         rows = [
             {"lr": rate, "loss": loss, "smoothed": smoothed}
@@ -97,6 +103,9 @@ class LearningRates(Measurement):
 
         Raises:
             ValueError: If the model has other parameter groups, or a scheduler object computes its rates.
+
+        Examples:
+            >>> model.find_lr(x, y, verbose=0).apply(model)
         """
         groups = model.require_optimizer("apply").param_groups
         if len(groups) != len(self._ratios):
@@ -119,7 +128,7 @@ class LearningRates(Measurement):
             {
                 "lr": rate,
                 f"loss after {self._updates} updates": loss if math.isfinite(loss) else "diverged",
-                "": "suggestion" if round_rate(rate) == self.suggestion else "",
+                "": "lowest loss" if rate == self._best else "",
             }
             for rate, loss in self.scores.items()
         ]
@@ -129,7 +138,11 @@ class LearningRates(Measurement):
         return [(self.title, self._draw)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the curve, the short trainings, the suggestion and the reason as plain values."""
+        """Return the curve, the short trainings, the suggestion and the reason as plain values.
+
+        Examples:
+            >>> scores = model.find_lr(x, y, verbose=0).to_dict()
+        """
         scores = [{"lr": rate, "loss": loss} for rate, loss in self.scores.items()]
         return super().to_dict() | {"scores": scores, "group_rates": dict(self.group_rates), "diverged": self.diverged}
 
@@ -154,7 +167,12 @@ class LearningRates(Measurement):
         test = f"In the range test the loss was lowest at {curve.best_rate:.2g}, and training {end}."
         if not self.scores:
             return f"Suggestion: {suggestion:g}, a quarter of the rate with the lowest loss. {test}"
-        return f"Suggestion: {suggestion:g}. It has the lowest loss after {self._updates} updates. {test}"
+        if not self._is_lowered:
+            return f"Suggestion: {suggestion:g}. It has the lowest loss after {self._updates} updates. {test}"
+        return (
+            f"Suggestion: {suggestion:g}, somewhat below {self._best:.2g}, which has the lowest loss after {self._updates} updates: "
+            f"a longer training without a schedule needs a smaller rate. {test}"
+        )
 
     def _usage(self, suggestion: float, can_assign: bool) -> str:
         if not can_assign:
@@ -241,7 +259,6 @@ def find_lr(
             model.fit(x, y, epochs=1, steps_per_epoch=len(test.rates), callbacks=[test], verbose=0, **options)
         return test
 
-    curve = _read_curve(train(geometric_rates(min_lr, max_lr, count)), min_lr)
     with StepDisplay("find_lr", verbose, model.strategy.group.is_main) as display:
         display.show(f"range test of up to {count} updates, lr from {min_lr:g} to {max_lr:g}")
         curve = _read_curve(train(geometric_rates(min_lr, max_lr, count)), min_lr)
@@ -252,7 +269,15 @@ def find_lr(
 
         scores = compare_rates(score, curve.best_rate, runs, start=curve.first_loss, lowest=curve.lowest_loss)
     names, can_assign = group_names(model.require_optimizer("find_lr")), _can_assign(model)
-    return LearningRates(curve, scores, updates=count, ratios=ratios, names=names, can_assign=can_assign)
+    return LearningRates(
+        curve,
+        scores,
+        updates=count,
+        ratios=ratios,
+        names=names,
+        can_assign=can_assign,
+        has_schedule=bool(model.schedules),
+    )
 
 
 def compare_rates(

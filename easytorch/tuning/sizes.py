@@ -77,7 +77,11 @@ class BatchSizes(Measurement):
         super().__init__(rows, suggestion, reason, [*notes, usage.format(suggestion)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the table, the suggestion, the largest size and the reason as plain values."""
+        """Return the table, the suggestion, the largest size and the reason as plain values.
+
+        Examples:
+            >>> largest = model.find_batch_size(x, y, verbose=0).to_dict()["largest"]
+        """
         return super().to_dict() | {"largest": self.largest}
 
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:

@@ -96,7 +96,11 @@ class Speeds(Measurement):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the table, the suggestion, its ratio and the reason as plain values."""
+        """Return the table, the suggestion, its ratio and the reason as plain values.
+
+        Examples:
+            >>> ratio = model.tune_speed(x, y, verbose=0).to_dict()["ratio"]
+        """
         return super().to_dict() | {"ratio": self.ratio, "noise": self.noise, "lines": list(self.lines)}
 
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:

@@ -96,7 +96,7 @@ def test_suggested_arguments_exist():
         ),
         (
             lambda: easytorch.callbacks.CutMix(),
-            "Use a collate_fn of the DataLoader that mixes a batch; see the guide 'Recipes'",
+            "Use a collate_fn of the DataLoader that mixes a batch; see the how-to 'Training techniques'",
         ),
         (lambda: easytorch.losses.LabelSmoothingCrossEntropy(), r"CrossEntropyLoss\(label_smoothing=0\.1\)"),
         (lambda: easytorch.EarlyStoping(), r"Did you mean 'EarlyStopping'"),
@@ -182,7 +182,7 @@ def test_a_missing_call_of_super_init_is_reported():
         def __init__(self, module):
             self.net = module
 
-    with pytest.raises(AttributeError, match=r"its __init__ does not call super\(\).__init__\(module\)"):
+    with pytest.raises(AttributeError, match=r"Call super\(\).__init__\(module\) in the first line"):
         ModelWithoutSuper(mlp()).compile("sgd", "mse")
 
 

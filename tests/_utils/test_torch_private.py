@@ -293,6 +293,12 @@ def test_torch_has_the_probes_of_x86_instructions():
     assert type(cpu_has_bf16()) is bool
 
 
+def test_the_leaves_of_a_graph_are_its_weights():
+    net, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    found = torch_private.graph_leaves([net(x).relu(), net(x), x])
+    assert {id(leaf) for leaf in found} == {id(parameter) for parameter in net.parameters()}
+
+
 def test_torch_reads_whether_an_optimizer_has_stepped():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)

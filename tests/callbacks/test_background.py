@@ -184,7 +184,7 @@ def test_an_error_is_a_warning_and_then_an_error_at_the_end(tmp_path, monkeypatc
     monkeypatch.setattr(files, "write", fail)
     checkpoint = ModelCheckpoint(tmp_path / "{epoch}.pt", **BACKGROUND)
     with (
-        pytest.warns(UserWarning, match="disk is full.*try to write the next") as caught,
+        pytest.warns(UserWarning, match="disk is full.*will write the next") as caught,
         pytest.raises(OSError, match=r"3\.pt"),
     ):
         fit(checkpoint)

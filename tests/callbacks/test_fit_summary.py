@@ -34,3 +34,11 @@ def test_the_message_names_a_validation_loss_if_there_is_one(options, name, caps
     found = re.search(r"best (\w+) ([\d.]+%?) in epoch (\d)", line)
     assert found is not None
     assert found[1] == name
+
+
+@pytest.mark.parametrize(("options", "text"), [({}, ""), ({"restore_best_weights": True}, ", weights restored")])
+def test_the_message_says_that_weights_were_restored(options, text, capsys):
+    model = Model(mlp(), device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    model.fit(X, Y, epochs=2, verbose=2, validation_split=0.2, callbacks=EarlyStopping(patience=1, **options))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Trained"))
+    assert re.search(r" in epoch \d(.*)$", line)[1] == text

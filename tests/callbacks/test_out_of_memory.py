@@ -143,7 +143,9 @@ def test_one_warning_names_the_size_that_fits_and_the_settings():
         train(net, callbacks=[callback], epochs=3)
     assert len(caught) == 1
     message = str(caught[0].message)
-    assert message.startswith("Update 1 ran out of memory with batches of 16 samples, and was repeated with 4")
+    assert message.startswith(
+        "Update 1 ran out of memory with batches of 16 samples. It was repeated with batches of 4"
+    )
     assert "use batch_size=4 in the data and compile(..., gradient_accumulation_steps=4)" in message
     assert callback.batch_size == 4
     assert net.sizes[:3] == [16, 8, 4]
@@ -229,7 +231,7 @@ def train_steps(poor, callback):
 
 
 def test_the_first_of_several_steps_can_be_repeated():
-    with pytest.warns(UserWarning, match="was repeated with 8"):
+    with pytest.warns(UserWarning, match="was repeated with batches of 8"):
         split = train_steps("first", SplitOnOutOfMemory())
     assert_close(split, train_steps("", SplitOnOutOfMemory()))
 
@@ -260,7 +262,7 @@ def test_only_a_step_that_changed_no_weights_is_repeated(optimizer):
         with pytest.raises(torch.OutOfMemoryError, match="while LBFGS stepped"):
             model.fit(X, Y, batch_size=60, callbacks=[SplitOnOutOfMemory()], verbose=0)
         return
-    with pytest.warns(UserWarning, match="was repeated with 30"):
+    with pytest.warns(UserWarning, match="was repeated with batches of 30"):
         model.fit(X, Y, batch_size=60, callbacks=[SplitOnOutOfMemory()], verbose=0)
     expected = Model(plain, device="cpu").compile(optimizer, "cross_entropy")
     expected.fit(X, Y, batch_size=60, verbose=0)

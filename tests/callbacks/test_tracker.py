@@ -418,7 +418,7 @@ def test_a_tracker_that_fails_at_random_gets_each_point_once(tmp_path, monkeypat
 def test_a_tracker_that_does_not_answer_is_not_asked_often(tmp_path):
     (tmp_path / "runs").mkdir()
     logger = Unreachable(tmp_path / "runs", range(100), update_freq=1)
-    with pytest.warns(UserWarning, match=r"could not write 12 points\. fit\(resume=\.\.\.\)"):
+    with pytest.warns(UserWarning, match=r"could not write 12 points\. Run fit\(\.\.\., resume=folder\)"):
         train(new_model(), 3, logger)
     assert logger.attempts <= 2 + 4  # a point and its first value; at the end a point of other names too
 

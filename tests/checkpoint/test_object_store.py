@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from easytorch import Model, ResumeError
+from easytorch import FileError, Model, ResumeError
 from easytorch.callbacks import BackupAndRestore, CSVLogger, LambdaCallback, ModelCheckpoint, TensorBoard
 from easytorch.checkpoint import lease, rotation, store_client
 from easytorch.checkpoint.remote_path import RemotePath
@@ -55,6 +55,33 @@ def test_run_resumes_with_the_same_bits(store):
     assert equal(resumed, fit(4, None))
     assert names(store, "runs/a") == ["step-0000000006.pt", "step-0000000008.pt"]
     assert equal(model().load("memory://runs/a"), resumed)
+
+
+def test_slashes_at_the_end_and_twice_change_nothing(store):
+    resumed = fit(1, "memory://runs/a/")
+    assert names(store, "runs/a") == ["step-0000000002.pt"]
+    for url in ("memory://runs/a", "memory://runs/a/", "memory://runs//a//", "memory:///runs/a/"):
+        assert equal(model().load(url), resumed)
+    assert equal(fit(2, "memory://runs//a//"), fit(2, None))
+    assert str(resumed.save("memory://files//b.pt")) == "memory://files/b.pt"
+    for save in (model().save, model().save_weights, lambda url: model().fit(X, Y, callbacks=ModelCheckpoint(url))):
+        with pytest.raises(ValueError, match=r"Use 'memory://files/model.pt'|such as 'memory://files/model-"):
+            save("memory://files/")
+    with pytest.raises(FileError, match="is a folder"):
+        model().load_weights("memory://runs/a/")
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint in 'memory://files'.*Pass a file: 'memory://files/b.pt'"
+    ):
+        model().load("memory://files/")
+
+
+def test_a_checkpoint_of_a_killed_process_is_deleted_by_the_next_save(store):
+    fit(2, "memory://runs/a")
+    # A process that is killed between the upload and the deletion leaves a third one.
+    store.pipe_file("/runs/a/step-0000000001.pt", store.cat_file("/runs/a/step-0000000002.pt"))
+    assert len(names(store, "runs/a")) == 3
+    fit(3, "memory://runs/a")
+    assert names(store, "runs/a") == ["step-0000000004.pt", "step-0000000006.pt"]
 
 
 def test_finished_run_may_be_deleted(store):

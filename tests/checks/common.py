@@ -373,6 +373,21 @@ def images_scaled_by_the_module():
     return easytorch.Model(net).compile("adam", "cross_entropy"), (x * 255, y), {}
 
 
+def activations_in_place():
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Linear(64, 64),
+        nn.Hardswish(inplace=True), nn.Linear(64, 10),
+    )  # fmt: skip
+    return easytorch.Model(net).compile("adam", "cross_entropy"), digits(), {}
+
+
+def lbfgs():
+    table, labels = tumors()
+    model = easytorch.Model(nn.Linear(30, 2)).compile("lbfgs", "cross_entropy")
+    return model, (scaled(table).astype(np.float32), labels), {"batch_size": 569}
+
+
 PROGRAMS += [
     zeros_in_a_residual_branch, low_rank, last_layer_of_zeros, generator_in_every_fifth_window, images_scaled_by_the_module,
+    activations_in_place, lbfgs,
 ]  # fmt: skip

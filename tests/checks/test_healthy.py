@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from easytorch import Model
+from easytorch.checks import probe
 from tests.checks.common import PROGRAMS, lstm, multi_input, quickstart, transfer_learning, vae, wide_table
 
 
@@ -58,3 +59,11 @@ def test_weak_features_need_not_fit_a_batch(features):
         net = torch.nn.Sequential(torch.nn.Linear(features, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
         report = Model(net, device="cpu").compile("adam", "bce_with_logits").check(x, y)
         assert not report.problems, (seed, str(report))
+
+
+def test_a_trial_that_is_cut_short_is_no_failure(monkeypatch):
+    monkeypatch.setattr(probe, "_minimize", lambda loss, optimizer: [2.31 - 0.006 * step for step in range(25)])
+    model, data, settings = quickstart()
+    report = model.check(*data, **settings)
+    assert not report.problems
+    assert "too few steps" in report["cannot_fit_batch"].message

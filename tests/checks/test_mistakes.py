@@ -130,6 +130,21 @@ def dataset_that_ignores_its_index():
     return compiled(mlp()), (FirstSample(),)
 
 
+class Buffer(FirstSample):
+    """Batches of one buffer, which the next sample overwrites."""
+
+    def __iter__(self):
+        buffer = torch.zeros(1, 8, 8)
+        for labels in self.y.split(32)[:20]:
+            rows = [buffer.copy_(self.x[int(label)]) for label in labels]
+            yield torch.stack(rows), labels
+
+
+@mistake("identical_samples", also=("cannot_fit_batch",))
+def buffer_that_is_overwritten():
+    return compiled(mlp()), (list(Buffer()),)
+
+
 class Unreadable(FirstSample):
     def __getitem__(self, index):
         raise OSError("file missing")
@@ -183,6 +198,12 @@ def multiple_of_the_target():
     return compiled(mlp(8, 1), "mse"), (x, y)
 
 
+@mistake("leaking_column")
+def target_among_the_steps_of_a_series():
+    x = torch.randn(200, 5, 2)
+    return compiled(mlp(10, 1), "mse"), (x, x[:, 4, :1] * 2 + 1)
+
+
 @mistake("unscaled_targets", "loss_at_start")
 def targets_in_thousands():
     x, y = linear_data()
@@ -212,6 +233,16 @@ def sorted_list_of_batches():
     return compiled(mlp()), (list(zip(x[order].split(32), y[order].split(32), strict=True)),)
 
 
+class Loaded(FirstSample):
+    def __getitem__(self, index):
+        return self.x[index], int(self.y.sort().values[index])
+
+
+@mistake("sorted_samples")
+def sorted_dataset_without_known_labels():
+    return compiled(mlp()), (DataLoader(Loaded(), 32),)
+
+
 @mistake("sorted_samples")
 def sorted_targets_of_a_regression():
     x, y = linear_data()
@@ -232,6 +263,14 @@ def some_validation_samples_in_training():
 
 
 @mistake("shared_samples")
+def duplicates_before_the_split():
+    x, y = (torch.cat([part, part]) for part in digits())
+    order = torch.randperm(len(x))
+    train, val = order[:3000], order[3000:]
+    return compiled(mlp()), (x[train], y[train]), {"validation_data": (x[val], y[val])}
+
+
+@mistake("shared_samples")
 def training_loader_as_validation():
     loader = DataLoader(TensorDataset(*digits()), 32, shuffle=True)
     return compiled(mlp()), (loader,), {"validation_data": loader}
@@ -244,6 +283,13 @@ def training_loader_as_validation():
 def layer_outside_the_optimizer():
     net = mlp()
     return compiled(net, optimizer=torch.optim.Adam(net[1].parameters())), digits()
+
+
+@mistake("unregistered_parameters", also=("cannot_fit_batch",))
+def layers_in_a_list():
+    layers = [nn.Linear(64, 32), nn.Linear(32, 32)]
+    net = Function(lambda net, x: net.head(layers[1](layers[0](x.flatten(1)).relu()).relu()), head=nn.Linear(32, 10))
+    return compiled(net), digits()
 
 
 @mistake("unused_layers")
@@ -282,6 +328,18 @@ def dead_relu():
 @mistake("linear_layers")
 def no_activation():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Dropout(0.1), nn.Linear(64, 10))
+    return compiled(net), digits()
+
+
+@mistake("linear_layers")
+def normalization_without_activation():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))
+    return compiled(net), digits()
+
+
+@mistake("linear_layers")
+def convolutions_without_activation():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
     return compiled(net), digits()
 
 
@@ -550,6 +608,15 @@ def test_planted_mistake_is_found(program, names, also):
     unrelated = [finding for finding in report.errors if finding.name not in (*names, *also)]
     assert not unrelated
     assert not [finding for finding in report if "could not run" in finding.message]
+
+
+def test_the_fix_of_an_error_is_separate_from_its_message():
+    net = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 2))
+    report = compiled(net).check(torch.full((40, 3), 55), torch.arange(40) % 2)
+    assert report["training_step"].message.endswith("has rows 0 to 49, received indices from 55 to 55.")
+    assert report["training_step"].fix == "Use num_embeddings=56, or renumber the indices."
+    report = compiled(mlp(64, 1)).check(*digits())
+    assert report["training_step"].fix.startswith("For two classes, use loss='bce_with_logits'")
 
 
 def test_at_least_40_mistakes_are_planted():

@@ -132,7 +132,7 @@ def test_a_plain_loop_reads_the_batches_of_fit(mode):
 
 
 def test_an_empty_loader_and_equal_names_are_refused():
-    with pytest.raises(ValueError, match=r"loader '0' of .* is empty"):
+    with pytest.raises(ValueError, match=r"loader '0' of .* has no batch"):
         list(combine([DataLoader(TensorDataset(X[:3]), 4, drop_last=True), DataLoader(ROWS, 8)]))
     same: Any = {1: DataLoader(FEW, 4), "1": DataLoader(ROWS, 8)}
     with pytest.raises(ValueError, match="same name"):

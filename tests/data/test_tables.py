@@ -177,6 +177,32 @@ def test_nulls_in_targets_are_errors():
         fit(POLARS, pl.Series(LABELS[:40]))
 
 
+def test_columns_of_one_name_are_read_by_position():
+    twice = ARROW.rename_columns(["a", "a", *NAMES[2:]])
+    for table in (twice, twice.to_batches()[0]):
+        model, _ = fit(table, LABELS)
+        assert same_weights(model.module, fit(INPUTS, LABELS)[0].module)
+        assert np.array_equal(model.predict(table), model.predict(INPUTS))
+    frame = twice.to_pandas().iloc[:, ::-1]
+    for other in (frame, pa.Table.from_arrays(twice.columns[::-1], names=twice.column_names[::-1])):
+        with pytest.raises(ValueError, match=r"another order.*'a' is the name of several"):
+            model.predict(other)
+
+
+def test_errors_in_sample_weights_name_the_argument():
+    wrong = {
+        "sample_weight: A column of polars has nulls in 25": pl.Series([None, 1.0] * 25),
+        r"sample_weight: The frame has nulls in the columns 'w' \(25 rows\)": pl.DataFrame({"w": [None, 1.0] * 25}),
+        "sample_weight: A column of Arrow has nulls": pa.array([None, 1.0] * 25),
+        r"sparse matrix. Pass sample_weight.toarray\(\).ravel\(\)": sp.csr_array(np.ones((50, 1))),
+    }
+    for message, weights in wrong.items():
+        with pytest.raises((ValueError, TypeError), match=message):
+            fit(POLARS, LABELS, sample_weight=weights)
+    with pytest.raises(TypeError, match="sparse matrix"):
+        make_model().evaluate(POLARS, LABELS, sample_weight=sp.csr_array(np.ones((50, 1))))
+
+
 @pytest.mark.slow
 def test_no_library_of_tables_is_imported_for_arrays():
     program = """

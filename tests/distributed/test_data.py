@@ -438,7 +438,7 @@ def test_a_nan_loss_of_one_rank_stops_all_with_finite_weights():
     assert finite
     assert other_finite
     assert "samples of the dataset: 37" in other
-    assert "see the report of another rank" in report
+    assert "the report of another rank states the origin and the fix" in report
 
 
 def captured_output(folder):

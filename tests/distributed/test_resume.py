@@ -157,8 +157,8 @@ def test_all_ranks_load_the_same_best_file(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("kills", "options"),
-    [(2, {}), (1, {"how": "raise"}), (1, {"strategy": "fsdp"}), (1, {"machines": 2})],
-    ids=["SIGKILL", "error", "sharded weights", "two machines"],
+    [(2, {}), (1, {"how": "raise", "strategy": "fsdp"}), (1, {"machines": 2})],
+    ids=["SIGKILL", "error, sharded weights", "two machines"],
 )
 def test_torchrun_restarts_a_dead_rank_without_loss(kills, options, tmp_path):
     report = elastic.run(kills, tmp_path, seed=3, **options)

@@ -17,11 +17,12 @@ PHRASES = {
 FILES = [
     *(path for folder in ("easytorch", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")),
     *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
 ]
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
-def test_code_and_readme_avoid_odd_phrases(phrase):
+def test_code_and_docs_avoid_odd_phrases(phrase):
     pattern = re.compile(rf"\b{phrase}\b", re.I)
     texts = {path: path.read_text(encoding="utf-8") for path in FILES if path != Path(__file__)}
     found = [

@@ -19,7 +19,7 @@ DICTS = {
     "nothing left": ({"*": "sgd", "backbone": "sgd", "neck": "sgd", "head": "sgd"}, r"'\*' matches no .*All parameters have"),
     "empty": ({}, "needs names of submodules as keys"),
     "None": ({"head": None, "*": "sgd"}, "'head' is None. Leave out the key"),
-    "three": ({"head": ("adam", 0.1, 0.2), "*": "sgd"}, r"or a pair: \('adamw', {'lr': 1e-5}\), received"),
+    "three": ({"head": ("adam", 0.1, 0.2), "*": "sgd"}, r"or a pair, received .* Use {'head': \('adamw', {'lr': 1e-5}\)}"),
     "unknown": ({"head": "adem", "*": "sgd"}, "Did you mean 'adam'"),
     "option": ({"head": ("adam", {"momentum": 0.9}), "*": "sgd"}, "momentum"),
     "rate": ({"head": ("adam", {"lr": -1.0}), "*": "sgd"}, "lr must be a number of at least 0"),

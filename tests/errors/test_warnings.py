@@ -213,6 +213,14 @@ def test_a_misspelled_entry_of_a_dict_warns_once(name):
     assert warnings_of(lambda: model.predict(batch, verbose=0)) == message
 
 
+def test_a_misspelled_entry_warns_in_every_verb():
+    model, batch = compiled(Masked()), entries(attention_masks=torch.ones_like(X))
+    for verb in ("train_on_batch", "test_on_batch", "predict_on_batch", "predict_proba", "predict_classes"):
+        found = warnings_of(lambda verb=verb: getattr(model, verb)(batch))
+        assert found == ["The entry 'attention_masks' of the batch is ignored. Did you mean 'attention_mask'?"], verb
+        assert not warnings_of(lambda verb=verb: getattr(model, verb)(entries()))
+
+
 def test_a_misspelled_entry_of_the_validation_data_warns():
     batch = entries(attention_masks=torch.ones_like(X))
     assert len(warnings_of(lambda: fit(compiled(Masked()), entries(), validation_data=batch))) == 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import random
+import re
 import tarfile
 import warnings
 
@@ -168,6 +170,82 @@ def test_data_that_must_be_selected_names_the_fix():
         fit(DataLoader(ROWS, 8))
     with pytest.raises(TypeError, match=r"IterableColumn.*whole stream"):
         fit(stream()["x"], Y)
+
+
+def run_advice(error, pattern, **names):
+    """Return the value of the code that the message has."""
+    code = re.search(pattern, str(error.value))
+    assert code is not None, str(error.value)
+    return eval(code[1], names)
+
+
+TABLE = datasets.Dataset.from_dict({
+    "a": X[:, 0].tolist(), "b": list(range(50)), "name": ["q"] * 50, "label": Y.tolist(),
+})  # fmt: skip
+
+
+def test_columns_of_numbers_name_the_call_that_works():
+    model = Model(nn.Linear(2, 3), device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    numbers = TABLE.remove_columns("name")
+    with pytest.raises(TypeError, match="columns 'name' are no numbers") as error:
+        model.fit(TABLE, verbose=0)
+    fit_model = functools.partial(model.fit, verbose=0)
+    assert run_advice(error, r"Pass (fit\(.*?\]\))\.", fit=fit_model, dataset=TABLE).history["loss"]
+    with pytest.raises(TypeError, match="one number for each") as error:
+        model.predict(numbers.remove_columns("label"), verbose=0)
+    outputs = run_advice(error, r"Pass (predict\(.*?\]\))\.", predict=model.predict, dataset=TABLE)
+    for rows in (numbers.to_iterable_dataset(), DataLoader(numbers.to_iterable_dataset().with_format("torch"), 8)):
+        with pytest.raises(TypeError, match="one number for each") as error:
+            model.fit(rows, verbose=0)
+        combined = run_advice(error, r"Combine them: (.*)\.$", dataset=numbers.to_iterable_dataset())
+        assert np.allclose(model.predict(combined, verbose=0), outputs)
+    with pytest.raises(TypeError, match=r"torch.stack\(\[batch\[name\]"):
+        model.fit([{"a": X[:, 0], "b": X[:, 1], "label": Y}], verbose=0)
+
+
+NULLS = datasets.Dataset.from_dict({
+    "x": [[1.0] * 8, [2.0, None] * 4, [3.0] * 8, None], "label": [0, 1, None, 1], "text": ["a", None, "b", "c"],
+})  # fmt: skip
+
+
+def test_none_in_a_dataset_names_column_and_row():
+    found = r"None in the columns 'x' \(row 1 and 1 more\), 'label' \(row 2\)\."
+    for rows in (NULLS, NULLS.with_format("numpy")):
+        with pytest.raises(ValueError, match=found):
+            fit(rows)
+        with pytest.raises(ValueError, match=f"In validation_data: .*{found}"):
+            fit(ROWS, validation_data=rows)
+    with pytest.raises(ValueError, match=r"'x' \(row 1 and 1 more\), 'label' \(row 2\), 'text' \(row 1\)"):
+        fit(DataLoader(NULLS.with_format("torch"), 4))
+    with pytest.raises(ValueError, match=r"'x' \(row 1 and 1 more\)"):
+        make_model().predict(NULLS.select_columns("x"))
+    with pytest.raises(ValueError, match=r"has None in 'x'"):
+        make_model().predict(NULLS.select_columns("x").to_iterable_dataset())
+    with pytest.raises(ValueError, match="target 'label' of the batch is NaN"):
+        fit(NULLS.select([0, 2]).to_iterable_dataset())
+    with pytest.raises(ValueError, match="has None in row 2, None"):
+        fit(ROWS["x"][:4], NULLS["label"])
+    # What a filter has removed does not count, and a column that the module does not take neither.
+    complete = NULLS.filter(lambda row: row["label"] is not None and row["x"] is not None and None not in row["x"])
+    fit(complete)
+
+
+def test_rows_without_a_format_name_the_fix():
+    for rows in (ROWS, stream()):
+        for network in (Net(), nn.Linear(8, 3)):
+            with pytest.raises(TypeError, match=r"'x' .*lists.*DataLoader\(dataset\.with_format\('torch'\)"):
+                make_model(network).fit(DataLoader(rows, 8), verbose=0)
+    text = datasets.Dataset.from_dict({"text": ["q"] * 4, "label": [0, 1] * 2})
+    ragged = datasets.Dataset.from_dict({"x": [[1.0], [1.0, 2.0]], "label": [0, 1]})
+    names = datasets.Dataset.from_dict({"x": [[1.0] * 8] * 2, "label": ["cat", "dog"]})
+    for convert in (lambda rows: rows, lambda rows: DataLoader(rows, 2), lambda rows: rows.to_iterable_dataset()):
+        with pytest.raises(TypeError, match=r"'text' of the dataset is text, 'q'.*tokenizer\(row\['text'\]"):
+            fit(convert(text))
+        with pytest.raises(ValueError, match="rows of the column 'x' of the dataset differ in length"):
+            fit(convert(ragged))
+        with pytest.raises(TypeError, match="'label' of the dataset is text"):
+            fit(convert(names.with_format("torch")))
+    assert fit(names.class_encode_column("label")).history["loss"]
 
 
 def test_a_stream_trains_like_a_hand_written_loop():

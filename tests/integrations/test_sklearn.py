@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
+import scipy.sparse as sp
 import torch
 from sklearn import set_config
 from sklearn.base import clone
@@ -18,6 +19,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.datasets import load_diabetes, load_iris, make_multilabel_classification
 from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.inspection import permutation_importance
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -41,6 +43,7 @@ EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": (
         "It compares the results of float64 computations. Without batches the results agree in float32."
     ),
+    "check_sample_weight_equivalence_on_sparse_data": "As on dense data.",
 }
 
 
@@ -125,6 +128,24 @@ def test_two_classes_have_one_or_two_outputs(loss):
     assert estimator.score(X[:100], NAMES[:100]) > 0.95
     assert estimator.predict_proba(X).shape == (150, 2)
     assert cross_val_score(estimator, X[:100], Y[:100], scoring="roc_auc", cv=2).mean() > 0.95
+
+
+def test_sparse_features_equal_dense_ones():
+    texts = [f"{name} {'long' if size > 0 else 'short'} leaf" for name, size in zip(NAMES, X[:, 0], strict=True)]
+    pipeline = make_pipeline(TfidfVectorizer(), classifier(validation_split=0.2)).fit(texts, NAMES)
+    assert pipeline.score(texts, NAMES) == 1
+    features = pipeline[0].transform(texts)
+    dense = classifier(validation_split=0.2).fit(features.toarray(), NAMES)
+    for kind in (sp.csr_matrix, sp.csc_array, sp.coo_array):
+        assert np.array_equal(dense.predict_proba(kind(features)), pipeline.predict_proba(texts))
+    weights = np.arange(len(X)) % 2
+    assert np.array_equal(
+        regressor().fit(sp.csr_array(X), TARGETS, sample_weight=weights).predict(sp.csr_array(X)),
+        regressor().fit(X, TARGETS, sample_weight=weights).predict(X),
+    )
+    assert cross_val_score(classifier(), features, NAMES, cv=2).mean() > 0.9
+    with pytest.raises(ValueError, match="NaN"):
+        classifier().fit(sp.csr_array(np.where(X > 1, np.nan, X)), Y)
 
 
 def test_several_labels_are_a_matrix():

@@ -219,3 +219,13 @@ def test_two_processes_equal_one_with_twice_the_batch():
     assert outputs == pytest.approx(expected_outputs, abs=1e-5)
     assert history["val_accuracy"] == expected_history["val_accuracy"]
     assert history["loss"] == pytest.approx(expected_history["loss"], abs=1e-6)
+
+
+def test_a_loader_of_torch_names_that_of_graphs():
+    from torch.utils.data import DataLoader
+
+    model = Model(nn.Linear(5, 3), device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    with pytest.raises(TypeError, match=r"is a graph, .*torch_geometric.loader.DataLoader\(dataset"):
+        model.fit(DataLoader(graphs(), 4), verbose=0)
+    with pytest.raises(TypeError, match="is a graph"):
+        model.predict(DataLoader(graphs(), 4), verbose=0)

@@ -179,3 +179,17 @@ def test_a_classifier_with_auxiliary_outputs_names_untrained_layers():
     model = Model(net, device="cpu").compile("sgd", "cross_entropy", metrics=["accuracy"])
     with pytest.warns(UserWarning, match=r"Some parameters are not trained: 'aux1\.conv"):
         model.fit(torch.randn(2, 3, 64, 64), torch.arange(2), verbose=0)
+
+
+def test_samples_of_a_detector_that_make_no_batch_name_the_fix():
+    model = Model(detector(), device="cpu").compile("sgd", lr=0.01)
+    same_size = [images(2)[0]] * 4
+    for data in (images(), DataLoader(images(), 4), DataLoader(same_size, 4)):
+        with pytest.raises(ValueError, match=r"collate_fn=lambda batch: tuple\(zip\(\*batch\)\)"):
+            model.fit(data, verbose=0)
+
+
+def test_a_report_on_detections_names_the_metric():
+    model = Model(detector(), device="cpu").compile("sgd", lr=0.01)
+    with pytest.raises(ValueError, match=r"as detectors do.*MeanAveragePrecision.*validation_only"):
+        model.report(loader())

@@ -266,3 +266,83 @@ def test_export_leaves_out_labels_and_the_cache(tmp_path):
     torch.testing.assert_close(
         program(**inputs).logits, model.module.eval()(**inputs).logits.detach(), rtol=0, atol=1e-5
     )
+
+
+# Errors
+
+LONG = torch.ones(4, 40, dtype=torch.long)
+FLOATS, HOT = LABELS.float(), torch.eye(3, dtype=torch.long)[LABELS]
+
+
+def roberta():
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    return RobertaForSequenceClassification(RobertaConfig(**SIZES, num_labels=3))
+
+
+def several_labels():
+    net = bert()
+    net.config.problem_type = "multi_label_classification"
+    return net
+
+
+WRONG = {
+    "high label": (
+        bert,
+        IDS,
+        LABELS + 1,
+        r"labels 0 to 2 \(config.num_labels=3\), received labels from 1 to 3.*num_labels=4",
+    ),
+    "negative label": (bert, IDS, LABELS - 1, r"received labels from -1 to 1\. Number the classes from 0"),
+    "float labels": (bert, IDS, FLOATS, r"problem_type='multi_label_classification'.*float32 \[\d\].*pass y.long\(\)"),
+    "one-hot labels": (bert, IDS, HOT, r"shape \[\d\], one for each sample.*y.float\(\).*y.argmax\(1\)"),
+    "integers for several labels": (several_labels, IDS, HOT, r"expects labels as floats.*Pass y.float\(\)"),
+    "long text": (
+        bert,
+        LONG,
+        LABELS[:4],
+        r"40 tokens.*at most 32 \(config.max_position_embeddings=32\).*max_length=32",
+    ),
+    "long text of gpt2": (gpt2, LONG, LONG, r"at most 32 \(config.n_positions=32\).*truncation=True"),
+    "positions after the padding": (roberta, LONG[:, :32], LABELS[:4], r"32 tokens.*at most 30 .*max_length=30"),
+    "tokens": (bert, IDS + 40, LABELS, r"has the tokens 0 to 49 \(config.vocab_size=50\).*resize_token_embeddings"),
+    "labels of tokens": (
+        gpt2,
+        IDS,
+        IDS + 40,
+        r"labels 0 to 49 \(config.vocab_size=50\).*Use the tokenizer of this model",
+    ),
+    "labels of texts": (gpt2, IDS, LABELS, r"shape \[\d+, 10\], one for each token, received int64 \[\d\]"),
+    "float tokens": (gpt2, IDS, IDS.float(), r"class numbers as int64, received float32.*y.long\(\)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_errors_of_a_loss_in_the_model_name_the_fix(kind):
+    network, x, y, message = WRONG[kind]
+    model = compiled(network())
+    with pytest.raises((ValueError, TypeError, IndexError), match=message):
+        model.fit(x, y, batch_size=4, verbose=0)
+    with pytest.raises((ValueError, TypeError, IndexError), match=message):
+        model.evaluate(x, y, verbose=0)
+
+
+def t5():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
+
+
+def test_a_model_with_a_decoder_is_exported_or_names_its_inputs(tmp_path):
+    model = compiled(t5())
+    with pytest.raises(ValueError, match=r"decoder_input_ids.*prepare_decoder_input_ids_from_labels.*generate"):
+        model.predict({"input_ids": IDS}, verbose=0)
+    with pytest.raises(ValueError, match="needs decoder_input_ids"):
+        model.export(tmp_path / "net.pt2", {"input_ids": IDS})
+    model.fit({"input_ids": IDS, "labels": IDS[:, :6]}, batch_size=7, verbose=0)
+    program = torch.export.load(model.export(tmp_path / "net.pt2")).module()
+    inputs = {"input_ids": IDS[:3], "decoder_input_ids": IDS[:3, :6]}
+    expected = model.module.eval()(**inputs).logits.detach()
+    torch.testing.assert_close(program(**inputs).logits, expected, rtol=0, atol=1e-5)

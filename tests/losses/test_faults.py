@@ -228,6 +228,17 @@ def test_weights_of_another_shape_are_refused():
         )
 
 
+def test_weights_need_a_loss_without_counts():
+    def token_loss(y_pred, y):
+        values = (y_pred - y) ** 2
+        return values.sum(), torch.tensor(float(len(y)))
+
+    x, y = torch.rand(8, 4), torch.rand(8, 1)
+    model = compiled(nn.Linear(4, 1), token_loss)
+    with pytest.raises(ValueError, match=r"need one loss per sample, but 'token_loss' returns \(sum, count\)"):
+        model.fit(x, y, sample_weight=torch.rand(8), verbose=0)
+
+
 # Metrics
 
 

@@ -357,7 +357,7 @@ def test_unused_metric_warns_once_per_fit(kind, verbose):
         model.fit(X, Y, epochs=3, validation_data=(X, Y), callbacks=[EarlyStopping("val_accuracy")], verbose=verbose)
     messages = [str(warning.message) for warning in caught if "never updated" in str(warning.message)]
     assert messages == [
-        "accuracy was never updated: call self.metrics.update(y_pred, y) in train_step and test_step, or remove it from "
+        "accuracy was never updated. Call self.metrics.update(y_pred, y) in train_step and test_step, or remove it from "
         "compile()."
     ]
 
@@ -373,7 +373,7 @@ def test_unused_metric_warns_again_in_the_next_fit():
 @pytest.mark.parametrize("method", ["evaluate", "train_on_batch", "test_on_batch"])
 def test_unused_metrics_warn_in_every_method(method):
     model = Silent(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", ["accuracy", "top_2_accuracy"])
-    with pytest.warns(UserWarning, match="accuracy, top_2_accuracy were never updated: .* remove them"):
+    with pytest.warns(UserWarning, match="accuracy, top_2_accuracy were never updated. .* remove them"):
         getattr(model, method)(X, Y, **({"verbose": 0} if method == "evaluate" else {}))
 
 

@@ -16,9 +16,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from easytorch.reports import make_report
 from easytorch.reports.base import find_largest
-from easytorch.reports.classification import Ranking
+from easytorch.reports.classification import Ranking, measure_areas
 from easytorch.reports.comparison import _compare_shares
-from easytorch.reports.intervals import Bootstrap, logit_intervals, proportion, proportion_of_clusters, quantile
+from easytorch.reports.intervals import Bootstrap, Scale, normal_intervals, proportion, proportion_of_clusters, quantile
 
 
 def logits(classes: int, count: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -235,17 +235,32 @@ def test_areas_of_one_class_are_covered(share, distance):
 
     truth = measure(draw(0, 400_000))(np.ones((1, 400_000)))[0]
     rankings = [draw(seed, 300) for seed in range(1, 301)]
-    found = [Bootstrap(150, 0).of_samples(measure(r), 300, intervals=logit_intervals) for r in rankings]
+    found = [measure_areas([ranking], Bootstrap(150, 0), 300) for ranking in rankings]
     for i in range(2):
         # The standard deviation over 300 repeats is 1.3%.
         assert 0.92 <= np.mean([each[i].low <= truth[i] <= each[i].high for each in found]) <= 0.985
 
 
-def test_an_area_of_1_has_an_interval_within_0_and_1():
-    estimates = logit_intervals(np.array([1.0, 0.99, np.nan]), np.array([[1.0, 1.0, np.nan], [1.0, 0.98, np.nan]]))
-    assert estimates[0] == (1.0, 1.0, 1.0)
+def test_a_share_of_1_has_no_interval():
+    draws = np.array([[1.0, 1.0, np.nan], [1.0, 0.98, np.nan]])
+    estimates = normal_intervals(np.array([1.0, 0.99, np.nan]), draws, [Scale.SHARE] * 3, 100)
+    assert estimates[0].value == 1
     assert 0 < estimates[1].low < 0.99 < estimates[1].high < 1
-    assert np.isnan(estimates[2].low)
+    assert np.isnan([estimates[0].low, estimates[0].high, estimates[2].low]).all()
+
+
+@pytest.mark.parametrize(("scale", "low", "high"), [(Scale.POSITIVE, 0, np.inf), (Scale.UP_TO_1, -np.inf, 1)])
+def test_intervals_keep_to_the_range_of_their_scale(scale, low, high):
+    for draws in ([0.02, 0.9, 0.1], [0.0, 1.0, 0.1]):
+        estimate = normal_intervals(np.array([0.5]), np.array([draws]).T, [scale], 20)[0]
+        assert low <= estimate.low < 0.5 < estimate.high <= high
+
+
+def test_few_values_do_not_bound_a_high_quantile():
+    values = np.arange(1.0, 51)
+    assert quantile(values, 0.99).high == np.inf
+    assert quantile(values, 0.5) == (25.5, 18, 33)
+    assert quantile(values[:4], 0.5).low == 0
 
 
 def test_the_calibration_error_has_no_interval():

@@ -12,7 +12,7 @@ from torch import nn
 
 from easytorch import Model
 from easytorch.reports import make_report
-from easytorch.reports.intervals import Bootstrap, proportion_of_clusters
+from easytorch.reports.intervals import Bootstrap, Scale, proportion_of_clusters
 from tests.reports.test_numbers import coverage
 
 IGNORED = -100
@@ -151,7 +151,7 @@ def test_intervals_of_dependent_positions_cover_95_percent(kind):
         counts = generator.binomial(totals, generator.beta(8, 2, size=60)).astype(float)
         if kind == "share":
             return proportion_of_clusters(counts, totals)
-        return Bootstrap(400, seed).of_samples(lambda w: (w @ counts / (w @ totals))[:, None], 60)[0]
+        return Bootstrap(400, seed).of_samples(lambda w: (w @ counts / (w @ totals))[:, None], 60, [Scale.SHARE])[0]
 
     assert 0.93 <= coverage(draw, 0.8) <= 0.97
 

@@ -50,7 +50,7 @@ def test_without_arguments_the_sentences_are_about_compile():
     )
     sentences = model.explain().sentences
     assert sentences["optimizer"] == "SGD updates 195 parameters with the learning rate 0.5."
-    assert sentences["learning rate"] == "The learning rate changes after each update: one_cycle."
+    assert sentences["learning rate"] == "The schedule one_cycle changes the learning rate after each update."
     assert sentences["clipping"] == "Before each optimizer step, each gradient is clipped to 0.1."
     assert not {"data", "validation", "epochs", "files", "output"} & set(sentences)
     assert (
@@ -108,12 +108,12 @@ def test_updates_are_counted_as_fit_makes_them():
     text = explain({"gradient_accumulation_steps": 3}, **options)
     assert text["updates"].endswith("An epoch has 3 updates, the last of 1 batch.")
     assert text["data"].endswith("The last batch has 2 samples.")
-    assert text["epochs"] == "Training has 3 epochs, 9 updates in all."
+    assert text["epochs"] == "Training runs for 3 epochs with 9 updates."
     model = Model(mlp(), device="cpu").compile("adam", "cross_entropy", gradient_accumulation_steps=3)
     model.fit(X, Y, verbose=0, **options)
     assert model.state.step == 9
     again = model.explain(X, Y, steps_per_epoch=2).sentences
-    assert again["epochs"] == "Training has 1 epoch, after 3 earlier epochs, 2 updates in all."
+    assert again["epochs"] == "Training runs for 1 epoch with 2 updates, after 3 earlier epochs."
     assert "It continues with its state after earlier updates." in again["optimizer"]
 
 
@@ -129,7 +129,7 @@ def test_what_ends_saves_and_prints_is_named(tmp_path, monkeypatch):
     assert text["learning rate"] == "The learning rate is multiplied by 0.5 when val_loss has not improved for 1 epoch."
     assert "The model is saved to best.pt after each epoch that improves val_loss." in text["files"]
     assert re.search(r"complete state of the run is saved in \S*run", text["files"])
-    assert text["output"] == "One line per epoch shows loss, accuracy, the same with val_ and lr."
+    assert text["output"] == "One line per epoch shows loss, accuracy, the same of the validation and lr."
     assert "(10 samples, 20% of the data, always the same, with the same share of each class)" in text["validation"]
     assert list(tmp_path.iterdir()) == []
 
@@ -194,7 +194,7 @@ def test_files_of_loggers_and_plots_are_described(tmp_path):
     )
     assert "callbacks" not in sentences
     sentences = explain(callbacks=[LambdaCallback(on_epoch_end=print)])
-    assert sentences["files"] == "No file is written, except by callbacks of yours."
+    assert sentences["files"] == "No file is written, except by custom callbacks."
 
 
 def test_conditions_of_early_stopping_are_described():

@@ -261,10 +261,26 @@ def curve():
 
 def test_the_rate_with_the_lowest_loss_is_suggested():
     scores = compare_rates(lambda rate: abs(np.log10(rate / 0.003)), 0.01, 5)
-    found = LearningRates(curve(), scores)
+    found = LearningRates(curve(), scores, has_schedule=True)
     assert len(scores) == 3
     assert found.suggestion == pytest.approx(0.004, rel=0.01)
     assert f"{found.suggestion:g}. It has the lowest loss after 100 updates" in found.reason
+
+
+def test_without_a_schedule_the_suggestion_is_smaller():
+    scores = {0.004: 1.2, 0.01: 0.5, 0.025: 0.7}
+    found = LearningRates(curve(), scores)
+    assert found.suggestion == 0.0063
+    assert "a longer training without a schedule needs a smaller rate" in found.reason
+    assert "0.01" in next(line for line in str(found).splitlines() if line.endswith("lowest loss"))
+    assert LearningRates(curve(), scores, has_schedule=True).suggestion == 0.01
+
+
+def test_the_range_test_runs_once():
+    model, seen = new_model(), []
+    model.module.register_forward_hook(lambda *_: seen.append(1))
+    model.find_lr(X, Y, updates=30, runs=0, verbose=0)
+    assert len(seen) <= 31
 
 
 def tried_rates(score, middle=1.0, runs=6, **options):
@@ -327,11 +343,11 @@ def test_short_trainings_have_the_same_weights_and_batches():
 
 
 def test_a_result_is_a_table_a_frame_a_dict_and_a_picture(tmp_path):
-    found = LearningRates(curve(), {0.001: 1.0, 0.01: 0.5, 0.1: float("inf")})
+    found = LearningRates(curve(), {0.001: 1.0, 0.01: 0.5, 0.1: float("inf")}, has_schedule=True)
     assert found.suggestion == 0.01
     text = str(found)
     assert "model.optimizer.lr = 0.01, or compile(..., lr=0.01)" in text
-    assert "suggestion" in text
+    assert "lowest loss" in text
     assert "diverged" in text
     assert len(text.splitlines()) < 12
     assert list(found.to_frame().columns) == ["lr", "loss", "smoothed"]
