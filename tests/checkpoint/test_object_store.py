@@ -70,7 +70,7 @@ def test_slashes_at_the_end_and_twice_change_nothing(store):
     with pytest.raises(FileError, match="is a folder"):
         model().load_weights("memory://runs/a/")
     with pytest.raises(
-        FileNotFoundError, match=r"no checkpoint in 'memory://files'.*Pass a file: 'memory://files/b.pt'"
+        FileNotFoundError, match=r"no checkpoint in 'memory://files'.*pass a file: 'memory://files/b.pt'"
     ):
         model().load("memory://files/")
 
