@@ -363,7 +363,10 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 
     Raises:
         TypeError: If it holds text or other objects.
+        ValueError: If it is a masked array with masked values.
     """
+    if isinstance(array, np.ma.MaskedArray):
+        array = _without_mask(array)
     # An object array of numbers comes from a frame with columns of different dtypes.
     is_object = array.dtype.kind == "O" and array.size > 0
     if is_object and all(isinstance(value, NUMBERS) for value in array.flat):
@@ -374,6 +377,17 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array) if array.ndim else array)
+
+
+def _without_mask(array: np.ma.MaskedArray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the data of a masked array that has no masked value."""
+    masked = int(np.ma.getmaskarray(array).sum())
+    if masked:
+        raise ValueError(
+            f"A masked array has {masked} masked values, and tensors have no mask. Pass array.filled(value), or only the rows "
+            "without masked values: x[~numpy.ma.getmaskarray(x).any(axis=1)]."
+        )
+    return np.asarray(array.data)
 
 
 def _torch_compatible(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -56,6 +56,7 @@ from easytorch.data.fast_loaders import (
 )
 from easytorch.data.random_sources import RandomSources
 from easytorch.data.resumable_sampler import ResumableSampler, Resume, order_repeats_message
+from easytorch.data.reused_memory import WindowReader
 from easytorch.data.stream_check import StreamCheck
 from easytorch.data.tables import has_shuffle_buffer
 from easytorch.data.workers import iterate, refresh_workers, report_repeated_stream, shield_workers
@@ -166,6 +167,7 @@ class EpochIterator:
         self._reader, self._shards = self._make_reader(
             sharding.shard_loader(refresh_workers(shield_workers(loader)), self.group, True, batch_size)
         )
+        self._window_reader = WindowReader(self._reader, self.window_size)
         # A stream has no order to compare, and is read again.
         is_stream = self._sampler is None and not hasattr(self._reader, "load_state_dict")
         self._stream_check = StreamCheck() if is_stream and type(loader) not in (list, tuple) else None
@@ -312,7 +314,7 @@ class EpochIterator:
         if self._shards is not None:
             batches = self._append_missing(batches)
         make_window = Window if self._shards is None else self._make_sharded_window
-        while taken := list(itertools.islice(batches, self.window_size)):
+        while taken := self._window_reader.read(batches):
             position, count = self._position, len(taken)
             position.batches_used += count
             position.has_ended = count < self.window_size or position.batches_used == self._length

@@ -194,8 +194,8 @@ class OutputCollector(contextlib.AbstractContextManager["OutputCollector"]):
         """Do nothing; files need to be closed."""
 
     def add(self, outputs: Any) -> None:
-        """Add the outputs of one batch."""
-        self.outputs.append(outputs)
+        """Add a copy of the outputs of one batch: a module or loader may use their memory for the next batch."""
+        self.outputs.append(map_leaves(_copy_array, outputs))
 
     def result(self) -> Any:
         """Return the outputs of all batches, joined.
@@ -216,6 +216,10 @@ class OutputCollector(contextlib.AbstractContextManager["OutputCollector"]):
                 "The outputs of the batches differ in shape, so they do not fit in one array. Pad them to one shape in "
                 "predict_step."
             ) from error
+
+
+def _copy_array(leaf: Any) -> Any:
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 class DistributedCollector(OutputCollector):

@@ -110,16 +110,16 @@ class EpochMetric(Metric):
 
     def reset(self) -> None:
         """Remove all predictions and targets."""
-        self.rows: list[tuple[Any, Any, Any]] = []
+        self.rows: list[tuple[Any, ...]] = []
 
     def update(self, y_pred: Any, y: Any, sample_weight: Any = None) -> None:
-        """Store one batch."""
+        """Store a copy of one batch: a module or loader may use its memory for the next one."""
         assert self.criterion is not None, "compile() binds the metric"
         if self.inputs == "probabilities":
             y_pred = self.criterion.probabilities(y_pred)
         elif self.inputs == "classes":
             y_pred = self.criterion.classes(y_pred)
-        self.rows.append((y_pred, y, sample_weight))
+        self.rows.append(tuple(map_leaves(_copy, part) for part in (y_pred, y, sample_weight)))
 
     def compute(self) -> Any:
         """Return the value of the function for all samples that count, NaN if there are none."""
@@ -277,6 +277,10 @@ def _join(values: Sequence[Any]) -> Any:
 def _is_sample_list(value: Any) -> bool:
     """Return whether ``value`` has a dict for each sample, as the boxes and labels of object detection."""
     return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(sample, Mapping) for sample in value)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _to_cpu(leaf: Any) -> Any:

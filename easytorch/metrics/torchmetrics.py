@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easytorch._utils.pytree import map_leaves
 from easytorch._utils.registry import snake_case
 from easytorch._utils.warnings import warn
 from easytorch.losses.criterion import Criterion
@@ -92,6 +93,9 @@ class TorchMetric(Metric):
             self.metric.to(y.device)
         if self._rounds_targets and isinstance(y, Tensor) and y.is_floating_point():
             y = (y > 0.5).long()
+        if _stores_rows(getattr(self.metric, "metric_state", None)):
+            # A module or loader may use the memory for the next batch.
+            y_pred, y = map_leaves(_copy, y_pred), map_leaves(_copy, y)
         self.metric.update(y_pred, y)
         # A metric that wraps other metrics does not count its own updates.
         self.count += 1
@@ -301,6 +305,17 @@ class NamedTorchMetric(TorchMetric):
         # Validation of the arguments would synchronize with the device in every step.
         options = {"validate_args": False} if "classification" in self.path else {}
         self.metric = cls(**self.arguments, **options, sync_on_compute=False)
+
+
+def _stores_rows(states: Any) -> bool:
+    """Return whether a metric with these states, or with unknown ones, may store predictions and targets."""
+    if isinstance(states, Mapping):
+        return any(_stores_rows(state) for state in states.values())
+    return states is None or isinstance(states, list)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _mean_over_measured(areas: Tensor, targets: Any) -> Tensor:

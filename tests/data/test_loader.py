@@ -421,3 +421,18 @@ def test_mean_over_detection_batches_counts_images():
     model = Counting(mlp(), device="cpu").compile("sgd")
     history = model.fit([detection([1, 1, 1]), detection([3])], verbose=0)
     assert history["loss"] == [2.5]
+
+
+@pytest.mark.parametrize("part", ["x", "y", "sample_weight"])
+def test_masked_values_are_refused(part):
+    x, y, weight = np.random.default_rng(0).random((6, 4)).astype("float32"), np.arange(6) % 3, np.ones(6, "float32")
+    arrays = {"x": x, "y": y, "sample_weight": weight}
+    model = Model(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy")
+    model.fit(**{**arrays, part: np.ma.masked_array(arrays[part])}, verbose=0)
+    mask = np.zeros(arrays[part].shape, bool)
+    mask[0] = True
+    with pytest.raises(ValueError, match=r"masked values.*array\.filled\(value\)"):
+        model.fit(**{**arrays, part: np.ma.masked_array(arrays[part], mask)}, verbose=0)
+    if part == "x":
+        with pytest.raises(ValueError, match="masked values"):
+            model.predict(np.ma.masked_array(x, mask), verbose=0)
