@@ -231,7 +231,9 @@ def check_resume(new, folder):
 
 
 def with_noise():
-    return Model(techniques.make_net(), device="cpu").compile("adam", "cross_entropy"), [techniques.GradientNoise(eta=1.0)]
+    return Model(techniques.make_net(), device="cpu").compile("adam", "cross_entropy"), [
+        techniques.GradientNoise(eta=1.0)
+    ]
 
 
 def with_teacher():
@@ -252,7 +254,7 @@ PROGRAMS = (with_noise, with_teacher, with_distillation, with_contrast)
 
 
 @pytest.mark.parametrize("make", PROGRAMS)
-def test_a_recipe_resumes_after_every_update(make, tmp_path):
+def test_a_technique_resumes_after_every_update(make, tmp_path):
     def new():
         model, callbacks = make()
         return model, DataLoader(TensorDataset(X, Y), 16, shuffle=True), callbacks
@@ -282,7 +284,7 @@ def noise_in_one_process(size):
 
 
 @pytest.mark.distributed
-def test_two_processes_train_recipes_alike():
+def test_two_processes_train_techniques_alike():
     first, second = run_ranks(train_in_ranks)
     assert [furthest(*pair) for pair in zip(first, second, strict=True)] == [0, 0, 0]
     for weights in run_ranks(noise_in_one_process, 8):
