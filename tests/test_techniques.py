@@ -23,9 +23,9 @@ GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.rand(48, 1, 8, 8, generator=GENERATOR), torch.arange(48) % 10
 
 
-def read_recipes():
+def read_techniques():
     """Return the functions and classes of the page."""
-    page = types.ModuleType("recipes")
+    page = types.ModuleType("techniques")
     for block in programs(ROOT / "docs/how-to/techniques.md"):
         tree = ast.parse(block.text)
         tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS)]
@@ -33,7 +33,7 @@ def read_recipes():
     return page
 
 
-recipes = read_recipes()
+techniques = read_techniques()
 
 
 def samples(count=8):
@@ -49,18 +49,18 @@ def targets_of(soft):
 # Batches
 
 
-@pytest.mark.parametrize("make", [recipes.MixUp, recipes.CutMix])
+@pytest.mark.parametrize("make", [techniques.MixUp, techniques.CutMix])
 @pytest.mark.parametrize("seed", range(5))
 def test_mixed_targets_give_the_mean_of_two_losses(make, seed):
     torch.manual_seed(seed)
     x, soft = make(10, alpha=1.0)(samples())
     first, second, share = targets_of(soft)
     assert torch.allclose(soft.sum(1), torch.ones(8))
-    logits = recipes.make_net()(x)
+    logits = techniques.make_net()(x)
     ours = F.cross_entropy(logits, soft)
     a, b = (F.cross_entropy(logits, labels, reduction="none") for labels in (first, second))
     assert torch.allclose(ours, (share * a + (1 - share) * b).mean(), atol=1e-6)
-    trained = Model(recipes.make_net(), device="cpu").compile("sgd", "cross_entropy")
+    trained = Model(techniques.make_net(), device="cpu").compile("sgd", "cross_entropy")
     assert trained.test_on_batch(x, soft).loss == pytest.approx(F.cross_entropy(trained.module.eval()(x), soft).item())
 
 
@@ -69,7 +69,7 @@ def test_mixup_mixes_inputs_as_it_mixes_targets(seed):
     torch.manual_seed(seed)
     ratio, order = torch.distributions.Beta(0.2, 0.2).sample(), torch.randperm(8)
     torch.manual_seed(seed)
-    x, y = recipes.MixUp(10)(samples())
+    x, y = techniques.MixUp(10)(samples())
     one_hot = F.one_hot(Y[:8], 10)
     assert torch.allclose(x, ratio * X[:8] + (1 - ratio) * X[:8][order], atol=1e-6)
     assert torch.allclose(y, ratio * one_hot + (1 - ratio) * one_hot[order], atol=1e-6)
@@ -78,7 +78,7 @@ def test_mixup_mixes_inputs_as_it_mixes_targets(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_cutmix_weights_labels_by_the_pixels_of_the_box(seed):
     torch.manual_seed(seed)
-    x, y = recipes.CutMix(10)(samples())
+    x, y = techniques.CutMix(10)(samples())
     pasted = (x != X[:8]).flatten(1).float().mean(1)
     own = y[torch.arange(8), Y[:8]]
     is_partner = own < 1  # the partner of an image may be itself
@@ -86,11 +86,11 @@ def test_cutmix_weights_labels_by_the_pixels_of_the_box(seed):
     assert all((row == image).all() for row, image, other in zip(x, X[:8], is_partner, strict=True) if not other)
 
 
-@pytest.mark.parametrize("make", [recipes.MixUp, recipes.CutMix])
+@pytest.mark.parametrize("make", [techniques.MixUp, techniques.CutMix])
 def test_mixed_batches_resume_after_every_update(make, tmp_path):
     def new():
         loader = DataLoader(TensorDataset(X, Y), 16, shuffle=True, collate_fn=make(10))
-        return Model(recipes.make_net(), device="cpu").compile("adam", "cross_entropy"), loader, []
+        return Model(techniques.make_net(), device="cpu").compile("adam", "cross_entropy"), loader, []
 
     check_resume(new, tmp_path)
 
@@ -112,16 +112,16 @@ def test_nt_xent_is_its_formula():
         similarities = F.cosine_similarity(views[i][None], views) / 0.5
         others = similarities[torch.arange(10) != i]
         terms.append(-(similarities[(i + 5) % 10].exp() / others.exp().sum()).log())
-    assert torch.allclose(recipes.nt_xent(first, second), torch.stack(terms).mean(), atol=1e-6)
+    assert torch.allclose(techniques.nt_xent(first, second), torch.stack(terms).mean(), atol=1e-6)
 
 
 def test_distillation_is_its_formula():
     torch.manual_seed(0)
-    net, teacher, t = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), recipes.make_net().eval(), 2.0
+    net, teacher, t = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), techniques.make_net().eval(), 2.0
     p, q = (teacher(X[:8]) / t).softmax(1), (net(X[:8]) / t).softmax(1)
     soft = t**2 * (p * (p.log() - q.log())).sum(1).mean()
     expected = 0.5 * F.cross_entropy(net(X[:8]), Y[:8]) + 0.5 * soft
-    model = recipes.Distillation(net, teacher, device="cpu").compile("sgd", "cross_entropy", lr=0.0)
+    model = techniques.Distillation(net, teacher, device="cpu").compile("sgd", "cross_entropy", lr=0.0)
     scores = model.train_on_batch(X[:8], Y[:8])
     assert scores.loss == pytest.approx(expected.item(), rel=1e-5)
     assert scores["distillation"] == pytest.approx(soft.item(), rel=1e-5)
@@ -132,7 +132,7 @@ def test_distillation_is_its_formula():
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"precision": "bf16"}])
 def test_gradient_checkpointing_changes_no_weight(options):
-    nets = recipes.Blocks(False), recipes.Blocks(True)
+    nets = techniques.Blocks(False), techniques.Blocks(True)
     for net in nets:
         torch.manual_seed(1)
         Model(net, device="cpu").compile("adam", "cross_entropy", **options).fit(
@@ -142,7 +142,7 @@ def test_gradient_checkpointing_changes_no_weight(options):
 
 
 def test_gradient_noise_has_the_variance_of_its_formula():
-    noise, seen = recipes.GradientNoise(eta=0.5), []
+    noise, seen = techniques.GradientNoise(eta=0.5), []
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 300, bias=False))
     model = Model(net, device="cpu").compile("sgd", lambda y_pred, y: 0 * y_pred.sum(), lr=0.0)
     record = LambdaCallback(on_before_optimizer_step=lambda: seen.append(net[1].weight.grad.var().item()))
@@ -151,11 +151,11 @@ def test_gradient_noise_has_the_variance_of_its_formula():
 
 
 def test_gradient_noise_equals_a_plain_loop():
-    net, generator = recipes.make_net().eval(), torch.Generator().manual_seed(0)
+    net, generator = techniques.make_net().eval(), torch.Generator().manual_seed(0)
     net[3].p = 0.0
     plain = copy.deepcopy(net)
     model = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
-    model.fit(X, Y, batch_size=16, epochs=2, shuffle=False, callbacks=[recipes.GradientNoise()], verbose=0)
+    model.fit(X, Y, batch_size=16, epochs=2, shuffle=False, callbacks=[techniques.GradientNoise()], verbose=0)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     for step in range(6):
         rows = slice(step % 3 * 16, step % 3 * 16 + 16)
@@ -168,10 +168,10 @@ def test_gradient_noise_equals_a_plain_loop():
 
 
 def test_a_mean_teacher_equals_a_plain_loop():
-    student, ema = recipes.make_net(), EMA(0.9)
+    student, ema = techniques.make_net(), EMA(0.9)
     plain = copy.deepcopy(student)
     teacher = copy.deepcopy(plain)
-    model = recipes.MeanTeacher(student, ema, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
+    model = techniques.MeanTeacher(student, ema, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
     torch.manual_seed(3)
     model.fit(X, Y, batch_size=16, epochs=2, shuffle=False, callbacks=[ema], verbose=0)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
@@ -193,7 +193,7 @@ def test_a_mean_teacher_equals_a_plain_loop():
 
 def test_swa_is_the_mean_of_the_last_weights():
     weights = []
-    net = recipes.make_net()
+    net = techniques.make_net()
     model = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
     record = LambdaCallback(on_epoch_end=lambda *_: weights.append(copy.deepcopy(net.state_dict())))
     model.fit(X, Y, batch_size=16, epochs=5, callbacks=[SWA(2, keep_average=True), record], verbose=0)
@@ -231,28 +231,30 @@ def check_resume(new, folder):
 
 
 def with_noise():
-    return Model(recipes.make_net(), device="cpu").compile("adam", "cross_entropy"), [recipes.GradientNoise(eta=1.0)]
+    return Model(techniques.make_net(), device="cpu").compile("adam", "cross_entropy"), [
+        techniques.GradientNoise(eta=1.0)
+    ]
 
 
 def with_teacher():
     ema = EMA(0.9)
-    return recipes.MeanTeacher(recipes.make_net(), ema, device="cpu").compile("adam", "cross_entropy"), [ema]
+    return techniques.MeanTeacher(techniques.make_net(), ema, device="cpu").compile("adam", "cross_entropy"), [ema]
 
 
 def with_distillation():
-    teacher = recipes.make_net()
-    return recipes.Distillation(recipes.make_net(), teacher, device="cpu").compile("adam", "cross_entropy"), []
+    teacher = techniques.make_net()
+    return techniques.Distillation(techniques.make_net(), teacher, device="cpu").compile("adam", "cross_entropy"), []
 
 
 def with_contrast():
-    return recipes.SimCLR(recipes.make_net(16), device="cpu").compile("adam"), []
+    return techniques.SimCLR(techniques.make_net(16), device="cpu").compile("adam"), []
 
 
 PROGRAMS = (with_noise, with_teacher, with_distillation, with_contrast)
 
 
 @pytest.mark.parametrize("make", PROGRAMS)
-def test_a_recipe_resumes_after_every_update(make, tmp_path):
+def test_a_technique_resumes_after_every_update(make, tmp_path):
     def new():
         model, callbacks = make()
         return model, DataLoader(TensorDataset(X, Y), 16, shuffle=True), callbacks
@@ -274,15 +276,15 @@ def train_in_ranks():
 
 
 def noise_in_one_process(size):
-    net = recipes.make_net()
+    net = techniques.make_net()
     net[3].p = 0.0
     model = Model(net, device="cpu").compile("sgd", "cross_entropy", lr=0.1)
-    model.fit(X, Y, batch_size=size, shuffle=False, callbacks=[recipes.GradientNoise()], verbose=0)
+    model.fit(X, Y, batch_size=size, shuffle=False, callbacks=[techniques.GradientNoise()], verbose=0)
     return model.module.state_dict()
 
 
 @pytest.mark.distributed
-def test_two_processes_train_recipes_alike():
+def test_two_processes_train_techniques_alike():
     first, second = run_ranks(train_in_ranks)
     assert [furthest(*pair) for pair in zip(first, second, strict=True)] == [0, 0, 0]
     for weights in run_ranks(noise_in_one_process, 8):
@@ -293,7 +295,7 @@ def test_two_processes_train_recipes_alike():
 
 
 def test_test_time_augmentation_is_the_mean_of_probabilities():
-    model = recipes.Shifted(recipes.make_net(), device="cpu").compile(None, "cross_entropy")
+    model = techniques.Shifted(techniques.make_net(), device="cpu").compile(None, "cross_entropy")
     net = model.module.eval()
     views = [net(X.roll(shift, dims=(-2, -1))).softmax(1) for shift in model.shifts]
     mean = torch.stack(views).mean(0).detach()
@@ -302,8 +304,8 @@ def test_test_time_augmentation_is_the_mean_of_probabilities():
 
 
 def test_monte_carlo_dropout_draws_only_dropout():
-    net = recipes.make_net()
-    model = recipes.MonteCarlo(net, device="cpu").compile(None, "cross_entropy")
+    net = techniques.make_net()
+    model = techniques.MonteCarlo(net, device="cpu").compile(None, "cross_entropy")
     torch.manual_seed(4)
     outputs = model.predict(X, batch_size=48, verbose=0)
     torch.manual_seed(4)
