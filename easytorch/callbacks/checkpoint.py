@@ -90,7 +90,7 @@ class BackupAndRestore(Callback):
         if minutes is not None:
             check_minutes(minutes)
         self.minutes = minutes if self.save_freq.minutes is None else self.save_freq.minutes
-        self.keep, self.delete_checkpoint = positive_int("keep", keep), delete_checkpoint
+        self.keep, self.delete_checkpoint = positive_int("keep", keep), boolean("delete_checkpoint", delete_checkpoint)
         self.save_in_background = optional_boolean("save_in_background", save_in_background)
         self._in_background = bool(save_in_background)
         self._shown = to_location(backup_dir, "backup_dir")

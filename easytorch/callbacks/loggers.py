@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easytorch._utils import atomic_file
+from easytorch._utils.integers import boolean
 from easytorch._utils.paths import check_writable, to_absolute_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -55,7 +56,8 @@ class CSVLogger(Callback):
         self.every = None if every is None else as_every("every", as_every("every", every), ("updates", "minutes"))
         self._measured: tuple[int, Mapping[str, float]] = 0, {}  # the update, and what was measured in it
         self._written_at = time.perf_counter()
-        self.path, self.separator, self.append = to_absolute_path(filename, "filename"), separator, append
+        self.path, self.separator = to_absolute_path(filename, "filename"), separator
+        self.append = boolean("append", append)
         self.rows: list[dict[str, str]] = []
         self._existing = ""  # text that this fit did not write and does not change
         self._columns: list[str] = []  # of that text

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils.integers import boolean
 from easytorch._utils.paths import to_absolute_path
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import quote_list
@@ -74,7 +75,7 @@ class TerminateOnNaN(Callback):
     RNG_CHECK_INTERVAL = 128
 
     def __init__(self, raise_error: bool = False, path: str | os.PathLike[str] | None = None) -> None:
-        self.raise_error, self._shown = raise_error, path
+        self.raise_error, self._shown = boolean("raise_error", raise_error), path
         self.path = None if path is None else to_absolute_path(path)
         self.report: str | None = None
         self._checks_on_device = False

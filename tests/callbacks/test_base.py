@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from easytorch import Model
-from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau
+from easytorch import callbacks as callbacks_module
+from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau, TerminateOnNaN
 from tests.loops import blobs, mlp
 from tests.scripted import (
     NAN,
@@ -561,3 +564,30 @@ def test_disconnected_hook_is_not_called_again_in_this_fit():
     for _ in range(2):
         model.fit(*blobs(6), batch_size=3, shuffle=False, callbacks=[once, other], verbose=0)
     assert calls == 2 * [("once", 0), ("other", 0), ("other", 1)]
+
+
+FLAGS = ("bool", "bool | None")
+REQUIRED: dict[str, Any] = {"filename": "log.csv", "filepath": "model.pt", "backup_dir": "run"}
+
+
+def flags_of_callbacks():
+    for name in callbacks_module.__all__:
+        parameters = inspect.signature(getattr(callbacks_module, name)).parameters
+        yield from ((name, flag) for flag, each in parameters.items() if str(each.annotation) in FLAGS)
+
+
+@pytest.mark.parametrize(("name", "flag"), flags_of_callbacks())
+def test_a_flag_of_a_callback_is_true_or_false(name, flag):
+    kind = getattr(callbacks_module, name)
+    required = [each for each, parameter in inspect.signature(kind).parameters.items() if each in REQUIRED]
+    with pytest.raises(
+        (TypeError, ImportError), match=rf"{flag} must be True or False, received 'best.pt'|pip install"
+    ):
+        kind(**{each: REQUIRED[each] for each in required}, **{flag: "best.pt"})
+
+
+def test_a_path_in_place_of_a_flag_is_an_error():
+    with pytest.raises(
+        TypeError, match=r"raise_error must be True or False, received 'nan.pt'.* other arguments by name"
+    ):
+        TerminateOnNaN("nan.pt")
