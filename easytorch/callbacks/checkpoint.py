@@ -235,7 +235,7 @@ class BackupAndRestore(Callback):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"Cannot save the run to {str(self.folder)!r}: {error.strerror}."
+            message = f"Cannot save the run to {str(self.folder)!r}: {error.strerror}. Use another folder."
             raise type(error)(error.errno, message) from error
         is_locked = self._acquire_lock()
         rotation.remove_stale(self.folder, is_locked=is_locked)
@@ -450,6 +450,7 @@ class ModelCheckpoint(Monitor):
         ValueError: If an argument is invalid; in ``fit``, if the logs will not contain ``monitor`` or a field of the name, or
             if another callback may write the same file.
         TypeError: In ``fit``, if a file cannot hold the state of the module.
+        OSError: In ``fit``, before training, if the folder cannot be created or is not writable.
 
     Examples:
         >>> best = ModelCheckpoint("best.pt", monitor="val_accuracy", save_best_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.integers import boolean
-from easytorch._utils.paths import to_absolute_path
+from easytorch._utils.paths import check_file, to_absolute_path
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import quote_list
 from easytorch._utils.rng import get_torch_rng_state, preserve_rng_state, set_torch_rng_state
@@ -84,6 +84,8 @@ class TerminateOnNaN(Callback):
         """Choose between checks on the host and checks on the device."""
         model, optimizer = self.model, self.model.require_optimizer("fit")
         assert model.train_data is not None
+        if self.path is not None:
+            check_file(self.path, "path")
         is_fused = model.device.type != "cpu" and bool(optimizer.defaults.get("fused"))
         self._checks_on_device = is_fused and not model.strategy.scaler.is_enabled()
         self.report = None
