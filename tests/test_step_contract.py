@@ -512,5 +512,34 @@ class TestUnpack:
         with pytest.raises(TypeError, match=r"unpack must return"):
             model.predict(X, verbose=0)
 
+    def test_two_of_the_three_parts_are_explained(self):
+        class Pairs(Model):
+            def train_step(self, batch):
+                x, y = self.unpack(batch)
+                return {"loss": self.loss(self(x), y)}
+
+        model = Pairs(linear()).compile("sgd", "cross_entropy")
+        for call in (model.fit, model.evaluate):
+            with pytest.raises(ValueError, match=r"train_step: .*Write x, y, sample_weight = self\.unpack\(batch\)"):
+                call(X, Y, verbose=0)
+
+    def test_another_tuple_of_the_user_is_not_explained(self):
+        class Wrong(Model):
+            def train_step(self, batch):
+                first, _second = (1, 2, 3)
+                return {"loss": first}
+
+        with pytest.raises(ValueError, match=r"^too many values to unpack \(expected 2\)$"):
+            Wrong(linear()).compile("sgd", "cross_entropy").fit(X, Y, verbose=0)
+
+    @pytest.mark.parametrize("result", [None, torch.tensor(1.0)])
+    def test_a_test_step_without_a_dict_is_explained(self, result):
+        class Wrong(Model):
+            def test_step(self, batch):
+                return result
+
+        with pytest.raises(TypeError, match=r"A step returned .*, expected a dict.*\{'loss': loss\}"):
+            Wrong(linear()).compile("sgd", "cross_entropy").evaluate(X, Y, verbose=0)
+
     def test_batch_is_a_public_name(self):
         assert easytorch.Batch(1, 2) == (1, 2, None)
