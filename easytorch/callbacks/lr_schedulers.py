@@ -210,8 +210,8 @@ class LRScheduler(Callback):
         unit = f"updates, {self.params['steps']} in each epoch" if counts_updates else "epochs"
         raise ValueError(
             f"{self!r} has {left} of its steps left, but this fit has {needed} more {unit}, and the scheduler raises an error "
-            f"after its last step. Add {needed - left} to its total_steps, or pass scheduler='one_cycle' to compile(): it gets the "
-            "number of updates from fit()."
+            f"after its last step. Add {needed - left} to its total_steps, or pass scheduler='one_cycle' to compile(): it gets "
+            "the number of updates from fit()."
         )
 
     def find_step_every(self, epochs: int, updates: int) -> str | None:

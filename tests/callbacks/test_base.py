@@ -593,3 +593,32 @@ def test_a_path_in_place_of_a_flag_is_an_error():
         TypeError, match=r"raise_error must be True or False, received 'nan.pt'.* other arguments by name"
     ):
         TerminateOnNaN("nan.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("on_epoch_finish", "on_epoch_end"),
+        ("on_train_start", "on_train_begin"),
+        ("on_batch_finish", "on_train_batch_end"),
+        ("on_epoch_ends", "on_epoch_end"),
+    ],
+)
+def test_the_hook_that_another_word_means_is_suggested(name, hook):
+    with pytest.raises(ValueError, match=f"Did you mean '{hook}'"):
+        LambdaCallback(**{name: print})
+
+
+@pytest.mark.parametrize("base", [EarlyStopping, callbacks_module.ModelCheckpoint, callbacks_module.CSVLogger])
+def test_a_missing_super_init_is_explained(base):
+    class Custom(base):
+        def __init__(self):
+            self.extra = 1
+
+    with pytest.raises(TypeError, match=rf"Custom.__init__ does not call that of {base.__name__}.*super\(\).__init__"):
+        train(new_model(), 1, Custom())
+
+
+def test_a_misspelled_number_in_a_file_name_is_corrected(tmp_path):
+    with pytest.raises(ValueError, match=r"'epch'.* Did you mean 'epoch'\?.*'epoch'"):
+        train(new_model(), 1, callbacks_module.ModelCheckpoint(tmp_path / "a-{epch}.pt"))
