@@ -273,9 +273,9 @@ class Callback(HelpfulInit):
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
-# Words of other libraries for the end and the begin.
+# Words of other libraries for the last part of the name of a hook.
 HOOK_WORDS = dict.fromkeys(("finish", "finished", "ended", "done", "complete", "completed", "stop"), "end")
-HOOK_WORDS |= dict.fromkeys(("start", "started", "starting"), "begin")
+HOOK_WORDS |= dict.fromkeys(("start", "started", "starting"), "begin")  # codespell:ignore begin
 
 
 def suggest_hook(name: str) -> str:
