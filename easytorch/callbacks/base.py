@@ -451,9 +451,10 @@ def _check_is_initialized(callback: Callback) -> None:
     """Raise a ``TypeError`` if the ``__init__`` of a subclass did not call that of a callback of this package."""
     kind = type(callback)
     base = next(each for each in kind.__mro__ if is_internal(each))
-    if base is kind or base.__init__ is object.__init__:
+    initialize: Any = inspect.getattr_static(base, "__init__")
+    if base is kind or not inspect.isfunction(initialize):
         return
-    instructions = dis.get_instructions(inspect.unwrap(base.__init__))
+    instructions = dis.get_instructions(inspect.unwrap(initialize))
     attributes = [str(each.argval) for each in instructions if each.opname == "STORE_ATTR"]
     if attributes and not any(name in vars(callback) for name in attributes):
         raise TypeError(
