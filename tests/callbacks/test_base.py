@@ -611,10 +611,10 @@ def test_the_hook_that_another_word_means_is_suggested(name, hook):
 
 @pytest.mark.parametrize("base", [EarlyStopping, callbacks_module.ModelCheckpoint, callbacks_module.CSVLogger])
 def test_a_missing_super_init_is_explained(base):
-    class Custom(base):
-        def __init__(self):
-            self.extra = 1
+    def initialize(self):
+        self.extra = 1
 
+    Custom = type("Custom", (base,), {"__init__": initialize})  # noqa: N806
     with pytest.raises(TypeError, match=rf"Custom.__init__ does not call that of {base.__name__}.*super\(\).__init__"):
         train(new_model(), 1, Custom())
 
