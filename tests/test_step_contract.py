@@ -265,6 +265,58 @@ class TestCustomUpdate:
             model.fit(batches(4), callbacks=[hook], verbose=0)
         assert same_weights(*nets)
 
+    @pytest.mark.parametrize(
+        ("parts", "expected"),
+        [
+            ("backward step record", ["does not delete the gradients"]),
+            ("backward step zero", ["records nothing"]),
+            ("backward record", ["changed no weights"]),
+            ("", ["records nothing", "changed no weights"]),
+            ("zero backward step record", []),
+            ("backward rare_step zero_after_step record", []),
+        ],
+    )
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])  # fused optimizers do not count their changes
+    def test_a_part_that_a_custom_update_lacks_is_reported(self, parts, expected, optimizer):
+        class Partial(Model):
+            def update(self, window):
+                steps = "rare_step" not in parts or self.state.step % 2 == 1
+                outputs = self.strategy.run(self.train_step, window[0])
+                for part in parts.split():
+                    if part == "backward":
+                        self.strategy.backward(outputs["loss"])
+                    elif part == "record":
+                        self.metrics.record(outputs, self.batch_size(window[0]))
+                    elif part.endswith("step") and not part.startswith("zero") and steps:
+                        self.strategy.step(self.optimizer)
+                    elif part.startswith("zero") and steps:
+                        self.strategy.zero_grad(self.optimizer)
+
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            Partial(linear()).compile(optimizer, "cross_entropy").fit(batches(4), 2, verbose=0)
+        messages = [str(warning.message) for warning in given]
+        assert len(messages) == len(expected), messages
+        assert all(part in message for part, message in zip(expected, messages, strict=True))
+
+    def test_a_gradient_of_another_loss_is_not_reported(self):
+        class Gan(Model):
+            def update(self, window):
+                x, _, _ = self.unpack(window[0])
+                generator, critic = self.module
+                fake = generator(x)
+                losses = {"critic": (critic(fake).mean(), critic), "generator": (-critic(fake).mean(), generator)}
+                for name, (loss, part) in losses.items():
+                    part.zero_grad()
+                    loss.backward(retain_graph=True)
+                    for parameter in part.parameters():
+                        parameter.data -= 0.1 * parameter.grad
+                    self.metrics.record({name: loss}, len(x))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Gan(nn.Sequential(linear(8), linear(1))).compile("sgd").fit(batches(4), 2, verbose=0)
+
 
 class Quasi(Model):
     def update(self, window):
@@ -445,6 +497,49 @@ class TestUnpack:
         model = Pairs(net).compile("sgd", "bce_with_logits", ["accuracy"])
         assert model.fit(data, validation_data=data, verbose=0)["val_loss"]
         assert model.predict(data, verbose=0).shape == (8, 1, 4, 4)
+
+    @pytest.mark.parametrize("result", [X[:2], X[:3], None, (1, 2, 3, 4), (), {"x": X, "y": Y}])
+    def test_another_result_of_unpack_is_an_error(self, result):
+        class Wrong(Model):
+            def unpack(self, batch):
+                return result
+
+        model = Wrong(linear()).compile("sgd", "cross_entropy")
+        with pytest.raises(
+            TypeError, match=r"Wrong\.unpack must return \(x, y\), \(x, y, sample_weight\) or .*, received"
+        ):
+            model.fit(X, Y, verbose=0)
+        with pytest.raises(TypeError, match=r"unpack must return"):
+            model.predict(X, verbose=0)
+
+    def test_two_of_the_three_parts_are_explained(self):
+        class Pairs(Model):
+            def train_step(self, batch):
+                x, y = self.unpack(batch)
+                return {"loss": self.loss(self(x), y)}
+
+        model = Pairs(linear()).compile("sgd", "cross_entropy")
+        for call in (model.fit, model.evaluate):
+            with pytest.raises(ValueError, match=r"train_step: .*Write x, y, sample_weight = self\.unpack\(batch\)"):
+                call(X, Y, verbose=0)
+
+    def test_another_tuple_of_the_user_is_not_explained(self):
+        class Wrong(Model):
+            def train_step(self, batch):
+                first, _second = (1, 2, 3)
+                return {"loss": first}
+
+        with pytest.raises(ValueError, match=r"^too many values to unpack \(expected 2\)$"):
+            Wrong(linear()).compile("sgd", "cross_entropy").fit(X, Y, verbose=0)
+
+    @pytest.mark.parametrize("result", [None, torch.tensor(1.0)])
+    def test_a_test_step_without_a_dict_is_explained(self, result):
+        class Wrong(Model):
+            def test_step(self, batch):
+                return result
+
+        with pytest.raises(TypeError, match=r"A step returned .*, expected a dict.*\{'loss': loss\}"):
+            Wrong(linear()).compile("sgd", "cross_entropy").evaluate(X, Y, verbose=0)
 
     def test_batch_is_a_public_name(self):
         assert easytorch.Batch(1, 2) == (1, 2, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,9 @@ def boolean(name: str, value: Any) -> bool:
     """
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
-    raise TypeError(f"{name} must be True or False, received {value!r}. Use {name}=True or {name}=False.")
+    # A path or a name may be meant for the next argument.
+    other = " Pass other arguments by name." if isinstance(value, (str, os.PathLike)) else ""
+    raise TypeError(f"{name} must be True or False, received {value!r}. Use {name}=True or {name}=False.{other}")
 
 
 def optional_boolean(name: str, value: Any) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -102,6 +103,38 @@ def to_absolute_path(path: Any, argument: str = "path") -> Path:
 def nearest_folder(path: Path) -> Path:
     """Return ``path``, or the nearest folder above it that exists."""
     return next((each for each in (path, *path.parents) if each.is_dir()), Path.cwd())
+
+
+def check_folder(folder: Path) -> None:
+    """Raise an ``OSError`` if ``folder`` cannot be created, or no file can be created in it; nothing remains there."""
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        existing = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+        reason = f"{str(existing)!r} is a file" if existing.is_file() else error.strerror
+        message = f"Cannot create the folder {str(folder)!r}: {reason}. Use another folder."
+        raise type(error)(error.errno, message) from error
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError):  # it was not created, or another process has written to it
+                each.rmdir()
+    check_writable(folder)
+
+
+def check_file(path: Path, argument: str) -> None:
+    """Raise a ``ValueError`` if no file ``path`` can be written, before a run needs it; nothing remains there.
+
+    Args:
+        path: The absolute path.
+        argument: The name of the argument, for the message.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "It is a folder. Pass the name of a file in it.")
+        check_folder(path.parent)
+    except OSError as error:
+        raise ValueError(f"{argument}={str(path)!r} cannot be written. {error.strerror}") from error
 
 
 def check_writable(path: Path) -> None:

@@ -340,7 +340,11 @@ def _join_names(names: list[str]) -> str:
 
 
 class WarnOnCustomUpdate(Callback):
-    """Warn once, after the first update, of what a custom ``update`` leaves out although the program asks for it."""
+    """Warn once of what a custom ``update`` leaves out although the program needs it or asks for it.
+
+    After the first update: hooks and clipping. After the next one: gradients that were not deleted. After the first epoch:
+    weights that did not change, and values that were not recorded.
+    """
 
     all_ranks = False
     # Before all callbacks that may set the gradients to None.
@@ -348,18 +352,64 @@ class WarnOnCustomUpdate(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Wait for the first update."""
-        self.is_due, self.has_called = True, False
+        self.is_due, self.is_first_epoch, self.has_called = True, True, False
         self.clips_before = self.model.strategy.clip_count
+        self._old_gradient: _OldGradient | None = None
+        self._weights: list[Tensor] = []
+        self._before: list[Any] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Record the weights before the first update."""
+        self._weights = self._list_weights()
+        self._before = _fingerprints(self._weights)
+        self.model.callbacks.disconnect(self, "on_train_batch_begin")
 
     def on_before_optimizer_step(self) -> None:
         """Record that ``update`` calls this hook."""
         self.has_called = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Check the first update."""
-        if not self.is_due:
+        """Check the first update; later ones until the weights of its gradients change again."""
+        if self.is_due:
+            self.is_due = False
+            self._check_hooks()
+            self._old_gradient = _OldGradient.find(self._weights, self._before)
             return
-        self.is_due = False
+        if self._old_gradient is not None and not self._old_gradient.is_resolved():
+            return
+        if self._old_gradient is not None and self._old_gradient.is_added():
+            warn(
+                "update() is custom and does not delete the gradients of the update before, so each update adds its gradients to "
+                "all earlier ones. Add self.strategy.zero_grad(self.optimizer) to it, after self.strategy.step(...)."
+            )
+        self._forget_gradient()
+        self.model.callbacks.disconnect(self, "on_train_batch_end")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Check the weights and the logs of the first epoch."""
+        if not self.is_first_epoch:
+            return
+        self.is_first_epoch = False
+        if not any(not name.startswith(("val_", "lr")) for name in logs or {}):
+            warn(
+                "update() is custom and records nothing, so the history has no loss of the training. Add "
+                "self.metrics.record(outputs, self.batch_size(batch)) to it, for each batch of the window."
+            )
+        # A loss scale that overflows skips updates.
+        if self._weights and not self.model.strategy.scales_loss and _fingerprints(self._weights) == self._before:
+            warn(
+                "update() is custom and has changed no weights in this epoch, so nothing is trained. Add "
+                "self.strategy.backward(outputs['loss'], 1 / len(window)) to it for each batch of the window, and then "
+                "self.strategy.step(self.optimizer)."
+            )
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Release the weights."""
+        self._forget_gradient()
+        self._weights, self._before = [], []
+
+    def _check_hooks(self) -> None:
+        """Warn of hooks that were not called and gradients that were not clipped."""
         model = self.model
         callbacks = [
             type(callback).__name__
@@ -378,6 +428,71 @@ class WarnOnCustomUpdate(Callback):
                 "self.strategy.clip(self.optimizer, self.clip_grad_norm, self.clip_grad_value) to it, before "
                 "self.strategy.step(...)."
             )
+
+    def _list_weights(self) -> list[Tensor]:
+        """Return what may be trained: the parameters of the module and of all optimizers; none if they are sharded."""
+        model = self.model
+        optimizers = [model.require_optimizer("fit"), *_attributes(model, torch.optim.Optimizer).values()]
+        weights: dict[int, Tensor] = {id(p): p for optimizer in optimizers for p in parameters_of(optimizer)}
+        weights |= {id(p): p for p in model.module.parameters()}
+        trained = [weight for weight in weights.values() if weight.requires_grad]
+        return [] if any(hasattr(weight, "to_local") for weight in trained) else trained
+
+    def _forget_gradient(self) -> None:
+        if self._old_gradient is not None:
+            self._old_gradient.close()
+            self._old_gradient = None
+
+
+class _OldGradient:
+    """The gradient that an update has left in a weight, until the weight changes again or the gradient is deleted.
+
+    Args:
+        weight: The weight, which an optimizer has changed.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight, self._before = weight, _fingerprints([weight])
+        self._is_deleted = self._is_used = False
+        self._handle: Any = weight.register_hook(self._record)  # type: ignore[no-untyped-call]  # missing in the type stubs of torch
+
+    @classmethod
+    def find(cls, weights: list[Tensor], before: list[Any]) -> _OldGradient | None:
+        """Return that of one of ``weights`` that has changed since ``before`` and has a gradient; None if there is none."""
+        for weight, after, fingerprint in zip(weights, _fingerprints(weights), before, strict=True):
+            gradient = weight.grad
+            if after != fingerprint and gradient is not None and gradient.layout is torch.strided and gradient.any():
+                return cls(weight)
+        return None
+
+    def _record(self, gradient: Tensor) -> None:
+        # Called before the new gradient is added to the old one.
+        old = self._weight.grad
+        self._is_used = True
+        self._is_deleted |= old is None or not bool(old.any())
+
+    def is_resolved(self) -> bool:
+        """Return whether it is known if the gradient counts twice."""
+        return self._is_deleted or _fingerprints([self._weight]) != self._before
+
+    def is_added(self) -> bool:
+        """Return whether the weight has changed by the sum of this gradient and new ones."""
+        return self._is_used and not self._is_deleted
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._handle.remove()
+
+
+def _fingerprints(weights: list[Tensor]) -> list[Any]:
+    """Return what differs after a change of each weight: its sum, and its version, which a fused optimizer does not count."""
+    if not weights:
+        return []
+    parts = [torch.view_as_real(weight) if weight.is_complex() else weight for weight in weights]
+    # MPS has no float64.
+    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64
+    sums = torch.stack([part.detach().sum(dtype=wide).to(parts[0].device) for part in parts]).tolist()
+    return list(zip(sums, (weight._version for weight in weights), strict=True))
 
 
 class WarnOnLeakedGradients(Callback):

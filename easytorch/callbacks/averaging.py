@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from easytorch._utils.integers import non_negative_int
+from easytorch._utils.integers import boolean, non_negative_int
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -52,7 +52,7 @@ class Averaging(Callback, abc.ABC):
     _averaged_module: nn.Module
 
     def __init__(self, keep_average: bool = False) -> None:
-        self.keep_average = keep_average
+        self.keep_average = boolean("keep_average", keep_average)
         self._is_swapped = False
 
     @abc.abstractmethod

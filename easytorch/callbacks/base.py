@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,7 +68,7 @@ class Callback(HelpfulInit):
         super().__init_subclass__(**options)
         for name in vars(cls):
             if name.startswith("on_") and not hasattr(Callback, name) and name not in KERAS_ALIASES.values():
-                fix = did_you_mean(name, HOOKS) or f" The hooks are {quote_list(HOOKS)}."
+                fix = suggest_hook(name) or f" The hooks are {quote_list(HOOKS)}."
                 warn(
                     f"{cls.__name__}.{name} is not a hook and is never called.{fix} If your code calls it, choose a name that "
                     "does not start with 'on_'."
@@ -272,6 +273,16 @@ class Callback(HelpfulInit):
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+# Words of other libraries for the last part of the name of a hook.
+HOOK_WORDS = dict.fromkeys(("finish", "finished", "ended", "done", "complete", "completed", "stop"), "end")
+HOOK_WORDS |= dict.fromkeys(("start", "started", "starting"), "begin")  # codespell:ignore begin
+
+
+def suggest_hook(name: str) -> str:
+    """Return `` Did you mean 'on_epoch_end'?`` for a name that is not a hook; an empty string if none is similar."""
+    meant = "_".join(HOOK_WORDS.get(word, word) for word in name.split("_"))
+    meant = next((hook for hook, alias in KERAS_ALIASES.items() if alias == meant), meant)
+    return f" Did you mean {meant!r}?" if meant in HOOKS else did_you_mean(meant, HOOKS)
 
 
 class LambdaCallback(Callback):
@@ -290,7 +301,7 @@ class LambdaCallback(Callback):
     def __init__(self, **hooks: Callable[..., Any] | None) -> None:
         for name, function in hooks.items():
             if name not in HOOKS:
-                raise ValueError(f"Unknown hook {name!r}.{did_you_mean(name, HOOKS)} Hooks are {quote_list(HOOKS)}.")
+                raise ValueError(f"Unknown hook {name!r}.{suggest_hook(name)} Hooks are {quote_list(HOOKS)}.")
             if function is not None:
                 setattr(self, name, function)
 
@@ -425,6 +436,7 @@ def as_callback_list(callbacks: Any) -> list[Any]:
 def check_callback(callback: Any) -> Callback:
     """Return ``callback``; raise a ``TypeError`` if it is not a callback."""
     if isinstance(callback, Callback):
+        _check_is_initialized(callback)
         return callback
     if isinstance(callback, type):
         name = callback.__name__
@@ -433,6 +445,22 @@ def check_callback(callback: Any) -> Callback:
         f"callbacks must contain callbacks, received {callback!r} ({describe(callback)}). Pass an instance of a subclass of "
         "easytorch.callbacks.Callback, or LambdaCallback(on_epoch_end=...)."
     )
+
+
+def _check_is_initialized(callback: Callback) -> None:
+    """Raise a ``TypeError`` if the ``__init__`` of a subclass did not call that of a callback of this package."""
+    kind = type(callback)
+    base = next(each for each in kind.__mro__ if is_internal(each))
+    initialize: Any = inspect.getattr_static(base, "__init__")
+    if base is kind or not inspect.isfunction(initialize):
+        return
+    instructions = dis.get_instructions(inspect.unwrap(initialize))
+    attributes = [str(each.argval) for each in instructions if each.opname == "STORE_ATTR"]
+    if attributes and not any(name in vars(callback) for name in attributes):
+        raise TypeError(
+            f"{kind.__name__}.__init__ does not call that of {base.__name__}, so the callback has no {attributes[0]!r}. Add "
+            f"super().__init__(...) with the arguments of {base.__name__} as its first line."
+        )
 
 
 def has_hook(callback: Callback, hook: str) -> bool:

@@ -90,7 +90,7 @@ class BackupAndRestore(Callback):
         if minutes is not None:
             check_minutes(minutes)
         self.minutes = minutes if self.save_freq.minutes is None else self.save_freq.minutes
-        self.keep, self.delete_checkpoint = positive_int("keep", keep), delete_checkpoint
+        self.keep, self.delete_checkpoint = positive_int("keep", keep), boolean("delete_checkpoint", delete_checkpoint)
         self.save_in_background = optional_boolean("save_in_background", save_in_background)
         self._in_background = bool(save_in_background)
         self._shown = to_location(backup_dir, "backup_dir")
@@ -235,7 +235,7 @@ class BackupAndRestore(Callback):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"Cannot save the run to {str(self.folder)!r}: {error.strerror}."
+            message = f"Cannot save the run to {str(self.folder)!r}: {error.strerror}. Use another folder."
             raise type(error)(error.errno, message) from error
         is_locked = self._acquire_lock()
         rotation.remove_stale(self.folder, is_locked=is_locked)
@@ -450,6 +450,7 @@ class ModelCheckpoint(Monitor):
         ValueError: If an argument is invalid; in ``fit``, if the logs will not contain ``monitor`` or a field of the name, or
             if another callback may write the same file.
         TypeError: In ``fit``, if a file cannot hold the state of the module.
+        OSError: In ``fit``, before training, if the folder cannot be created or is not writable.
 
     Examples:
         >>> best = ModelCheckpoint("best.pt", monitor="val_accuracy", save_best_only=True)

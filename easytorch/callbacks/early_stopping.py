@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -152,7 +152,7 @@ def lacks_validation(model: Model, logs: Mapping[str, float]) -> bool:
     return model.callbacks.params["validated"] and not any(name.startswith("val_") for name in logs)
 
 
-def check_log_name(name: str, source: str, model: Model) -> None:
+def check_log_name(name: str, source: str, model: Model, further: Sequence[str] = ()) -> None:
     """Raise a ``ValueError`` if the logs of the current fit will not contain ``name``.
 
     A custom step or callback may add names to the logs.
@@ -162,8 +162,9 @@ def check_log_name(name: str, source: str, model: Model) -> None:
         name: The name of a value.
         source: Subject and verb of the message: ``"EarlyStopping monitors"``.
         model: The model that is trained.
+        further: Names that are known although the logs do not contain them.
     """
-    names = model.log_names()
+    names = [*model.log_names(), *further]
     if (
         name in names
         or model.metrics.may_have_entry(model.metrics.training_name(name))

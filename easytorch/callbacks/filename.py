@@ -61,7 +61,8 @@ class FilenameTemplate:
                     "Remove the field."
                 )
             if field not in ("epoch", "batch"):
-                check_log_name(field, f"filepath={self.text!r} contains", model)
+                numbers = [name for name in ("epoch", "batch") if _is_known(name, unit)]
+                check_log_name(field, f"filepath={self.text!r} contains", model, numbers)
         try:
             # A value that a custom step logs may have any type, so its format cannot be checked.
             self.fill(dict.fromkeys(model.log_names(), 1.0) | {"epoch": 1, "batch": 1})

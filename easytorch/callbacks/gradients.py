@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easytorch._utils.integers import boolean
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.every import Every, as_every
@@ -52,7 +53,7 @@ class GradientStatistics(Callback):
     priority = -1
 
     def __init__(self, every: int | Every = 100, *, layers: bool = True) -> None:
-        self.every, self.layers = as_every("every", as_every("every", every), ("updates",)), layers
+        self.every, self.layers = as_every("every", as_every("every", every), ("updates",)), boolean("layers", layers)
         self._sums: dict[str, list[float]] = {}  # sum and number of the measurements of this epoch
         self._handles: list[Any] = []
         self._is_due = False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easytorch._utils.notebook import Output, in_notebook
-from easytorch._utils.paths import check_writable, to_absolute_path
+from easytorch._utils.paths import check_file, check_writable, to_absolute_path
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.early_stopping import check_log_name
 
@@ -61,6 +61,8 @@ class LivePlot(Callback):
         """Check the names."""
         for name in self.names:
             check_log_name(name, "LivePlot plots", self.model)
+        if self.path is not None:
+            check_file(self.path, "path")
         self.output, self.redraw_at = Output(), 0.0
 
     def redirect(self, folder: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from easytorch._utils import atomic_file
-from easytorch._utils.paths import check_writable, to_absolute_path
+from easytorch._utils.integers import boolean
+from easytorch._utils.paths import check_file, check_writable, to_absolute_path
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
 from easytorch.callbacks.every import Every, as_every
@@ -34,8 +35,8 @@ class CSVLogger(Callback):
             so far, and what ``GradientStatistics`` has measured in this update. Writing a line waits for the device.
 
     Raises:
-        ValueError: If ``every`` is no such frequency. In ``fit``, if ``append`` and the header of the file has no column
-            ``epoch``.
+        ValueError: If ``every`` is no such frequency. In ``fit``, if the file cannot be written, or if ``append`` and the header
+            of the file has no column ``epoch``.
 
     Examples:
         >>> model.fit(x, y, epochs=3, callbacks=[CSVLogger("log.csv"), CSVLogger("updates.csv", every=10)])
@@ -55,14 +56,16 @@ class CSVLogger(Callback):
         self.every = None if every is None else as_every("every", as_every("every", every), ("updates", "minutes"))
         self._measured: tuple[int, Mapping[str, float]] = 0, {}  # the update, and what was measured in it
         self._written_at = time.perf_counter()
-        self.path, self.separator, self.append = to_absolute_path(filename, "filename"), separator, append
+        self.path, self.separator = to_absolute_path(filename, "filename"), separator
+        self.append = boolean("append", append)
         self.rows: list[dict[str, str]] = []
         self._existing = ""  # text that this fit did not write and does not change
         self._columns: list[str] = []  # of that text
         self._is_written = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Read an existing file, if ``append``."""
+        """Check that the file can be written, and read an existing one, if ``append``."""
+        check_file(self.path, "filename")
         self.rows, self._existing, self._columns = [], "", []
         # A file that this fit did not write may end in an incomplete line.
         self._is_written, self._has_warned = False, False

@@ -199,15 +199,31 @@ class LRScheduler(Callback):
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau) and self.monitor is not None:
             check_log_name(self.monitor, "The scheduler monitors", self.model)
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Check, before the first epoch of a fit and after a stopped run is restored, that the schedule is long enough."""
+        self.model.callbacks.disconnect(self, "on_epoch_begin")
+        left, state = _steps_left(self.scheduler), self.model.state
+        counts_updates = self.step_every == "update"
+        needed = self._count_updates(epoch, state.epoch_step) if counts_updates else state.last - epoch
+        if left is None or needed <= left:
+            return
+        unit = f"updates, {self.params['steps']} in each epoch" if counts_updates else "epochs"
+        raise ValueError(
+            f"{self!r} has {left} of its steps left, but this fit has {needed} more {unit}, and the scheduler raises an error "
+            f"after its last step. Add {needed - left} to its total_steps, or pass scheduler='one_cycle' to compile(): it gets "
+            "the number of updates from fit()."
+        )
+
     def find_step_every(self, epochs: int, updates: int) -> str | None:
         """Return what the scheduler counts in a fit of so many epochs and updates, None if that is unknown."""
         return {updates: "update", epochs: "epoch"}.get(_length(self.scheduler) or 0)
 
-    def _count_updates(self) -> int:
-        """Return the number of updates of the optimizer in this fit."""
+    def _count_updates(self, epoch: int | None = None, epoch_step: int = 0) -> int:
+        """Return the number of updates of the optimizer in this fit, or from an ``epoch`` and a step in it on."""
         state, optimizer = self.model.state, self.model.require_optimizer("fit")
         every = optimizer.update_every[self.member] if self.member and isinstance(optimizer, OptimizerGroup) else 1
-        windows = (self.params["steps"] or 0) * (state.last - state.first)
+        steps = self.params["steps"] or 0
+        windows = max(steps * (state.last - (state.first if epoch is None else epoch)) - epoch_step, 0)
         return (state.step + windows) // every - state.step // every
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -348,6 +364,9 @@ class Schedule(LRScheduler):
         if _is_scheduler(self.scheduler):
             left_rates = _last_rates(self.scheduler.state_dict())
         return self.rates if _group_rates(optimizer) == left_rates else _group_rates(optimizer)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Do nothing: the schedule is as long as the fit."""
 
     def step(self) -> None:
         """Step the schedule; after its end stay at the last rate, and warn once."""
@@ -693,6 +712,18 @@ def _length(scheduler: Any) -> int | None:
     if inner:
         return max((length for length in map(_length, inner) if length is not None), default=None)
     return next((getattr(scheduler, name) for name in STEP_COUNTS if hasattr(scheduler, name)), None)
+
+
+def _steps_left(scheduler: Any) -> int | None:
+    """Return how often ``scheduler`` can still step before torch raises an error, as ``OneCycleLR`` does; None without limit."""
+    if isinstance(scheduler, lr_scheduler.OneCycleLR):
+        return int(scheduler.total_steps) - scheduler.last_epoch
+    inner = list(getattr(scheduler, "_schedulers", ()))
+    if isinstance(scheduler, lr_scheduler.SequentialLR):
+        last = inner[-1]
+        is_limited = isinstance(last, lr_scheduler.OneCycleLR)
+        return scheduler._milestones[-1] + int(last.total_steps) - scheduler.last_epoch if is_limited else None
+    return min((left for left in map(_steps_left, inner) if left is not None), default=None)
 
 
 def _step_every_error(scheduler: Any, epochs: int = 0, updates: int = 0) -> ValueError:

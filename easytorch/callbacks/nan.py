@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from easytorch._utils.paths import to_absolute_path
+from easytorch._utils.integers import boolean
+from easytorch._utils.paths import check_file, to_absolute_path
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import quote_list
 from easytorch._utils.rng import get_torch_rng_state, preserve_rng_state, set_torch_rng_state
@@ -74,7 +75,7 @@ class TerminateOnNaN(Callback):
     RNG_CHECK_INTERVAL = 128
 
     def __init__(self, raise_error: bool = False, path: str | os.PathLike[str] | None = None) -> None:
-        self.raise_error, self._shown = raise_error, path
+        self.raise_error, self._shown = boolean("raise_error", raise_error), path
         self.path = None if path is None else to_absolute_path(path)
         self.report: str | None = None
         self._checks_on_device = False
@@ -83,6 +84,8 @@ class TerminateOnNaN(Callback):
         """Choose between checks on the host and checks on the device."""
         model, optimizer = self.model, self.model.require_optimizer("fit")
         assert model.train_data is not None
+        if self.path is not None:
+            check_file(self.path, "path")
         is_fused = model.device.type != "cpu" and bool(optimizer.defaults.get("fused"))
         self._checks_on_device = is_fused and not model.strategy.scaler.is_enabled()
         self.report = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from easytorch._utils.integers import non_negative_int
+from easytorch._utils.integers import boolean, non_negative_int
 from easytorch._utils.paths import check_writable, to_absolute_path
 from easytorch.callbacks.every import Every, as_every
 from easytorch.callbacks.tracker import UPDATE_PREFIX, Tracker, last_of, split_values
@@ -56,8 +56,9 @@ class TensorBoard(Tracker):
         config: Mapping[str, object] | None = None,
         write_hparams: bool = True,
     ) -> None:
-        self.folder, self.write_steps_per_second = to_absolute_path(log_dir, "log_dir"), write_steps_per_second
-        self.histogram_freq, self.write_hparams = _check_histogram_freq(histogram_freq), write_hparams
+        self.folder, self.histogram_freq = to_absolute_path(log_dir, "log_dir"), _check_histogram_freq(histogram_freq)
+        self.write_steps_per_second = boolean("write_steps_per_second", write_steps_per_second)
+        self.write_hparams = boolean("write_hparams", write_hparams)
         self.steps, self.started_at = 0, 0.0
         self._writers: dict[str, Any] = {}
         super().__init__(update_freq=update_freq, config=config)

@@ -49,8 +49,8 @@ class RemotePath(os.PathLike[str]):
         protocol, rest = match[1].lower(), text[match.end() :]
         if protocol not in store_client.PACKAGES:
             raise ValueError(
-                f"{argument} must be a path on this machine, or a URL of {', '.join(f'{name}://' for name in ('s3', 'gs'))} or "
-                f"memory://, received {text!r}. Other stores are not supported, because a write could leave half a file. "
+                f"{argument} must be a path on this machine, or a URL of file://, s3://, gs:// or memory://, "
+                f"received {text!r}. Other stores are not supported, because a write could leave half a file. "
                 "Mount the store as a folder, and pass its path."
             )
         parts = [part for part in rest.split("/") if part]

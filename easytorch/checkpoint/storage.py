@@ -131,7 +131,8 @@ class LocalStorage:
         paths.check_writable(folder)
 
     def check_before_training(self, folder: Path) -> None:
-        """Do nothing: a folder may appear during training."""
+        """Raise an ``OSError`` if the folder cannot be created, or is not writable."""
+        paths.check_folder(self.absolute(folder))
 
     def delete_folder(self, folder: Path) -> None:
         """Delete a folder and everything in it, as far as possible."""

@@ -243,6 +243,8 @@ def _get_weights(tree: Any) -> Any:
 
 def _as_batches(x: Any) -> Iterable[Any]:
     """Return data that contains batches already as an iterable, for many passes if possible."""
+    if isinstance(x, Mapping):
+        _check_entries_are_numbers(x)
     if isinstance(x, (Mapping, str, bytes)) or not (callable(x) or isinstance(x, Iterable)):
         raise TypeError(f"Expected data, received {type(x).__name__}: {str(x)[:80]!r}. Pass {ACCEPTED}.")
     if isinstance(x, Sequence):
@@ -254,6 +256,18 @@ def _as_batches(x: Any) -> Iterable[Any]:
             )
         check_batches(x)
     return ReplayedGenerator(x) if callable(x) and not isinstance(x, Iterable) else x
+
+
+def _check_entries_are_numbers(x: Mapping[Any, Any]) -> None:
+    """Raise a ``TypeError`` for a dict with an entry of text, such as some rows or one row of a Hugging Face dataset."""
+    for key, value in x.items():
+        first = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(first, str):
+            raise TypeError(
+                f"Expected data, received a dict whose entry {key!r} is text, {first[:40]!r}. Convert text to numbers: for a "
+                "dataset of Hugging Face, with dataset.map(tokenize), where tokenize returns the input_ids of its tokenizer. "
+                "To pass some of its rows, use dataset.select(range(8))."
+            )
 
 
 class ReplayedGenerator(Iterable[Any]):

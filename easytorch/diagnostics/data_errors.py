@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +48,22 @@ def collate_error(failure: Failure) -> Exception | None:
             "torch.nn.utils.rnn.pad_sequence, or resize images to one size in a transform."
         )
     return None
+
+
+def unpacking_error(failure: Failure) -> Exception | None:
+    """Return that ``self.unpack(batch)`` has three parts, if a line of the user takes another number."""
+    frame, traceback = failure.frames[-1], failure.error.__traceback__
+    if not re.search(r"values to unpack \(expected \d", str(failure.error)) or is_internal(frame) or traceback is None:
+        return None
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    line = linecache.getline(frame.f_code.co_filename, traceback.tb_lineno, frame.f_globals)
+    if not re.search(r"=\s*\w+\.unpack\(", line):
+        return None
+    return ValueError(
+        f"{frame.f_code.co_name}: {failure.error}. self.unpack(batch) returns three parts, and the last one is None without "
+        "sample weights. Write x, y, sample_weight = self.unpack(batch)."
+    )
 
 
 def detection_error(failure: Failure) -> Exception | None:

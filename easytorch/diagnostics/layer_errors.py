@@ -93,6 +93,7 @@ def missing_forward_error(failure: Failure) -> Exception | None:
 def text_error(failure: Failure) -> Exception | None:
     """Return that the inputs of the batch are text, if the module fails on them because they are no tensor."""
     x = None if failure.module_call is None else failure.module_call[1]
+    x = [x] if isinstance(x, str) else x
     if not isinstance(x, (tuple, list)) or not x or not all(isinstance(value, str) for value in x):
         return None
     is_about_type = isinstance(failure.error, (TypeError, AttributeError))

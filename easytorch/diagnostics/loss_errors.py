@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import describe
-from easytorch._utils.registry import get_name
+from easytorch._utils.registry import get_name, quote_list
 from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.class_names import is_text
 from easytorch.diagnostics.frames import Failure, calls_of
@@ -35,7 +35,7 @@ def loss_error(failure: Failure) -> Exception | None:
         if is_internal(failure.frames[-1]):
             return _squeeze_error(y_pred, y)
         return (
-            _targets_error(loss, y_pred, y)
+            _targets_error(loss, y_pred, y, failure)
             or _numpy_error(f"loss, {loss!r},", failure, "A loss needs gradients.")
             or _swapped_error("loss", loss.function if loss.is_custom else None, y_pred, y)
             or ValueError(
@@ -50,7 +50,9 @@ def metric_error(failure: Failure) -> Exception | None:
     """Return which metric cannot compare the outputs with the targets."""
     for metrics, metric, y_pred, y, *_ in calls_of(failure.frames, MetricCollection._update_metric):
         loss, error = metrics.criterion, failure.error
-        explanation = _missing_error(f"metric {metric.name!r}", y_pred, y) or _several_outputs_error(metric, y_pred)
+        explanation = _missing_error(f"metric {metric.name!r}", y_pred, y, failure) or _several_outputs_error(
+            metric, y_pred
+        )
         if isinstance(loss, SingleLoss) and explanation is None:
             explanation = _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
         function = metric.function if isinstance(metric, MeanMetric) else None
@@ -114,9 +116,13 @@ def evaluation_error(failure: Failure) -> Exception | None:
     )
 
 
-def _targets_error(loss: SingleLoss, y_pred: Any, y: Any) -> Exception | None:
+def _targets_error(loss: SingleLoss, y_pred: Any, y: Any, failure: Failure) -> Exception | None:
     """Return what is wrong with the outputs or the targets for ``loss``, None if nothing is known."""
-    return _missing_error(f"loss, {loss!r},", y_pred, y) or _squeeze_error(y_pred, y) or _value_error(loss, y_pred, y)
+    return (
+        _missing_error(f"loss, {loss!r},", y_pred, y, failure)
+        or _squeeze_error(y_pred, y)
+        or _value_error(loss, y_pred, y)
+    )
 
 
 def _swapped_error(kind: str, function: Any, y_pred: Any, y: Any) -> Exception | None:
@@ -158,7 +164,14 @@ def _several_outputs_error(metric: Metric, y_pred: Any) -> Exception | None:
     )
 
 
-def _missing_error(subject: str, y_pred: Any, y: Any) -> Exception | None:
+def _missing_error(subject: str, y_pred: Any, y: Any, failure: Failure) -> Exception | None:
+    batch = next((batch for _, _, batch in calls_of(failure.frames, Strategy.run)), None)
+    if y is None and isinstance(batch, Mapping):
+        return ValueError(
+            f"The {subject} needs targets, but the batch has none: its entries are {quote_list(batch)}, and the targets are the "
+            "entry 'label'. Rename the column of the targets: dataset.rename_column('column', 'label') of Hugging Face, or "
+            "{'label': y} in the dict."
+        )
     if y is None:
         return ValueError(
             f"The {subject} needs targets, but the batch has none. Pass (x, y), or batches of them. To reconstruct the "

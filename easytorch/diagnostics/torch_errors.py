@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from easytorch.diagnostics.data_errors import add_batch_dimension_advice, collate_error, detection_error
+from easytorch.diagnostics.data_errors import (
+    add_batch_dimension_advice,
+    collate_error,
+    detection_error,
+    unpacking_error,
+)
 from easytorch.diagnostics.frames import Failure
 from easytorch.diagnostics.layer_errors import (
     dict_error,
@@ -53,6 +58,7 @@ RULES: tuple[Callable[[Failure], Exception | None], ...] = (
     table_error,
     plain_rows_error,
     collate_error,
+    unpacking_error,
     detection_error,
     evaluation_error,
     missing_forward_error,

@@ -76,6 +76,7 @@ def launch(
         ...     return model.fit(x, y, epochs=5).history
         >>> histories = easytorch.launch(train, processes=2)  # doctest: +SKIP
     """
+    _check_main_guard(function)
     world_size = positive_int("processes", processes)
     method = _choose_start_method(start)
     _check_function(function, method)
@@ -126,6 +127,16 @@ def _choose_start_method(start: str) -> str:
             "launch() before anything that uses the accelerator. Or define the function in a module and pass start='spawn'."
         )
     return start
+
+
+def _check_main_guard(function: Any) -> None:
+    """Raise a ``RuntimeError`` in a spawned process that imports the program: it must not start processes itself."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        name = getattr(function, "__name__", "function")
+        raise RuntimeError(
+            "launch() was called while a started process imports this program, which would start processes without end. Call it "
+            f"below a guard: if __name__ == '__main__': easytorch.launch({name}, ...)."
+        )
 
 
 def _check_function(function: Any, method: str) -> None:

@@ -169,7 +169,15 @@ class MetricCollection:
             terms: Values by name, each the mean of the batch, or a pair ``(sum, count)``.
             size: Number of samples of the batch, by which means are weighted unless the loss has divided by another count.
             prefix: What the names get in the logs.
+
+        Raises:
+            TypeError: If ``terms`` is no dict.
         """
+        if not isinstance(terms, Mapping):
+            raise TypeError(
+                f"A step returned {describe(terms)}, expected a dict. Return the loss and other values to log by name from "
+                "train_step and test_step: {'loss': loss}."
+            )
         counts = self.criterion.take_counts()
         self.outputs = terms
         if self.window.is_padding or self._is_paused:

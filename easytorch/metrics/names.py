@@ -16,6 +16,7 @@ from easytorch._utils.warnings import warn
 from easytorch.losses.criterion import Criterion, MultiOutputLoss
 from easytorch.losses.keras import KERAS
 from easytorch.losses.loss_arguments import LossArguments
+from easytorch.losses.module_loss import ModuleLoss
 from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import RESERVED, MetricCollection, MetricEntry
 from easytorch.metrics.epoch import EpochMetric, find_epoch_function, unwrap
@@ -289,6 +290,7 @@ def _accuracy(name: str, key: str, criterion: Criterion) -> Metric | None:
                 f"of {name!r}. For classes, choose a loss such as 'cross_entropy'."
             )
         if criterion.kind is None:
+            _check_has_loss(name, criterion)
             raise ValueError(
                 f"The loss determines what {name!r} means, but it cannot be inferred from {criterion!r}. Pass "
                 "'multiclass_accuracy' (the largest output is the prediction) or 'binary_accuracy' (probabilities above 0.5)."
@@ -302,6 +304,16 @@ def _accuracy(name: str, key: str, criterion: Criterion) -> Metric | None:
     return MeanMetric(TopHits(int(match[1]), criterion), name, "max") if match else None
 
 
+def _check_has_loss(name: str, criterion: Criterion) -> None:
+    """Raise a ``ValueError`` if ``compile`` got no loss, since the module or a custom step computes it."""
+    if isinstance(criterion, ModuleLoss):
+        raise ValueError(
+            f"The loss determines what {name!r} means, but compile() got none. If the module or train_step computes the loss, "
+            "pass the metric itself, such as 'multiclass_accuracy', 'binary_accuracy' or an easytorch.Metric, and call "
+            f"self.metrics.update(y_pred, y) in a custom step. Or log it in the step: {{'loss': loss, {name!r}: value}}."
+        )
+
+
 def _is_regression(criterion: Criterion) -> bool:
     function = getattr(criterion, "function", None)
     return criterion.family in REGRESSION_LOSSES or any(KERAS[name] is function for name in REGRESSION_KERAS)
@@ -309,6 +321,7 @@ def _is_regression(criterion: Criterion) -> bool:
 
 def _torchmetrics_metric(name: str, path: str, criterion: Criterion, average: str | None = None) -> Metric:
     if "classification" in path and criterion.kind is None:
+        _check_has_loss(name, criterion)
         raise ValueError(
             f"{name!r} needs a classification task, but it cannot be inferred from the loss, {criterion!r}. Pass the "
             "torchmetrics object itself, for example torchmetrics.classification.MulticlassF1Score(num_classes=10)."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from easytorch._utils import torch_private
 from easytorch._utils.api_errors import HelpfulInit
 from easytorch._utils.api_hints import PRECISION_HINTS, STRATEGY_HINTS
+from easytorch._utils.integers import boolean
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import find
 from easytorch._utils.timer import Timer
@@ -108,7 +109,7 @@ class Strategy(HelpfulInit):
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         # Read in each step, since even a context or a scaler that does nothing takes time.
         self._uses_autocast, self.scales_loss = dtype is not None, self.scaler.is_enabled()
-        self.jit_compile = jit_compile and compiler_works(device)
+        self.jit_compile = boolean("jit_compile", jit_compile) and compiler_works(device)
         self._to_device: Callable[[Any], Any] = make_to_device(device, None)
         self.forward: Callable[..., Any] = _missing_module
         self.loss_modules: nn.Module = nn.ModuleList()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from easytorch._utils.integers import boolean
 from easytorch._utils.registry import quote_list
 from easytorch.data.batch import Window, divide
 from easytorch.data.eval_iterator import EvalIterator
@@ -77,12 +78,15 @@ class DataParallel(Strategy, name="ddp"):
         timeout: float = 600.0,
     ) -> None:
         super().__init__(device, precision, jit_compile)
+        self.sync_batchnorm = self.needs_batch_every_step = boolean("sync_batchnorm", sync_batchnorm)
+        self.options: dict[str, Any] = {
+            "find_unused_parameters": boolean("find_unused_parameters", find_unused_parameters),
+            "static_graph": boolean("static_graph", static_graph),
+        }
+        split_data = boolean("split_data", split_data)
         if self.device.type != "cpu":
             torch.accelerator.set_device_index(self.device.index or 0)
         self.group = ProcessGroup(self.device, timeout, split_data)
-        self.options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, "static_graph": static_graph}
-        self.sync_batchnorm = sync_batchnorm
-        self.needs_batch_every_step = sync_batchnorm
         self._synchronized: list[Any] = []  # the BatchNorm layers with the statistics of all ranks
         self._window = Window()  # of the update in progress
         self._replica: Any = None  # the control channel, wrapped in DDP

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils import torch_private
+from easytorch._utils.integers import boolean
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.registry import quote_list
 from easytorch.checkpoint.storage import Location
@@ -93,6 +94,7 @@ class FullySharded(DataParallel, name="fsdp"):
         timeout: float = 600.0,
     ) -> None:
         _check_torch_version()
+        is_sharded = boolean("sharded_checkpoints", sharded_checkpoints)
         super().__init__(
             device, precision, jit_compile, sync_batchnorm=sync_batchnorm, split_data=split_data, timeout=timeout
         )
@@ -102,7 +104,7 @@ class FullySharded(DataParallel, name="fsdp"):
         self._gathered: dict[int, nn.Parameter] = {}
         self._not_finite: Any = 0.0
         self._timeout = timeout
-        self.checkpoints = ShardedCheckpoints(self, timeout) if sharded_checkpoints else GatheredCheckpoints(self)
+        self.checkpoints = ShardedCheckpoints(self, timeout) if is_sharded else GatheredCheckpoints(self)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move ``module`` to the device, shard it, and let ``optimizer`` update this rank's shard."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easytorch._utils.internal import is_internal
+from easytorch._utils.pytree import describe
 from easytorch.data.batch import Batch, Window
 from easytorch.optimizer_group import OptimizerGroup
 
@@ -37,7 +38,15 @@ def _as_batch(unpack: Callable[..., Any]) -> Callable[..., Batch]:
     @functools.wraps(unpack)
     def unpack_as_batch(self: Model, batch: Any) -> Batch:
         parts = unpack(self, batch)
-        return parts if isinstance(parts, Batch) else Batch(*parts)
+        if isinstance(parts, Batch):
+            return parts
+        # A tensor could be split into its rows.
+        if not isinstance(parts, (tuple, list)) or not 1 <= len(parts) <= len(Batch._fields):
+            raise TypeError(
+                f"{type(self).__name__}.unpack must return (x, y), (x, y, sample_weight) or easytorch.Batch(x), received "
+                f"{describe(parts)}. Write return x, y. Put several inputs into one tuple: return (x1, x2), y."
+            )
+        return Batch(*parts)
 
     return unpack_as_batch
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from easytorch import Model
-from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau
+from easytorch import callbacks as callbacks_module
+from easytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau, TerminateOnNaN
 from tests.loops import blobs, mlp
 from tests.scripted import (
     NAN,
@@ -561,3 +564,61 @@ def test_disconnected_hook_is_not_called_again_in_this_fit():
     for _ in range(2):
         model.fit(*blobs(6), batch_size=3, shuffle=False, callbacks=[once, other], verbose=0)
     assert calls == 2 * [("once", 0), ("other", 0), ("other", 1)]
+
+
+FLAGS = ("bool", "bool | None")
+REQUIRED: dict[str, Any] = {"filename": "log.csv", "filepath": "model.pt", "backup_dir": "run"}
+
+
+def flags_of_callbacks():
+    for name in callbacks_module.__all__:
+        if inspect.isabstract(getattr(callbacks_module, name)):
+            continue
+        parameters = inspect.signature(getattr(callbacks_module, name)).parameters
+        yield from ((name, flag) for flag, each in parameters.items() if str(each.annotation) in FLAGS)
+
+
+@pytest.mark.parametrize(("name", "flag"), list(flags_of_callbacks()))
+def test_a_flag_of_a_callback_is_true_or_false(name, flag):
+    kind = getattr(callbacks_module, name)
+    required = [each for each, parameter in inspect.signature(kind).parameters.items() if each in REQUIRED]
+    with pytest.raises(
+        (TypeError, ImportError), match=rf"{flag} must be True or False, received 'best.pt'|pip install"
+    ):
+        kind(**{each: REQUIRED[each] for each in required}, **{flag: "best.pt"})
+
+
+def test_a_path_in_place_of_a_flag_is_an_error():
+    with pytest.raises(
+        TypeError, match=r"raise_error must be True or False, received 'nan.pt'.* other arguments by name"
+    ):
+        TerminateOnNaN("nan.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("on_epoch_finish", "on_epoch_end"),
+        ("on_train_start", "on_train_begin"),
+        ("on_batch_finish", "on_train_batch_end"),
+        ("on_epoch_ends", "on_epoch_end"),
+    ],
+)
+def test_the_hook_that_another_word_means_is_suggested(name, hook):
+    with pytest.raises(ValueError, match=f"Did you mean '{hook}'"):
+        LambdaCallback(**{name: print})
+
+
+@pytest.mark.parametrize("base", [EarlyStopping, callbacks_module.ModelCheckpoint, callbacks_module.CSVLogger])
+def test_a_missing_super_init_is_explained(base):
+    def initialize(self):
+        self.extra = 1
+
+    Custom = type("Custom", (base,), {"__init__": initialize})  # noqa: N806
+    with pytest.raises(TypeError, match=rf"Custom.__init__ does not call that of {base.__name__}.*super\(\).__init__"):
+        train(new_model(), 1, Custom())
+
+
+def test_a_misspelled_number_in_a_file_name_is_corrected(tmp_path):
+    with pytest.raises(ValueError, match=r"'epch'.* Did you mean 'epoch'\?.*'epoch'"):
+        train(new_model(), 1, callbacks_module.ModelCheckpoint(tmp_path / "a-{epch}.pt"))

@@ -15,7 +15,15 @@ import torch
 from rich.console import Console
 
 from easytorch import Every
-from easytorch.callbacks import CSVLogger, LambdaCallback, TensorBoard
+from easytorch._utils.paths import check_folder
+from easytorch.callbacks import (
+    BackupAndRestore,
+    CSVLogger,
+    LambdaCallback,
+    ModelCheckpoint,
+    TensorBoard,
+    TerminateOnNaN,
+)
 from easytorch.callbacks.progress import ProgressBar
 from tests.loops import same_weights
 from tests.scripted import UPDATES, X, Y, new_model, raising, train
@@ -194,23 +202,49 @@ def test_a_resumed_run_does_not_repeat_lines(tmp_path):
 
 
 def test_a_failed_csv_logger_is_disabled_with_one_warning(tmp_path):
-    plain, logged = new_model(), new_model()
+    plain, logged, path = new_model(), new_model(), tmp_path / "log.csv"
     train(plain, 3)
     with pytest.warns(UserWarning, match=r"CSVLogger failed and is disabled; training continues") as warned:
-        train(logged, 3, CSVLogger(tmp_path))  # a folder stands in the place of the file
+        train(logged, 3, folder_in_place_of(path), CSVLogger(path))
     assert len(warned) == 1
     assert same_weights(plain.module, logged.module)
 
 
 def test_a_disabled_logger_is_enabled_in_the_next_fit(tmp_path):
     path, model = tmp_path / "log.csv", new_model()
-    path.mkdir()
     logger = CSVLogger(path)
     with pytest.warns(UserWarning, match=r"CSVLogger failed and is disabled"):
-        train(model, 1, logger)
+        train(model, 1, folder_in_place_of(path), logger)
     path.rmdir()
     train(model, 1, logger)
     assert [row["epoch"] for row in rows(path)] == ["1"]
+
+
+def folder_in_place_of(path):
+    return LambdaCallback(on_epoch_begin=lambda epoch, logs: path.mkdir(exist_ok=True))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda place: CSVLogger(place / "log.csv"),
+        lambda place: TerminateOnNaN(path=place / "nan.pt"),
+        lambda place: ModelCheckpoint(place / "{epoch}" / "model.pt"),
+        lambda place: BackupAndRestore(place / "run"),
+    ],
+)
+def test_a_folder_that_cannot_be_created_ends_no_run_later(make, tmp_path):
+    (tmp_path / "file").touch()
+    model = new_model()
+    with pytest.raises((OSError, ValueError), match="Use another folder"):
+        train(model, 1, make(tmp_path / "file"))
+    assert model.state.step == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_check_of_a_folder_leaves_nothing(tmp_path):
+    check_folder(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 # TensorBoard
@@ -372,4 +406,4 @@ def test_a_display_does_not_change_the_training(capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_an_error_of_a_custom_callback_is_raised(tmp_path):
     with pytest.raises(RuntimeError, match=r"on_epoch_end failed"):
-        train(new_model(), 1, CSVLogger(tmp_path), raising("on_epoch_end"))
+        train(new_model(), 1, CSVLogger(tmp_path / "log.csv"), raising("on_epoch_end"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import signal
@@ -15,6 +16,7 @@ import easytorch
 from easytorch import Model
 from easytorch._utils import api_hints
 from easytorch.callbacks import LambdaCallback, LearningRateScheduler, LRScheduler, ReduceLROnPlateau, Schedule
+from tests.loops import same_weights
 from tests.scripted import NAN, UPDATES, Rates, Scripted, X, Y, new_model, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:The validation loss of epoch")  # scripted values
@@ -197,6 +199,29 @@ class Longer(torch.utils.data.IterableDataset):
 
     def __len__(self):
         return 20
+
+
+def one_cycle(optimizer):
+    return lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * UPDATES + 1)
+
+
+def one_cycle_after_warming_up(optimizer):
+    warmup = lr_scheduler.LinearLR(optimizer, total_iters=1)
+    last = lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * UPDATES)
+    return lr_scheduler.SequentialLR(optimizer, [warmup, last], [1])
+
+
+@pytest.mark.parametrize("make", [one_cycle, one_cycle_after_warming_up])
+def test_a_schedule_that_is_too_short_is_refused_before_training(make):
+    model = new_model(scheduler=LRScheduler(make, "update"))
+    train(model, 1)
+    weights = copy.deepcopy(model.module)
+    with pytest.raises(
+        ValueError, match=rf"{UPDATES + 1} .*{2 * UPDATES} more updates.*Add {UPDATES - 1} to its total_steps"
+    ):
+        train(model, 2)
+    assert model.state.step == UPDATES
+    assert same_weights(weights, model.module)
 
 
 @pytest.mark.filterwarnings("ignore:Length of IterableDataset", "ignore:The epoch had 10 updates")

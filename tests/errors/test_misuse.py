@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import easytorch
 from easytorch import Model, callbacks
 from easytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from tests.errors.common import X, Y, compiled, fit, refused
@@ -196,3 +198,45 @@ def test_a_path_may_start_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(compiled(), X, Y, resume="~/run", callbacks=[ModelCheckpoint("~/best/{epoch}.pt")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "run"]
+
+
+def test_a_metric_without_a_loss_names_the_fix():
+    with pytest.raises(
+        ValueError, match=r"compile\(\) got none.*'multiclass_accuracy'.*\{'loss': loss, 'accuracy': value\}"
+    ):
+        Model(nn.Linear(4, 3)).compile("adam", metrics=["accuracy"])
+
+
+@pytest.mark.parametrize("url", ["sftp://host/run", "s4://bucket/run"])
+def test_an_unknown_store_lists_file_urls(url):
+    model = Model(nn.Linear(4, 3)).compile("adam", "mse")
+    with pytest.raises(ValueError, match="file://, s3://, gs:// or memory://"):
+        model.fit(torch.zeros(4, 4), torch.zeros(4, 3), resume=url, verbose=0)
+
+
+def test_launch_without_a_main_guard_names_it(monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RuntimeError, match=r"if __name__ == '__main__': easytorch\.launch\(print"):
+        easytorch.launch(print, processes=1)
+
+
+def embedding_model():
+    return Model(nn.Sequential(nn.EmbeddingBag(10, 4), nn.Linear(4, 2))).compile("sgd", "cross_entropy")
+
+
+@pytest.mark.parametrize("rows", [{"text": ["good", "bad"], "label": [1, 0]}, {"text": "good", "label": 1}])
+def test_rows_with_text_are_explained(rows):
+    for call in (embedding_model().fit, embedding_model().predict):
+        with pytest.raises(TypeError, match=r"entry 'text' is text, 'good'.*dataset\.select"):
+            call(rows, verbose=0)
+
+
+def test_text_in_predict_is_explained():
+    with pytest.raises(TypeError, match=r"inputs of a batch are text, 'good'.*convert the words of a text"):
+        embedding_model().predict(["good", "bad"], verbose=0)
+
+
+def test_a_column_that_is_no_target_by_its_name_is_explained():
+    data = [{"text": ["good", "bad"], "sentiment": torch.tensor([1, 0]), "input": torch.zeros(2, 3, dtype=torch.long)}]
+    with pytest.raises(ValueError, match=r"entries are 'text', 'sentiment', 'input'.*'label'"):
+        embedding_model().fit(data, verbose=0)
