@@ -549,7 +549,9 @@ class Model:
         """Return probabilities: the outputs after the softmax, exp or sigmoid that belongs to the loss.
 
         Args:
-            x, batch_size, verbose: See ``predict``.
+            x: Inputs of any kind that ``fit`` takes.
+            batch_size: Samples per batch, 32 by default.
+            verbose: 0 prints nothing; otherwise a live bar in a terminal.
 
         Examples:
             >>> model.predict_proba(x, verbose=0).shape
