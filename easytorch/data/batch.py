@@ -27,7 +27,7 @@ NUMBERS = (int, float, np.number, np.bool_)
 PAD_HINT = "Pad them to one length with torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
 EMPTY_DATA = (
     "The data is empty: expected at least one batch, received none. A generator can be read only once: pass the function that "
-    "returns it, not its result."
+    "returns it, not its result. With drop_last=True, use a batch_size that is not larger than the data."
 )
 
 

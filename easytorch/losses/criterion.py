@@ -433,9 +433,9 @@ class SingleLoss(Criterion):
             self._check_broadcast(is_first, value[0], y_pred, y)
             return value
         if not isinstance(value, Tensor):
-            fix = "Add the missing return statement to it" if value is None else "Remove .item() or float() from it"
             raise TypeError(
-                f"The loss, {self!r}, must return a scalar tensor, but it returned {describe(value)}, not a tensor. {fix}."
+                f"The loss, {self!r}, must return a scalar tensor, but it returned {describe(value)}, not a tensor. "
+                f"{_fix_of_result(value)}."
             )
         self._check_broadcast(is_first, value, y_pred, y)
         if is_first and self.is_custom and not value.ndim:
@@ -598,6 +598,15 @@ class SingleLoss(Criterion):
 
     def __repr__(self) -> str:
         return repr(self.function) if isinstance(self.function, nn.Module) else get_name(self.function)
+
+
+def _fix_of_result(value: Any) -> str:
+    """Return what to change in a custom loss that returns ``value``, which is no tensor."""
+    if value is None:
+        return "Add the missing return statement to it"
+    if isinstance(value, (Mapping, list, tuple)):
+        return "Return the sum of its terms, or a tuple (sum, count). To log each term, return a dict from train_step"
+    return "Remove .item() or float() from it"
 
 
 class MultiOutputLoss(Criterion):

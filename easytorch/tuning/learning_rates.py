@@ -390,6 +390,11 @@ def _short_message(test: RangeTest, min_lr: float) -> str:
             f"find_lr() needs at least {MIN_UPDATES} updates before training diverges, and it diverged after "
             f"{len(test.losses)}, at a rate of {test.rates[len(test.losses) - 1]:.2g}. Pass updates={5 * MIN_UPDATES}."
         )
+    if test.diverged and len(test.losses) <= 1:
+        return (
+            "find_lr() found no rate at which training converges: the loss of the first batch is not finite, before any update. "
+            "Check the data and the loss with model.check(x, y)."
+        )
     if test.diverged:
         return (
             f"find_lr() found no rate at which training converges: it diverged after {len(test.losses)} updates, with rates "

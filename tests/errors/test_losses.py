@@ -194,3 +194,20 @@ def test_step_without_loss_error_shows_what_to_return():
 
 def test_module_without_loss_suggests_a_loss():
     refused(lambda: fit(compiled(loss=None), X, Y), "contains no loss", r"float32 \[32, 3\]", "loss='cross_entropy'")
+
+
+@pytest.mark.parametrize(
+    ("make", "fix"),
+    [
+        (lambda loss: loss.item(), r"Remove \.item\(\)"),
+        (lambda loss: None, "Add the missing return"),
+        (lambda loss: {"loss": loss}, r"Return the sum of its terms.*train_step"),
+        (lambda loss: [loss, 4], r"tuple \(sum, count\)"),
+        (lambda loss: (loss, 4, 0), r"tuple \(sum, count\)"),
+    ],
+    ids=["float", "None", "dict", "list", "triple"],
+)
+def test_a_loss_that_returns_no_tensor_names_its_fix(make, fix):
+    model = Model(nn.Linear(4, 3), device="cpu").compile("sgd", lambda p, t: make(nn.functional.cross_entropy(p, t)))
+    with pytest.raises(TypeError, match=fix):
+        model.fit(torch.randn(6, 4), torch.arange(6) % 3, verbose=0)
