@@ -102,9 +102,12 @@ def check_steps(cls: type) -> None:
             continue
         if name in BATCH_STEPS:
             _check_takes_batch(cls, name, function)
-        elif name == "compute_loss" and {"y_pred", "inputs"} & inspect.signature(function).parameters.keys():
+        elif (
+            name in ("compute_loss", "get_loss")
+            and {"y_pred", "inputs"} & inspect.signature(function).parameters.keys()
+        ):
             warn(
-                f"{cls.__name__}.compute_loss is never called. Pass the loss to compile(optimizer, f), where f(y_pred, y) "
+                f"{cls.__name__}.{name} is never called. Pass the loss to compile(optimizer, f), where f(y_pred, y) "
                 "returns it, or f(y_pred, y, x, model) if it needs the inputs or the model; or override train_step(self, batch)."
             )
         elif name in METHOD_HINTS:

@@ -19,6 +19,11 @@ WARMUP = "compile(..., scheduler='warmup_cosine'), or easytorch.callbacks.Schedu
 
 # Arguments of fit, compile and Model.
 ARGUMENTS = {
+    "validation": "validation_data=",
+    "eval_data": "validation_data=",
+    "valid_dl": "validation_data=",
+    "max_epoch": "epochs=",
+    "datamodule": DATA,
     # fastai
     "n_epoch": "epochs=",
     "start_epoch": "initial_epoch=",
@@ -113,6 +118,12 @@ PREFIXES = {
 # Arguments of compile, with the values that the user passed.
 COMPILE_ARGUMENTS = {
     "epochs": "fit(..., epochs={epochs!r})",
+    "class_weight": "fit(..., class_weight={class_weight!r})",
+    "class_weights": "fit(..., class_weight={class_weights!r})",
+    "sample_weight": "fit(..., sample_weight=...)",
+    "label_smoothing": "compile(optimizer, torch.nn.CrossEntropyLoss(label_smoothing={label_smoothing!r}))",
+    "amp": "precision='bf16'",
+    "auto_lr_find": "lr=model.find_lr(x, y).suggestion",
     "batch_size": "fit(..., batch_size={batch_size!r})",
     "callbacks": "fit(..., callbacks=[...])",
     "cbs": "fit(..., callbacks=[...])",
@@ -156,6 +167,11 @@ OPTIONS = {
 
 # Attributes of a model.
 ATTRIBUTES = {
+    "find_learning_rate": "model.find_lr(x, y)",
+    "lr_finder": "model.find_lr(x, y)",
+    "save_checkpoint": "model.save(path)",
+    "load_checkpoint": "model.load(path)",
+    "configure_optimizers": "compile(optimizer, loss, scheduler=...)",
     # fastai
     "fit_flat_cos": "compile(..., scheduler='cosine') and fit(x, y, epochs=3)",
     "fit_sgdr": "compile(..., scheduler=easytorch.callbacks.LRScheduler(lambda optimizer: "

@@ -276,12 +276,20 @@ HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 # Words of other libraries for the last part of the name of a hook.
 HOOK_WORDS = dict.fromkeys(("finish", "finished", "ended", "done", "complete", "completed", "stop"), "end")
 HOOK_WORDS |= dict.fromkeys(("start", "started", "starting"), "begin")  # codespell:ignore begin
+# Hooks of the Hugging Face Trainer, and names of a batch.
+HOOK_NAMES = {
+    "on_step_begin": "on_train_batch_begin",
+    "on_step_end": "on_train_batch_end",
+    "on_iteration_begin": "on_train_batch_begin",
+    "on_iteration_end": "on_train_batch_end",
+    "on_evaluate": "on_validation_end",
+}
 
 
 def suggest_hook(name: str) -> str:
     """Return `` Did you mean 'on_epoch_end'?`` for a name that is not a hook; an empty string if none is similar."""
     meant = "_".join(HOOK_WORDS.get(word, word) for word in name.split("_"))
-    meant = next((hook for hook, alias in KERAS_ALIASES.items() if alias == meant), meant)
+    meant = next((hook for hook, alias in KERAS_ALIASES.items() if alias == meant), HOOK_NAMES.get(meant, meant))
     return f" Did you mean {meant!r}?" if meant in HOOKS else did_you_mean(meant, HOOKS)
 
 

@@ -602,6 +602,8 @@ def test_a_path_in_place_of_a_flag_is_an_error():
         ("on_train_start", "on_train_begin"),
         ("on_batch_finish", "on_train_batch_end"),
         ("on_epoch_ends", "on_epoch_end"),
+        ("on_step_end", "on_train_batch_end"),
+        ("on_step_start", "on_train_batch_begin"),
     ],
 )
 def test_the_hook_that_another_word_means_is_suggested(name, hook):
