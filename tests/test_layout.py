@@ -66,9 +66,9 @@ def test_the_import_loads_no_tool(imported_modules):
     assert not [name for name in imported_modules if name.startswith(tuple(f"easytorch.{tool}" for tool in tools))]
 
 
-def test_the_import_loads_at_most_185_modules(imported_modules):
+def test_the_import_loads_at_most_190_modules(imported_modules):
     # A module that training does not need is imported where it is used.
-    assert len(imported_modules) <= 185
+    assert len(imported_modules) <= 190
 
 
 @pytest.mark.parametrize("name", ["checks", "reports", "scripts", "tuning", "typing"])

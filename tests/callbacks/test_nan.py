@@ -182,11 +182,14 @@ def test_a_non_finite_validation_loss_is_one_warning():
     assert len(warned) == 1
 
 
-def test_a_failed_file_does_not_lose_the_report(tmp_path):
+def test_a_failed_file_does_not_lose_the_report(tmp_path, monkeypatch):
+    def fail(path, content):
+        raise OSError(28, f"Cannot write {path}: the disk is full.")
+
+    monkeypatch.setattr(files, "write", fail)
     x = X.clone()
     x[37] = float("nan")
-    (tmp_path / "nofolder").touch()
-    model, report = stopped(mlp(), x, path=tmp_path / "nofolder" / "nan.pt")
+    model, report = stopped(mlp(), x, path=tmp_path / "nan.pt")
     assert "samples of the dataset: 37" in report
     assert "nan.pt" in report
     assert model.stop_training
