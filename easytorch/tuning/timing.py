@@ -7,7 +7,9 @@ import signal
 import statistics
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # A fit that measures ends by its callback, and not by this number of updates.
 MAX_UPDATES = 100_000
+# The time after which an expired limit tries again to interrupt the program.
+RETRY_SECONDS = 0.05
 
 
 class Timing(NamedTuple):
@@ -121,13 +125,28 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"it took longer than {seconds:.0f} seconds")
+    def stop(_: int, frame: FrameType | None) -> None:
+        if not _is_finalizer(frame):
+            raise TimeoutError(f"it took longer than {seconds:.0f} seconds")
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), RETRY_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+def _is_finalizer(frame: FrameType | None) -> bool:
+    """Return whether ``frame`` runs in ``__del__`` or in the callback of a weak reference, where Python ignores errors."""
+    for _ in range(5):  # finalizers hardly call other functions
+        if frame is None:
+            return False
+        arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        if frame.f_code.co_name == "__del__" or any(
+            isinstance(frame.f_locals.get(name), weakref.ref) for name in arguments
+        ):
+            return True
+        frame = frame.f_back
+    return False

@@ -391,7 +391,8 @@ def test_pages_have_their_language_and_their_own_description(site):
         text, page = path.read_text(encoding="utf-8"), path.parent.relative_to(site).as_posix()
         language = "zh" if page.split("/")[0] == "zh" else "en"
         assert f'<html lang="{language}"' in text, page
-        is_translated = language == "en" or (ROOT / "docs" / f"{page}.md").exists() or page == "zh"
+        sources = [ROOT / "docs" / f"{page}.md", ROOT / "docs" / page / "index.md"]
+        is_translated = language == "en" or any(source.exists() for source in sources)
         assert ('class="easytorch-untranslated" lang="en"' in text) != is_translated, page
         description = re.search(r'<meta name="description" content="([^"]+)"', text)
         assert description, page

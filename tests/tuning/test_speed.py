@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -294,3 +296,27 @@ def test_several_processes_and_wrong_arguments_are_refused():
         Model(nn.Linear(8, 3), device="cpu").compile(None, "cross_entropy").tune_speed(X, Y)
     with pytest.raises(ValueError, match=r"tune_speed\(\) would use up the first batches"):
         model_of().tune_speed((X[i : i + 8], Y[i : i + 8]) for i in range(0, 96, 8))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer of Unix")
+def test_a_limit_that_expires_in_a_finalizer_interrupts_after_it():
+    class Slow:
+        pass
+
+    finished = []
+
+    def finalize(reference):
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            pass
+        finished.append(reference)
+
+    value = Slow()
+    reference = weakref.ref(value, finalize)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="longer than"), time_limit(0.1):
+        del value
+        while time.monotonic() < start + 5:
+            pass
+    assert finished == [reference]
+    assert time.monotonic() < start + 4
