@@ -311,12 +311,16 @@ def test_a_limit_that_expires_in_a_finalizer_interrupts_after_it():
             pass
         finished.append(reference)
 
-    value = Slow()
-    reference = weakref.ref(value, finalize)
-    start = time.monotonic()
-    with pytest.raises(TimeoutError, match="longer than"), time_limit(0.1):
-        del value
+    values = [Slow()]
+    reference = weakref.ref(values[0], finalize)
+
+    def work():
+        values.clear()
         while time.monotonic() < start + 5:
             pass
+
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="longer than"), time_limit(0.1):
+        work()
     assert finished == [reference]
     assert time.monotonic() < start + 4
