@@ -25,7 +25,8 @@ FILES_WITH_PROCESSES = (
 
 # Ray replaces signal handlers of the process outside of Python, and forked ranks inherit them: SIGINT then crashes a rank.
 # `.ci/check slow` runs these files in a separate process, and a run of all tests runs them last.
-FILES_THAT_CHANGE_THE_PROCESS = ("tests/callbacks/test_ray.py",)
+# W&B and MLflow remember settings and paths, also those of the programs in the docs.
+FILES_THAT_CHANGE_THE_PROCESS = ("tests/callbacks/test_ray.py", "tests/callbacks/test_tracker_libraries.py")
 
 # A shell starts background jobs with SIGINT ignored. The tests of Ctrl-C need the handler of Python.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
