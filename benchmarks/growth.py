@@ -179,8 +179,8 @@ def train_with_loop(program: Program) -> Iterator[int]:
         yield epoch
 
 
-def train_with_fit(program: Program) -> Iterator[int]:
-    """Train with ``fit``, and yield the number of each epoch when it has ended."""
+def train_with_fit(program: Program) -> Iterator[tuple[int, float, float]]:
+    """Train with ``fit``, and yield the number of each epoch and the times at its end."""
     model = Model(program.module, device="cpu").compile("sgd", "cross_entropy", metrics=program.metrics, lr=1e-3)
     clock = Clock()
     callbacks = [*(Silent() for _ in range(program.callbacks)), clock]
@@ -215,7 +215,7 @@ def measure_point(curve: str, count: int, who: str, is_pinned: bool) -> dict[str
     if who == "loop":
         ends = [(epoch, time.process_time(), time.perf_counter()) for epoch in train_with_loop(program)]
     else:
-        ends = list(train_with_fit(program))  # type: ignore[arg-type]
+        ends = list(train_with_fit(program))
     kind = 0 if is_pinned else 1
     times = [start, *(end[1:] for end in ends)]
     seconds = times[-1][kind] - times[-1 - program.timed_epochs][kind]

@@ -20,6 +20,9 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
+# TCPStore and PrefixStore are public, but the type stubs of torch lack them.
+stores: Any = dist
+
 # The bytes that one message of a broadcast carries at most.
 BROADCAST_BYTES = 250 * 1024 * 1024
 

@@ -454,7 +454,8 @@ class _OldGradient:
     def __init__(self, weight: Tensor) -> None:
         self._weight, self._before = weight, _fingerprints([weight])
         self._is_deleted = self._is_used = False
-        self._handle: Any = weight.register_hook(self._record)  # type: ignore[no-untyped-call]  # missing in the type stubs of torch
+        tensor: Any = weight  # the type stubs of torch lack register_hook
+        self._handle = tensor.register_hook(self._record)
 
     @classmethod
     def find(cls, weights: list[Tensor], before: list[Any]) -> _OldGradient | None:

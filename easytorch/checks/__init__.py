@@ -12,7 +12,7 @@ from easytorch._utils.warnings import collected_warnings
 
 # The import of a module registers its checks. This is the order of the findings: causes come before their effects.
 # isort: off
-from easytorch.checks import inputs, labels, order, layers, outputs, gradients, learning, cost  # noqa: F401  # registers their checks
+from easytorch.checks import inputs, labels, order, layers, outputs, gradients, learning, cost
 
 # isort: on
 from easytorch.checks.base import CHECKS, Check, Finding, error, info, warning
@@ -30,6 +30,8 @@ from easytorch.training.trial import single_pass_message, trial
 
 if TYPE_CHECKING:
     from easytorch.model import Model
+
+MODULES = (inputs, labels, order, layers, outputs, gradients, learning, cost)
 
 __all__ = ["CheckReport", "Finding", "Probe", "Samples", "error", "info", "warning"]
 

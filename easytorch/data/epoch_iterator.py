@@ -303,8 +303,9 @@ class EpochIterator:
         skip = self._start_pass()
         # islice() calls iter() for each window, which would start an iterator that returns itself again.
         batches: Iterator[Any] = itertools.chain(self._read(skip))
-        if isinstance(self.loader, Iterator) and not self._single_pass:
-            batches = itertools.islice(batches, len(self.loader) - skip)  # type: ignore[arg-type]  # it has one, if read again
+        length = count_batches(self.loader) if isinstance(self.loader, Iterator) and not self._single_pass else None
+        if length is not None:
+            batches = itertools.islice(batches, length - skip)
         if not skip:
             batches = report_repeated_stream(self._reader, batches)
         if self._stream_check is not None:

@@ -67,8 +67,8 @@ def in_memory(
     """
     cache = None if cache is None else to_path(cache, "cache")
     _check_arguments(dataset, cache)
-    dataset = as_torch_samples(dataset)
-    size = len(dataset)  # type: ignore[arg-type]  # _check_arguments requires a length
+    samples: Any = as_torch_samples(dataset)
+    dataset, size = samples, len(samples)
     start = time.perf_counter()
     probes = _load_probes(dataset)
     tree = _read_cache(cache, dataset, probes)

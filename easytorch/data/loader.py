@@ -150,7 +150,7 @@ def as_loader(
         return x if isinstance(x, DataLoader) else _as_batches(x)
     if not isinstance(x, DataLoader) or isinstance(x.dataset, IterableDataset):
         refuse_arguments(x, sample_weight=sample_weight)
-    return with_sample_weight(x, sample_weight)  # type: ignore[arg-type]  # refuse_arguments raises for others
+    return with_sample_weight(x, sample_weight)
 
 
 def is_keras_sequence(x: Any) -> bool:

@@ -27,7 +27,7 @@ PROBES = 8
 CLASS_WEIGHT_EXAMPLE = "Pass {0: 1.0, 1: 2.0} or [1.0, 2.0]."
 
 
-def with_sample_weight(loader: DataLoader[Any], sample_weight: Any) -> DataLoader[Any]:
+def with_sample_weight(loader: Any, sample_weight: Any) -> DataLoader[Any]:
     """Return a loader of the same samples in the same order, each with its weight.
 
     Args:

@@ -56,9 +56,9 @@ class SeededDataset(WrapperDataset):
         super().__init__(dataset)
         self.seed = seed
         self._generators: tuple[int, list[Any]] | None = None  # those of an epoch
-        self.epoch = torch.zeros((), dtype=torch.int64)
         # The workers read the epoch from shared memory.
-        self.epoch.share_memory_()  # type: ignore[no-untyped-call]  # not annotated in torch
+        epoch: Any = torch.zeros((), dtype=torch.int64)  # the type stubs of torch do not annotate share_memory_
+        self.epoch: torch.Tensor = epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the random numbers depend on."""

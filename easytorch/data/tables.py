@@ -342,7 +342,8 @@ def _read_series(column: Any) -> Array:
         )
     if kind == "text":
         return np.array(reader.as_list(column), dtype=object)
-    return reader.rows(column) if kind == "rows" else reader.numbers(column)  # type: ignore[no-any-return]
+    values: Array = reader.rows(column) if kind == "rows" else reader.numbers(column)
+    return values
 
 
 def _dtype(column: Any) -> str:

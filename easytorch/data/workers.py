@@ -6,7 +6,7 @@ import atexit
 import functools
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -62,9 +62,9 @@ def refresh_workers(loader: Any) -> Any:
 
 def _shares_memory(source: Any) -> bool:
     """Return whether an attribute of ``source`` is in shared memory, as the epoch may be."""
-    values = get_attributes(source).values()
+    values: Iterable[Any] = get_attributes(source).values()
     return any(
-        value.is_shared()  # type: ignore[no-untyped-call]  # not annotated in torch
+        getattr(value, "is_shared", bool)()
         if isinstance(value, torch.Tensor)
         else type(value).__module__.startswith("multiprocessing.")
         for value in values

@@ -364,7 +364,7 @@ def _is_reported(error: BaseException | None) -> bool:
 
 def as_reported(error: Error) -> Error:
     """Return ``error``, marked as one that all ranks raise, so that none reports it."""
-    error._easytorch_reported = True  # type: ignore[attr-defined]  # exceptions may have attributes
+    vars(error)["_easytorch_reported"] = True
     return error
 
 
@@ -380,7 +380,7 @@ def current(make_store: Callable[[], Any], rank: int, world_size: int) -> Agreem
             clone = getattr(store, "clone", None)
             # A connection that waits for an answer blocks the other threads that use it.
             connection = clone() if clone is not None else store
-            store = dist.PrefixStore("easytorch/calls", connection)  # type: ignore[attr-defined]  # missing in the type stubs of torch
+            store = torch_private.stores.PrefixStore("easytorch/calls", connection)
             store.set_timeout(datetime.timedelta(seconds=60))
         _current = Agreement(store, rank, world_size)
         atexit.register(report_end)

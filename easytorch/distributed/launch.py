@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
+from easytorch._utils import torch_private
 from easytorch._utils.integers import positive_int
 from easytorch._utils.notebook import in_notebook
 from easytorch._utils.pytree import describe
@@ -91,7 +92,7 @@ def launch(
                 ranks.append(_start_rank(context, function, args, environment))
             # A forked copy cannot end the thread of a store. The store is therefore created after the forks,
             # and deleted before a traceback could keep it alive until the next fork.
-            store = distributed.TCPStore(  # type: ignore[attr-defined]  # missing in the type stubs of torch
+            store = torch_private.stores.TCPStore(
                 address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=False
             )
             try:

@@ -338,7 +338,7 @@ def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> An
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]  # missing in the type stubs of torch
+        store = torch_private.stores.TCPStore(
             address, port, is_master=is_server, timeout=timeout, wait_for_workers=False, multi_tenant=True
         )
     except dist.DistNetworkError as error:
@@ -353,7 +353,7 @@ def _create_store(rank: int, world_size: int, timeout: datetime.timedelta) -> An
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun inside srun restarts processes without a new step
         attempt = slurm.step_name(os.environ) or attempt
     prefix = f"easytorch/attempt-{attempt}"
-    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # missing in the type stubs of torch
+    return torch_private.stores.PrefixStore(prefix, store)
 
 
 class _Exit:

@@ -148,7 +148,8 @@ def _synchronized_copy(norm: nn.Module) -> nn.Module:
         copy: nn.Module = SyncBatchNorm.__new__(SyncBatchNorm)
         vars(copy).update(vars(norm))
     else:
-        copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # not annotated in torch
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        copy = convert(norm)
         vars(copy).update(vars(norm), process_group=None)
         copy.__class__ = DeviceSyncBatchNorm
     return copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import tempfile
@@ -78,6 +79,6 @@ def _move_files(temporary: Path, target: Path) -> None:
         with open(path, "rb") as source:
             write_atomically(
                 target.with_name(path.name),
-                lambda file, source=source: shutil.copyfileobj(source, file),  # type: ignore[misc]  # bound in the loop
+                functools.partial(shutil.copyfileobj, source),
                 path.stat().st_size,
             )

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -90,7 +91,7 @@ def _check_arguments(method: Method) -> Method:
     return cast(Method, call)
 
 
-class Estimator(BaseEstimator):
+class Estimator(BaseEstimator, ABC):
     """What ``Classifier`` and ``Regressor`` share."""
 
     def __init__(
@@ -316,9 +317,9 @@ class Estimator(BaseEstimator):
         """Return what a function that makes the module may take by name."""
         return {"n_features_in": self.n_features_in_, "n_outputs": self.n_outputs_}
 
+    @abstractmethod
     def _check_outputs(self, outputs: Tensor) -> None:
         """Raise a ``ValueError`` unless the ``outputs`` for one sample are as many as the loss needs."""
-        raise NotImplementedError
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -334,14 +335,16 @@ class Estimator(BaseEstimator):
         inputs = validate_data(self, x, reset=False, dtype=self._feature_dtype(), allow_nd=True, accept_sparse="csr")
         return _run(self.model_, inputs, self.model_.loss)
 
+    @abstractmethod
     def _loss_argument(self) -> Any:
-        raise NotImplementedError
+        """Return the argument ``loss`` of ``compile``."""
 
     def _class_weight(self) -> dict[str, Any]:
         return {}
 
+    @abstractmethod
     def _read_targets(self, y: Array, is_new: bool, classes: Any = None) -> Array:
-        raise NotImplementedError
+        """Return the targets as the loss takes them; ``is_new`` at the first fit, which determines the classes."""
 
     def _criterion(self) -> SingleLoss:
         """Return the loss.
