@@ -72,20 +72,6 @@ class Metric(HelpfulInit):
 
         Raises:
             NotImplementedError: If the subclass does not define it.
-
-        Examples:
-            >>> class Count(Metric):
-            ...     def reset(self):
-            ...         self.count = 0
-            ...     def update(self, y_pred, y, sample_weight=None):
-            ...         self.count += len(y)
-            ...     def compute(self):
-            ...         return self.count
-            >>> metric = Count()
-            >>> metric.update(torch.zeros(4), torch.zeros(4))
-            >>> metric.reset()
-            >>> metric.compute()
-            0
         """
         raise NotImplementedError(f"{type(self).__name__} must define reset()")
 
@@ -99,19 +85,6 @@ class Metric(HelpfulInit):
 
         Raises:
             NotImplementedError: If the subclass does not define it.
-
-        Examples:
-            >>> class Count(Metric):
-            ...     def reset(self):
-            ...         self.count = 0
-            ...     def update(self, y_pred, y, sample_weight=None):
-            ...         self.count += len(y)
-            ...     def compute(self):
-            ...         return self.count
-            >>> metric = Count()
-            >>> metric.update(torch.zeros(4), torch.zeros(4))
-            >>> metric.compute()
-            4
         """
         raise NotImplementedError(f"{type(self).__name__} must define update(y_pred, y, sample_weight=None)")
 
@@ -122,19 +95,6 @@ class Metric(HelpfulInit):
 
         Raises:
             NotImplementedError: If the subclass does not define it.
-
-        Examples:
-            >>> class Count(Metric):
-            ...     def reset(self):
-            ...         self.count = 0
-            ...     def update(self, y_pred, y, sample_weight=None):
-            ...         self.count += len(y)
-            ...     def compute(self):
-            ...         return self.count
-            >>> metric = Count()
-            >>> metric.update(torch.zeros(4), torch.zeros(4))
-            >>> metric.compute()
-            4
         """
         raise NotImplementedError(f"{type(self).__name__} must define compute()")
 

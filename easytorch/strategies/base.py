@@ -77,6 +77,20 @@ class Strategy(HelpfulInit):
 
     Examples:
         >>> compiled = model.compile("adam", "cross_entropy", strategy=Strategy(precision="bf16"))
+
+        A custom update calls the methods in this order:
+
+        >>> class CustomModel(Model):
+        ...     def update(self, window):
+        ...         for batch in window:
+        ...             outputs = self.strategy.run(self.train_step, batch)
+        ...             self.strategy.backward(outputs["loss"], 1 / len(window))
+        ...             self.metrics.record(outputs, self.batch_size(batch))
+        ...         self.strategy.unscale(self.optimizer)
+        ...         self.strategy.clip(self.optimizer, 1.0, None)
+        ...         self.strategy.step(self.optimizer)
+        ...         self.strategy.zero_grad(self.optimizer)
+        >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
     """
 
     kinds: ClassVar[dict[str, type[Strategy]]] = {}
@@ -195,21 +209,6 @@ class Strategy(HelpfulInit):
         Args:
             criterion: The loss, ``model.loss``.
             window: The batches of an update.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         self.strategy.run_closure(self.compute_gradients, window)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            ...     def compute_gradients(self, window):
-            ...         weights = self.strategy.batch_weights(self.loss, window)
-            ...         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
-            ...             with self.strategy.accumulating(sync=i == len(window) - 1):
-            ...                 outputs = self.strategy.run(self.train_step, batch)
-            ...                 self.strategy.backward(outputs["loss"], weight)
-            ...             self.metrics.record(outputs, window.sizes[i])
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         return [1.0] if len(window) == 1 else self._weights(criterion, window)
 
@@ -229,21 +228,6 @@ class Strategy(HelpfulInit):
         Args:
             closure: A function that computes the gradients of an update.
             args: Its arguments.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         self.strategy.run_closure(self.compute_gradients, window)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            ...     def compute_gradients(self, window):
-            ...         weights = self.strategy.batch_weights(self.loss, window)
-            ...         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
-            ...             with self.strategy.accumulating(sync=i == len(window) - 1):
-            ...                 outputs = self.strategy.run(self.train_step, batch)
-            ...                 self.strategy.backward(outputs["loss"], weight)
-            ...             self.metrics.record(outputs, window.sizes[i])
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         if self.evaluations is None:
             closure(*args)
@@ -258,21 +242,6 @@ class Strategy(HelpfulInit):
 
         Returns:
             A context manager for the forward and the backward pass of one batch.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         self.strategy.run_closure(self.compute_gradients, window)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            ...     def compute_gradients(self, window):
-            ...         weights = self.strategy.batch_weights(self.loss, window)
-            ...         for i, (batch, weight) in enumerate(zip(window, weights, strict=True)):
-            ...             with self.strategy.accumulating(sync=i == len(window) - 1):
-            ...                 outputs = self.strategy.run(self.train_step, batch)
-            ...                 self.strategy.backward(outputs["loss"], weight)
-            ...             self.metrics.record(outputs, window.sizes[i])
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         return _NO_OP
 
@@ -282,19 +251,6 @@ class Strategy(HelpfulInit):
         Args:
             step: A function of a batch, such as ``model.train_step``.
             batch: The batch, on any device.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         for batch in window:
-            ...             outputs = self.strategy.run(self.train_step, batch)
-            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
-            ...             self.metrics.record(outputs, self.batch_size(batch))
-            ...         self.strategy.unscale(self.optimizer)
-            ...         self.strategy.clip(self.optimizer, 1.0, None)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         batch = self._to_device(batch)
         if not self._uses_autocast:
@@ -322,19 +278,6 @@ class Strategy(HelpfulInit):
             loss: The loss; or ``OwnedLosses``, each of which has gradients only for the parameters of one optimizer.
             weight: The factor of the loss, or of all losses.
             options: Passed to ``Tensor.backward``.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         for batch in window:
-            ...             outputs = self.strategy.run(self.train_step, batch)
-            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
-            ...             self.metrics.record(outputs, self.batch_size(batch))
-            ...         self.strategy.unscale(self.optimizer)
-            ...         self.strategy.clip(self.optimizer, 1.0, None)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         if type(loss) is OwnedLosses:
             self._backward_each(loss, weight)
@@ -390,19 +333,6 @@ class Strategy(HelpfulInit):
 
         Args:
             optimizer: The optimizer, or the group of several optimizers.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         for batch in window:
-            ...             outputs = self.strategy.run(self.train_step, batch)
-            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
-            ...             self.metrics.record(outputs, self.batch_size(batch))
-            ...         self.strategy.unscale(self.optimizer)
-            ...         self.strategy.clip(self.optimizer, 1.0, None)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         if self.scales_loss:
             for member in _with_gradients(optimizer):
@@ -433,19 +363,6 @@ class Strategy(HelpfulInit):
             optimizer: The optimizer, or the group of several optimizers.
             norm: The largest norm of all gradients together.
             value: The largest absolute value of each entry.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         for batch in window:
-            ...             outputs = self.strategy.run(self.train_step, batch)
-            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
-            ...             self.metrics.record(outputs, self.batch_size(batch))
-            ...         self.strategy.unscale(self.optimizer)
-            ...         self.strategy.clip(self.optimizer, 1.0, None)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         self.clip_count += 1
         if value is not None:
@@ -459,19 +376,6 @@ class Strategy(HelpfulInit):
 
         Args:
             optimizer: The optimizer, or the group of several optimizers.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         for batch in window:
-            ...             outputs = self.strategy.run(self.train_step, batch)
-            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
-            ...             self.metrics.record(outputs, self.batch_size(batch))
-            ...         self.strategy.unscale(self.optimizer)
-            ...         self.strategy.clip(self.optimizer, 1.0, None)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         if self.scales_loss:
             members = _with_gradients(optimizer)
@@ -517,19 +421,6 @@ class Strategy(HelpfulInit):
 
         Args:
             optimizer: The optimizer, or the group of several optimizers.
-
-        Examples:
-            >>> class CustomModel(Model):
-            ...     def update(self, window):
-            ...         for batch in window:
-            ...             outputs = self.strategy.run(self.train_step, batch)
-            ...             self.strategy.backward(outputs["loss"], 1 / len(window))
-            ...             self.metrics.record(outputs, self.batch_size(batch))
-            ...         self.strategy.unscale(self.optimizer)
-            ...         self.strategy.clip(self.optimizer, 1.0, None)
-            ...         self.strategy.step(self.optimizer)
-            ...         self.strategy.zero_grad(self.optimizer)
-            >>> history = CustomModel(net).compile("adam", "cross_entropy").fit(x, y, verbose=0)
         """
         torch_private.zero_grad(optimizer)
         for parameter in self._unowned:

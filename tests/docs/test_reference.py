@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from easytorch import Model
+from easytorch import Metric, Model, Strategy
 from easytorch.callbacks import Callback, Tracker
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +27,10 @@ ENTRY = re.compile(r"^::: ([\w.]+)\n((?:    .*\n)*)", re.M)
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Examples):")
 # Classes that methods of Model return. Users do not create them, so their arguments are internal.
 RETURNED = ("BatchSizes", "CallbackList", "CheckReport", "LearningRates", "Report", "Samples", "Scores", "Speeds")
-# Methods that a subclass defines. The example of the class shows how.
+# Methods that a subclass defines or a custom `update` calls. The example of the class shows how.
 TO_DEFINE = {
+    Metric: ("reset", "update", "compute"),
+    Strategy: ("run", "backward", "unscale", "clip", "step", "zero_grad", "accumulating", "batch_weights"),
     Model: ("train_epoch", "train_step", "update", "test_step", "test_epoch", "predict_step"),
     Callback: ("on_", "state_dict", "load_state_dict"),
     Tracker: ("open_", "read_", "format_", "write", "close_"),
