@@ -102,7 +102,7 @@ class BackupAndRestore(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._has_saved = self._has_failed = False
+        self._has_saved = self._has_resumed = self._has_failed = False
         # The checkpoint file whose folder is not locked yet.
         self._claimed: Location | None = None
         # Newer checkpoints that could not be renamed.
@@ -180,6 +180,7 @@ class BackupAndRestore(Callback):
             content = content or files.read_model(path, self.model.device, verified=True)
             self._repeat_restore = self.model.load_training_state(content, path)
             self._report_resumption(path)
+            self._has_resumed = self._claimed is None
         if self._redirected is not None:
             self.folder, self._claimed = self._redirected, None
 
@@ -344,7 +345,8 @@ class BackupAndRestore(Callback):
             self._has_saved = False
         elif self._write_error is not None:
             raise self._write_error
-        elif self._has_saved:
+        elif self._has_saved or self._has_resumed:
+            # Also if nothing was trained: the process before this one may have been killed before it deleted them.
             self._delete_old()
         self.model.strategy.checkpoints.background.finish()
 

@@ -398,6 +398,22 @@ def test_backups_follow_save_freq_minutes_and_keep(options, expected, tmp_path):
     assert steps_in(tmp_path) == expected
 
 
+def test_a_complete_run_deletes_what_a_killed_process_left(tmp_path):
+    run(tmp_path, delete_checkpoint=False, keep=9)
+    assert steps_in(tmp_path) == [UPDATES, 2 * UPDATES, 3 * UPDATES]
+    run(tmp_path, delete_checkpoint=False)
+    assert steps_in(tmp_path) == [2 * UPDATES, 3 * UPDATES]
+
+
+def test_a_refused_resume_deletes_nothing(tmp_path):
+    run(tmp_path, delete_checkpoint=False, keep=9)
+    with pytest.raises(FileError, match=r"belongs to another module"):
+        train(new_model(lambda: nn.Linear(8, 3)), 3, BackupAndRestore(tmp_path, delete_checkpoint=False))
+    with pytest.raises(RuntimeError, match=r"on_train_begin failed"):
+        run(tmp_path, raising("on_train_begin"), delete_checkpoint=False)
+    assert steps_in(tmp_path) == [UPDATES, 2 * UPDATES, 3 * UPDATES]
+
+
 @pytest.mark.parametrize("save_freq", [False, 0, -1, None, "batch"])
 def test_invalid_save_freq_of_a_backup_is_refused(save_freq, tmp_path):
     with pytest.raises(ValueError, match=r"save_freq must be 'epoch', a positive integer"):
