@@ -99,7 +99,7 @@ class Criterion:
         Raises:
             ValueError: If ``batch`` is an object, of whose targets only some count.
         """
-        if is_batch_object(batch):
+        if type(batch) not in (tuple, list) and is_batch_object(batch):
             check_targets_count(batch, self.entries, self.ignored_label)
         return x
 

@@ -173,7 +173,7 @@ class MetricCollection:
         Raises:
             TypeError: If ``terms`` is no dict.
         """
-        if not isinstance(terms, Mapping):
+        if type(terms) is not dict and not isinstance(terms, Mapping):
             raise TypeError(
                 f"A step returned {describe(terms)}, expected a dict. Return the loss and other values to log by name from "
                 "train_step and test_step: {'loss': loss}."
