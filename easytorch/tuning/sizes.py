@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 KNEE = 0.9
 # The search ends after two doublings that gain less than this share.
 GAIN = 1.05
+# Why the search ends then.
+NO_FASTER = "Larger batches are no faster."
 # Measurements of each size, whose median counts.
 ROUNDS = 3
 # The last of them is only of sizes with this share of the highest throughput.
@@ -72,6 +74,10 @@ class BatchSizes(Measurement):
         ]
         share = rates[suggestion] / best
         fastest = next(size for size, rate in rates.items() if rate == best)
+        by_size = [rates[size] for size in sorted(rates)]
+        if end == NO_FASTER and not _is_flat(by_size):
+            # One slow measurement has ended the search; the medians say otherwise.
+            end = f"Sizes above {max(rates)} were not measured and may be faster. To measure them, pass min_size={max(rates)}."
         reason = f"Suggestion: {suggestion}. It reaches {share:.0%} of the highest throughput, that of {fastest}. {end}"
         notes = [f"The largest batch size that fits is {self.largest}."] * (self.largest is not None)
         super().__init__(rows, suggestion, reason, [*notes, usage.format(suggestion)])
@@ -196,9 +202,12 @@ def _find_end(timings: dict[int, list[Timing]], size: int, last: int, finds_larg
         return ""
     if timings[size][0].seconds > MAX_UPDATE_SECONDS:
         return f"The search ended at {size}, whose updates take {timings[size][0].seconds:.1f} seconds."
-    if len(rates) > 2 and max(rates[-2:]) < GAIN * max(rates[:-2]):
-        return "Larger batches are no faster."
-    return ""
+    return NO_FASTER if _is_flat(rates) else ""
+
+
+def _is_flat(rates: list[float]) -> bool:
+    """Return whether the two largest sizes are no faster than the smaller ones."""
+    return len(rates) > 2 and max(rates[-2:]) < GAIN * max(rates[:-2])
 
 
 def _narrow(measure: Measure, timings: dict[int, list[Timing]], failed: list[int]) -> None:

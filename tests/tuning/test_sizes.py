@@ -69,6 +69,18 @@ def test_a_slow_moment_does_not_decide():
     assert calls.count(16) == 3
 
 
+def test_a_slow_moment_that_ends_the_search_is_reported():
+    calls = []
+
+    def measure(size):
+        calls.append(size)
+        return Timing(0.05 if len(calls) in (3, 4) else 0.01, size)
+
+    found = search(measure, 8, 4096)
+    assert max(calls) == found.suggestion == 64
+    assert "Sizes above 64 were not measured and may be faster. To measure them, pass min_size=64." in found.reason
+
+
 def model_of(net):
     return Model(net, device="cpu").compile("adam", "cross_entropy")
 
