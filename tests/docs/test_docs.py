@@ -252,6 +252,17 @@ def test_descriptions_of_pages_differ_and_fit_a_search_result():
     assert len(pages_by_description) >= 60
 
 
+def test_a_page_has_at_most_330_lines():
+    """A longer page is divided by task. Reference and changelog are lists."""
+    lists = {"docs/changelog.md", "docs/guides/error-index.md"}
+    lengths = {
+        get_name(path): len(path.read_text(encoding="utf-8").splitlines())
+        for path in PAGES
+        if get_name(path) not in lists and path.parent.name != "api"
+    }
+    assert not {name: length for name, length in lengths.items() if length > 330}
+
+
 # The index of error messages
 
 
