@@ -310,12 +310,27 @@ def test_error_index_has_the_messages_of_real_errors(error_index):
         assert found, f"{name}: the index does not have {caught.value}"
 
 
-def test_chart_of_speed_shows_the_table_of_the_page():
+@pytest.fixture(scope="module")
+def speed_chart():
     spec = importlib.util.spec_from_file_location("speed_chart", ROOT / "docs/theme/speed_chart.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_chart_of_speed_shows_the_tables_of_the_page(speed_chart):
     drawn = (ROOT / "docs/figures/speed.svg").read_text(encoding="utf-8")
-    assert drawn == module.draw(), "Run python docs/theme/speed_chart.py"
+    assert drawn == speed_chart.draw(), "Run python docs/theme/speed_chart.py"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/zh/index.md"])
+def test_home_pages_quote_the_table_of_speed(page, speed_chart):
+    ratios = speed_chart.read_tables()["MLP, loader"]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    quoted = re.search(
+        r"(0\.\d\d) times the time of Lightning and (0\.\d\d)|Lightning 的 (0\.\d\d) 倍、Keras 的 (0\.\d\d)", text
+    )
+    assert [float(ratio) for ratio in quoted.groups() if ratio] == [ratios["Lightning"], ratios["Keras"]]
 
 
 # The reference and the guide for contributors
