@@ -214,6 +214,19 @@ CUT = """[...document.querySelectorAll("article pre > code")].filter(code => cod
     .map(code => code.innerText.split("\\n").sort((a, b) => b.length - a.length)[0])"""
 
 
+# The tables that a reader on a desktop has to scroll for
+WIDE = """[...document.querySelectorAll("article .md-typeset__scrollwrap")]
+    .filter(table => table.scrollWidth > table.clientWidth + 1).map(table => table.innerText.slice(0, 60))"""
+
+# The programs whose first line is under the button that copies them
+COVERED = """[...document.querySelectorAll("article .highlight")].filter(block => {
+    const button = block.querySelector(".md-code__nav, .md-clipboard"), code = block.querySelector("pre > code")
+    if (!button || !code || getComputedStyle(button).display === "none") return false
+    const top = code.getBoundingClientRect().top + parseFloat(getComputedStyle(code).paddingTop)
+    return button.getBoundingClientRect().bottom > top + 1
+}).map(block => block.innerText.slice(0, 60))"""
+
+
 @pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize("page", PAGES)
@@ -223,6 +236,7 @@ def test_a_page_fits_phone_and_desktop_in_both_colors(page, address, browser):
     browser.open(urljoin(address, page), PHONE)
     assert browser.evaluate(IMAGES) == [], "missing images"
     browser.evaluate(NO_TRANSITIONS)
+    assert browser.evaluate(COVERED) == [], "code under the button that copies it"
     for size in (PHONE, DESKTOP):
         browser.resize(size)
         for scheme in ("default", "slate"):
@@ -230,6 +244,7 @@ def test_a_page_fits_phone_and_desktop_in_both_colors(page, address, browser):
             width, beyond = browser.evaluate(WIDTH)
             assert width <= size[0], f"in a window of {size[0]} pixels the page is {width} wide, because of {beyond}"
     assert browser.evaluate(CUT) == [], "code that a reader on a desktop has to scroll for"
+    assert browser.evaluate(WIDE) == [], "tables that a reader on a desktop has to scroll for"
     assert browser.errors() == []
     assert Handler.missing == []
 
