@@ -346,7 +346,9 @@ def test_paths_in_the_contributing_guide_exist():
 
 def test_every_public_name_is_in_the_reference():
     documented = {
-        name for path in ROOT.glob("docs/api/*.md") for name in re.findall(r"^::: ([\w.]+)", path.read_text(), re.M)
+        re.sub(r"\.(\w+)\.\1$", r".\1", name)  # a function with the name of its module
+        for path in ROOT.glob("docs/api/*.md")
+        for name in re.findall(r"^::: ([\w.]+)", path.read_text(), re.M)
     }
     submodules = {"callbacks", "checks", "data", "reports", "scripts", "tuning", "typing"}
     callbacks = set(importlib.import_module("easytorch.callbacks").__all__)  # which are exported twice

@@ -415,6 +415,14 @@ def test_pages_have_their_language_and_their_own_description(site):
     assert [pages for pages in pages_by_description.values() if len(pages) > 1] == []
 
 
+@pytest.mark.slow
+def test_the_reference_shows_functions_and_no_modules(site):
+    """A name that is also that of a module would show what is in the module."""
+    pages = {path: path.read_text(encoding="utf-8") for path in site.glob("api/*/index.html")}
+    assert len(pages) >= 12
+    assert [path.parent.name for path, text in pages.items() if "doc-symbol-heading doc-symbol-module" in text] == []
+
+
 # A tag, and its attributes. Text cannot contain "<", so no parser is needed, which would take ten times as long.
 TAG = re.compile(r"<[a-z][^<>]*>", re.I)
 ATTRIBUTE = re.compile(r'\s(href|src|id|name)=(?:"([^"]*)"|([^\s">]+))')
