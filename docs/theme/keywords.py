@@ -13,6 +13,7 @@ KEYWORDS = {
     "guides/check.md": ("", "检查"),
     "guides/checkpoints.md": ("best model autosave", "检查点 最优权重"),
     "guides/clusters.md": ("apptainer singularity container k8s docker", "集群 容器 抢占"),
+    "guides/custom-step-errors.md": ("", "自定义步骤 报错 警告"),
     "guides/custom-steps.md": ("", "自定义训练步骤"),
     "guides/data.md": ("", "数据"),
     "guides/error-index.md": ("error message exception", "报错 错误"),

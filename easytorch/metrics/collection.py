@@ -37,13 +37,14 @@ def loss_of(outputs: Any) -> Any:
     Raises:
         TypeError: If ``outputs`` is not a dict with ``"loss"``.
     """
-    try:
-        return outputs["loss"]
-    except (KeyError, TypeError, IndexError):
-        raise TypeError(
-            f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
-            "{'loss': loss}. Other values in the dict are logged."
-        ) from None
+    # torch would warn of this index of a tensor.
+    if not isinstance(outputs, Tensor):
+        with contextlib.suppress(KeyError, TypeError, IndexError):
+            return outputs["loss"]
+    raise TypeError(
+        f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
+        "{'loss': loss}. Other values in the dict are logged."
+    )
 
 
 class MetricEntry(NamedTuple):
