@@ -127,7 +127,7 @@ class Pods:
     def __init__(self, folder: Path) -> None:
         (container,) = read_manifest()[1]["spec"]["template"]["spec"]["containers"]
         with socket.create_server(("127.0.0.1", 0)) as server:
-            endpoint = "127.0.0.1:{}".format(server.getsockname()[1])
+            endpoint = f"127.0.0.1:{server.getsockname()[1]}"
         (script,) = container["args"]
         script = script.replace("train-0.train:29500", endpoint).replace("--nproc-per-node=8", "--nproc-per-node=1")
         assert endpoint in script
