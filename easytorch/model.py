@@ -34,7 +34,7 @@ from easytorch.callbacks.advice import WarnOnMisspelledEntry
 from easytorch.callbacks.base import CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
-from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
+from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
@@ -62,7 +62,12 @@ from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.attributes import AttributeState
 from easytorch.training.closures import check_closure
-from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
+from easytorch.training.compile_arguments import (
+    FOR_EVALUATION,
+    FOR_PREDICTION,
+    arguments_to_save,
+    missing_arguments_hint,
+)
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
 from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
@@ -724,19 +729,11 @@ class Model:
         self.gradient_accumulation_steps, self.unrestored_arguments = window_size, None
         # The record is of a fit with the settings of the last compile().
         self.last_fit = {**self.last_fit, "record": None} if self.last_fit else {}
-        has_name = optimizer_group.is_plain(optimizer)  # otherwise the optimizer itself has its options
-        self.compile_args = {
-            "optimizer": optimizer if has_name else new_optimizer, "lr": lr if has_name else None,
-            "optimizer_options": dict(optimizer_options) if has_name else {}, "loss": loss, "loss_weights": loss_weights,
-            "metrics": metrics, "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm,
-            "clip_grad_value": clip_grad_value, "gradient_accumulation_steps": gradient_accumulation_steps,
-        }  # fmt: skip
-        if validation_only:
-            self.compile_args["validation_only"] = list(validation_only)
-        if scheduler is not None:
-            self.compile_args["scheduler"] = as_saved(scheduler, new_schedules)
-        if update_every is not None:
-            self.compile_args["update_every"] = dict(update_every)
+        self.compile_args = arguments_to_save(
+            optimizer, new_optimizer, lr, optimizer_options, scheduler, new_schedules, update_every, validation_only,
+            loss=loss, loss_weights=loss_weights, metrics=metrics, weighted_metrics=weighted_metrics,
+            clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value, gradient_accumulation_steps=window_size,
+        )  # fmt: skip
         self.attribute_state.start()
         return self
 
