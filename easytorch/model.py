@@ -344,7 +344,7 @@ class Model:
         self.callbacks.params["test_steps"] = count_batches(batches)
         self.stop_evaluating = False
         self.callbacks.on_test_begin({})
-        with evaluation_session(self, loader):
+        with evaluation_session(self, loader), batches:
             for i, batch in enumerate(batches):
                 self.metrics.batch = batch  # for callbacks, see current_batch
                 self.callbacks.on_test_batch_begin(i, {})
@@ -614,8 +614,11 @@ class Model:
         active = [*collect_callbacks(callbacks, verbose), WarnOnMisspelledEntry()]
         callback_list = CallbackList(active, self, {"verbose": verbose})
         session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
-        with session, self.strategy.evaluating(), in_eval_mode(self.module), torch.no_grad(), collector:
-            batches = self.strategy.batches(loader, steps)
+        evaluating = self.strategy.evaluating()
+        with (
+            session, evaluating, in_eval_mode(self.module), torch.no_grad(), collector,
+            self.strategy.batches(loader, steps) as batches,
+        ):  # fmt: skip
             self.callbacks.params["test_steps"] = count_batches(batches)
             self.stop_predicting = False
             self.callbacks.on_predict_begin({})
