@@ -229,7 +229,7 @@ def test_late_change_of_the_input_is_an_error(method, end):
     rows[20] = 9
     model = Model(Recording(lambda x: x.div_(9) if x.max() > 1 else x), device="cpu").compile(loss="cross_entropy")
     data = (rows, torch.zeros(len(rows), dtype=torch.long)) if method == "evaluate" else (rows,)
-    with pytest.raises(RuntimeError, match="in place for the samples 16 to 23.*These 8 rows of the data"):
+    with pytest.raises(RuntimeError, match=r"in place for the samples 16 to 23.*These 8 rows of the data"):
         getattr(model, method)(*data, batch_size=8, verbose=0, **ENDS[end])
 
 
