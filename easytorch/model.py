@@ -25,7 +25,7 @@ from torch import nn
 from easytorch import optimizer_group, optimizers
 from easytorch._utils import api_errors, api_hints
 from easytorch._utils.forward_signature import ForwardSignature
-from easytorch._utils.integers import optional_positive_number, positive_int
+from easytorch._utils.integers import boolean, optional_boolean, optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch._utils.tracebacks import hide_internal_frames
@@ -397,6 +397,7 @@ class Model:
             >>> names = list(scores.keys())
         """
         self.require_compiled("evaluate")
+        return_dict = boolean("return_dict", return_dict)
         if x is None:
             name, loader = self._last_fit_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
@@ -469,7 +470,7 @@ class Model:
         """
         if isinstance(x, torch.Tensor) and training is None:  # by far the most frequent case
             return self.signature.call(self.strategy.forward, x)
-        if training is not None:
+        if optional_boolean("training", training) is not None:
             with (in_train_mode if training else in_eval_mode)(self.module):
                 return self(x)
         if type(x) is list:
@@ -541,7 +542,7 @@ class Model:
             (60, 3)
         """
         return self._predict(
-            x, targets=targets, batch_size=batch_size, steps=steps, to=to, verbose=verbose,
+            x, targets=boolean("targets", targets), batch_size=batch_size, steps=steps, to=to, verbose=verbose,
             callbacks=callbacks,
         )  # fmt: skip
 
@@ -589,6 +590,7 @@ class Model:
             >>> names = model.predict_classes(x, verbose=0)
         """
         self._require_arguments("predict_classes", FOR_PREDICTION)
+        names = boolean("names", names)
         find_classes = functools.partial(self.loss.classes, threshold=threshold)
         classes = self._predict(x, find_classes, batch_size=batch_size, verbose=verbose)
         return self.loss.name_classes(classes, read_names(self.class_names)) if names else classes
@@ -704,6 +706,7 @@ class Model:
         window_size = positive_int("gradient_accumulation_steps", gradient_accumulation_steps)
         optional_positive_number("clip_grad_norm", clip_grad_norm)
         optional_positive_number("clip_grad_value", clip_grad_value)
+        channels_last = boolean("channels_last", channels_last)
         new_loss = resolve_loss(loss, loss_weights, self.module)
         new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics, validation_only)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
@@ -924,7 +927,7 @@ class Model:
             >>> path = model.save_weights("weights.pt")
             >>> loaded = Model(net).load_weights("weights.pt")
         """
-        model_io.load_weights(self, path, strict)
+        model_io.load_weights(self, path, boolean("strict", strict))
         return self
 
     def state_dict(self) -> dict[str, Any]:

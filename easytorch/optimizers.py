@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.api_errors import missing_class_error, unexpected_argument_error
 from easytorch._utils.api_hints import OPTIMIZER_HINTS
+from easytorch._utils.integers import boolean
 from easytorch._utils.patterns import find_patterns
 from easytorch._utils.registry import find, get_name, quote_list
 from easytorch._utils.tracebacks import hide_internal_frames
@@ -64,6 +65,7 @@ class SAM(torch.optim.Optimizer):
     ) -> None:
         if not _is_number(rho) or rho < 0:
             raise ValueError(f"rho must be a number of at least 0, received {rho!r}. Pass rho=0.05.")
+        adaptive = boolean("adaptive", adaptive)
         cls = _find_class(base) if isinstance(base, str) else base
         if not isinstance(cls, type) or needs_closure(cls):
             raise ValueError(
