@@ -30,8 +30,8 @@ from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.train_mode import in_eval_mode, in_train_mode
-from easytorch.callbacks.advice import WarnOnMisspelledEntry
-from easytorch.callbacks.base import CallbackList, as_callback_list
+from easytorch.callbacks.advice import WarnOnMisspelledEntry, advise_on_batches
+from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
@@ -162,6 +162,7 @@ class Model:
         self.compile_args: dict[str, Any] | None = None  # arguments of compile that are saved to files
         self.unrestored_arguments: dict[str, Any] | None = None  # those of a loaded model, if the file lacks some
         self.callbacks = CallbackList([], self, {})
+        self.batch_advice: list[Callback] = []  # for train_on_batch, until it has no more to say
         self.recorded_history = History()  # ``history`` is a view of it that knows the model
         self.train_data: EpochIterator | None = None  # only while fit runs
         self.last_fit: dict[str, Any] = {}  # data of the last fit, for evaluate() and summary()
@@ -743,6 +744,7 @@ class Model:
             self.compile_args["scheduler"] = as_saved(scheduler, new_schedules)
         if update_every is not None:
             self.compile_args["update_every"] = dict(update_every)
+        self.batch_advice = advise_on_batches(self)
         self.attribute_state.start()
         return self
 
@@ -804,7 +806,7 @@ class Model:
         self.require_optimizer("train_on_batch")
         batch = self._as_batch(x, y, sample_weight)
         call = self.strategy.group.call("train_on_batch")
-        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        checks = CallbackList([WarnOnMisspelledEntry(), *self.batch_advice], self, {})
         with call, update_session(self, checks), separate_metrics(self):
             window = Window([batch])
             window.functions = BatchFunctions(self.batch_size, self.unpack)
@@ -812,7 +814,9 @@ class Model:
             checks.on_train_batch_begin(0, {})
             self.update(window)
             self.state.step += 1
-            return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
+            scores = to_floats(self.strategy.merge_metrics(self.metrics).compute())
+            checks.on_train_batch_end(0, scores)
+            return Scores(scores, self, "this batch")
 
     def test_on_batch(
         self, x: DataLike, y: TargetLike | None = None, sample_weight: SampleWeightLike | None = None
