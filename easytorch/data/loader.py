@@ -37,6 +37,7 @@ from easytorch.data.arrays import (
     check_is_read,
     check_rows,
     column_names,
+    copy_arrays,
     is_arrays,
     is_map_style,
     load_samples,
@@ -595,5 +596,6 @@ def as_single_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
     check_rows(x=x, y=y, sample_weight=sample_weight)
     if y is None and sample_weight is None:
-        return x if is_batch_object(x) else as_dense(as_tensors(x))
-    return as_dense(_array_dataset(x, y, as_weights(sample_weight)).tree)
+        return x if is_batch_object(x) else copy_arrays(as_dense(as_tensors(x)), x)
+    batch = as_dense(_array_dataset(x, y, as_weights(sample_weight)).tree)
+    return copy_arrays(batch, (x, y, sample_weight))

@@ -220,6 +220,7 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
         advice.append(WarnOnEndlessValidation())
     if model.overrides("update"):
         advice.append(WarnOnCustomUpdate())
+        model.batch_advice = []  # of train_on_batch, which would repeat it
     elif model.overrides("train_step"):
         is_averaged = model.gradient_accumulation_steps > 1 or model.strategy.group.world_size > 1
         advice += [WarnOnLeakedGradients(), *[WarnOnSummedLoss()] * is_averaged]
