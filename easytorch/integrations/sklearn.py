@@ -25,7 +25,7 @@ except ImportError as error:
         'easytorch.integrations.sklearn needs scikit-learn 1.6 or later: pip install "easytorch-fit[sklearn]"'
     ) from error
 
-from easytorch._utils.integers import positive_int
+from easytorch._utils.integers import boolean, positive_int
 from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
@@ -189,7 +189,7 @@ class Estimator(BaseEstimator, ABC):
             >>> classifier = Classifier(epochs=2, random_state=0)
             >>> fitted = classifier.fit(x.numpy(), y.numpy())
         """
-        is_new = not (self.warm_start and hasattr(self, "model_"))
+        is_new = not (boolean("warm_start", self.warm_start) and hasattr(self, "model_"))
         if not is_new:
             self._apply_changes()
         inputs, targets = self._read(X, y, is_new)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.integers import optional_positive_number
+from easytorch._utils.integers import optional_boolean, optional_positive_number
 from easytorch.tuning.base import Measurement, Row
 from easytorch.tuning.candidates import (
     OTHER_TRAINING,
@@ -337,6 +337,7 @@ def tune_speed(
     start = time.perf_counter()
     model.require_optimizer("tune_speed")
     optional_positive_number("seconds", seconds)
+    shuffle = optional_boolean("shuffle", shuffle)
     if model.strategy.group.world_size > 1:
         raise ValueError("tune_speed() measures one process. Call it in a program with one process.")
     check_data("tune_speed", x, y)
