@@ -35,7 +35,7 @@ def describe_loss(criterion: Criterion, batch: ExampleBatch | None, targets: Seq
     if not isinstance(criterion, SingleLoss):
         return LossInfo(title=repr(criterion))
     function, per_sample, is_custom = _expressions(criterion)
-    weight = criterion._option("weight", None) if criterion.counts_labels else None
+    weight = None if not criterion.counts_labels or _are_shares(criterion, batch) else criterion._option("weight", None)
     may_ignore = batch is not None and _may_ignore(criterion, batch, targets)
     return LossInfo(
         title=repr(criterion),
@@ -153,6 +153,13 @@ def _losses_ndim(criterion: SingleLoss, batch: ExampleBatch) -> int:
             return criterion.unreduced(batch.outputs, copy.deepcopy(criterion.targets)(batch.outputs, batch.y)).ndim
     except Exception:  # there may be none, or training will report an error
         return 1
+
+
+def _are_shares(criterion: SingleLoss, batch: ExampleBatch | None) -> bool:
+    """Return whether the targets are shares of all classes: the mean of the loss is then over samples."""
+    if batch is None or not isinstance(batch.outputs, Tensor) or not isinstance(batch.y, Tensor):
+        return False
+    return bool(copy.deepcopy(criterion.targets)(batch.outputs, batch.y).is_floating_point())
 
 
 def _may_ignore(criterion: SingleLoss, batch: ExampleBatch, targets: Sequence[Any]) -> bool:
