@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,7 +99,9 @@ def _read_first(loader: Any) -> Any:
 
 def _bind_arguments(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of ``fit``, with their defaults."""
-    defaults = api_errors.argument_defaults(type(model).fit)
+    # A subclass may pass arguments on: def fit(self, *args, **options).
+    methods = [vars(kind)["fit"] for kind in reversed(type(model).__mro__) if "fit" in vars(kind)]
+    defaults = dict(itertools.chain.from_iterable(api_errors.argument_defaults(method).items() for method in methods))
     unknown = next((name for name in options if name not in defaults), None)
     if unknown is not None:
         raise api_errors.unexpected_argument_error("Model.fit", unknown, options, defaults)
