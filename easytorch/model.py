@@ -578,6 +578,8 @@ class Model:
     ) -> Any:
         """Return the most probable class of each sample; for a binary loss 0 or 1 for each label.
 
+        A warning lists the samples for which the module returns NaN: their classes have no meaning.
+
         Args:
             x: Inputs of any kind that ``fit`` takes. Targets are ignored.
             threshold: For a binary loss, the probability above which a label is 1; None for 0.5.
@@ -598,7 +600,9 @@ class Model:
         self._require_arguments("predict_classes", FOR_PREDICTION)
         names = boolean("names", names)
         find_classes = functools.partial(self.loss.classes, threshold=threshold)
-        classes = self._predict(x, find_classes, batch_size=batch_size, verbose=verbose)
+        collector = self.strategy.output_collector(predictions.OutputCollector())
+        with predictions.ClassFinder(find_classes, collector) as finder:
+            classes = self._predict(x, finder, batch_size=batch_size, verbose=verbose)
         return self.loss.name_classes(classes, read_names(self.class_names)) if names else classes
 
     def _predict(
