@@ -108,6 +108,8 @@ def test_checks_are_ignored_by_name():
     assert not found.problems
     with pytest.raises(ValueError, match="Did you mean 'linear_layers'"):
         healthy().check(*digits(), ignore=["linear_layer"])
+    with pytest.raises(TypeError, match=r"checks expects functions .* received 'linear_layers'"):
+        healthy().check(*digits(), checks=["linear_layers"])
 
 
 def test_custom_checks_run():
