@@ -61,6 +61,7 @@ def test_html_escapes_and_has_every_finding(report):
     html = report._repr_html_()
     assert html.count("<tr>") == len(report) + 1
     assert "&#x27;1&#x27;" in html
+    assert "@media (max-width:480px)" in html
 
 
 def test_frame_and_dict_have_every_finding(report):
