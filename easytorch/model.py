@@ -34,7 +34,7 @@ from easytorch.callbacks.advice import WarnOnMisspelledEntry, advise_on_batches
 from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
-from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
+from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
@@ -62,7 +62,12 @@ from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.attributes import AttributeState
 from easytorch.training.closures import check_closure
-from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
+from easytorch.training.compile_arguments import (
+    FOR_EVALUATION,
+    FOR_PREDICTION,
+    arguments_to_save,
+    missing_arguments_hint,
+)
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
 from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
@@ -470,7 +475,7 @@ class Model:
             torch.Size([2, 3])
         """
         if isinstance(x, torch.Tensor) and training is None:  # by far the most frequent case
-            return self.signature.call(self.strategy.forward, x)
+            return self.strategy.forward(x)
         if optional_boolean("training", training) is not None:
             with (in_train_mode if training else in_eval_mode)(self.module):
                 return self(x)
@@ -573,6 +578,8 @@ class Model:
     ) -> Any:
         """Return the most probable class of each sample; for a binary loss 0 or 1 for each label.
 
+        A warning lists the samples for which the module returns NaN: their classes have no meaning.
+
         Args:
             x: Inputs of any kind that ``fit`` takes. Targets are ignored.
             threshold: For a binary loss, the probability above which a label is 1; None for 0.5.
@@ -593,7 +600,9 @@ class Model:
         self._require_arguments("predict_classes", FOR_PREDICTION)
         names = boolean("names", names)
         find_classes = functools.partial(self.loss.classes, threshold=threshold)
-        classes = self._predict(x, find_classes, batch_size=batch_size, verbose=verbose)
+        collector = self.strategy.output_collector(predictions.OutputCollector())
+        with predictions.ClassFinder(find_classes, collector) as finder:
+            classes = self._predict(x, finder, batch_size=batch_size, verbose=verbose)
         return self.loss.name_classes(classes, read_names(self.class_names)) if names else classes
 
     def _predict(
@@ -731,19 +740,11 @@ class Model:
         self.gradient_accumulation_steps, self.unrestored_arguments = window_size, None
         # The record is of a fit with the settings of the last compile().
         self.last_fit = {**self.last_fit, "record": None} if self.last_fit else {}
-        has_name = optimizer_group.is_plain(optimizer)  # otherwise the optimizer itself has its options
-        self.compile_args = {
-            "optimizer": optimizer if has_name else new_optimizer, "lr": lr if has_name else None,
-            "optimizer_options": dict(optimizer_options) if has_name else {}, "loss": loss, "loss_weights": loss_weights,
-            "metrics": metrics, "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm,
-            "clip_grad_value": clip_grad_value, "gradient_accumulation_steps": gradient_accumulation_steps,
-        }  # fmt: skip
-        if validation_only:
-            self.compile_args["validation_only"] = list(validation_only)
-        if scheduler is not None:
-            self.compile_args["scheduler"] = as_saved(scheduler, new_schedules)
-        if update_every is not None:
-            self.compile_args["update_every"] = dict(update_every)
+        self.compile_args = arguments_to_save(
+            optimizer, new_optimizer, lr, optimizer_options, scheduler, new_schedules, update_every, validation_only,
+            loss=loss, loss_weights=loss_weights, metrics=metrics, weighted_metrics=weighted_metrics,
+            clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value, gradient_accumulation_steps=window_size,
+        )  # fmt: skip
         self.batch_advice = advise_on_batches(self)
         self.attribute_state.start()
         return self

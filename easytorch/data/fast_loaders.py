@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
@@ -257,9 +258,13 @@ class SharedRows:
         tree: Tensors, in any nesting.
     """
 
+    # Batches that are sliced at once, which takes a tenth of the time.
+    BLOCK = 64
+
     def __init__(self, tree: Any) -> None:
         self.tree = tree
         self._tensors = [leaf for leaf in leaves(tree) if leaf is not None]
+        self._is_flat = type(tree) in (list, tuple) and all(type(leaf) is Tensor for leaf in tree)
         self._versions: list[int] = []  # before the current batch; empty while batches are copies
         self._bound = (0, 0)
 
@@ -286,10 +291,18 @@ class SharedRows:
             yield from _copy_rows(self.tree, bounds)
             return
         self._versions = list(map(torch_private.version, self._tensors))
-        for start, end in bounds:
-            self._bound = start, end
-            yield map_leaves(functools.partial(_share, start, end), self.tree)
-            self.check()
+        while block := list(itertools.islice(bounds, self.BLOCK)):
+            slices = (_slice(leaf, block) for leaf in self._tensors)
+            for bound, *rows in zip(block, *slices, strict=True):
+                self._bound = bound
+                yield self._rebuild(map(_as_copied, rows))
+                self.check()
+
+    def _rebuild(self, rows: Iterator[Tensor]) -> Any:
+        """Return the tree with ``rows`` in place of its tensors."""
+        if self._is_flat:
+            return type(self.tree)(rows)
+        return map_leaves(lambda leaf: None if leaf is None else next(rows), self.tree)
 
     def check(self) -> None:
         """Raise a ``RuntimeError`` if the current batch was changed in place."""
@@ -317,12 +330,18 @@ def new_pinned(count: int, like: Tensor) -> Tensor:
     return torch.empty((count, *like.shape[1:]), dtype=like.dtype, pin_memory=True)
 
 
-def _share(start: int, end: int, leaf: Tensor | None) -> Tensor | None:
-    """Return rows of ``leaf``; a copy unless they lie in memory as a copy would, with which kernels compute the same bits."""
-    if leaf is None:
-        return None
-    rows = leaf[start:end]
-    return rows if rows.is_contiguous() and not rows.data_ptr() % ALIGNMENT else _copy(start, end, leaf)
+def _slice(leaf: Tensor, block: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
+    """Return the rows of ``leaf`` between each of some bounds, without copies."""
+    if any(end != start for (_, end), (start, _) in itertools.pairwise(block)):  # the share of one of several ranks
+        return [leaf[start:end] for start, end in block]
+    rows: tuple[Tensor, ...] = torch.split(leaf[block[0][0] : block[-1][1]], [end - start for start, end in block])
+    return rows
+
+
+def _as_copied(rows: Tensor) -> Tensor:
+    """Return ``rows``; a copy unless they lie in memory as a copy would, with which kernels compute the same bits."""
+    is_like_copy = rows.is_contiguous() and not rows.data_ptr() % ALIGNMENT
+    return rows if is_like_copy else rows.clone(memory_format=torch.contiguous_format)
 
 
 def _make_select(rows: Rows, order: Tensor, pins: bool) -> Callable[[int, int], Any]:

@@ -33,6 +33,7 @@ from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_stat
 from easytorch._utils.seeding import set_seed
 from easytorch._utils.tracebacks import is_explained
 from easytorch._utils.warnings import translated_warnings
+from easytorch.data.predictions import warn_of_nan
 from easytorch.losses.criterion import Criterion, SingleLoss
 from easytorch.losses.resolve import resolve_loss
 from easytorch.model import Model
@@ -556,6 +557,7 @@ class Classifier(ClassifierMixin, Estimator):
             (60,)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
+        warn_of_nan(outputs.isnan().reshape(len(outputs), -1).any(1))
         if self._is_multilabel or loss.kind == "binary":
             labels = loss.classes(outputs.double()).numpy().astype(int)
             return labels if self._is_multilabel else self.classes_[labels.reshape(len(labels))]

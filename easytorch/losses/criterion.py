@@ -102,7 +102,7 @@ class Criterion:
         Raises:
             ValueError: If ``batch`` is an object, of whose targets only some count.
         """
-        if is_batch_object(batch):
+        if type(batch) not in (tuple, list) and is_batch_object(batch):
             check_targets_count(batch, self.entries, self.ignored_label)
         return x
 
@@ -200,13 +200,21 @@ class Criterion:
             "activation, or compile with 'cross_entropy', 'nll', 'bce' or 'bce_with_logits'."
         )
 
-    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+    def classes(
+        self, y_pred: Any, threshold: float | None = None, *, observe: Callable[[Tensor], Any] = lambda _: None
+    ) -> Any:
         """Return the most probable class of each sample, or for each independent label 1 above ``threshold``, by default 0.5.
+
+        Args:
+            y_pred: The outputs.
+            threshold: The probability above which a label is 1.
+            observe: Is called with the probabilities, those of NaN outputs included, of which the classes show nothing.
 
         Raises:
             ValueError: If ``threshold`` is no probability, or has no effect.
         """
         probabilities = self.probabilities(y_pred)
+        observe(probabilities)
         if self.kind != "multiclass":
             return (probabilities > (0.5 if threshold is None else _check_threshold(threshold))).long()
         if threshold is not None:
@@ -856,12 +864,15 @@ class MultiOutputLoss(Criterion):
         """Return the probabilities of every output, in the structure of the outputs."""
         return self._map_outputs(y_pred, SingleLoss.probabilities)
 
-    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+    def classes(
+        self, y_pred: Any, threshold: float | None = None, *, observe: Callable[[Tensor], Any] = lambda _: None
+    ) -> Any:
         """Return the classes of every output, in the structure of the outputs; ``threshold`` is for those with a binary loss."""
         has_effect = any(loss.kind == "binary" for loss in self.losses.values())
 
         def find_classes(loss: SingleLoss, output: Any) -> Any:
-            return loss.classes(output, None if has_effect and loss.kind != "binary" else threshold)
+            limit = None if has_effect and loss.kind != "binary" else threshold
+            return loss.classes(output, limit, observe=observe)
 
         return self._map_outputs(y_pred, find_classes)
 

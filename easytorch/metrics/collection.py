@@ -39,13 +39,14 @@ def loss_of(outputs: Any) -> Any:
     Raises:
         TypeError: If ``outputs`` is not a dict with ``"loss"``.
     """
-    try:
-        return outputs["loss"]
-    except (KeyError, TypeError, IndexError):
-        raise TypeError(
-            f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
-            "{'loss': loss}. Other values in the dict are logged."
-        ) from None
+    # torch would warn of this index of a tensor.
+    if not isinstance(outputs, Tensor):
+        with contextlib.suppress(KeyError, TypeError, IndexError):
+            return outputs["loss"]
+    raise TypeError(
+        f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
+        "{'loss': loss}. Other values in the dict are logged."
+    )
 
 
 class MetricEntry(NamedTuple):
@@ -175,7 +176,7 @@ class MetricCollection:
         Raises:
             TypeError: If ``terms`` is no dict.
         """
-        if not isinstance(terms, Mapping):
+        if type(terms) is not dict and not isinstance(terms, Mapping):
             raise TypeError(
                 f"A step returned {describe(terms)}, expected a dict. Return the loss and other values to log by name from "
                 "train_step and test_step: {'loss': loss}."

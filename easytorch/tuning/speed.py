@@ -58,7 +58,7 @@ class Speeds(Measurement):
             and what follows.
 
     Examples:
-        >>> found = model.tune_speed(train_loader)
+        >>> found = model.tune_speed(train_loader, seconds=3)
         >>> print(found)
     """
 
@@ -99,7 +99,8 @@ class Speeds(Measurement):
         """Return the table, the suggestion, its ratio and the reason as plain values.
 
         Examples:
-            >>> ratio = model.tune_speed(x, y, verbose=0).to_dict()["ratio"]
+            >>> found = model.tune_speed(x, y, seconds=3, verbose=0)
+            >>> ratio = found.to_dict()["ratio"]
         """
         return super().to_dict() | {"ratio": self.ratio, "noise": self.noise, "lines": list(self.lines)}
 

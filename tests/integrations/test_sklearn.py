@@ -565,3 +565,10 @@ def test_the_error_without_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=re.escape('pip install "easytorch-fit[sklearn]"')):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_labels_of_a_module_with_nan_get_a_warning():
+    classifier = Classifier(epochs=1, random_state=0).fit(X, NAMES)
+    next(classifier.module_.parameters()).data[:] = float("nan")
+    with pytest.warns(UserWarning, match="classes of 150 of 150 samples have no meaning"):
+        classifier.predict(X)
