@@ -122,12 +122,15 @@ def goals(rounds_by_name: dict[str, list[dict[str, Any]]], start: dict[str, Any]
     for name, rounds in rounds_by_name.items():
         ratios, goal = report.compute_ratios(name, rounds), PLAN[name].goal
         ours = statistics.median(ratios["easytorch"])
-        cells = [PLAN[name].title, f"{goal:.2f}", f"{ours:.2f}" + " (missed)" * (round(ours, 2) > goal)]
-        if name == "import":
-            cells += ["", ""]
-        else:
-            again = ratios[f"raw{AGAIN}"]
+        again = ratios.get(f"raw{AGAIN}", [])
+        # A goal of 1.00 is that of the plain loop, within the noise of the plain loop.
+        limit = max(goal, *again) if goal == 1.0 else goal
+        verdict = " (missed)" if ours > limit + 0.005 else " (within noise)" if ours > goal + 0.005 else ""
+        cells = [PLAN[name].title, f"{goal:.2f}", f"{ours:.2f}{verdict}"]
+        if again:
             cells += [f"{statistics.median(ratios['tuned']):.2f}", f"{min(again):.2f} to {max(again):.2f}"]
+        else:
+            cells += ["", ""]
         rows.append([*cells, str(len(rounds))])
     wait = start["seconds"]["checkpoint"]
     share = wait["easytorch"] / wait["torch"]
@@ -154,7 +157,7 @@ def describe_conditions(rounds_by_name: dict[str, list[dict[str, Any]]], conditi
     commits = dict.fromkeys(report.find_commit(rounds[0]) for rounds in rounds_by_name.values())
     versions = conditions["versions"]
     return (
-        f"Medians of {number} rounds on {conditions['machine']}, with {conditions['threads']}: "
+        f"Medians of {number} rounds on {conditions['machine']} (threads: {conditions['threads']}): "
         f"torch {versions['torch']}, Python {versions['Python']}, easytorch at commit {', '.join(commits)}."
     )
 
@@ -172,7 +175,7 @@ def library_conditions(rounds_by_name: dict[str, list[dict[str, Any]]], conditio
     number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     rows = [
         ["condition", "value"],
-        ["hardware", f"{conditions['machine']}; {conditions['threads']}; no GPU measurements yet"],
+        ["hardware", f"{conditions['machine']}; threads: {conditions['threads']}; no GPU measurements yet"],
         ["versions", f"{versions}; Keras on the torch backend; easytorch at commit {', '.join(commits)}"],
         ["noise", f"medians of {number} rounds; the plain loop next to itself takes {min(again):.2f} to "
                   f"{max(again):.2f} times its time"],
