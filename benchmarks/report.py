@@ -226,7 +226,7 @@ def draw_figure(results: dict[str, Any], path: Path) -> None:
             if reference is not None:
                 axes.axvline(reference, color=gray, linewidth=0.8, linestyle=":")
             axes.set_yticks(range(len(values_by_name)), [CONTESTANTS[name].title for name in values_by_name])
-            axes.set_title(title, fontsize=9, loc="left")
+            axes.set_title(title, fontsize=9, loc="left", x=-0.38)
             axes.set_xlim(0, 1.2 * max(quartiles(values)[2] for values in values_by_name.values()))
             axes.invert_yaxis()
             axes.spines[["top", "right", "left"]].set_visible(False)
