@@ -8,8 +8,8 @@ import warnings
 import pytest
 import torch
 
-from easytorch import Model
-from easytorch.callbacks import CSVLogger, EarlyStopping, LambdaCallback, ReduceLROnPlateau
+from easytorch import Model, ResumeError
+from easytorch.callbacks import CSVLogger, EarlyStopping, Freeze, LambdaCallback, ReduceLROnPlateau
 from tests.loops import blobs, mlp, same_weights
 from tests.test_interrupts import SendSignal
 
@@ -130,3 +130,73 @@ class TestOptimizer:
             warnings.simplefilter("error")
             model = fit(tmp_path, scheduler=schedule)
         assert model.history["lr"] == pytest.approx([0.01, 0.001, 0.0001])
+
+
+class TestFitArguments:
+    """What a program passes to ``fit``, and what it freezes before."""
+
+    def run(self, folder, *callbacks, frozen=(), **options):
+        torch.manual_seed(0)
+        model = Model(mlp(), device="cpu")
+        for name in frozen:
+            model.module.get_parameter(name).requires_grad_(False)
+        model.compile(adam(), "cross_entropy")
+        data = {"batch_size": 16, "resume": folder, "verbose": 0}
+        model.fit(X, Y, callbacks=callbacks, **data, **options)
+        return model
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"class_weight": {1: 2.0}},
+                r"class_weight changed from None to '\{1: 2.0\}'; continuing with the new value",
+            ),
+            ({"shuffle": False}, "shuffle changed from True to False; continuing with the new value"),
+            ({"sample_weight": torch.ones(48)}, "sample_weight changed from False to True; continuing"),
+        ],
+    )
+    def test_a_changed_argument_is_a_warning(self, tmp_path, options, message):
+        self.run(tmp_path)
+        with pytest.warns(UserWarning, match=message):
+            self.run(tmp_path, epochs=2, **options)
+
+    def test_equal_weights_in_another_order_are_no_change(self, tmp_path):
+        self.run(tmp_path, class_weight={0: 1.0, 1: 2.0})
+        self.run(tmp_path, class_weight={1: 2.0, 0: 1.0}, epochs=2)
+
+    @pytest.mark.parametrize("frozen", [("0.weight",), ()])
+    def test_a_parameter_frozen_or_unfrozen_since_is_a_warning(self, tmp_path, frozen):
+        self.run(tmp_path, frozen={"0.weight"} - {*frozen})
+        with pytest.warns(
+            UserWarning, match="requires_grad changed for '0.weight'; the resumed run keeps the old value"
+        ):
+            model = self.run(tmp_path, frozen=frozen, epochs=2)
+        assert model.module.get_parameter("0.weight").requires_grad == bool(frozen)
+
+    def test_a_callback_that_freezes_resumes_without_a_warning(self, tmp_path):
+        def freeze(epoch, logs):
+            model.module.get_parameter("0.weight").requires_grad_(False)
+
+        model = Model(mlp(), device="cpu").compile(adam(), "cross_entropy")
+        for epochs in 1, 2:
+            model.fit(
+                X,
+                Y,
+                epochs=epochs,
+                batch_size=16,
+                callbacks=LambdaCallback(on_epoch_end=freeze),
+                resume=tmp_path,
+                verbose=0,
+            )
+        model = self.run(tmp_path, LambdaCallback(on_epoch_end=freeze), epochs=3)
+        assert not model.module.get_parameter("0.weight").requires_grad
+
+    @pytest.mark.parametrize(
+        ("before", "now"),
+        [([], [Freeze("0")]), ([Freeze("0")], []), ([Freeze("0", until=1)], [Freeze("0", until=2)])],
+    )
+    def test_other_frozen_layers_are_an_error(self, tmp_path, before, now):
+        self.run(tmp_path, *before)
+        with pytest.raises(ResumeError, match=r"the run had the frozen layers .*Pass the same"):
+            self.run(tmp_path, *now, epochs=3)

@@ -76,18 +76,18 @@ def compiled_model(**options):
 
 
 def test_a_changed_rate_is_a_warning_and_has_no_effect(tmp_path):
-    compiled_model().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    compiled_model(scheduler=None).fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
     with pytest.warns(
         UserWarning, match=r"lr changed from None to 0\.1; the resumed run keeps the old value.*without resume"
     ):
-        compiled_model(lr=0.1).fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
-    history = compiled_model().fit(*blobs(), epochs=3, resume=tmp_path, verbose=0)
+        compiled_model(scheduler=None, lr=0.1).fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
+    history = compiled_model(scheduler=None).fit(*blobs(), epochs=3, resume=tmp_path, verbose=0)
     assert max(history["lr"]) <= 0.001
 
 
 def test_a_changed_clipping_is_a_warning_and_takes_effect(tmp_path):
-    compiled_model().fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
-    model = compiled_model(clip_grad_norm=1e-9)
+    compiled_model(scheduler=None).fit(*blobs(), epochs=1, resume=tmp_path, verbose=0)
+    model = compiled_model(scheduler=None, clip_grad_norm=1e-9)
     with pytest.warns(UserWarning, match="clip_grad_norm changed from None to 1e-09; continuing with the new value"):
         model.fit(*blobs(), epochs=2, resume=tmp_path, verbose=0)
 

@@ -97,6 +97,7 @@ class FitRecord:
         continues: Whether the optimizer or a schedule had a state, of earlier updates.
         first_epoch: Number of epochs before.
         class_names: The names of the classes, if the labels were text.
+        trainable: The names of the parameters that the program trains, before callbacks freeze any.
     """
 
     x: DataForm
@@ -114,6 +115,7 @@ class FitRecord:
     callbacks: tuple[CallbackRecord, ...]
     rates: tuple[float, ...]
     continues: bool
+    trainable: tuple[str, ...]
 
 
 def record_fit(
@@ -132,7 +134,7 @@ def record_fit(
     **options: Any,
 ) -> FitRecord:
     """Return the record of a fit of ``model`` with these arguments, whose labels were text if there are ``text_labels``."""
-    optimizer = model.require_optimizer("fit")
+    optimizer, named = model.require_optimizer("fit"), model.module.named_parameters()
     first = model.state.epoch if initial_epoch is None else initial_epoch
     validation = (
         None if validation_data is None else _data_form(*unpack_tuple(validation_data, None, None), text_labels)
@@ -150,6 +152,7 @@ def record_fit(
         callbacks=tuple(record_callback(callback) for callback in callbacks if _is_of_user(callback, model)),
         rates=tuple(float(group["lr"]) for group in optimizer.param_groups),
         continues=_has_state(model),
+        trainable=tuple(name for name, parameter in named if parameter.requires_grad),
         **options,
     )
 

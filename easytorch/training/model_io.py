@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import torch
 
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback, CallbackList
+from easytorch.callbacks.freeze import Freeze
+from easytorch.callbacks.lr_schedulers import Schedule
 from easytorch.checkpoint import files, rotation, serialization, state_dicts
 from easytorch.checkpoint.storage import Location, storage_of, to_location
 from easytorch.data.class_names import read_names
@@ -31,6 +34,8 @@ RESTORED_FROM_CHECKPOINT = ("lr", "optimizer_options")
 SHARED_KINDS = ("stateful", "tensor")
 # Settings of an optimizer that change its speed and not its results.
 IMPLEMENTATION_SETTINGS = ("foreach", "fused", "capturable", "differentiable")
+# Arguments of fit that a resumed run may change, with a warning.
+FIT_ARGUMENTS = ("class_weight", "shuffle", "sample_weight")
 
 
 # Files
@@ -174,6 +179,7 @@ def training_state(model: Model) -> dict[str, Any]:
         "environment": _environment(model),
         "flags": _flags(model),
         "settings": _settings(model),
+        "fit": _fit_settings(model),
         **ranks[0],
         **({} if len(ranks) == 1 else {"ranks": ranks}),
     }
@@ -379,10 +385,14 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
     schedulers = [(saved or {}).get("scheduler") for saved in arguments]
     names = [content.get("class_names"), read_names(model.class_names)]
     columns = [_read_columns(content), _plain_columns(model.columns)]
+    # Freeze has no state of its own, but without it, the layers of the checkpoint would stay frozen.
+    settings = _fit_settings(model)
+    frozen = [content.get("fit", settings)["frozen"], settings["frozen"]]
     for name, before, now in (
         # A scheduler object has no name to compare, but a state.
         ("scheduler", *(schedulers if all(schedulers) else [None, None])),
         ("callbacks with state", [name for name, _ in content["callbacks"]], callbacks),
+        ("frozen layers", *frozen),
         ("metrics", content["metrics"]["names"], model.metrics.names),
         # Class numbers of a loader have names only if the user sets them.
         ("classes", *(names if all(names) else [None, None])),
@@ -411,6 +421,7 @@ def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
             f"{change}; continuing with the new value, so results will differ from the original run. To avoid it, pass "
             "the old value to compile()."
         )
+    _warn_of_changed_fit(model, content)
     if _is_named_optimizer(content["compiled"]) and _is_named_optimizer(model.compile_args):
         _keep_optimizer_arguments(model, content["compiled"])
         return
@@ -420,6 +431,54 @@ def _warn_of_changes(model: Model, content: Mapping[str, Any]) -> None:
             f"{change} in the optimizer; the resumed run keeps the old value. To use the new one, load() the checkpoint, set "
             "model.optimizer.lr or another value in model.optimizer.param_groups, and call fit() without resume."
         )
+
+
+def _warn_of_changed_fit(model: Model, content: Mapping[str, Any]) -> None:
+    """Warn of arguments of ``fit`` that were changed, and of parameters that were frozen or unfrozen since."""
+    before, now = content.get("fit", {}), _fit_settings(model)
+    for change in _changes(before, {name: now[name] for name in FIT_ARGUMENTS if name in before}):
+        warn(
+            f"{change}; continuing with the new value, so results will differ from the original run. To avoid it, pass "
+            "the old value to fit()."
+        )
+    trainable = set(now["trainable"])
+    # The same process may resume its own run, in which a callback has frozen or unfrozen parameters.
+    starts = [set(before.get("trainable", trainable)), set((content.get("flags") or now)["trainable"])]
+    if trainable not in starts:
+        names = sorted(trainable ^ starts[0])
+        shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        warn(
+            f"requires_grad changed for {shown}; the resumed run keeps the old value. To use the new one, load() the "
+            "checkpoint and call fit() without resume."
+        )
+    if "trainable" in before:
+        # The checkpoints of this process remain those of the first start.
+        record = model.callbacks.params["record"]
+        model.callbacks.params["record"] = dataclasses.replace(record, trainable=tuple(before["trainable"]))
+    state, planned = content["state"], model.state.last - model.state.first
+    epochs = state["last"] - state["first"]
+    schedule = next((callback for callback in model.callbacks.callbacks if isinstance(callback, Schedule)), None)
+    if schedule is not None and planned != epochs and state["epoch"] < state["first"] + planned:
+        warn(
+            f"epochs changed from {epochs} to {planned}, so {schedule!r} continues on the curve of {planned} epochs: the "
+            f"learning rate jumps, and results will differ from a run that started with epochs={planned}. For its results, "
+            "start a new run in another folder."
+        )
+
+
+def _fit_settings(model: Model) -> dict[str, Any]:
+    """Return what a resumed run compares with its own call of ``fit``, as plain values."""
+    record = model.callbacks.params["record"]
+    weights = record.class_weight
+    if isinstance(weights, dict):
+        weights = {name: weights[name] for name in sorted(weights, key=str)}
+    return {
+        "class_weight": None if weights is None else repr(weights),
+        "shuffle": record.shuffle is not False,
+        "sample_weight": record.x.sample_weight is not None,
+        "frozen": sorted(repr(callback) for callback in model.callbacks.callbacks if isinstance(callback, Freeze)),
+        "trainable": [_plain_name(name) for name in record.trainable],
+    }
 
 
 def _comparable_arguments(saved: Mapping[str, Any]) -> dict[str, Any]:

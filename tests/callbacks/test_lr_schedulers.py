@@ -425,7 +425,8 @@ def test_the_named_one_cycle_accepts_no_momentum():
 @pytest.mark.parametrize("name", Schedule.NAMES)
 def test_a_schedule_has_the_length_of_a_continued_run(name, tmp_path):
     train(new_model(scheduler=name), 2, resume=tmp_path)
-    train(new_model(scheduler=name), 4, rates := Rates(), resume=tmp_path)
+    with pytest.warns(UserWarning, match="epochs changed from 2 to 4"):
+        train(new_model(scheduler=name), 4, rates := Rates(), resume=tmp_path)
     # The first update still has the rate that the run ended with.
     assert rates.used[1:] == pytest.approx(rates_in(4, scheduler=name)[2 * UPDATES + 1 :])
 
@@ -441,7 +442,10 @@ def test_a_named_schedule_restarts_in_a_second_fit():
 def test_a_resumed_schedule_ends_with_the_longer_run(name, tmp_path):
     train(new_model(scheduler=name), 2, resume=tmp_path)
     rates = Rates()
-    train(new_model(scheduler=name), 4, rates, resume=tmp_path)
+    with pytest.warns(
+        UserWarning, match=rf"epochs changed from 2 to 4, so scheduler='{name}' continues on the curve of 4"
+    ):
+        train(new_model(scheduler=name), 4, rates, resume=tmp_path)
     assert rates.used == pytest.approx(rates_in(4, scheduler=name)[2 * UPDATES :])
 
 
