@@ -334,7 +334,10 @@ def draw_figure(results: dict[str, Any], path: Path) -> None:
                 values = [point[who]["microseconds"] for point in points.values()]
                 label = "loop in plain torch" if who == "loop" else "easytorch"
                 axes.plot(counts, values, "o-", color=color, linewidth=width, markersize=4, label=label)
-            axes.set_xscale("symlog" if 0 in counts else "log")
+            if curve == "processes":
+                axes.set_xticks(counts)
+            else:
+                axes.set_xscale("symlog" if 0 in counts else "log")
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))

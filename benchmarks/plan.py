@@ -15,6 +15,7 @@ class Workload:
 
     Args:
         title: A description of one line.
+        label: A short title, for the head of a column.
         verb: ``"fit"``, ``"evaluate"``, ``"predict"`` or ``"import"``.
         kind: The kind of data: ``"tensors"`` in a ``TensorDataset``; NumPy ``"arrays"``; ``"samples"`` of a custom dataset
             that cannot be sliced; PIL ``"images"`` with a transform.
@@ -26,6 +27,7 @@ class Workload:
     """
 
     title: str
+    label: str
     verb: str = "fit"
     network: str = "mlp"
     data: str = "MNIST"
@@ -47,18 +49,22 @@ ROWS = {"samples": 6_400, "quick": 1_280, "is_kernels": True}
 CALLS = {"samples": 10_000, "passes": 5}
 
 PLAN = {
-    "mlp": Workload("MLP, SGD, DataLoader over a TensorDataset", goal=0.75, **SGD_002),
-    "mlp-arrays": Workload("MLP, Adam, arrays", kind="arrays", goal=0.62),
-    "mlp-samples": Workload("MLP, SGD, a custom Dataset", kind="samples", goal=0.95, **SGD_002),
-    "pil": Workload("MLP, SGD, PIL images, second epoch", goal=0.18, **PIL),
-    "cnn": Workload("CNN, SGD with momentum", goal=1.00, **CNN),
-    "lstm": Workload("LSTM, Adam", network="lstm", goal=1.00, **ROWS),
-    "transformer": Workload("Transformer, Adam", network="transformer", goal=1.00, **ROWS),
-    "evaluate": Workload("Evaluate, a TensorDataset", "evaluate", goal=0.55, **CALLS),
-    "evaluate-samples": Workload("Evaluate, a custom Dataset", "evaluate", kind="samples", goal=1.00, **CALLS),
-    "predict": Workload("Predict, a TensorDataset", "predict", goal=0.55, **CALLS),
-    "predict-samples": Workload("Predict, a custom Dataset", "predict", kind="samples", goal=1.00, **CALLS),
-    "import": Workload("Import, seconds in addition to torch", "import", goal=0.25),
+    "mlp": Workload("MLP, SGD, DataLoader over a TensorDataset", "MLP, loader", goal=0.75, **SGD_002),
+    "mlp-arrays": Workload("MLP, Adam, arrays", "MLP, arrays", kind="arrays", goal=0.62),
+    "mlp-samples": Workload("MLP, SGD, a custom Dataset", "MLP, dataset", kind="samples", goal=0.95, **SGD_002),
+    "pil": Workload("MLP, SGD, PIL images, second epoch", "MLP, PIL", goal=0.18, **PIL),
+    "cnn": Workload("CNN, SGD with momentum", "CNN", goal=1.00, **CNN),
+    "lstm": Workload("LSTM, Adam", "LSTM", network="lstm", goal=1.00, **ROWS),
+    "transformer": Workload("Transformer, Adam", "Transformer", network="transformer", goal=1.00, **ROWS),
+    "evaluate": Workload("Evaluate, a TensorDataset", "evaluate", "evaluate", goal=0.55, **CALLS),
+    "evaluate-samples": Workload(
+        "Evaluate, a custom Dataset", "evaluate, dataset", "evaluate", kind="samples", goal=1.00, **CALLS
+    ),
+    "predict": Workload("Predict, a TensorDataset", "predict", "predict", goal=0.55, **CALLS),
+    "predict-samples": Workload(
+        "Predict, a custom Dataset", "predict, dataset", "predict", kind="samples", goal=1.00, **CALLS
+    ),
+    "import": Workload("Import, seconds in addition to torch", "import", "import", goal=0.25),
 }
 
 

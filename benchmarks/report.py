@@ -82,20 +82,52 @@ def print_report(results: dict[str, Any]) -> None:
 
 def print_against_libraries(rounds_by_name: dict[str, list[dict[str, Any]]]) -> None:
     """Print our time divided by that of each library, and the range of the library next to itself where it was measured."""
-    names = [name for name in LIBRARIES if any(name in cells for rounds in rounds_by_name.values() for cells in rounds)]
-    if not names:
+    if not find_libraries(rounds_by_name):
         return
-    rows = [["our time / theirs", *(CONTESTANTS[name].title for name in names)]]
-    for workload, rounds in rounds_by_name.items():
-        ratios = {name: compare("easytorch", name, rounds) for name in names}
-        cells = [f"{statistics.median(values):.2f}" if values else "" for values in ratios.values()]
-        rows.append([PLAN[workload].title, *(f"**{cell}**" if cell and float(cell) > 1 else cell for cell in cells)])
-        controls = [compare(f"{name}{AGAIN}", name, rounds) for name in names]
-        if any(controls):
-            ranges = [f"{min(values):.2f} - {max(values):.2f}" if values else "" for values in controls]
-            rows.append(["the library next to itself", *ranges])
-    print("\nMedians; larger than 1.00 in bold. Ranges: the same library twice in each round, which is the noise.\n")
-    print_table(rows)
+    print("\nMedians; larger than 1.00 in bold. Ranges: the same library twice in each round, which is the noise.")
+    for rows in compare_with_libraries(rounds_by_name, controls=True):
+        print()
+        print_table(rows)
+
+
+def compare_with_libraries(
+    rounds_by_name: dict[str, list[dict[str, Any]]], controls: bool = False
+) -> list[list[list[str]]]:
+    """Return the rows of two tables with our time divided by that of each library: of training, and of the rest.
+
+    The libraries are the rows, so that the tables fit a page.
+
+    Args:
+        rounds_by_name: The rounds of each workload.
+        controls: Add the range of each library next to itself, where it was measured twice.
+    """
+    tables = []
+    for is_fit in (True, False):
+        names = [name for name in rounds_by_name if (PLAN[name].verb == "fit") == is_fit]
+        rows = [["our time / theirs", *(PLAN[name].label for name in names)]]
+        for library in find_libraries({name: rounds_by_name[name] for name in names}):
+            medians = [compare_medians("easytorch", library, rounds_by_name[name]) for name in names]
+            cells = ["" if median is None else f"{median:.2f}" for median in medians]
+            rows.append(
+                [CONTESTANTS[library].title, *(f"**{cell}**" if cell and float(cell) > 1 else cell for cell in cells)]
+            )
+            ranges = [compare(f"{library}{AGAIN}", library, rounds_by_name[name]) for name in names]
+            if controls and any(ranges):
+                cells = [f"{min(values):.2f} - {max(values):.2f}" if values else "" for values in ranges]
+                rows.append([f"{CONTESTANTS[library].title} next to itself", *cells])
+        tables.append(rows)
+    return [rows for rows in tables if len(rows) > 1]
+
+
+def find_libraries(rounds_by_name: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return the libraries that were measured."""
+    return [name for name in LIBRARIES if any(name in cells for rounds in rounds_by_name.values() for cells in rounds)]
+
+
+def compare_medians(first: str, second: str, rounds: list[dict[str, Any]]) -> float | None:
+    """Return the median of ``compare``, or None without a round that has both."""
+    ratios = compare(first, second, rounds)
+    return statistics.median(ratios) if ratios else None
 
 
 def print_workload(workload: str, rounds: list[dict[str, Any]], failed: dict[str, str]) -> None:
@@ -194,7 +226,7 @@ def draw_figure(results: dict[str, Any], path: Path) -> None:
             if reference is not None:
                 axes.axvline(reference, color=gray, linewidth=0.8, linestyle=":")
             axes.set_yticks(range(len(values_by_name)), [CONTESTANTS[name].title for name in values_by_name])
-            axes.set_title(title, fontsize=9, loc="left")
+            axes.set_title(title, fontsize=9, loc="left", x=-0.38)
             axes.set_xlim(0, 1.2 * max(quartiles(values)[2] for values in values_by_name.values()))
             axes.invert_yaxis()
             axes.spines[["top", "right", "left"]].set_visible(False)

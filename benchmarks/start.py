@@ -2,7 +2,7 @@
 
     python -m benchmarks.start --pin 1 --json start.json --markdown start.md
 
-Import, ``compile``, the first step, resume of a run with a long history, and saving and loading of a large model. Each is
+``compile``, the first step, resume of a run with a long history, and saving and loading of a large model. Each is
 measured in separate processes, in turns. With ``--pin`` the seconds of what only computes are CPU seconds; those of files
 are wall-clock seconds.
 """
@@ -64,7 +64,11 @@ def main() -> None:
 def measure_all(args: Any) -> dict[str, Any]:
     """Return the median seconds of each task, with torch and with easytorch."""
     compileall.compile_dir(ROOT / "easytorch", quiet=1)  # like an installed package
-    sizes = {"epochs": args.epochs, "gigabytes": 4 * LAYERS * args.width * (args.width + 1) / 1e9}
+    sizes = {
+        "epochs": args.epochs,
+        "gigabytes": 4 * LAYERS * args.width * (args.width + 1) / 1e9,
+        "rounds": args.rounds,
+    }
     results: dict[str, Any] = {"machine": get_processor(), "easytorch": get_revision(), **sizes, "seconds": {}}
     with tempfile.TemporaryDirectory() as folder:
         for preparation in ("history", "weights"):
@@ -91,7 +95,12 @@ def run_task(task: str, args: Any, folder: str) -> float:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print the table."""
+    print(f"\n{results['machine']}; easytorch {results['easytorch']}.\n")
+    print_table(make_rows(results))
+
+
+def make_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the table."""
     rows = [["", "plain torch, s", "easytorch, s", "difference, s"]]
     for name, seconds in results["seconds"].items():
         title = TITLES.get(name, name).format(**results)
@@ -103,8 +112,7 @@ def print_results(results: dict[str, Any]) -> None:
                 f"{seconds['easytorch'] - seconds['torch']:+.3f}",
             ]
         )
-    print(f"\n{results['machine']}; easytorch {results['easytorch']}.\n")
-    print_table(rows)
+    return rows
 
 
 # Tasks
@@ -116,18 +124,6 @@ def measure(run: Callable[[], Any], args: Any, *, waits: bool = False) -> float:
     start = clock()
     run()
     return clock() - start
-
-
-def import_torch(args: Any) -> float:
-    return measure(lambda: __import__("torch"), args)
-
-
-def import_easytorch(args: Any) -> float:
-    def run() -> None:
-        __import__("torch")
-        __import__("easytorch")
-
-    return measure(run, args)
 
 
 def make_module() -> Any:
@@ -332,7 +328,6 @@ TITLES = {
 }
 TASKS: dict[str, dict[str, Callable[[Any], float]]] = {
     "prepare": {"history": prepare_history, "weights": prepare_weights},
-    "import": {"torch": import_torch, "easytorch": import_easytorch},
     "compile": {"torch": compile_torch, "easytorch": compile_easytorch},
     "first step": {"torch": step_with_torch, "easytorch": step_with_easytorch},
     "resume": {"torch": resume_with_torch, "easytorch": resume_with_easytorch},

@@ -25,16 +25,16 @@ from torch import nn
 from easytorch import optimizer_group, optimizers
 from easytorch._utils import api_errors, api_hints
 from easytorch._utils.forward_signature import ForwardSignature
-from easytorch._utils.integers import optional_positive_number, positive_int
+from easytorch._utils.integers import boolean, optional_boolean, optional_positive_number, positive_int
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.train_mode import in_eval_mode, in_train_mode
-from easytorch.callbacks.advice import WarnOnMisspelledEntry
-from easytorch.callbacks.base import CallbackList, as_callback_list
+from easytorch.callbacks.advice import WarnOnMisspelledEntry, advise_on_batches
+from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
 from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
-from easytorch.callbacks.lr_schedulers import LRScheduler, as_saved
+from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data import batch as batch_functions
 from easytorch.data import predictions
@@ -62,7 +62,12 @@ from easytorch.strategies.device import pick_device
 from easytorch.training import model_io
 from easytorch.training.attributes import AttributeState
 from easytorch.training.closures import check_closure
-from easytorch.training.compile_arguments import FOR_EVALUATION, FOR_PREDICTION, missing_arguments_hint
+from easytorch.training.compile_arguments import (
+    FOR_EVALUATION,
+    FOR_PREDICTION,
+    arguments_to_save,
+    missing_arguments_hint,
+)
 from easytorch.training.evaluation import evaluation_session, known_targets, separate_metrics
 from easytorch.training.fit_data import FitData
 from easytorch.training.overrides import adapt_overrides
@@ -162,6 +167,7 @@ class Model:
         self.compile_args: dict[str, Any] | None = None  # arguments of compile that are saved to files
         self.unrestored_arguments: dict[str, Any] | None = None  # those of a loaded model, if the file lacks some
         self.callbacks = CallbackList([], self, {})
+        self.batch_advice: list[Callback] = []  # for train_on_batch, until it has no more to say
         self.recorded_history = History()  # ``history`` is a view of it that knows the model
         self.train_data: EpochIterator | None = None  # only while fit runs
         self.last_fit: dict[str, Any] = {}  # data of the last fit, for evaluate() and summary()
@@ -344,7 +350,7 @@ class Model:
         self.callbacks.params["test_steps"] = count_batches(batches)
         self.stop_evaluating = False
         self.callbacks.on_test_begin({})
-        with evaluation_session(self, loader):
+        with evaluation_session(self, loader), batches:
             for i, batch in enumerate(batches):
                 self.metrics.batch = batch  # for callbacks, see current_batch
                 self.callbacks.on_test_batch_begin(i, {})
@@ -397,6 +403,7 @@ class Model:
             >>> names = list(scores.keys())
         """
         self.require_compiled("evaluate")
+        return_dict = boolean("return_dict", return_dict)
         if x is None:
             name, loader = self._last_fit_data(y=y, batch_size=batch_size, sample_weight=sample_weight)
         else:
@@ -469,7 +476,7 @@ class Model:
         """
         if isinstance(x, torch.Tensor) and training is None:  # by far the most frequent case
             return self.strategy.forward(x)
-        if training is not None:
+        if optional_boolean("training", training) is not None:
             with (in_train_mode if training else in_eval_mode)(self.module):
                 return self(x)
         if type(x) is list:
@@ -541,7 +548,7 @@ class Model:
             (60, 3)
         """
         return self._predict(
-            x, targets=targets, batch_size=batch_size, steps=steps, to=to, verbose=verbose,
+            x, targets=boolean("targets", targets), batch_size=batch_size, steps=steps, to=to, verbose=verbose,
             callbacks=callbacks,
         )  # fmt: skip
 
@@ -571,6 +578,8 @@ class Model:
     ) -> Any:
         """Return the most probable class of each sample; for a binary loss 0 or 1 for each label.
 
+        A warning lists the samples for which the module returns NaN: their classes have no meaning.
+
         Args:
             x: Inputs of any kind that ``fit`` takes. Targets are ignored.
             threshold: For a binary loss, the probability above which a label is 1; None for 0.5.
@@ -589,8 +598,11 @@ class Model:
             >>> names = model.predict_classes(x, verbose=0)
         """
         self._require_arguments("predict_classes", FOR_PREDICTION)
+        names = boolean("names", names)
         find_classes = functools.partial(self.loss.classes, threshold=threshold)
-        classes = self._predict(x, find_classes, batch_size=batch_size, verbose=verbose)
+        collector = self.strategy.output_collector(predictions.OutputCollector())
+        with predictions.ClassFinder(find_classes, collector) as finder:
+            classes = self._predict(x, finder, batch_size=batch_size, verbose=verbose)
         return self.loss.name_classes(classes, read_names(self.class_names)) if names else classes
 
     def _predict(
@@ -614,8 +626,11 @@ class Model:
         active = [*collect_callbacks(callbacks, verbose), WarnOnMisspelledEntry()]
         callback_list = CallbackList(active, self, {"verbose": verbose})
         session = reporting_errors(self, callback_list, "predict", loader, steps=steps, x=x)
-        with session, self.strategy.evaluating(), in_eval_mode(self.module), torch.no_grad(), collector:
-            batches = self.strategy.batches(loader, steps)
+        evaluating = self.strategy.evaluating()
+        with (
+            session, evaluating, in_eval_mode(self.module), torch.no_grad(), collector,
+            self.strategy.batches(loader, steps) as batches,
+        ):  # fmt: skip
             self.callbacks.params["test_steps"] = count_batches(batches)
             self.stop_predicting = False
             self.callbacks.on_predict_begin({})
@@ -701,6 +716,7 @@ class Model:
         window_size = positive_int("gradient_accumulation_steps", gradient_accumulation_steps)
         optional_positive_number("clip_grad_norm", clip_grad_norm)
         optional_positive_number("clip_grad_value", clip_grad_value)
+        channels_last = boolean("channels_last", channels_last)
         new_loss = resolve_loss(loss, loss_weights, self.module)
         new_metrics = resolve_metrics(metrics, new_loss, weighted_metrics, validation_only)
         new_strategy = Strategy.of(strategy, self.device, precision=precision, jit_compile=jit_compile)
@@ -724,19 +740,12 @@ class Model:
         self.gradient_accumulation_steps, self.unrestored_arguments = window_size, None
         # The record is of a fit with the settings of the last compile().
         self.last_fit = {**self.last_fit, "record": None} if self.last_fit else {}
-        has_name = optimizer_group.is_plain(optimizer)  # otherwise the optimizer itself has its options
-        self.compile_args = {
-            "optimizer": optimizer if has_name else new_optimizer, "lr": lr if has_name else None,
-            "optimizer_options": dict(optimizer_options) if has_name else {}, "loss": loss, "loss_weights": loss_weights,
-            "metrics": metrics, "weighted_metrics": weighted_metrics, "clip_grad_norm": clip_grad_norm,
-            "clip_grad_value": clip_grad_value, "gradient_accumulation_steps": gradient_accumulation_steps,
-        }  # fmt: skip
-        if validation_only:
-            self.compile_args["validation_only"] = list(validation_only)
-        if scheduler is not None:
-            self.compile_args["scheduler"] = as_saved(scheduler, new_schedules)
-        if update_every is not None:
-            self.compile_args["update_every"] = dict(update_every)
+        self.compile_args = arguments_to_save(
+            optimizer, new_optimizer, lr, optimizer_options, scheduler, new_schedules, update_every, validation_only,
+            loss=loss, loss_weights=loss_weights, metrics=metrics, weighted_metrics=weighted_metrics,
+            clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value, gradient_accumulation_steps=window_size,
+        )  # fmt: skip
+        self.batch_advice = advise_on_batches(self)
         self.attribute_state.start()
         return self
 
@@ -798,7 +807,7 @@ class Model:
         self.require_optimizer("train_on_batch")
         batch = self._as_batch(x, y, sample_weight)
         call = self.strategy.group.call("train_on_batch")
-        checks = CallbackList([WarnOnMisspelledEntry()], self, {})
+        checks = CallbackList([WarnOnMisspelledEntry(), *self.batch_advice], self, {})
         with call, update_session(self, checks), separate_metrics(self):
             window = Window([batch])
             window.functions = BatchFunctions(self.batch_size, self.unpack)
@@ -806,7 +815,9 @@ class Model:
             checks.on_train_batch_begin(0, {})
             self.update(window)
             self.state.step += 1
-            return Scores(to_floats(self.strategy.merge_metrics(self.metrics).compute()), self, "this batch")
+            scores = to_floats(self.strategy.merge_metrics(self.metrics).compute())
+            checks.on_train_batch_end(0, scores)
+            return Scores(scores, self, "this batch")
 
     def test_on_batch(
         self, x: DataLike, y: TargetLike | None = None, sample_weight: SampleWeightLike | None = None
@@ -921,7 +932,7 @@ class Model:
             >>> path = model.save_weights("weights.pt")
             >>> loaded = Model(net).load_weights("weights.pt")
         """
-        model_io.load_weights(self, path, strict)
+        model_io.load_weights(self, path, boolean("strict", strict))
         return self
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from easytorch._utils.api_errors import missing_class_error, unexpected_argument_error
 from easytorch._utils.api_hints import OPTIMIZER_HINTS
+from easytorch._utils.integers import boolean
+from easytorch._utils.patterns import find_patterns
 from easytorch._utils.registry import find, get_name, quote_list
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.warnings import warn
@@ -23,6 +25,12 @@ __all__ = ["SAM", "TABLE"]
 
 # Options that choose an implementation. Whoever passes one of them gets torch's defaults for the others.
 IMPLEMENTATION_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
+# Classes of torch that cannot train complex parameters.
+REAL_OPTIMIZERS = ("Adafactor", "Muon", "SparseAdam")
+# Layers whose weights are matrices, but no linear maps, for which Muon is not meant.
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# Names of parameters in an error.
+MAX_NAMES = 5
 # Names of the learning rate as an attribute of an optimizer, in Keras and elsewhere.
 RATE_NAMES = ("lr", "learning_rate")
 
@@ -57,6 +65,7 @@ class SAM(torch.optim.Optimizer):
     ) -> None:
         if not _is_number(rho) or rho < 0:
             raise ValueError(f"rho must be a number of at least 0, received {rho!r}. Pass rho=0.05.")
+        adaptive = boolean("adaptive", adaptive)
         cls = _find_class(base) if isinstance(base, str) else base
         if not isinstance(cls, type) or needs_closure(cls):
             raise ValueError(
@@ -180,6 +189,7 @@ def create_optimizer(
         return _create_by_name(optimizer, parameters, module, lr, options)
     if isinstance(optimizer, torch.optim.Optimizer):
         return _check_instance(optimizer, parameters, lr)
+    _check_kind(optimizer, parameters, module)
     try:
         return _call_factory(optimizer, parameters, lr, options)
     except TypeError as error:  # of a function that takes any options and passes them on
@@ -359,11 +369,42 @@ def _create_by_name(
     name: str, parameters: list[nn.Parameter], module: nn.Module, lr: float | None, options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
     cls = _find_class(name)
+    _check_kind(cls, parameters, module)
     all_options = _with_rate(lr, options)
     optimizer: torch.optim.Optimizer = _create(
         cls, parameters, {**_fast_options(cls, parameters, module, all_options), **all_options}, all_options
     )
     return optimizer
+
+
+def _check_kind(optimizer: Any, parameters: Sequence[nn.Parameter], module: nn.Module) -> None:
+    """Raise a ``ValueError`` if ``optimizer`` is a class of torch that cannot train some of ``parameters``."""
+    title = optimizer.__name__ if isinstance(optimizer, type) and _is_torch_optimizer(optimizer) else ""
+    is_muon = title == "Muon"
+    if not is_muon and title not in REAL_OPTIMIZERS:
+        return
+    bad = {id(p) for p in parameters if p.is_complex() or (is_muon and p.ndim != 2)}
+    if not bad:
+        return
+    names = {id(p): name for name, p in module.named_parameters()}
+    titles = [names.get(id(p), "a parameter of the loss") for p in parameters if id(p) in bad]
+    embeddings = {id(p) for layer in module.modules() if isinstance(layer, EMBEDDINGS) for p in layer.parameters()}
+    others = bad | embeddings if is_muon else bad
+    good = [names[id(p)] for p in parameters if id(p) in names and id(p) not in others]
+    more = f" and {len(titles) - MAX_NAMES} more" if len(titles) > MAX_NAMES else ""
+    limits = "matrices of real numbers" if is_muon else "real numbers"
+    raise ValueError(
+        f"{title} trains {limits} only. It cannot train {quote_list(titles[:MAX_NAMES])}{more}. "
+        f"{_split_hint(good, title.lower(), [name for name in names.values() if name not in good])}"
+    )
+
+
+def _split_hint(names: Sequence[str], optimizer: str, others: Sequence[str]) -> str:
+    """Return how to train the parameters ``names`` with ``optimizer``, and ``others`` with AdamW."""
+    if not names:
+        return "Use 'adamw'."
+    by_pattern = dict.fromkeys(find_patterns(names, others), optimizer) | {"*": "adamw"}
+    return f"Use one optimizer for each kind: compile({by_pattern}, ...)."
 
 
 def _find_class(name: str) -> Any:
@@ -386,13 +427,30 @@ def _create(
     if not shown or not (_is_torch_optimizer(factory) or factory is SAM):
         return factory(parameters, **options)
     try:
-        return factory(parameters, **options)
-    except (ValueError, TypeError, RuntimeError) as error:
+        optimizer = factory(parameters, **options)
+        if not options.get("differentiable"):  # which is for a custom update
+            _try_step(factory, parameters[0], options)
+        return optimizer
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         values = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         raise ValueError(
-            f"{_title(factory)} cannot be created with {values}: {str(error).rstrip('.')}. Pass values that "
+            f"{_title(factory)} cannot be used with {values}: {str(error).rstrip('.')}. Pass values that "
             f"help({_title(factory)}) describes."
         ) from error
+
+
+def _try_step(factory: Callable[..., Any], parameter: nn.Parameter, options: Mapping[str, Any]) -> None:
+    """Update a small tensor with the same options, some of which torch checks in ``step`` only."""
+    trial = nn.Parameter(torch.zeros(2, 2, dtype=parameter.dtype, device=parameter.device))
+    gradient = torch.ones_like(trial)
+    optimizer = factory([trial], **options)
+
+    def closure() -> Tensor:
+        trial.grad = gradient.to_sparse() if isinstance(optimizer, torch.optim.SparseAdam) else gradient
+        return trial.detach().sum()
+
+    closure()
+    optimizer.step(closure)
 
 
 def _fast_options(

@@ -230,7 +230,9 @@ def format_page(table: list[tuple[str, ...]], seeds: list[int], machine: str) ->
         key = name.split()[0]
         file = "table" if key == "tabular" else key.replace("_", "-")
         page = f"tutorials/{file}.md" if key in PAGES else f"{SOURCE}/{key}.py"
-        cells = [f"[{PAGES.get(key, key)}]({page})", figure, as_percent(figure, reference), as_percent(figure, result)]
+        # Spaces that do not break keep a number and its deviation in one line.
+        measured = as_percent(figure, result).replace(" ± ", "\u00a0±\u00a0")
+        cells = [f"[{PAGES.get(key, key)}]({page})", figure, as_percent(figure, reference), measured]
         if reference:
             with_article.append([cells[0], article, *cells[1:], seconds])
         elif article == "-" and figure:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import pages, report
+from benchmarks.plan import AGAIN, CONTESTANTS, PLAN, choose_contestants
 
 ROOT = Path(__file__).parents[1]
 TITLES = [
@@ -95,3 +97,48 @@ def test_growth_and_start_write_their_tables(tmp_path):
     }
     options = ["--only", "resume,load", "--width", "64", "--epochs", "20", "--rounds", "1"]
     assert "resume, with a history of 20 epochs" in run_command("start", *options, *files)
+
+
+def read_results(name):
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+
+def test_pages_have_the_figures_of_the_results():
+    for name, text in pages.render(read_results("peers"), read_results("start")).items():
+        assert text == (ROOT / name).read_text(encoding="utf-8"), f"{name}: run python -m benchmarks.pages"
+
+
+def test_one_file_of_results_fills_all_pages():
+    seconds = {"easytorch": 1.0, "raw": 2.0, "tuned": 1.5, "keras": 3.0, "lightning": 8.0, "ignite": 0.9}
+    names = [name for name in CONTESTANTS if not name.endswith(AGAIN)]
+    peers = read_results("peers")
+    for workload in PLAN:
+        cells = choose_contestants(workload, names, names)
+        peers["rounds"][workload] = [
+            {name: {"seconds": seconds.get(name.removesuffix(AGAIN), 2.5), "commit": "abc"} for name in cells}
+        ]
+    texts = pages.render(peers, read_results("start"))
+    home = "0.12 times the time of Lightning and 0.33 times that of Keras"
+    assert home in texts["README.md"]
+    assert home in texts["docs/index.md"]
+    assert "against nine libraries" in texts["README.md"]
+    assert "Lightning 的 0.12 倍、Keras 的 0.33 倍" in texts["docs/zh/index.md"]
+    assert "九个库" in texts["docs/zh/index.md"]
+    speed, details = texts["docs/performance.md"], texts["docs/performance-details.md"]
+    assert "trains 0.9 to 8.0 times as fast as with other libraries" in speed
+    assert "the difference is at most 700%" in speed
+    assert "import easytorch` takes 1.00 seconds" in speed
+    assert "0.90 to 8.00 times](figures/speed.svg)" in speed
+    assert re.search(r"^\| ignite +\| \*\*1.11\*\* \|", speed, re.M)
+    assert "1.11 to 1.11 (ignite, LSTM)" in speed
+    assert re.search(r"^\| LSTM, Adam +\| 0.50 +\| 0.75 +\|$", speed, re.M)
+    assert re.search(r"^\| LSTM, Adam +\| 1.00 \| 0.50 +\| 0.75 +\| 1.00 to 1.00 +\| 1 +\|$", details, re.M)
+    assert "MLP takes 1.1 ms, of the LSTM 10 ms" in details
+    assert "commit abc" in details
+
+
+def test_pages_refuse_results_of_a_quick_comparison():
+    peers = read_results("peers")
+    peers["conditions"]["size"] = "quick"
+    with pytest.raises(SystemExit, match="Measure without it"):
+        pages.render(peers, read_results("start"))

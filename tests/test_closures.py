@@ -219,7 +219,7 @@ def test_a_copied_sam_shares_the_state_with_its_base(make_copy):
         ({"base": "lbfgs"}, ValueError, "base must be an optimizer that needs no closure.*received 'lbfgs'"),
         ({"base": "sdg"}, ValueError, "Did you mean 'sgd'"),
         ({"betas": (0.9, 0.99)}, ValueError, r"'betas', which torch\.optim\.SGD does not have.*momentum"),
-        ({"momentum": -1}, ValueError, r"SAM cannot be created with .*momentum=-1: Invalid momentum"),
+        ({"momentum": -1}, ValueError, r"SAM cannot be used with .*momentum=-1: Invalid momentum"),
     ],
 )
 def test_a_wrong_option_of_sam_is_refused(options, error, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import pickle
@@ -212,15 +213,78 @@ def test_the_schedule_for_decay_is_that_of_keras():
     ("args", "options", "message"),
     [
         ((), {"loss": "mse", "momentum": 0.9}, r"needs an optimizer.*compile\('sgd', \.\.\., momentum=0\.9\)"),
-        (("sgd",), {"momentum": -1}, r"torch\.optim\.SGD cannot be created with momentum=-1: Invalid momentum value"),
+        (("sgd",), {"momentum": -1}, r"torch\.optim\.SGD cannot be used with momentum=-1: Invalid momentum value"),
         (("sgd",), {"nesterov": True}, "nesterov=True: Nesterov momentum requires a momentum"),
         ((torch.optim.Adam,), {"betas": (0.9, 2)}, "Invalid beta parameter at index 1"),
-        (("adam",), {"fused": True, "foreach": True}, "cannot be created with fused=True, foreach=True"),
+        (("adam",), {"fused": True, "foreach": True}, "cannot be used with fused=True, foreach=True"),
+        (("adam",), {"capturable": True}, "capturable=True: If capturable=True, params"),
+        (("lbfgs",), {"line_search_fn": "wolfe"}, "line_search_fn='wolfe': only 'strong_wolfe' is supported"),
     ],
 )
 def test_an_option_that_has_no_effect_or_is_invalid_is_reported(args, options, message):
     with pytest.raises(ValueError, match=message):
         compile_with(*args, **options)
+
+
+class Tagger(nn.Module):
+    """A module with an embedding, biases and normalization, whose parameters need different optimizers."""
+
+    def __init__(self, sparse=False):
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(10, 4, sparse=sparse)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.embedding(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+TOKENS = torch.arange(64).reshape(16, 4) % 10
+
+
+def run_fix(message, module):
+    """Train ``module`` with the dict of optimizers in ``message``."""
+    optimizers = ast.literal_eval(re.search(r"compile\((\{.*?\}), \.\.\.\)", message)[1])
+    model = Model(module, device="cpu").compile(optimizers, "cross_entropy")
+    before = [parameter.clone() for parameter in model.module.parameters()]
+    model.fit(TOKENS, Y[:16], verbose=0)
+    assert not any(map(torch.equal, before, model.module.parameters()))
+
+
+@pytest.mark.skipif("muon" not in TABLE, reason="this torch has no Muon")
+@pytest.mark.parametrize("optimizer", ["muon", getattr(torch.optim, "Muon", None)], ids=["name", "class"])
+def test_muon_names_what_it_cannot_train_and_the_fix(optimizer):
+    with pytest.raises(ValueError, match=r"'layers\.0\.0\.bias', 'layers\.0\.1\.weight', .* and \d+ more") as caught:
+        Model(Tagger(), device="cpu").compile(optimizer, "cross_entropy")
+    message = str(caught.value)
+    assert "{'layers.*.0.weight': 'muon', 'head.weight': 'muon', '*': 'adamw'}" in message
+    run_fix(message, Tagger())
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon", "sparseadam"])
+def test_complex_parameters_are_refused_at_compile(name):
+    if name not in TABLE:
+        pytest.skip("this torch lacks the optimizer")
+    module = nn.Linear(4, 3, bias=False, dtype=torch.complex64)
+    with pytest.raises(ValueError, match=r"cannot train 'weight'\. Use 'adamw'"):
+        Model(module, device="cpu").compile(name, "mse")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sparse_adam"])
+def test_sparse_gradients_get_a_dict_of_optimizers(optimizer):
+    model = Model(Tagger(sparse=True), device="cpu").compile(optimizer, "cross_entropy")
+    with pytest.raises(TypeError, match="one optimizer for each kind") as caught:
+        model.fit(TOKENS, Y[:16], verbose=0)
+    run_fix(str(caught.value), Tagger(sparse=True))
+
+
+def test_weight_decay_of_sparse_gradients_is_named():
+    model = Model(Tagger(sparse=True), device="cpu").compile("sgd", "cross_entropy", weight_decay=0.1)
+    with pytest.raises(TypeError, match=r"SGD with weight_decay cannot use sparse gradients.*weight_decay=0"):
+        model.fit(TOKENS, Y[:16], verbose=0)
 
 
 def test_options_beside_an_optimizer_object_are_refused():

@@ -90,6 +90,27 @@ def test_probabilities_and_classes_follow_from_the_loss(net, loss, probabilities
     assert np.array_equal(model.predict_classes(X, verbose=0), classes.numpy())
 
 
+@pytest.mark.parametrize(
+    ("net", "loss"),
+    [
+        (lambda: mlp(), "cross_entropy"),
+        (lambda: mlp(8, 1), "bce_with_logits"),
+        (lambda: TwoHeads(dict), {"left": "cross_entropy", "right": "bce_with_logits"}),
+    ],
+    ids=["classes", "two classes", "several outputs"],
+)
+def test_classes_of_nan_get_one_warning(net, loss):
+    model, x = compiled_model(net(), loss), X.clone()
+    x[[2, 17, 40], 0] = float("nan")
+    with pytest.warns(
+        UserWarning, match=r"classes of 3 of \d+ samples have no meaning.*indices: 2, 17, 40\."
+    ) as caught:
+        model.predict_classes(x, batch_size=8, verbose=0)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    model.predict_classes(X, verbose=0)
+
+
 @pytest.mark.parametrize("method", ["predict_proba", "predict_classes"])
 def test_a_regression_has_no_probabilities(method):
     with pytest.raises(ValueError, match=r"MSELoss.*Call predict\(\)"):

@@ -93,7 +93,8 @@ class TestGradientsOfAStep:
 
     def test_train_on_batch_ignores_gradients_of_the_step(self):
         by_model, by_hand = linear(), linear()
-        Attack(by_model, device="cpu").compile(sgd, "cross_entropy").train_on_batch(X, Y)
+        with pytest.warns(UserWarning, match=r"torch\.autograd\.grad"):
+            Attack(by_model, device="cpu").compile(sgd, "cross_entropy").train_on_batch(X, Y)
         train_on_attacks(by_hand, [(X, Y)])
         assert furthest(by_model, by_hand) < 1e-6
 
@@ -191,6 +192,33 @@ class RecordingWithHook(Recording):
     calls_hook = True
 
 
+def partial_update(parts):
+    """Return a class of models whose update consists of ``parts``."""
+
+    class Partial(Model):
+        def update(self, window):
+            steps = "rare_step" not in parts or self.state.step % 2 == 1
+            outputs = self.strategy.run(self.train_step, window[0])
+            for part in parts.split():
+                if part == "backward":
+                    self.strategy.backward(outputs["loss"])
+                elif part == "record":
+                    self.metrics.record(outputs, self.batch_size(window[0]))
+                elif part.endswith("step") and not part.startswith("zero") and steps:
+                    self.strategy.step(self.optimizer)
+                elif part.startswith("zero") and steps:
+                    self.strategy.zero_grad(self.optimizer)
+
+    return Partial
+
+
+def messages_of(run):
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        run()
+    return [str(warning.message) for warning in given]
+
+
 class TestCustomUpdate:
     def test_terminate_on_nan_ends_after_a_bad_custom_update(self):
         model = Recording(linear()).compile("sgd", "cross_entropy")
@@ -278,26 +306,43 @@ class TestCustomUpdate:
     )
     @pytest.mark.parametrize("optimizer", ["sgd", "adam"])  # fused optimizers do not count their changes
     def test_a_part_that_a_custom_update_lacks_is_reported(self, parts, expected, optimizer):
-        class Partial(Model):
-            def update(self, window):
-                steps = "rare_step" not in parts or self.state.step % 2 == 1
-                outputs = self.strategy.run(self.train_step, window[0])
-                for part in parts.split():
-                    if part == "backward":
-                        self.strategy.backward(outputs["loss"])
-                    elif part == "record":
-                        self.metrics.record(outputs, self.batch_size(window[0]))
-                    elif part.endswith("step") and not part.startswith("zero") and steps:
-                        self.strategy.step(self.optimizer)
-                    elif part.startswith("zero") and steps:
-                        self.strategy.zero_grad(self.optimizer)
-
-        with warnings.catch_warnings(record=True) as given:
-            warnings.simplefilter("always")
-            Partial(linear()).compile(optimizer, "cross_entropy").fit(batches(4), 2, verbose=0)
-        messages = [str(warning.message) for warning in given]
+        model = partial_update(parts)(linear()).compile(optimizer, "cross_entropy")
+        messages = messages_of(lambda: model.fit(batches(4), 2, verbose=0))
         assert len(messages) == len(expected), messages
         assert all(part in message for part, message in zip(expected, messages, strict=True))
+
+    @pytest.mark.parametrize(
+        ("parts", "expected"),
+        [
+            ("backward step record", []),  # each call starts without gradients
+            ("backward step zero", ["records nothing"]),
+            ("backward record", ["changed no weights in 20 calls"]),
+            ("zero backward step record", []),
+            ("backward rare_step zero_after_step record", []),
+        ],
+    )
+    def test_train_on_batch_reports_it_once(self, parts, expected):
+        model = partial_update(parts)(linear()).compile("sgd", "cross_entropy")
+        messages = messages_of(lambda: [model.train_on_batch(*batch) for batch in batches(25)])
+        assert len(messages) == len(expected), messages
+        assert all(part in message for part, message in zip(expected, messages, strict=True))
+
+    def test_train_on_batch_reports_clipping_and_lost_gradients(self):
+        class Leaking(Model):
+            def train_step(self, batch):
+                outputs = super().train_step(batch)
+                outputs["loss"].backward(retain_graph=True)
+                return outputs
+
+        clipped = partial_update("backward step zero record")(linear()).compile(
+            "sgd", "cross_entropy", clip_grad_norm=1.0
+        )
+        for model, message in (
+            (clipped, "clip_grad_norm and clip_grad_value have no effect"),
+            (Leaking(linear()).compile("sgd", "cross_entropy"), "the gradients that it left are deleted"),
+        ):
+            (found,) = messages_of(lambda model=model: [model.train_on_batch(*batch) for batch in batches(3)])
+            assert message in found
 
     def test_a_gradient_of_another_loss_is_not_reported(self):
         class Gan(Model):

@@ -24,12 +24,13 @@ X, Y = torch.rand(48, 1, 8, 8, generator=GENERATOR), torch.arange(48) % 10
 
 
 def read_techniques():
-    """Return the functions and classes of the page."""
+    """Return the functions and classes of the pages."""
     page = types.ModuleType("techniques")
-    for block in programs(ROOT / "docs/how-to/techniques.md"):
-        tree = ast.parse(block.text)
-        tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS)]
-        exec(compile(tree, "techniques.md", "exec"), vars(page))
+    for name in ("predictions", "techniques", "teachers"):
+        for block in programs(ROOT / f"docs/how-to/{name}.md"):
+            tree = ast.parse(block.text)
+            tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS)]
+            exec(compile(tree, f"{name}.md", "exec"), vars(page))
     return page
 
 

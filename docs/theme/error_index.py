@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import re
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ class Message(NamedTuple):
     fix: str
 
 
+@functools.cache
 def collect() -> dict[str, list[Message]]:
     """Return the messages by section, in the order of the source."""
     paths = sorted(PACKAGE.glob("**/*.py"))

@@ -1,4 +1,4 @@
-"""Chart of the page on speed: ``python docs/theme/speed_chart.py`` reads its table and writes docs/figures/speed.svg."""
+"""Chart of the page on speed: ``python docs/theme/speed_chart.py`` reads its tables and writes docs/figures/speed.svg."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
-ROWS = {"MLP, Adam, arrays": "MLP", "CNN": "CNN", "Transformer": "Transformer"}
+WORKLOADS = {"MLP, arrays": "MLP", "CNN": "CNN", "Transformer": "Transformer"}
 TEXT, BAR, OURS = "#7d7d7d", "#7f9fb8", "#d4552f"
 
 
-def read_table() -> tuple[list[str], dict[str, list[float]]]:
-    """Return the libraries, and for each row our time divided by theirs."""
+def read_tables() -> dict[str, dict[str, float]]:
+    """Return our time divided by that of each library, for each workload."""
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
-    table = re.search(r"^\| our time / theirs \|.*?(?=\n\n)", page, re.M | re.S)
-    assert table, "performance.md has no table of times"
-    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table[0].splitlines()]
-    return cells[0][1:], {row[0]: [float(cell) if cell else 0 for cell in row[1:]] for row in cells[2:]}
+    tables = re.findall(r"^\| our time / theirs .*?(?=\n\n)", page, re.M | re.S)
+    assert tables, "performance.md has no table of times"
+    ratios: dict[str, dict[str, float]] = {}
+    for table in tables:
+        head, _, *rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        for column, workload in list(enumerate(head))[1:]:
+            ratios[workload] = {row[0]: float(row[column]) for row in rows if row[column]}
+    return ratios
 
 
 def draw() -> str:
     """Return the chart: the time of each library as a multiple of ours."""
-    libraries, table = read_table()
+    ratios = read_tables()
     parts, y = [], 8
-    for name, title in ROWS.items():
-        times = {"easytorch": 1.0} | {library: 1 / ratio for library, ratio in zip(libraries, table[name], strict=True)}
+    for name, title in WORKLOADS.items():
+        times = {"easytorch": 1.0} | {library: 1 / ratio for library, ratio in ratios[name].items()}
         parts.append(f'<text x="4" y="{y + 14}" font-weight="bold">{title}</text>')
         y += 24
         scale = 210 / max(times.values())
@@ -46,5 +50,10 @@ def draw() -> str:
     )
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write the figure."""
     (DOCS / "figures/speed.svg").write_text(draw(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

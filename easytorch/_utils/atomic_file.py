@@ -263,6 +263,8 @@ def _check_path(path: Path) -> None:
     # For example /dev/null or a pipe.
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file")
+    if path.parent.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, f"{str(path.parent)!r} is a file, and no folder")
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"the folder {str(path.parent)!r} does not exist")
 

@@ -13,6 +13,14 @@ TITLE_STYLE = "text-align:left;white-space:pre"
 # Notebooks break the text of cells, which would spread an interval over three lines. Only sentences break.
 CELL_STYLE = "white-space:nowrap"
 TEXT_STYLE = "text-align:left;white-space:normal;min-width:16em;max-width:40em"
+# The styles of cells win over those of a page, unless these are important.
+STACKED_STYLE = (
+    "@media (max-width:480px){.easytorch-stacked thead{display:none}"
+    ".easytorch-stacked tr{display:block;margin-bottom:1em}"
+    ".easytorch-stacked td{display:block;min-width:0!important}"
+    ".easytorch-stacked td:first-child{font-weight:bold}"
+    ".easytorch-stacked td:nth-child(3)::before{content:'Fix: '}}"
+)
 # Characters of a cell from which its column has sentences.
 SENTENCE = 40
 # Epochs in a table; a longer table would be sent and stored again and again.
@@ -46,6 +54,11 @@ def format_table(
 def scrolling(page: str) -> str:
     """Return HTML that scrolls in a narrow window."""
     return f'<div style="overflow-x:auto">{page}</div>'
+
+
+def stacked(page: str) -> str:
+    """Return HTML whose tables show the cells of a row below each other in a narrow window; the third one is a fix."""
+    return f'<style>{STACKED_STYLE}</style><div class="easytorch-stacked">{page}</div>'
 
 
 def format_epochs(rows: Sequence[Mapping[str, str]], names: Iterable[str], count: int) -> str:

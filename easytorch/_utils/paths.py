@@ -137,6 +137,19 @@ def check_file(path: Path, argument: str) -> None:
         raise ValueError(f"{argument}={str(path)!r} cannot be written. {error.strerror}") from error
 
 
+def check_output_folder(folder: Path, argument: str) -> None:
+    """Raise a ``ValueError`` if no file can be written to ``folder``, before a run needs it; nothing remains there.
+
+    Args:
+        folder: The absolute path.
+        argument: The name of the argument, for the message.
+    """
+    try:
+        check_folder(folder)
+    except OSError as error:
+        raise ValueError(f"{argument}={str(folder)!r} cannot be written. {error.strerror}") from error
+
+
 def check_writable(path: Path) -> None:
     """Raise a ``PermissionError`` if no file can be created in ``path``, or in the nearest folder above it that exists."""
     folder = nearest_folder(path)

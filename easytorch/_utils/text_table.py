@@ -20,6 +20,12 @@ def format_value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else str(value)
 
 
+def join_numbers(numbers: Sequence[Any], limit: int = 10) -> str:
+    """Return the first numbers as text, and how many there are in total if these are not all."""
+    suffix = f", ... ({len(numbers)} in total)" if len(numbers) > limit else ""
+    return ", ".join(map(str, numbers[:limit])) + suffix
+
+
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a line for each row, with columns of equal width."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

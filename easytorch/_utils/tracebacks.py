@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
 
+from easytorch._utils.integers import boolean
 from easytorch._utils.internal import PACKAGE, is_internal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -40,7 +41,7 @@ def show_internal_frames(show: bool = True) -> None:
     Examples:
         >>> easytorch.show_internal_frames()
     """
-    _settings["show_internal_frames"] = bool(show)
+    _settings["show_internal_frames"] = boolean("show", show)
 
 
 def hide_internal_frames(function: Function) -> Function:

@@ -6,13 +6,26 @@ import contextlib
 import contextvars
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from easytorch._utils.internal import is_internal
 
 # Where the messages of the current context go instead of a warning; None for warnings.
 _COLLECTED: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("collected", default=None)
+
+# What changes the messages of the current context, which an interface with other arguments needs.
+_TRANSLATION: contextvars.ContextVar[Callable[[str], str]] = contextvars.ContextVar("translation", default=str)
+
+
+@contextlib.contextmanager
+def translated_warnings(translate: Callable[[str], str]) -> Iterator[None]:
+    """Apply ``translate`` to the messages of this package inside."""
+    token = _TRANSLATION.set(translate)
+    try:
+        yield
+    finally:
+        _TRANSLATION.reset(token)
 
 
 @contextlib.contextmanager
@@ -28,6 +41,7 @@ def collected_warnings() -> Iterator[list[str]]:
 
 def warn(message: str) -> None:
     """Warn with ``message`` at the innermost line outside this package."""
+    message = _TRANSLATION.get()(message)
     messages = _COLLECTED.get()
     if messages is not None:
         messages.append(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from easytorch.data.batch import find_misspelled_entry
 from easytorch.losses.loss_arguments import takes_argument
 from easytorch.losses.modules import referenced_modules
 from easytorch.optimizer_group import OptimizerGroup, parameters_of
+
+if TYPE_CHECKING:
+    from easytorch.model import Model
 
 # Time for the search for values that are not finite, after the loss of an epoch was not.
 MAX_SEARCH_SECONDS = 10.0
@@ -339,6 +342,13 @@ def _join_names(names: list[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def advise_on_batches(model: Model) -> list[Callback]:
+    """Return what warns in ``train_on_batch`` about a custom ``update`` or ``train_step``."""
+    if model.overrides("update"):
+        return [WarnOnCustomUpdateOfBatch()]
+    return [WarnOnLeakedGradients()] if model.overrides("train_step") else []
+
+
 class WarnOnCustomUpdate(Callback):
     """Warn once of what a custom ``update`` leaves out although the program needs it or asks for it.
 
@@ -444,6 +454,44 @@ class WarnOnCustomUpdate(Callback):
             self._old_gradient = None
 
 
+class WarnOnCustomUpdateOfBatch(WarnOnCustomUpdate):
+    """The same warnings for ``train_on_batch``, once for a model, after its first calls."""
+
+    # Calls without a change of the weights, since an update may take several.
+    PATIENCE = 20
+
+    def __init__(self) -> None:
+        self.calls, self.has_changed = 0, False
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Record the weights before the first update."""
+        if not self.calls:
+            self.on_train_begin()
+            super().on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Check the first updates."""
+        self.calls += 1
+        if self.calls == 1 and not logs:
+            warn(
+                "update() is custom and records nothing, so train_on_batch() returns no loss. Add "
+                "self.metrics.record(outputs, self.batch_size(batch)) to it, for each batch of the window."
+            )
+        super().on_train_batch_end(batch, logs)
+        if self.calls in (1, self.PATIENCE):
+            self.has_changed |= not self._weights or _fingerprints(self._weights) != self._before
+        if self.calls < self.PATIENCE and not (self.has_changed and self._old_gradient is None):
+            return
+        if not self.has_changed and not self.model.strategy.scales_loss:
+            warn(
+                f"update() is custom and has changed no weights in {self.PATIENCE} calls of train_on_batch(), so nothing is "
+                "trained. Add self.strategy.backward(outputs['loss'], 1 / len(window)) to it for each batch of the window, and "
+                "then self.strategy.step(self.optimizer)."
+            )
+        self.on_train_end()
+        self.model.batch_advice = []
+
+
 class _OldGradient:
     """The gradient that an update has left in a weight, until the weight changes again or the gradient is deleted.
 
@@ -500,6 +548,7 @@ class WarnOnLeakedGradients(Callback):
     """Warn once, after the first update, if a custom step left gradients, which are deleted."""
 
     all_ranks = False
+    has_warned = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Allow one warning in this fit."""

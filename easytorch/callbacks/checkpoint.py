@@ -371,6 +371,7 @@ class BackupAndRestore(Callback):
         Raises:
             OSError: If ``final`` and the checkpoint cannot be written.
         """
+        final = boolean("final", final)
         if self.model.callbacks.diverged:
             return
         if self._lock is not None:

@@ -93,6 +93,11 @@ class MLflowLogger(Tracker):
     def _fixed_run_id(self) -> str | None:
         return self._given_run_id
 
+    def _local_folders(self) -> Mapping[str, Path]:
+        """Return the folder of the database, if it is a file that was passed."""
+        database = None if self.tracking_uri is None else _find_database(self.tracking_uri)
+        return {} if database is None else {"tracking_uri": database.parent}
+
     def open_run(self, run_id: str | None, config: Mapping[str, Any]) -> str:
         """Start or continue a run, and write its parameters."""
         mlflow = _import_mlflow()

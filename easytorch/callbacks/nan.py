@@ -16,6 +16,7 @@ from easytorch._utils.paths import check_file, to_absolute_path
 from easytorch._utils.pytree import leaves
 from easytorch._utils.registry import quote_list
 from easytorch._utils.rng import get_torch_rng_state, preserve_rng_state, set_torch_rng_state
+from easytorch._utils.text_table import join_numbers
 from easytorch._utils.train_mode import preserve_buffers
 from easytorch._utils.warnings import warn
 from easytorch.callbacks.base import Callback
@@ -350,12 +351,7 @@ def _describe_samples(samples: list[int], indices: Any) -> str:
     """Return the rows of a batch, and the ``indices`` of these samples in the dataset if they are known."""
     if not samples:
         return ""
-    line = f"Rows of the batch: {_join_numbers(samples)}"
+    line = f"Rows of the batch: {join_numbers(samples)}"
     if isinstance(indices, list) and len(indices) > max(samples):
-        line += f"; samples of the dataset: {_join_numbers([indices[i] for i in samples])}"
+        line += f"; samples of the dataset: {join_numbers([indices[i] for i in samples])}"
     return line
-
-
-def _join_numbers(numbers: list[Any], limit: int = 10) -> str:
-    suffix = f", ... ({len(numbers)} in total)" if len(numbers) > limit else ""
-    return ", ".join(map(str, numbers[:limit])) + suffix

@@ -51,10 +51,11 @@ class RayReport(BackupAndRestore):
     def __init__(
         self, metrics: str | Sequence[str] | Mapping[str, str] | None = None, *, checkpoint: bool = True
     ) -> None:
+        checkpoint = boolean("checkpoint", checkpoint)
         _import_ray()
         super().__init__(Path(tempfile.gettempdir()) / "easytorch-ray", minutes=None, keep=1, delete_checkpoint=False)
         self.metrics = _as_names(metrics)
-        self.checkpoint = boolean("checkpoint", checkpoint)
+        self.checkpoint = checkpoint
         self._ray: Any = None  # ray.train or ray.tune
         self._is_silent = False
 

@@ -65,6 +65,10 @@ class TensorBoard(Tracker):
         # A missing package is an error now, not during training.
         _import_summary_writer()
 
+    def _local_folders(self) -> Mapping[str, Path]:
+        """Return the folder of the files."""
+        return {"log_dir": self.folder}
+
     def redirect(self, folder: Path) -> None:
         """Write to ``folder``, after each update too if values of updates are written."""
         check_writable(self.folder)

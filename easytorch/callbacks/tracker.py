@@ -22,7 +22,7 @@ from torch import Tensor
 from easytorch._utils.api_hints import OPTION_HINTS
 from easytorch._utils.images import figure_to_pixels, to_pixels
 from easytorch._utils.integers import boolean
-from easytorch._utils.paths import to_absolute_path
+from easytorch._utils.paths import check_output_folder, to_absolute_path
 from easytorch._utils.registry import did_you_mean
 from easytorch._utils.rng import get_host_rng_state, set_host_rng_state
 from easytorch._utils.warnings import warn
@@ -381,12 +381,18 @@ class Tracker(Callback, abc.ABC):
         self._is_resumed, self._has_begun, self._last_steps = False, False, {}
         self._retry_at = self._retry_images_at = 0.0
         self._refused = set()
+        for argument, folder in self._local_folders().items():
+            check_output_folder(folder, argument)
         is_sharded = any(hasattr(parameter, "to_local") for parameter in self.model.module.parameters())
         if self.log_model and is_sharded:
             raise ValueError(
                 f"{type(self).__name__}(log_model=True) cannot save a sharded module, because only rank 0 writes. Remove it, use "
                 "ModelCheckpoint, and call log_file(path) after fit()."
             )
+
+    def _local_folders(self) -> Mapping[str, Path]:
+        """Return the folders that the tracker writes to, by the arguments that name them; ``fit`` checks them first."""
+        return {}
 
     def redirect(self, folder: Path) -> None:
         """Write nothing to the tracker."""

@@ -143,6 +143,11 @@ class WandbLogger(Tracker):
             )
         super().on_train_begin(logs)
 
+    def _local_folders(self) -> Mapping[str, Path]:
+        """Return the folder of the files, if it was passed."""
+        is_used = "dir" in self.options and self.mode != "disabled"
+        return {"dir": to_absolute_path(self.options["dir"], "dir")} if is_used else {}
+
     def _init(self, wandb: Any, run_id: str | None) -> Any:
         options = {"settings": wandb.Settings(silent=True, console="off"), **self.options}
         if "dir" in options:

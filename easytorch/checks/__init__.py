@@ -126,7 +126,14 @@ def _select(functions: list[Check], ignore: Collection[str]) -> list[Check]:
 
     Raises:
         ValueError: If a name is unknown.
+        TypeError: If a check is no function.
     """
+    other = next((check for check in functions if not callable(check) or not hasattr(check, "__name__")), None)
+    if other is not None:
+        raise TypeError(
+            f"checks expects functions of a Probe that return a list of findings, received {other!r}. To leave out a check of "
+            "easytorch, pass its name: check(x, y, ignore=['name'])."
+        )
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     known = {function.__name__: function for function in functions}
     for name in ignore:

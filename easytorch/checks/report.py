@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easytorch._utils.html_table import format_table, scrolling
+from easytorch._utils.html_table import format_table, scrolling, stacked
 from easytorch.checks.base import SEVERITIES, Finding
 
 # Characters of a line of text, at most and at least.
@@ -130,7 +130,8 @@ class CheckReport(Sequence[Finding]):
     def _repr_html_(self) -> str:
         """Return a table for a notebook."""
         rows = [{"": finding.severity, "finding": finding.message, "fix": finding.fix} for finding in self.findings]
-        return scrolling(format_table(rows, title=f"{self.title}: {self._count()}", sentences=("finding", "fix")))
+        table = format_table(rows, title=f"{self.title}: {self._count()}", sentences=("finding", "fix"))
+        return scrolling(stacked(table))
 
     def plot(self, path: str | Path | None = None, show: bool | None = None) -> Any:
         """Draw gradients and updates by layer and the losses of the trial, and return the matplotlib figure.

@@ -501,7 +501,16 @@ def arrays_to_device(x: Any, to_device: Callable[[Any], Any]) -> Any:
     """Return inputs ``x`` with NumPy arrays and frames as tensors on the device; inputs without any are unchanged."""
     if isinstance(x, Tensor) or not any(is_array(leaf) and not isinstance(leaf, Tensor) for leaf in leaves(x)):
         return x
-    return to_device(as_dense(map_leaves(lambda leaf: as_tensor(leaf) if is_array(leaf) else leaf, x)))
+    return to_device(copy_arrays(as_dense(map_leaves(lambda leaf: as_tensor(leaf) if is_array(leaf) else leaf, x)), x))
+
+
+def copy_arrays(batch: Any, source: Any) -> Any:
+    """Return ``batch`` without memory of the arrays and frames in ``source``, which a module may change in place.
+
+    Tensors in ``source`` stay as they are: torch gives a module the tensor itself.
+    """
+    passed = {id(leaf) for leaf in leaves(source) if isinstance(leaf, Tensor)}
+    return map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and id(leaf) not in passed else leaf, batch)
 
 
 def as_predict_data(x: Any, signature: ForwardSignature, list_length: int = 0) -> Any:

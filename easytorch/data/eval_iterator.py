@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.integers import optional_positive_int
 from easytorch._utils.rng import get_rng_state, set_rng_state
 from easytorch._utils.warnings import warn
 from easytorch.data import sharding
 from easytorch.data.batch import count_batches
-from easytorch.data.fast_loaders import as_map_batches, as_tensor_batches
+from easytorch.data.fast_loaders import TensorBatches, as_map_batches, as_tensor_batches
 from easytorch.data.workers import iterate, report_repeated_stream
 from easytorch.distributed.process_group import SingleProcess
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class EvalIterator:
     """The batches for evaluation and prediction; with several ranks, this rank's share.
+
+    As a context manager, it checks at the end that the last batch has not changed the data of the user.
 
     Args:
         loader: The batches of all ranks.
@@ -67,6 +72,13 @@ class EvalIterator:
                 f"The data ended after {count} of {self._steps} batches, so the values are of {count} batches. A generator "
                 "can be read only once: pass the function that creates it (not its result), or fewer steps."
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and isinstance(self._reader, TensorBatches):
+            self._reader.check_rows()
 
     def _limit(self) -> int | None:
         """Return the number of batches to read: the steps, or the length of an iterator that may not end by itself."""

@@ -37,6 +37,7 @@ from easytorch.data.arrays import (
     check_is_read,
     check_rows,
     column_names,
+    copy_arrays,
     is_arrays,
     is_map_style,
     load_samples,
@@ -394,28 +395,29 @@ def make_fit_data(
         x = _without_data(steps_per_epoch, window_size)
         if validation_data is None and optional_positive_int("validation_steps", validation_steps):
             validation_data = WithoutData(positive_int("validation_steps", validation_steps))
-    if shuffle is None and is_indexed(x, y):
-        shuffle = True
-    columns = column_names(x)
-    refuse_nulls(x, unpack)
     if class_weight is not None and isinstance(x, CombinedLoader):
         raise ValueError(
             "class_weight has no effect on combined loaders, whose batches only train_step can read. Weight the loss there."
         )
+    if shuffle is None and is_indexed(x, y):
+        shuffle = True
+    columns = column_names(x)
+    refuse_nulls(x, unpack)
     loader = as_loader(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
     _check_values_and_end(loader, columns, steps_per_epoch)
     optional_positive_int("validation_steps", validation_steps)
-    if validation_data is not None and validation_split:
-        raise ValueError("Expected validation_data or validation_split, received both. Pass one of them.")
-    validation = None
+    validation: Any = None
     if validation_data is not None:
-        once = epochs == 1 or validation_steps is not None
-        convert = functools.partial(
-            _validation_loader,
-            columns=columns, batch_size=batch_size, once=once, steps=validation_steps, unpack=unpack,
+        if validation_split:
+            raise ValueError("Expected validation_data or validation_split, received both. Pass one of them.")
+        validation = _for_each_set(
+            functools.partial(
+                _validation_loader,
+                columns=columns, batch_size=batch_size, once=epochs == 1 or validation_steps is not None,
+                steps=validation_steps, unpack=unpack,
+            ),
+            validation_data,
         )  # fmt: skip
-        is_several = isinstance(validation_data, DataSets)
-        validation = validation_data.convert(convert, "validation_data") if is_several else convert(validation_data)
     elif validation_split:
         loader, validation = _split(loader, validation_split, unpack)
     train_data = EpochIterator(
@@ -430,9 +432,13 @@ def make_fit_data(
         unpack=unpack,
         pins=pins,
     )
-    if isinstance(validation, DataSets):
-        return train_data, validation.convert(shield_workers, "validation_data")
-    return train_data, shield_workers(validation)
+    return train_data, _for_each_set(shield_workers, validation)
+
+
+def _for_each_set(function: Callable[[Any], Any], validation: Any) -> Any:
+    """Return ``function`` of the validation data, or the ``DataSets`` of its results for several data sets."""
+    is_several = isinstance(validation, DataSets)
+    return validation.convert(function, "validation_data") if is_several else function(validation)
 
 
 def _without_data(steps: int | None, window_size: int) -> WithoutData:
@@ -590,5 +596,6 @@ def as_single_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
     """Return all of ``x``, ``y`` and ``sample_weight`` as one batch; ``x`` may be a batch already."""
     check_rows(x=x, y=y, sample_weight=sample_weight)
     if y is None and sample_weight is None:
-        return x if is_batch_object(x) else as_dense(as_tensors(x))
-    return as_dense(_array_dataset(x, y, as_weights(sample_weight)).tree)
+        return x if is_batch_object(x) else copy_arrays(as_dense(as_tensors(x)), x)
+    batch = as_dense(_array_dataset(x, y, as_weights(sample_weight)).tree)
+    return copy_arrays(batch, (x, y, sample_weight))

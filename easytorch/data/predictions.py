@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -26,8 +27,9 @@ from torch.utils.data import (
 
 from easytorch._utils import atomic_file
 from easytorch._utils.paths import to_path
-from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves
+from easytorch._utils.pytree import concatenate, describe, leaves, map_leaves, to_numpy
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
+from easytorch._utils.text_table import join_numbers
 from easytorch._utils.warnings import warn
 from easytorch.data.batch import EMPTY_DATA, batch_size
 from easytorch.data.batch_objects import object_rows, without_neighbors
@@ -39,8 +41,48 @@ def transform_outputs(transform: Callable[[Any], Any] | None, outputs: Any, batc
     if transform is None:
         return outputs
     if isinstance(outputs, Tensor):
-        check_one_row_per_sample(outputs, batch)
+        outputs = check_one_row_per_sample(outputs, batch)
     return transform(outputs)
+
+
+class ClassFinder(contextlib.AbstractContextManager["ClassFinder"]):
+    """Finds the classes of each batch, and warns at the end of samples whose probabilities are NaN.
+
+    Args:
+        classes: Returns the classes of outputs, and calls ``observe`` with their probabilities.
+        collector: Collects which samples have NaN, over all batches and ranks.
+    """
+
+    def __init__(self, classes: Callable[..., Any], collector: OutputCollector) -> None:
+        self.classes, self.collector = classes, collector
+
+    def __call__(self, outputs: Any) -> Any:
+        """Return the classes of the outputs of a batch."""
+        observed: list[Tensor] = []
+        classes = self.classes(outputs, observe=observed.append)
+        rows = [probabilities.isnan().reshape(len(probabilities), -1).any(1) for probabilities in observed]
+        self.collector.add(to_numpy(torch.stack(rows).any(0)))
+        return classes
+
+    def __enter__(self) -> ClassFinder:
+        self.collector.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Warn if a sample has NaN."""
+        self.collector.__exit__(*error)
+        if error[0] is None:
+            warn_of_nan(self.collector.result())
+
+
+def warn_of_nan(is_nan: Any) -> None:
+    """Warn that the classes of the samples ``is_nan``, ``[N]`` of booleans, have no meaning."""
+    indices = np.flatnonzero(is_nan).tolist()
+    if indices:
+        warn(
+            f"The classes of {len(indices)} of {len(is_nan)} samples have no meaning: the module returned NaN for them. Their "
+            f"indices: {join_numbers(indices)}. Check these inputs and the weights of the module for NaN and infinite values."
+        )
 
 
 def check_one_row_per_sample(outputs: Any, batch: Any) -> Any:

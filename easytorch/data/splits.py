@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from easytorch._utils import torch_private
 from easytorch._utils.forward_signature import LABEL_KEYS
+from easytorch._utils.integers import boolean
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import are_instances, leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state, private_generator
@@ -86,6 +87,7 @@ def split(
         >>> train, test = easytorch.data.split(x, y, fraction=0.1)
         >>> model.fit(train, epochs=5, validation_data=test)
     """
+    stratify = boolean("stratify", stratify)
     # split(data, 0.2)
     if isinstance(y, (int, float, np.number)):
         fraction, y = float(y), None
@@ -309,6 +311,7 @@ def targets_of(dataset: DatasetLike, *, trusted_only: bool = False) -> Tensor | 
         >>> targets_of(TensorDataset(x[:3], torch.tensor([0, 1, 1])))
         tensor([0, 1, 1])
     """
+    trusted_only = boolean("trusted_only", trusted_only)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return None
     targets = _as_numbers(_read_targets(dataset, trusted_only))

@@ -42,12 +42,45 @@ def collate_error(failure: Failure) -> Exception | None:
         return _sample_type_error(match[1])
     if "equal size" in text or "Trying to resize storage" in text:
         sizes = re.findall(r"(\[[\d, ]*\]) at entry", text)
+        rows = rows_of_batches(collated_samples(failure))
+        if rows is not None:
+            return ValueError(
+                f"Each item of the dataset is a batch already, of {rows[0]} samples, and the last of {rows[1]}. Pass "
+                "DataLoader(dataset, batch_size=None)."
+            )
         examples = f", for example {' and '.join(sizes)}" if sizes else ""
         return ValueError(
             f"The samples of a batch differ in shape{examples}. Pad them in a collate_fn of the DataLoader with "
             "torch.nn.utils.rnn.pad_sequence, or resize images to one size in a transform."
         )
     return None
+
+
+def rows_of_batches(samples: Any) -> tuple[int, int] | None:
+    """Return the number of samples in the first and in the last of the "samples", if they are batches already, else None.
+
+    All of their arrays have the same length then, and only the last batch has another one.
+    """
+    if not isinstance(samples, list) or len(samples) < 2:
+        return None
+    lengths = [set(map(_length, _parts_of(sample))) for sample in samples]
+    first, last = lengths[0], lengths[-1]
+    if any(other != first for other in lengths[:-1]) or not len(first) == len(last) == 1:
+        return None
+    rows = first.pop(), last.pop()
+    return rows if rows[0] > rows[1] > 0 and len(_parts_of(samples[0])) > 1 else None
+
+
+def _parts_of(sample: Any) -> list[Any]:
+    values = sample.values() if isinstance(sample, Mapping) else sample if isinstance(sample, (tuple, list)) else ()
+    return list(values)
+
+
+def _length(value: Any) -> int:
+    """Return the length of an array or a list, 0 if there is none."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return len(value) if value.ndim else 0
+    return len(value) if isinstance(value, list) else 0
 
 
 def unpacking_error(failure: Failure) -> Exception | None:
@@ -77,9 +110,14 @@ def detection_error(failure: Failure) -> Exception | None:
 
 
 def _first_samples(failure: Failure) -> list[Any]:
+    return (collated_samples(failure) or [])[:1]
+
+
+def collated_samples(failure: Failure) -> list[Any] | None:
+    """Return the samples that the outermost call of ``default_collate`` got; None if there is none."""
     calls = calls_of(failure.frames, default_collate)
     samples = calls[-1][0] if calls else None
-    return samples[:1] if isinstance(samples, list) else []
+    return samples if isinstance(samples, list) else None
 
 
 def _sample_type_error(name: str) -> Exception:

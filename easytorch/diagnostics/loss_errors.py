@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from easytorch._utils.internal import is_internal
+from easytorch._utils.patterns import matches
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import get_name, quote_list
 from easytorch._utils.rng import preserve_rng_state
@@ -82,15 +83,30 @@ def optimizer_error(failure: Failure) -> Exception | None:
         return None
     for strategy, optimizer, *_ in calls_of(failure.frames, Strategy.step):
         name = type(optimizer).__name__
-        if isinstance(optimizer, torch.optim.SparseAdam):
-            return TypeError(f"{name} is only for sparse gradients, but some gradients are dense. Use 'adam'.")
         layers = [key for key, value in strategy.module.named_modules() if getattr(value, "sparse", False) is True]
+        other = "adam" if name == "SparseAdam" else name.lower()
+        hint = _sparse_hint(strategy.module, layers, other)
+        if isinstance(optimizer, torch.optim.SparseAdam):
+            fix = hint or repr(other)
+            return TypeError(f"{name} is only for sparse gradients, but some gradients are dense. Use {fix}.")
         found = f", such as that of {layers[0]!r}" if layers else ""
+        decays = name in ("SGD", "Adagrad") and any(group["weight_decay"] for group in optimizer.param_groups)
+        fix = "weight_decay=0" if decays else "an optimizer that can: 'sgd' or 'adagrad'"
         return TypeError(
-            f"{name} cannot use sparse gradients{found}. Use nn.Embedding(sparse=False), or an optimizer that can: 'sgd' or "
-            "'adagrad', or torch.optim.SparseAdam for these parameters alone."
+            f"{name}{' with weight_decay' * decays} cannot use sparse gradients{found}. Use nn.Embedding(sparse=False), {fix}, "
+            f"or {hint or 'torch.optim.SparseAdam for these parameters alone'}."
         )
     return None
+
+
+def _sparse_hint(module: nn.Module, layers: Sequence[str], other: str) -> str:
+    """Return how to train ``layers`` with SparseAdam and all others with the optimizer ``other``; empty without layers."""
+    names = [name for name, _ in module.named_parameters()]
+    sparse = [name for name in names if any(matches(name, layer) for layer in layers if layer)]
+    if not sparse or len(sparse) == len(names):
+        return ""
+    by_layer = dict.fromkeys(layers, "sparse_adam") | {"*": other}
+    return f"one optimizer for each kind: compile({by_layer}, ...)"
 
 
 def closure_error(failure: Failure) -> Exception | None:

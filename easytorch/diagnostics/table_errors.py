@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from easytorch._utils.forward_signature import LABEL_KEYS
 from easytorch._utils.registry import quote_list
@@ -14,6 +13,7 @@ from easytorch.data.arrays import is_image
 from easytorch.data.class_names import is_text
 from easytorch.data.hugging_face import describe_nulls, find_dataset, find_nulls, has_rows, is_plain, null_fixes
 from easytorch.data.tables import has_none
+from easytorch.diagnostics.data_errors import collated_samples, rows_of_batches
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.losses.criterion import SingleLoss
 from easytorch.metrics.collection import MetricCollection
@@ -32,7 +32,7 @@ AS_TENSORS = (
 def null_error(failure: Failure) -> Exception | None:
     """Return which column of a Hugging Face dataset has None, and in which row, if this is why a step fails."""
     dataset = find_dataset(failure.data)
-    samples = _collated_samples(failure) if "NoneType" in str(failure.error) else None
+    samples = collated_samples(failure) if "NoneType" in str(failure.error) else None
     target = _nan_target(failure)
     if dataset is None or (samples is None and target is None):
         return None
@@ -57,7 +57,7 @@ def plain_rows_error(failure: Failure) -> Exception | None:
     dataset = find_dataset(failure.data)
     if dataset is None or not isinstance(failure.error, (TypeError, ValueError, RuntimeError, AttributeError)):
         return None
-    samples = _collated_samples(failure)
+    samples = collated_samples(failure)
     if samples is not None:
         return _collation_error(dataset, samples)
     batch = _batch_of(failure)
@@ -107,6 +107,13 @@ def _collation_error(dataset: Any, samples: list[Any]) -> Exception | None:
             return TypeError(
                 f"The column {name!r} of the dataset has PIL images, expected tensors of one size. Pass "
                 f"{AS_TENSORS.format(name=name)}."
+            )
+        rows = rows_of_batches(samples)
+        if rows is not None:
+            return ValueError(
+                f"Each item of the dataset is a batch already, of {rows[0]} rows, and the last of {rows[1]}. Leave out "
+                f".batch(...), and pass fit(dataset, batch_size={rows[0]}); or pass DataLoader(dataset.with_format('torch'), "
+                "batch_size=None)."
             )
         sizes = sorted({_size_of(sample.get(name)) for sample in samples} - {""})
         if len(sizes) > 1:
@@ -171,13 +178,6 @@ def _is_column(value: Any) -> bool:
 
 def _batch_of(failure: Failure) -> Any:
     return next((batch for _, _, batch in calls_of(failure.frames, Strategy.run)), None)
-
-
-def _collated_samples(failure: Failure) -> list[Any] | None:
-    """Return the samples that the outermost call of ``default_collate`` got; None if there is none."""
-    calls = calls_of(failure.frames, default_collate)
-    samples = calls[-1][0] if calls else None
-    return samples if isinstance(samples, list) else None
 
 
 def _nan_target(failure: Failure) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easytorch._utils.atomic_file import write_atomically
-from easytorch._utils.integers import optional_positive_number
+from easytorch._utils.integers import boolean, optional_positive_number
 from easytorch._utils.paths import check_writable, to_path
 from easytorch.data.class_names import read_names
 from easytorch.export.formats import pick_format
@@ -33,6 +33,7 @@ def export_model(
     model: Model, path: Any, x: Any, *, probabilities: bool, dynamic: Sequence[int], tolerance: float | None
 ) -> Path:
     """Write the program of ``Model.export``, and return its path."""
+    probabilities = boolean("probabilities", probabilities)
     target = to_path(path)
     file_format = pick_format(target)
     optional_positive_number("tolerance", tolerance)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
+from easytorch._utils.integers import optional_boolean
 from easytorch._utils.paths import to_path
 from easytorch.data.class_names import read_names
 from easytorch.errors import FileError
@@ -33,6 +34,7 @@ def push(
     model: Model, repo_id: str, *, report: Report | None, private: bool | None, revision: str | None, token: Any
 ) -> str:
     """Upload the files of ``model``, and return the address of the commit; see ``Model.push_to_hub``."""
+    private = optional_boolean("private", private)
     hub = _import_hub("push_to_hub")
     with tempfile.TemporaryDirectory(prefix=".hub-") as folder, model.strategy.group.call("push_to_hub"):
         write_folder(model, Path(folder), repo_id, report)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -25,11 +26,14 @@ except ImportError as error:
         'easytorch.integrations.sklearn needs scikit-learn 1.6 or later: pip install "easytorch-fit[sklearn]"'
     ) from error
 
-from easytorch._utils.integers import positive_int
+from easytorch._utils.integers import boolean, positive_int
 from easytorch._utils.pytree import describe, map_leaves
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.rng import get_rng_state, preserve_rng_state, set_rng_state
 from easytorch._utils.seeding import set_seed
+from easytorch._utils.tracebacks import is_explained
+from easytorch._utils.warnings import translated_warnings
+from easytorch.data.predictions import warn_of_nan
 from easytorch.losses.criterion import Criterion, SingleLoss
 from easytorch.losses.resolve import resolve_loss
 from easytorch.model import Model
@@ -72,6 +76,29 @@ SKORCH_HINTS = {
     "fit__sample_weight": "fit(X, y, sample_weight=...)",
 }
 
+# What messages of ``Model`` suggest, as a pattern, and what an estimator has instead. "{batch_size}" is one that fits.
+TRANSLATIONS = {
+    r"Use another batch_size, or drop_last=True in the DataLoader\.": "{batch_size}",
+    r", or drop_last=True in the DataLoader": "",
+    r"compile\((\{[^{}]*\}), \.\.\.\)": r"optimizer=\1",
+    r" If the input is one sample, pass \S+\[None\]\.": "",
+    r"Pass validation_data or validation_split to fit\(\)\.": (
+        "Pass validation_split=0.2 to the estimator, or validation_data=(X_val, y_val) to fit()."
+    ),
+    r"add a metric in compile\(\)": "add one to metrics=",
+    r"pass clip_grad_norm=1\.0 to compile\(\)": "pass compile__clip_grad_norm=1.0 to the estimator",
+    r"on the layers to train before compile\(\), or compile with optimizer=None\.": (
+        "on the layers to train in the function that makes the module."
+    ),
+    r"Use batches \(x, y\)\. Let x be one tensor, .* as keys\.": (
+        "An estimator passes one tensor, the rows of X. Let forward() take one argument, or use easytorch.Model."
+    ),
+    r"Pass x\.long\(\), or x\.astype\('int64'\) for a NumPy array\.": (
+        "Pass dtype='int64' to the estimator, which converts X to dtype='float32' by default."
+    ),
+    r"(from|in|to) compile\(metrics=\.\.\.\)": r"\1 metrics=",
+}
+
 
 def __dir__() -> list[str]:
     return __all__
@@ -86,9 +113,34 @@ def _check_arguments(method: Method) -> Method:
         unknown = next((name for name in options if name not in names), None)
         if unknown is not None:
             raise TypeError(_unknown_argument(self, method.__name__, unknown, names))
-        return method(self, *args, **options)
+        translate = functools.partial(_translate, self, args[0] if args else options.get("X"))
+        with translated_warnings(translate):
+            try:
+                return method(self, *args, **options)
+            except Exception as error:
+                if is_explained(error) and len(error.args) == 1 and isinstance(error.args[0], str):
+                    error.args = (translate(error.args[0]),)
+                raise
 
     return cast(Method, call)
+
+
+def _translate(estimator: Estimator, x: Any, message: str) -> str:
+    """Return ``message``, which names arguments of ``Model``, with the parameters of ``estimator``, for the features ``x``."""
+    for pattern, replacement in TRANSLATIONS.items():
+        message = re.sub(pattern, replacement, message)
+    place = "{batch_size}"
+    return message.replace(place, _suggest_batch_size(estimator, x)) if place in message else message
+
+
+def _suggest_batch_size(estimator: Estimator, x: Any) -> str:
+    """Return which batch size leaves no batch of one sample."""
+    count = np.shape(x)[0]
+    if count == 1:
+        return "Pass at least two samples."
+    size = next(size for size in range(estimator.batch_size + 1, count + 1 + estimator.batch_size) if count % size != 1)
+    title, is_split = type(estimator).__name__, bool(estimator.validation_split)
+    return f"Pass another batch_size to the estimator{'' if is_split else f', such as {title}(batch_size={size})'}."
 
 
 class Estimator(BaseEstimator, ABC):
@@ -189,7 +241,7 @@ class Estimator(BaseEstimator, ABC):
             >>> classifier = Classifier(epochs=2, random_state=0)
             >>> fitted = classifier.fit(x.numpy(), y.numpy())
         """
-        is_new = not (self.warm_start and hasattr(self, "model_"))
+        is_new = not (boolean("warm_start", self.warm_start) and hasattr(self, "model_"))
         if not is_new:
             self._apply_changes()
         inputs, targets = self._read(X, y, is_new)
@@ -306,7 +358,9 @@ class Estimator(BaseEstimator, ABC):
                 f"module expects a class or function that makes a torch.nn.Module, received {factory!r}. Use "
                 f"{type(self).__name__}(module=Net) with a class Net(nn.Module)."
             )
-        module = factory(**_complete_options(factory, options, self._facts()))
+        arguments = _complete_options(factory, options, self._facts())
+        _check_module_arguments(factory, arguments)
+        module = factory(**arguments)
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"module must make a torch.nn.Module, but {factory!r} returned {type(module).__name__}. Return the module."
@@ -503,6 +557,7 @@ class Classifier(ClassifierMixin, Estimator):
             (60,)
         """
         outputs, loss = self._outputs(X), self._trained_loss()
+        warn_of_nan(outputs.isnan().reshape(len(outputs), -1).any(1))
         if self._is_multilabel or loss.kind == "binary":
             labels = loss.classes(outputs.double()).numpy().astype(int)
             return labels if self._is_multilabel else self.classes_[labels.reshape(len(labels))]
@@ -751,10 +806,29 @@ def _complete_options(factory: Callable[..., Any], options: dict[str, Any], fact
     for name in options:
         if name not in parameters:
             title = getattr(factory, "__name__", repr(factory))
-            raise TypeError(
-                f"module__{name} is no parameter of {title}.{did_you_mean(name, parameters)} It has {quote_list(parameters)}."
-            )
+            known = f"It has {quote_list(parameters)}" if parameters else "It has no parameters"
+            raise TypeError(f"module__{name} is no parameter of {title}.{did_you_mean(name, parameters)} {known}.")
     return {name: value for name, value in facts.items() if name in parameters} | options
+
+
+def _check_module_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raise a ``TypeError`` if ``factory`` needs arguments that are not among ``arguments``."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built-in functions have no signature
+        return
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in kinds and name not in arguments
+    ]
+    if missing:
+        title = getattr(factory, "__name__", repr(factory))
+        raise TypeError(
+            f"{title}, which makes the module, needs {quote_list(missing)}. Pass module__{missing[0]}=..., or give it parameters "
+            "named n_features_in and n_outputs, which get the numbers of the data."
+        )
 
 
 def _is_same(old: Any, new: Any) -> bool:

@@ -16,7 +16,7 @@ from easytorch._utils.pytree import describe
 from easytorch._utils.warnings import warn
 from easytorch.data.class_names import count_names
 from easytorch.data.sample_weights import IGNORE_INDEX
-from easytorch.losses.names import SIGNED_TARGET_LOSSES
+from easytorch.losses.names import OUTPUT_PARTS, PAIR_LOSSES, SIGNED_TARGET_LOSSES
 
 if TYPE_CHECKING:
     from easytorch.losses.criterion import SingleLoss
@@ -39,7 +39,9 @@ class FirstBatchCheck:
 
     def __call__(self, loss: SingleLoss, y_pred: Any, y: Any) -> None:
         """Raise an error or warn if ``y_pred`` and ``y`` do not suit ``loss``."""
-        if loss.family in SIGNED_TARGET_LOSSES:
+        if loss.family in OUTPUT_PARTS:
+            check_parts(loss, y_pred, y)
+        if loss.family in (*SIGNED_TARGET_LOSSES, *PAIR_LOSSES):
             check_signed_targets(loss, y)
         if loss.is_elementwise:
             check_shapes(loss, y_pred, y)
@@ -89,6 +91,22 @@ def check_binary_targets(loss: SingleLoss, y: Any, target_range: tuple[Any, Any]
         )
 
 
+def check_parts(loss: SingleLoss, y_pred: Any, y: Any) -> None:
+    """Raise a ``ValueError`` unless the outputs, and for CTC the targets, are a tuple of the tensors that ``loss`` takes."""
+    names = OUTPUT_PARTS[loss.family]
+    subject, value = "module to return", y_pred
+    if _has_parts(y_pred, len(names)) and loss.family is nn.CTCLoss:
+        subject, value, names = "targets", y, ("labels", "label_lengths")
+    if not _has_parts(value, len(names)):
+        parts = f"({', '.join(names)})"
+        fix = "Pass fit(x, (labels, label_lengths))." if value is y else f"Return {parts} from forward()."
+        raise ValueError(f"The loss, {loss!r}, expects the {subject} {parts}, received {describe(value)}. {fix}")
+
+
+def _has_parts(value: Any, count: int) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == count
+
+
 def check_signed_targets(loss: SingleLoss, y: Any) -> None:
     """Raise a ``ValueError`` if all targets of a loss that expects -1 and 1 are 0 and 1, or booleans."""
     if not isinstance(y, Tensor) or not y.numel() or y.is_complex():
@@ -96,8 +114,14 @@ def check_signed_targets(loss: SingleLoss, y: Any) -> None:
     if y.dtype == torch.bool or (bool(((y == 0) | (y == 1)).all()) and bool((y == 0).any())):
         found, fix = ("booleans", "2 * y.float() - 1") if y.dtype == torch.bool else ("0 and 1", "2 * y - 1")
         raise ValueError(
-            f"The targets are {found}, but the loss, {loss!r}, expects -1 and 1. Pass {fix}, or use loss='hinge', which takes "
-            "both."
+            f"The targets are {found}, but the loss, {loss!r}, expects -1 and 1. Pass {fix}"
+            + ("." if loss.family in PAIR_LOSSES else ", or use loss='hinge', which takes both.")
+        )
+    if loss.family is nn.CosineEmbeddingLoss and bool((y.abs() != 1).any()):
+        other = float(y.flatten()[(y.flatten().abs() != 1).int().argmax()])
+        raise ValueError(
+            f"The targets contain {other:g}, but the loss, {loss!r}, expects -1 and 1, and is 0 for any other target. Pass 1 for "
+            "pairs that belong together, and -1 for others."
         )
 
 

@@ -81,6 +81,9 @@ class Criterion:
     # The labels of the last batch, and how many of them are ignored.
     _counted_labels: Tensor | None = None
     _ignored: Any = 0
+    # The sample weights of the last batch, and the labels of the last sum, for ``why_zero``.
+    _last_weight: Any = None
+    _last_labels: Tensor | None = None
 
     def __call__(self, y_pred: Any, y: Any, sample_weight: Any = None, batch: Any = None) -> Tensor:
         """Return the scalar to optimize."""
@@ -161,11 +164,15 @@ class Criterion:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle, which holds no data."""
-        return {**vars(self), "_counted_labels": None, "_ignored": 0}
+        return {**vars(self), "_counted_labels": None, "_ignored": 0, "_last_weight": None, "_last_labels": None}
 
     def take_counts(self) -> Counts:
         """Return what each term of the last call was divided by, and forget it."""
         return {}
+
+    def why_zero(self, term: str) -> str | None:
+        """Return why ``term`` of the last batch is 0 although it has samples, and the fix; None if all is well."""
+        return None
 
     def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the batches of a window count as one batch.
@@ -193,13 +200,21 @@ class Criterion:
             "activation, or compile with 'cross_entropy', 'nll', 'bce' or 'bce_with_logits'."
         )
 
-    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+    def classes(
+        self, y_pred: Any, threshold: float | None = None, *, observe: Callable[[Tensor], Any] = lambda _: None
+    ) -> Any:
         """Return the most probable class of each sample, or for each independent label 1 above ``threshold``, by default 0.5.
+
+        Args:
+            y_pred: The outputs.
+            threshold: The probability above which a label is 1.
+            observe: Is called with the probabilities, those of NaN outputs included, of which the classes show nothing.
 
         Raises:
             ValueError: If ``threshold`` is no probability, or has no effect.
         """
         probabilities = self.probabilities(y_pred)
+        observe(probabilities)
         if self.kind != "multiclass":
             return (probabilities > (0.5 if threshold is None else _check_threshold(threshold))).long()
         if threshold is not None:
@@ -450,7 +465,7 @@ class SingleLoss(Criterion):
     def _count_labels(self, value: Tensor, y_pred: Any, y: Any) -> Tensor:
         """Return ``value``, a scalar, and record its count; 0 instead of NaN if no label counts."""
         if self.is_sum:
-            self._counts = {"loss": None}
+            self._counts, self._last_labels = {"loss": None}, y
             return value
         count = self.label_count(y)
         if count is None:
@@ -479,6 +494,7 @@ class SingleLoss(Criterion):
                 f"{list(sample_weight.shape)}. Pass one weight per sample."
             )
         total = (values * weights).sum()
+        self._last_weight = weights
         if self.is_sum:
             self._counts = {"loss": None}
             return total
@@ -524,6 +540,17 @@ class SingleLoss(Criterion):
         """Return what the last call was divided by, and forget it."""
         counts, self._counts, self._counted_labels = self._counts, {}, None
         return counts
+
+    def why_zero(self, term: str) -> str | None:
+        """Return why the loss of the last batch is 0 although it has samples, and the fix; None if all is well."""
+        if term != "loss":
+            return None
+        weight, labels, self._last_weight, self._last_labels = self._last_weight, self._last_labels, None, None
+        if weight is not None and weight.numel() and not weight.any():
+            return "every sample weight is 0. Check sample_weight, class_weight, or the third part of the batches."
+        if isinstance(labels, Tensor) and 0 < labels.numel() == self.ignored_count(labels):
+            return "every label is ignored. Check the targets and the ignore_index of the loss."
+        return None
 
     def batch_weights(self, window: Window, share: Share) -> Iterable[Any]:
         """Return the factor of each batch's loss, so that the batches of a window count as one batch."""
@@ -750,6 +777,11 @@ class MultiOutputLoss(Criterion):
             f"{name}_{key}": count for name, loss in self.losses.items() for key, count in loss.take_counts().items()
         }
 
+    def why_zero(self, term: str) -> str | None:
+        """Return why ``<output>_loss`` of the last batch is 0 although it has samples, and the fix; None if all is well."""
+        loss = self.losses.get(term.removesuffix("_loss"))
+        return None if loss is None else loss.why_zero("loss")
+
     def batch_weights(self, window: Window, share: Share) -> Iterator[Any]:
         """Yield the share of each batch in the samples; meanwhile ``terms`` gives the gradient of each term its own share."""
         targets = [self._by_name(batch.y) for batch in unpacked(window)]
@@ -832,12 +864,15 @@ class MultiOutputLoss(Criterion):
         """Return the probabilities of every output, in the structure of the outputs."""
         return self._map_outputs(y_pred, SingleLoss.probabilities)
 
-    def classes(self, y_pred: Any, threshold: float | None = None) -> Any:
+    def classes(
+        self, y_pred: Any, threshold: float | None = None, *, observe: Callable[[Tensor], Any] = lambda _: None
+    ) -> Any:
         """Return the classes of every output, in the structure of the outputs; ``threshold`` is for those with a binary loss."""
         has_effect = any(loss.kind == "binary" for loss in self.losses.values())
 
         def find_classes(loss: SingleLoss, output: Any) -> Any:
-            return loss.classes(output, None if has_effect and loss.kind != "binary" else threshold)
+            limit = None if has_effect and loss.kind != "binary" else threshold
+            return loss.classes(output, limit, observe=observe)
 
         return self._map_outputs(y_pred, find_classes)
 

@@ -77,6 +77,8 @@ ELEMENTWISE_LOSSES = (
 )
 # Losses whose targets are -1 and 1. Torch takes integers as well as floats.
 SIGNED_TARGET_LOSSES = (nn.HingeEmbeddingLoss, nn.SoftMarginLoss)
+# The same for losses of two outputs. For any other target, the first one is 0 without an error.
+PAIR_LOSSES = (nn.CosineEmbeddingLoss, nn.MarginRankingLoss)
 
 
 # The adapters are module-level functions because functions with a name can be pickled.
@@ -97,6 +99,16 @@ def _call_gaussian_nll(loss: nn.Module, y_pred: Any, y: Any) -> Any:
 def _call_ctc(loss: nn.Module, y_pred: Any, y: Any) -> Any:
     return loss(y_pred[0], y[0], y_pred[1], y[1])
 
+
+# The tensors that the module must return, in a tuple. One tensor would be taken apart along the batch.
+OUTPUT_PARTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.CosineEmbeddingLoss: ("first", "second"),
+    nn.MarginRankingLoss: ("first", "second"),
+    nn.TripletMarginLoss: ("anchor", "positive", "negative"),
+    nn.TripletMarginWithDistanceLoss: ("anchor", "positive", "negative"),
+    nn.GaussianNLLLoss: ("mean", "variance"),
+    nn.CTCLoss: ("log_probabilities", "input_lengths"),
+}
 
 # Calls of the torch losses that do not take (y_pred, y). For them, y_pred is a tuple of the module's outputs.
 CALL_ADAPTERS: dict[type[nn.Module], Callable[[nn.Module, Any, Any], Tensor]] = {

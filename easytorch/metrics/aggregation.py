@@ -84,7 +84,9 @@ class Mean:
 
     def counts_nothing(self) -> bool:
         """Return whether there are values, but the number of their samples is 0."""
-        count = self._sums()[1]
+        count = self._count
+        if self._pending:
+            count = count + sum_scalars([count for _, _, count in self._pending])
         return (bool(self._pending) or isinstance(count, Tensor)) and not count
 
     def reset(self) -> None:

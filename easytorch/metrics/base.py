@@ -234,6 +234,10 @@ class MeanMetric(Metric):
         value = self.mean.compute()
         return self.finish(value) if self.finish else value
 
+    def counts_nothing(self) -> bool:
+        """Return whether batches were measured, but none of their samples counts."""
+        return self.mean.counts_nothing()
+
 
 def _sample_count(y_pred: Any, y: Any) -> int:
     """Return the number of samples, from the targets or else from the outputs."""

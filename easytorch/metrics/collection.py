@@ -27,8 +27,10 @@ RESERVED = ("loss", "lr", "epoch")
 MAX_ENTRIES = 400
 # Errors of compute() that depend on the data, such as too few samples.
 NOT_COMPUTABLE = (ValueError, RuntimeError, ZeroDivisionError, IndexError)
-# A warning of a fit.
+# Warnings of a fit.
 NOTHING_COUNTS = "nothing counts"
+ZERO_LOSS = "zero loss"
+NO_METRIC = "a metric counts nothing"
 
 
 def loss_of(outputs: Any) -> Any:
@@ -37,13 +39,14 @@ def loss_of(outputs: Any) -> Any:
     Raises:
         TypeError: If ``outputs`` is not a dict with ``"loss"``.
     """
-    try:
-        return outputs["loss"]
-    except (KeyError, TypeError, IndexError):
-        raise TypeError(
-            f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
-            "{'loss': loss}. Other values in the dict are logged."
-        ) from None
+    # torch would warn of this index of a tensor.
+    if not isinstance(outputs, Tensor):
+        with contextlib.suppress(KeyError, TypeError, IndexError):
+            return outputs["loss"]
+    raise TypeError(
+        f"train_step returned {describe(outputs)}, which has no 'loss'. Return a dict with a scalar tensor to optimize: "
+        "{'loss': loss}. Other values in the dict are logged."
+    )
 
 
 class MetricEntry(NamedTuple):
@@ -360,13 +363,35 @@ class MetricCollection:
         return NOTHING_COUNTS in self._warnings
 
     def _warn_if_nothing_counts(self) -> None:
+        """Warn once in a fit if the loss or a metric has values, but none of them counts."""
+        reasons = {name: reason for name in self._terms if (reason := self.criterion.why_zero(name)) is not None}
+        kind, message = self._find_nothing_counted(reasons)
+        if message and not self._warnings & {NOTHING_COUNTS, ZERO_LOSS, NO_METRIC}:
+            self._warnings.add(kind)
+            warn(message)
+
+    def _find_nothing_counted(self, reasons: Mapping[str, str]) -> tuple[str, str]:
+        """Return the kind of a value that counts nothing, and the message; empty if all values count something.
+
+        Args:
+            reasons: Why a term may be 0, by its name.
+        """
         for name, mean in self._terms.items():
-            if NOTHING_COUNTS not in self._warnings and mean.counts_nothing():
-                self._warnings.add(NOTHING_COUNTS)
-                warn(
+            if mean.counts_nothing():
+                return NOTHING_COUNTS, (
                     f"{name} is NaN, because nothing counts: every label of this pass is ignored, or has the class weight 0. "
                     "Check the targets and the ignore_index of the loss."
                 )
+        for name, reason in reasons.items():
+            if not self._terms[name].compute():
+                return ZERO_LOSS, f"{name} is 0, because nothing counts: {reason}"
+        for name, entry in zip(self.names, self._entries, strict=True):
+            if isinstance(entry.metric, MeanMetric) and entry.metric.counts_nothing():
+                return NO_METRIC, (
+                    f"The metric {name!r} is NaN, because nothing counts: every label of this pass is ignored, or every sample "
+                    "weight is 0. Check the targets and the weights."
+                )
+        return "", ""
 
     def _warn_about_unused_metrics(self) -> None:
         if self._is_updated or not self._terms or not self._entries or self._warnings:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from easytorch._utils.html_table import format_pairs, format_table, scrolling
+from easytorch._utils.html_table import escape_text, format_pairs, format_table, scrolling
 from easytorch._utils.pytree import to_numpy
 from easytorch._utils.registry import did_you_mean, quote_list
 from easytorch._utils.text_table import align, format_rows, format_value
@@ -36,6 +36,7 @@ class Report:
         y: The targets.
         predicted: The predictions that are compared with them.
         indices: The index of each sample in the data, where some have no label that counts.
+        notes: Sentences on numbers whose interval may be wrong.
 
     Examples:
         >>> report = model.report(x_test, y_test)
@@ -58,6 +59,7 @@ class Report:
         self.indices = np.arange(len(y)) if indices is None else indices
         self.summary: dict[str, Estimate] = {}
         self.tables: dict[str, list[Row]] = {}
+        self.notes: list[str] = []
         # How much each sample counts: the number of its positions, if each has several.
         self.weights: Array | None = None
         self.count = len(y)  # samples of the data, also those without a label that counts
@@ -87,12 +89,7 @@ class Report:
         scores = self.scores()[members]
         if scores.dtype == bool:
             return proportion(scores.sum(), len(scores))
-
-        def measure(weights: Array) -> Array:
-            means: Array = (weights @ scores / weights.sum(1))[:, None]
-            return means
-
-        return self.bootstrap.of_samples(measure, len(scores), [Scale.POSITIVE])[0]
+        return self.bootstrap.of_means(scores[:, None], [Scale.POSITIVE])[0]
 
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return the rows of the table of worst samples."""
@@ -127,6 +124,7 @@ class Report:
         return {
             "samples": len(self),
             "summary": {name: _plain(value) for name, value in self.summary.items()},
+            "notes": list(self.notes),
             **tables,
         }
 
@@ -164,6 +162,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.title}, {self.size}, 95% intervals in brackets", ""]
         lines += align([[name, str(estimate)] for name, estimate in self.summary.items()])
+        lines += ["", *self.notes] if self.notes else []
         for name, rows in self.tables.items():
             if rows:
                 lines += ["", name, *format_rows(rows[:SHOWN_ROWS])]
@@ -178,6 +177,7 @@ class Report:
         parts = [
             format_pairs({name: str(estimate) for name, estimate in self.summary.items()}, f"{self.title}, {self.size}")
         ]
+        parts += [f"<div>{escape_text(note)}</div>" for note in self.notes]
         for name, rows in self.tables.items():
             shown = [{key: format_value(value) for key, value in row.items()} for row in rows[:SHOWN_ROWS]]
             parts.append(format_table(shown, title=name) if shown else "")

@@ -18,6 +18,7 @@ from easytorch.losses import keras
 from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
 from easytorch.losses.module_loss import ModuleLoss
 from easytorch.losses.resolve import resolve_loss
+from easytorch.reports.finite import check_finite
 from easytorch.reports.inference import infer_loss
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Losses whose outputs are estimates of the targets.
 NUMBER_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 VALUES = 4_000_000  # outputs whose losses are computed at a time
+ROUNDING = 0.05  # how far from 1 a sum of probabilities may be, for those of 16 bits
 
 
 def make_report(
@@ -85,6 +87,7 @@ def make_report(
     prediction, targets = _as_tensors(criterion, outputs, y)
     if criterion.kind == "multiclass":
         _check_labels(criterion, prediction, targets)
+    _check_values(criterion, prediction, targets)
     losses = sample_losses(criterion, prediction, targets)
     options: dict[str, Any] = {"losses": losses, "bootstrap": Bootstrap(repeats, seed)}
     return _build(criterion, prediction, targets, names_of(class_names, None), threshold, options)
@@ -104,8 +107,7 @@ def _build(
 
         if threshold is not None:
             raise ValueError(f"threshold has no effect on the loss, {loss!r}. Leave it out.")
-        _check_finite("outputs", y_pred.isfinite())
-        _check_finite("targets", y.isfinite())
+        check_finite("outputs", y_pred.isfinite())
         return RegressionReport(y.double().numpy(), y_pred.double().numpy(), names=names, **options)
     if threshold is not None:
         loss.classes(y_pred[:1], threshold)  # raises the error of predict_classes
@@ -130,7 +132,7 @@ def _report_on_classes(
             f"A report needs at least one label, but all {len(labels)} labels are {ignore_index}, which the loss ignores. "
             "Pass samples with labels of classes."
         )
-    _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)) | ~torch.from_numpy(counted)[:, None])
+    check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)) | ~torch.from_numpy(counted)[:, None])
     _check_names(names, probabilities.shape[1], "class")
     options |= {"losses": options["losses"][counted], "indices": np.flatnonzero(counted)}
     report = ClassificationReport(labels.numpy()[counted], probabilities[counted], names=names, **options)
@@ -190,7 +192,7 @@ def _report_on_labels(
     """Return the report on two classes for one output, otherwise on independent labels."""
     from easytorch.reports.classification import ClassificationReport, MultilabelReport
 
-    _check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)))
+    check_finite("outputs", torch.from_numpy(~np.isnan(probabilities)))
     if probabilities.size == len(probabilities):
         both = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
         labels = y.reshape(-1)
@@ -208,14 +210,31 @@ def _compares_numbers(loss: SingleLoss) -> bool:
     return loss.family in NUMBER_LOSSES
 
 
-def _check_finite(what: str, is_valid: Tensor) -> None:
-    """Raise a ``ValueError`` with the first row of ``is_valid`` that has a false entry."""
-    invalid = (~is_valid.reshape(len(is_valid), -1).all(1)).nonzero().flatten()
-    if len(invalid):
-        raise ValueError(
-            f"The {what} of {len(invalid)} of {len(is_valid)} samples have NaN or infinite values, the first at index "
-            f"{int(invalid[0])}. A report on them would have no meaning. Leave out these samples."
-        )
+def _check_values(loss: SingleLoss, y_pred: Tensor, y: Tensor) -> None:
+    """Raise a ``ValueError`` for targets that are not finite, and for outputs that are no probabilities."""
+    if y.is_floating_point():
+        check_finite("targets", y.isfinite())
+    if loss.family is nn.BCELoss:
+        check_finite("outputs", y_pred.isfinite())
+        if float(y_pred.min()) < 0 or float(y_pred.max()) > 1:
+            raise ValueError(
+                f"The loss, {loss!r}, expects probabilities from 0 to 1, but the outputs go from {float(y_pred.min()):.3g} to "
+                f"{float(y_pred.max()):.3g}. For logits, pass 'bce_with_logits'."
+            )
+    if loss.family is nn.NLLLoss:
+        _check_log_probabilities(loss, y_pred)
+
+
+def _check_log_probabilities(loss: SingleLoss, y_pred: Tensor) -> None:
+    step = max(1, VALUES // max(1, y_pred[0].numel()))
+    for start in range(0, len(y_pred), step):
+        sums = y_pred[start : start + step].float().exp().sum(1)
+        wrong = ((sums - 1).abs() > ROUNDING).nonzero()  # NaN is another error
+        if len(wrong):
+            raise ValueError(
+                f"The loss, {loss!r}, expects logarithms of probabilities, but the probabilities of the sample with index "
+                f"{start + int(wrong[0, 0])} sum to {float(sums[tuple(wrong[0])]):.3g}. For logits, pass 'cross_entropy'."
+            )
 
 
 def _check_names(names: list[str] | None, count: int, what: str) -> None:

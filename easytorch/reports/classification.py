@@ -11,7 +11,15 @@ from sklearn import metrics
 
 from easytorch.reports.base import WORST, Array, Report, Row, find_largest
 from easytorch.reports.estimate import Estimate
-from easytorch.reports.intervals import Bootstrap, Scale, area_intervals, nan_mean, proportion
+from easytorch.reports.intervals import (
+    Bootstrap,
+    Scale,
+    area_intervals,
+    f1_score,
+    mean_of_parts,
+    proportion,
+    proportion_of_clusters,
+)
 
 # Bins of the calibration error, as in C. Guo et al., On calibration of modern neural networks, 2017.
 BINS = 15
@@ -61,25 +69,27 @@ class ClassificationReport(Report):
     def _measure(self) -> None:
         right = int(np.trace(self.confusion))
         cells = self.confusion[self.confusion > 0]
-        of_counts = self.bootstrap.of_counts(ConfusionScores(self.confusion), cells, Scale.SHARE)
-        classes = len(self.names)
+        drawn, classes = self.bootstrap.draw_counts(ConfusionScores(self.confusion), cells), len(self.names)
+        hits, true, predicted = np.diag(self.confusion), self.confusion.sum(1), self.confusion.sum(0)
+        precision = [proportion(*counts) for counts in zip(hits, predicted, strict=True)]
+        recall = [proportion(*counts) for counts in zip(hits, true, strict=True)]
+        f1 = [f1_score(*counts) for counts in zip(hits, predicted, true, strict=True)]
         rankings = [Ranking(self.probabilities[:, i], self.y == i) for i in range(classes)]
         curves = measure_areas(rankings, self.bootstrap, len(self))
         self.summary = {
             "accuracy": proportion(right, len(self)),
-            "balanced_accuracy": of_counts[-2],
-            "f1 (macro)": of_counts[-1],
+            "balanced_accuracy": mean_of_parts(recall, drawn[:, classes:]),
+            "f1 (macro)": mean_of_parts(f1, drawn[:, :classes]),
             "roc_auc (macro)": curves[-2],
             "average_precision (macro)": curves[-1],
             **self._probability_scores(),
         }
-        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         self.tables["classes"] = [
             {
                 "class": name,
-                "precision": proportion(self.confusion[i, i], predicted[i]),
-                "recall": proportion(self.confusion[i, i], true[i]),
-                "f1": of_counts[i],
+                "precision": precision[i],
+                "recall": recall[i],
+                "f1": f1[i],
                 "roc_auc": curves[i],
                 "average_precision": curves[classes + i],
                 "support": int(true[i]),
@@ -98,11 +108,8 @@ class ClassificationReport(Report):
         members = np.eye(BINS)[confidence_bins(confidence)]
         gaps = members * (self.scores() - confidence)[:, None]
 
-        def measure(weights: Array) -> Array:
-            total = weights.sum(1)
-            return np.column_stack([weights @ log_losses / total, weights @ brier / total])
-
-        log_loss, brier_score = self.bootstrap.of_samples(measure, len(self), [Scale.POSITIVE] * 2)
+        values = np.column_stack([log_losses, brier])
+        log_loss, brier_score = self.bootstrap.of_means(values, [Scale.POSITIVE] * 2)
         # Chance makes it larger, the more so in the draws of a bootstrap, whose intervals would rarely contain the true value.
         calibration = Estimate(float(np.abs(gaps.sum(0)).sum() / len(self)))
         return {"log_loss": log_loss, "brier_score": brier_score, "calibration_error": calibration}
@@ -258,32 +265,33 @@ class MultilabelReport(Report):
 
     def _measure(self) -> None:
         hits = np.concatenate([self.y * self.predicted, self.predicted, self.y], axis=1).astype(float)
-        right = (self.y == self.predicted).mean(1)
+        right = (self.y == self.predicted).sum(1)
 
         def measure(weights: Array) -> Array:
             true, predicted, actual = np.split(weights @ hits, 3, axis=1)
             with np.errstate(invalid="ignore", divide="ignore"):
-                f1 = 2 * true / (predicted + actual)
-            return np.column_stack([f1, nan_mean(f1), weights @ right / weights.sum(1)])
+                scores: Array = 2 * true / (predicted + actual)
+            return scores
 
         labels = len(self.names)
-        columns = self.bootstrap.of_samples(measure, len(self), [Scale.SHARE] * (labels + 2))
+        drawn = self.bootstrap.draw_samples(measure, len(self))
+        true, predicted, actual = np.split(hits.sum(0), 3)
+        f1 = [f1_score(*counts) for counts in zip(true, predicted, actual, strict=True)]
         rankings = [Ranking(self.probabilities[:, i], self.y[:, i] == 1) for i in range(labels)]
         areas = measure_areas(rankings, self.bootstrap, len(self))
         self.summary = {
             "exact_match": proportion(self.scores().sum(), len(self)),
-            "accuracy of labels": columns[-1],
-            "f1 (macro)": columns[-2],
+            "accuracy of labels": proportion_of_clusters(right, np.full(len(self), labels)),
+            "f1 (macro)": mean_of_parts(f1, drawn),
             "roc_auc (macro)": areas[-2],
             "average_precision (macro)": areas[-1],
         }
-        true, predicted, actual = np.split(hits.sum(0), 3)
         self.tables["labels"] = [
             {
                 "label": name,
                 "precision": proportion(true[i], predicted[i]),
                 "recall": proportion(true[i], actual[i]),
-                "f1": columns[i],
+                "f1": f1[i],
                 "roc_auc": areas[i],
                 "average_precision": areas[labels + i],
                 "support": int(actual[i]),
@@ -380,7 +388,7 @@ def draw_calibration(axes: Any, points: Sequence[tuple[float, Estimate]]) -> Non
 
 
 class ConfusionScores:
-    """The F1 of each class, the balanced accuracy and the macro F1, for counts of the cells of a confusion matrix.
+    """F1 and recall of each class, for counts of the cells of a confusion matrix.
 
     Most cells of the confusion matrix of many classes are empty, also in each draw of a bootstrap.
 
@@ -398,14 +406,13 @@ class ConfusionScores:
         self._right = rows[self._is_right]
 
     def __call__(self, counts: Array) -> Array:
-        """Return the scores ``[..., classes + 2]`` for counts ``[..., cells]``."""
+        """Return the scores ``[..., 2 * classes]`` for counts ``[..., cells]``."""
         right, true, predicted = np.zeros((3, *counts.shape[:-1], self.classes))
         right[..., self._right] = counts[..., self._is_right]
         true[..., self._rows] = np.add.reduceat(counts, self._row_starts, axis=-1)
         predicted[..., self._columns] = np.add.reduceat(counts[..., self._by_column], self._column_starts, axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            f1, recall = 2 * right / (true + predicted), right / true
-        return np.concatenate([f1, nan_mean(recall)[..., None], nan_mean(f1)[..., None]], axis=-1)
+            return np.concatenate([2 * right / (true + predicted), right / true], axis=-1)
 
 
 class Ranking:
@@ -462,13 +469,18 @@ def _sums_before(values: Array) -> Array:
 def measure_areas(rankings: Sequence[Ranking], bootstrap: Bootstrap, count: int) -> list[Estimate]:
     """Return AUC and average precision of each ranking of ``count`` samples, then both means."""
     positives = np.array([len(ranking.positives) for ranking in rankings])
-    intervals = functools.partial(area_intervals, positives=positives, count=count)
-    statistic, scales = functools.partial(_areas_of, rankings), [Scale.SHARE] * (2 * len(rankings) + 2)
-    return bootstrap.of_samples(statistic, count, scales, len(rankings), intervals)
+    statistic, classes = functools.partial(_areas_of, rankings), len(rankings)
+    values, drawn = statistic(np.ones((1, count)))[0], bootstrap.draw_samples(statistic, count, classes)
+    parts = area_intervals(values, drawn, positives, count) if len(drawn) else [Estimate(float(x)) for x in values]
+    return [
+        *parts,
+        mean_of_parts(parts[:classes], drawn[:, :classes]),
+        mean_of_parts(parts[classes:], drawn[:, classes:]),
+    ]
 
 
 def _areas_of(rankings: Sequence[Ranking], weights: Array) -> Array:
-    """Return AUC and average precision of each ranking, then both means, ``[repeats, 2 * rankings + 2]``."""
+    """Return AUC and average precision of each ranking, ``[repeats, 2 * rankings]``."""
     step = max(MIN_COLUMNS, IN_CACHE // weights.shape[1])
     # Sums of draws are exact in 32 bits. The weights of a sample in a row are read at once.
     kind = np.float32 if weights.shape[1] < EXACT else np.float64
@@ -477,5 +489,5 @@ def _areas_of(rankings: Sequence[Ranking], weights: Array) -> Array:
         chunk = np.ascontiguousarray(weights[start : start + step].T, dtype=kind)
         columns = [ranking.areas(chunk) for ranking in rankings]
         auc, average = (np.stack(values, axis=1) for values in zip(*columns, strict=True))
-        parts.append(np.column_stack([auc, average, nan_mean(auc), nan_mean(average)]))
+        parts.append(np.column_stack([auc, average]))
     return np.concatenate(parts)

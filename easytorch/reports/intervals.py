@@ -43,6 +43,50 @@ def wilson(share: float, count: float, z: float) -> Estimate:
     return Estimate(share, center - half if share > 0 else 0.0, center + half if share < 1 else 1.0)
 
 
+def f1_score(right: float, predicted: float, actual: float) -> Estimate:
+    """Return the F1 of a class with its Wilson interval; NaN without samples.
+
+    F1 is ``2 s / (1 + s)`` for the share ``s`` of right predictions among the samples that are of the class or predicted to be.
+
+    Source: K. F. Y. Lam, V. Gopal and J. Qian, Confidence intervals for the F1 score: a comparison of four methods, 2023, the
+    indirect method.
+    """
+    return Estimate(*(2 * x / (1 + x) for x in proportion(right, predicted + actual - right)))
+
+
+def mean_of_parts(parts: Sequence[Estimate], drawn: Array) -> Estimate:
+    """Return the mean of the parts that are defined, with an interval from those of the parts and their correlations.
+
+    An interval of draws of the mean would be too narrow if a class has few samples: its draws vary less than samples do.
+
+    Source: G. Y. Zou and A. Donner, Construction of confidence limits about effect measures, 2008.
+
+    Args:
+        parts: Estimates with intervals.
+        drawn: The parts of each draw of a bootstrap, ``[repeats, parts]``, which show the correlations; empty for no interval.
+    """
+    values, lows, highs = np.array(parts, dtype=float).T
+    is_defined = ~np.isnan(values)
+    count = int(is_defined.sum())
+    if not count:
+        return Estimate(float("nan"))
+    mean = float(values[is_defined].mean())
+    has_ends = is_defined & ~np.isnan(lows)
+    if len(drawn) < 2 or not has_ends.any():
+        return Estimate(mean)
+    draws = drawn[:, has_ends] - nan_mean(drawn[:, has_ends].T)
+    spread = np.sqrt(nan_mean(draws.T**2))
+    draws = np.nan_to_num(draws / np.where(spread > 0, spread, 1))
+
+    def total(arms: Array) -> float:
+        # A share of 0 or 1 has equal draws. It is independent of the others.
+        squares = ((draws @ arms) ** 2).mean() + (np.where(spread > 0, 0, arms) ** 2).sum()
+        return float(np.sqrt(squares)) / count
+
+    arms = np.maximum([values - lows, highs - values], 0)[:, has_ends]
+    return Estimate(mean, mean - total(arms[0]), mean + total(arms[1]))
+
+
 def proportion_of_clusters(counts: Array, totals: Array) -> Estimate:
     """Return the sum of ``counts`` by that of ``totals``, with an interval for clusters whose members depend on each other.
 
@@ -99,6 +143,13 @@ def nan_mean(values: Array) -> Array:
         return np.asarray(np.nansum(values, -1) / count)
 
 
+# Draws of fewer samples have standard errors near 0 too often.
+MIN_STUDENTIZED = 30
+# The share of the draws that need a standard error.
+MIN_VALID = 0.95
+MAX_EXPONENT = 700.0
+
+
 class Scale(enum.Enum):
     """On which scale the draws of a number are about normal."""
 
@@ -124,31 +175,69 @@ class Bootstrap:
     def __init__(self, repeats: int, seed: int) -> None:
         self.repeats, self.seed = repeats, seed
 
-    def of_counts(self, statistic: Callable[[Array], Array], counts: Array, scale: Scale) -> list[Estimate]:
-        """Return the entries of ``statistic(counts)``, which depends on the samples through ``counts`` alone.
+    def draw_counts(self, statistic: Callable[[Array], Array], counts: Array) -> Array:
+        """Return ``statistic`` of draws, ``[repeats, values]``, if it depends on the samples through ``counts`` alone.
 
         To draw the samples again is to draw their counts from a multinomial distribution.
 
         Args:
-            statistic: Returns values ``[..., values]`` for counts ``[..., kinds]``.
+            statistic: Returns values ``[repeats, values]`` for counts ``[repeats, kinds]``.
             counts: How many samples are of each kind, ``[kinds]``.
-            scale: The scale of all values.
         """
-        values, total = np.atleast_1d(statistic(counts)), int(counts.sum())
-        if not self.repeats or not total:
-            return [Estimate(float(value)) for value in values]
-        generator, step = np.random.default_rng(self.seed), max(1, CHUNK // len(counts))
-        sizes = [min(step, self.repeats - start) for start in range(0, self.repeats, step)]
-        drawn = [statistic(generator.multinomial(total, counts / total, size)) for size in sizes]
-        return normal_intervals(values, np.concatenate(drawn), [scale] * len(values), total)
+        total, generator, step = int(counts.sum()), np.random.default_rng(self.seed), max(1, CHUNK // len(counts))
+        sizes = [min(step, self.repeats - start) for start in range(0, self.repeats, step)] or [0]
+        return np.concatenate([statistic(generator.multinomial(total, counts / total, size)) for size in sizes])
+
+    def draw_samples(self, statistic: Callable[[Array], Array], count: int, columns: int = 1) -> Array:
+        """Return ``statistic`` of draws, ``[repeats, values]``; no rows if there are no draws.
+
+        Args:
+            statistic: Returns values ``[repeats, values]`` for weights ``[repeats, count]``: how often each sample is drawn.
+            count: The number of samples.
+            columns: How often ``statistic`` reads all weights. If the work exceeds ``MAX_WORK``, there are fewer repeats, but at
+                least 100.
+        """
+        if not self.repeats or count < 2:  # the same sample again and again shows no variation
+            return statistic(np.ones((1, count)))[:0]
+        repeats = min(self.repeats, max(MIN_REPEATS, MAX_WORK // (count * columns)))
+        return np.concatenate([statistic(weights) for weights in self.weights(count, repeats)])
+
+    def of_means(self, values: Array, scales: Sequence[Scale]) -> list[Estimate]:
+        """Return the means of columns, with the wider of two intervals at each end.
+
+        One is the normal interval of the draws, the other one that of a studentized bootstrap, which has the skewness of the
+        values: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5. Both quantiles are those of
+        the t-distribution whose degrees of freedom follow from the kurtosis of the values: B. O'Neill, Some useful moment results
+        in sampling problems, 2014.
+
+        Args:
+            values: ``[N, columns]``.
+            scales: The scale of each mean: ``ANY`` or ``POSITIVE``.
+        """
+        count, means = len(values), values.mean(0)
+        centered = values - means
+        moments = np.concatenate([centered, centered**2], axis=1)
+        drawn = self.draw_samples(lambda weights: weights @ moments / count, count)
+        if not len(drawn):
+            return [Estimate(float(mean)) for mean in means]
+        shifts, squares = np.split(drawn, 2, axis=1)
+        errors = np.sqrt(np.maximum(squares - shifts**2, 0) / count)
+        quantiles = np.array([quantile_of_t(column) for column in centered.T])
+        factors = quantiles * math.sqrt(count / (count - 1))
+        estimates = normal_intervals(means, means + shifts, scales, count, factors=factors)
+        if count < MIN_STUDENTIZED:
+            return estimates
+        widths = quantiles / stats.t.ppf((1 + LEVEL) / 2, count - 1)
+        own_errors = centered.std(0) / math.sqrt(count)
+        columns = zip(estimates, (means + shifts).T, errors.T, own_errors, widths, scales, strict=True)
+        return [_widen(*column) for column in columns]
 
     def of_samples(
         self,
         statistic: Callable[[Array], Array],
         count: int,
         scales: Sequence[Scale],
-        columns: int = 1,
-        intervals: Callable[[Array, Array], list[Estimate]] | None = None,
+        influences: Array | None = None,
     ) -> list[Estimate]:
         """Return the entries of ``statistic(weights)`` for weights that are all 1.
 
@@ -156,17 +245,15 @@ class Bootstrap:
             statistic: Returns values ``[repeats, values]`` for weights ``[repeats, count]``: how often each sample is drawn.
             count: The number of samples.
             scales: The scale of each value.
-            columns: How often ``statistic`` reads all weights. If the work exceeds ``MAX_WORK``, there are fewer repeats, but at
-                least 100.
-            intervals: Returns an estimate for each value, given ``[values]`` and the draws ``[repeats, values]``; None for
-                ``normal_intervals``.
+            influences: How much each sample changes each value, ``[count, values]``: heavy tails widen its interval.
         """
-        values = statistic(np.ones((1, count)))[0]
-        if not self.repeats or count < 2:  # the same sample again and again shows no variation
+        values, drawn = statistic(np.ones((1, count)))[0], self.draw_samples(statistic, count)
+        if not len(drawn):
             return [Estimate(float(value)) for value in values]
-        repeats = min(self.repeats, max(MIN_REPEATS, MAX_WORK // (count * columns)))
-        drawn = np.concatenate([statistic(weights) for weights in self.weights(count, repeats)])
-        return intervals(values, drawn) if intervals else normal_intervals(values, drawn, scales, count)
+        factors = None
+        if influences is not None and not np.isnan(influences).any():
+            factors = np.array([quantile_of_t(column) for column in influences.T]) * math.sqrt(count / (count - 1))
+        return normal_intervals(values, drawn, scales, count, factors=factors)
 
     def weights(self, count: int, repeats: int | None = None) -> Iterator[Array]:
         """Yield arrays ``[repeats, count]``: how often each sample is drawn."""
@@ -177,6 +264,41 @@ class Bootstrap:
             rows = min(step, repeats - start)
             indices = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
             yield np.bincount(indices.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
+
+
+def quantile_of_t(values: Array) -> float:
+    """Return the quantile of the t-distribution for a mean of ``values``, ``[N]``; heavy tails have few degrees of freedom."""
+    count, squares = len(values), (values - values.mean()) ** 2
+    degrees = count - 1.0
+    if squares.any():
+        excess = (squares**2).mean() / squares.mean() ** 2 - (count - 3) / (count - 1)
+        degrees = min(degrees, max(1.0, 2 * count / excess)) if excess > 0 else degrees
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+
+
+def _widen(estimate: Estimate, draws: Array, errors: Array, error: float, width: float, scale: Scale) -> Estimate:
+    """Return the estimate of a mean with an interval that contains the studentized one too, if enough draws vary.
+
+    Args:
+        estimate: The mean, with an interval.
+        draws: The means of the draws.
+        errors: Their standard errors.
+        error: The standard error of the mean.
+        width: The factor of the interval.
+        scale: The scale of the mean.
+    """
+    is_valid = errors > 0
+    if scale is Scale.POSITIVE:
+        is_valid &= draws > 0
+    if is_valid.mean() < MIN_VALID or not error:
+        return estimate
+    to, back = FUNCTIONS[scale]
+    center, (draws, errors) = estimate.value, (draws[is_valid], errors[is_valid])
+    if scale is Scale.POSITIVE:  # the standard error of a logarithm
+        error, errors = error / center, errors / draws
+    low, high = np.percentile((to(draws) - to(center)) / errors, TAILS)
+    ends = to(center) - width * error * np.array([high, low])
+    return Estimate(center, min(estimate.low, back(ends[0])), max(estimate.high, back(ends[1])))
 
 
 def normal_intervals(
@@ -243,14 +365,14 @@ def _unchanged(values: Any) -> Any:
 
 FUNCTIONS: dict[Scale, tuple[Callable[[Any], Any], Callable[[float], float]]] = {
     Scale.ANY: (_unchanged, float),
-    Scale.POSITIVE: (np.log, math.exp),
+    Scale.POSITIVE: (np.log, lambda value: math.exp(min(value, MAX_EXPONENT))),
     Scale.UP_TO_1: (lambda values: -np.log(1 - values), lambda value: 1 - math.exp(-value)),
     Scale.SHARE: (special.logit, lambda value: float(special.expit(value))),
 }
 
 
 def area_intervals(values: Array, drawn: Array, positives: Array, count: int) -> list[Estimate]:
-    """Return AUC and average precision of each class, then both means, with normal intervals of their logits.
+    """Return AUC and average precision of each class, with normal intervals of their logits.
 
     Near 0 and 1 the draws are skewed, and percentiles contain the true value too rarely. The smallest step of an area from 0 or 1
     depends on the number of samples of the class, and so does the variance of the average precision. Above 0.9, the standard
@@ -260,20 +382,20 @@ def area_intervals(values: Array, drawn: Array, positives: Array, count: int) ->
     K. H. Eng and C. D. Page, Area under the precision-recall curve: point estimates and confidence intervals, 2013.
 
     Args:
-        values: The areas, ``[2 * classes + 2]``.
-        drawn: Those of each draw, ``[repeats, 2 * classes + 2]``.
+        values: The areas, ``[2 * classes]``.
+        drawn: Those of each draw, ``[repeats, 2 * classes]``.
         positives: The samples of each class, ``[classes]``.
         count: The number of samples.
     """
     members = np.maximum(positives.astype(float), 1)
     auc_edges = 0.5 / (members * np.maximum(count - members, 1))
     precision_edges = 0.5 / np.maximum(members, 2) ** 2
-    edges = np.r_[auc_edges, precision_edges, auc_edges.mean(), precision_edges.mean()]
+    edges = np.r_[auc_edges, precision_edges]
     spread = np.sqrt(members / np.maximum(members - 1, 1))
-    factors = Z * np.r_[np.ones(len(members)), spread, 1, math.sqrt(count / (count - 1))]
+    factors = Z * np.r_[np.ones(len(members)), spread]
     rarer = np.maximum(np.minimum(members, count - members), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        limits = 1 / np.sqrt(np.r_[rarer, members, np.nan, np.nan] * values * (1 - values))
+        limits = 1 / np.sqrt(np.r_[rarer, members] * values * (1 - values))
     limits = np.where((values > HIGH_AREA) & np.isfinite(limits), limits, np.inf)
     scales = [Scale.SHARE] * len(values)
     return normal_intervals(values, drawn, scales, count, factors=factors, edges=edges, limits=limits)

@@ -17,6 +17,7 @@ from easytorch.reports.classification import (
     score_probabilities,
 )
 from easytorch.reports.estimate import Estimate
+from easytorch.reports.finite import check_finite
 from easytorch.reports.intervals import Bootstrap, Scale, nan_mean, proportion_of_clusters
 
 # Probabilities that are computed at a time, and numbers that one step of a bootstrap computes.
@@ -253,15 +254,16 @@ def read_positions(
     """
     size = outputs[0].numel()
     step = max(1, CHUNK // max(1, size))
-    parts = []
+    parts, is_finite = [], np.ones(len(y), dtype=bool)
     for start in range(0, len(y), step):
         chunk = probabilities(outputs[start : start + step].double()).flatten(2).transpose(1, 2).numpy()
         labels = y[start : start + step].flatten(1).numpy()
         counted = np.ones(labels.shape, dtype=bool) if ignore_index is None else labels != ignore_index
         sample, place = np.nonzero(counted)
         chosen = chunk[counted]
-        check_no_nan(chosen, sample + start, len(y))
+        is_finite[sample[np.isnan(chosen).any(1)] + start] = False
         parts.append(_read_part(chosen, labels[counted], sample + start, place, threshold))
+    check_finite("outputs", is_finite)
     positions = Positions(*map(np.concatenate, zip(*parts, strict=True)))
     if not len(positions.y):
         raise ValueError(
@@ -277,13 +279,3 @@ def _read_part(values: Array, y: Array, sample: Array, place: Array, threshold: 
     predicted = values.argmax(1) if threshold is None else (values[:, 1] > threshold).astype(int)
     log_loss, brier, confidence = score_probabilities(values, y, predicted)
     return Positions(sample, place, y, predicted, confidence, log_loss, brier)
-
-
-def check_no_nan(values: Array, sample: Array, count: int) -> None:
-    """Raise a ``ValueError`` with the first sample that has an output that is NaN."""
-    invalid = np.unique(sample[np.isnan(values).any(1)])
-    if len(invalid):
-        raise ValueError(
-            f"The outputs of {len(invalid)} of {count} samples have NaN or infinite values, the first at index {invalid[0]}. A "
-            "report on them would have no meaning. Leave out these samples."
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,7 +99,9 @@ def _read_first(loader: Any) -> Any:
 
 def _bind_arguments(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of ``fit``, with their defaults."""
-    defaults = api_errors.argument_defaults(type(model).fit)
+    # A subclass may pass arguments on: def fit(self, *args, **options).
+    methods = [vars(kind)["fit"] for kind in reversed(type(model).__mro__) if "fit" in vars(kind)]
+    defaults = dict(itertools.chain.from_iterable(api_errors.argument_defaults(method).items() for method in methods))
     unknown = next((name for name in options if name not in defaults), None)
     if unknown is not None:
         raise api_errors.unexpected_argument_error("Model.fit", unknown, options, defaults)
@@ -427,33 +430,67 @@ KNOWN_KINDS = ("arrays", "loader", "dataset", "dataset of another library", "str
 
 def refuse_data(run: RunDescription, form: DataForm, data: DataInfo, batch: ExampleBatch | None) -> None:
     """Add to ``run`` what no script can do with a data set."""
-    if form.kind not in KNOWN_KINDS:
-        run.refuse(f"data of this kind: {form.kind}", "Pass arrays, a Dataset, a DataLoader or a list of batches")
+    is_arrays = form.kind == "arrays"
     arrays = [part for part in (form.x, form.y, form.sample_weight) if part is not None]
-    if form.kind == "arrays" and any(part.kind == "several" for part in arrays):
-        run.refuse("several arrays as inputs or targets", "Pass a DataLoader that returns them: ((x1, x2), y)")
-    if form.kind != "arrays" and form.sample_weight is not None:
-        run.refuse(f"sample_weight for a {form.kind}", "Let it return (x, y, sample_weight)")
-    if batch is None:
-        run.refuse(
+    run.refuse_where(
+        (
+            form.kind not in KNOWN_KINDS,
+            f"data of this kind: {form.kind}",
+            "Pass arrays, a Dataset, a DataLoader or a list of batches",
+        ),
+        (
+            is_arrays and any(part.kind == "several" for part in arrays),
+            "several arrays as inputs or targets",
+            "Pass a DataLoader that returns them: ((x1, x2), y)",
+        ),
+        (
+            not is_arrays and form.sample_weight is not None,
+            f"sample_weight for a {form.kind}",
+            "Let it return (x, y, sample_weight)",
+        ),
+        (
+            batch is None,
             f"data whose first batch cannot be read in advance, {form.type_name or form.kind}",
             "Call fit(), and then to_script() without arguments",
-        )
-        return
+        ),
+    )
+    if batch is not None:
+        _refuse_weights(run, batch)
+        _refuse_inputs(run, data, batch)
+
+
+def _refuse_weights(run: RunDescription, batch: ExampleBatch) -> None:
     weight = batch.sample_weight
-    if isinstance(weight, Tensor) and isinstance(batch.y, Tensor) and weight.numel() != len(batch.y):
-        run.refuse(f"sample weights that are {describe_tree(weight)}", "Pass one weight per sample")
     is_weighted = weight is not None or bool(run.fit is not None and run.fit.class_weight)
-    if is_weighted and run.loss.is_custom and run.loss.reduction != "values":
-        run.refuse(f"weights for {run.loss.title}, which returns one number", "Return one value per sample from it")
-    dtype = getattr(torch, run.module.dtype, None) if run.module.dtype else None
+    is_per_sample = not isinstance(weight, Tensor) or not isinstance(batch.y, Tensor) or weight.numel() == len(batch.y)
+    run.refuse_where(
+        (not is_per_sample, f"sample weights that are {describe_tree(weight)}", "Pass one weight per sample"),
+        (
+            is_weighted and run.loss.is_custom and run.loss.reduction != "values",
+            f"weights for {run.loss.title}, which returns one number",
+            "Return one value per sample from it",
+        ),
+    )
+
+
+def _refuse_inputs(run: RunDescription, data: DataInfo, batch: ExampleBatch) -> None:
     if not data.several_inputs or not isinstance(batch.raw, (tuple, list)):
         return
-    if any(_cast(leaf, dtype) for leaf in leaves(batch.raw[0]) if isinstance(leaf, Tensor)):
-        run.refuse("several inputs of another dtype than the module", f"Let the loader return {run.module.dtype}")
-    members = batch.raw[0].values() if isinstance(batch.raw[0], Mapping) else batch.raw[0]
-    if run.device != "cpu" and not all(isinstance(member, Tensor) for member in members):
-        run.refuse("nested inputs on an accelerator", "Let the loader return a tuple or a dict of tensors")
+    inputs = batch.raw[0]
+    members = inputs.values() if isinstance(inputs, Mapping) else inputs
+    dtype = getattr(torch, run.module.dtype, None) if run.module.dtype else None
+    run.refuse_where(
+        (
+            any(_cast(leaf, dtype) for leaf in leaves(inputs) if isinstance(leaf, Tensor)),
+            "several inputs of another dtype than the module",
+            f"Let the loader return {run.module.dtype}",
+        ),
+        (
+            run.device != "cpu" and not all(isinstance(member, Tensor) for member in members),
+            "nested inputs on an accelerator",
+            "Let the loader return a tuple or a dict of tensors",
+        ),
+    )
 
 
 def _refuse_what_needs_easytorch(run: RunDescription, model: Model) -> None:

@@ -35,7 +35,7 @@ def describe_loss(criterion: Criterion, batch: ExampleBatch | None, targets: Seq
     if not isinstance(criterion, SingleLoss):
         return LossInfo(title=repr(criterion))
     function, per_sample, is_custom = _expressions(criterion)
-    weight = criterion._option("weight", None) if criterion.counts_labels else None
+    weight = None if not criterion.counts_labels or _are_shares(criterion, batch) else criterion._option("weight", None)
     may_ignore = batch is not None and _may_ignore(criterion, batch, targets)
     return LossInfo(
         title=repr(criterion),
@@ -67,38 +67,47 @@ def check_loss(criterion: Criterion, batch: ExampleBatch, targets: Any) -> None:
 def refuse_losses(run: RunDescription, criterion: Criterion, batch: ExampleBatch | None) -> None:
     """Add to ``run`` what no script can do with ``criterion``."""
     if not isinstance(criterion, SingleLoss):
-        what = (
-            "losses of several outputs"
-            if isinstance(criterion, MultiOutputLoss)
-            else "the loss that the module returns"
-        )
+        is_sum = isinstance(criterion, MultiOutputLoss)
+        what = "losses of several outputs" if is_sum else "the loss that the module returns"
         run.refuse(what, "Write a loss function f(y_pred, y) that returns their sum, and pass it to compile()")
         return
-    if criterion.arguments is not None:
-        run.refuse(f"the arguments of {criterion!r} beyond (y_pred, y)", "Pass a loss function f(y_pred, y)")
-    if criterion.family in CALL_ADAPTERS:
-        run.refuse(f"{criterion!r}, which gets several outputs", "Pass a loss function f(y_pred, y) that calls it")
+    name, function = repr(criterion), run.loss.function
+    pass_function = "Pass a loss function f(y_pred, y)"
     has_state = any(True for _ in criterion.modules.parameters()) or (
         criterion.is_custom and any(True for _ in criterion.modules.buffers())
     )
-    if has_state:
-        run.refuse(f"the parameters and buffers of the loss {criterion!r}", "Pass a loss function f(y_pred, y)")
-    if run.device != "cpu" and run.loss.function.startswith("functools") and "torch.tensor(" in run.loss.function:
-        run.refuse(f"tensors in the arguments of {criterion!r}", "Pass a loss of torch.nn")
-    if criterion.is_keras:
-        run.refuse(f"the loss {criterion!r} of Keras", "Pass a loss function f(y_pred, y)")
-    if not run.loss.function:
-        run.refuse(f"the loss {criterion!r}", "Pass it by name, or as a loss function f(y_pred, y) that has a name")
+    has_tensors = function.startswith("functools") and "torch.tensor(" in function
+    run.refuse_where(
+        (criterion.arguments is not None, f"the arguments of {name} beyond (y_pred, y)", pass_function),
+        (criterion.family in CALL_ADAPTERS, f"{name}, which gets several outputs", f"{pass_function} that calls it"),
+        (has_state, f"the parameters and buffers of the loss {name}", pass_function),
+        (has_tensors and run.device != "cpu", f"tensors in the arguments of {name}", "Pass a loss of torch.nn"),
+        (criterion.is_keras, f"the loss {name} of Keras", pass_function),
+        (not function, f"the loss {name}", "Pass it by name, or as a loss function f(y_pred, y) that has a name"),
+    )
     if batch is None:
         return
-    if not isinstance(batch.raw, (tuple, list)) or len(batch.raw) not in (2, 3):
-        run.refuse(f"batches that are {describe(batch.raw)}", "Let the loader return (x, y)")
-    elif criterion.takes_one_output and not isinstance(batch.outputs, Tensor):
-        run.refuse(f"outputs that are {describe(batch.outputs)}", "Return one tensor from the module")
-    if run.loss.reduction == "pair":
-        run.refuse(f"a loss that returns (sum, count), {criterion!r}", "Return one value per sample")
-    if run.loss.divisor == LABELS and any("argmax" in end for end in run.loss.conversions):
-        run.refuse("one-hot targets whose labels are counted", "Pass class numbers")
+    is_pair = isinstance(batch.raw, (tuple, list)) and len(batch.raw) in (2, 3)
+    is_one_output = isinstance(batch.outputs, Tensor) or not criterion.takes_one_output
+    is_one_hot = any("argmax" in end for end in run.loss.conversions)
+    run.refuse_where(
+        (not is_pair, f"batches that are {describe(batch.raw)}", "Let the loader return (x, y)"),
+        (
+            is_pair and not is_one_output,
+            f"outputs that are {describe(batch.outputs)}",
+            "Return one tensor from the module",
+        ),
+        (
+            run.loss.reduction == "pair",
+            f"a loss that returns (sum, count), {name}",
+            "Return one value per sample",
+        ),
+        (
+            is_one_hot and run.loss.divisor == LABELS,
+            "one-hot targets whose labels are counted",
+            "Pass class numbers",
+        ),
+    )
 
 
 def _expressions(criterion: SingleLoss) -> tuple[str, str | None, bool]:
@@ -144,6 +153,13 @@ def _losses_ndim(criterion: SingleLoss, batch: ExampleBatch) -> int:
             return criterion.unreduced(batch.outputs, copy.deepcopy(criterion.targets)(batch.outputs, batch.y)).ndim
     except Exception:  # there may be none, or training will report an error
         return 1
+
+
+def _are_shares(criterion: SingleLoss, batch: ExampleBatch | None) -> bool:
+    """Return whether the targets are shares of all classes: the mean of the loss is then over samples."""
+    if batch is None or not isinstance(batch.outputs, Tensor) or not isinstance(batch.y, Tensor):
+        return False
+    return bool(copy.deepcopy(criterion.targets)(batch.outputs, batch.y).is_floating_point())
 
 
 def _may_ignore(criterion: SingleLoss, batch: ExampleBatch, targets: Sequence[Any]) -> bool:

@@ -264,6 +264,12 @@ class RunDescription:
         """Record that no script does ``what`` exactly."""
         self.refusals.append(Refusal(what, fix))
 
+    def refuse_where(self, *rows: tuple[bool, str, str]) -> None:
+        """Record each row ``(condition, what, fix)`` whose condition is true."""
+        for is_refused, what, fix in rows:
+            if is_refused:
+                self.refuse(what, fix)
+
     @property
     def optimizer(self) -> OptimizerInfo | None:
         """The only optimizer; None if there is none, or several."""

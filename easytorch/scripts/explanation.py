@@ -96,7 +96,8 @@ def _module(run: RunDescription) -> str:
 
 
 def _device(run: RunDescription) -> str:
-    text = f"It runs on {run.device} {PRECISIONS[run.precision]}."
+    dtype = f", {run.module.dtype}" if run.precision == "fp32" and run.module.dtype else ""
+    text = f"It runs on {run.device} {PRECISIONS[run.precision]}{dtype}."
     if run.jit_compile:
         text += " torch.compile compiles it at the first batch."
     if run.channels_last:
@@ -162,17 +163,17 @@ def _mean(run: RunDescription) -> str:
     loss, fit = run.loss, run.fit
     if _has_custom_loss(run):
         return ""
-    end = " The loss of an epoch is the mean over all its samples."
+    end = " The loss of an epoch is the mean over all samples of the epoch."
     if loss.reduction == "sum":
         text, end = "It is a sum over all samples of an update, not a mean.", " The loss of an epoch is their sum, too."
     elif loss.divisor == LABELS and loss.class_weight:
-        text = "Its mean is over the labels of an update: it is divided by the sum of their class weights."
-        end = " The loss of an epoch is the same over all its labels."
+        text = "The loss of an update is the mean over its labels: it is divided by the sum of their class weights."
+        end = " The loss of an epoch is the same over all labels of the epoch."
     elif loss.divisor == LABELS:
-        text = f"Its mean is over the labels of an update that are not {loss.ignore_index}, which is ignored."
-        end = " The loss of an epoch is the same over all its labels."
+        text = f"The loss of an update is the mean over its labels that are not {loss.ignore_index}, which is ignored."
+        end = " The loss of an epoch is the same over all labels of the epoch."
     else:
-        text = "Its mean is over all samples of an update."
+        text = "The loss of an update is the mean over all its samples."
     text += end
     if fit is not None and fit.class_weight:
         kind = "balanced weight" if fit.is_balanced else "weight"
@@ -355,10 +356,22 @@ def _callbacks(run: RunDescription) -> str:
 def _output(run: RunDescription, verbose: Any) -> str:
     if verbose == 0:
         return "Nothing is printed."
-    names = ["loss", *run.metric_names, *["what the subclass logs"] * _has_custom_loss(run)]
-    val = ["the same of the validation"] if run.validation is not None else []
+    late = {metric.name for metric in run.metrics if not metric.in_training}
+    custom = ["what the subclass logs"] * _has_custom_loss(run)
+    names = ["loss", *(name for name in run.metric_names if name not in late), *custom]
+    val = _validation_names(run, custom)
     where = "One line per epoch" if verbose == 2 else "A progress bar, or one line per epoch outside of a terminal,"
     return f"{where} shows {_join([*names, *val, 'lr'])}."
+
+
+def _validation_names(run: RunDescription, custom: Sequence[str]) -> list[str]:
+    """Return the names of what the line of an epoch shows of the validation."""
+    if run.validation is None:
+        return []
+    if len(run.validation.names) > 1 or custom:
+        return ["the same of each validation" if not custom else "the same of the validation"]
+    prefix = "_".join(filter(None, ["val", *run.validation.names]))
+    return [f"{prefix}_{name}" for name in ["loss", *run.metric_names]]
 
 
 def _join(words: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from easytorch._utils import torch_private
 from easytorch._utils.internal import is_internal
 from easytorch._utils.paths import printable
 from easytorch._utils.registry import get_name, quote_list
+from easytorch.callbacks.lr_schedulers import as_saved
 from easytorch.losses.names import ACTIVATIONS, FUNCTION_FAMILIES, TORCH_LOSSES
-from easytorch.optimizer_group import OptimizerGroup
+from easytorch.optimizer_group import OptimizerGroup, is_plain
 from easytorch.strategies.device import saved_precision
 
 if TYPE_CHECKING:
+    from easytorch.callbacks.lr_schedulers import LRScheduler
     from easytorch.model import Model
 
 # The key of an entry that stands for an object of torch.
@@ -65,6 +67,40 @@ class UnsavableError(TypeError):
 
 
 # Save
+
+
+def arguments_to_save(
+    optimizer: Any,
+    resolved: torch.optim.Optimizer | None,
+    lr: float | None,
+    options: Mapping[str, Any],
+    scheduler: Any,
+    schedules: list[LRScheduler],
+    update_every: Mapping[str, int] | None,
+    validation_only: Collection[Any],
+    **others: Any,
+) -> dict[str, Any]:
+    """Return the arguments of ``compile`` that ``encode`` saves.
+
+    Args:
+        optimizer, lr, options, scheduler, update_every, validation_only, others: The arguments.
+        resolved: The optimizer that ``optimizer`` stands for, if any, which has its options itself unless it is a name.
+        schedules: The callbacks that ``scheduler`` stands for.
+    """
+    has_name = is_plain(optimizer)
+    arguments = {
+        "optimizer": optimizer if has_name else resolved,
+        "lr": lr if has_name else None,
+        "optimizer_options": dict(options) if has_name else {},
+        **others,
+    }
+    if validation_only:
+        arguments["validation_only"] = list(validation_only)
+    if scheduler is not None:
+        arguments["scheduler"] = as_saved(scheduler, schedules)
+    if update_every is not None:
+        arguments["update_every"] = dict(update_every)
+    return arguments
 
 
 def encode(model: Model) -> dict[str, Any]:

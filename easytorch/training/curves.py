@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from easytorch._utils.integers import boolean
 from easytorch._utils.notebook import in_notebook
 from easytorch._utils.paths import to_path
 
@@ -79,6 +80,7 @@ def create_figure(panel_count: int, show: bool) -> Curves:
         panel_count: Number of panels.
         show: Whether pyplot gets to know the figure, so that ``plt.show()`` and notebooks show it.
     """
+    show = boolean("show", show)
     options: dict[str, Any] = {"figsize": (PANEL_SIZE[0] * panel_count, PANEL_SIZE[1]), "layout": "constrained"}
     if show:
         figure: Curves = _import_pyplot().figure(FigureClass=Curves, **options)

@@ -150,7 +150,8 @@ def state_dict(model: Model) -> dict[str, Any]:
 
 def pickle_state(model: Model) -> dict[str, Any]:
     """Return the attributes that a pickle or a copy of ``model`` holds: no data, and nothing of a running fit."""
-    return vars(model) | {"callbacks": CallbackList([], model, {}), "train_data": None, "last_fit": {}, "phases": ()}
+    callbacks = {"callbacks": CallbackList([], model, {}), "batch_advice": []}
+    return vars(model) | callbacks | {"train_data": None, "last_fit": {}, "phases": ()}
 
 
 def training_state(model: Model) -> dict[str, Any]:

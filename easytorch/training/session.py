@@ -89,11 +89,7 @@ def fit_session(
         active = _list_callbacks(
             model, [*callbacks, signals, validation], params | validation.describe() | {"record": record}
         )
-        train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
-        own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
-        train_data.sources.others = {"model": model, "callbacks": own_callbacks}
-        # A custom update may use its batches in any way, so every rank must have one.
-        train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
+        _prepare_data(model, train_data, callbacks, state)
         arguments |= {
             "validation_freq": str(validation.frequency),
             "class_names": str(data.class_names),
@@ -108,6 +104,15 @@ def fit_session(
         ):
             yield
     signals.exit_or_return(on_interrupt)
+
+
+def _prepare_data(model: Model, train_data: EpochIterator, callbacks: list[Callback], state: TrainState) -> None:
+    """Tell the training data what it must know of the model, the callbacks and the epochs."""
+    train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
+    own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
+    train_data.sources.others = {"model": model, "callbacks": own_callbacks}
+    # A custom update may use its batches in any way, so every rank must have one.
+    train_data.needs_batch_every_step = model.strategy.needs_batch_every_step or model.overrides("update")
 
 
 def _start_attributes(model: Model, callbacks: CallbackList) -> None:
@@ -215,6 +220,7 @@ def _list_callbacks(model: Model, callbacks: list[Callback], params: dict[str, A
         advice.append(WarnOnEndlessValidation())
     if model.overrides("update"):
         advice.append(WarnOnCustomUpdate())
+        model.batch_advice = []  # of train_on_batch, which would repeat it
     elif model.overrides("train_step"):
         is_averaged = model.gradient_accumulation_steps > 1 or model.strategy.group.world_size > 1
         advice += [WarnOnLeakedGradients(), *[WarnOnSummedLoss()] * is_averaged]

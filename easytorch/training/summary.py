@@ -120,6 +120,9 @@ def _summarize_batch(model: Model, batch: Any, **options: Any) -> Any:
     Raises:
         Exception: If the module cannot process ``batch``, with the explanation that ``fit`` gives.
     """
+    batch = map_leaves(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch
+    )  # changed in place, perhaps
     with translate_errors(model.module), _original_errors(), torch.no_grad():
         return model.strategy.run_locally(
             lambda placed: summarize_layers(model.module, model.unpack(placed).x, model.device, **options), batch

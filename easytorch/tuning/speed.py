@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from easytorch._utils.integers import optional_positive_number
+from easytorch._utils.integers import optional_boolean, optional_positive_number
 from easytorch.tuning.base import Measurement, Row
 from easytorch.tuning.candidates import (
     OTHER_TRAINING,
@@ -58,7 +58,7 @@ class Speeds(Measurement):
             and what follows.
 
     Examples:
-        >>> found = model.tune_speed(train_loader)
+        >>> found = model.tune_speed(train_loader, seconds=3)
         >>> print(found)
     """
 
@@ -99,7 +99,8 @@ class Speeds(Measurement):
         """Return the table, the suggestion, its ratio and the reason as plain values.
 
         Examples:
-            >>> ratio = model.tune_speed(x, y, verbose=0).to_dict()["ratio"]
+            >>> found = model.tune_speed(x, y, seconds=3, verbose=0)
+            >>> ratio = found.to_dict()["ratio"]
         """
         return super().to_dict() | {"ratio": self.ratio, "noise": self.noise, "lines": list(self.lines)}
 
@@ -336,6 +337,7 @@ def tune_speed(
     start = time.perf_counter()
     model.require_optimizer("tune_speed")
     optional_positive_number("seconds", seconds)
+    shuffle = optional_boolean("shuffle", shuffle)
     if model.strategy.group.world_size > 1:
         raise ValueError("tune_speed() measures one process. Call it in a program with one process.")
     check_data("tune_speed", x, y)

@@ -20,6 +20,7 @@ from easytorch.callbacks import (
     BackupAndRestore,
     CSVLogger,
     LambdaCallback,
+    LivePlot,
     ModelCheckpoint,
     TensorBoard,
     TerminateOnNaN,
@@ -231,6 +232,9 @@ def folder_in_place_of(path):
         lambda place: TerminateOnNaN(path=place / "nan.pt"),
         lambda place: ModelCheckpoint(place / "{epoch}" / "model.pt"),
         lambda place: BackupAndRestore(place / "run"),
+        lambda place: LivePlot(path=place / "curves.png"),
+        lambda place: TensorBoard(place / "logs"),
+        lambda place: TensorBoard(place),
     ],
 )
 def test_a_folder_that_cannot_be_created_ends_no_run_later(make, tmp_path):
@@ -321,9 +325,9 @@ def test_a_missing_tensorboard_is_an_error_with_the_pip_command(monkeypatch):
 
 def test_a_failed_tensorboard_warns_and_training_continues(tmp_path):
     pytest.importorskip("tensorboard")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "train").write_text("")  # in place of a folder
     with pytest.warns(UserWarning, match="TensorBoard") as warned:
-        history = train(new_model(), 2, TensorBoard(tmp_path / "file"))
+        history = train(new_model(), 2, TensorBoard(tmp_path))
     assert len(warned) == 2
     assert "TensorBoard failed; training continues" in str(warned[0].message)
     assert "could not write 2 points" in str(warned[1].message)

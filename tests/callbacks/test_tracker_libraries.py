@@ -295,6 +295,21 @@ def check_active_run(uri):
         mlflow.set_tracking_uri(None)
 
 
+@pytest.mark.parametrize("library", ["mlflow", "wandb"])
+def test_a_folder_that_cannot_be_created_is_an_error_before_training(library, tmp_path):
+    require(library)
+    (tmp_path / "file").touch()
+    place, model = tmp_path / "file" / "runs", new_model()
+    logger = (
+        MLflowLogger(tracking_uri=f"sqlite:///{place}/mlflow.db")
+        if library == "mlflow"
+        else WandbLogger(mode="offline", dir=place)
+    )
+    with pytest.raises(ValueError, match=r"runs' cannot be written.*Use another folder"):
+        train(model, 1, logger)
+    assert model.state.step == 0
+
+
 def test_mlflow_needs_a_database():
     require("mlflow")
     with pytest.raises(ValueError, match=r"is a folder.*tracking_uri='sqlite:///runs/mlflow\.db'"):

@@ -61,6 +61,7 @@ def test_html_escapes_and_has_every_finding(report):
     html = report._repr_html_()
     assert html.count("<tr>") == len(report) + 1
     assert "&#x27;1&#x27;" in html
+    assert "@media (max-width:480px)" in html
 
 
 def test_frame_and_dict_have_every_finding(report):
@@ -107,6 +108,8 @@ def test_checks_are_ignored_by_name():
     assert not found.problems
     with pytest.raises(ValueError, match="Did you mean 'linear_layers'"):
         healthy().check(*digits(), ignore=["linear_layer"])
+    with pytest.raises(TypeError, match=r"checks expects functions .* received 'linear_layers'"):
+        healthy().check(*digits(), checks=["linear_layers"])
 
 
 def test_custom_checks_run():

@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from easytorch import Model, Strategy
-from easytorch.callbacks import LambdaCallback
+from easytorch.callbacks import Callback, LambdaCallback
 from easytorch.data import fast_loaders
 from easytorch.data.fast_loaders import TensorBatches, as_tensor_batches
 from tests.loops import blobs, hand_loop, mlp, same_weights, twins
@@ -207,11 +207,46 @@ def test_rows_at_unaligned_addresses_are_copied():
     assert not set(evaluate_rows(Recording(), rows)) & set(range(40 * 16 * 4))
 
 
-def test_late_change_of_the_input_is_an_error():
-    rows = torch.zeros(40, 16)
+class StopAtThird(Callback):
+    def on_test_batch_end(self, batch, logs):
+        self.model.stop_evaluating = batch == 2
+
+    def on_predict_batch_end(self, batch, logs):
+        self.model.stop_predicting = batch == 2
+
+
+ENDS = {
+    "all": {},
+    "steps": {"steps": 3},
+    "a callback": {"callbacks": [StopAtThird()]},
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_late_change_of_the_input_is_an_error(method, end):
+    rows = torch.zeros(24 if end == "all" else 40, 16)
     rows[20] = 9
-    with pytest.raises(RuntimeError, match="in place for the samples 16 to 23"):
-        evaluate_rows(Recording(lambda x: x.div_(9) if x.max() > 1 else x), rows)
+    model = Model(Recording(lambda x: x.div_(9) if x.max() > 1 else x), device="cpu").compile(loss="cross_entropy")
+    data = (rows, torch.zeros(len(rows), dtype=torch.long)) if method == "evaluate" else (rows,)
+    with pytest.raises(RuntimeError, match=r"in place for the samples 16 to 23.*These 8 rows of the data"):
+        getattr(model, method)(*data, batch_size=8, verbose=0, **ENDS[end])
+
+
+@pytest.mark.parametrize("method", ["train_on_batch", "test_on_batch", "predict_on_batch", "__call__"])
+def test_methods_for_one_batch_do_not_change_an_array(method):
+    rows = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    before = rows.copy()
+    model = Model(Recording(lambda x: x.mul_(2)), device="cpu").compile("sgd", "cross_entropy")
+    targets = [np.zeros(8, np.int64)] if method in ("train_on_batch", "test_on_batch") else []
+    getattr(model, method)(rows, *targets)
+    assert np.array_equal(rows, before)
+
+
+def test_summary_does_not_change_the_data(capsys):
+    rows = torch.ones(8, 16)
+    Model(Recording(lambda x: x.mul_(2)), device="cpu").summary(rows)
+    assert torch.equal(rows, torch.ones(8, 16))
 
 
 @pytest.mark.filterwarnings("ignore:The outputs have another order")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import html
 import http.server
 import importlib.util
 import json
@@ -17,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -214,6 +214,19 @@ CUT = """[...document.querySelectorAll("article pre > code")].filter(code => cod
     .map(code => code.innerText.split("\\n").sort((a, b) => b.length - a.length)[0])"""
 
 
+# The tables that a reader on a desktop has to scroll for
+WIDE = """[...document.querySelectorAll("article .md-typeset__scrollwrap")]
+    .filter(table => table.scrollWidth > table.clientWidth + 1).map(table => table.innerText.slice(0, 60))"""
+
+# The programs whose first line is under the button that copies them
+COVERED = """[...document.querySelectorAll("article .highlight")].filter(block => {
+    const button = block.querySelector(".md-code__nav, .md-clipboard"), code = block.querySelector("pre > code")
+    if (!button || !code || getComputedStyle(button).display === "none") return false
+    const top = code.getBoundingClientRect().top + parseFloat(getComputedStyle(code).paddingTop)
+    return button.getBoundingClientRect().bottom > top + 1
+}).map(block => block.innerText.slice(0, 60))"""
+
+
 @pytest.mark.browser
 @in_a_browser
 @pytest.mark.parametrize("page", PAGES)
@@ -223,6 +236,7 @@ def test_a_page_fits_phone_and_desktop_in_both_colors(page, address, browser):
     browser.open(urljoin(address, page), PHONE)
     assert browser.evaluate(IMAGES) == [], "missing images"
     browser.evaluate(NO_TRANSITIONS)
+    assert browser.evaluate(COVERED) == [], "code under the button that copies it"
     for size in (PHONE, DESKTOP):
         browser.resize(size)
         for scheme in ("default", "slate"):
@@ -230,6 +244,7 @@ def test_a_page_fits_phone_and_desktop_in_both_colors(page, address, browser):
             width, beyond = browser.evaluate(WIDTH)
             assert width <= size[0], f"in a window of {size[0]} pixels the page is {width} wide, because of {beyond}"
     assert browser.evaluate(CUT) == [], "code that a reader on a desktop has to scroll for"
+    assert browser.evaluate(WIDE) == [], "tables that a reader on a desktop has to scroll for"
     assert browser.errors() == []
     assert Handler.missing == []
 
@@ -400,19 +415,31 @@ def test_pages_have_their_language_and_their_own_description(site):
     assert [pages for pages in pages_by_description.values() if len(pages) > 1] == []
 
 
-class Links(HTMLParser):
+@pytest.mark.slow
+def test_the_reference_shows_functions_and_no_modules(site):
+    """A name that is also that of a module would show what is in the module."""
+    pages = {path: path.read_text(encoding="utf-8") for path in site.glob("api/*/index.html")}
+    assert len(pages) >= 12
+    assert [path.parent.name for path, text in pages.items() if "doc-symbol-heading doc-symbol-module" in text] == []
+
+
+# A tag, and its attributes. Text cannot contain "<", so no parser is needed, which would take ten times as long.
+TAG = re.compile(r"<[a-z][^<>]*>", re.I)
+ATTRIBUTE = re.compile(r'\s(href|src|id|name)=(?:"([^"]*)"|([^\s">]+))')
+
+
+class Links:
     """The links and the anchors of a page."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         self.links: set[str] = set()
         self.anchors = {"", "__top"}
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.anchors |= {unquote(value) for name in ("id", "name") if (value := values.get(name))}
-        self.links |= {value for name in ("href", "src") if (value := values.get(name))}
+        for name, quoted, plain in ATTRIBUTE.findall(" ".join(TAG.findall(text))):
+            if value := html.unescape(quoted or plain):
+                if name in ("href", "src"):
+                    self.links.add(value)
+                else:
+                    self.anchors.add(unquote(value))
 
 
 @pytest.mark.slow

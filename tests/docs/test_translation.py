@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GUIDES = ("callbacks", "data", "losses-and-metrics", "resume", "saving", "troubleshooting")
+GUIDES = (
+    "callbacks", "checkpoints", "data", "interrupts", "losses", "metrics", "nan-and-gradients", "resume", "saving",
+    "several-loaders", "troubleshooting", "weights",
+)  # fmt: skip
 REQUIRED = {
     "index.md",
     "get-started.md",

@@ -44,6 +44,11 @@ SAMPLES = {
     "None as the input": (lambda index: (None, 1), TypeError, ("None", "__getitem__")),
     "an object": (lambda index: (Count, 1), TypeError, ("an object of type", "collate_fn")),
     "different lengths": (growing, ValueError, (r"\[1\] and \[2\]", "collate_fn", "pad_sequence")),
+    "batches": (
+        lambda index: (torch.zeros(10 - 3 * (index == 7), 4), torch.zeros(10 - 3 * (index == 7))),
+        ValueError,
+        (r"differ in shape|is a batch already, of 10 samples, and the last of 7",),
+    ),
     "lists of different lengths": (
         lambda index: ([0.0] * (index + 1), 1),
         ValueError,

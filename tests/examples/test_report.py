@@ -43,7 +43,7 @@ def test_page_shows_the_mean_over_seeds_and_the_reference(folder):
     page = (folder / "results.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| [small]("))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells[1:5] == ["007", "accuracy", "91%", "91.0 ± 1.0%"]
+    assert cells[1:5] == ["007", "accuracy", "91%", "91.0\u00a0±\u00a01.0%"]
     assert str(folder) not in page
 
 

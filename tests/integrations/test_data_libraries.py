@@ -248,6 +248,11 @@ def test_rows_without_a_format_name_the_fix():
             fit(convert(text))
         with pytest.raises(ValueError, match="rows of the column 'x' of the dataset differ in size"):
             fit(convert(ragged))
+        batched = datasets.Dataset.from_dict({"x": [[1.0] * 8] * 15, "label": [0, 1, 2] * 5}).batch(10)
+        with pytest.raises(
+            ValueError, match=r"is a batch already, of 10 rows, .*of 5\. Leave out \.batch.*batch_size=10\)"
+        ):
+            fit(convert(batched))
         with pytest.raises(TypeError, match="'label' of the dataset is text"):
             fit(convert(names.with_format("torch")))
     assert fit(names.class_encode_column("label")).history["loss"]

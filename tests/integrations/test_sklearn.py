@@ -452,6 +452,45 @@ def test_options_that_are_parameters_get_a_hint(name, fix):
         Regressor().set_params(**{name: "mse"})
 
 
+def normalized(n_features_in, n_outputs):
+    return nn.Sequential(nn.Linear(n_features_in, 8), nn.BatchNorm1d(8), nn.Linear(8, n_outputs))
+
+
+def two_inputs():
+    class TwoInputs(nn.Linear):
+        def forward(self, x, z):
+            return super().forward(x)
+
+    return TwoInputs(4, 3)
+
+
+FITS_WITH_ERRORS = {
+    "one sample": ({"module": normalized, "batch_size": 149}, r"such as Classifier\(batch_size=150\)"),
+    "a monitor": ({"callbacks": [EarlyStopping("val_loss")]}, r"Pass validation_split=0\.2 to the estimator"),
+    "frozen": (
+        {"module": lambda: nn.Linear(4, 3).requires_grad_(False)},
+        "train in the function that makes the module",
+    ),
+    "two inputs": ({"module": two_inputs}, r"Let forward\(\) take one argument"),
+    "integers": ({"module": lambda: nn.Embedding(9, 3)}, "Pass dtype='int64' to the estimator"),
+    "a class": ({"module": nn.Linear}, "needs 'in_features', 'out_features'. Pass module__in_features="),
+    "no parameters": ({"module": lambda: nn.Linear(4, 3), "module__hidden": 3}, "It has no parameters"),
+}
+
+
+@pytest.mark.parametrize("case", FITS_WITH_ERRORS)
+def test_errors_name_what_an_estimator_has(case):
+    options, message = FITS_WITH_ERRORS[case]
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        Classifier(epochs=1, **options).fit(X, Y)
+    assert not re.search(r"DataLoader|compile\(|\(x, y\)", str(caught.value))
+
+
+def test_warnings_name_what_an_estimator_has():
+    with pytest.warns(UserWarning, match=r"pass compile__clip_grad_norm=1\.0 to the estimator"):
+        Regressor(lr=1e30, epochs=3).fit(X, Y)
+
+
 @pytest.mark.parametrize(
     ("name", "fix"),
     [
@@ -526,3 +565,10 @@ def test_the_error_without_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=re.escape('pip install "easytorch-fit[sklearn]"')):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_labels_of_a_module_with_nan_get_a_warning():
+    classifier = Classifier(epochs=1, random_state=0).fit(X, NAMES)
+    next(classifier.module_.parameters()).data[:] = float("nan")
+    with pytest.warns(UserWarning, match="classes of 150 of 150 samples have no meaning"):
+        classifier.predict(X)

@@ -243,6 +243,62 @@ def test_mean_over_nothing_is_nan_with_a_warning(weight):
     assert torch.equal(before, model.module.weight)
 
 
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return {"a": self.a(x), "b": self.b(x)}
+
+
+ROWS, LABELS = torch.arange(24.0).reshape(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+IGNORED, NO_WEIGHT = torch.full((6,), -100), torch.zeros(6)
+ZERO_PASSES = {
+    "sample weights": ("cross_entropy", LABELS, {"sample_weight": NO_WEIGHT}, "loss is 0.*every sample weight"),
+    "class weights": (
+        "cross_entropy",
+        LABELS,
+        {"class_weight": dict.fromkeys(range(3), 0)},
+        "loss is 0.*sample weight",
+    ),
+    "a sum of weights": (nn.CrossEntropyLoss(reduction="sum"), LABELS, {"sample_weight": NO_WEIGHT}, "loss is 0"),
+    "a sum of labels": (nn.CrossEntropyLoss(reduction="sum"), IGNORED, {}, "loss is 0.*every label is ignored"),
+    "an output": (
+        {"a": "cross_entropy", "b": "cross_entropy"},
+        {"a": LABELS, "b": LABELS},
+        {"sample_weight": {"a": torch.ones(6), "b": NO_WEIGHT}},
+        "b_loss is 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ZERO_PASSES)
+def test_pass_whose_loss_counts_nothing_gives_one_warning(case):
+    loss, y, options, message = ZERO_PASSES[case]
+    model = Model(TwoOutputs() if isinstance(loss, dict) else nn.Linear(4, 3), device="cpu").compile("sgd", loss)
+    with pytest.warns(UserWarning, match=message) as warnings:
+        model.fit(ROWS, y, batch_size=4, epochs=2, verbose=0, **options)
+    assert len(warnings) == 1
+
+
+def test_metric_that_counts_nothing_gives_one_warning():
+    def masked(y_pred, y):
+        return torch.tensor(0.0), torch.tensor(0)
+
+    model = Model(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", [masked])
+    with pytest.warns(UserWarning, match="The metric 'masked' is NaN, because nothing counts") as warnings:
+        model.fit(ROWS, LABELS, batch_size=4, epochs=2, verbose=0)
+    assert len(warnings) == 1
+
+
+def test_batch_that_counts_nothing_gives_no_warning():
+    weights = torch.tensor([1.0, 1, 1, 1, 0, 0])
+    model = Model(nn.Linear(4, 3), device="cpu").compile("sgd", "cross_entropy", weighted_metrics=["accuracy"])
+    history = model.fit(ROWS, LABELS, sample_weight=weights, batch_size=4, shuffle=False, verbose=0)
+    assert history["accuracy"][0] in (0, 0.25, 0.5, 0.75, 1)
+
+
 def test_pair_of_several_outputs_needs_counts_before_the_step():
     case = make_case(random.Random(1).choice) | {"kind": "pair", "batch_size": 2, "size": 6, "ignored": 0.0}
     with pytest.raises(ValueError, match=r"returns \(sum, count\).*Use a loss by name"):

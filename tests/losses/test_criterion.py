@@ -440,3 +440,34 @@ def test_only_similar_names_are_suggested(typed, names, similar):
 def test_unknown_loss_is_quoted_as_it_was_typed(name):
     with pytest.raises(ValueError, match=f"Unknown loss '{name}'"):
         resolve_loss(name)
+
+
+class Parts(nn.Module):
+    """A module that returns ``count`` outputs in a tuple; with 0, one tensor."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.layer, self.count = nn.Linear(4, 3), count
+
+    def forward(self, x):
+        return (self.layer(x),) * self.count if self.count else self.layer(x)
+
+
+# With as many samples as parts, one tensor would be taken apart along the batch, without an error of torch.
+@pytest.mark.parametrize(
+    ("loss", "samples", "outputs", "y", "message"),
+    [
+        ("triplet_margin", 3, 0, [1.0] * 3, r"return \(anchor, positive, negative\), received float"),
+        ("cosine_embedding", 2, 0, [1.0] * 2, r"return \(first, second\), received float"),
+        ("margin_ranking", 2, 3, [1.0] * 2, r"return \(first, second\), received \(float"),
+        ("gaussian_nll", 2, 0, [[1.0] * 3] * 2, r"return \(mean, variance\), received float"),
+        ("ctc", 2, 0, [[1, 2]] * 2, r"return \(log_probabilities, input_lengths\)"),
+        ("cosine_embedding", 2, 2, [0.0, 1.0], r"targets are 0 and 1.*expects -1 and 1\. Pass 2 \* y - 1\.$"),
+        ("margin_ranking", 2, 2, [0.0, 1.0], "targets are 0 and 1"),
+        ("cosine_embedding", 2, 2, [1.0, 0.5], "The targets contain 0.5.* is 0 for any other target"),
+    ],
+)
+def test_losses_of_several_outputs_refuse_what_torch_misreads(loss, samples, outputs, y, message):
+    model = Model(Parts(outputs), device="cpu").compile("sgd", loss)
+    with pytest.raises(ValueError, match=message):
+        model.fit(torch.ones(samples, 4), torch.tensor(y), verbose=0)

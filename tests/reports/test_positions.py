@@ -85,7 +85,7 @@ def test_samples_without_labels_are_left_out():
     with pytest.raises(ValueError, match="all labels are -100"):
         make_report(outputs, torch.full_like(y, IGNORED), bootstrap=0)
     outputs[3, 1, 5, 5] = float("nan")
-    with pytest.raises(ValueError, match=r"1 of 40 samples have NaN.*index 3"):
+    with pytest.raises(ValueError, match=r"1 of 40 samples have NaN.*indices: 3"):
         make_report(outputs, y, bootstrap=0)
 
 

@@ -76,15 +76,15 @@ def test_frozen_and_forgotten_parameters_are_counted():
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
-        ("cross_entropy", "Its mean is over all samples of an update."),
+        ("cross_entropy", "The loss of an update is the mean over all its samples."),
         (nn.CrossEntropyLoss(reduction="sum"), "It is a sum over all samples of an update, not a mean."),
         (
             nn.CrossEntropyLoss(weight=torch.ones(3)),
-            "Its mean is over the labels of an update: it is divided by the sum of",
+            "The loss of an update is the mean over its labels: it is divided by the sum of",
         ),
         (
             nn.CrossEntropyLoss(ignore_index=1),
-            "Its mean is over the labels of an update that are not 1, which is ignored.",
+            "The loss of an update is the mean over its labels that are not 1, which is ignored.",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_what_ends_saves_and_prints_is_named(tmp_path, monkeypatch):
     assert text["learning rate"] == "The learning rate is multiplied by 0.5 when val_loss has not improved for 1 epoch."
     assert "The model is saved to best.pt after each epoch that improves val_loss." in text["files"]
     assert re.search(r"complete state of the run is saved in \S*run", text["files"])
-    assert text["output"] == "One line per epoch shows loss, accuracy, the same of the validation and lr."
+    assert text["output"] == "One line per epoch shows loss, accuracy, val_loss, val_accuracy and lr."
     assert "(10 samples, 20% of the data, always the same, with the same share of each class)" in text["validation"]
     assert list(tmp_path.iterdir()) == []
 

@@ -216,6 +216,13 @@ def test_weights_in_the_batches_of_a_loader_are_used():
     fit_and_script(mlp(), COMPILED, (loader(),), {"epochs": 2}, {"train_loader": loader()})
 
 
+def test_a_loss_of_shares_with_class_weights_is_a_mean_of_samples():
+    y = torch.nn.functional.one_hot(Y, 3) * 0.7 + 0.1
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]))
+    compiled = {"optimizer": "adam", "loss": loss, "metrics": ["accuracy"], "gradient_accumulation_steps": 3}
+    fit_and_script(mlp(), compiled, (X, y), {"batch_size": 8, "validation_split": 0.2}, {"x": X, "y": y})
+
+
 def test_parts_in_eval_mode_stay_there():
     net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     net[1].eval().requires_grad_(False)
