@@ -31,8 +31,8 @@ from easytorch._utils.pytree import map_leaves, to_numpy
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch._utils.train_mode import in_eval_mode, in_train_mode
 from easytorch.callbacks.advice import WarnOnMisspelledEntry, advise_on_batches
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.base import Callback, CallbackList, as_callback_list
-from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.lr_schedulers import LRScheduler
 from easytorch.callbacks.progress import progress_callbacks

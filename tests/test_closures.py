@@ -367,7 +367,7 @@ RESUMED = [
 
 @pytest.mark.parametrize(("name", "steps"), RESUMED)
 def test_a_run_with_a_closure_resumes_after_any_update(name, steps, tmp_path, monkeypatch):
-    monkeypatch.setattr("easytorch.callbacks.checkpoint.BackupAndRestore.at", every_update)
+    monkeypatch.setattr("easytorch.callbacks.backup.BackupAndRestore.at", every_update)
     whole = program(name, tmp_path / "whole", steps=2)
     for step in steps:
         folder = tmp_path / str(step)

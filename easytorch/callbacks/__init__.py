@@ -6,8 +6,9 @@ from easytorch._utils.api_errors import missing_name_error
 from easytorch._utils.api_hints import CALLBACK_HINTS
 from easytorch._utils.tracebacks import hide_internal_frames
 from easytorch.callbacks.averaging import EMA, SWA, Averaging
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.base import Callback, CallbackList, LambdaCallback
-from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
+from easytorch.callbacks.checkpoint import ModelCheckpoint
 from easytorch.callbacks.early_stopping import EarlyStopping, Monitor
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.freeze import Freeze

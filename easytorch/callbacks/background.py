@@ -11,7 +11,8 @@ from easytorch.checkpoint.background import Job
 from easytorch.checkpoint.storage import Storage, to_location
 
 if TYPE_CHECKING:
-    from easytorch.callbacks.checkpoint import BackupAndRestore, ModelCheckpoint
+    from easytorch.callbacks.backup import BackupAndRestore
+    from easytorch.callbacks.checkpoint import ModelCheckpoint
     from easytorch.model import Model
 
 

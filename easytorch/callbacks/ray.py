@@ -13,7 +13,7 @@ from typing import Any
 
 from easytorch._utils.integers import boolean
 from easytorch._utils.pytree import describe
-from easytorch.callbacks.checkpoint import BackupAndRestore
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.early_stopping import check_log_name
 from easytorch.checkpoint import rotation
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from easytorch._utils.registry import quote_list
 from easytorch._utils.warnings import warn
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.distributed import slurm
 
 SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGTERM")

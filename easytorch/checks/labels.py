@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from easytorch.checks.base import Finding, check, error, info, warning
 from easytorch.checks.inputs import root_mean_square
 from easytorch.checks.probe import Head, Probe, losses_by_name
-from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.single_loss import SingleLoss
 
 # A constant prediction of the most frequent class is then right in nine of ten samples.
 MAJORITY = 0.9

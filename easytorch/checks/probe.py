@@ -21,8 +21,10 @@ from easytorch.callbacks.base import Callback, CallbackList
 from easytorch.checks.recording import Recorder, Recording
 from easytorch.checks.samples import Samples
 from easytorch.data.batch import Batch, Window, divide
-from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
+from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss, find_loss_parts
+from easytorch.losses.multi_output_loss import MultiOutputLoss
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.metrics.aggregation import to_floats
 from easytorch.metrics.collection import loss_of
 from easytorch.optimizer_group import OptimizerGroup, parameters_of

@@ -18,7 +18,7 @@ from easytorch._utils.rng import preserve_rng_state
 from easytorch.data.class_names import is_text
 from easytorch.diagnostics.frames import Failure, calls_of
 from easytorch.losses.checks import label_error
-from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy

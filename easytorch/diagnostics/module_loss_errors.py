@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from easytorch._utils.pytree import describe
 from easytorch.data.sample_weights import IGNORE_INDEX
 from easytorch.diagnostics.frames import Failure, calls_of
-from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.single_loss import SingleLoss
 
 # Names of the arguments with the indices of tokens.
 TOKEN_INPUTS = ("input_ids", "decoder_input_ids")

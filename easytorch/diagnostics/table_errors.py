@@ -15,7 +15,7 @@ from easytorch.data.hugging_face import describe_nulls, find_dataset, find_nulls
 from easytorch.data.tables import has_none
 from easytorch.diagnostics.data_errors import collated_samples, rows_of_batches
 from easytorch.diagnostics.frames import Failure, calls_of
-from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.metrics.collection import MetricCollection
 from easytorch.strategies.base import Strategy
 

@@ -34,8 +34,9 @@ from easytorch._utils.seeding import set_seed
 from easytorch._utils.tracebacks import is_explained
 from easytorch._utils.warnings import translated_warnings
 from easytorch.data.predictions import warn_of_nan
-from easytorch.losses.criterion import Criterion, SingleLoss
+from easytorch.losses.criterion import Criterion
 from easytorch.losses.resolve import resolve_loss
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.model import Model
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from easytorch.data.sample_weights import IGNORE_INDEX
 from easytorch.losses.names import OUTPUT_PARTS, PAIR_LOSSES, SIGNED_TARGET_LOSSES
 
 if TYPE_CHECKING:
-    from easytorch.losses.criterion import SingleLoss
+    from easytorch.losses.single_loss import SingleLoss
 
 # The label of pixels without a class in most data sets for segmentation.
 VOID_LABEL = 255

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
+from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss
 from easytorch.losses.modules import LossModules
+from easytorch.losses.multi_output_loss import MultiOutputLoss
+from easytorch.losses.single_loss import SingleLoss
 
 
 def resolve_loss(loss: Any, weights: Any = None, module: nn.Module | None = None) -> Criterion:

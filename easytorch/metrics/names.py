@@ -13,10 +13,11 @@ from easytorch._utils.api_errors import check_argument_order
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import did_you_mean, get_name, quote_list, spellings, unknown_name_message
 from easytorch._utils.warnings import warn
-from easytorch.losses.criterion import Criterion, MultiOutputLoss
+from easytorch.losses.criterion import Criterion
 from easytorch.losses.keras import KERAS
 from easytorch.losses.loss_arguments import LossArguments
 from easytorch.losses.module_loss import ModuleLoss
+from easytorch.losses.multi_output_loss import MultiOutputLoss
 from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.collection import RESERVED, MetricCollection, MetricEntry
 from easytorch.metrics.epoch import EpochMetric, find_epoch_function, unwrap

@@ -15,9 +15,11 @@ from easytorch._utils.pytree import describe
 from easytorch.data.batch import from_numpy
 from easytorch.data.class_names import ClassNames, is_text, names_of
 from easytorch.losses import keras
-from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
+from easytorch.losses.criterion import Criterion
 from easytorch.losses.module_loss import ModuleLoss
+from easytorch.losses.multi_output_loss import MultiOutputLoss
 from easytorch.losses.resolve import resolve_loss
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.reports.finite import check_finite
 from easytorch.reports.inference import infer_loss
 

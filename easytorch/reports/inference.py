@@ -10,8 +10,9 @@ from torch import Tensor
 
 from easytorch._utils.pytree import describe
 from easytorch.data.batch import from_numpy
-from easytorch.losses.criterion import SingleLoss, get_logits
+from easytorch.losses.criterion import get_logits
 from easytorch.losses.module_loss import ModuleLoss
+from easytorch.losses.single_loss import SingleLoss
 
 FIX = (
     "Pass what belongs together, with a loss that names its meaning: outputs, targets = model.predict(data, targets=True); "

@@ -17,8 +17,8 @@ from easytorch._utils.pytree import describe as describe_tree
 from easytorch._utils.pytree import leaves
 from easytorch._utils.rng import preserve_generators, preserve_rng_state
 from easytorch._utils.train_mode import in_eval_mode, preserve_module
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.base import as_callback_list, check_callback
-from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.every import Every
 from easytorch.callbacks.progress import progress_callbacks
 from easytorch.data.batch import count_batches

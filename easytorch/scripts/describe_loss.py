@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from easytorch._utils.pytree import describe
 from easytorch._utils.registry import get_name
 from easytorch._utils.rng import preserve_rng_state
-from easytorch.losses.criterion import Criterion, MultiOutputLoss, SingleLoss
+from easytorch.losses.criterion import Criterion
+from easytorch.losses.multi_output_loss import MultiOutputLoss
 from easytorch.losses.names import CALL_ADAPTERS
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.scripts.description import LABELS, SAMPLES, LossInfo, RunDescription
 from easytorch.scripts.expressions import InexpressibleError, literal, loss_expression, variable
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from easytorch._utils.registry import get_name
 from easytorch._utils.rng import preserve_rng_state
-from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.metrics.base import MeanMetric, Metric
 from easytorch.metrics.epoch import EpochMetric
 from easytorch.metrics.functional import BinaryHits, MulticlassHits, TopHits, absolute_error, square_root, squared_error

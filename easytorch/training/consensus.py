@@ -13,8 +13,8 @@ from torch import Tensor
 from easytorch._utils.internal import is_internal
 from easytorch._utils.pytree import map_leaves
 from easytorch._utils.warnings import warn
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.data.data_sets import by_name
 from easytorch.data.sharding import describe_size
 from easytorch.distributed.agreement import as_reported

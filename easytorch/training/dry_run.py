@@ -15,8 +15,8 @@ from easytorch._utils.paths import nearest_folder
 from easytorch._utils.rng import preserve_rng_state
 from easytorch._utils.terminal import print_message
 from easytorch.callbacks.advice import AdviseOnSlowData
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.checkpoint import BackupAndRestore
 from easytorch.callbacks.progress import LineDisplay
 from easytorch.callbacks.stop_after import StopAfter
 from easytorch.data.batch import GeneratorWithLookahead, is_single_pass

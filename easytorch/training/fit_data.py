@@ -13,7 +13,7 @@ from easytorch.data.epoch_iterator import EpochIterator
 from easytorch.data.loader import make_fit_data
 from easytorch.data.tables import is_frame, refuse_column_names, refuse_no_targets
 from easytorch.distributed.process_group import SingleProcess
-from easytorch.losses.criterion import SingleLoss
+from easytorch.losses.single_loss import SingleLoss
 from easytorch.training.evaluation import TARGET_METHODS
 from easytorch.training.fit_record import FitRecord, record_fit
 

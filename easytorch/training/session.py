@@ -23,8 +23,8 @@ from easytorch.callbacks.advice import (
     WarnOnUnscaledInputs,
     WarnOnUntrainedParameters,
 )
+from easytorch.callbacks.backup import BackupAndRestore, FinishRestore
 from easytorch.callbacks.base import Callback, CallbackList
-from easytorch.callbacks.checkpoint import BackupAndRestore, FinishRestore
 from easytorch.callbacks.stop_after import LimitReached
 from easytorch.data.loader import require_end
 from easytorch.data.sharding import describe_size

@@ -13,8 +13,9 @@ from typing import Any
 
 from easytorch._utils.notebook import is_interactive
 from easytorch._utils.terminal import print_message
+from easytorch.callbacks.backup import BackupAndRestore
 from easytorch.callbacks.base import Callback
-from easytorch.callbacks.checkpoint import BackupAndRestore, saved_places
+from easytorch.callbacks.checkpoint import saved_places
 from easytorch.callbacks.stop_after import StopAfter
 from easytorch.distributed import slurm
 from easytorch.distributed.process_group import is_launched
