@@ -87,7 +87,8 @@ class ArrayDataset(Dataset[Any]):
         if len(lengths) > 1:
             raise ValueError(
                 "Inputs, targets and weights have different lengths: expected one row for each sample in all of them, "
-                f"received {' and '.join(map(str, lengths))} rows in {describe(self.tree)}. Check that len(x) == len(y)."
+                f"received {' and '.join(map(str, lengths))} rows in {describe(self.tree)}. Pass x, y and "
+                "sample_weight with one row per sample."
             )
         self.size = lengths[0] if lengths else 0
         self.is_dense = not has_sparse(leaves(self.tree))

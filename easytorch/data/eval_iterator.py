@@ -68,10 +68,13 @@ class EvalIterator:
                 "StopIteration in __getitem__, for example of next(), ends a pass. Raise another error, such as IndexError."
             )
         if self._steps is not None and 0 < count < self._steps:
-            warn(
-                f"The data ended after {count} of {self._steps} batches, so the values are of {count} batches. A generator "
-                "can be read only once: pass the function that creates it (not its result), or fewer steps."
+            is_whole = count_batches(self._reader) == count
+            fix = (
+                "These are all batches of the data: pass fewer steps, or none."
+                if is_whole
+                else "A generator can be read only once: pass the function that creates it (not its result), or fewer steps."
             )
+            warn(f"The data ended after {count} of {self._steps} batches, so the values are of {count} only. {fix}")
 
     def __enter__(self) -> Self:
         return self

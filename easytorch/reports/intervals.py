@@ -127,13 +127,15 @@ def ratio_variance(residuals: Array, total: float) -> float:
 def quantile(values: Array, share: float) -> Estimate:
     """Return a quantile of ``values``, none below 0, with the interval between two order statistics, for any distribution.
 
-    Few values do not bound a high quantile: the bound is then infinite.
+    Few values do not bound a high quantile: the bound is then infinite. The quantile is interpolated between two values, which
+    the interval contains.
 
     Source: W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2.
     """
     ordered = np.r_[0.0, np.sort(values), np.inf]
     low, high = stats.binom.ppf([TAILS[0] / 100, TAILS[1] / 100], len(values), share)
-    return Estimate(float(np.quantile(values, share)), float(ordered[int(low)]), float(ordered[int(high) + 1]))
+    value = float(np.quantile(values, share))
+    return Estimate(value, min(value, float(ordered[int(low)])), max(value, float(ordered[int(high) + 1])))
 
 
 def nan_mean(values: Array) -> Array:
@@ -313,7 +315,7 @@ def normal_intervals(
 ) -> list[Estimate]:
     """Return values with normal intervals on their scales, minus the bias that the draws show.
 
-    A share of 0 or 1 has no interval: its draws are all the same, however few samples there are.
+    A share of 0 or 1 has no interval: its draws are all the same, however few samples there are. So are those of two samples.
 
     Args:
         values: ``[values]``.
@@ -332,7 +334,7 @@ def normal_intervals(
     estimates = []
     for value, draws, scale, factor, edge, limit in zip(values, drawn.T, scales, factors, edges, limits, strict=True):
         draws = draws[~np.isnan(draws)]
-        if np.isnan(value) or len(draws) < 2 or (scale is Scale.SHARE and value in (0, 1)):
+        if np.isnan(value) or len(draws) < 2 or not np.ptp(draws) or (scale is Scale.SHARE and value in (0, 1)):
             estimates.append(Estimate(float(value)))
         elif scale is Scale.POSITIVE and min(value, draws.min()) <= 0:
             estimates.append(_interval(value, draws, factor, lowest=0.0))
