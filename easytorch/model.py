@@ -475,7 +475,7 @@ class Model:
             torch.Size([2, 3])
         """
         if isinstance(x, torch.Tensor) and training is None:  # by far the most frequent case
-            return self.strategy.forward(x)
+            return self.signature.call(self.strategy.forward, x)
         if optional_boolean("training", training) is not None:
             with (in_train_mode if training else in_eval_mode)(self.module):
                 return self(x)

@@ -385,7 +385,7 @@ def _check_same_run(model: Model, content: Mapping[str, Any], path: str | os.Pat
     schedulers = [(saved or {}).get("scheduler") for saved in arguments]
     names = [content.get("class_names"), read_names(model.class_names)]
     columns = [_read_columns(content), _plain_columns(model.columns)]
-    # Freeze has no state of its own, but without it, the layers of the checkpoint would stay frozen.
+    # Freeze has no state, but without it, the layers of the checkpoint would stay frozen.
     settings = _fit_settings(model)
     frozen = [content.get("fit", settings)["frozen"], settings["frozen"]]
     for name, before, now in (
