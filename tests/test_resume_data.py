@@ -54,7 +54,7 @@ def check_stops(make_loader, folder, stops=STOPS, **options):
             folder / f"{step}-{save_freq}", make_fresh, step, epochs=3, save_freq=save_freq, **options
         )
         assert_same_run(undisturbed, run)
-        messages += run[2]
+        messages += [message for message in run[2] if "worker processes in total" not in message]  # on one core
     return messages
 
 

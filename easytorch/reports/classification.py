@@ -111,7 +111,8 @@ class ClassificationReport(Report):
         values = np.column_stack([log_losses, brier])
         log_loss, brier_score = self.bootstrap.of_means(values, [Scale.POSITIVE] * 2)
         largest = 1.0 if self.probabilities.shape[1] == 2 else 2.0
-        brier_score = brier_score._replace(high=float(np.minimum(brier_score.high, largest)))
+        if brier_score.high > largest:
+            brier_score = brier_score._replace(high=largest)
         # Chance makes it larger, the more so in the draws of a bootstrap, whose intervals would rarely contain the true value.
         calibration = Estimate(float(np.abs(gaps.sum(0)).sum() / len(self)))
         return {"log_loss": log_loss, "brier_score": brier_score, "calibration_error": calibration}

@@ -322,3 +322,12 @@ def test_digits_and_diabetes_agree_with_the_report_of_scikit_learn():
     predicted = Ridge().fit(data.data[:300], data.target[:300]).predict(data.data[300:])
     report = make_report(predicted, data.target[300:], "mse", bootstrap=20)
     assert report.summary["r2"].value == pytest.approx(metrics.r2_score(data.target[300:], predicted))
+
+
+def test_two_samples_have_no_impossible_intervals():
+    classes = make_report(np.array([[2.0, 0, 0], [0, 1, 0]]), np.array([0, 2]), "cross_entropy")
+    assert classes.summary["brier_score"].high <= 2
+    errors = make_report(np.array([[1.0], [2.0]]), np.array([[1.2], [0.5]]), "mse")
+    assert np.isnan(errors.summary["r2"].low)
+    for row in errors.tables["absolute error"]:
+        assert row["error"].low <= row["error"].value <= row["error"].high

@@ -127,7 +127,7 @@ SURVEY = [
     Row("optimizer typo", lambda: Model(net()).compile("adm", "mse"), "Did you mean 'adam'"),
     Row("empty loader", lambda: fit(net(), loader(X[:3], Y[:3], drop_last=True)), "data is empty.*drop_last"),
     Row("empty arrays", lambda: fit(net(), X[:0], Y[:0]), "data is empty.*Check how it was read"),
-    Row("lengths differ", lambda: fit(net(), X, Y[:40]), r"Check that len\(x\) == len\(y\)"),
+    Row("lengths differ", lambda: fit(net(), X, Y[:40]), r"one row per sample"),
     Row("no targets", lambda: fit(net(), X), r"needs targets.*Pass \(x, y\)"),
     Row("softmax before cross-entropy", lambda: fit_xy(nn.Sequential(net(), nn.Softmax(1))), "Remove the softmax"),
     Row("sigmoid before its own", lambda: fit(nn.Sequential(net(outputs=1), nn.Sigmoid()), X, BINARY, loss="bce_with_logits"),
