@@ -107,7 +107,7 @@ def fit_session(
 
 
 def _prepare_data(model: Model, train_data: EpochIterator, callbacks: list[Callback], state: TrainState) -> None:
-    """Tell the training data what it must know of the model, the callbacks and the epochs."""
+    """Give the training data what it needs of the model, the callbacks and the epochs."""
     train_data.timer, train_data.first_epoch = model.strategy.timer, state.first
     own_callbacks = [callback for callback in callbacks if not is_internal(type(callback))]
     train_data.sources.others = {"model": model, "callbacks": own_callbacks}
