@@ -74,6 +74,8 @@ KEYWORDS = {
     "tutorials/table.md": ("csv tabular", "表格"),
     "tutorials/text-classification.md": ("nlp", "文本分类"),
     "tutorials/time-series.md": ("forecast", "时间序列 预测"),
+    "tutorials/gan.md": ("discriminator adversarial", "生成对抗网络 判别器"),
+    "tutorials/serve.md": ("deploy rest api uvicorn", "部署 服务"),
     "tutorials/tune-with-optuna.md": ("hpo sweep", "调参 超参数"),
     "tutorials/vae.md": ("", "变分自编码器"),
 }

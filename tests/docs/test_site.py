@@ -327,6 +327,8 @@ QUERIES = {
     "unbalanced classes": "tutorials/datasets/",
     "export to ONNX": "guides/export/",
     "reproduce a run": "how-to/runs/",
+    "generative adversarial network": "tutorials/gan/",
+    "deploy with FastAPI": "tutorials/serve/",
 }
 CHINESE_QUERIES = {
     "训练": "zh/tutorials/seven-cells/",
@@ -353,6 +355,8 @@ CHINESE_QUERIES = {
     "导出 ONNX": "zh/guides/export/",
     "实验跟踪": "zh/guides/trackers/",
     "安装": "zh/get-started/",
+    "生成对抗网络": "zh/tutorials/gan/",
+    "部署": "zh/tutorials/serve/",
 }
 
 
