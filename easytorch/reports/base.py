@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +27,7 @@ WORST = 10
 SHOWN_ROWS = 12
 
 
-class Report:
+class Report(abc.ABC):
     """What the predictions of a model are worth. Every number is an ``Estimate`` with a 95% interval.
 
     Attributes:
@@ -78,9 +79,9 @@ class Report:
         """The number of samples, as text."""
         return f"{len(self):,} samples"
 
+    @abc.abstractmethod
     def scores(self) -> Array:
         """Return the contribution of each sample to ``score_name``, ``[N]``."""
-        raise NotImplementedError
 
     def score(self, members: Array) -> Estimate:
         """Return the score of the samples ``members``, ``[N]`` of booleans."""
@@ -91,17 +92,17 @@ class Report:
             return proportion(scores.sum(), len(scores))
         return self.bootstrap.of_means(scores[:, None], [Scale.POSITIVE])[0]
 
+    @abc.abstractmethod
     def worst_rows(self, indices: Array) -> list[Row]:
         """Return the rows of the table of worst samples."""
-        raise NotImplementedError
 
     def image_title(self, i: int) -> str:
         """Return the text above the input of sample ``i``: its index in the data."""
         return str(self.indices[i])
 
+    @abc.abstractmethod
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
         """Return title and drawing function of each panel of the picture."""
-        raise NotImplementedError
 
     def add_worst(self) -> None:
         """Add the table of the samples with the highest loss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from easytorch._utils.text_table import format_rows, format_value
 Row = dict[str, Any]
 
 
-class Measurement:
+class Measurement(abc.ABC):
     """A table of measurements, and what follows from it.
 
     Attributes:
@@ -37,9 +38,9 @@ class Measurement:
         """Return the rows of the printed table."""
         return self.rows
 
+    @abc.abstractmethod
     def panels(self) -> Sequence[tuple[str, Callable[[Any], None]]]:
         """Return title and drawing function of each panel of the picture."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table, the suggestion and the reason as plain values.
